@@ -1,0 +1,1 @@
+"""Deep generative models: families, their shared layers and draws, training, reports."""

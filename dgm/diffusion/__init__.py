@@ -1,0 +1,1 @@
+"""Diffusion: schedules, predictions, noising, U-Net, objective, samplers."""

@@ -1,0 +1,263 @@
+"""The diffusion objective: what the loop minimises and how to sample from what it trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dgm.diffusion import likelihood
+from dgm.diffusion.noising import Noising
+from dgm.diffusion.prediction import (
+    Denoised,
+    PredictionKind,
+    Weighting,
+    loss_weight,
+    target,
+    to_x_0_and_eps,
+)
+from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
+from dgm.diffusion.schedule import make_schedule
+from dgm.errors import UserError
+from dgm.objective import Batch, Phase
+from dgm.rng import Draws
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What is noised how, and what the network learns of it; the defaults are DDPM's."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Noise schedule."""
+    num_timesteps: int = 1000
+    """Number of noise levels T."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last level is pure noise; needs prediction v or x_0."""
+    prediction: PredictionKind = "eps"
+    """What the network predicts."""
+    weighting: Weighting = "simple"
+    """Weight of each timestep in the loss."""
+    min_snr_gamma: float = 5.0
+    """Where `min_snr` clamps the signal-to-noise ratio."""
+    learned_variance: bool = False
+    """Learn the variance of each step too (improved DDPM's hybrid loss)."""
+    vlb_weight: float = 0.001
+    """Weight of the variational bound (bits per dimension) where the variance is learned."""
+    class_conditional: bool = True
+    """Tell the network the class."""
+    label_drop: float = 0.1
+    """Share of images whose class is withheld, which is what guidance needs."""
+    flip: bool = True
+    """Mirror each image with probability 1/2."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are made from a trained network."""
+
+    sampler: SamplerName = "ddim"
+    """ddpm (ancestral), ddim, dpmpp_2m or heun."""
+    steps: int = 50
+    """Number of steps, 1 to diffusion.num_timesteps."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 1 is the conditional model, more is closer to the class."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 none, 1 as much as DDPM."""
+    variance: Literal["small", "large", "learned"] = "large"
+    """Variance of the ddpm sampler."""
+    clip: bool = True
+    """Hold the predicted image within [-1, 1] at each step."""
+    batch: int = 250
+    """Images per forward pass of each process; has no effect on the images."""
+
+
+class DiffusionObjective:
+    """Train one net to denoise; sample from it."""
+
+    phases = (Phase("denoise", "net"),)
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        sample: SampleConfig,
+        image_shape: tuple[int, int, int],
+        num_classes: int | None,
+        compiled: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Prepare for images of shape (H, W, C); raises UserError where settings clash."""
+        _check(config, sample)
+        self.config, self.sample_config = config, sample
+        self.image_shape, self.dtype = image_shape, dtype
+        self.num_classes = num_classes if config.class_conditional else None
+        self.schedule = make_schedule(
+            config.schedule, config.num_timesteps, config.zero_terminal_snr
+        )
+        self.noising = Noising(compiled, config.flip, config.dequantize)
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def loss(
+        self, nets: Mapping[str, nn.Module], batch: Batch, phase: Phase, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Compute the loss of a micro-batch; every named value is a mean over images, []."""
+        config = self.config
+        alphas, sigmas, snr = self._levels(batch.images.device)
+        t = draws.integers("timestep", config.num_timesteps)
+        x_t, x_0, eps = self.noising(batch.images, alphas[t], sigmas[t], draws, self.dtype)
+        output = nets[phase.net](x_t, t, self._training_labels(batch.labels, draws), draws)
+        output, raw_variance = self._split(output)
+        alpha, sigma = (part[t][:, None, None, None] for part in (alphas, sigmas))
+        wanted = target(config.prediction, x_0, eps, alpha, sigma)
+        error = (output - wanted).square().flatten(1).mean(1)
+        weight = loss_weight(config.prediction, config.weighting, snr[t], config.min_snr_gamma)
+        simple = (weight * error).mean()
+        if raw_variance is None:
+            return {"loss": simple}
+        # The bound teaches the variance only; its gradient to the mean is stopped (section 3.1).
+        x_0_hat, _ = to_x_0_and_eps(config.prediction, output.detach(), x_t, alpha, sigma)
+        nats = likelihood.term(self.schedule, t, x_0, x_t, x_0_hat, (raw_variance + 1) / 2)
+        bits = (nats / (x_0[0].numel() * math.log(2))).mean() * config.num_timesteps
+        loss = simple + config.vlb_weight * bits
+        return {"loss": loss, "loss_simple": simple, "vlb_bits_per_dim": bits}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        nets: Mapping[str, nn.Module],
+        count: int,
+        labels: Tensor | None,
+        draws: Draws,
+        **knobs: object,
+    ) -> Tensor:
+        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+
+        `knobs` replace entries of the run's SampleConfig.
+        """
+        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        _check(self.config, config)
+        parts = []
+        for start in range(0, count, config.batch):
+            part = slice(start, min(start + config.batch, count))
+            step = draws.step[part] if draws.step.ndim else draws.step
+            own = Draws(draws.key, draws.index[part], step)
+            own_labels = None if labels is None or self.num_classes is None else labels[part]
+            denoiser = self.denoiser(nets["net"], own_labels, config.guidance, config.clip)
+            latent = own.normal("latent", self.image_shape, self.dtype).permute(0, 3, 1, 2)
+            x = run_sampler(
+                config.sampler, denoiser, latent, self.schedule, own,
+                config.steps, config.eta, config.variance,
+            )  # fmt: skip
+            parts.append(x.clamp(-1, 1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def nats(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Bound -log p of stored images from above, nats: named terms, each [B].
+
+        `decoder` is L_0, `steps` the sum of L_1 to L_{T-1}, `prior` L_T; one forward pass per t.
+        """
+        alphas, sigmas, _ = self._levels(batch.images.device)
+        labels = None if self.num_classes is None else batch.labels
+        denoiser = self.denoiser(nets["net"], labels, clip=True)
+        x_0 = (batch.images.to(self.dtype) * (1 / 127.5) - 1).permute(0, 3, 1, 2)
+        terms = {"decoder": x_0.new_zeros(len(x_0)), "steps": x_0.new_zeros(len(x_0))}
+        for t in range(self.config.num_timesteps):
+            eps = draws.at(t).normal("likelihood", self.image_shape, self.dtype)
+            x_t = alphas[t] * x_0 + sigmas[t] * eps.permute(0, 3, 1, 2)
+            said = denoiser(x_t, t)
+            times = torch.full((len(x_0),), t, device=x_0.device)
+            nats = likelihood.term(self.schedule, times, x_0, x_t, said.x_0, said.variance_fraction)
+            terms["steps" if t else "decoder"] += nats
+        return {**terms, "prior": likelihood.prior(self.schedule, x_0)}
+
+    def denoiser(
+        self, net: nn.Module, labels: Tensor | None, guidance: float = 1.0, clip: bool = True
+    ) -> Denoiser:
+        """Wrap a net as a denoiser of images of these classes (None: of no class).
+
+        Guidance w gives `out_none + w (out_class - out_none)` (Ho and Salimans 2022, equation 6,
+        whose w counts from 0); both halves go through the net in one forward pass.
+        """
+        guided = labels is not None and guidance != 1.0
+
+        def denoise(x_t: Tensor, t: int) -> Denoised:
+            alphas, sigmas, _ = self._levels(x_t.device)
+            times = torch.full((len(x_t) * (2 if guided else 1),), t, device=x_t.device)
+            inputs = torch.cat([x_t, x_t]) if guided else x_t
+            told = self._told(labels, len(x_t), x_t.device, guided)
+            output, raw_variance = self._split(net(inputs, times, told))
+            if guided:
+                with_class, without = output.chunk(2)
+                output = without + guidance * (with_class - without)
+                raw_variance = None if raw_variance is None else raw_variance.chunk(2)[0]
+            output = output.to(x_t.dtype)
+            x_0, eps = to_x_0_and_eps(self.config.prediction, output, x_t, alphas[t], sigmas[t])
+            if clip:
+                x_0 = x_0.clamp(-1, 1)
+                eps = (x_t - alphas[t] * x_0) / sigmas[t]
+            fraction = None if raw_variance is None else (raw_variance.to(x_t.dtype) + 1) / 2
+            return Denoised(x_0, eps, fraction)
+
+        return denoise
+
+    def _told(
+        self, labels: Tensor | None, count: int, device: torch.device, guided: bool
+    ) -> Tensor | None:
+        if self.num_classes is None:
+            return None
+        nobody = torch.full((count,), self.num_classes, device=device)
+        if labels is None:
+            return nobody
+        return torch.cat([labels, nobody]) if guided else labels
+
+    def _training_labels(self, labels: Tensor, draws: Draws) -> Tensor | None:
+        if self.num_classes is None:
+            return None
+        dropped = draws.uniform("label_drop", (1,))[:, 0] < self.config.label_drop
+        return torch.where(dropped, self.num_classes, labels)
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.config.learned_variance:
+            return output, None
+        mean, variance = output.chunk(2, dim=1)
+        return mean, variance
+
+    def _levels(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if device not in self._on_device:
+            levels = (self.schedule.alphas, self.schedule.sigmas, self.schedule.snr)
+            alphas, sigmas, snr = (level.to(device, self.dtype) for level in levels)
+            self._on_device[device] = alphas, sigmas, snr
+        return self._on_device[device]
+
+
+def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
+    if config.zero_terminal_snr and config.prediction == "eps":
+        raise UserError(
+            "diffusion.zero_terminal_snr true leaves diffusion.prediction 'eps' nothing to learn "
+            "at the last timestep: choose v or x_0"
+        )
+    if not 0 <= config.label_drop <= 1:
+        raise UserError(f"diffusion.label_drop is {config.label_drop}: choose 0 to 1")
+    if sample.guidance != 1 and (config.label_drop == 0 or not config.class_conditional):
+        raise UserError(
+            f"sample.guidance is {sample.guidance}, but the run trains without "
+            "diffusion.class_conditional or with diffusion.label_drop 0: set it to 1"
+        )
+    if sample.variance == "learned" and not config.learned_variance:
+        raise UserError(
+            "sample.variance is 'learned', but diffusion.learned_variance is false: "
+            "choose small or large"
+        )
+    if not 1 <= sample.steps <= config.num_timesteps:
+        raise UserError(
+            f"sample.steps is {sample.steps}: choose 1 to {config.num_timesteps}, "
+            "which is diffusion.num_timesteps"
+        )
+    if sample.batch < 1:
+        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")

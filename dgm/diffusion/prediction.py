@@ -1,0 +1,59 @@
+"""What the network predicts, and how one prediction becomes another.
+
+With alpha^2 + sigma^2 = 1 and `x_t = alpha x_0 + sigma eps`, any one of eps, x_0 and
+`v = alpha eps - sigma x_0` (Salimans and Ho 2022, appendix D) together with x_t gives the others.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+PredictionKind = Literal["eps", "x_0", "v"]
+Weighting = Literal["simple", "min_snr"]
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says of x_t: both parts [B, C, H, W], and how to choose the variance."""
+
+    x_0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None  # in [0, 1]: 0 is beta_tilde, 1 is beta (log scale)
+
+
+def target(kind: PredictionKind, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Give what the network should predict, [B, C, H, W]; alpha, sigma broadcast."""
+    if kind == "eps":
+        return eps
+    if kind == "x_0":
+        return x_0
+    return alpha * eps - sigma * x_0
+
+
+def to_x_0_and_eps(
+    kind: PredictionKind, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn a prediction into (x_0, eps), exactly; alpha, sigma broadcast over [B, C, H, W]."""
+    if kind == "eps":
+        return (x_t - sigma * output) / alpha, output
+    if kind == "x_0":
+        return output, (x_t - alpha * output) / sigma
+    return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+
+
+def loss_weight(
+    kind: PredictionKind, weighting: Weighting, snr: Tensor, gamma: float = 5.0
+) -> Tensor:
+    """Weigh the squared error of a prediction, [B].
+
+    `simple` is 1; `min_snr` is min(snr, gamma) in x_0 units (Hang et al. 2023, equation 6),
+    divided by what turns an x_0 error into an error of the prediction.
+    """
+    if weighting == "simple":
+        return torch.ones_like(snr)
+    clamped = snr.clamp(max=gamma)
+    if kind == "eps":
+        return clamped / snr
+    return clamped if kind == "x_0" else clamped / (snr + 1)

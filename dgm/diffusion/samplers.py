@@ -1,0 +1,168 @@
+"""Samplers: pure functions `(denoiser, x, schedule, draws, steps, **knobs) -> x`.
+
+x is pure noise [B, C, H, W] at the last timestep; the result is an image in about [-1, 1]. Image i
+of a batch depends on its own draws only, so batches may be cut as one likes. All work at any number
+of steps from 1 to T, on the timesteps that `Schedule.levels` chooses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgm.diffusion.prediction import Denoised
+from dgm.diffusion.schedule import Schedule
+from dgm.errors import UserError
+from dgm.rng import Draws
+
+Denoiser = Callable[[Tensor, int], Denoised]
+"""Given x_t [B, C, H, W] and the timestep, say what x_0 and eps are."""
+
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "heun"]
+
+
+class Level(NamedTuple):
+    """One noise level that a sampler visits."""
+
+    t: int  # -1 stands for the clean image
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr_half(self) -> float:
+        """Give lambda = log(alpha / sigma), infinite at either end."""
+        if self.alpha == 0:
+            return -math.inf
+        return math.log(self.alpha / self.sigma) if self.sigma else math.inf
+
+
+CLEAN = Level(-1, 1.0, 0.0)
+
+
+def _pairs(schedule: Schedule, steps: int) -> Iterator[tuple[int, Level, Level]]:
+    """Go through (number, from, to) until the clean image."""
+    alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
+    levels = [Level(t, alphas[t], sigmas[t]) for t in schedule.levels(steps)] + [CLEAN]
+    for number, (here, there) in enumerate(itertools.pairwise(levels)):
+        yield number, here, there
+
+
+def ddpm(
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    draws: Draws,
+    steps: int,
+    variance: Literal["small", "large", "learned"] = "large",
+) -> Tensor:
+    """Sample ancestrally from q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7).
+
+    `small` takes beta_tilde as the variance, `large` beta, `learned` what the network says
+    (Nichol and Dhariwal 2021, equation 15). With fewer than T steps, betas are those of the
+    chosen timesteps (same paper, equation 19).
+    """
+    for number, here, there in _pairs(schedule, steps):
+        x_0, _, fraction = denoiser(x, here.t)
+        mean_x_0, mean_x_t, beta, beta_tilde = posterior(here, there)
+        x = mean_x_0 * x_0 + mean_x_t * x
+        if there is CLEAN:
+            break
+        noise = _noise_like(x, draws, "ancestral", number)
+        if variance == "learned":
+            assert fraction is not None, "variance 'learned' needs a network that learned it"
+            log_variance = fraction * math.log(beta) + (1 - fraction) * math.log(beta_tilde)
+            x = x + torch.exp(0.5 * log_variance) * noise
+        else:
+            x = x + math.sqrt(beta if variance == "large" else beta_tilde) * noise
+    return x
+
+
+def posterior(here: Level, there: Level) -> tuple[float, float, float, float]:
+    """Give q(x_s | x_t, x_0): factors of x_0 and of x_t in its mean, beta and beta_tilde."""
+    alpha = here.alpha / there.alpha  # of the one step
+    beta = 1 - alpha**2
+    mean_x_0 = there.alpha * beta / here.sigma**2
+    mean_x_t = alpha * there.sigma**2 / here.sigma**2
+    return mean_x_0, mean_x_t, beta, beta * there.sigma**2 / here.sigma**2
+
+
+def ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    draws: Draws,
+    steps: int,
+    eta: float = 0.0,
+) -> Tensor:
+    """Sample by DDIM (Song et al. 2021, equations 12 and 16); eta 0 draws no noise, 1 is DDPM's."""
+    for number, here, there in _pairs(schedule, steps):
+        x_0, eps, _ = denoiser(x, here.t)
+        noise_sigma = eta * math.sqrt(posterior(here, there)[3])
+        x = there.alpha * x_0 + math.sqrt(max(there.sigma**2 - noise_sigma**2, 0.0)) * eps
+        if noise_sigma:
+            x = x + noise_sigma * _noise_like(x, draws, "ddim", number)
+    return x
+
+
+def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
+    """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the last step is of first order."""
+    previous_x_0, previous_h = None, 0.0
+    for _, here, there in _pairs(schedule, steps):
+        x_0 = denoiser(x, here.t).x_0
+        h = there.log_snr_half - here.log_snr_half
+        data = x_0
+        if previous_x_0 is not None and there is not CLEAN:
+            half_inverse_ratio = h / (2 * previous_h)  # 0 after a first step from pure noise
+            data = (1 + half_inverse_ratio) * x_0 - half_inverse_ratio * previous_x_0
+        x = (there.sigma / here.sigma) * x - there.alpha * math.expm1(-h) * data
+        previous_x_0, previous_h = x_0, h
+    return x
+
+
+def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
+    """Sample by Heun's rule on the probability-flow ODE (Karras et al. 2022, algorithm 1).
+
+    In x / alpha the ODE is d(x / alpha) = eps d(sigma / alpha). Two evaluations a step, one in
+    the last, which leads to no noise, and in a first one from a level without signal.
+    """
+    for _, here, there in _pairs(schedule, steps):
+        x_0, eps, _ = denoiser(x, here.t)
+        euler = there.alpha * x_0 + there.sigma * eps
+        if there is CLEAN or here.alpha == 0:
+            x = euler
+            continue
+        eps = (eps + denoiser(euler, there.t).eps) / 2
+        change = there.sigma / there.alpha - here.sigma / here.alpha
+        x = there.alpha * (x / here.alpha + change * eps)
+    return x
+
+
+def run_sampler(
+    name: SamplerName,
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    draws: Draws,
+    steps: int,
+    eta: float = 0.0,
+    variance: Literal["small", "large", "learned"] = "large",
+) -> Tensor:
+    """Sample by the sampler of that name; the knobs go to those that have them."""
+    if eta < 0 or eta > 1:
+        raise UserError(f"sample.eta is {eta}: choose 0 (no noise) to 1 (as much as DDPM)")
+    if name == "ddpm":
+        return ddpm(denoiser, x, schedule, draws, steps, variance)
+    if name == "ddim":
+        return ddim(denoiser, x, schedule, draws, steps, eta)
+    return {"dpmpp_2m": dpmpp_2m, "heun": heun}[name](denoiser, x, schedule, draws, steps)
+
+
+def _noise_like(x: Tensor, draws: Draws, purpose: str, number: int) -> Tensor:
+    _, channels, height, width = x.shape
+    noise = draws.at(number).normal(purpose, (height, width, channels), x.dtype)
+    return noise.permute(0, 3, 1, 2)

@@ -1,0 +1,85 @@
+"""How much of the image is left at each timestep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels of a discrete-time diffusion, float64 [T] on the CPU.
+
+    `x_t = alpha(t) x_0 + sigma(t) eps` with alpha^2 = alphas_cumprod and sigma^2 = 1 - alpha^2.
+    """
+
+    alphas_cumprod: Tensor
+
+    @property
+    def num_timesteps(self) -> int:
+        """Give T."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def betas(self) -> Tensor:
+        """Give the variance added at each step, [T]; the inverse of the cumulative product."""
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        return 1 - self.alphas_cumprod / before
+
+    @property
+    def alphas(self) -> Tensor:
+        """Give the signal's factor, [T]."""
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Give the noise's factor, [T]."""
+        return (1 - self.alphas_cumprod).sqrt()
+
+    @property
+    def snr(self) -> Tensor:
+        """Give alpha^2 / sigma^2, [T]."""
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+    def with_zero_terminal_snr(self) -> Schedule:
+        """Shift and scale alpha so that the last step holds no signal (Lin et al. 2024, alg. 1)."""
+        alphas = self.alphas
+        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+        return Schedule(alphas**2)
+
+    def levels(self, steps: int) -> list[int]:
+        """Choose `steps` timesteps from T - 1 downwards, evenly ("trailing", Lin et al. 2024)."""
+        total = self.num_timesteps
+        if not 1 <= steps <= total:
+            raise UserError(
+                f"sample.steps is {steps}: choose 1 to {total}, the run's diffusion.num_timesteps"
+            )
+        return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
+
+
+def linear(num_timesteps: int) -> Schedule:
+    """Make the linear schedule of Ho et al. 2020, its ends scaled to T as by Nichol et al. 2021."""
+    scale = 1000 / num_timesteps
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
+    return Schedule(torch.cumprod(1 - betas.clamp(max=0.999), 0))
+
+
+def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
+    """Make the cosine schedule of Nichol and Dhariwal 2021, equation 17; betas at most 0.999."""
+    time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+    signal = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    return Schedule(torch.cumprod(1 - betas, 0))
+
+
+def make_schedule(name: str, num_timesteps: int, zero_terminal_snr: bool = False) -> Schedule:
+    """Make a schedule by its name: `linear` or `cosine`."""
+    if num_timesteps < 2:
+        raise UserError(f"diffusion.num_timesteps is {num_timesteps}: choose 2 or more")
+    schedule = {"linear": linear, "cosine": cosine}[name](num_timesteps)
+    return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule

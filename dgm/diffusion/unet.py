@@ -1,0 +1,252 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B) and smaller, faster ones from the same class.
+
+Shapes: x [B, C, H, W], t int64 [B], labels int64 [B] (num_classes stands for "no class").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dgm.errors import UserError
+from dgm.layers import Attention, group_norm, init_conv, keyed_dropout, timestep_embedding
+from dgm.rng import Draws
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the U-Net; the defaults are DDPM's for CIFAR-10 (35.7 M parameters)."""
+
+    channels: int = 128
+    """Width of the first level."""
+    channel_mult: list[int] = field(default_factory=lambda: [1, 2, 2, 2])
+    """Width of each level, as a multiple of `channels`; each level halves the image."""
+    num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    """Residual blocks of each level on the way down."""
+    attention_at: list[int] = field(default_factory=lambda: [16])
+    """Image sizes at which blocks are followed by attention, and the middle if any are named."""
+    num_heads: int = 1
+    """Heads of each attention."""
+    dropout: float = 0.1
+    """Share of features dropped inside each residual block."""
+    patch_size: int = 1
+    """Side of the pixel squares folded into channels at the entry (pixel unshuffle)."""
+    skips: Literal["concat", "add"] = "concat"
+    """`concat`: one skip per block, as DDPM; `add`: one per level, added, which is cheaper."""
+    scale_shift: bool = False
+    """Let time and class scale and shift the normalised features instead of being added."""
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, told of time and class in between."""
+
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig, name: str):
+        """Map `inputs` channels to `outputs`; `name` keys the dropout's draws."""
+        super().__init__()
+        self.drop, self.purpose, self.scale_shift = config.dropout, name, config.scale_shift
+        self.norm1 = group_norm(inputs)
+        self.conv1 = init_conv(nn.Conv2d(inputs, outputs, 3, padding=1))
+        width = 2 * outputs if config.scale_shift else outputs
+        self.emb = init_conv(nn.Linear(4 * config.channels, width))
+        self.norm2 = group_norm(outputs)
+        self.conv2 = init_conv(nn.Conv2d(outputs, outputs, 3, padding=1), 0)
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else init_conv(nn.Conv2d(inputs, outputs, 1))
+
+    def forward(self, x: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+        """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W]."""
+        h = self.conv1(functional.silu(self.norm1(x)))
+        told = self.emb(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), scale + 1)
+        else:
+            h = self.norm2(h + told)
+        h = keyed_dropout(functional.silu(h), self.drop, draws, self.purpose)
+        return self.shortcut(x) + self.conv2(h)
+
+
+class Level(nn.Module):
+    """The blocks of one image size and what changes the size afterwards."""
+
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], resize: nn.Module):
+        """Hold them; an `nn.Identity` stands where there is no attention or no resizing."""
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resize = resize
+
+    def pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Go through (block, its attention)."""
+        return zip(self.blocks, self.attentions, strict=True)
+
+
+class UNet(nn.Module):
+    """Predict from a noised image, its timestep and its class."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        image_size: int,
+        image_channels: int = 3,
+        output_channels: int | None = None,
+        num_classes: int | None = None,
+    ):
+        """Build; raises UserError where sizes do not divide."""
+        super().__init__()
+        _check(config, image_size)
+        self.config, self.num_classes = config, num_classes
+        width, patch = config.channels, config.patch_size
+        self.time = nn.Sequential(
+            init_conv(nn.Linear(width, 4 * width)),
+            nn.SiLU(),
+            init_conv(nn.Linear(4 * width, 4 * width)),
+        )
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, 4 * width)
+        self.entry = init_conv(nn.Conv2d(image_channels * patch**2, width, 3, padding=1))
+        widths = [width * m for m in config.channel_mult]
+        self._build_levels(widths, image_size // patch)
+        self.exit_norm = group_norm(widths[0])
+        outputs = (output_channels or image_channels) * patch**2
+        self.exit = init_conv(nn.Conv2d(widths[0], outputs, 3, padding=1), 0)
+
+    def _build_levels(self, widths: list[int], size: int) -> None:
+        config, last = self.config, len(widths) - 1
+        concat = config.skips == "concat"
+
+        def attention(channels: int, at: int) -> nn.Module:
+            attends = at in config.attention_at
+            return Attention(channels, config.num_heads) if attends else nn.Identity()
+
+        def block(inputs: int, outputs: int, name: str) -> nn.Module:
+            return ResidualBlock(inputs, outputs, config, f"dropout/{name}")
+
+        sizes = [size >> i for i in range(len(widths))]
+        down: list[nn.Module] = []
+        now = config.channels
+        skips = [now]  # channels of each skip, in the order in which they are stored
+        for i, width in enumerate(widths):
+            blocks = []
+            for k in range(config.num_blocks[i]):
+                blocks.append(block(now, width, f"down{i}.{k}"))
+                skips.append(width)
+                now = width
+            attentions = [attention(width, sizes[i]) for _ in blocks]
+            down.append(Level(blocks, attentions, _shrink(width, concat, i == last)))
+            skips += [width] if i < last else []
+        middle = Attention(now, config.num_heads) if config.attention_at else nn.Identity()
+        ends = [block(now, now, "middle0"), block(now, now, "middle1")]
+        self.middle = Level(ends, [middle, nn.Identity()], nn.Identity())
+        up: list[nn.Module] = []
+        for i in reversed(range(len(widths))):
+            width, blocks = widths[i], []
+            for k in range(config.num_blocks[i] + concat):
+                inputs = now + skips.pop() if concat else now
+                blocks.append(block(inputs, width, f"up{i}.{k}"))
+                now = width
+            attentions = [attention(width, sizes[i]) for _ in blocks]
+            next_width = width if concat else widths[max(i - 1, 0)]
+            up.append(Level(blocks, attentions, _grow(width, next_width, concat, i == 0)))
+            now = next_width
+        self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
+
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, draws: Draws | None = None
+    ) -> Tensor:
+        """Predict [B, output_channels, H, W]; dropout acts only where `draws` are given."""
+        emb = self.time(timestep_embedding(t, self.config.channels).to(x.dtype))
+        if self.label is not None:
+            assert labels is not None, "a class-conditional net needs labels"
+            emb = emb + self.label(labels)
+        emb = functional.silu(emb)
+        patch = self.config.patch_size
+        h = self.entry(functional.pixel_unshuffle(x, patch) if patch > 1 else x)
+        h = (self._concat_skips if self.config.skips == "concat" else self._add_skips)(
+            h, emb, draws
+        )
+        h = self.exit(functional.silu(self.exit_norm(h)))
+        return functional.pixel_shuffle(h, patch) if patch > 1 else h
+
+    def _concat_skips(self, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+        skips = [h]
+        for level in cast(Iterable[Level], self.down):
+            for block, attention in level.pairs():
+                h = attention(block(h, emb, draws))
+                skips.append(h)
+            if not isinstance(level.resize, nn.Identity):
+                h = level.resize(h)
+                skips.append(h)
+        h = self._through(self.middle, h, emb, draws)
+        for level in cast(Iterable[Level], self.up):
+            for block, attention in level.pairs():
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), emb, draws))
+            h = level.resize(h)
+        return h
+
+    def _add_skips(self, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+        skips = []
+        for level in cast(Iterable[Level], self.down):
+            h = self._through(level, h, emb, draws)
+            skips.append(h)
+            h = level.resize(h)
+        h = self._through(self.middle, h, emb, draws)
+        for level in cast(Iterable[Level], self.up):
+            h = level.resize(self._through(level, h + skips.pop(), emb, draws))
+        return h
+
+    def _through(self, level: Level, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+        for block, attention in level.pairs():
+            h = attention(block(h, emb, draws))
+        return h
+
+
+def _shrink(width: int, concat: bool, last: bool) -> nn.Module:
+    if last:
+        return nn.Identity()
+    if concat:
+        return init_conv(nn.Conv2d(width, width, 3, stride=2, padding=1))
+    return init_conv(nn.Conv2d(width, width, 2, stride=2))
+
+
+def _grow(width: int, next_width: int, concat: bool, last: bool) -> nn.Module:
+    if last:
+        return nn.Identity()
+    if concat:
+        conv = init_conv(nn.Conv2d(width, next_width, 3, padding=1))
+        return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+    return init_conv(nn.ConvTranspose2d(width, next_width, 2, stride=2))
+
+
+def _check(config: UNetConfig, image_size: int) -> None:
+    levels = len(config.channel_mult)
+    if len(config.num_blocks) != levels:
+        raise UserError(
+            f"model.num_blocks {config.num_blocks} has {len(config.num_blocks)} entries: "
+            f"give {levels}, one for each of model.channel_mult {config.channel_mult}"
+        )
+    if levels == 0 or min(config.num_blocks) < 1 or min(config.channel_mult) < 1:
+        raise UserError(
+            f"model.num_blocks {config.num_blocks} and model.channel_mult {config.channel_mult}: "
+            "give at least one level, with numbers of 1 or more"
+        )
+    if config.channels < 4 or config.channels % 4:
+        raise UserError(f"model.channels is {config.channels}: choose a multiple of 4")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout is {config.dropout}: choose 0 or more, less than 1")
+    factor = config.patch_size * 2 ** (levels - 1)
+    if config.patch_size < 1 or image_size % factor:
+        raise UserError(
+            f"images of side {image_size} do not divide by {factor} (model.patch_size "
+            f"{config.patch_size}, {levels} levels): resize them or use fewer levels"
+        )
+    for width in (config.channels * m for m in config.channel_mult):
+        if width % config.num_heads:
+            raise UserError(
+                f"model.num_heads {config.num_heads} does not divide the width {width}: "
+                "change it or model.channels"
+            )

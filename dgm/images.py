@@ -1,0 +1,46 @@
+"""Images out: uint8 arrays, PNG grids for eyes, `.npz` files for other people's evaluators."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Turn [N, C, H, W] in [-1, 1] into uint8 [N, H, W, C], rounding to the nearest level."""
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round()
+    return levels.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:
+    """Lay out uint8 [N, H, W, C] row by row, each pixel `scale` wide, on white."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale + gap, width * scale + gap
+    sheet = np.full((rows * height + gap, columns * width + gap, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * height, gap + i % columns * width
+        sheet[top : top + height - gap, left : left + width - gap] = image
+    return sheet
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, C] whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(partial, "PNG")
+    os.replace(partial, path)
+
+
+def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Write `arr_0` uint8 [N, H, W, C] and, where given, `arr_1` labels, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    with open(partial, "wb") as file:
+        np.savez(file, *((images,) if labels is None else (images, labels)))
+    os.replace(partial, path)

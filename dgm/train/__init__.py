@@ -1,0 +1,1 @@
+"""Training: the loop, engines, state, checkpoints, tracking."""

@@ -1,0 +1,141 @@
+"""Checkpoints: a folder of whole tensors, written whole or not at all.
+
+`checkpoints/<images_seen>/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors`,
+`state.json` and `manifest.json` with the size and SHA-256 of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class FullState:
+    """Whole tensors of all nets, keyed `net.parameter` and `net.moment.parameter`."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    full: FullState
+    ema: dict[str, Tensor]
+    state: dict[str, object]
+
+
+def write(folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/<images_seen>`, which does not exist, then remove all but the newest `keep`."""
+    final = folder / f"{images_seen:09d}"
+    partial = folder / f"{_PARTIAL}{images_seen:09d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_tensors(partial / "model.safetensors", checkpoint.full.model)
+        _write_tensors(partial / "optimizer.safetensors", checkpoint.full.optimizer)
+        _write_tensors(partial / "ema.safetensors", checkpoint.ema)
+        _write_text(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
+        files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
+        _write_text(partial / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+        _sync_folder(partial)
+        os.rename(partial, final)
+        _sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in _complete_names(folder)[:-keep]:
+        shutil.rmtree(folder / old)
+    return final
+
+
+def newest(folder: Path, set_aside: bool = False) -> Path | None:
+    """Find the newest whole checkpoint; name damaged ones in a warning and pass over them.
+
+    With `set_aside` they are renamed too, so that a run that goes on may write under their names.
+    """
+    for name in reversed(_complete_names(folder)):
+        fault = find_fault(folder / name)
+        if fault is None:
+            return folder / name
+        warnings.warn(f"checkpoint {folder / name} is passed over: {fault}", stacklevel=2)
+        if set_aside:
+            shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
+            os.rename(folder / name, folder / f"damaged-{name}")
+    return None
+
+
+def find_fault(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, None where every file is as its manifest says."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        for name, wanted in files.items():
+            if _describe(path / name) != wanted:
+                return f"{name} is not as {MANIFEST} says"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint that `newest` found, to the CPU."""
+    model = load_file(path / "model.safetensors")
+    optimizer = load_file(path / "optimizer.safetensors")
+    state = json.loads((path / "state.json").read_text())
+    return Checkpoint(FullState(model, optimizer), load_file(path / "ema.safetensors"), state)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed save left behind."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _complete_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted((p.name for p in folder.iterdir() if p.name.isdigit()), key=int)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(plain, path)
+    _sync_file(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync_file(path)
+
+
+def _describe(path: Path) -> dict[str, object]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,34 @@
+"""The moving average of the weights, which is what one samples from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from dgm.train.engine import copies
+
+
+class Ema:
+    """Average weights over images seen, in the precision of the weights."""
+
+    def __init__(self, nets: Mapping[str, nn.Module], halflife_images: float, rampup: float = 0.05):
+        """Start at the nets' weights.
+
+        A weight counts half after `halflife_images` more images, early in a run after the share
+        `rampup` of the images seen, where that is less (Karras et al. 2024, section 3).
+        """
+        self.nets = copies(nets)
+        self.halflife_images, self.rampup = halflife_images, rampup
+
+    @torch.no_grad()
+    def update(self, nets: Mapping[str, nn.Module], images_seen: int, batch: int) -> None:
+        """Take in the weights after a step of `batch` images that ended at `images_seen`."""
+        halflife = min(self.halflife_images, images_seen * self.rampup)
+        share = 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
+        for name, net in nets.items():
+            mine = self.nets[name]
+            torch._foreach_lerp_(list(mine.parameters()), list(net.parameters()), share)
+            for average, buffer in zip(mine.buffers(), net.buffers(), strict=True):
+                average.copy_(buffer)

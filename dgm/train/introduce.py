@@ -1,0 +1,95 @@
+"""What a run says of itself before it starts: size, work per image, engine, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgm.objective import Batch, Objective
+from dgm.rng import Draws
+from dgm.train.engine import Engine, copies
+
+_TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
+
+
+def describe(
+    engine: Engine, objective: Objective, image_shape: tuple[int, ...], micro_batch: int
+) -> dict[str, str]:
+    """Describe the run that is about to start, a line each; runs the loss once on two images."""
+    counts = {name: _count(net) for name, net in engine.bare.items()}
+    flops, saved = measure(engine, objective, image_shape)
+    # Weights, gradient, two moments and the average, each as wide as the weights.
+    fixed = 5 * sum(
+        p.numel() * p.element_size() for n in engine.bare.values() for p in n.parameters()
+    )
+    memory = (fixed + saved * micro_batch) / 2**30
+    parts = [f"{name} {count / 1e6:.2f} M" for name, count in counts.items()]
+    return {
+        "parameters": ", ".join(parts),
+        "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
+        "engine": engine.name,
+        "device": _device(engine.device),
+        "precision": _precision(engine),
+        "expected memory": f"{memory:.2f} GiB a process, and what torch itself takes",
+    }
+
+
+def measure(
+    engine: Engine, objective: Objective, image_shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Measure one image's forward FLOPs and the bytes kept for backward, over all phases.
+
+    FLOPs are added up over phases; of the bytes, the phase that keeps the most counts.
+    """
+    nets = copies(engine.bare)
+    images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
+    batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
+    draws = Draws.of(0, torch.arange(_TRIAL, device=engine.device))
+    flops, most = 0.0, 0.0
+    for phase in objective.phases:
+        nets[phase.net].requires_grad_(True)
+        kept = _Kept(nets)
+        counter = FlopCounterMode(display=False)
+        with torch.compiler.set_stance("force_eager"), engine.autocast():
+            with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
+                objective.loss(nets, batch, phase, draws)
+        nets[phase.net].requires_grad_(False)
+        flops += counter.get_total_flops() / _TRIAL
+        most = max(most, kept.bytes / _TRIAL)
+    return flops, most
+
+
+class _Kept:
+    """Count the bytes that autograd keeps, each storage once, weights not at all."""
+
+    def __init__(self, nets: Mapping[str, nn.Module]):
+        self.seen = {p.untyped_storage().data_ptr() for n in nets.values() for p in n.parameters()}
+        self.held: list[Tensor] = []  # so that no address is used a second time
+        self.bytes = 0
+
+    def see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.held.append(tensor)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def _precision(engine: Engine) -> str:
+    weights = next(p.dtype for n in engine.bare.values() for p in n.parameters())
+    name = str(weights).removeprefix("torch.")
+    return name if engine.precision == "no" else f"{engine.precision} autocast, {name} weights"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads a process"

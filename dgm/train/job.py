@@ -1,0 +1,90 @@
+"""What a run is made of, and how long it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dgm.errors import UserError
+from dgm.objective import Objective
+from dgm.train.batches import Images
+from dgm.train.engine import Engine
+from dgm.train.optim import OptimConfig
+from dgm.train.run_folder import MAY_CHANGE
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train; the defaults are DDPM's for CIFAR-10."""
+
+    global_batch: int = 128
+    """Images per step over all processes."""
+    micro_batch: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Images per forward pass of a process; less than its share accumulates gradients."""
+    total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
+    """Images seen at which the run is done, rounded up to whole steps."""
+    log_every_images: int = field(default=12_800, metadata=MAY_CHANGE)
+    """Images between two lines of metrics.jsonl."""
+    sample_every_images: int = field(default=1_280_000, metadata=MAY_CHANGE)
+    """Images between two sample grids; 0 makes none but the last."""
+    save_every_images: int = field(default=1_280_000, metadata=MAY_CHANGE)
+    """Images between two checkpoints; 0 makes none but the last."""
+    keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
+    """Newest checkpoints that are kept."""
+    samples_per_class: int = field(default=10, metadata=MAY_CHANGE)
+    """Columns of the sample grid, which has a row for each class."""
+    ema_halflife_images: float = 887_000
+    """Images after which a weight counts half in the moving average."""
+    compile: Literal["auto", "all", "noise", "none"] = field(default="auto", metadata=MAY_CHANGE)
+    """Compile nothing, the noising, or the nets too; auto is `all` on a GPU, else `noise`."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Autocast; auto is bf16 on a GPU that has it, else no."""
+    float64: bool = False
+    """Train in double precision: slow, for comparing runs where rounding would hide a fault."""
+    overfit_one_batch: bool = False
+    """Debug: train on the first batch only; a sound model's loss then falls far."""
+    profile_steps: int = field(default=0, metadata=MAY_CHANGE)
+    """Debug: write a trace of so many steps to profile/, for Perfetto or TensorBoard."""
+    detect_anomaly: bool = field(default=False, metadata=MAY_CHANGE)
+    """Debug: name the operation whose gradient is not finite; slow."""
+
+
+@dataclass
+class Job:
+    """Everything that a run is made of."""
+
+    folder: Path
+    seed: int
+    config: TrainConfig
+    optim: OptimConfig
+    engine: Engine
+    objective: Objective
+    nets: dict[str, nn.Module]
+    data: Images
+    data_id: str  # changes with the data's contents
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    settings: dict[str, Any]  # the whole configuration, flat, for trackers
+    changed: dict[str, list[Any]]  # what differs from the run so far
+
+
+def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
+    """Say whether to compile (the noising, the nets)."""
+    choice = config.compile
+    if choice == "auto":
+        choice = "all" if torch.cuda.is_available() else "noise"
+    return choice in ("all", "noise"), choice == "all"
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError where a setting makes no sense."""
+    for name in ("total_images", "log_every_images", "keep_checkpoints", "samples_per_class"):
+        value = getattr(config, name)
+        if value < 1:
+            raise UserError(f"train.{name} is {value}: choose 1 or more")
+    if config.float64 and config.mixed_precision == "bf16":
+        raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")

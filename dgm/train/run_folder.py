@@ -1,0 +1,157 @@
+"""The run folder: what a run was told, on what it ran, and whether it may go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dgm.errors import UserError
+from dgm.train.engine import Engine
+
+MAY_CHANGE = {"may_change": True}
+"""Field metadata of keys that do not alter what has been trained so far."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what makes it this run."""
+
+    dir: str = "runs/ddpm-cifar10"
+    """Run folder; the same command again continues what is in it."""
+    seed: int = 0
+    """Seed of every draw and of the first weights."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata=MAY_CHANGE)
+    """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
+
+
+def flatten(
+    config: object, prefix: str = "", free: bool = False
+) -> Iterator[tuple[str, Any, bool]]:
+    """Go through (key, value, may change) of nested dataclasses."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, key = getattr(config, f.name), prefix + f.name
+        may_change = free or bool(f.metadata.get("may_change"))
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, key + ".", may_change)
+        else:
+            yield key, list(value) if isinstance(value, tuple) else value, may_change
+
+
+def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
+    """Make a run folder or check that this configuration may go on in it.
+
+    Gives the keys that changed, each with its value before and now. Raises UserError that shows
+    the keys that differ and may not.
+    """
+    now = {key: value for key, value, _ in flatten(config)}
+    free = {key for key, _, may_change in flatten(config) if may_change}
+    path = folder / "config.yaml"
+    changed: dict[str, list[Any]] = {}
+    if path.exists():
+        before = _read(path)
+        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        changed = {k: [before.get(k), now.get(k)] for k in keys}
+        fixed = [f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items() if k not in free]
+        if fixed:
+            raise UserError(
+                f"run.dir {folder} holds a run with another configuration ({'; '.join(fixed)}): "
+                "use these values again or another run.dir"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if changed or not path.exists():
+        _write(path, yaml.safe_dump(_nested(now), sort_keys=False))
+    return changed
+
+
+def record_start(
+    folder: Path, engine: Engine, images_seen: int, changed: dict[str, list[Any]]
+) -> None:
+    """Write `environment.json` for this start and add a line to `starts.jsonl`."""
+    environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
+    environment["world_size"] = engine.world_size
+    _write(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    start = {"time": when, "images_seen": images_seen, "changed": changed, **environment}
+    with open(folder / "starts.jsonl", "a") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def describe_machine() -> dict[str, object]:
+    """Say which code, libraries and devices this is; nothing of the environment's variables."""
+    names = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "deepspeed")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "versions": versions,
+        "devices": gpus or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git(*words: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        nested = yaml.safe_load(path.read_text())
+        return dict(_flat(nested))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}): restore it or move the run") from None
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return root
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text)
+    os.replace(partial, path)

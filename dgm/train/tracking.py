@@ -1,0 +1,161 @@
+"""What a run tells while it goes: means between logs, `metrics.jsonl`, TensorBoard, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dgm.train.engine import Engine
+
+
+class Meter:
+    """Add up named values on the device between logs, in float64; no host waits for it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Take in one value, []."""
+        value = value.detach().double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, engine: Engine) -> dict[str, float]:
+        """Average over logs and processes, then start anew; all processes must ask."""
+        if not self.sums:
+            return {}
+        names = list(self.sums)
+        own = torch.stack([self.sums[n] / self.counts[n] for n in names])
+        means = engine.gather(own[None]).mean(0).tolist()
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, means, strict=True))
+
+    def state(self, engine: Engine) -> dict[str, object]:
+        """Give what has been added up so far, of each process apart, for a checkpoint."""
+        names = list(self.sums)
+        rows: list[list[float]] = []
+        if names:
+            rows = engine.gather(torch.stack(list(self.sums.values()))[None]).tolist()
+        return {"names": names, "sums": rows, "counts": [self.counts[n] for n in names]}
+
+    def restore(self, state: Mapping[str, list], engine: Engine) -> None:
+        """Go on from a checkpoint; with another number of processes each takes the mean."""
+        rows = state["sums"]
+        if not rows:
+            return
+        mine = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
+        for name, value, count in zip(state["names"], mine, state["counts"], strict=True):
+            self.sums[name] = torch.tensor(value, dtype=torch.float64, device=engine.device)
+            self.counts[name] = count
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per log, no step twice."""
+
+    def __init__(self, path: Path, images_seen: int):
+        """Open; drop lines after `images_seen` (they will come again) and any torn last line."""
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["images_seen"] <= images_seen]
+        partial = path.with_name(f".{path.name}.tmp")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, path)
+        self.file = open(path, "a")  # noqa: SIM115 - held for the whole run
+
+    def write(self, line: Mapping[str, object]) -> None:
+        """Append one object."""
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        os.fsync(self.file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl`; a line torn by a kill, which can only be the last, is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class Progress:
+    """Show images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self, total: int, start: int, shown: bool, every_s: float = 10.0):
+        """Begin at `start` of `total` images; nothing is shown unless `shown`."""
+        self.total, self.shown, self.every_s = total, shown, every_s
+        self.last, self.last_images = time.monotonic(), start
+        self.text = ""
+        bar = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
+
+    def say(self, loss: float) -> None:
+        """Remember the loss to show."""
+        self.text = f"loss {loss:.4f}"
+        if self.bar:
+            self.bar.set_postfix_str(self.text)
+
+    def advance(self, images_seen: int) -> None:
+        """Move to `images_seen`."""
+        if self.bar:
+            self.bar.update(images_seen - self.bar.n)
+        elif self.shown and time.monotonic() - self.last >= self.every_s:
+            self._line(images_seen)
+
+    def _line(self, images_seen: int) -> None:
+        now = time.monotonic()
+        speed = (images_seen - self.last_images) / (now - self.last)
+        self.last, self.last_images = now, images_seen
+        left = (self.total - images_seen) / speed
+        clock = f"{left // 60:.0f}:{left % 60:02.0f}"
+        say = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
+        print(f"{say}  {clock} left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self.bar:
+            self.bar.close()
+
+
+def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None:
+    """Start TensorBoard and whatever else `run.trackers` names, through accelerate."""
+    # A resumed run writes steps again that a killed one had already written.
+    options = {"tensorboard": {"purge_step": step + 1}}
+    engine.accelerator.init_trackers("tensorboard", init_kwargs=options)
+    for tracker in engine.accelerator.trackers:
+        if tracker.name != "tensorboard":  # there it would make a second run of its own
+            tracker.store_init_configuration(config)
+
+
+def log_images(engine: Engine, name: str, image: np.ndarray, step: int) -> None:
+    """Show one uint8 [H, W, C] picture where the tracker can show pictures."""
+    for tracker in engine.accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image(name, image, step, dataformats="HWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [image]}, step=step)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Give the most memory that was held: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

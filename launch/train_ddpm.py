@@ -1,0 +1,69 @@
+"""Train a class-conditional diffusion model: `accelerate launch launch/train_ddpm.py`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.train.job import TrainConfig, compiled_parts
+from dgm.train.optim import OptimConfig
+from dgm.train.run_folder import MAY_CHANGE, RunConfig
+from launch.command import parse, run
+from launch.training import DataConfig, Parts, run_training
+from shards.read import Shards
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a class-conditional diffusion model (DDPM and its later variants)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+
+
+def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
+    """Build the U-Net, its weights drawn from the run's seed, and its objective."""
+    dtype = torch.float64 if config.train.float64 else torch.float32
+    objective = DiffusionObjective(
+        config.diffusion,
+        config.sample,
+        image_shape,
+        num_classes,
+        compiled=compiled_parts(config.train)[0],
+        dtype=dtype,
+    )
+    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    net = UNet(
+        config.model,
+        image_shape[0],
+        image_shape[2],
+        image_shape[2] * (2 if config.diffusion.learned_variance else 1),
+        objective.num_classes,
+    )
+    return Parts({"net": net.to(dtype)}, objective)
+
+
+def main() -> int:
+    """Train by the configuration of the command line."""
+    config = parse(Config, "ddpm_cifar10.yaml", sys.argv[1:])
+
+    def parts(images: Shards) -> Parts:
+        return make_parts(config, images.image_shape, images.num_classes)
+
+    return run_training(config, parts)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,158 @@
+"""Folders that exist whole or not at all, and the cache folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shards.errors import ShardError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EBUSY,
+    errno.ENAMETOOLONG,
+)
+
+_unfinished: dict[Path, list[Path]] = {}
+"""Temporary folders being filled, with the parents made for each."""
+
+
+def cache_root() -> Path:
+    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
+
+
+def temporary_sibling(final: Path) -> Path:
+    """Return a free name `.NAME.tmp-HOST-PID-RANDOM` beside `final`, which tells who owns it."""
+    tag = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return final.parent / f".{final.name}.tmp-{tag}"
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove temporary siblings of `final` whose process on this host is gone."""
+    prefix = f".{final.name}.tmp-{socket.gethostname()}-"
+    if not final.parent.is_dir():
+        return
+    for path in final.parent.iterdir():
+        if not path.name.startswith(prefix):
+            continue
+        pid = path.name[len(prefix) :].split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; one that is gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+@contextmanager
+def new_folder(final: Path, same: str) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
+
+    Where another process made `final` in the meantime, its folder stays if its file named `same`
+    is byte for byte ours. Raises ShardError where it is not, or where nothing can be written.
+    """
+    made = _make_parents(final)
+    remove_leftovers(final)
+    temporary = temporary_sibling(final)
+    _unfinished[temporary] = made
+    try:
+        with _plain_errors(final):
+            temporary.mkdir()
+            yield temporary
+            _sync_folder(temporary)
+            _publish(temporary, final, same)
+    except BaseException:
+        _remove_unfinished(temporary, made)
+        raise
+    finally:
+        del _unfinished[temporary]
+
+
+def remove_unfinished() -> None:
+    """Remove every folder that `new_folder` has not finished in this process, before it exits."""
+    for temporary, made in list(_unfinished.items()):
+        _remove_unfinished(temporary, made)
+
+
+def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
+    remove(temporary)
+    for parent in made:
+        with suppress(OSError):  # another process may have put something into it
+            parent.rmdir()
+
+
+def _publish(temporary: Path, final: Path, same: str) -> None:
+    try:
+        os.rename(temporary, final)  # also replaces an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        theirs = final / same
+        if not theirs.is_file() or theirs.read_bytes() != (temporary / same).read_bytes():
+            raise ShardError(
+                f"{final} was filled with other data meanwhile; choose another folder"
+            ) from None
+        remove(temporary)
+    _sync(final.parent)
+
+
+def _make_parents(final: Path) -> list[Path]:
+    """Make the parents of `final`; return those that were missing, innermost first."""
+    missing = [parent for parent in final.parents if not parent.exists()]
+    with _plain_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+@contextmanager
+def _plain_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ShardError(f"no space left to write {final}; free some or move it") from error
+        if error.errno in _FORBIDDEN:
+            reason = error.strerror
+            raise ShardError(f"cannot write {final} ({reason}); choose another folder") from error
+        raise
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

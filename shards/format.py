@@ -1,0 +1,185 @@
+"""How shards lie on disk: `index.json` beside plain WebDataset tars.
+
+The default image format is fixed stride: each sample is `KEY.cls` (the label as text) and
+`KEY.npy` (uint8 [H, W, 3]), uncompressed, so that sample i lies at byte i * stride:
+
+    | tar header | label, padded | tar header | npy header, pixels, padded |
+    0            512             1024         1536                         stride
+
+tar pads every content to blocks of 512 bytes, so labels of any number of digits keep the stride.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import ShardError
+
+VERSION = 1
+INDEX = "index.json"
+BLOCK = 512
+IMAGE_FORMATS = ("npy", "png")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where sample i lies in a fixed-stride tar, in bytes."""
+
+    stride: int
+    """Distance from one sample to the next."""
+    label_offset: int
+    """From the start of a sample to its label (ASCII digits)."""
+    pixel_offset: int
+    """From the start of a sample to its pixels (uint8, H * W * 3)."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One tar as the index describes it."""
+
+    name: str
+    count: int
+    size: int
+    sha256: str
+    """Empty where the index was made by a scan of other people's shards."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The content of `index.json`."""
+
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)"""
+    image_format: str
+    """`npy` (fixed stride, read in place) or another one that is decoded once."""
+    classes: tuple[str, ...]
+    """Names in label order."""
+    split: str
+    source: str
+    shards: tuple[ShardFile, ...]
+    layout: Layout | None
+    """None where the shards must be decoded before they can be read in place."""
+    settings: dict[str, int] = field(default_factory=dict)
+    """What else decided the images: `resize`, `seed`."""
+
+    @property
+    def total(self) -> int:
+        """Number of images in all shards."""
+        return sum(shard.count for shard in self.shards)
+
+    def to_json(self) -> str:
+        """Return the text of `index.json`, the same for the same content."""
+        return (
+            json.dumps({"version": VERSION, "total": self.total, **asdict(self)}, indent=1) + "\n"
+        )
+
+
+def load_index(path: Path) -> Index:
+    """Read an `index.json`. Raises ShardError where it is missing, damaged or too new."""
+    rebuild = "build the shards again with python -m shards.build"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["version"]
+        if version != VERSION:
+            raise ShardError(f"{path} has version {version}, this code reads {VERSION}; {rebuild}")
+        index = _parse_index(content)
+        if content["total"] != index.total:
+            raise ValueError(f"total {content['total']} is not the sum of the counts")
+    except FileNotFoundError:
+        raise ShardError(f"{path} does not exist; {rebuild}") from None
+    except ShardError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ShardError(
+            f"{path} is damaged ({type(error).__name__}: {error}); {rebuild}"
+        ) from None
+    return index
+
+
+def _parse_index(content: dict[str, Any]) -> Index:
+    height, width, channels = (int(size) for size in content["image_shape"])
+    shards = tuple(ShardFile(**shard) for shard in content["shards"])
+    names = [shard.name for shard in shards]
+    if channels != 3 or height < 1 or width < 1:
+        raise ValueError(f"image_shape {content['image_shape']} is not [H, W, 3]")
+    if any(Path(name).name != name for name in names) or len(set(names)) != len(names):
+        raise ValueError(f"shard names {names} are not plain and distinct file names")
+    if not content["classes"]:
+        raise ValueError("no classes")
+    if not shards or any(shard.count < 1 for shard in shards):
+        raise ValueError("a shard without images, or no shard")
+    return Index(
+        image_shape=(height, width, channels),
+        image_format=content["image_format"],
+        classes=tuple(str(name) for name in content["classes"]),
+        split=content["split"],
+        source=content["source"],
+        shards=shards,
+        layout=Layout(**content["layout"]) if content["layout"] else None,
+        settings=dict(content["settings"]),
+    )
+
+
+def npy_header(image_shape: tuple[int, int, int]) -> bytes:
+    """Return the npy header (version 1.0) of a uint8 image of this shape, as numpy writes it.
+
+    Spelled out, so that the bytes of a shard never depend on the version of numpy.
+    """
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(image_shape)}, }}"
+    padding = -(10 + len(text) + 1) % 64
+    content = text.encode() + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+def fixed_layout(image_shape: tuple[int, int, int]) -> Layout:
+    """Return the layout that `shards.write` gives to images of this shape."""
+    header = len(npy_header(image_shape))
+    content = header + int(np.prod(image_shape))
+    blocks = -(-content // BLOCK)
+    return Layout(
+        stride=3 * BLOCK + blocks * BLOCK, label_offset=BLOCK, pixel_offset=3 * BLOCK + header
+    )
+
+
+def sample_key(index: int) -> str:
+    """Return the WebDataset key of the image with this global index."""
+    return f"{index:09d}"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_size(folder: Path, shard: ShardFile) -> None:
+    """Raise ShardError where a shard is missing or its size is not that of the index."""
+    path = folder / shard.name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing; build the shards again") from None
+    if size != shard.size:
+        raise ShardError(
+            f"{path} has {size} bytes, not the {shard.size} of its index; build the shards again"
+        )
+
+
+def parse_labels(digits: np.ndarray) -> np.ndarray:
+    """Convert labels from text. digits: uint8 [B, width], ASCII digits, then anything else.
+
+    Returns int64 [B]. A label ends at its first byte that is no digit.
+    """
+    values = digits - np.uint8(48)  # other bytes wrap to 10 or more
+    labels = values[:, 0].astype(np.int64)
+    going = values[:, 0] < 10
+    for column in values.T[1:]:
+        going = going & (column < 10)
+        labels = np.where(going, labels * 10 + column, labels)
+    return labels

@@ -1,0 +1,93 @@
+"""Decoding and encoding image files, in threads and in order.
+
+Threads, not processes: Pillow releases the lock while it decodes, and a trainer that has
+started torch must not fork.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from shards.errors import ShardError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def decode_image(content: bytes, name: str, resize: int | None = None) -> np.ndarray:
+    """Decode an image file (PNG, JPEG, WebP, BMP, npy) to uint8 [H, W, 3], RGB.
+
+    resize: cut to a centred square and resize to this side length, bicubic.
+    Raises ShardError with `name` where the content is empty, damaged or no 8-bit image.
+    """
+    if not content:
+        raise ShardError(f"{name} is empty (0 bytes); delete or replace it")
+    if content.startswith(b"\x93NUMPY"):
+        return _decode_npy(content, name)
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.mode in _DEEP_MODES:
+                raise ShardError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except ShardError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).split(" <_io")[0]
+        raise ShardError(f"{name} is no readable image ({reason}); replace or delete it") from None
+    if resize is not None:
+        image = ImageOps.fit(image, (resize, resize), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _decode_npy(content: bytes, name: str) -> np.ndarray:
+    try:
+        image = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ShardError(f"{name} is no readable npy ({error}); replace or delete it") from None
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise ShardError(f"{name} holds {found}; images must be uint8 [H, W, 3]")
+    return np.ascontiguousarray(image)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode uint8 [H, W, 3] as PNG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def ordered_map(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], chunk: int = 64
+) -> Iterator[_Result]:
+    """Apply `function` in threads and yield the results in the order of `items`.
+
+    Only a few chunks are in flight, so memory stays bounded whatever the number of items.
+    """
+    workers = min(16, os.cpu_count() or 1)
+    items = iter(items)
+    pending: deque[Future[list[_Result]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while part := list(islice(items, chunk)):
+                pending.append(pool.submit(lambda part: [function(item) for item in part], part))
+                if len(pending) > 2 * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

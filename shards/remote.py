@@ -1,0 +1,97 @@
+"""Fetching remote shards into the cache, through WebDataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from shards.errors import ShardError
+from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
+
+_CHUNK = 1 << 20
+_CURL = {6: "host not found", 7: "no connection", 18: "cut off", 22: "not found", 28: "timed out"}
+
+
+def is_remote(spec: str) -> bool:
+    """Tell whether a spec names remote shards: `https://...`, `s3://...`, `pipe:CMD`."""
+    return re.match(r"pipe:|[a-z][a-z0-9+.-]*://", spec) is not None
+
+
+def fetch(spec: str, progress: bool = True) -> Path:
+    """Fetch remote tars into the cache, where they are not yet there, and return their folder.
+
+    spec: as WebDataset takes it, `https://.../{000..004}.tar`, `pipe:CMD`, several joined by `::`.
+    What was fetched once is kept; delete the folder to fetch it again.
+    Raises ShardError with URL and reason where a tar cannot be fetched whole.
+    """
+    folder = cache_root() / "remote" / hashlib.sha256(spec.encode()).hexdigest()[:16]
+    if (folder / "complete").is_file():
+        return folder
+    # Slow to import, and only fetching needs it.
+    from tqdm import tqdm
+    from webdataset.shardlists import expand_urls
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(
+            f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to another folder"
+        ) from None
+    hidden = None if progress else True  # None: hidden where stderr is not a terminal
+    with tqdm(unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
+        for number, url in enumerate(expand_urls(spec)):
+            final = folder / f"{number:05d}.tar"
+            if not final.is_file():
+                bar.set_description(url.rpartition("/")[2])
+                _fetch_one(url, final, bar)
+    (folder / "complete").touch()
+    return folder
+
+
+def _fetch_one(url: str, final: Path, bar) -> None:
+    from webdataset.gopen import gopen
+
+    remove_leftovers(final)
+    temporary = temporary_sibling(final)
+    try:
+        with temporary.open("wb") as out:
+            stream = gopen(url, "rb", bufsize=_CHUNK)
+            try:
+                while content := stream.read(_CHUNK):
+                    out.write(content)
+                    bar.update(len(content))
+            finally:
+                stream.close()  # raises where the command behind the stream failed
+            out.flush()
+            os.fsync(out.fileno())
+        _check_whole(url, temporary)
+        os.replace(temporary, final)
+    except ShardError:
+        raise
+    except Exception as error:  # gopen lets through whatever its many handlers raise
+        raise ShardError(f"{url} could not be fetched ({_reason(error)}); check it") from None
+    finally:
+        remove(temporary)
+
+
+def _check_whole(url: str, path: Path) -> None:
+    from shards.scan import scan_tar
+
+    try:
+        scan_tar(path)
+    except ShardError as error:
+        reason = str(error).replace(str(path), "what came").rpartition(";")[0]
+        raise ShardError(f"{url} could not be fetched whole ({reason}); check it") from None
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong in a few words; WebDataset gives only the exit code of its command."""
+    code = re.search(r": exit (\d+)", str(error))
+    if code is None:
+        return f"{type(error).__name__}: {error}"
+    number = int(code.group(1))
+    if "curl" in str(error) and number in _CURL:
+        return f"{_CURL[number]}, curl exit code {number}"
+    return f"exit code {number}"

@@ -1,0 +1,99 @@
+"""Check shards: `python -m shards.verify DIR`."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.cli import Parser, run
+from shards.errors import ShardError
+from shards.format import INDEX, Index, check_size, load_index, sha256_of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a folder of good shards holds."""
+
+    count: int
+    classes: int
+    shards: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} images, {self.classes} classes, {self.shards} shards, "
+            f"{self.bytes} bytes: all good"
+        )
+
+
+def check_files(folder: Path) -> Index:
+    """Compare the index of a folder with its tars: missing, extra, size and SHA-256.
+
+    Raises ShardError that names the first bad shard.
+    """
+    index = load_index(folder / INDEX)
+    known = {shard.name for shard in index.shards}
+    extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in known)
+    for shard in index.shards:
+        check_size(folder, shard)
+    if extra:
+        raise ShardError(f"{folder / extra[0]} is not in {folder / INDEX}; remove it")
+    # hashlib releases the lock: threads hash several shards at once.
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        hashes = pool.map(lambda shard: sha256_of(folder / shard.name), index.shards)
+        for shard, found in zip(index.shards, hashes, strict=True):
+            if found != shard.sha256:
+                raise ShardError(
+                    f"{folder / shard.name} has changed since its index was written "
+                    f"(sha256 {found[:12]}..., not {shard.sha256[:12]}...); build the shards again"
+                )
+    return index
+
+
+def verify(folder: str | Path) -> Summary:
+    """Check files, checksums and every sample of a folder of shards.
+
+    Raises ShardError that names the first damaged shard.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is not a folder; give a folder of shards")
+    index = check_files(folder)
+    if index.layout is None:
+        _check_encoded(folder, index)
+    else:
+        _check_fixed(folder, index)
+    size = sum(shard.size for shard in index.shards)
+    return Summary(index.total, len(index.classes), len(index.shards), size)
+
+
+def _check_fixed(folder: Path, index: Index) -> None:
+    from shards.check import check_samples
+
+    first = 0
+    for shard in index.shards:
+        assert index.layout is not None
+        path = folder / shard.name
+        check_samples(path, index.layout, first, shard.count, index.image_shape, len(index.classes))
+        first += shard.count
+
+
+def _check_encoded(folder: Path, index: Index) -> None:
+    """Decode every image, which checks it."""
+    from shards.decode import source_of
+
+    for image, _ in source_of(folder, index).samples():
+        assert image.shape == index.image_shape, "source_of checks the shape"
+
+
+def main() -> None:
+    """Check shards from the command line."""
+    parser = Parser(prog="python -m shards.verify", description="Check a folder of shards.")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    print(verify(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    run(main)

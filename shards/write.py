@@ -1,0 +1,87 @@
+"""Writing a source of images as a folder of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from shards.check import check_samples
+from shards.errors import ShardError
+from shards.format import INDEX, Index, ShardFile, fixed_layout, npy_header, sample_key, sha256_of
+from shards.images import encode_png, ordered_map
+from shards.sources import Source
+
+
+def write_folder(
+    source: Source,
+    folder: Path,
+    split: str,
+    image_format: str = "npy",
+    shard_size: int = 10_000,
+    progress: bool = True,
+) -> Index:
+    """Write every image of a source into tars of `shard_size` images, and `index.json`, in folder.
+
+    The bytes are the same on every run. Raises ShardError where an image of the source is bad.
+    """
+    from tqdm import tqdm
+
+    layout = fixed_layout(source.image_shape) if image_format == "npy" else None
+    shards: list[ShardFile] = []
+    hidden = None if progress else True  # None: hidden where stderr is not a terminal
+    with tqdm(total=len(source), unit="image", disable=hidden, leave=False) as bar:
+        samples = _encoded(source, image_format)
+        for first in range(0, len(source), shard_size):
+            path = folder / f"{split}-{len(shards):05d}.tar"
+            count = min(shard_size, len(source) - first)
+            for done in _write_tar(path, first, islice(samples, count)):
+                bar.update(done)
+            if layout is not None:
+                check_samples(path, layout, first, count, source.image_shape, len(source.classes))
+            shards.append(ShardFile(path.name, count, path.stat().st_size, sha256_of(path)))
+    index = Index(
+        image_shape=source.image_shape,
+        image_format=image_format,
+        classes=source.classes,
+        split=split,
+        source=source.name,
+        shards=tuple(shards),
+        layout=layout,
+        settings=source.settings,
+    )
+    (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
+    return index
+
+
+def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
+    """Yield the members of each sample by extension."""
+    header = npy_header(source.image_shape)
+
+    def encode(sample: tuple[np.ndarray, int]) -> dict[str, bytes]:
+        image, label = sample
+        if image.shape != source.image_shape or image.dtype != np.uint8:
+            found = f"{image.dtype} {image.shape}"
+            raise ShardError(f"{source.name} gave an image {found}, not {source.image_shape}")
+        if image_format == "png":
+            return {"cls": b"%d" % label, "png": encode_png(image)}
+        return {"cls": b"%d" % label, "npy": header + image.tobytes()}
+
+    samples = source.samples()
+    # Threads pay off only where the encoder releases the lock.
+    return ordered_map(encode, samples) if image_format == "png" else map(encode, samples)
+
+
+def _write_tar(path: Path, first: int, samples: Iterator[dict[str, bytes]]) -> Iterator[int]:
+    """Write one tar; yields 1 for each sample written."""
+    import webdataset
+
+    with path.open("wb") as stream:
+        # Fixed owner, mode and time: the bytes are the same on every run.
+        writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644)
+        with writer:
+            for number, members in enumerate(samples, start=first):
+                writer.write({"__key__": sample_key(number), **members})
+                yield 1

@@ -1,0 +1,277 @@
+"""Building shards: the bytes on disk, whole or not at all, and what trainers call."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from shards.build import build, default_folder, ensure
+from shards.errors import ShardError
+from shards.folders import new_folder
+from shards.format import INDEX, fixed_layout, load_index, npy_header
+from shards.read import Shards
+from shards.shapes import CLASSES, render
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rebuild_is_byte_identical(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        build("shapes", "test", tmp_path / name, shard_size=300, progress=False)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) == 4 + 1
+
+
+def test_png_rebuild_is_byte_identical(class_tree, tmp_path: Path) -> None:
+    tree = class_tree(tmp_path / "tree")
+    for name in ("a", "b"):
+        build(f"folder:{tree}", "train", tmp_path / name, image_format="png", progress=False)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_another_seed_gives_other_shapes(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        build("shapes", "test", tmp_path / str(seed), seed=seed, progress=False)
+    index = np.arange(1000)
+    first, second = Shards(tmp_path / "0"), Shards(tmp_path / "1")
+    assert (first.images(index) != second.images(index)).any(axis=(1, 2, 3)).all()
+    assert (first.labels(index) == second.labels(index)).all()
+
+
+def test_stock_webdataset_reads_the_default_format(images, write, tmp_path: Path) -> None:
+    pixels, labels = images(25), np.arange(25) % 10
+    write(pixels, labels, shard_size=10)
+    urls = sorted(str(path) for path in (tmp_path / "shards").glob("*.tar"))
+    found = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert np.array_equal(np.stack([sample["npy"] for sample in found]), pixels)
+    assert [sample["cls"] for sample in found] == labels.tolist()
+
+
+def test_stock_webdataset_reads_png_shards(images, write, tmp_path: Path) -> None:
+    pixels, labels = images(5), np.arange(5)
+    write(pixels, labels, image_format="png")
+    url = str(tmp_path / "shards" / "train-00000.tar")
+    found = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
+    assert np.array_equal(np.stack([sample["png"] for sample in found]), pixels)
+    assert [sample["cls"] for sample in found] == labels.tolist()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (7, 5), (64, 48), (1, 1)])
+def test_layout_is_computed_for_any_image_size(images, write, tmp_path: Path, shape) -> None:
+    pixels = images(6, *shape)
+    index = write(pixels, np.arange(6), shard_size=4)
+    layout = fixed_layout((*shape, 3))
+    content = (tmp_path / "shards" / "train-00000.tar").read_bytes()
+    start = 2 * layout.stride + layout.pixel_offset
+    assert content[start : start + pixels[2].size] == pixels[2].tobytes()
+    assert index.layout == layout and layout.pixel_offset == 1536 + len(npy_header((*shape, 3)))
+    assert np.array_equal(Shards(tmp_path / "shards").images(np.arange(6)), pixels)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 1, 3), (1024, 768, 3), (99999, 99999, 3)])
+def test_npy_header_is_the_one_of_numpy(shape: tuple[int, int, int]) -> None:
+    stream = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    assert npy_header(shape) == stream.getvalue()
+
+
+def test_tar_ends_with_the_end_of_archive_blocks(images, write, tmp_path: Path) -> None:
+    write(images(3), np.arange(3))
+    content = (tmp_path / "shards" / "train-00000.tar").read_bytes()
+    assert not any(content[3 * 5120 :]) and len(content) >= 3 * 5120 + 1024
+
+
+def test_index_describes_the_shards(images, write, tmp_path: Path) -> None:
+    write(images(25), np.arange(25) % 10, shard_size=10)
+    index = load_index(tmp_path / "shards" / INDEX)
+    assert [shard.count for shard in index.shards] == [10, 10, 5]
+    assert index.total == 25 and index.image_shape == (32, 32, 3)
+    assert index.classes == tuple(f"class{number}" for number in range(10))
+    for shard in index.shards:
+        assert (tmp_path / "shards" / shard.name).stat().st_size == shard.size
+
+
+def test_shapes_depend_on_seed_split_and_index_only() -> None:
+    assert np.array_equal(render("train", 123), render("train", 123))
+    np.random.seed(5)
+    assert np.array_equal(render("train", 7, seed=3), render("train", 7, seed=3))
+    assert not np.array_equal(render("train", 10), render("test", 10))
+    assert len(CLASSES) == 10 and render("test", 0).shape == (32, 32, 3)
+
+
+def test_shapes_are_bright_on_dark() -> None:
+    for index in range(50):
+        image = render("train", index).max(axis=2).astype(int)
+        assert np.percentile(image, 2) < 70 and image.max() > 180
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(fails, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    line = fails("build", "--source", "shapes", "--split", "test", "--out", tmp_path / "out")
+    assert "not empty" in line and str(tmp_path / "out") in line
+    assert contents(tmp_path / "out") == {"mine": b"x"}
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(class_tree, tmp_path: Path) -> None:
+    source = f"folder:{class_tree(tmp_path / 'tree')}"
+    for name in ("empty", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("target")
+    for name in ("empty", "link"):
+        build(source, "train", tmp_path / name, progress=False)
+        assert len(Shards(tmp_path / name)) == 6
+    assert (tmp_path / "link").is_symlink() and len(Shards(tmp_path / "target")) == 6
+
+
+def wait_for_tar(parent: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 30
+    while not list(parent.glob(".out.tmp-*/*.tar")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_mid_build_leaves_nothing(start, tmp_path: Path, signum: int) -> None:
+    parent = tmp_path / "made" / "here"
+    process = start("build", "--source", "shapes", "--split", "train", "--out", parent / "out")
+    wait_for_tar(parent, process)
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert stderr.startswith("error: stopped by SIG") and len(stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_kill_in_mid_build_leaves_no_folder_and_the_next_build_succeeds(
+    start, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start("build", "--source", "shapes", "--split", "train", "--out", out)
+    wait_for_tar(tmp_path, process)
+    process.kill()
+    process.communicate(timeout=30)
+    assert not out.exists() and len(list(tmp_path.glob(".out.tmp-*"))) == 1
+    build("shapes", "test", out, progress=False)
+    assert len(Shards(out)) == 1000 and list(tmp_path.iterdir()) == [out]
+
+
+def test_leftovers_of_living_processes_and_other_hosts_stay(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    kept = [f".out.tmp-{host}-{os.getppid()}-0", ".out.tmp-elsewhere-1-0"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "out", same=INDEX):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
+
+
+@pytest.mark.slow
+def test_concurrent_builds_of_one_folder_leave_one_whole_folder(start, tmp_path: Path) -> None:
+    arguments = ("--source", "shapes", "--split", "test", "--out", tmp_path / "out")
+    processes = [start("build", *arguments) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    # One that starts after the other has ended finds a folder that is not empty.
+    assert 0 in codes and all(not error or "not empty" in error for error in errors)
+    assert len(Shards(tmp_path / "out")) == 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_slower_of_two_builds_accepts_the_same_data_only(tmp_path: Path) -> None:
+    for text, accepted in (("same", True), ("other", False)):
+        out = tmp_path / text
+        out.mkdir()
+        (out / INDEX).write_text("same")
+        try:
+            with new_folder(out, same=INDEX) as folder:
+                (folder / INDEX).write_text(text)
+        except ShardError as error:
+            assert not accepted and "other data" in str(error)
+        else:
+            assert accepted
+        assert (out / INDEX).read_text() == "same"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "same"]
+
+
+def test_default_folder_tells_sources_splits_and_sizes_apart(tmp_path: Path) -> None:
+    assert default_folder("cifar10") == Path("data/cifar10")
+    paths = {
+        default_folder(source, split, resize)
+        for source in ("shapes", f"folder:{tmp_path}/a/x", f"folder:{tmp_path}/b/x")
+        for split in ("train", "test")
+        for resize in (None, 16)
+    }
+    assert len(paths) == 12 and all(path.parent == Path("data") for path in paths)
+    assert default_folder(f"folder:{tmp_path}/a/x").name.startswith("folder-x-")
+
+
+def test_ensure_builds_the_default_folder_once(class_tree, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = f"folder:{class_tree(tmp_path / 'tree')}"
+    folder = ensure(source, progress=False)
+    assert folder == default_folder(source) and len(Shards(folder)) == 6
+    before = (folder / INDEX).stat().st_mtime_ns
+    assert ensure(source, progress=False) == folder
+    assert (folder / INDEX).stat().st_mtime_ns == before
+
+
+def test_concurrent_ensures_agree(class_tree, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = f"folder:{class_tree(tmp_path / 'tree')}"
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: ensure(source, progress=False), range(4)))
+    assert folders == {default_folder(source)}
+    assert len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_ensure_resizes(class_tree, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = ensure(f"folder:{class_tree(tmp_path / 'tree')}", resize=8, progress=False)
+    assert Shards(folder).image_shape == (8, 8, 3)
+
+
+def test_ensure_refuses_a_default_folder_of_another_source(
+    images, write, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write(images(2), np.arange(2), name="data/shapes")
+    with pytest.raises(ShardError, match=r"holds test \(train\), not shapes"):
+        ensure("shapes")
+
+
+def test_ensure_says_how_to_build_a_missing_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(ShardError, match=r"python -m shards.build --source shapes"):
+            ensure("shapes", folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ensure_names_a_shard_with_a_flipped_byte(images, write, tmp_path: Path) -> None:
+    write(images(25), np.arange(25) % 10, shard_size=10)
+    folder = tmp_path / "shards"
+    assert ensure("shapes", folder) == folder
+    path = folder / "train-00001.tar"
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[3 * 5120 + 2000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ShardError, match=r"train-00001.tar has changed"):
+        ensure("shapes", folder)

@@ -1,0 +1,267 @@
+"""Other people's shards, and formats that are decoded once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from shards.build import build, ensure
+from shards.decode import DECODED
+from shards.errors import ShardError
+from shards.format import INDEX
+from shards.read import Shards
+
+
+def members(images, encode, extension: str, label: str = "cls", first: int = 0) -> dict:
+    found = {}
+    for number, image in enumerate(images, start=first):
+        found[f"{number:04d}.{label}"] = b"%d" % (number % 3)
+        found[f"{number:04d}.{extension}"] = encode(image, extension)
+    return found
+
+
+def test_png_shards_of_ours_equal_the_source(images, write, tmp_path: Path) -> None:
+    pixels, labels = images(25), np.arange(25) % 10
+    write(pixels, labels, image_format="png", shard_size=10)
+    shards = Shards(tmp_path / "shards")
+    assert np.array_equal(shards.images(np.arange(25)), pixels)
+    assert np.array_equal(shards.labels(np.arange(25)), labels)
+    assert shards.classes[9] == "class9" and shards.folder.parent.name == DECODED
+    assert ensure("test", tmp_path / "shards") == tmp_path / "shards"
+
+
+def test_ensure_names_a_damaged_decoded_shard(images, write, tmp_path: Path) -> None:
+    write(images(5), np.arange(5), image_format="png")
+    [tar] = Shards(tmp_path / "shards").folder.glob("*.tar")
+    content = bytearray(tar.read_bytes())
+    content[2000] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(ShardError, match=r"\.decoded.*has changed"):
+        ensure("test", tmp_path / "shards")
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "jpg", "jpeg", "npy"])
+def test_shards_without_index_are_read(
+    images, encode, write_tar, tmp_path: Path, extension: str
+) -> None:
+    pixels = np.kron(images(8, 4, 4), np.ones((1, 8, 8, 1), np.uint8))  # smooth, for jpeg
+    for number in (0, 4):
+        content = members(pixels[number : number + 4], encode, extension, first=number)
+        write_tar(tmp_path / "other" / f"{number}.tar", content)
+    shards = Shards(tmp_path / "other")
+    found = shards.images(np.arange(8)).astype(int)
+    tolerance = 40 if extension.startswith("jp") else 0  # chroma is stored at half resolution
+    assert np.abs(found - pixels).mean() <= tolerance / 4
+    assert np.abs(found - pixels).max() <= tolerance * 4
+    assert shards.labels(np.arange(8)).tolist() == [number % 3 for number in range(8)]
+    assert shards.classes == ("0", "1", "2")
+
+
+def test_foreign_fixed_stride_shards_are_read_in_place(
+    images, encode, write_tar, tmp_path: Path, cache: Path
+) -> None:
+    pixels = images(8)
+    for number in (0, 4):
+        content = members(pixels[number : number + 4], encode, "npy", first=number)
+        write_tar(tmp_path / "other" / f"{number}.tar", content)
+    for _ in range(2):
+        shards = Shards(tmp_path / "other")
+        assert shards.folder == tmp_path / "other"
+        assert np.array_equal(shards.images(np.arange(8)), pixels)
+        assert shards.labels(np.arange(8)).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["0.tar", "4.tar"]
+    assert len(list((cache / "dgm" / "index").iterdir())) == 1
+
+
+def test_stock_webdataset_tars_with_either_member_order_are_read_in_place(
+    images, tmp_path: Path
+) -> None:
+    pixels = images(6)
+    for label in ("cls", "z.label"):  # members are sorted by extension
+        folder = tmp_path / label
+        folder.mkdir()
+        with webdataset.TarWriter(str(folder / "a.tar")) as writer:
+            for number, image in enumerate(pixels):
+                text = b"%d" % number if label == "z.label" else number
+                writer.write({"__key__": f"dir/{number}", "npy": image, label: text})
+        shards = Shards(folder)
+        assert shards.folder == folder
+        assert np.array_equal(shards.images(np.arange(6)), pixels)
+        assert shards.labels(np.arange(6)).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("odd", ["fortran", "extra member", "order", "version 2", "text label"])
+def test_odd_npy_layouts_are_decoded(images, encode, write_tar, tmp_path: Path, odd: str) -> None:
+    pixels = images(6)
+    content = members(pixels, encode, "npy")
+    if odd == "fortran":
+        content["0002.npy"] = encode(np.asfortranarray(pixels[2]), "npy")
+    elif odd == "extra member":
+        content = {**content, "0002.json": b'{"note": 1}'}
+        content = {name: content[name] for name in sorted(content)}
+    elif odd == "order":
+        names = list(content)
+        names[2:4] = reversed(names[2:4])
+        content = {name: content[name] for name in names}
+    elif odd == "version 2":
+        path = tmp_path / "image.npy"
+        with path.open("wb") as stream:
+            np.lib.format.write_array(stream, pixels[3], version=(2, 0))
+        content["0003.npy"] = path.read_bytes()
+    else:
+        content["0001.cls"] = b"  1\n"
+    write_tar(tmp_path / "other" / "a.tar", content)
+    shards = Shards(tmp_path / "other")
+    assert DECODED in shards.folder.parts
+    assert np.array_equal(shards.images(np.arange(6)), pixels)
+    assert shards.labels(np.arange(6)).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("extension", "contents", "classes"),
+    [
+        ("label", [b"1", b"0", b"2"], ("0", "1", "2")),
+        ("class.txt", [b"dog", b"cat\n", b"owl"], ("cat", "dog", "owl")),
+        ("json", [b'{"label": 1}', b'{"label": 0}', b'{"label": 2}'], ("0", "1", "2")),
+        ("json", [b'{"cls": "dog"}', b'{"cls": "cat"}', b'{"cls": "owl"}'], ("cat", "dog", "owl")),
+    ],
+)
+def test_labels_are_found(
+    images, encode, write_tar, tmp_path: Path, extension, contents, classes
+) -> None:
+    content = {}
+    for number, (image, label) in enumerate(zip(images(3), contents, strict=True)):
+        content[f"{number}.png"] = encode(image, "png")
+        content[f"{number}.{extension}"] = label
+    shards = Shards(write_tar(tmp_path / "other" / "a.tar", content))
+    assert shards.classes == classes and shards.labels(np.arange(3)).tolist() == [1, 0, 2]
+
+
+def test_a_changed_source_is_decoded_anew(images, encode, write_tar, tmp_path: Path) -> None:
+    path = tmp_path / "other" / "a.tar"
+    for seed in (0, 1):
+        pixels = images(4, seed=seed)
+        write_tar(path, members(pixels, encode, "png"))
+        os.utime(path, ns=(0, seed))
+        assert np.array_equal(Shards(path.parent).images(np.arange(4)), pixels)
+    assert len(list((path.parent / DECODED).iterdir())) == 1
+
+
+def test_a_folder_and_one_of_its_tars_keep_a_copy_each(
+    images, encode, write_tar, tmp_path: Path
+) -> None:
+    path = write_tar(tmp_path / "other" / "a.tar", members(images(4), encode, "png"))
+    folders = [Shards(place).folder for place in (path.parent, path)]
+    assert folders == [Shards(place).folder for place in (path.parent, path)]
+    assert len(set(folders)) == 2
+
+
+def test_decoding_happens_once(images, encode, write_tar, tmp_path: Path) -> None:
+    write_tar(tmp_path / "other" / "a.tar", members(images(4), encode, "png"))
+    first = Shards(tmp_path / "other").folder
+    before = (first / INDEX).stat().st_mtime_ns
+    assert Shards(tmp_path / "other").folder == first
+    assert (first / INDEX).stat().st_mtime_ns == before
+
+
+def test_a_folder_that_cannot_be_written_is_decoded_into_the_cache(
+    images, encode, write_tar, tmp_path: Path, cache: Path, monkeypatch
+) -> None:
+    pixels = images(4)
+    write_tar(tmp_path / "other" / "a.tar", members(pixels, encode, "png"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    for _ in range(2):
+        shards = Shards(tmp_path / "other")
+        assert np.array_equal(shards.images(np.arange(4)), pixels)
+        assert shards.folder.parent == cache / "dgm" / "decoded"
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["a.tar"]
+
+
+PNG = "needs a png"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"/0.cls": b"1", "/0.png": PNG}, "unsafe member /0.cls"),
+        ({"a/../../0.cls": b"1", "a/../../0.png": PNG}, r"unsafe member a/\.\./"),
+        ({"7.png": PNG}, r"a.tar: sample 7 has no label"),
+        ({"7.cls": b"1"}, r"a.tar: sample 7 has no image"),
+        ({"7.cls": b"", "7.png": PNG}, r"a.tar: sample 7 has no label"),
+        ({"7.cls": b"-1", "7.png": PNG, "8.cls": b"0", "8.png": PNG}, "some labels are numbers"),
+        ({"7.json": b"{}", "7.png": PNG}, r"a.tar: sample 7 has no label"),
+        ({"7.json": b"[", "7.png": PNG}, r"a.tar: sample 7 has an unreadable label"),
+        ({"7.json": b'{"label": -1}', "7.png": PNG}, r"a.tar: sample 7 has no label"),
+        ({"7.cls": b"123456", "7.png": PNG}, "label 123456 is no class"),
+        ({"7.cls": b"1", "7.png": PNG, "7.seg.png": PNG}, "sample 7 has several images"),
+        ({"7.cls": b"1", "8.cls": b"1", "7.png": PNG}, "holds key 7 twice"),
+        ({"7.cls": b"1", "7.png": b""}, r"a.tar: sample 7 is empty"),
+        ({"7.cls": b"1", "7.png": b"no image"}, r"a.tar: sample 7 is no readable image"),
+        ({"7.cls": b"1", "7.npy": b"\x93NUMPY"}, r"a.tar: 7 is no readable npy"),
+        ({"README": b"x"}, r"a.tar holds no samples"),
+    ],
+)
+def test_bad_samples_are_named(
+    images, encode, write_tar, tmp_path: Path, content, message: str
+) -> None:
+    image = encode(images(1)[0], "png")
+    content = {name: image if value == PNG else value for name, value in content.items()}
+    write_tar(tmp_path / "other" / "a.tar", content)
+    with pytest.raises(ShardError, match=message):
+        Shards(tmp_path / "other")
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert sorted(left) == ["a.tar", "other"]
+
+
+def test_pickled_arrays_are_refused(write_tar, tmp_path: Path) -> None:
+    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    content = {"7.cls": b"1", "7.npy": (tmp_path / "evil.npy").read_bytes()}
+    write_tar(tmp_path / "other" / "a.tar", content)
+    with pytest.raises(ShardError, match="no readable npy"):
+        Shards(tmp_path / "other")
+
+
+def test_images_of_two_sizes_are_named(images, encode, write_tar, tmp_path: Path) -> None:
+    content = members(images(2), encode, "png")
+    content.update(members(images(1, 16, 16), encode, "png", first=5))
+    write_tar(tmp_path / "other" / "a.tar", content)
+    with pytest.raises(ShardError, match=r"sample 0005 is 16 x 16 but the first one is 32 x 32"):
+        Shards(tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == [tmp_path / "other" / "a.tar"]
+
+
+@pytest.mark.parametrize("cut", [1, 1024, 4000, 9000])
+def test_truncated_tars_are_named(images, encode, write_tar, tmp_path: Path, cut: int) -> None:
+    path = write_tar(tmp_path / "other" / "a.tar", members(images(3), encode, "npy"))
+    path.write_bytes(path.read_bytes()[: 3 * 5120 + 1 - cut])
+    with pytest.raises(ShardError, match=r"a.tar .*truncated"):
+        Shards(tmp_path / "other")
+
+
+def test_damage_between_samples_is_not_taken_for_the_end(
+    images, encode, write_tar, tmp_path: Path
+) -> None:
+    path = write_tar(tmp_path / "other" / "a.tar", members(images(3), encode, "npy"))
+    content = bytearray(path.read_bytes())
+    content[5120:5220] = b"x" * 100
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"a.tar is damaged at byte 5120"):
+        Shards(tmp_path / "other")
+
+
+def test_shards_of_another_format_decode_to_the_same_images(class_tree, tmp_path: Path) -> None:
+    tree = class_tree(tmp_path / "tree")
+    found = []
+    for image_format in ("npy", "png"):
+        out = tmp_path / image_format
+        build(f"folder:{tree}", "train", out, image_format=image_format, progress=False)
+        shards = Shards(out)
+        found.append((shards.images(np.arange(6)), shards.labels(np.arange(6)), shards.classes))
+        assert json.loads((out / INDEX).read_text())["image_format"] == image_format
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]

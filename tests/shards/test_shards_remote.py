@@ -1,0 +1,108 @@
+"""Remote shards, from a server on the loopback and from a command."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.build import ensure
+from shards.errors import ShardError
+from shards.read import open_shards
+from shards.remote import is_remote
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serve files without a log line per request."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(images, write, tmp_path: Path, monkeypatch) -> Iterator[tuple[str, np.ndarray, Path]]:
+    """Serve a folder of three shards; yields its URL, the images, and the folder."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    pixels = images(10)
+    write(pixels, np.arange(10), shard_size=4)
+    handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", pixels, tmp_path / "shards"
+        server.shutdown()
+        thread.join()
+
+
+def test_remote_shards_equal_local_ones_and_are_fetched_once(served, cache: Path) -> None:
+    url, pixels, folder = served
+    spec = url + "/train-{00000..00002}.tar"
+    shards = open_shards(spec)
+    assert np.array_equal(shards.images(np.arange(10)), pixels)
+    assert shards.labels(np.arange(10)).tolist() == list(range(10))
+    assert (cache / "dgm" / "remote") in shards.folder.parents
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    assert np.array_equal(open_shards(spec).images(np.arange(10)), pixels)
+    assert np.array_equal(open_shards(ensure("shapes", spec)).images(np.arange(10)), pixels)
+
+
+def test_pipe_shards_are_read(images, write, tmp_path: Path) -> None:
+    pixels = images(5)
+    write(pixels, np.arange(5))
+    shards = open_shards(f"pipe:cat {tmp_path}/shards/train-00000.tar")
+    assert np.array_equal(shards.images(np.arange(5)), pixels)
+
+
+def tars(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_missing_remote_shard_is_named_and_nothing_partial_stays(served, cache: Path) -> None:
+    url, _, _ = served
+    with pytest.raises(ShardError, match=r"train-00003.tar could not be fetched.*not found") as e:
+        open_shards(
+            url + "/train-{00002..00003}.tar",
+        )
+    assert len(str(e.value).splitlines()) == 1
+    assert tars(cache / "dgm" / "remote") == ["00000.tar"]
+
+
+def test_a_truncated_remote_shard_is_named_and_nothing_partial_stays(served, cache: Path) -> None:
+    url, _, folder = served
+    path = folder / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:7000])
+    with pytest.raises(ShardError, match=r"train-00001.tar could not be fetched whole"):
+        open_shards(f"{url}/train-00001.tar")
+    assert tars(cache / "dgm" / "remote") == []
+
+
+def test_a_server_that_is_not_there_is_named(cache: Path, monkeypatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(ShardError, match=r"127.0.0.1:9/a.tar could not be fetched \(no connection"):
+        open_shards("http://127.0.0.1:9/a.tar")
+    assert tars(cache) == []
+
+
+@pytest.mark.parametrize("command", ["false", "echo no tar", "cat /none 2> /dev/null", "true"])
+def test_a_failing_command_is_named(command: str, cache: Path) -> None:
+    with pytest.raises(ShardError, match=f"pipe:{command} could not be fetched"):
+        open_shards(f"pipe:{command}")
+    assert tars(cache) == []
+
+
+def test_an_unknown_scheme_is_named(cache: Path) -> None:
+    with pytest.raises(ShardError, match=r"nothing://a.tar could not be fetched"):
+        open_shards("nothing://a.tar")
+    assert tars(cache) == []
+
+
+def test_local_paths_are_not_remote() -> None:
+    assert not any(map(is_remote, ("data/x", "/a/b.tar", "C:\\x", "folder:x", "pipe")))
+    assert all(map(is_remote, ("https://x/a.tar", "s3://b/{0..3}.tar", "pipe:cat x")))
