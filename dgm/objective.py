@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -43,7 +43,15 @@ class Objective(Protocol):
         ...
 
     def sample(
-        self, nets: Mapping[str, nn.Module], count: int, labels: Tensor | None, draws: Draws
+        self,
+        nets: Mapping[str, nn.Module],
+        count: int,
+        labels: Tensor | None,
+        draws: Draws,
+        **knobs: Any,
     ) -> Tensor:
-        """Make images, [count, C, H, W] in [-1, 1]; image i by the draws of index i."""
+        """Make images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+
+        `knobs` replace entries of the configuration's `sample` section.
+        """
         ...

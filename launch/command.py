@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from dgm.errors import UserError
 from dgm.train.run_folder import flatten
@@ -34,12 +34,17 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
     parser.add_class_arguments(config_class)
     if not any(a == "--config" or a.startswith("--config=") for a in arguments):
         arguments = ["--config", str(CONFIGS / default_config), *arguments]
-    try:
-        found = parser.instantiate(parser.parse_args(_spell_out_flags(arguments, config_class)))
-    except ArgumentError as error:
-        raise UserError(f"{one_line(str(error))}: see --help for the keys") from None
+    found = parse_options(parser, _spell_out_flags(arguments, config_class))
     del found.config
     return config_class(**vars(found))
+
+
+def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse by a parser that does not exit on errors; raises UserError in one line."""
+    try:
+        return parser.instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise UserError(f"{one_line(str(error))}: see --help") from None
 
 
 def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:

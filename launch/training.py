@@ -73,7 +73,7 @@ def run_training(
             data=images,
             data_id=identify(images),
             image_shape=images.image_shape,
-            num_classes=images.num_classes,
+            classes=images.classes,
             settings={key: value for key, value, _ in flatten(config)},
             changed=changed,
         )

@@ -94,7 +94,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
                     found.append((info.name, info.offset_data, info.size))
                     if info.offset_data + info.size > size:
                         raise ShardError(f"{path} is truncated in {info.name}; get it again")
-                tar.members = []  # bounds memory  # type: ignore[attr-defined]
+                tar.members = []  # type: ignore[attr-defined]  # bounds memory
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, ShardError):

@@ -1,4 +1,4 @@
-"""Turn stored images into noised ones: flip, scale, draw noise, q_sample.
+"""Turn stored images into noised ones: choose timesteps, flip, scale, draw noise, q_sample.
 
 Two passes, because a mirrored read would keep the second one from being vectorised.
 """
@@ -16,6 +16,16 @@ from torch import Tensor
 from dgm.rng import Draws
 
 
+class Chosen(NamedTuple):
+    """What is drawn once per image."""
+
+    images: Tensor  # uint8 [B, H, W, C], mirrored or not
+    t: Tensor  # int64 [B]
+    alpha: Tensor  # [B, 1, 1, 1]
+    sigma: Tensor  # [B, 1, 1, 1]
+    told: Tensor  # int64 [B]: the label, or `nobody` where it is dropped
+
+
 class Noised(NamedTuple):
     """Images of a batch before and after noising, each [B, C, H, W] channels_last in [-1, 1]."""
 
@@ -24,62 +34,65 @@ class Noised(NamedTuple):
     eps: Tensor
 
 
-def flip_images(images: Tensor, draws: Draws) -> Tensor:
-    """Mirror each of uint8 [B, H, W, C] with probability 1/2."""
-    mirrored = draws.bits("flip", 1)[0][:, 0] >= 2**31
-    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+def choose(
+    images: Tensor,
+    labels: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    draws: Draws,
+    flip: bool,
+    label_drop: float,
+    nobody: int,
+) -> Chosen:
+    """Draw timestep, mirroring (probability 1/2) and label drop of each image.
+
+    images: uint8 [B, H, W, C]; labels: int64 [B]; alphas, sigmas: [T].
+    """
+    t = draws.integers("timestep", len(alphas))
+    alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
+    if flip:
+        mirrored = draws.bits("flip", 1)[0][:, 0] >= 2**31
+        images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
+    dropped = draws.uniform("label_drop", (1,))[:, 0] < label_drop
+    return Chosen(images, t, alpha, sigma, torch.where(dropped, nobody, labels))
 
 
 def q_sample(
-    images: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    draws: Draws,
-    dequantize: bool = False,
-    dtype: torch.dtype = torch.float32,
+    images: Tensor, alpha: Tensor, sigma: Tensor, draws: Draws, dequantize: bool = False
 ) -> Noised:
     """Draw `x_t = alpha x_0 + sigma eps` (Ho et al. 2020, equation 4) from stored images.
 
-    images: uint8 [B, H, W, C]; alpha, sigma: [B]. With `dequantize`, uniform noise of one grey
-    level is added to the pixels first.
+    images: uint8 [B, H, W, C]; alpha, sigma: [B, 1, 1, 1], whose dtype is the result's. With
+    `dequantize`, uniform noise of one grey level is added to the pixels first.
     """
-    shape = tuple(images.shape[1:])
+    shape, dtype = tuple(images.shape[1:]), alpha.dtype
     x_0 = images.to(dtype)
     if dequantize:
         x_0 = (x_0 + draws.uniform("dequantize", shape, dtype)) * (1 / 128) - 1
     else:
         x_0 = x_0 * (1 / 127.5) - 1
     eps = draws.normal("noise", shape, dtype)
-    x_t = alpha.to(dtype)[:, None, None, None] * x_0 + sigma.to(dtype)[:, None, None, None] * eps
+    x_t = alpha * x_0 + sigma * eps
     # Memory stays [B, H, W, C]; the permuted view is what torch calls channels_last.
     return Noised(*(part.permute(0, 3, 1, 2) for part in (x_t, x_0, eps)))
 
 
 class Noising:
-    """Flip and noise images, compiled where that works."""
+    """Choose and noise, compiled where that works."""
 
-    def __init__(self, compiled: bool = True, flip: bool = True, dequantize: bool = False):
+    def __init__(self, compiled: bool):
         """Prepare; `compiled` turns to eager with a warning where no compiler is at hand."""
-        self.flip: Any = _or_eager(flip_images) if compiled else flip_images
+        self.choose: Any = _or_eager(choose) if compiled else choose
         self.q_sample: Any = _or_eager(q_sample) if compiled else q_sample
-        self.flips, self.dequantizes = flip, dequantize
-
-    def __call__(
-        self, images: Tensor, alpha: Tensor, sigma: Tensor, draws: Draws, dtype: torch.dtype
-    ) -> Noised:
-        """Noise uint8 [B, H, W, C] to levels alpha, sigma [B]; see `q_sample`."""
-        if self.flips:
-            images = self.flip(images, draws)
-        return self.q_sample(images, alpha, sigma, draws, self.dequantizes, dtype)
 
 
-def _or_eager(function: Callable[..., object]) -> Callable[..., object]:
+def _or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function; where compiling fails, warn once and run it as it is."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
     working = True
 
     @functools.wraps(function)
-    def call(*args: object) -> object:
+    def call(*args: Any) -> Any:
         nonlocal working
         if working:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class DiffusionObjective:
         self.schedule = make_schedule(
             config.schedule, config.num_timesteps, config.zero_terminal_snr
         )
-        self.noising = Noising(compiled, config.flip, config.dequantize)
+        self.noising = Noising(compiled)
         self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def loss(
@@ -108,11 +108,14 @@ class DiffusionObjective:
         """Compute the loss of a micro-batch; every named value is a mean over images, []."""
         config = self.config
         alphas, sigmas, snr = self._levels(batch.images.device)
-        t = draws.integers("timestep", config.num_timesteps)
-        x_t, x_0, eps = self.noising(batch.images, alphas[t], sigmas[t], draws, self.dtype)
-        output = nets[phase.net](x_t, t, self._training_labels(batch.labels, draws), draws)
+        nobody, drop = self.num_classes or 0, config.label_drop
+        images, t, alpha, sigma, told = self.noising.choose(
+            batch.images, batch.labels, alphas, sigmas, draws, config.flip, drop, nobody
+        )
+        x_t, x_0, eps = self.noising.q_sample(images, alpha, sigma, draws, config.dequantize)
+        labels = None if self.num_classes is None else told
+        output = nets[phase.net](x_t, t, labels, draws)
         output, raw_variance = self._split(output)
-        alpha, sigma = (part[t][:, None, None, None] for part in (alphas, sigmas))
         wanted = target(config.prediction, x_0, eps, alpha, sigma)
         error = (output - wanted).square().flatten(1).mean(1)
         weight = loss_weight(config.prediction, config.weighting, snr[t], config.min_snr_gamma)
@@ -133,7 +136,7 @@ class DiffusionObjective:
         count: int,
         labels: Tensor | None,
         draws: Draws,
-        **knobs: object,
+        **knobs: Any,
     ) -> Tensor:
         """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
 
@@ -215,12 +218,6 @@ class DiffusionObjective:
         if labels is None:
             return nobody
         return torch.cat([labels, nobody]) if guided else labels
-
-    def _training_labels(self, labels: Tensor, draws: Draws) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        dropped = draws.uniform("label_drop", (1,))[:, 0] < self.config.label_drop
-        return torch.where(dropped, self.num_classes, labels)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.config.learned_variance:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,7 +37,7 @@ class Checkpoint:
 
     full: FullState
     ema: dict[str, Tensor]
-    state: dict[str, object]
+    state: dict[str, Any]
 
 
 def write(folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int) -> Path:

@@ -67,7 +67,7 @@ class Job:
     data: Images
     data_id: str  # changes with the data's contents
     image_shape: tuple[int, int, int]
-    num_classes: int
+    classes: tuple[str, ...]
     settings: dict[str, Any]  # the whole configuration, flat, for trackers
     changed: dict[str, list[Any]]  # what differs from the run so far
 

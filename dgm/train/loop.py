@@ -14,7 +14,6 @@ from torch import Tensor
 from dgm import images as pictures
 from dgm.errors import UserError
 from dgm.objective import Phase
-from dgm.rng import Draws
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
@@ -23,6 +22,7 @@ from dgm.train.introduce import describe
 from dgm.train.job import Job, check, compiled_parts
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
+from dgm.train.sampling import sample_on_all
 from dgm.train.stop import StopRequest
 from dgm.train.tracking import (
     Meter,
@@ -220,14 +220,10 @@ class _Run:
         """Draw a grid, a row for each class, from the averaged weights; each process a part."""
         with self.pause():
             engine, columns = self.engine, self.config.samples_per_class
-            count = columns * self.job.num_classes
-            each = -(-count // engine.world_size)
-            index = torch.arange(engine.rank * each, (engine.rank + 1) * each, device=engine.device)
-            labels = (index // columns).clamp(max=self.job.num_classes - 1)
-            with torch.no_grad(), engine.autocast():
-                draws = Draws.of(self.job.seed, index)
-                part = self.job.objective.sample(self.ema.nets, each, labels, draws)
-            made = engine.gather(part)[:count]
+            index = torch.arange(columns * len(self.job.classes))
+            made = sample_on_all(
+                engine, self.job.objective, self.ema.nets, index, index // columns, self.job.seed
+            )
             if engine.is_main:
                 sheet = pictures.grid(pictures.to_uint8(made), columns)
                 path = self.job.folder / "samples" / f"{self.images_seen:09d}.png"
@@ -249,6 +245,8 @@ class _Run:
                 "wall_s": self.wall_s + time.monotonic() - self.mark,
                 "meter": meter,
                 "data_id": self.job.data_id,
+                "image_shape": list(self.job.image_shape),
+                "classes": list(self.job.classes),
             }
             ema = {
                 f"{n}.{k}": v for n, m in self.ema.nets.items() for k, v in m.state_dict().items()

@@ -1,0 +1,42 @@
+# setup, train, test, check, bench: each sets itself up; nothing but Python 3.11 and make is needed.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= shapes
+# runs/small-shapes, runs/small-cifar10, runs/small-<folder's name>
+NAME := $(shell basename "$(DATA)")
+ARGS ?=
+export PYTHONUNBUFFERED = 1
+
+.PHONY: setup train test check bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+# make train [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
+train: setup
+	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_ddpm.py \
+	    --config launch/configs/ddpm_small.yaml --data.source "$(DATA)" \
+	    --run.dir "runs/small-$(NAME)" $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+# What to run before every commit: style, types, and the tests that are fast.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+bench: setup
+	$(BIN)/python launch/benchmark.py data
+	$(BIN)/python launch/benchmark.py noise
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,98 @@
+"""Make images with a trained run: `python launch/sample.py runs/ddpm-small --per_class 10`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from dgm import images
+from dgm.diffusion.samplers import SamplerName
+from dgm.errors import UserError
+from dgm.train.engine import Engine
+from dgm.train.sampling import sample_on_all
+from launch.command import parse_options, run
+from launch.trained import Trained, open_trained
+
+SHOWN = 20  # images of a class in the PNG; the .npz holds all
+KNOBS = ("sampler", "steps", "guidance", "eta", "batch")
+
+
+def make_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--per_class", type=int, default=1, help="images of each class")
+    parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    parser.add_argument("--checkpoint", type=int, help="images seen of a checkpoint; else newest")
+    parser.add_argument("--average", type=bool, default=True, help="use the averaged weights")
+    parser.add_argument("--out", help="path without ending; default RUN/generated/...")
+    names = get_args(SamplerName)
+    parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
+    parser.add_argument("--steps", type=int, help="default: the run's sample.steps")
+    parser.add_argument("--guidance", type=float, help="default: the run's sample.guidance")
+    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
+    parser.add_argument("--batch", type=int, help="images per forward pass; changes no image")
+    return parser
+
+
+def choose_classes(trained: Trained, wanted: str | None) -> list[int]:
+    """Turn names or numbers into labels; raises UserError naming an unknown one."""
+    if wanted is None:
+        return list(range(len(trained.classes)))
+    labels = []
+    for word in (w.strip() for w in wanted.split(",")):
+        if word in trained.classes:
+            labels.append(trained.classes.index(word))
+        elif word.isdigit() and int(word) < len(trained.classes):
+            labels.append(int(word))
+        else:
+            known = ", ".join(trained.classes)
+            raise UserError(f"--classes names '{word}', which the run does not know: {known}")
+    return labels
+
+
+def make_images(options: Namespace, engine: Engine) -> None:
+    """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
+    if options.per_class < 1:
+        raise UserError(f"--per_class is {options.per_class}: choose 1 or more")
+    trained = open_trained(Path(options.run), options.checkpoint, options.average)
+    chosen = choose_classes(trained, options.classes)
+    nets = {name: net.to(engine.device) for name, net in trained.nets.items()}
+    labels = torch.tensor(chosen).repeat_interleave(options.per_class)
+    number = torch.arange(options.per_class).repeat(len(chosen))
+    # So image k of a class is the same whatever else is asked for.
+    index = (labels << 24) + number
+    knobs = {name: options[name] for name in KNOBS if options[name] is not None}
+    made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+    if not engine.is_main:
+        return
+    pixels = images.to_uint8(made)
+    default = Path(options.run) / "generated" / f"{trained.images_seen:09d}-seed{options.seed}"
+    stem = Path(options.out) if options.out else default
+    shown = pixels[(number < SHOWN).numpy()]
+    columns = len(chosen) if options.per_class == 1 else min(options.per_class, SHOWN)
+    png, npz = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".npz")
+    images.save_png(png, images.grid(shown, columns))
+    images.save_npz(npz, pixels, labels.numpy())
+    print(f"{len(pixels)} images of {len(chosen)} classes: {png} and {npz}")
+
+
+def main() -> None:
+    """Make images by the command line."""
+    options = parse_options(make_parser(), sys.argv[1:])
+    engine = Engine("no")
+    try:
+        make_images(options, engine)
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    run(main)

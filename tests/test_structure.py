@@ -1,0 +1,119 @@
+"""The directions that imports may take, and the sizes that keep files readable."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dgm", "shards", "launch", "slurm")
+FAMILIES = ("diffusion", "gan", "vae", "flow")
+ONLY_IN = {
+    "accelerate": ("dgm/train/",),
+    "deepspeed": ("dgm/train/",),
+    "webdataset": ("shards/", "launch/benchmarks/"),  # there it is the peer
+    "submitit": ("slurm/",),
+}
+
+
+def sources() -> list[Path]:
+    return sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] in ("shards", "launch", "slurm"):
+        return parts[0]
+    if parts[0] != "dgm" or len(parts) == 1:
+        return None
+    if parts[1] in ("train", "report", "eval"):
+        return parts[1]
+    return parts[1] if parts[1] in FAMILIES else "base"
+
+
+ALLOWED = {
+    "base": {"base"},
+    **{family: {"base", family} for family in FAMILIES},
+    "train": {"base", "train"},
+    "report": {"base", "train", *FAMILIES, "report"},
+    "eval": {"base", "train", *FAMILIES, "eval"},
+    "shards": {"shards"},
+    "launch": {"base", "train", "report", "eval", *FAMILIES, "shards", "launch"},
+    "slurm": {"slurm"},
+}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_directions(path: Path) -> None:
+    relative = path.relative_to(ROOT).with_suffix("")
+    own = layer(".".join(relative.parts))
+    if own is None:
+        return
+    wrong = {m for m in imports(path) if (there := layer(m)) and there not in ALLOWED[own]}
+    assert not wrong, f"{relative} ({own}) imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_rooms(library: str) -> None:
+    homes = ONLY_IN[library]
+    users = [p for p in sources() if any(m.split(".")[0] == library for m in imports(p))]
+    strangers = [p for p in users if not str(p.relative_to(ROOT)).startswith(homes)]
+    assert not strangers
+
+
+def test_imports_have_no_cycles() -> None:
+    known = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sources()}
+    graph = {
+        name: imports(path, top_level_only=True) & known.keys() for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for there in graph[name]:
+                visit(there, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_files_stay_readable() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in sources()
+        if (n := len(p.read_text().split("\n"))) > 320
+    }
+    assert not long
+
+
+def test_functions_stay_readable() -> None:
+    long = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > 60:
+                    long.append(f"{path.relative_to(ROOT)}:{node.name} {length}")
+    assert not long
+
+
+def test_package_files_do_nothing_at_import() -> None:
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
+            body = ast.parse(path.read_text()).body
+            assert all(isinstance(n, ast.Expr | ast.Import | ast.ImportFrom) for n in body), path
