@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from dgm.errors import UserError
-from dgm.train.run_folder import flatten
+from dgm.train.run_folder import flatten, flatten_nested
 from shards.errors import ShardError
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
@@ -34,9 +37,34 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
     parser.add_class_arguments(config_class)
     if not any(a == "--config" or a.startswith("--config=") for a in arguments):
         arguments = ["--config", str(CONFIGS / default_config), *arguments]
+    defaults = {key: value for key, value, _ in flatten(config_class())}
+    for option, following in itertools.pairwise(["", *arguments, ""]):
+        if option == "--config" or option.startswith("--config="):
+            _check_file(following if option == "--config" else option[9:], defaults.keys())
     found = parse_options(parser, _spell_out_flags(arguments, config_class))
     del found.config
-    return config_class(**vars(found))
+    config = config_class(**vars(found))
+    for key, value, _ in flatten(config):
+        if value is None and defaults[key] is not None:
+            raise UserError(f"{key} is null: give a value or leave it out")
+    return config
+
+
+def _check_file(path: str, known: Collection[str]) -> None:
+    # jsonargparse names neither the file nor the whole key of what it does not understand.
+    try:
+        keys = yaml.safe_load(Path(path).read_text()) or {}
+        unknown = [key for key, _ in flatten_nested(keys) if key not in known]
+    except OSError:
+        return  # this it says well
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file of keys: {one_line(str(error))}") from None
+    if unknown:
+        if any(key.startswith(f"{unknown[0]}.") for key in known):
+            raise UserError(f"{path} gives the section {unknown[0]} no keys: add or remove it")
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for the keys"
+        raise UserError(f"{path} has an unknown key {unknown[0]}: {hint}")
 
 
 def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:

@@ -10,7 +10,7 @@ from torch import nn
 from dgm.errors import UserError
 from dgm.objective import Objective
 from dgm.train import checkpoint
-from dgm.train.engine import load_nets
+from dgm.train.engine import in_channels_last, load_nets
 from launch import train_ddpm
 from launch.command import parse
 
@@ -45,5 +45,7 @@ def open_trained(folder: Path, images_seen: int | None = None, average: bool = T
     classes = loaded.state["classes"]
     parts = train_ddpm.make_parts(config, (height, width, channels), len(classes))
     load_nets(parts.nets, loaded.ema if average else loaded.full.model)
-    nets = {name: net.eval().requires_grad_(False) for name, net in parts.nets.items()}
+    nets = {name: in_channels_last(net).eval() for name, net in parts.nets.items()}
+    for net in nets.values():
+        net.requires_grad_(False)
     return Trained(parts.objective, nets, classes, loaded.state["images_seen"])

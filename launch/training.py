@@ -42,9 +42,7 @@ class Parts:
     objective: Objective
 
 
-def run_training(
-    config: Any, make_parts: Callable[[Shards], Parts], retold: Callable[[], object] | None = None
-) -> int:
+def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
     """Train what a script configured; give the exit code.
 
     `config` holds at least `run`, `data`, `train` (RunConfig, DataConfig, TrainConfig) and
@@ -61,7 +59,6 @@ def run_training(
         images = open_shards(where)
         config = replace(config, data=replace(data, shards=where))
         parts = make_parts(images)
-        changed = engine.on_main(lambda: open_run(config, folder))
         job = Job(
             folder=folder,
             seed=run.seed,
@@ -75,9 +72,8 @@ def run_training(
             image_shape=images.image_shape,
             classes=images.classes,
             settings={key: value for key, value, _ in flatten(config)},
-            changed=changed,
         )
-        done = train(job)
+        done = train(job, lambda: open_run(config, folder))
         if engine.is_main:
             _say_goodbye(folder, done)
         return DONE if done else STOPPED

@@ -1,6 +1,7 @@
 """Turn stored images into noised ones: choose timesteps, flip, scale, draw noise, q_sample.
 
-Two passes, because a mirrored read would keep the second one from being vectorised.
+Two compiled passes, and the flip between them as it is: its mirrored reads of three bytes at a time
+would keep compiled code from being vectorised.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dgm.rng import Draws
 class Chosen(NamedTuple):
     """What is drawn once per image."""
 
-    images: Tensor  # uint8 [B, H, W, C], mirrored or not
+    mirrored: Tensor  # bool [B]
     t: Tensor  # int64 [B]
     alpha: Tensor  # [B, 1, 1, 1]
     sigma: Tensor  # [B, 1, 1, 1]
@@ -35,26 +36,22 @@ class Noised(NamedTuple):
 
 
 def choose(
-    images: Tensor,
-    labels: Tensor,
-    alphas: Tensor,
-    sigmas: Tensor,
-    draws: Draws,
-    flip: bool,
-    label_drop: float,
-    nobody: int,
+    labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws, label_drop: float, nobody: int
 ) -> Chosen:
     """Draw timestep, mirroring (probability 1/2) and label drop of each image.
 
-    images: uint8 [B, H, W, C]; labels: int64 [B]; alphas, sigmas: [T].
+    labels: int64 [B]; alphas, sigmas: [T]; `nobody` is the label of a dropped one.
     """
+    mirrored = draws.bits("flip", 1)[0][:, 0] >= 2**31
     t = draws.integers("timestep", len(alphas))
-    alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
-    if flip:
-        mirrored = draws.bits("flip", 1)[0][:, 0] >= 2**31
-        images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
     dropped = draws.uniform("label_drop", (1,))[:, 0] < label_drop
-    return Chosen(images, t, alpha, sigma, torch.where(dropped, nobody, labels))
+    alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
+    return Chosen(mirrored, t, alpha, sigma, torch.where(dropped, nobody, labels))
+
+
+def flip_images(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror those of uint8 [B, H, W, C] that `mirrored` [B] says."""
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
 
 
 def q_sample(
@@ -89,6 +86,8 @@ class Noising:
 def _or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function; where compiling fails, warn once and run it as it is."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    # No compiler, no headers; or more batch sizes than torch compiles for, an exception of its own.
+    failures = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
     working = True
 
     @functools.wraps(function)
@@ -97,7 +96,7 @@ def _or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
         if working:
             try:
                 return compiled(*args)
-            except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, no headers
+            except failures as error:
                 working = False
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(f"{function.__name__} runs uncompiled: {reason}", stacklevel=2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.diffusion import likelihood
-from dgm.diffusion.noising import Noising
+from dgm.diffusion.noising import Noising, flip_images
 from dgm.diffusion.prediction import (
     Denoised,
     PredictionKind,
@@ -109,9 +109,10 @@ class DiffusionObjective:
         config = self.config
         alphas, sigmas, snr = self._levels(batch.images.device)
         nobody, drop = self.num_classes or 0, config.label_drop
-        images, t, alpha, sigma, told = self.noising.choose(
-            batch.images, batch.labels, alphas, sigmas, draws, config.flip, drop, nobody
+        mirrored, t, alpha, sigma, told = self.noising.choose(
+            batch.labels, alphas, sigmas, draws, drop, nobody
         )
+        images = flip_images(batch.images, mirrored) if config.flip else batch.images
         x_t, x_0, eps = self.noising.q_sample(images, alpha, sigma, draws, config.dequantize)
         labels = None if self.num_classes is None else told
         output = nets[phase.net](x_t, t, labels, draws)
@@ -256,5 +257,7 @@ def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
             f"sample.steps is {sample.steps}: choose 1 to {config.num_timesteps}, "
             "which is diffusion.num_timesteps"
         )
+    if not 0 <= sample.eta <= 1:
+        raise UserError(f"sample.eta is {sample.eta}: choose 0 (no noise) to 1 (as much as DDPM)")
     if sample.batch < 1:
         raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")

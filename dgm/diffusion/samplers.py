@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dgm.diffusion.prediction import Denoised
 from dgm.diffusion.schedule import Schedule
-from dgm.errors import UserError
 from dgm.rng import Draws
 
 Denoiser = Callable[[Tensor, int], Denoised]
@@ -153,8 +152,6 @@ def run_sampler(
     variance: Literal["small", "large", "learned"] = "large",
 ) -> Tensor:
     """Sample by the sampler of that name; the knobs go to those that have them."""
-    if eta < 0 or eta > 1:
-        raise UserError(f"sample.eta is {eta}: choose 0 (no noise) to 1 (as much as DDPM)")
     if name == "ddpm":
         return ddpm(denoiser, x, schedule, draws, steps, variance)
     if name == "ddim":

@@ -245,7 +245,7 @@ def _check(config: UNetConfig, image_size: int) -> None:
             f"{config.patch_size}, {levels} levels): resize them or use fewer levels"
         )
     for width in (config.channels * m for m in config.channel_mult):
-        if width % config.num_heads:
+        if config.num_heads < 1 or width % config.num_heads:
             raise UserError(
                 f"model.num_heads {config.num_heads} does not divide the width {width}: "
                 "change it or model.channels"

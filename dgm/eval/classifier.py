@@ -41,7 +41,7 @@ def train_classifier(
 ) -> Classifier:
     """Train on all images of a data set; the same seed gives the same classifier on one machine."""
     torch.manual_seed(seed)
-    net = Classifier(num_classes).to(device, memory_format=torch.channels_last)
+    net = Classifier(num_classes).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     per_epoch = -(-len(data) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch)

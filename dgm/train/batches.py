@@ -54,7 +54,7 @@ class Batches:
                 f"choose a multiple of {world_size}"
             )
         self.share = global_batch // world_size
-        self.micro_batch = micro_batch or self.share
+        self.micro_batch = self.share if micro_batch is None else micro_batch
         if self.micro_batch < 1 or self.share % self.micro_batch:
             raise UserError(
                 f"train.micro_batch {self.micro_batch} does not divide the {self.share} images "

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -38,6 +39,7 @@ class Engine:
     ):
         """Join the processes. `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it)."""
         _check_launch()
+        _check_trackers(trackers or [])
         _use_all_cores()
         # The first process may build shards for a while as the others wait.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
@@ -73,9 +75,7 @@ class Engine:
     ) -> None:
         """Move nets to the device, make their optimizers, and wrap both."""
         for name, net in nets.items():
-            net = net.to(self.device)
-            if any(p.ndim == 4 for p in net.parameters()):
-                net = net.to(memory_format=torch.channels_last)
+            net = in_channels_last(net.to(self.device))
             if compiled:
                 net.compile()  # in place: a wrapper would rename every key of the state
             self.bare[name] = net
@@ -187,6 +187,17 @@ def _check_launch() -> None:
         )
 
 
+def _check_trackers(names: list[str]) -> None:
+    # Accelerate leaves out a tracker that is not installed, and says nothing.
+    known = [str(tracker.value) for tracker in get_available_trackers()]
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(
+            f"run.trackers names {', '.join(missing)}, which is unknown or not installed: "
+            f"install it or choose of {', '.join(known) or 'none'}"
+        )
+
+
 def _use_all_cores() -> None:
     # `accelerate launch` and torchrun set one thread where nothing is set.
     if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
@@ -210,6 +221,12 @@ def load_nets(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> N
     with torch.no_grad():
         for key, value in wanted.items():
             value.copy_(tensors[key])
+
+
+def in_channels_last(net: nn.Module) -> nn.Module:
+    """Lay out a net's convolutions for [B, H, W, C] in memory; the numbers stay."""
+    convolves = any(p.ndim == 4 for p in net.parameters())
+    return net.to(memory_format=torch.channels_last) if convolves else net
 
 
 def copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

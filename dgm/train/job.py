@@ -69,7 +69,7 @@ class Job:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     settings: dict[str, Any]  # the whole configuration, flat, for trackers
-    changed: dict[str, list[Any]]  # what differs from the run so far
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # what differs from the run so far
 
 
 def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
@@ -86,5 +86,9 @@ def check(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value < 1:
             raise UserError(f"train.{name} is {value}: choose 1 or more")
+    if config.ema_halflife_images < 0:
+        raise UserError(
+            f"train.ema_halflife_images is {config.ema_halflife_images}: choose 0 or more"
+        )
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")

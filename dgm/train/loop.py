@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,15 @@ from dgm.train.tracking import (
 )
 
 
-def train(job: Job) -> bool:
-    """Train until `total_images`, or until asked to stop; say whether the run is done."""
-    return _Run(job).train()
+def train(job: Job, open_folder: Callable[[], dict[str, list[Any]]]) -> bool:
+    """Train until `total_images`, or until asked to stop; say whether the run is done.
+
+    `open_folder` makes or checks the run folder and gives the keys that changed; it is called
+    when the settings have been found to make sense, so that a mistake leaves no folder behind.
+    """
+    run = _Run(job)
+    job.changed = job.engine.on_main(open_folder)
+    return run.train()
 
 
 class _Run:

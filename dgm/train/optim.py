@@ -38,6 +38,11 @@ def make_optimizer(
     """Make AdamW, its update fused into one pass over the weights."""
     if config.lr <= 0:
         raise UserError(f"optim.lr is {config.lr}: choose a number above 0")
+    for name in ("eps", "weight_decay", "warmup_images", "clip_norm"):
+        if getattr(config, name) < 0:
+            raise UserError(f"optim.{name} is {getattr(config, name)}: choose 0 or more")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"optim.betas is {list(config.betas)}: choose numbers from 0 to below 1")
     return torch.optim.AdamW(
         parameters,
         lr=config.lr,

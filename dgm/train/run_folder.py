@@ -29,7 +29,7 @@ MAY_CHANGE = {"may_change": True}
 class RunConfig:
     """Where a run lives and what makes it this run."""
 
-    dir: str = "runs/ddpm-cifar10"
+    dir: str = field(default="runs/ddpm-cifar10", metadata=MAY_CHANGE)
     """Run folder; the same command again continues what is in it."""
     seed: int = 0
     """Seed of every draw and of the first weights."""
@@ -70,7 +70,7 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
                 f"run.dir {folder} holds a run with another configuration ({'; '.join(fixed)}): "
                 "use these values again or another run.dir"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and _names(folder) <= {".config.yaml.tmp"}):
         raise UserError(
             f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
         )
@@ -126,16 +126,17 @@ def _git(*words: str) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         nested = yaml.safe_load(path.read_text())
-        return dict(_flat(nested))
+        return dict(flatten_nested(nested))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}): restore it or move the run") from None
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through (key, value) of nested dictionaries, as `flatten` does of dataclasses."""
     for key, value in nested.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flatten_nested(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -149,6 +150,10 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[last] = value
     return root
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,200 @@
+"""Tiny shards, a tiny run's configuration, and the scripts run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from shards import shapes
+from shards.build import build
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_IMAGES = 320  # twenty steps of 16
+
+# Every kind of draw is on: order, flip, timestep, noise, label drop and dropout.
+TINY = {
+    "model": {
+        "channels": 8,
+        "channel_mult": [1, 2],
+        "num_blocks": [1, 1],
+        "attention_at": [],
+        "patch_size": 2,
+        "skips": "add",
+        "dropout": 0.1,
+    },
+    "optim": {"lr": 2e-3, "warmup_images": 64},
+    "train": {
+        "global_batch": 16,
+        "total_images": 256,
+        "log_every_images": 16,
+        "save_every_images": 64,
+        "sample_every_images": 0,
+        "samples_per_class": 1,
+        "ema_halflife_images": 100,
+        "compile": "none",
+    },
+    "sample": {"steps": 2},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a script left on the screen."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw a class-folder tree of shapes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index in range(NUM_IMAGES):
+        folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(shape_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build shards of the shapes: 320 images in four tars."""
+    out = tmp_path_factory.mktemp("shards") / "train"
+    build(f"folder:{shape_pictures}", "train", out, shard_size=90, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the configuration of a run of sixteen steps that takes a second."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "data": {"shards": str(tiny_shards)}}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Give the variables of a user without a GPU, with a cache of their own."""
+    cache = tmp_path_factory.mktemp("cache")
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS"):
+        env.pop(name, None)
+    # Several tests share the cores: a thread that spins as it waits would hold up the others.
+    env["OMP_WAIT_POLICY"] = "passive"
+    return env
+
+
+@pytest.fixture(scope="session")
+def start_script(
+    user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.Popen]:
+    """Return a starter of `python WORDS`, or of `accelerate launch WORDS` on several processes."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def start(*words: object, processes: int = 1, cwd: Path = elsewhere) -> subprocess.Popen:
+        command = [sys.executable]
+        if processes > 1:
+            options = f"--multi_gpu --num_processes {processes} --main_process_port 0"
+            defaults = ["--config_file", str(ROOT / "accelerate_config.yaml")]
+            command += ["-m", "accelerate.commands.launch", *defaults, *options.split()]
+        return subprocess.Popen(
+            [*command, *map(str, words)],
+            cwd=cwd,
+            env=user_environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., Result]:
+    """Return a runner of what `start_script` starts; none of its processes outlives it."""
+
+    def run(*words: object, timeout: float = 120, **options) -> Result:
+        process = start_script(*words, **options)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        return Result(process.returncode, stdout, stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def warm_socket(
+    user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Start a process that has imported torch, to be forked; see drills/warm.py."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    command = [sys.executable, str(ROOT / "tests" / "drills" / "warm.py"), str(path)]
+    with subprocess.Popen(command, env=user_environment) as process:
+        while not path.exists():
+            assert process.poll() is None, "warm.py ended early"
+            time.sleep(0.05)
+        yield str(path)
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def run_warm(warm_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    """Return what runs scripts as `run_script` does, save that no process has to import torch.
+
+    The code is the first that is not 0, by rank.
+    """
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(
+        *words: object, processes: int = 1, cwd: Path = elsewhere, timeout: float = 120
+    ) -> Result:
+        said = tmp_path_factory.mktemp("said")
+        request = {
+            "words": [str(word) for word in words],
+            "processes": processes,
+            "port": free_port(),
+            "cwd": str(cwd),
+            "stdout": str(said / "stdout"),
+            "stderr": str(said / "stderr"),
+        }
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(warm_socket)
+            stream = connection.makefile("rw")
+            stream.write(json.dumps(request) + "\n")
+            stream.flush()
+            group = int(stream.readline())
+            try:
+                codes = json.loads(stream.readline())
+            except TimeoutError:
+                os.killpg(group, signal.SIGKILL)
+                raise
+        code = next((code for code in codes if code), 0)
+        return Result(code, (said / "stdout").read_text(), (said / "stderr").read_text())
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

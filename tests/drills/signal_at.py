@@ -1,0 +1,77 @@
+"""Run a script that sends itself a signal at a chosen moment: SIGKILL, or SIGTERM for `term`.
+
+    python signal_at.py MOMENT launch/train_ddpm.py ...
+
+Moments, N counted from the start of the process: `forward:N` after the N-th forward pass of the
+training, before its gradient; `term:N` the same; `update:N` after the N-th update of the weights,
+before the moving average knows of it; `file:N` as the N-th file of a checkpoint is on the disk;
+`saved:N` after the N-th checkpoint. `@RANK` at the end picks one process. The signal is real: only
+its moment is arranged.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dgm.train import checkpoint  # noqa: E402
+from dgm.train.engine import Engine  # noqa: E402
+
+
+def signal_after(
+    function: Callable[..., Any], calls: int, number: int = signal.SIGKILL
+) -> Callable[..., Any]:
+    """Wrap a function so that the process gets a signal as the `calls`-th call returns."""
+    done = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        result = function(*args, **kwargs)
+        done += 1
+        if done == calls:
+            os.kill(os.getpid(), number)
+        return result
+
+    return call
+
+
+def arrange(kind: str, calls: int) -> None:
+    """Patch the one function that the moment follows."""
+    if kind in ("forward", "term"):
+        backward = Engine.backward
+        number = signal.SIGTERM if kind == "term" else signal.SIGKILL
+        forwards = signal_after(lambda loss: loss(), calls, number)
+        Engine.backward = lambda self, net, loss, last: backward(
+            self, net, lambda: forwards(loss), last
+        )
+    elif kind == "update":
+        Engine.update = signal_after(Engine.update, calls)
+    elif kind == "file":
+        # Every file of a checkpoint is brought to the disk by this one function.
+        checkpoint._sync_file = signal_after(checkpoint._sync_file, calls)
+    elif kind == "saved":
+        checkpoint.write = signal_after(checkpoint.write, calls)
+    else:
+        raise SystemExit(f"unknown moment {kind}")
+
+
+def main() -> None:
+    """Arrange the moment, then be the script."""
+    moment, _, rank = sys.argv[1].partition("@")
+    kind, calls = moment.split(":")
+    if rank in ("", os.environ.get("RANK", "0")):
+        arrange(kind, int(calls))
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Train on one, two and four processes: the draws are functions, so the losses are the same."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "train_ddpm.py"
+STEPS, BATCH = 50, 16
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def losses(
+    run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[float]]:
+    """Return a maker of the losses of fifty steps."""
+
+    def run(
+        processes: int, *options: str, steps: int = STEPS, folder: Path | None = None
+    ) -> list[float]:
+        folder = folder or tmp_path_factory.mktemp("processes") / "run"
+        words = ["--config", tiny_config, "--run.dir", folder, "--run.trackers", "[]"]
+        words += [f"--train.total_images={steps * BATCH}", "--train.save_every_images=0"]
+        done = run_warm(SCRIPT, *words, *options, processes=processes)
+        assert done.code == 0, done.stderr
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line)["train/loss"] for line in lines]
+        assert len(found) == steps
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def losses_alone(losses: Callable) -> Callable[..., list[float]]:
+    """Return a maker of the losses of one process, which are computed once."""
+    return functools.cache(lambda *options: losses(1, *options))
+
+
+def largest_difference(ours: list[float], theirs: list[float]) -> float:
+    """Give the largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        # What is left is the order of sums in fp32, amplified a little by each update.
+        pytest.param([], 1e-5, id="fp32"),
+        # In fp64 there would be nothing to hide behind: a draw that differs shows in each digit.
+        pytest.param(["--train.float64"], 1e-10, id="fp64"),
+    ],
+)
+def test_losses_are_those_of_one_process_on_two_and_four(
+    losses: Callable, losses_alone: Callable, options: list[str], tolerance: float
+) -> None:
+    alone = losses_alone(*options)
+    assert alone[-1] < 0.95 * alone[0], "a run that does not learn would prove nothing"
+    for processes in (2, 4):
+        difference = largest_difference(losses(processes, *options), alone)
+        print(f"{processes} processes differ from one by {difference:.1e}")
+        assert difference < tolerance, f"{processes} processes"
+
+
+def test_accumulated_micro_batches_give_the_losses_of_one_go(
+    losses: Callable, losses_alone: Callable
+) -> None:
+    accumulated = losses(1, "--train.float64", "--train.micro_batch=4")
+    difference = largest_difference(accumulated, losses_alone("--train.float64"))
+    print(f"micro-batches of 4 differ from one go by {difference:.1e}")
+    assert difference < 1e-10
+
+
+def test_run_goes_on_with_the_same_losses_on_another_number_of_processes(
+    losses: Callable, losses_alone: Callable, tmp_path: Path
+) -> None:
+    for processes, steps in ((2, 15), (1, 30), (4, STEPS)):
+        found = losses(processes, "--train.float64", steps=steps, folder=tmp_path / "run")
+    difference = largest_difference(found, losses_alone("--train.float64"))
+    print(f"2, 1 and 4 processes after each other differ from one by {difference:.1e}")
+    assert difference < 1e-10

@@ -1,0 +1,81 @@
+"""Start scripts in processes that have imported torch already: a second instead of six.
+
+    python warm.py SOCKET
+
+Each connection asks for one script in a line of JSON: `words` (path and arguments), `processes`,
+`cwd`, and files for `stdout` and `stderr`. A copy of this process is forked for each process of
+the script, and the answer is their exit codes, negative where a signal ended one. Several
+processes find each other by the variables that torchrun sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch.utils.tensorboard  # noqa: F401
+
+import launch.train_ddpm  # noqa: F401
+
+
+def serve(path: str) -> None:
+    """Answer connections until killed, each in a fork of its own."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+        while True:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                server.close()
+                answer(connection)
+            connection.close()
+
+
+def answer(connection: socket.socket) -> None:
+    """Fork the processes of one script, wait for them and send their exit codes."""
+    os.setsid()
+    with connection, connection.makefile("rw") as stream:
+        request = json.loads(stream.readline())
+        stream.write(f"{os.getpid()}\n")  # the group to kill when patience ends
+        stream.flush()
+        children = []
+        for rank in range(request["processes"]):
+            children.append(os.fork())
+            if children[-1] == 0:
+                connection.detach()
+                become(request, rank)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        stream.write(json.dumps(codes) + "\n")
+        stream.flush()
+    os._exit(0)
+
+
+def become(request: dict[str, Any], rank: int) -> NoReturn:
+    """Be the script, as if Python had just been started with these words."""
+    for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(name, flags), number)
+    if request["processes"] > 1:
+        count = str(request["processes"])
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=count, LOCAL_WORLD_SIZE=count,
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]), OMP_NUM_THREADS="1",
+        )  # fmt: skip
+    os.chdir(request["cwd"])
+    sys.argv = request["words"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

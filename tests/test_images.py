@@ -1,0 +1,107 @@
+"""Images out: levels, grids and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dgm.images import grid, save_npz, save_png, to_uint8
+
+
+def levels_as_images(values: torch.Tensor) -> torch.Tensor:
+    return (values / 127.5 - 1).reshape(1, 1, 16, 16)
+
+
+def test_every_grey_level_comes_back():
+    levels = torch.arange(256.0)
+    assert np.array_equal(to_uint8(levels_as_images(levels)).ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("shift", [-0.49, 0.49])
+def test_images_round_to_the_nearest_level(shift: float):
+    levels = torch.arange(256.0) + shift
+    assert np.array_equal(to_uint8(levels_as_images(levels)).ravel(), np.arange(256))
+
+
+def test_values_beyond_the_range_are_clipped():
+    made = to_uint8(torch.tensor([-7.0, -1.0, 1.0, 7.0]).reshape(1, 1, 1, 4))
+    assert made.ravel().tolist() == [0, 0, 255, 255]
+
+
+def test_channels_go_last():
+    x = torch.full((2, 3, 4, 5), -1.0)
+    x[1, 2, 3, 4] = 1.0
+    made = to_uint8(x)
+    assert made.shape == (2, 4, 5, 3) and made.dtype == np.uint8
+    assert np.argwhere(made).tolist() == [[1, 3, 4, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_floating_dtype_becomes_levels(dtype: torch.dtype):
+    made = to_uint8(torch.tensor([-1.0, 0.0, 1.0], dtype=dtype).reshape(1, 1, 1, 3))
+    assert made.ravel().tolist() == [0, 128, 255]
+
+
+def test_grid_goes_row_by_row_on_white():
+    images = np.stack([np.full((2, 3, 3), 10 * i, np.uint8) for i in range(5)])
+    sheet = grid(images, columns=3, scale=2, gap=1)
+    assert sheet.shape == (2 * (4 + 1) + 1, 3 * (6 + 1) + 1, 3)
+    for i in range(6):
+        top, left = 1 + (i // 3) * 5, 1 + (i % 3) * 7
+        here = sheet[top : top + 4, left : left + 6]
+        assert (here == (10 * i if i < 5 else 255)).all(), i
+    on_white = np.ones(sheet.shape[:2], bool)
+    for i in range(5):
+        on_white[1 + (i // 3) * 5 :, :][:4, 1 + (i % 3) * 7 :][:, :6] = False
+    assert (sheet[on_white] == 255).all()
+
+
+def test_grid_repeats_pixels():
+    image = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
+    assert grid(image, columns=1, scale=2, gap=0)[:, :, 0].tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+        [2, 2, 3, 3],
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_holds_the_pixels(tmp_path: Path, channels: int):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    save_png(tmp_path / "deep" / "one.png", image)
+    read = np.asarray(Image.open(tmp_path / "deep" / "one.png")).reshape(image.shape)
+    assert np.array_equal(read, image)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["one.png"]
+
+
+def test_npz_holds_arrays_for_other_evaluators(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(4)
+    save_npz(tmp_path / "with.npz", images, labels)
+    save_npz(tmp_path / "without.npz", images)
+    with np.load(tmp_path / "with.npz") as read:
+        assert sorted(read) == ["arr_0", "arr_1"]
+        assert read["arr_0"].dtype == np.uint8
+        assert np.array_equal(read["arr_0"], images) and np.array_equal(read["arr_1"], labels)
+    with np.load(tmp_path / "without.npz") as read:
+        assert sorted(read) == ["arr_0"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["with.npz", "without.npz"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    save_npz(tmp_path / "it.npz", images)
+    before = (tmp_path / "it.npz").read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_npz(tmp_path / "it.npz", images + 1)
+    assert (tmp_path / "it.npz").read_bytes() == before

@@ -1,0 +1,51 @@
+"""The README's commands do what they say."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    "--train.total_images 96 --train.global_batch 48 --train.samples_per_class 1 --sample.steps 2 "
+    "--model.channels 8 --train.compile none --data.source shapes"
+)
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
+    """Each runs as written, but that training is made tiny."""
+    for name in ("launch", "dgm", "shards"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)}
+    ran = 0
+    for command in commands():
+        if "train_ddpm.py" in command and "--print_config" not in command:
+            command += " " + TINY
+        if "--multi_gpu" in command:
+            command = command.replace("--multi_gpu", "--multi_gpu --main_process_port 0")
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 8
+    assert (tmp_path / "runs/small-shapes/generated/guided.npz").is_file()
+    assert list((tmp_path / "runs/debug/profile").iterdir())
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    named = re.findall(r"`((?:launch|dgm|shards)/[\w/.]*)`", (ROOT / "README.md").read_text())
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]

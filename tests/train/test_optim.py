@@ -1,0 +1,73 @@
+"""The learning rate as a function of images seen, and the optimizer's settings."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from dgm.errors import UserError
+from dgm.train.optim import OptimConfig, learning_rate, make_optimizer
+
+COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
+
+
+def test_the_rate_rises_linearly_and_then_stays():
+    config = OptimConfig(lr=0.4, warmup_images=100)
+    rates = [learning_rate(config, seen, 1000) for seen in (0, 25, 50, 100, 101, 1000, 5000)]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4, 0.4])
+
+
+def test_the_first_step_of_a_warm_up_moves():
+    assert learning_rate(OptimConfig(lr=0.4, warmup_images=100), 10, 1000) == pytest.approx(0.04)
+
+
+def test_without_warm_up_the_rate_is_there_at_once():
+    assert learning_rate(OptimConfig(lr=0.4, warmup_images=0), 1, 1000) == 0.4
+
+
+def test_cosine_falls_from_the_warm_up_to_zero():
+    rates = [learning_rate(COSINE, seen, 1100) for seen in (50, 100, 350, 600, 850, 1100)]
+    half = [0.5 * (1 + math.cos(math.pi * part)) for part in (0, 0.25, 0.5, 0.75)]
+    assert rates == pytest.approx([0.2, *(0.4 * part for part in half), 0.0], abs=1e-15)
+
+
+def test_cosine_stays_at_zero_beyond_the_end():
+    # The last step may end after total_images, which is rounded up to whole steps.
+    assert learning_rate(COSINE, 1200, 1100) == pytest.approx(0, abs=1e-15)
+
+
+@given(st.integers(0, 3000), st.integers(1, 2000), st.integers(0, 2000))
+def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
+    for decay in ("constant", "cosine"):
+        config = OptimConfig(lr=0.4, warmup_images=warmup, decay=decay)
+        assert 0 <= learning_rate(config, seen, total) <= 0.4
+
+
+def test_the_optimizer_takes_its_settings():
+    config = OptimConfig(lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
+    made = make_optimizer(nn.Linear(2, 2).parameters(), config)
+    group = made.param_groups[0]
+    assert isinstance(made, torch.optim.AdamW)
+    assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
+        0.1,
+        (0.5, 0.7),
+        1e-3,
+        0.2,
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lr": 0.0}, {"lr": -1e-3}, {"clip_norm": -1.0}, {"betas": (0.9, 1.0)}]
+)
+def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
+    name, value = next(iter(setting.items()))
+    shown = list(value) if isinstance(value, tuple) else value
+    with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
+        make_optimizer(nn.Linear(2, 2).parameters(), OptimConfig(**setting))

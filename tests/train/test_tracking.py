@@ -1,0 +1,129 @@
+"""Means between logs, and metrics.jsonl over kills and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dgm.train.engine import Engine
+from dgm.train.tracking import Meter, MetricsFile, Progress, read_metrics
+
+
+def line(images_seen: int, loss: float = 0.5) -> dict[str, float]:
+    return {"step": images_seen // 10, "images_seen": images_seen, "train/loss": loss}
+
+
+def seen(path: Path) -> list[float]:
+    return [entry["images_seen"] for entry in read_metrics(path)]
+
+
+def test_means_are_over_all_values_since_the_last_log(engine: Engine):
+    meter = Meter()
+    for value in (1.0, 2.0, 6.0):
+        meter.add("train/loss", torch.tensor(value))
+    meter.add("train/rare", torch.tensor(5.0))
+    assert meter.means(engine) == {"train/loss": 3.0, "train/rare": 5.0}
+    assert meter.means(engine) == {}
+    meter.add("train/loss", torch.tensor(7.0))
+    assert meter.means(engine) == {"train/loss": 7.0}
+
+
+def test_sums_are_held_in_double_precision_without_a_graph(engine: Engine):
+    meter = Meter()
+    for _ in range(10):
+        meter.add("a", torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True))
+        meter.add("b", torch.tensor(0.1, requires_grad=True))
+    assert not meter.sums["a"].requires_grad and meter.sums["a"].dtype == torch.float64
+    means = meter.means(engine)
+    assert means["a"] == float(torch.tensor(0.1, dtype=torch.bfloat16))
+    # Ten additions in float64 of what float32 holds of 0.1.
+    assert means["b"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-15)
+
+
+def test_a_restored_meter_gives_the_same_means_to_the_last_bit(engine: Engine):
+    values = torch.rand(10).tolist()
+    whole, first, second = Meter(), Meter(), Meter()
+    for value in values:
+        whole.add("a", torch.tensor(value))
+    for value in values[:6]:
+        first.add("a", torch.tensor(value))
+    first.add("b", torch.tensor(2.0))
+    second.restore(json.loads(json.dumps(first.state(engine))), engine)
+    for value in values[6:]:
+        second.add("a", torch.tensor(value))
+    assert second.means(engine) == {**whole.means(engine), "b": 2.0}
+
+
+def test_an_empty_meter_is_restored_empty(engine: Engine):
+    meter = Meter()
+    meter.restore(json.loads(json.dumps(Meter().state(engine))), engine)
+    assert meter.means(engine) == {}
+
+
+def test_a_meter_of_two_processes_is_shared_by_one(engine: Engine):
+    meter = Meter()
+    meter.restore({"names": ["a"], "sums": [[2.0], [6.0]], "counts": [2]}, engine)
+    assert meter.means(engine) == {"a": 2.0}  # (2 + 6) / (2 + 2)
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    for images in (10, 20):
+        file.write(line(images, loss=0.1 + 0.2))
+    assert read_metrics(path) == [line(10, 0.1 + 0.2), line(20, 0.1 + 0.2)]  # before it is closed
+    file.sync()
+
+
+def test_a_resumed_run_drops_lines_that_will_come_again(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, 0)
+    for images in (10, 20, 30, 40):
+        first.write(line(images))
+    second = MetricsFile(path, 20)
+    assert seen(path) == [10, 20]
+    second.write(line(30))
+    assert seen(path) == [10, 20, 30]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "ima', "{", "\n", '{"step": 3, "images_seen": 30'])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line(images)) + "\n" for images in (10, 20)) + torn)
+    assert seen(path) == [10, 20]
+    MetricsFile(path, 1000).write(line(30))
+    assert seen(path) == [10, 20, 30]
+
+
+def test_a_last_line_without_its_newline_is_whole(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line(10)) + "\n" + json.dumps(line(20)))
+    MetricsFile(path, 20).write(line(30))
+    assert seen(path) == [10, 20, 30]
+
+
+def test_a_new_run_starts_with_no_lines(tmp_path: Path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    MetricsFile(tmp_path / "metrics.jsonl", 0)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_loss_that_is_not_a_number_can_be_read_back(tmp_path: Path):
+    MetricsFile(tmp_path / "metrics.jsonl", 0).write(line(10, float("nan")))
+    assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
+
+
+def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[str]):
+    progress = Progress(1000, 0, shown=True, every_s=0.0)
+    progress.say(0.25)
+    progress.advance(100)
+    progress.close()
+    told = capsys.readouterr().err
+    assert "100/1,000 images" in told and "loss 0.2500" in told and "images/s" in told
+    Progress(1000, 0, shown=False, every_s=0.0).advance(100)
+    assert capsys.readouterr().err == ""
