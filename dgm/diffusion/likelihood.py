@@ -69,9 +69,15 @@ def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
     x holds 256 levels from -1 to 1; the first and last level reach to infinity.
     """
-    inverse = torch.exp(-log_scale)
-    upper = torch.special.ndtr((x - mean + 1 / 255) * inverse)
-    lower = torch.special.ndtr((x - mean - 1 / 255) * inverse)
-    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
-    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
-    return -torch.log((upper - lower).clamp(min=1e-12))
+    inverse, centred, half = torch.exp(-log_scale), x - mean, 1 / 255
+    # Differences are taken in the lower tail, where float32 keeps their digits.
+    lower = -centred.abs()
+    mass = _below((lower + half) * inverse) - _below((lower - half) * inverse)
+    mass = torch.where(x > 0.999, _below((half - centred) * inverse), mass)
+    mass = torch.where(x < -0.999, _below((half + centred) * inverse), mass)
+    return -torch.log(mass.clamp(min=1e-12))
+
+
+def _below(z: Tensor) -> Tensor:
+    # torch.special.ndtr is (1 + erf) / 2, which has no digits left at -5.
+    return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))

@@ -242,6 +242,11 @@ def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
         )
     if not 0 <= config.label_drop <= 1:
         raise UserError(f"diffusion.label_drop is {config.label_drop}: choose 0 to 1")
+    if config.min_snr_gamma <= 0 or config.vlb_weight < 0:
+        raise UserError(
+            f"diffusion.min_snr_gamma is {config.min_snr_gamma}, diffusion.vlb_weight "
+            f"{config.vlb_weight}: choose positive numbers"
+        )
     if sample.guidance != 1 and (config.label_drop == 0 or not config.class_conditional):
         raise UserError(
             f"sample.guidance is {sample.guidance}, but the run trains without "

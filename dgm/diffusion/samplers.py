@@ -126,18 +126,20 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, st
 def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
     """Sample by Heun's rule on the probability-flow ODE (Karras et al. 2022, algorithm 1).
 
-    In x / alpha the ODE is d(x / alpha) = eps d(sigma / alpha). Two evaluations a step, one in
-    the last, which leads to no noise, and in a first one from a level without signal.
+    With alpha = cos(angle) and sigma = sin(angle) the ODE is dx / d angle = v = alpha eps - sigma
+    x_0 (Salimans and Ho 2022, appendix D), which is as tame at a level without signal as
+    elsewhere. Two evaluations a step, one in the last, which leads to no noise.
     """
     for _, here, there in _pairs(schedule, steps):
         x_0, eps, _ = denoiser(x, here.t)
         euler = there.alpha * x_0 + there.sigma * eps
-        if there is CLEAN or here.alpha == 0:
-            x = euler
-            continue
-        eps = (eps + denoiser(euler, there.t).eps) / 2
-        change = there.sigma / there.alpha - here.sigma / here.alpha
-        x = there.alpha * (x / here.alpha + change * eps)
+        if there is CLEAN:
+            return euler
+        ahead = denoiser(euler, there.t)
+        v = (here.alpha * eps - here.sigma * x_0) / 2
+        v = v + (there.alpha * ahead.eps - there.sigma * ahead.x_0) / 2
+        angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
+        x = x - angle * v
     return x
 
 

@@ -5,6 +5,7 @@ Shapes: x [B, C, H, W], t int64 [B], labels int64 [B] (num_classes stands for "n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -243,6 +244,11 @@ def _check(config: UNetConfig, image_size: int) -> None:
         raise UserError(
             f"images of side {image_size} do not divide by {factor} (model.patch_size "
             f"{config.patch_size}, {levels} levels): resize them or use fewer levels"
+        )
+    sizes = [image_size // config.patch_size >> level for level in range(levels)]
+    if unused := [size for size in config.attention_at if size not in sizes]:
+        warnings.warn(
+            f"model.attention_at names {unused}, but the levels are of size {sizes}", stacklevel=3
         )
     for width in (config.channels * m for m in config.channel_mult):
         if config.num_heads < 1 or width % config.num_heads:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 _PARTIAL = ".partial-"
 
 
@@ -51,7 +52,7 @@ def write(folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int) -> 
         _write_tensors(partial / "optimizer.safetensors", checkpoint.full.optimizer)
         _write_tensors(partial / "ema.safetensors", checkpoint.ema)
         _write_text(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
-        files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
+        files = {name: _describe(partial / name) for name in FILES}
         _write_text(partial / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
         _sync_folder(partial)
         os.rename(partial, final)
@@ -84,8 +85,8 @@ def find_fault(path: Path) -> str | None:
     """Say what is wrong with a checkpoint, None where every file is as its manifest says."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-        for name, wanted in files.items():
-            if _describe(path / name) != wanted:
+        for name in FILES:
+            if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"

@@ -229,8 +229,8 @@ def test_samples_are_finite_at_any_number_of_steps(
 @pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_samples_are_finite_over_all_timesteps(sampler: Any, zero_terminal_snr: bool):
-    config = DiffusionConfig(zero_terminal_snr=zero_terminal_snr, prediction="v")
-    made = objective(config, SampleConfig(sampler, 1000), torch.float32)
+    config = DiffusionConfig(num_timesteps=400, zero_terminal_snr=zero_terminal_snr, prediction="v")
+    made = objective(config, SampleConfig(sampler, 400), torch.float32)
     images = made.sample({"net": Told()}, 2, None, Draws.of(0, torch.arange(2)))
     assert images.isfinite().all() and images.abs().max() <= 1
 
@@ -312,6 +312,19 @@ def test_the_bound_has_finite_terms_for_each_image(learned_variance: bool):
             torch.testing.assert_close(value[0], terms[name][i], rtol=1e-9, atol=0)  # rounding
 
 
+def test_the_bound_draws_noise_anew_at_each_timestep():
+    made, net = objective(replace(SMALL, class_conditional=False)), Told()
+    whole, draws = batch(16)
+    made.nats({"net": net}, whole, draws)
+    x_0 = whole.images.permute(0, 3, 1, 2).double() / 127.5 - 1
+    alphas, sigmas = made.schedule.alphas, made.schedule.sigmas
+    eps = [((x_t - alphas[i] * x_0) / sigmas[i]).flatten() for i, (x_t, *_) in enumerate(net.heard)]
+    assert [int(t[0]) for _, t, _ in net.heard] == list(range(50))
+    correlations = torch.corrcoef(torch.stack(eps)).fill_diagonal_(0)
+    assert float(correlations.abs().max()) < 5 / math.sqrt(16 * 192)  # 1,225 pairs: once in 1,400
+    assert torch.stack(eps).std() == pytest.approx(1, abs=0.01)  # five standard errors
+
+
 def test_the_bound_is_close_for_images_that_the_net_knows():
     made = objective(DiffusionConfig(prediction="x_0", class_conditional=False))
     whole, draws = batch(4)
@@ -328,8 +341,7 @@ def test_the_bound_is_close_for_images_that_the_net_knows():
     # A normal of deviation 0.01 has 0.305 of its mass in a level 2 / 255 wide: 1.713 bits; the
     # first and the last level of 256 cost less.
     assert bits["decoder"] == pytest.approx(1.713, abs=0.02)
-    fixed = replace(made.config, learned_variance=True)
-    made = objective(fixed)
+    made = objective(replace(made.config, learned_variance=True, num_timesteps=100))
 
     class KnowsVariance(nn.Module):
         def forward(self, *_: object) -> Tensor:

@@ -65,12 +65,12 @@ def ode_error(name: SamplerName, schedule: Schedule, steps: int) -> float:
 def test_samples_reach_mean_and_deviation_of_the_data(
     name: SamplerName, steps: int, knobs: dict, kind: str
 ):
-    x, draws = latent(512)
+    x, draws = latent(256)
     schedule = make_schedule(kind, 1000)
     made = run_sampler(name, gaussian(schedule), x, schedule, draws, steps, **knobs)
-    # Four standard errors of 8,192 pixels (0.0055 and 0.0039), and 0.01 for the steps' length.
-    assert abs(float(made.mean()) - MEAN) < 0.022
-    assert abs(float(made.std()) - DEVIATION) < 0.026
+    # Four standard errors of 4,096 pixels (0.0078 and 0.0055), and 0.01 for the steps' length.
+    assert abs(float(made.mean()) - MEAN) < 0.031
+    assert abs(float(made.std()) - DEVIATION) < 0.032
 
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
@@ -91,13 +91,7 @@ def test_error_falls_by_the_order_of_the_method(name: SamplerName, order: int):
         ("dpmpp_2m", "cosine", True),
         ("heun", "linear", False),
         ("heun", "cosine", True),
-        pytest.param(
-            *("heun", "cosine", False),
-            marks=pytest.mark.xfail(
-                reason="x / alpha is 20,000 at cosine's last level, and so is its error's factor",
-                strict=True,
-            ),
-        ),
+        ("heun", "cosine", False),
     ],
 )
 @pytest.mark.parametrize("steps", [10, 20, 50])

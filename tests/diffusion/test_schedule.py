@@ -32,6 +32,10 @@ def test_linear_keeps_its_last_level_when_timesteps_change():
     assert math.log(few) == pytest.approx(math.log(many), rel=0.03)
 
 
+def test_linear_holds_betas_below_one_when_timesteps_are_few():
+    assert linear(2).betas.tolist() == pytest.approx([0.05, 0.999], rel=1e-12)
+
+
 def test_cosine_is_its_formula():
     schedule = cosine(1000)
 

@@ -80,8 +80,8 @@ def test_accumulated_micro_batches_give_the_losses_of_one_go(
 def test_run_goes_on_with_the_same_losses_on_another_number_of_processes(
     losses: Callable, losses_alone: Callable, tmp_path: Path
 ) -> None:
-    for processes, steps in ((2, 15), (1, 30), (4, STEPS)):
+    for processes, steps in ((2, 25), (1, STEPS)):
         found = losses(processes, "--train.float64", steps=steps, folder=tmp_path / "run")
     difference = largest_difference(found, losses_alone("--train.float64"))
-    print(f"2, 1 and 4 processes after each other differ from one by {difference:.1e}")
+    print(f"two processes, then one, differ from one by {difference:.1e}")
     assert difference < 1e-10

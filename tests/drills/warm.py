@@ -10,17 +10,21 @@ processes find each other by the variables that torchrun sets.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import matplotlib.backends.backend_agg  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 
 import launch.train_ddpm  # noqa: F401
@@ -28,9 +32,11 @@ import launch.train_ddpm  # noqa: F401
 
 def serve(path: str) -> None:
     """Answer connections until killed, each in a fork of its own."""
+    gc.freeze()  # a collection in a fork would copy every page that it looks at
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
+        server.bind(f"{path}.new")
         server.listen()
+        os.rename(f"{path}.new", path)  # who sees it can connect
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
         while True:
             connection, _ = server.accept()
@@ -73,8 +79,18 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
         )  # fmt: skip
     os.chdir(request["cwd"])
     sys.argv = request["words"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    sys.exit(0)
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Taking all of torch apart would cost more time than most of these scripts.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_every_epoch_holds_each_image_once_with_its_label():
     start=st.integers(0, 100),
     seed=st.integers(0, 2**40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_processes_and_micro_batches_make_up_the_step_of_one_process_in_order(
     length: int, share: int, micro: int, world_size: int, start: int, seed: int
 ):
