@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,8 +75,8 @@ def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
             settings={key: value for key, value, _ in flatten(config)},
         )
         done = train(job, lambda: open_run(config, folder))
-        if engine.is_main:
-            _say_goodbye(folder, done)
+        # The others wait: a launcher ends the rest as soon as one process ends with code 75.
+        engine.on_main(lambda: _say_goodbye(folder, done))
         return DONE if done else STOPPED
     finally:
         engine.close()
@@ -96,3 +97,4 @@ def _say_goodbye(folder: Path, done: bool) -> None:
         print(f"sample grid: {grids[-1]}")
     if curve:
         print(f"loss curve:  {curve}")
+    sys.stdout.flush()

@@ -235,6 +235,8 @@ class DiffusionObjective:
 
 
 def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
+    if config.num_timesteps < 2:
+        raise UserError(f"diffusion.num_timesteps is {config.num_timesteps}: choose 2 or more")
     if config.zero_terminal_snr and config.prediction == "eps":
         raise UserError(
             "diffusion.zero_terminal_snr true leaves diffusion.prediction 'eps' nothing to learn "

@@ -243,7 +243,7 @@ def _check(config: UNetConfig, image_size: int) -> None:
     if config.patch_size < 1 or image_size % factor:
         raise UserError(
             f"images of side {image_size} do not divide by {factor} (model.patch_size "
-            f"{config.patch_size}, {levels} levels): resize them or use fewer levels"
+            f"{config.patch_size}, {levels} levels of model.channel_mult): resize them or use fewer"
         )
     sizes = [image_size // config.patch_size >> level for level in range(levels)]
     if unused := [size for size in config.attention_at if size not in sizes]:
