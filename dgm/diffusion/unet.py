@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dgm.errors import UserError
-from dgm.layers import Attention, group_norm, init_conv, keyed_dropout, timestep_embedding
+from dgm.layers import Attention, group_norm, keyed_dropout, timestep_embedding, zeroed
 from dgm.rng import Draws
 
 
@@ -51,13 +51,13 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.drop, self.purpose, self.scale_shift = config.dropout, name, config.scale_shift
         self.norm1 = group_norm(inputs)
-        self.conv1 = init_conv(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         width = 2 * outputs if config.scale_shift else outputs
-        self.emb = init_conv(nn.Linear(4 * config.channels, width))
+        self.emb = nn.Linear(4 * config.channels, width)
         self.norm2 = group_norm(outputs)
-        self.conv2 = init_conv(nn.Conv2d(outputs, outputs, 3, padding=1), 0)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         same = inputs == outputs
-        self.shortcut = nn.Identity() if same else init_conv(nn.Conv2d(inputs, outputs, 1))
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
         """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W]."""
@@ -104,17 +104,17 @@ class UNet(nn.Module):
         self.config, self.num_classes = config, num_classes
         width, patch = config.channels, config.patch_size
         self.time = nn.Sequential(
-            init_conv(nn.Linear(width, 4 * width)),
+            nn.Linear(width, 4 * width),
             nn.SiLU(),
-            init_conv(nn.Linear(4 * width, 4 * width)),
+            nn.Linear(4 * width, 4 * width),
         )
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, 4 * width)
-        self.entry = init_conv(nn.Conv2d(image_channels * patch**2, width, 3, padding=1))
+        self.entry = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
         widths = [width * m for m in config.channel_mult]
         self._build_levels(widths, image_size // patch)
         self.exit_norm = group_norm(widths[0])
         outputs = (output_channels or image_channels) * patch**2
-        self.exit = init_conv(nn.Conv2d(widths[0], outputs, 3, padding=1), 0)
+        self.exit = zeroed(nn.Conv2d(widths[0], outputs, 3, padding=1))
 
     def _build_levels(self, widths: list[int], size: int) -> None:
         config, last = self.config, len(widths) - 1
@@ -210,17 +210,17 @@ def _shrink(width: int, concat: bool, last: bool) -> nn.Module:
     if last:
         return nn.Identity()
     if concat:
-        return init_conv(nn.Conv2d(width, width, 3, stride=2, padding=1))
-    return init_conv(nn.Conv2d(width, width, 2, stride=2))
+        return nn.Conv2d(width, width, 3, stride=2, padding=1)
+    return nn.Conv2d(width, width, 2, stride=2)
 
 
 def _grow(width: int, next_width: int, concat: bool, last: bool) -> nn.Module:
     if last:
         return nn.Identity()
     if concat:
-        conv = init_conv(nn.Conv2d(width, next_width, 3, padding=1))
+        conv = nn.Conv2d(width, next_width, 3, padding=1)
         return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
-    return init_conv(nn.ConvTranspose2d(width, next_width, 2, stride=2))
+    return nn.ConvTranspose2d(width, next_width, 2, stride=2)
 
 
 def _check(config: UNetConfig, image_size: int) -> None:
