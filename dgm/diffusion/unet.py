@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgm.diffusion.pyramid import Pyramid
 from dgm.errors import UserError
 from dgm.layers import Attention, group_norm, keyed_dropout, timestep_embedding, zeroed
 from dgm.rng import Draws
@@ -41,6 +42,8 @@ class UNetConfig:
     """`concat`: one skip per block, as DDPM; `add`: one per level, added, which is cheaper."""
     scale_shift: bool = False
     """Let time and class scale and shift the normalised features instead of being added."""
+    pyramid: bool = False
+    """Show shrunken copies of the image to the smaller levels and add what they predict."""
 
 
 class ResidualBlock(nn.Module):
@@ -113,8 +116,13 @@ class UNet(nn.Module):
         widths = [width * m for m in config.channel_mult]
         self._build_levels(widths, image_size // patch)
         self.exit_norm = group_norm(widths[0])
-        outputs = (output_channels or image_channels) * patch**2
-        self.exit = zeroed(nn.Conv2d(widths[0], outputs, 3, padding=1))
+        outputs = output_channels or image_channels
+        self.exit = zeroed(nn.Conv2d(widths[0], outputs * patch**2, 3, padding=1))
+        self.pyramid = (
+            Pyramid(widths[:-1], widths[1:], 2 * patch, image_channels, outputs)
+            if config.pyramid and len(widths) > 1
+            else None
+        )
 
     def _build_levels(self, widths: list[int], size: int) -> None:
         config, last = self.config, len(widths) - 1
@@ -167,38 +175,54 @@ class UNet(nn.Module):
         emb = functional.silu(emb)
         patch = self.config.patch_size
         h = self.entry(functional.pixel_unshuffle(x, patch) if patch > 1 else x)
-        h = (self._concat_skips if self.config.skips == "concat" else self._add_skips)(
-            h, emb, draws
+        h, said = (self._concat_skips if self.config.skips == "concat" else self._add_skips)(
+            h, x, emb, draws
         )
         h = self.exit(functional.silu(self.exit_norm(h)))
-        return functional.pixel_shuffle(h, patch) if patch > 1 else h
+        h = functional.pixel_shuffle(h, patch) if patch > 1 else h
+        return sum(said, start=h)
 
-    def _concat_skips(self, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+    def _concat_skips(
+        self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
+    ) -> tuple[Tensor, list[Tensor]]:
         skips = [h]
-        for level in cast(Iterable[Level], self.down):
+        for i, level in enumerate(cast(Iterable[Level], self.down)):
             for block, attention in level.pairs():
                 h = attention(block(h, emb, draws))
                 skips.append(h)
             if not isinstance(level.resize, nn.Identity):
-                h = level.resize(h)
+                h = self._fed(i + 1, level.resize(h), x)
                 skips.append(h)
         h = self._through(self.middle, h, emb, draws)
-        for level in cast(Iterable[Level], self.up):
+        said: list[Tensor] = []
+        for i, level in enumerate(cast(Iterable[Level], self.up), start=1 - len(self.up)):
             for block, attention in level.pairs():
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), emb, draws))
+            said += self._said(-i, h)
             h = level.resize(h)
-        return h
+        return h, said
 
-    def _add_skips(self, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
+    def _add_skips(
+        self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
+    ) -> tuple[Tensor, list[Tensor]]:
         skips = []
-        for level in cast(Iterable[Level], self.down):
-            h = self._through(level, h, emb, draws)
+        for i, level in enumerate(cast(Iterable[Level], self.down)):
+            h = self._through(level, self._fed(i, h, x), emb, draws)
             skips.append(h)
             h = level.resize(h)
         h = self._through(self.middle, h, emb, draws)
-        for level in cast(Iterable[Level], self.up):
-            h = level.resize(self._through(level, h + skips.pop(), emb, draws))
-        return h
+        said: list[Tensor] = []
+        for i, level in enumerate(cast(Iterable[Level], self.up), start=1 - len(self.up)):
+            h = self._through(level, h + skips.pop(), emb, draws)
+            said += self._said(-i, h)
+            h = level.resize(h)
+        return h, said
+
+    def _fed(self, level: int, h: Tensor, x: Tensor) -> Tensor:
+        return h if self.pyramid is None or level == 0 else h + self.pyramid.feed(level - 1, x)
+
+    def _said(self, level: int, h: Tensor) -> list[Tensor]:
+        return [] if self.pyramid is None or level == 0 else [self.pyramid.say(level - 1, h)]
 
     def _through(self, level: Level, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
         for block, attention in level.pairs():

@@ -25,6 +25,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scale and shift": {"scale_shift": True},
     "one level": {"channel_mult": [1], "num_blocks": [1]},
     "three levels": {"channel_mult": [1, 1, 3], "num_blocks": [1, 1, 2], "skips": "add"},
+    "pyramid": {"pyramid": True},
+    "pyramid of three": {
+        "channel_mult": [1, 1, 2],
+        "num_blocks": [1, 1, 1],
+        "skips": "add",
+        "pyramid": True,
+    },
+    "pyramid and patch": {"patch_size": 2, "skips": "add", "pyramid": True},
+    "pyramid of one level": {"channel_mult": [1], "num_blocks": [1], "pyramid": True},
     "narrowing": {"channel_mult": [3, 1], "skips": "add"},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
