@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_diffusion import NUM_CLASSES, SMALL, TINY, Told, batch, loss, objective, part_of, unet
+from small_diffusion import (
+    NUM_CLASSES,
+    SAMPLE,
+    SMALL,
+    TINY,
+    Told,
+    batch,
+    loss,
+    objective,
+    part_of,
+    unet,
+)
 
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.prediction import loss_weight, target
