@@ -76,7 +76,7 @@ def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
         )
         done = train(job, lambda: open_run(config, folder))
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
-        engine.on_main(lambda: _say_goodbye(folder, done))
+        engine.on_main(lambda: _say_goodbye(engine, folder, done))
         return DONE if done else STOPPED
     finally:
         engine.close()
@@ -88,7 +88,8 @@ def identify(images: Shards) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
-def _say_goodbye(folder: Path, done: bool) -> None:
+def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
+    engine.finish_trackers()
     curve = save_loss_curve(folder)
     if not done:
         print("stopped and saved: run the same command to continue")

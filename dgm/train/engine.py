@@ -172,6 +172,12 @@ class Engine:
         """Compute in the engine's precision, for nets that it did not wrap."""
         return self.accelerator.autocast()
 
+    def finish_trackers(self) -> None:
+        """Let the trackers write what they still hold."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
+
     def close(self) -> None:
         """Finish the trackers and leave the group of processes."""
         self.accelerator.end_training()

@@ -158,5 +158,8 @@ def _names(folder: Path) -> set[str]:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
