@@ -180,6 +180,11 @@ class Engine:
 
     def close(self) -> None:
         """Finish the trackers and leave the group of processes."""
+        # DDP and the second group hold threads of gloo; if they outlive the group that is taken
+        # down here, the interpreter's own end may abort a process whose work is done.
+        self.nets.clear()
+        self._flags = None
+        self.accelerator.free_memory()
         self.accelerator.end_training()
 
 
