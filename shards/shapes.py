@@ -1,8 +1,8 @@
 """The built-in data set: ten classes of coloured shapes, drawn, not downloaded.
 
 Each image is a function of (seed, split, index) only: bright shape on a dark ground, random
-place, size, angle and colours; drawn at 128 x 128 and averaged down to 32 x 32. Shapes stand
-upright but for a small tilt, and are their own mirror images, so that a small model can learn them
+place, size, angle and colours; drawn at 128 x 128 and averaged down to 32 x 32. Shapes are
+their own mirror images and stand upright but for a small tilt, so that a small model can learn them
 within minutes.
 """
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
-from dgm.rng import Draws, Four, permutation, philox, purpose_id, to_normal_pair, to_uniform
+from dgm.rng import Draws, Four, philox, purpose_id, to_normal_pair, to_uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -251,27 +251,6 @@ def test_repeated_draws_are_equal_in_each_copy():
     assert torch.equal(twice, torch.cat([once, once]))
     still = Draws.of(0, torch.tensor([3, 8]), 1).repeat(3)
     assert still.normal("noise", (5,)).shape == (6, 5)
-
-
-@given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
-def test_permutation_holds_each_image_once(length: int, seed: int, epoch: int):
-    order = permutation(seed, epoch, length)
-    assert torch.equal(order.sort().values, torch.arange(length))
-    assert torch.equal(order, permutation(seed, epoch, length))
-
-
-@pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 0), (2**32, 0), (0, 1000)])
-def test_permutation_differs_for_each_epoch_and_seed(seed: int, epoch: int):
-    # Two random orders agree at one place on average (Poisson); more than 8 once in a million.
-    assert (permutation(0, 0, 1000) == permutation(seed, epoch, 1000)).sum() <= 8
-
-
-def test_permutation_brings_every_image_to_every_place():
-    firsts = torch.stack([permutation(0, epoch, 8) for epoch in range(1000)])
-    counts = torch.stack([torch.bincount(place, minlength=8) for place in firsts.T]).double()
-    # 64 cells of 125: a chi-square of 49 degrees of freedom; four standard deviations.
-    assert abs(float(((counts - 125) ** 2 / 125).sum()) - 49) < 4 * math.sqrt(2 * 49)
 
 
 def purposes_in_source() -> set[str]:

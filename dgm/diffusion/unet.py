@@ -195,10 +195,10 @@ class UNet(nn.Module):
                 skips.append(h)
         h = self._through(self.middle, h, emb, draws)
         said: list[Tensor] = []
-        for i, level in enumerate(cast(Iterable[Level], self.up), start=1 - len(self.up)):
+        for i, level in self._upwards():
             for block, attention in level.pairs():
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), emb, draws))
-            said += self._said(-i, h)
+            said += self._said(i, h)
             h = level.resize(h)
         return h, said
 
@@ -212,11 +212,16 @@ class UNet(nn.Module):
             h = level.resize(h)
         h = self._through(self.middle, h, emb, draws)
         said: list[Tensor] = []
-        for i, level in enumerate(cast(Iterable[Level], self.up), start=1 - len(self.up)):
+        for i, level in self._upwards():
             h = self._through(level, h + skips.pop(), emb, draws)
-            said += self._said(-i, h)
+            said += self._said(i, h)
             h = level.resize(h)
         return h, said
+
+    def _upwards(self) -> Iterator[tuple[int, Level]]:
+        """Go through (how often the image was halved, level) from the smallest to the first."""
+        levels = cast(Iterable[Level], self.up)
+        return zip(reversed(range(len(self.up))), levels, strict=True)
 
     def _fed(self, level: int, h: Tensor, x: Tensor) -> Tensor:
         return h if self.pyramid is None or level == 0 else h + self.pyramid.feed(level - 1, x)

@@ -130,9 +130,12 @@ class _Run:
             self.metrics = MetricsFile(job.folder / "metrics.jsonl", self.images_seen)
         start_trackers(engine, job.settings, self.step)
         self.progress = Progress(self.config.total_images, self.images_seen, engine.is_main)
-        self.mark, self.mark_images, self.paused_s, self.data_wait_s = (
-            time.monotonic(), self.images_seen, 0.0, 0.0,
-        )  # fmt: skip
+        self.restart_clock(time.monotonic())
+
+    def restart_clock(self, now: float) -> None:
+        """Count images, pauses and waiting from here."""
+        self.mark, self.mark_images = now, self.images_seen
+        self.paused_s = self.data_wait_s = 0.0
 
     def update(self, phase: Phase) -> None:
         """Take one optimizer step of a phase over all micro-batches."""
@@ -210,12 +213,7 @@ class _Run:
             "time/data_wait_s": round(self.data_wait_s, 4),
             "memory/peak_gib": round(peak_memory_gib(self.engine.device), 3),
         }
-        self.mark, self.mark_images, self.paused_s, self.data_wait_s = (
-            now,
-            self.images_seen,
-            0.0,
-            0.0,
-        )
+        self.restart_clock(now)
         if self.metrics is not None:
             self.metrics.write(line)
         values = {k: v for k, v in line.items() if "/" in k}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dgm.diffusion.pyramid import Pyramid
 from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
 from dgm.errors import UserError
 from dgm.rng import Draws
@@ -175,3 +176,18 @@ def test_a_class_conditional_net_asks_for_labels():
 def test_a_bad_setting_is_named(changes: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
         UNet(replace(TINY, **changes), 8)
+
+
+def test_each_level_of_a_pyramid_sees_and_says_at_its_own_size():
+    pyramid = Pyramid([8, 16], [16, 24], first_factor=2, image_channels=3, outputs=3)
+    x = torch.zeros(1, 3, 8, 8)
+    x[:, :, 7, 7] = 1
+    for level, (fed, saying, side) in enumerate([(8, 16, 4), (16, 24, 2)]):
+        features = pyramid.feed(level, x) - pyramid.feed(level, torch.zeros_like(x))
+        assert features.shape == (1, fed, side, side)
+        # A pixel reaches its own place and the neighbours of a 3 x 3 convolution.
+        assert (features[0, :, side - 2 :, side - 2 :] != 0).all()
+        assert (features[0, :, : side - 2] == 0).all()
+        pyramid.says[level][2].bias.data.fill_(level + 1)
+        said = pyramid.say(level, torch.randn(1, saying, side, side))
+        torch.testing.assert_close(said, torch.full((1, 3, 8, 8), level + 1.0))
