@@ -1,14 +1,16 @@
-"""What a family gives to the loop: phases, a loss, and a way to sample."""
+"""What a family gives to the loop: phases, a loss, a way to sample, and whatever else it can do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from dgm.rng import Draws
+
+Nets = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Phase:
     name: str
     net: str
     every: int = 1
+    average: bool = True  # keep a moving average of the net
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Batch:
 
     images: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
+    images_seen: int = 0  # by the run before this step
 
 
 class Objective(Protocol):
@@ -36,22 +40,76 @@ class Objective(Protocol):
         """Give the updates of one step, in order."""
         ...
 
-    def loss(
-        self, nets: Mapping[str, nn.Module], batch: Batch, phase: Phase, draws: Draws
-    ) -> dict[str, Tensor]:
+    @property
+    def num_classes(self) -> int | None:
+        """Count the classes that the nets are told; None where they are told none."""
+        ...
+
+    @property
+    def sample_config(self) -> Any:
+        """Give the dataclass whose fields are the knobs of `sample`."""
+        ...
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute means over the micro-batch, []; "loss" has the gradient, the rest is logged."""
         ...
 
     def sample(
-        self,
-        nets: Mapping[str, nn.Module],
-        count: int,
-        labels: Tensor | None,
-        draws: Draws,
-        **knobs: Any,
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
         """Make images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
 
         `knobs` replace entries of the configuration's `sample` section.
         """
         ...
+
+
+# What only some families can do; the loop and the scripts ask with isinstance.
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """A family that knows how probable an image is, or a bound of it."""
+
+    exact: bool  # else a bound
+
+    def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the terms of -log p of stored images (the mass of their grey levels), each [B].
+
+        Their sum is -log p, or bounds it from above.
+        """
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A family with more to look at than samples."""
+
+    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Draw sheets by name, each [rows, columns, C, H, W] in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class InitializedByData(Protocol):
+    """A family whose first weights depend on images."""
+
+    def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
+        """Set weights from a batch, which is the same on every process."""
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A family that can say which layer broke."""
+
+    def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
+        """Name the first layer whose output for these images is not finite."""
+        ...
+
+
+@runtime_checkable
+class WholeBatch(Protocol):
+    """A family in which the loss of an image depends on the others of its batch."""
+
+    whole_batch: bool  # so that accumulating micro-batches would be another run

@@ -12,6 +12,7 @@ import torch
 
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.eval.during import EvalConfig
 from dgm.train.job import TrainConfig, compiled_parts
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
@@ -31,6 +32,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
 
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from dgm.errors import UserError
+from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
 from dgm.train.engine import Engine
@@ -20,6 +23,7 @@ from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig, flatten, open_run
 from launch.command import DONE, STOPPED
 from shards.build import ensure
+from shards.folders import cache_root
 from shards.read import Shards, open_shards
 
 
@@ -31,6 +35,8 @@ class DataConfig:
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
     shards: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of train shards; null is data/SOURCE, built from the source where missing."""
+    test_shards: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Folder of test shards, for what eval.* measures on test images; as `shards` for null."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
     """Side to which images of a folder are resized when shards are built."""
 
@@ -41,39 +47,25 @@ class Parts:
 
     nets: dict[str, nn.Module]
     objective: Objective
+    optim: dict[str, OptimConfig] = field(default_factory=dict)  # of nets that have their own
 
 
 def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
     """Train what a script configured; give the exit code.
 
-    `config` holds at least `run`, `data`, `train` (RunConfig, DataConfig, TrainConfig) and
-    `optim` (OptimConfig).
+    `config` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
+    OptimConfig, TrainConfig and EvalConfig).
     """
     run: RunConfig = config.run
     settings: TrainConfig = config.train
-    optim: OptimConfig = config.optim
     folder = Path(run.dir)
     engine = Engine(settings.mixed_precision, list(run.trackers), run.dir)
     try:
         data: DataConfig = config.data
         where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
         images = open_shards(where)
+        job = _make_job(config, engine, images, make_parts(images))
         config = replace(config, data=replace(data, shards=where))
-        parts = make_parts(images)
-        job = Job(
-            folder=folder,
-            seed=run.seed,
-            config=settings,
-            optim=optim,
-            engine=engine,
-            objective=parts.objective,
-            nets=parts.nets,
-            data=images,
-            data_id=identify(images),
-            image_shape=images.image_shape,
-            classes=images.classes,
-            settings={key: value for key, value, _ in flatten(config)},
-        )
         done = train(job, lambda: open_run(config, folder))
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
         engine.on_main(lambda: _say_goodbye(engine, folder, done))
@@ -82,10 +74,47 @@ def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
         engine.close()
 
 
+def _make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
+    real = RealImages(
+        images, images.num_classes, identify(images), lambda: open_test(config.data, engine)
+    )
+    measured: EvalConfig = config.eval
+    return Job(
+        folder=Path(config.run.dir),
+        seed=config.run.seed,
+        config=config.train,
+        optim={name: parts.optim.get(name, config.optim) for name in parts.nets},
+        engine=engine,
+        objective=parts.objective,
+        nets=parts.nets,
+        data=images,
+        data_id=real.data_id,
+        image_shape=images.image_shape,
+        classes=images.classes,
+        settings={key: value for key, value, _ in flatten(config)},
+        evaluation=make_evaluation(measured, parts.objective, engine, real, cache_root()),
+        eval_every_images=measured.every_images,
+    )
+
+
 def identify(images: Shards) -> str:
     """Give a short name of the images' contents."""
     sums = [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
+
+
+def open_test(data: DataConfig, engine: Engine) -> Shards:
+    """Open the test images that go with the train images, built where missing."""
+    if data.test_shards is None and data.shards is not None:
+        raise UserError(
+            f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
+            "its test images, or set eval.every_images 0"
+        )
+    return open_shards(
+        engine.on_main(
+            lambda: str(ensure(data.source, data.test_shards, split="test", resize=data.resize))
+        )
+    )
 
 
 def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
@@ -93,9 +122,19 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     curve = save_loss_curve(folder)
     if not done:
         print("stopped and saved: run the same command to continue")
+    _say_lowest(folder)
     grids = sorted((folder / "samples").glob("*.png"))
     if grids:
         print(f"sample grid: {grids[-1]}")
     if curve:
         print(f"loss curve:  {curve}")
     sys.stdout.flush()
+
+
+def _say_lowest(folder: Path) -> None:
+    path = folder / "minima.json"
+    if path.exists():
+        for name, least in json.loads(path.read_text()).items():
+            if name.startswith("eval/") or "loss" in name:
+                where = f"after {least['images_seen']:,} images"
+                print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dgm.pixels import draw_mirrored
 from dgm.rng import Draws
 
 
@@ -42,16 +43,10 @@ def choose(
 
     labels: int64 [B]; alphas, sigmas: [T]; `nobody` is the label of a dropped one.
     """
-    mirrored = draws.bits("flip", 1)[0][:, 0] >= 2**31
     t = draws.integers("timestep", len(alphas))
     dropped = draws.uniform("label_drop", (1,))[:, 0] < label_drop
     alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
-    return Chosen(mirrored, t, alpha, sigma, torch.where(dropped, nobody, labels))
-
-
-def flip_images(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror those of uint8 [B, H, W, C] that `mirrored` [B] says."""
-    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+    return Chosen(draw_mirrored(draws), t, alpha, sigma, torch.where(dropped, nobody, labels))
 
 
 def q_sample(

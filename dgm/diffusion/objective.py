@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.diffusion import likelihood
-from dgm.diffusion.noising import Noising, flip_images
+from dgm.diffusion.noising import Noising
 from dgm.diffusion.prediction import (
     Denoised,
     PredictionKind,
@@ -23,7 +22,8 @@ from dgm.diffusion.prediction import (
 from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
 from dgm.diffusion.schedule import make_schedule
 from dgm.errors import UserError
-from dgm.objective import Batch, Phase
+from dgm.objective import Batch, Nets, Phase
+from dgm.pixels import flip_images, scale
 from dgm.rng import Draws
 
 
@@ -81,6 +81,7 @@ class DiffusionObjective:
     """Train one net to denoise; sample from it."""
 
     phases = (Phase("denoise", "net"),)
+    exact = False
 
     def __init__(
         self,
@@ -102,9 +103,7 @@ class DiffusionObjective:
         self.noising = Noising(compiled)
         self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def loss(
-        self, nets: Mapping[str, nn.Module], batch: Batch, phase: Phase, draws: Draws
-    ) -> dict[str, Tensor]:
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch; every named value is a mean over images, []."""
         config = self.config
         alphas, sigmas, snr = self._levels(batch.images.device)
@@ -133,7 +132,7 @@ class DiffusionObjective:
     @torch.no_grad()
     def sample(
         self,
-        nets: Mapping[str, nn.Module],
+        nets: Nets,
         count: int,
         labels: Tensor | None,
         draws: Draws,
@@ -161,7 +160,7 @@ class DiffusionObjective:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def nats(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Bound -log p of stored images from above, nats: named terms, each [B].
 
         `decoder` is L_0, `steps` the sum of L_1 to L_{T-1}, `prior` L_T; one forward pass per t.
@@ -169,7 +168,7 @@ class DiffusionObjective:
         alphas, sigmas, _ = self._levels(batch.images.device)
         labels = None if self.num_classes is None else batch.labels
         denoiser = self.denoiser(nets["net"], labels, clip=True)
-        x_0 = (batch.images.to(self.dtype) * (1 / 127.5) - 1).permute(0, 3, 1, 2)
+        x_0 = scale(batch.images, self.dtype)
         terms = {"decoder": x_0.new_zeros(len(x_0)), "steps": x_0.new_zeros(len(x_0))}
         for t in range(self.config.num_timesteps):
             eps = draws.at(t).normal("likelihood", self.image_shape, self.dtype)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgm.pixels import scale
 from dgm.rng import permutation
 from dgm.train.batches import Images
+from dgm.train.engine import Engine
 
 
 class Classifier(nn.Module):
@@ -31,9 +39,13 @@ class Classifier(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.out = nn.Linear(4 * width, num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Describe images by what the last layer sees, [B, 4 width]."""
+        return self.stages(x).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
         """Give logits."""
-        return self.out(self.stages(x).mean((2, 3)))
+        return self.out(self.features(x))
 
 
 def train_classifier(
@@ -58,14 +70,60 @@ def train_classifier(
     return net.eval()
 
 
+def cached_classifier(
+    engine: Engine,
+    folder: Path,
+    data: Images,
+    data_id: str,
+    num_classes: int,
+    epochs: int,
+    seed: int,
+) -> Classifier:
+    """Give every process the classifier of a data set, trained once by the first."""
+    path = folder / f"classifier-{data_id}-{epochs}-epochs-seed{seed}.safetensors"
+
+    def train() -> None:
+        if _read(path, num_classes) is None:
+            print("training a classifier of the real images, once for this data set", flush=True)
+            net = train_classifier(data, num_classes, epochs, seed, engine.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            save_file({key: value.contiguous() for key, value in net.state_dict().items()}, partial)
+            os.replace(partial, path)
+
+    engine.on_main(train)
+    net = _read(path, num_classes)
+    assert net is not None, f"{path} was just written"
+    return net.to(engine.device).to(memory_format=torch.channels_last)
+
+
+def _read(path: Path, num_classes: int) -> Classifier | None:
+    net = Classifier(num_classes)
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError):  # none yet, or damaged: then it is made anew
+        return None
+    return net.eval()
+
+
 @torch.no_grad()
 def classify(net: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
     """Give the class of each of uint8 [N, H, W, C], int64 [N]."""
+    return torch.cat([net(part).argmax(1) for part in _parts(net, images, batch)]).cpu().numpy()
+
+
+@torch.no_grad()
+def describe(net: Classifier, images: np.ndarray, batch: int = 500) -> Tensor:
+    """Give the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
+    return torch.cat([net.features(part) for part in _parts(net, images, batch)]).cpu()
+
+
+def _parts(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
     device = next(net.parameters()).device
-    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
-    return np.concatenate([net(to_input(part, device)).argmax(1).cpu().numpy() for part in parts])
+    for start in range(0, len(images), batch):
+        yield to_input(images[start : start + batch], device)
 
 
 def to_input(images: np.ndarray, device: torch.device) -> Tensor:
     """Turn uint8 [B, H, W, C] into floats [B, C, H, W] in [-1, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scale(torch.from_numpy(images).to(device))

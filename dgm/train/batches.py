@@ -53,7 +53,7 @@ class Batches:
                 f"train.global_batch {global_batch} does not divide among {world_size} processes: "
                 f"choose a multiple of {world_size}"
             )
-        self.share = global_batch // world_size
+        self.global_batch, self.share = global_batch, global_batch // world_size
         self.micro_batch = self.share if micro_batch is None else micro_batch
         if self.micro_batch < 1 or self.share % self.micro_batch:
             raise UserError(
@@ -81,17 +81,23 @@ class Batches:
                 here = epochs == epoch
                 index[here] = self._order(epoch)[positions[here] % self.length]
             yield (
-                self._load(index, device),
+                self._load(index, device, images_seen),
                 Draws.of(self.seed, index.to(device), epochs.to(device)),
             )
 
-    def _load(self, index: torch.Tensor, device: torch.device) -> Batch:
+    def first_images(self, count: int, device: torch.device) -> tuple[Batch, Draws]:
+        """Give the images that the run begins with, the same on every process."""
+        index = self._order(0)[:count]
+        return self._load(index, device, 0), Draws.of(self.seed, index.to(device))
+
+    def _load(self, index: torch.Tensor, device: torch.device, images_seen: int) -> Batch:
         rows = index.numpy()
         images = torch.from_numpy(self.data.images(rows))
         labels = torch.from_numpy(self.data.labels(rows))
         if device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
-        return Batch(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        return Batch(images, labels, images_seen)
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch not in self._orders:

@@ -41,8 +41,13 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write(folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/<images_seen>`, which does not exist, then remove all but the newest `keep`."""
+def write(
+    folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int, best: int | None = None
+) -> Path:
+    """Write `folder/<images_seen>`, which does not exist, then remove older ones.
+
+    The newest `keep` stay, and that of `best` images seen.
+    """
     final = folder / f"{images_seen:09d}"
     partial = folder / f"{_PARTIAL}{images_seen:09d}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -61,7 +66,8 @@ def write(folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int) -> 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in _complete_names(folder)[:-keep]:
-        shutil.rmtree(folder / old)
+        if int(old) != best:
+            shutil.rmtree(folder / old)
     return final
 
 

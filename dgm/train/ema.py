@@ -27,8 +27,12 @@ class Ema:
         """Take in the weights after a step of `batch` images that ended at `images_seen`."""
         halflife = min(self.halflife_images, images_seen * self.rampup)
         share = 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
-        for name, net in nets.items():
-            mine = self.nets[name]
+        for name, mine in self.nets.items():
+            net = nets[name]
             torch._foreach_lerp_(list(mine.parameters()), list(net.parameters()), share)
             for average, buffer in zip(mine.buffers(), net.buffers(), strict=True):
-                average.copy_(buffer)
+                # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
+                if buffer.is_floating_point():
+                    average.lerp_(buffer, share)
+                else:
+                    average.copy_(buffer)

@@ -21,6 +21,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    gather_object,
 )
 from torch import Tensor, nn
 
@@ -71,15 +72,18 @@ class Engine:
         return "one process" if self.world_size == 1 else f"DDP on {self.world_size} processes"
 
     def prepare(
-        self, nets: Mapping[str, nn.Module], optim: OptimConfig, compiled: bool = False
+        self,
+        nets: Mapping[str, nn.Module],
+        optim: Mapping[str, OptimConfig],
+        compiled: bool = False,
     ) -> None:
-        """Move nets to the device, make their optimizers, and wrap both."""
+        """Move nets to the device, make the optimizer of each, and wrap both."""
         for name, net in nets.items():
             net = in_channels_last(net.to(self.device))
             if compiled:
                 net.compile()  # in place: a wrapper would rename every key of the state
             self.bare[name] = net
-            optimizer = make_optimizer(net.parameters(), optim)
+            optimizer = make_optimizer(net.parameters(), optim[name])
             self.nets[name], self.optimizers[name] = self.accelerator.prepare(net, optimizer)
 
     @contextlib.contextmanager
@@ -105,11 +109,18 @@ class Engine:
         limit = clip_norm if clip_norm > 0 else float("inf")
         return nn.utils.clip_grad_norm_(self.bare[net].parameters(), limit)
 
-    def update(self, net: str, lr: float) -> None:
-        """Update a net's weights at this learning rate and clear its gradient."""
+    def update(self, net: str, lr: float, skip: Tensor | None = None) -> None:
+        """Update a net's weights at this learning rate and clear its gradient.
+
+        Where `skip` [] is 1 the device leaves the weights as they are; the host need not know.
+        """
         optimizer = self.optimizers[net]
         for group in optimizer.param_groups:
             group["lr"] = lr
+        if skip is not None:
+            # Accelerate wraps the optimizer; torch's fused ones read this attribute.
+            inner: Any = getattr(optimizer, "optimizer", optimizer)
+            inner.found_inf = skip
         optimizer.step()
         optimizer.zero_grad()
 
@@ -163,6 +174,13 @@ class Engine:
         if outcome[1] is not None:
             raise UserError(str(outcome[1]))
         return outcome[0]  # type: ignore[return-value]
+
+    def first_said(self, text: str | None) -> str | None:
+        """Give all processes what the first of them that has something to say says."""
+        said: list[str | None] = [text]
+        if self.world_size > 1:
+            said = gather_object(said)
+        return next((words for words in said if words is not None), None)
 
     def gather(self, part: Tensor) -> Tensor:
         """Concatenate each process's equal part along the first dimension, in order of rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from dgm.errors import UserError
-from dgm.objective import Objective
-from dgm.train.batches import Images
+from dgm.objective import Nets, Objective, WholeBatch
+from dgm.train.batches import Batches, Images
 from dgm.train.engine import Engine
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
@@ -60,7 +61,7 @@ class Job:
     folder: Path
     seed: int
     config: TrainConfig
-    optim: OptimConfig
+    optim: dict[str, OptimConfig]  # of each net
     engine: Engine
     objective: Objective
     nets: dict[str, nn.Module]
@@ -70,6 +71,10 @@ class Job:
     classes: tuple[str, ...]
     settings: dict[str, Any]  # the whole configuration, flat, for trackers
     changed: dict[str, list[Any]] = field(default_factory=dict)  # what differs from the run so far
+    # Measures averaged weights as a run goes, every process taking part. By its first value, the
+    # lower the better, the best checkpoint is kept.
+    evaluation: Callable[[Nets], dict[str, float]] | None = None
+    eval_every_images: int = 0
 
 
 def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
@@ -92,3 +97,14 @@ def check(config: TrainConfig) -> None:
         )
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
+
+
+def check_micro_batches(objective: Objective, batches: Batches) -> None:
+    """Raise UserError where accumulating micro-batches would be another run."""
+    whole = isinstance(objective, WholeBatch) and objective.whole_batch
+    if whole and batches.num_micro > 1:
+        raise UserError(
+            f"train.micro_batch {batches.micro_batch} splits the {batches.share} images that a "
+            "process takes, but BatchNorm lets images of a batch depend on each other: leave it "
+            "out, or choose a model without BatchNorm"
+        )

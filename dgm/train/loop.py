@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,24 @@ from torch import Tensor
 
 from dgm import images as pictures
 from dgm.errors import UserError
-from dgm.objective import Phase
+from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
 from dgm.train.engine import load_nets
+from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
-from dgm.train.job import Job, check, compiled_parts
+from dgm.train.job import Job, check, check_micro_batches, compiled_parts
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
-from dgm.train.sampling import sample_on_all
+from dgm.train.sampling import draw_sheets
 from dgm.train.stop import StopRequest
 from dgm.train.tracking import (
     Meter,
     MetricsFile,
     Progress,
     log_images,
+    make_profiler,
     peak_memory_gib,
     start_trackers,
 )
@@ -56,33 +60,51 @@ class _Run:
             job.data, job.seed, job.config.global_batch, job.config.micro_batch,
             engine.rank, engine.world_size, job.config.overfit_one_batch,
         )  # fmt: skip
-        engine.prepare(job.nets, job.optim, compiled_parts(job.config)[1])
-        self.ema = Ema(engine.bare, job.config.ema_halflife_images)
+        check_micro_batches(job.objective, self.batches)
+        self.prepare()
+        averaged = {phase.net for phase in job.objective.phases if phase.average}
+        bare = {name: engine.bare[name] for name in engine.bare if name in averaged}
+        self.ema = Ema(bare, job.config.ema_halflife_images)
         self.meter = Meter()
+        # On a GPU the host would have to wait for the norm of every gradient.
+        waits = engine.device.type == "cpu"
+        self.watch = FiniteWatch(engine, job.objective, self.batches, waits)
         self.images_seen = self.step = 0
         self.wall_s = 0.0
         self.saved_at = -1
-        # Where a step on the device went wrong, so that the host need not wait for each.
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=engine.device)
+        self.measured: dict[str, float] = {}  # by the job's evaluation, not yet in the log
+        self.best: dict[str, Any] | None = None  # the best of what it measured so far
+
+    def prepare(self) -> None:
+        """Hand the nets to the engine, which spreads their first weights over the processes."""
+        job, engine = self.job, self.engine
+        if isinstance(job.objective, InitializedByData):
+            nets = {name: net.to(engine.device) for name, net in job.nets.items()}
+            with torch.no_grad():
+                job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
+        engine.prepare(job.nets, job.optim, compiled_parts(job.config)[1])
 
     def train(self) -> bool:
         job, config, engine = self.job, self.config, self.engine
         self.restore()
         self.start_telling()
         stop = StopRequest()
+        steps = config.profile_steps if engine.is_main else 0
+        profiler = make_profiler(job.folder / "profile", steps)
         try:
-            with torch.autograd.set_detect_anomaly(config.detect_anomaly), self.profiler() as trace:
+            with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as trace:
                 while self.images_seen < config.total_images:
-                    for phase in job.objective.phases:
+                    for number, phase in enumerate(job.objective.phases):
                         if self.step % phase.every == 0:
-                            self.update(phase)
+                            self.update(phase, number)
                     self.advance()
                     self.ema.update(engine.bare, self.images_seen, config.global_batch)
-                    if self.due(config.log_every_images):
+                    improved = self.due(job.eval_every_images) and self.evaluate()
+                    if self.due(config.log_every_images) or self.measured:
                         self.log()
                     if self.due(config.sample_every_images):
                         self.sample()
-                    if self.due(config.save_every_images):
+                    if self.due(config.save_every_images) or improved:
                         self.save()
                     if trace is not None:
                         trace.step()
@@ -112,6 +134,7 @@ class _Run:
         load_nets(self.ema.nets, loaded.ema)
         self.images_seen, self.step = state["images_seen"], state["step"]
         self.wall_s, self.saved_at = state["wall_s"], self.images_seen
+        self.best = state.get("best")
         self.meter.restore(state["meter"], self.engine)
 
     def start_telling(self) -> None:
@@ -137,8 +160,8 @@ class _Run:
         self.mark, self.mark_images = now, self.images_seen
         self.paused_s = self.data_wait_s = 0.0
 
-    def update(self, phase: Phase) -> None:
-        """Take one optimizer step of a phase over all micro-batches."""
+    def update(self, phase: Phase, number: int) -> None:
+        """Take one optimizer step of a phase, the `number`-th, over all micro-batches."""
         engine, count = self.engine, self.batches.num_micro
         stream = self.batches.step(self.images_seen, engine.device)
         with engine.learning(phase.net) as nets:
@@ -155,11 +178,12 @@ class _Run:
                     return values["loss"] / count
 
                 engine.backward(phase.net, loss, last=k == count - 1)
-        norm = engine.clip(phase.net, self.job.optim.clip_norm)
+        optim = self.job.optim[phase.net]
+        norm = engine.clip(phase.net, optim.clip_norm)
         self.meter.add(self.metric(phase, "grad_norm"), norm)
-        self.refuse_non_finite(norm, phase)
+        skip = self.watch.see(norm, self.step, number)
         seen = self.images_seen + self.config.global_batch
-        engine.update(phase.net, learning_rate(self.job.optim, seen, self.config.total_images))
+        engine.update(phase.net, learning_rate(optim, seen, self.config.total_images), skip)
 
     def metric(self, phase: Phase, name: str) -> str:
         """Name a value; the phase shows only where there are several."""
@@ -176,69 +200,72 @@ class _Run:
         before = self.images_seen - self.config.global_batch
         return every > 0 and self.images_seen // every > before // every
 
-    def refuse_non_finite(self, norm: Tensor, phase: Phase) -> None:
-        """Stop before an update with a gradient that is not finite.
-
-        On a GPU the host would have to wait for the number, so the device notes the step and
-        `check_noted` finds it before anything is logged or saved.
-        """
-        bad = ~torch.isfinite(norm)
-        if self.engine.device.type == "cpu":
-            if bool(bad):
-                raise _not_finite(self.step, self.images_seen, phase.name)
-        else:
-            first = bad & (self.first_bad < 0)
-            self.first_bad = torch.where(first, self.step, self.first_bad)
-
-    def check_noted(self) -> None:
-        """Raise UserError if the device noted a gradient that was not finite."""
-        step = int(self.first_bad)
-        if step >= 0:
-            raise _not_finite(step, step * self.config.global_batch, "one of the phases")
+    def evaluate(self) -> bool:
+        """Measure the averaged weights; say whether they are the best so far."""
+        assert self.job.evaluation is not None, "it is due only where there is one"
+        with self.pause():
+            found = self.job.evaluation(self.ema.nets)
+        self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
+        for name in found.keys() - self.measured.keys():
+            warnings.warn(f"{name} is {found[name]} after {self.images_seen} images", stacklevel=2)
+        name, value = next(iter(found.items()))
+        if not value < (self.best["value"] if self.best else math.inf):  # nor if it is not a number
+            return False
+        self.best = {"metric": name, "value": value, "images_seen": self.images_seen}
+        return True
 
     def log(self) -> None:
         """Write the means since the last log."""
-        self.check_noted()
+        self.watch.check()
         means = self.meter.means(self.engine)
         now = time.monotonic()
         spent = now - self.mark - self.paused_s
         self.wall_s += now - self.mark
+        rates = {
+            self.metric(p, "lr"): learning_rate(
+                self.job.optim[p.net], self.images_seen, self.config.total_images
+            )
+            for p in self.job.objective.phases
+        }
         line = {
             "step": self.step,
             "images_seen": self.images_seen,
             "wall_s": round(self.wall_s, 3),
             **means,
-            "train/lr": learning_rate(self.job.optim, self.images_seen, self.config.total_images),
+            **rates,
+            **self.measured,
             "time/images_per_s": round((self.images_seen - self.mark_images) / spent, 2),
             "time/data_wait_s": round(self.data_wait_s, 4),
             "memory/peak_gib": round(peak_memory_gib(self.engine.device), 3),
         }
         self.restart_clock(now)
+        self.measured = {}
         if self.metrics is not None:
             self.metrics.write(line)
         values = {k: v for k, v in line.items() if "/" in k}
         self.engine.accelerator.log(values, step=self.step)
-        self.progress.say(means.get("train/loss", float("nan")))
+        losses = {k.removeprefix("train/"): v for k, v in means.items() if k.endswith("/loss")}
+        self.progress.say(losses)
 
     def sample(self) -> None:
-        """Draw a grid, a row for each class, from the averaged weights; each process a part."""
+        """Draw grids from the averaged weights: samples, and what else the family has to show."""
         with self.pause():
-            engine, columns = self.engine, self.config.samples_per_class
-            index = torch.arange(columns * len(self.job.classes))
-            made = sample_on_all(
-                engine, self.job.objective, self.ema.nets, index, index // columns, self.job.seed
-            )
-            if engine.is_main:
-                sheet = pictures.grid(pictures.to_uint8(made), columns)
-                path = self.job.folder / "samples" / f"{self.images_seen:09d}.png"
+            job, engine = self.job, self.engine
+            sheets = draw_sheets(
+                engine, job.objective, self.ema.nets, len(job.classes),
+                self.config.samples_per_class, job.seed, self.batches,
+            )  # fmt: skip
+            for name, sheet in sheets.items():
+                ending = "" if name == "samples" else f"-{name}"
+                path = job.folder / "samples" / f"{self.images_seen:09d}{ending}.png"
                 pictures.save_png(path, sheet)
-                log_images(engine, "samples", sheet, self.step)
+                log_images(engine, name, sheet, self.step)
 
     def save(self) -> None:
         """Write a checkpoint; the log reaches the disk before it."""
         if self.saved_at == self.images_seen:
             return
-        self.check_noted()
+        self.watch.check()
         with self.pause():
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             if self.metrics is not None:
@@ -248,6 +275,7 @@ class _Run:
                 "step": self.step,
                 "wall_s": self.wall_s + time.monotonic() - self.mark,
                 "meter": meter,
+                "best": self.best,
                 "data_id": self.job.data_id,
                 "image_shape": list(self.job.image_shape),
                 "classes": list(self.job.classes),
@@ -258,8 +286,9 @@ class _Run:
             whole = checkpoint.Checkpoint(full, ema, state)
             folder = self.job.folder / "checkpoints"
             keep = self.config.keep_checkpoints
+            best = self.best["images_seen"] if self.best else None
             self.engine.on_main(
-                lambda: str(checkpoint.write(folder, self.images_seen, whole, keep))
+                lambda: str(checkpoint.write(folder, self.images_seen, whole, keep, best))
             )
             self.saved_at = self.images_seen
 
@@ -279,25 +308,7 @@ class _Run:
         yield
         self.paused_s += time.monotonic() - began
 
-    def profiler(self) -> Any:
-        """Make a profiler of some steps after two, or nothing."""
-        steps = self.config.profile_steps
-        if steps <= 0 or not self.engine.is_main:
-            return contextlib.nullcontext()
-        folder = self.job.folder / "profile"
-        return torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1),
-            on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)),
-        )
-
 
 def _find(folder: Path) -> Path | None:
     checkpoint.remove_partial(folder)
     return checkpoint.newest(folder, set_aside=True)
-
-
-def _not_finite(step: int, images_seen: int, phase: str) -> UserError:
-    return UserError(
-        f"the gradient of {phase} is not finite at step {step} (after {images_seen} images): "
-        "lower optim.lr, or set optim.clip_norm; the checkpoints before it are whole"
-    )

@@ -62,6 +62,12 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
     changed: dict[str, list[Any]] = {}
     if path.exists():
         before = _read(path)
+        theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
+        if theirs - ours and ours - theirs:
+            raise UserError(
+                f"run.dir {folder} holds a run of another family, with the sections "
+                f"{', '.join(sorted(theirs - ours))}: use its script or another run.dir"
+            )
         keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         changed = {k: [before.get(k), now.get(k)] for k in keys}
         fixed = [f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items() if k not in free]

@@ -1,23 +1,27 @@
-"""Sampling spread over the processes of an engine."""
+"""Sampling spread over the processes of an engine, and the sheets that a run leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgm.objective import Objective
+from dgm.images import grid, to_uint8
+from dgm.objective import Nets, Objective, Pictured
 from dgm.rng import Draws
+from dgm.train.batches import Batches
 from dgm.train.engine import Engine
+
+_SHOWN = 20  # stored images that a family is given to show something with
 
 
 @torch.no_grad()
 def sample_on_all(
     engine: Engine,
     objective: Objective,
-    nets: Mapping[str, nn.Module],
+    nets: Nets,
     index: Tensor,
     labels: Tensor,
     seed: int,
@@ -35,3 +39,29 @@ def sample_on_all(
     with engine.autocast():
         part = objective.sample(nets, each, own_labels, Draws.of(seed, own_index), **knobs)
     return engine.gather(part)[:count]
+
+
+def draw_sheets(
+    engine: Engine,
+    objective: Objective,
+    nets: Nets,
+    num_classes: int,
+    per_class: int,
+    seed: int,
+    batches: Batches,
+) -> dict[str, np.ndarray]:
+    """Draw uint8 [H, W, C] sheets by name, on the first process: samples, a row for each class.
+
+    Each process makes a part of the samples; all must ask.
+    """
+    index = torch.arange(per_class * num_classes)
+    made = sample_on_all(engine, objective, nets, index, index // per_class, seed)
+    if not engine.is_main:
+        return {}
+    sheets = {"samples": grid(to_uint8(made), per_class)}
+    if isinstance(objective, Pictured):
+        with torch.no_grad(), engine.autocast():
+            drawn = objective.pictures(nets, *batches.first_images(_SHOWN, engine.device))
+        for name, images in drawn.items():
+            sheets[name] = grid(to_uint8(images.flatten(0, 1)), images.shape[1])
+    return sheets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm.train.engine import Engine
+
+_NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
 
 
 class Meter:
@@ -62,25 +66,45 @@ class Meter:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per log, no step twice."""
+    """`metrics.jsonl`: one JSON object per log, no step twice; beside it `minima.json`."""
 
     def __init__(self, path: Path, images_seen: int):
         """Open; drop lines after `images_seen` (they will come again) and any torn last line."""
         self.path = path
         kept = [line for line in read_metrics(path) if line["images_seen"] <= images_seen]
-        partial = path.with_name(f".{path.name}.tmp")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.minima: dict[str, dict[str, float]] = {}
+        for line in kept:
+            self._lower(line)
         self.file = open(path, "a")  # noqa: SIM115 - held for the whole run
 
-    def write(self, line: Mapping[str, object]) -> None:
-        """Append one object."""
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one object; note which of its values are the least so far."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+        if self._lower(line):
+            write_whole(self.path.with_name("minima.json"), json.dumps(self.minima, indent=1))
+
+    def _lower(self, line: Mapping[str, Any]) -> bool:
+        lower = {
+            name: {"value": value, "images_seen": line["images_seen"]}
+            for name, value in line.items()
+            if name.startswith(("train/", "eval/")) and not name.endswith(_NO_MINIMUM)
+            if name not in self.minima or value < self.minima[name]["value"]
+        }
+        self.minima.update(lower)
+        return bool(lower)
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
         os.fsync(self.file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -107,9 +131,9 @@ class Progress:
         bar = shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
 
-    def say(self, loss: float) -> None:
-        """Remember the loss to show."""
-        self.text = f"loss {loss:.4f}"
+    def say(self, losses: Mapping[str, float]) -> None:
+        """Remember the losses to show, by name."""
+        self.text = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         if self.bar:
             self.bar.set_postfix_str(self.text)
 
@@ -159,3 +183,13 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def make_profiler(folder: Path, steps: int) -> Any:
+    """Make a profiler of so many steps after the first two, or nothing."""
+    if steps <= 0:
+        return contextlib.nullcontext()
+    return torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1),
+        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)),
+    )

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm.diffusion.noising import Noised, Noising, flip_images
+from dgm.diffusion.noising import Noised, Noising
 from dgm.diffusion.schedule import cosine
+from dgm.pixels import flip_images
 from dgm.rng import Draws
 from launch.benchmarks.table import print_table
 from shards.errors import ShardError

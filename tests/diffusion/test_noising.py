@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion import noising
-from dgm.diffusion.noising import Chosen, Noising, choose, flip_images, q_sample
+from dgm.diffusion.noising import Chosen, Noising, choose, q_sample
+from dgm.pixels import flip_images
 from dgm.diffusion.schedule import linear
 from dgm.rng import Draws
 

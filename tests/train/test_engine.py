@@ -37,7 +37,7 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
     engine: Engine, nets: dict[str, nn.Module], tmp_path: Path
 ):
     fresh = copy.deepcopy(nets)
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     learn(engine, 3, seed=1)
     full = engine.full_state()
     assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
@@ -46,7 +46,7 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
     expected = tensors_of(engine.bare)
 
     other = Engine("no")
-    other.prepare(fresh, OPTIM)
+    other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
     other.load_full_state(checkpoint.read(path).full)
     learn(other, 3, seed=2)
     for key, value in tensors_of(other.bare).items():
@@ -55,7 +55,7 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
 
 def test_only_the_net_of_a_phase_learns(engine: Engine, nets: dict[str, nn.Module]):
     nets["net"].bias.requires_grad_(False)  # frozen before, and so afterwards
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     before = tensors_of(nets)
     with engine.learning("other") as inside:
         assert set(inside) == set(nets)
@@ -71,7 +71,7 @@ def test_only_the_net_of_a_phase_learns(engine: Engine, nets: dict[str, nn.Modul
 def test_a_phase_that_fails_leaves_its_neighbours_learning(
     engine: Engine, nets: dict[str, nn.Module]
 ):
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     with pytest.raises(RuntimeError, match="in the phase"), engine.learning("other"):
         raise RuntimeError("in the phase")
     assert nets["net"].weight.requires_grad
@@ -80,7 +80,7 @@ def test_a_phase_that_fails_leaves_its_neighbours_learning(
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(
     engine: Engine, nets: dict[str, nn.Module]
 ):
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     x, net = torch.randn(6, 3), nets["net"]
     engine.backward("net", lambda: net(x).square().mean(), last=True)
     whole = net.weight.grad.clone()
@@ -95,14 +95,14 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
 def test_the_gradient_is_clipped_and_its_norm_before_is_told(
     engine: Engine, nets: dict[str, nn.Module], clip_norm: float, expected: float
 ):
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     nets["net"].weight.grad = torch.tensor([[3.0, 0, 0], [4.0, 0, 0]])
     assert float(engine.clip("net", clip_norm)) == pytest.approx(5)
     assert float(nets["net"].weight.grad.norm()) == pytest.approx(expected, rel=1e-5)  # float32
 
 
 def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Module]):
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     net = nets["net"]
     before = net.weight.detach().clone()
     net.weight.grad = torch.ones_like(before)
@@ -160,7 +160,7 @@ def test_one_process_agrees_with_itself(engine: Engine, flag: bool):
 
 def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[str, nn.Module]):
     before = tensors_of(nets)
-    engine.prepare(nets, OPTIM)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
 

@@ -115,6 +115,13 @@ def test_a_key_that_is_no_more_is_refused(tmp_path: Path):
         open_run(Config(), tmp_path)
 
 
+def test_a_run_of_another_family_is_refused(tmp_path: Path):
+    open_run(Config(), tmp_path)
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
+    with pytest.raises(UserError, match="another family, with the sections gan: use its script"):
+        open_run(Config(), tmp_path)
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not empty and holds no run"):

@@ -88,7 +88,7 @@ def test_a_resumed_run_drops_lines_that_will_come_again(tmp_path: Path):
     assert seen(path) == [10, 20]
     second.write(line(30))
     assert seen(path) == [10, 20, 30]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "minima.json"]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "ima', "{", "\n", '{"step": 3, "images_seen": 30'])
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_a_number_can_be_read_back(tmp_path: Path):
 
 def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[str]):
     progress = Progress(1000, 0, shown=True, every_s=0.0)
-    progress.say(0.25)
+    progress.say({"loss": 0.25})
     progress.advance(100)
     progress.close()
     told = capsys.readouterr().err

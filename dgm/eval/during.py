@@ -1,0 +1,133 @@
+"""What is measured of the averaged weights while a run goes, and decides which are the best."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dgm.errors import UserError
+from dgm.eval.classifier import Classifier, cached_classifier, describe
+from dgm.eval.frechet import Moments, frechet_distance
+from dgm.eval.likelihood import bits_per_dim
+from dgm.images import to_uint8
+from dgm.objective import Likelihood, Nets, Objective
+from dgm.rng import permutation
+from dgm.train.batches import Images
+from dgm.train.engine import Engine
+from dgm.train.sampling import sample_on_all
+
+Metric = Literal["fd_classifier", "bits_per_dim"]
+SEED = 1  # of classifier and test draws: the same for all runs, so that they can be compared
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to measure as a run goes; the checkpoint with the best value so far is kept."""
+
+    every_images: int = 0
+    """Images between two measurements; 0 measures nothing."""
+    metric: Metric = "fd_classifier"
+    """fd_classifier: Frechet distance between real and generated images in the features of a
+    classifier trained on the real ones; bits_per_dim: of test images, for models that know it."""
+    num_images: int = 2000
+    """Images to generate, or test images to look at."""
+
+
+@dataclass
+class RealImages:
+    """The images that a model is measured against."""
+
+    train: Images
+    num_classes: int
+    data_id: str  # of the train images
+    test: Callable[[], Images]  # opened only where they are needed
+
+
+def make_evaluation(
+    config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
+) -> Callable[[Nets], dict[str, float]] | None:
+    """Make what measures the nets of a run; None where nothing is to be measured.
+
+    Raises UserError where the family cannot be measured so.
+    """
+    if config.every_images < 0 or config.num_images < 2:
+        raise UserError(
+            f"eval.every_images is {config.every_images}, eval.num_images {config.num_images}: "
+            "choose 0 or more, and 2 or more"
+        )
+    if config.every_images == 0:
+        return None
+    if config.metric == "bits_per_dim":
+        return _bits(config, has_likelihood(objective, "eval.metric"), engine, real)
+    return _frechet(config, objective, engine, real, cache)
+
+
+def has_likelihood(objective: Objective, key: str) -> Likelihood:
+    """Give the objective as one with a likelihood; raises UserError naming `key` else."""
+    if not isinstance(objective, Likelihood):
+        raise UserError(
+            f"{key} is bits_per_dim, but this family gives images no likelihood: "
+            "choose fd_classifier, or train a vae, a flow or a diffusion model"
+        )
+    return objective
+
+
+def _bits(
+    config: EvalConfig, objective: Likelihood, engine: Engine, real: RealImages
+) -> Callable[[Nets], dict[str, float]]:
+    test = real.test()
+    index = permutation(SEED, 0, len(test))[: config.num_images]
+
+    def measure(nets: Nets) -> dict[str, float]:
+        found = bits_per_dim(engine, objective, nets, test, index, SEED)
+        kind = "exact" if objective.exact else "bound"
+        return {f"eval/bits_per_dim_{kind}": found[kind]}
+
+    return measure
+
+
+def _frechet(
+    config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
+) -> Callable[[Nets], dict[str, float]]:
+    @functools.cache
+    def prepared() -> tuple[Classifier, Moments]:
+        # Late, so that a mistake elsewhere is told before a minute is spent on this.
+        net = judge(engine, cache, real)
+        return net, Moments.of(describe(net, real.train.images(np.arange(len(real.train)))))
+
+    def measure(nets: Nets) -> dict[str, float]:
+        distance = fd_classifier(
+            engine, objective, nets, *prepared(), real.num_classes, config.num_images
+        )
+        return {"eval/fd_classifier": distance}
+
+    return measure
+
+
+def judge(engine: Engine, cache: Path, real: RealImages) -> Classifier:
+    """Give the classifier in whose features images are compared; it has seen 30,000 or more."""
+    epochs = -(-30_000 // len(real.train))
+    return cached_classifier(
+        engine, cache, real.train, real.data_id, real.num_classes, epochs, SEED
+    )
+
+
+def fd_classifier(
+    engine: Engine,
+    objective: Objective,
+    nets: Nets,
+    net: Classifier,
+    wanted: Moments,
+    num_classes: int,
+    count: int,
+) -> float:
+    """Measure how far `count` generated images, classes in turn, are from the real ones."""
+    index = torch.arange(count)
+    made = sample_on_all(engine, objective, nets, index, index % num_classes, SEED)
+    return frechet_distance(Moments.of(describe(net, to_uint8(made))), wanted)

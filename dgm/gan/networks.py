@@ -1,0 +1,231 @@
+"""Generators and discriminators: DCGAN's, and a residual pair.
+
+    generator:      latent [B, L] -> 4x4 -> 8x8 -> ... -> image [B, C, H, W] in [-1, 1]
+    discriminator:  image [B, C, H, W] -> ... -> 4x4 -> logit [B]
+
+With classes the generator is told them by what its architecture uses (an embedding beside the
+latent, or a BatchNorm by class), the discriminator by projection (Miyato and Koyama 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+from dgm.errors import UserError
+from dgm.gan.batch_norm import BatchNorm
+
+
+@dataclass(frozen=True)
+class GanModelConfig:
+    """The two networks; the defaults are DCGAN's for images of 32 x 32."""
+
+    architecture: Literal["dcgan", "residual"] = "dcgan"
+    """dcgan (Radford et al. 2016), or residual with spectral norm (Miyato et al. 2018)."""
+    latent: int = 100
+    """Size of the latent vector."""
+    generator_channels: int = 128
+    """Channels of the generator's largest features; dcgan doubles them with each halving."""
+    discriminator_channels: int = 128
+    """Channels of the discriminator's largest features; dcgan doubles them with each halving."""
+
+
+def make_nets(
+    config: GanModelConfig, image_shape: tuple[int, int, int], num_classes: int | None
+) -> dict[str, nn.Module]:
+    """Make both nets for images (H, W, C); raises UserError where they do not fit."""
+    for name in ("latent", "generator_channels", "discriminator_channels"):
+        if getattr(config, name) < 1:
+            raise UserError(f"model.{name} is {getattr(config, name)}: choose 1 or more")
+    height, width, channels = image_shape
+    doublings = round(math.log2(height / 4)) if height >= 8 else 0
+    if height != width or height != 4 << doublings or doublings < 1:
+        raise UserError(
+            f"the images are {height} x {width}, but a GAN here makes squares of 8, 16, 32 ...: "
+            "build shards with data.resize 32"
+        )
+    given = (config, doublings, channels, num_classes)
+    if config.architecture == "dcgan":
+        return {"generator": Generator(*given), "discriminator": Discriminator(*given)}
+    return {"generator": ResidualGenerator(*given), "discriminator": ResidualDiscriminator(*given)}
+
+
+class Generator(nn.Module):
+    """DCGAN's generator: transposed convolutions with BatchNorm and ReLU, and a tanh."""
+
+    def __init__(
+        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+    ):
+        """Prepare for images of side 4 * 2^doublings."""
+        super().__init__()
+        widths = [config.generator_channels << i for i in reversed(range(doublings))]
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, config.latent)
+        inputs = config.latent * (1 if num_classes is None else 2)
+        self.first = nn.Linear(inputs, widths[0] * 16, bias=False)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
+        self.convolutions = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)
+            for a, b in zip(widths, [*widths[1:], image_channels], strict=True)
+        )
+        self.bias = nn.Parameter(torch.zeros(image_channels, 1, 1))
+        _draw_weights(self)
+
+    def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Make images of latents; labels [B] where classes are told."""
+        if self.classes is not None:
+            latent = torch.cat([latent, self.classes(labels)], dim=1)
+        x = _unfold(self.first(latent))
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            x = convolution(norm(x).relu())
+        return (x + self.bias).tanh()
+
+
+class Discriminator(nn.Module):
+    """DCGAN's discriminator: strided convolutions with BatchNorm and leaky ReLU."""
+
+    def __init__(
+        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+    ):
+        """Prepare for images of side 4 * 2^doublings."""
+        super().__init__()
+        widths = [config.discriminator_channels << i for i in range(doublings)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 4, 2, 1, bias=i == 0)
+            for i, (a, b) in enumerate(zip([image_channels, *widths], widths, strict=False))
+        )
+        # The first has none (Radford et al. 2016, section 3).
+        self.norms = nn.ModuleList([nn.Identity(), *(BatchNorm(width) for width in widths[1:])])
+        self.out = nn.Linear(widths[-1] * 16, 1)
+        _draw_weights(self)
+        self.classes = None
+        if num_classes is not None:
+            self.classes = nn.Embedding(num_classes, widths[-1])
+            nn.init.normal_(self.classes.weight, 0, 0.02)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Judge images; labels [B] where classes are told."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.leaky_relu(norm(convolution(x)), 0.2)
+        logits = self.out(_fold(x))[:, 0]
+        if self.classes is not None:
+            logits = logits + (self.classes(labels) * x.mean((2, 3))).sum(1)
+        return logits
+
+
+class ResidualGenerator(nn.Module):
+    """Residual blocks that each double the side (Miyato et al. 2018, table 4)."""
+
+    def __init__(
+        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+    ):
+        """Prepare for images of side 4 * 2^doublings."""
+        super().__init__()
+        width = config.generator_channels
+        self.first = nn.Linear(config.latent, width * 16)
+        self.blocks = nn.ModuleList(_GrowingBlock(width, num_classes) for _ in range(doublings))
+        self.norm = BatchNorm(width)
+        self.out = nn.Conv2d(width, image_channels, 3, padding=1)
+        _draw_weights(self, xavier=True)
+
+    def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Make images of latents; labels [B] where classes are told."""
+        x = _unfold(self.first(latent))
+        for block in self.blocks:
+            x = block(x, labels)
+        return self.out(self.norm(x).relu()).tanh()
+
+
+class _GrowingBlock(nn.Module):
+    def __init__(self, width: int, num_classes: int | None):
+        super().__init__()
+        self.norm1, self.norm2 = BatchNorm(width, num_classes), BatchNorm(width, num_classes)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        h = self.conv1(_double(self.norm1(x, labels).relu()))
+        h = self.conv2(self.norm2(h, labels).relu())
+        # A 1x1 convolution before the doubling says the same as one after it, for a quarter.
+        return h + _double(self.shortcut(x))
+
+
+class ResidualDiscriminator(nn.Module):
+    """Residual blocks with spectral norm, which needs no BatchNorm (Miyato et al. 2018, table 4).
+
+    All blocks but the last two halve the side; for 32 x 32 there are four.
+    """
+
+    def __init__(
+        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+    ):
+        """Prepare for images of side 4 * 2^doublings."""
+        super().__init__()
+        width, halvings = config.discriminator_channels, max(1, doublings - 1)
+        self.blocks = nn.ModuleList(
+            _ShrinkingBlock(image_channels if i == 0 else width, width, i < halvings, first=i == 0)
+            for i in range(halvings + 2)
+        )
+        self.out = nn.Linear(width, 1)
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, width)
+        _draw_weights(self, xavier=True)
+        for module in list(self.modules()):
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+                spectral_norm(module)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Judge images; labels [B] where classes are told."""
+        for block in self.blocks:
+            x = block(x)
+        x = x.relu().sum((2, 3))
+        logits = self.out(x)[:, 0]
+        return logits if self.classes is None else logits + (self.classes(labels) * x).sum(1)
+
+
+class _ShrinkingBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, halves: bool, first: bool):
+        super().__init__()
+        self.halves, self.first = halves, first
+        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, width, 1) if halves else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The pixels themselves are not passed through a ReLU.
+        h = self.conv2(self.conv1(x if self.first else x.relu()).relu())
+        if not self.halves:
+            return h + self.shortcut(x)
+        # A 1x1 convolution of means is the mean of a 1x1 convolution.
+        return functional.avg_pool2d(h, 2) + self.shortcut(functional.avg_pool2d(x, 2))
+
+
+def _unfold(x: Tensor) -> Tensor:
+    """Turn [B, 16 C] into [B, C, 4, 4], channels_last."""
+    return x.reshape(len(x), 4, 4, -1).permute(0, 3, 1, 2)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Turn [B, C, 4, 4] into [B, 16 C], the way back."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2)
+
+
+def _draw_weights(net: nn.Module, xavier: bool = False) -> None:
+    """Draw weights from N(0, 0.02^2) (Radford et al. 2016, section 4), or Xavier's."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if xavier:
+                nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2))
+            else:
+                nn.init.normal_(module.weight, 0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,192 @@
+"""The GAN objective: discriminator and generator learn in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dgm.errors import UserError
+from dgm.gan.augment import Augmentation, augment
+from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
+from dgm.objective import Batch, Nets, Phase
+from dgm.pixels import draw_mirrored, flip_images, scale
+from dgm.rng import Draws
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """What the two networks learn of each other; the defaults are DCGAN's."""
+
+    loss: LossName = "non_saturating"
+    """Loss of both: non_saturating, hinge or least_squares."""
+    r1: float = 0.0
+    """Weight gamma of the R1 penalty, gamma / 2 |gradient|^2 on real images; 0 is without."""
+    augment: list[Augmentation] = field(default_factory=list)
+    """DiffAugment of real and generated images: any of color, translation, cutout."""
+    discriminator_steps: int = 1
+    """Steps of the discriminator for each of the generator."""
+    discriminator_lr: float | None = None
+    """Learning rate of the discriminator; null is optim.lr."""
+    class_conditional: bool = False
+    """Tell both networks the class."""
+    flip: bool = True
+    """Mirror each real image with probability 1/2."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are made from a trained generator."""
+
+    truncation: float = 1.0
+    """Standard deviation of the latents; below 1 gives likelier and less varied images."""
+    batch: int = 250
+    """Images per forward pass of each process; has no effect on the images."""
+
+
+class GanObjective:
+    """Train a discriminator to tell real images from generated ones, a generator to fool it."""
+
+    # BatchNorm lets the images of a batch depend on each other.
+    whole_batch = True
+
+    def __init__(
+        self,
+        config: GanConfig,
+        sample: SampleConfig,
+        latent: int,
+        num_classes: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Prepare for latents of a size; raises UserError where a setting makes no sense."""
+        _check(config, sample)
+        self.config, self.sample_config = config, sample
+        self.latent, self.dtype = latent, dtype
+        self.num_classes = num_classes if config.class_conditional else None
+        self.phases = (
+            Phase("discriminator", "discriminator", average=False),
+            Phase("generator", "generator", every=config.discriminator_steps),
+        )
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of the phase's net; every named value is a mean over images, []."""
+        labels = None if self.num_classes is None else batch.labels
+        images = batch.images
+        if self.config.flip:
+            images = flip_images(images, draw_mirrored(draws))
+        real = scale(images, self.dtype)
+        fake = nets["generator"](self._latent(draws, phase.name), labels)
+        if phase.name == "discriminator":
+            return self._discriminator_loss(nets["discriminator"], real, fake, labels, draws)
+        # A BatchNorm there sees what it saw when the discriminator learned: real and generated.
+        _, logits = self._judge(nets["discriminator"], real, fake, labels, draws, phase.name)
+        loss = generator_loss(self.config.loss, logits)
+        return {"loss": loss.mean(), "logits_fake": logits.mean()}
+
+    def _discriminator_loss(
+        self, net: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, draws: Draws
+    ) -> dict[str, Tensor]:
+        gamma = self.config.r1
+        real.requires_grad_(gamma > 0)
+        logits_real, logits_fake = self._judge(net, real, fake, labels, draws, "discriminator")
+        loss = discriminator_loss(self.config.loss, logits_real, logits_fake)
+        values = {"loss_real": loss.real.mean(), "loss_fake": loss.fake.mean()}
+        total = values["loss_real"] + values["loss_fake"]
+        if gamma > 0:
+            values["r1"] = r1_penalty(logits_real, real).mean()
+            total = total + 0.5 * gamma * values["r1"]
+        right = torch.cat([logits_real > 0, logits_fake <= 0]).to(self.dtype)
+        return {
+            "loss": total,
+            **values,
+            "logits_real": logits_real.mean(),
+            "logits_fake": logits_fake.mean(),
+            "accuracy": right.mean(),
+        }
+
+    def _judge(
+        self,
+        net: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        labels: Tensor | None,
+        draws: Draws,
+        phase: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Give the logits of real and generated images, from one forward pass of both."""
+        kinds = self.config.augment
+        both = torch.cat([
+            augment(real, kinds, draws, f"{phase}/augment_real"),
+            augment(fake.to(real.dtype), kinds, draws, f"{phase}/augment_fake"),
+        ])  # fmt: skip
+        logits = net(both, None if labels is None else labels.repeat(2))
+        logits_real, logits_fake = logits.to(self.dtype).chunk(2)
+        return logits_real, logits_fake
+
+    def _latent(self, draws: Draws, purpose: str) -> Tensor:
+        return draws.normal(f"{purpose}/latent", (self.latent,), self.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i."""
+        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        _check(self.config, config)
+        latent = config.truncation * self._latent(draws, "sample")
+        labels = None if self.num_classes is None else labels
+        if self.num_classes is not None and labels is None:
+            labels = draws.integers("sample/label", self.num_classes)
+        return self._generate(nets, latent, labels, config.batch)
+
+    def _generate(self, nets: Nets, latent: Tensor, labels: Tensor | None, batch: int) -> Tensor:
+        parts = []
+        for start in range(0, len(latent), batch):
+            part = slice(start, start + batch)
+            told = None if labels is None else labels[part]
+            parts.append(nets["generator"](latent[part], told).to(self.dtype))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Draw the way from one latent to another: `interpolation`, [rows, 10, C, H, W].
+
+        Latents lie near a sphere, so the way is along it (White 2016, "Sampling generative
+        networks", section 2.1).
+        """
+        rows = len(batch.labels) // 2
+        start, end = self._latent(draws, "picture")[: 2 * rows].chunk(2)
+        share = torch.linspace(0, 1, 10, dtype=self.dtype, device=start.device)[None, :, None]
+        cosine = functional.cosine_similarity(start, end)[:, None, None]
+        angle = torch.arccos(cosine.clamp(-1, 1))
+        path = (
+            torch.sin((1 - share) * angle) * start[:, None]
+            + torch.sin(share * angle) * end[:, None]
+        ) / torch.sin(angle)
+        labels = None
+        if self.num_classes is not None:
+            labels = batch.labels[:rows].repeat_interleave(10)
+        made = self._generate(nets, path.flatten(0, 1), labels, self.sample_config.batch)
+        return {"interpolation": made.unflatten(0, (rows, 10))}
+
+
+def _check(config: GanConfig, sample: SampleConfig) -> None:
+    if config.r1 < 0:
+        raise UserError(f"gan.r1 is {config.r1}: choose 0 or more")
+    if config.discriminator_steps < 1:
+        raise UserError(
+            f"gan.discriminator_steps is {config.discriminator_steps}: choose 1 or more"
+        )
+    if config.discriminator_lr is not None and not config.discriminator_lr > 0:
+        raise UserError(
+            f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"
+        )
+    if len(set(config.augment)) < len(config.augment):
+        raise UserError(f"gan.augment is {config.augment}: name each change once")
+    if not sample.truncation > 0:
+        raise UserError(f"sample.truncation is {sample.truncation}: choose a number above 0")
+    if sample.batch < 1:
+        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")

@@ -1,0 +1,153 @@
+"""The GAN objective: what is learned in which phase, and what is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
+
+from dgm.errors import UserError
+from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.rng import Draws
+
+D, G = 0, 1  # the phases
+
+
+def test_discriminator_learns_first_and_is_not_averaged():
+    phases = objective(discriminator_steps=3).phases
+    assert [(p.name, p.net, p.every, p.average) for p in phases] == [
+        ("discriminator", "discriminator", 1, False),
+        ("generator", "generator", 3, True),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["non_saturating", "hinge", "least_squares"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_of_the_loss_are_told_apart(architecture, kind):
+    made, own = objective(loss=kind, r1=10.0), nets(architecture)
+    found = {k: float(v.detach()) for k, v in loss(made, own, batch(8), D).items()}
+    names = ("loss", "loss_real", "loss_fake", "r1", "logits_real", "logits_fake", "accuracy")
+    assert tuple(found) == names
+    whole = found["loss_real"] + found["loss_fake"] + 5 * found["r1"]
+    assert found["loss"] == pytest.approx(whole) and found["r1"] > 0
+    assert 0 <= found["accuracy"] <= 1
+    assert tuple(loss(made, own, batch(8), G)) == ("loss", "logits_fake")
+
+
+def test_r1_is_left_out_where_its_weight_is_zero():
+    assert "r1" not in loss(objective(), nets(), batch(4), D)
+
+
+@pytest.mark.parametrize("classes", [None, NUM_CLASSES])
+@pytest.mark.parametrize("phase", [D, G])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradient_reaches_every_weight_of_the_phases_net_and_no_other(architecture, phase, classes):
+    made, own = objective(class_conditional=classes is not None), nets(architecture, classes)
+    learning = made.phases[phase].net
+    for name, net in own.items():  # as the engine does
+        net.requires_grad_(name == learning)
+    loss(made, own, batch(8), phase)["loss"].backward()
+    for name, net in own.items():
+        for key, parameter in net.named_parameters():
+            reached = parameter.grad is not None and bool((parameter.grad != 0).any())
+            assert reached == (name == learning), f"{name}.{key}"
+
+
+def test_phases_draw_latents_of_their_own():
+    made = objective()
+    _, draws = batch(4)
+    one, other = (made._latent(draws, phase.name) for phase in made.phases)
+    assert (one != other).all()
+
+
+def test_real_images_pass_the_discriminator_together_with_generated_ones():
+    made, own = objective(), nets()
+    seen: list[int] = []
+    own["discriminator"].register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
+    for phase in (D, G):
+        loss(made, own, batch(8), phase)
+    assert seen == [16, 16]
+
+
+def test_images_are_mirrored_only_where_asked():
+    own, given = nets(), batch(8)
+    found = [
+        float(loss(objective(flip=flip), own, given, D)["loss_real"].detach())
+        for flip in (False, True, False)
+    ]
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_few_steps_learn_to_tell_real_from_generated(architecture):
+    made, own, given = objective(), nets(architecture, width=8), batch(16)
+    optimizer = torch.optim.Adam(own["discriminator"].parameters(), 2e-3)
+    for _ in range(40):
+        found = loss(made, own, given, D)
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+    assert float(found["accuracy"].detach()) > 0.95
+    # Then the generator fools the same discriminator.
+    before = float(loss(made, own, given, G)["loss"].detach())
+    optimizer = torch.optim.Adam(own["generator"].parameters(), 2e-3)
+    for _ in range(40):
+        found = loss(made, own, given, G)
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+    assert float(found["loss"].detach()) < 0.5 * before
+
+
+@pytest.mark.parametrize("classes", [None, NUM_CLASSES])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_image_follows_from_its_index_whatever_the_batch(architecture, classes):
+    made = objective(class_conditional=classes is not None)
+    own = {name: net.eval() for name, net in nets(architecture, classes).items()}
+    labels = torch.arange(7) % NUM_CLASSES
+    draws = Draws.of(4, torch.arange(7))
+    whole = made.sample(own, 7, labels, draws)
+    assert whole.shape == (7, 3, 8, 8) and whole.abs().max() <= 1
+    parts = made.sample(own, 7, labels, draws, batch=3)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    alone = made.sample(own, 1, labels[5:6], Draws.of(4, torch.tensor([5])))
+    torch.testing.assert_close(alone[0], whole[5], rtol=1e-12, atol=1e-12)
+
+
+def test_truncation_draws_latents_nearer_to_zero():
+    made, own = objective(), {name: net.eval() for name, net in nets().items()}
+    draws = Draws.of(4, torch.arange(50))
+    spread = [
+        float(made.sample(own, 50, None, draws, truncation=t).std(0).mean()) for t in (1.0, 0.3)
+    ]
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_interpolation_leads_from_image_to_image():
+    made, own = objective(), {name: net.eval() for name, net in nets().items()}
+    given, draws = batch(7)
+    sheet = made.pictures(own, given, draws)["interpolation"]
+    assert sheet.shape == (3, 10, 3, 8, 8)
+    latent = made._latent(draws, "picture")
+    torch.testing.assert_close(sheet[:, 0], own["generator"](latent[:3]))
+    torch.testing.assert_close(sheet[:, -1], own["generator"](latent[3:6]))
+    steps = (sheet[:, 1:] - sheet[:, :-1]).abs().flatten(2).mean(2)
+    assert (steps > 0).all()
+
+
+@pytest.mark.parametrize(
+    "config, sample, named",
+    [
+        ({"r1": -1.0}, {}, r"gan\.r1 is -1"),
+        ({"discriminator_steps": 0}, {}, r"gan\.discriminator_steps is 0"),
+        ({"discriminator_lr": 0.0}, {}, r"gan\.discriminator_lr is 0"),
+        ({"augment": ["color", "color"]}, {}, r"gan\.augment"),
+        ({}, {"truncation": 0.0}, r"sample\.truncation is 0"),
+        ({}, {"batch": 0}, r"sample\.batch is 0"),
+    ],
+)
+def test_bad_settings_are_named(config: dict[str, Any], sample: dict[str, Any], named: str):
+    with pytest.raises(UserError, match=named):
+        GanObjective(GanConfig(**config), SampleConfig(**sample), 6, 3)

@@ -1,0 +1,40 @@
+"""Small GANs, and batches for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgm.gan.networks import GanModelConfig, make_nets
+from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.objective import Batch
+from dgm.rng import Draws
+
+NUM_CLASSES, LATENT = 3, 6
+ARCHITECTURES = ("dcgan", "residual")
+
+
+def objective(dtype: torch.dtype = torch.float64, **config: Any) -> GanObjective:
+    return GanObjective(GanConfig(**config), SampleConfig(), LATENT, NUM_CLASSES, dtype)
+
+
+def nets(
+    architecture: Any = "dcgan", classes: int | None = None, side: int = 8, width: int = 4
+) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    config = GanModelConfig(architecture, LATENT, width, width)
+    return {k: net.double() for k, net in make_nets(config, (side, side, 3), classes).items()}
+
+
+def batch(count: int, side: int = 8, epoch: int = 0) -> tuple[Batch, Draws]:
+    index = torch.arange(count)
+    images = Draws.of(9, index).uniform("noise", (side, side, 3)).mul(256).byte()
+    return Batch(images, index % NUM_CLASSES), Draws.of(0, index, epoch)
+
+
+def loss(
+    made: GanObjective, own: dict[str, nn.Module], given: tuple[Batch, Draws], phase: int
+) -> dict[str, Tensor]:
+    return made.loss(own, given[0], made.phases[phase], given[1])
