@@ -16,37 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from tiny import TINY
 
 from shards import shapes
 from shards.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
-
-# Every kind of draw is on: order, flip, timestep, noise, label drop and dropout.
-TINY = {
-    "model": {
-        "channels": 8,
-        "channel_mult": [1, 2],
-        "num_blocks": [1, 1],
-        "attention_at": [],
-        "patch_size": 2,
-        "skips": "add",
-        "dropout": 0.1,
-    },
-    "optim": {"lr": 2e-3, "warmup_images": 64},
-    "train": {
-        "global_batch": 16,
-        "total_images": 256,
-        "log_every_images": 16,
-        "save_every_images": 64,
-        "sample_every_images": 0,
-        "samples_per_class": 1,
-        "ema_halflife_images": 100,
-        "compile": "none",
-    },
-    "sample": {"steps": 2},
-}
 
 
 @dataclass(frozen=True)
@@ -78,11 +54,20 @@ def tiny_shards(shape_pictures: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the configuration of a run of sixteen steps that takes a second."""
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "data": {"shards": str(tiny_shards)}}))
-    return path
+def tiny_configs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write the configuration of each family's smallest run."""
+    folder = tmp_path_factory.mktemp("config")
+    paths = {family: folder / f"{family}.yaml" for family in TINY}
+    for family, path in paths.items():
+        data = {"shards": str(tiny_shards), "test_shards": str(tiny_shards)}
+        path.write_text(yaml.safe_dump({**TINY[family], "data": data}))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_configs: dict[str, Path]) -> Path:
+    """Give the smallest run of a diffusion model."""
+    return tiny_configs["diffusion"]
 
 
 @pytest.fixture(scope="session")

@@ -145,9 +145,11 @@ class _GrowingBlock(nn.Module):
     def __init__(self, width: int, num_classes: int | None):
         super().__init__()
         self.norm1, self.norm2 = BatchNorm(width, num_classes), BatchNorm(width, num_classes)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(width, width, 1)
+        # A bias would be taken away by the next BatchNorm, and Adam would blow its gradient, which
+        # is rounding only, up to a full step.
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         h = self.conv1(_double(self.norm1(x, labels).relu()))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dgm.diffusion import noising
 from dgm.diffusion.noising import Chosen, Noising, choose, q_sample
-from dgm.pixels import flip_images
 from dgm.diffusion.schedule import linear
+from dgm.pixels import flip_images
 from dgm.rng import Draws
 
 

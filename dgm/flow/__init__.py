@@ -1,0 +1,1 @@
+"""Normalizing flows: RealNVP and Glow, with exact likelihoods."""

@@ -1,0 +1,164 @@
+"""The flow objective: the exact likelihood that the loop maximises, samples, interpolations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dgm.errors import UserError
+from dgm.flow import walk
+from dgm.flow.net import Flow, normal_log_prob
+from dgm.objective import Batch, Nets, Phase
+from dgm.pixels import dequantize, draw_mirrored, flip_images
+from dgm.rng import Draws
+
+_LEVEL_BITS = 7  # -log2 of the width of a grey level, 1/128
+_COLUMNS = 10  # of a sheet of pictures
+_PAIRS = 6
+_TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """What the flow learns of the images."""
+
+    flip: bool = True
+    """Mirror each image with probability 1/2."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are made from a trained flow."""
+
+    temperature: float = 0.7
+    """Standard deviation of z, above 0: 1 samples the model, less keeps to likelier images."""
+    batch: int = 250
+    """Images per pass of each process; has no effect on the images."""
+
+
+class FlowObjective:
+    """Train one net, `flow`, by the likelihood of uniformly dequantised images.
+
+    The density of dequantised images is exact; it bounds the mass of stored ones, on average over
+    the noise.
+    """
+
+    phases = (Phase("likelihood", "flow"),)
+    num_classes: int | None = None
+    exact = True
+
+    def __init__(
+        self,
+        config: FlowConfig,
+        sample: SampleConfig,
+        image_shape: tuple[int, int, int],
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Prepare for images of shape (H, W, C); raises UserError where a setting is wrong."""
+        _check(sample)
+        self.config, self.sample_config = config, sample
+        self.image_shape, self.dtype = image_shape, dtype
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        """Compute -log2 of the mass of stored images per dimension, and its parts; each [].
+
+        loss = 7 - log_prob_z - log_det, all in bits per dimension, exact for the dequantised
+        images; 7 is for the width of a grey level, 1/128.
+        """
+        z, log_det = nets[phase.net](self._seen(batch, draws))
+        bits = 1 / (z.shape[1] * math.log(2))
+        log_prob_z, log_det = bits * normal_log_prob(z).mean(), bits * log_det.mean()
+        return {
+            "loss": _LEVEL_BITS - log_prob_z - log_det,
+            "log_prob_z_bits_per_dim": log_prob_z,
+            "log_det_bits_per_dim": log_det,
+        }
+
+    @torch.no_grad()
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+
+        `knobs` replace entries of the run's SampleConfig; there are no classes to ask for.
+        """
+        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        _check(config)
+        flow = cast(Flow, nets["flow"])
+        parts = []
+        for start in range(0, count, config.batch):
+            own = _part(draws, start, min(start + config.batch, count))
+            x = flow.inverse(config.temperature * self._latents(own))
+            parts.append(x.clamp(-1, 1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the terms of -log p of dequantised images as mass of grey levels, nats, each [B].
+
+        `prior` is -log N(z), `log_det` the negated log_det, `dequantization` D log 128. Their sum
+        is exact for one noise; its mean over the noise bounds -log P of the stored image.
+        """
+        z, log_det = nets["flow"](dequantize(batch.images, draws, self.dtype))
+        levels = torch.full_like(log_det, z.shape[1] * math.log(128))
+        return {"prior": -normal_log_prob(z), "log_det": -log_det, "dequantization": levels}
+
+    @torch.no_grad()
+    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Draw sheets by name, each [rows, 10, C, H, W] in [-1, 1].
+
+        `interpolation`: a row from one image to another along a line in z; `temperatures`: the
+        same latents at a temperature per row, from 0.5 to 1.
+        """
+        flow = cast(Flow, nets["flow"])
+        rows = min(_PAIRS, max(1, len(batch.images) // 2))
+        images = batch.images[: 2 * rows]
+        z, _ = flow(dequantize(images, _part(draws, 0, len(images)), self.dtype))
+        share = torch.linspace(0, 1, _COLUMNS, dtype=self.dtype, device=z.device)[:, None]
+        lines = torch.lerp(z[:rows, None], z[-rows:, None], share)
+        index = torch.arange(_COLUMNS, device=z.device)
+        latents = self._latents(Draws(draws.key, index, torch.zeros_like(index)))
+        heated = torch.stack([temperature * latents for temperature in _TEMPERATURES])
+
+        def drawn(z: Tensor) -> Tensor:
+            images = flow.inverse(z.flatten(0, 1)).clamp(-1, 1)
+            return images.unflatten(0, tuple(z.shape[:2]))
+
+        return {"interpolation": drawn(lines), "temperatures": drawn(heated)}
+
+    def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
+        """Let each actnorm standardise its output on these images."""
+        walk.initialize(nets["flow"], self._seen(batch, draws))
+
+    def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
+        """Name the first layer whose output for these images is not finite, if there is one."""
+        return walk.find_non_finite(nets["flow"], self._seen(batch, draws))
+
+    def _seen(self, batch: Batch, draws: Draws) -> Tensor:
+        """Give the images as training sees them."""
+        images = batch.images
+        if self.config.flip:
+            images = flip_images(images, draw_mirrored(draws))
+        return dequantize(images, draws, self.dtype)
+
+    def _latents(self, draws: Draws) -> Tensor:
+        return draws.normal("latent", (math.prod(self.image_shape),), self.dtype)
+
+
+def _part(draws: Draws, start: int, stop: int) -> Draws:
+    """Give the draws of some of the images."""
+    step = draws.step[start:stop] if draws.step.ndim else draws.step
+    return Draws(draws.key, draws.index[start:stop], step)
+
+
+def _check(sample: SampleConfig) -> None:
+    if not 0 < sample.temperature < math.inf:
+        raise UserError(
+            f"sample.temperature is {sample.temperature}: choose a number above 0, at most about 1"
+        )
+    if sample.batch < 1:
+        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")

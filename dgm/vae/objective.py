@@ -1,0 +1,186 @@
+"""The VAE's objective: its bound, what of it the loop minimises, and how to sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from dgm.errors import UserError
+from dgm.objective import Batch, Nets, Phase
+from dgm.pixels import draw_mirrored, flip_images, scale
+from dgm.rng import Draws
+from dgm.vae.latent import Posterior, kl_weight, with_free_bits
+from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
+from dgm.vae.networks import VAE
+from dgm.vae.pictures import decode, interpolation, reconstructions, traversal
+
+# A dimension counts as active for an image if it says more than this of it, nats.
+_ACTIVE = 0.01
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """How the bound is made and weighed; the defaults are those of vae_1_plain.yaml."""
+
+    likelihood: LikelihoodName = "discretized_logistic"
+    """p(x | z): the mass of a logistic in each grey level, or a Gaussian on dequantised pixels."""
+    scale: Literal["pixel", "channel"] = "pixel"
+    """Learn the likelihood's scale for each pixel of each image, or one for each channel."""
+    beta: float = 1.0
+    """Weight of the KL in the loss; 1 makes it the bound on -log p."""
+    kl_warmup_images: int = 500_000
+    """Images over which the weight of the KL rises from 0 to `beta`."""
+    free_bits: float = 0.0
+    """Nats that each latent dimension may say of each image without being pressed to say less."""
+    flip: bool = True
+    """Mirror each image with probability 1/2."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are made from a trained net."""
+
+    temperature: float = 1.0
+    """Standard deviation of the latents; 1 is the prior's, less gives likelier, more alike ones."""
+    add_noise: bool = False
+    """Draw each pixel from the likelihood; else take its mean."""
+    batch: int = 250
+    """Images per forward pass of each process; has no effect on the images."""
+
+
+class VAEObjective:
+    """Train one net to encode and decode; sample from its decoder."""
+
+    phases = (Phase("autoencode", "vae"),)
+    num_classes = None
+    exact = False
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        sample: SampleConfig,
+        latent: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Prepare for a net of so many latent dimensions; raises UserError for bad settings."""
+        _check(config)
+        _check_sample(sample)
+        self.config, self.sample_config = config, sample
+        self.latent, self.dtype = latent, dtype
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of a micro-batch; every named value is a mean over images, [].
+
+        `loss` is (reconstruction_nll + beta KL) / (D ln 2), in bits per dimension, with free bits.
+        `elbo` and `bits_per_dim_bound` are of beta = 1 without them; nats are per image.
+        """
+        config = self.config
+        images = batch.images
+        if config.flip:
+            images = flip_images(images, draw_mirrored(draws))
+        posterior, pixels = nets[phase.net](scale(images, self.dtype), self._noise(draws))
+        reconstruction = reconstruction_nll(config.likelihood, images, pixels, draws)
+        per_dimension = posterior.kl()
+        kl, paid = per_dimension.sum(1), with_free_bits(per_dimension, config.free_bits)
+        beta = kl_weight(config.beta, batch.images_seen, config.kl_warmup_images)
+        bits = images[0].numel() * math.log(2)
+        return {
+            "loss": (reconstruction + beta * paid).mean() / bits,
+            "reconstruction_nll": reconstruction.mean(),
+            "kl": kl.mean(),
+            "elbo": -(reconstruction + kl).mean(),
+            "bits_per_dim_bound": (reconstruction + kl).mean() / bits,
+            "beta": kl.new_full((), beta),
+            "active_latents": (per_dimension > _ACTIVE).to(kl.dtype).mean(),
+        }
+
+    @torch.no_grad()
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+
+        `knobs` replace entries of the run's SampleConfig.
+        """
+        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        _check_sample(config)
+        net = cast(VAE, nets["vae"])
+        parts = []
+        for start in range(0, count, config.batch):
+            part = slice(start, min(start + config.batch, count))
+            step = draws.step[part] if draws.step.ndim else draws.step
+            own = Draws(draws.key, draws.index[part], step)
+            z = config.temperature * own.normal("latent", (self.latent,), self.dtype)
+            if config.add_noise:
+                parts.append(draw_pixels(self.config.likelihood, net.decoder(z), own))
+            else:
+                parts.append(decode(net, z))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Bound -log p of stored images from above by one draw of z, nats: terms, each [B]."""
+        posterior = self._encode(nets, batch)
+        pixels = cast(VAE, nets["vae"]).decoder(posterior.at(self._noise(draws)))
+        nll = reconstruction_nll(self.config.likelihood, batch.images, pixels, draws)
+        return {"reconstruction_nll": nll, "kl": posterior.kl().sum(1)}
+
+    @torch.no_grad()
+    def importance_weighted_nats(
+        self, nets: Nets, batch: Batch, draws: Draws, num_samples: int
+    ) -> Tensor:
+        """Bound -log p of stored images more closely, nats [B] (Burda et al. 2016).
+
+        -log mean_k p(x | z_k) p(z_k) / q(z_k | x), z_k from the draws of step k; one pass of the
+        decoder per sample, so that memory does not grow with `num_samples`. With one sample it
+        is on average the sum of `nats`, with many it goes to -log p. The Gaussian's dequantising
+        noise is drawn anew for each sample too, which keeps it a bound.
+        """
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}: choose 1 or more")
+        posterior = self._encode(nets, batch)
+        decoder = cast(VAE, nets["vae"]).decoder
+        log_sum = posterior.mu.new_full((len(batch.images),), -math.inf)
+        for k in range(num_samples):
+            own = draws.at(k)
+            noise = self._noise(own)
+            pixels = decoder(posterior.at(noise))
+            nll = reconstruction_nll(self.config.likelihood, batch.images, pixels, own)
+            log_sum = torch.logaddexp(log_sum, posterior.log_ratio(noise) - nll)
+        return math.log(num_samples) - log_sum
+
+    @torch.no_grad()
+    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Draw reconstructions, interpolation and traversal of two or more images."""
+        net = cast(VAE, nets["vae"])
+        posterior = self._encode(nets, batch)
+        x = scale(batch.images, self.dtype)
+        return {
+            "reconstructions": reconstructions(net, x, posterior.mu),
+            "interpolation": interpolation(net, posterior.mu),
+            "traversal": traversal(net, posterior),
+        }
+
+    def _encode(self, nets: Nets, batch: Batch) -> Posterior:
+        return cast(VAE, nets["vae"]).encoder(scale(batch.images, self.dtype))
+
+    def _noise(self, draws: Draws) -> Tensor:
+        return draws.normal("posterior", (self.latent,), self.dtype)
+
+
+def _check(config: VAEConfig) -> None:
+    for name in ("beta", "kl_warmup_images", "free_bits"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"vae.{name} is {value}: choose 0 or more")
+
+
+def _check_sample(config: SampleConfig) -> None:
+    if not 0 < config.temperature < math.inf:
+        raise UserError(f"sample.temperature is {config.temperature}: choose a number above 0")
+    if config.batch < 1:
+        raise UserError(f"sample.batch is {config.batch}: choose 1 or more")

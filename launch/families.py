@@ -1,0 +1,43 @@
+"""The families that can be trained, by the section of the configuration that only they have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from dgm.errors import UserError
+from launch import train_ddpm, train_flow, train_gan, train_vae
+from launch.command import parse
+from launch.training import Parts
+
+FAMILIES: dict[str, ModuleType] = {
+    "diffusion": train_ddpm,
+    "gan": train_gan,
+    "vae": train_vae,
+    "flow": train_flow,
+}
+
+
+def family_of(path: Path) -> str:
+    """Say of which family a run's config.yaml is; raises UserError where it is of none."""
+    try:
+        sections = yaml.safe_load(path.read_text()) or {}
+        found = [name for name in FAMILIES if name in sections]
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}): restore it") from None
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {len(found)} of the sections {', '.join(FAMILIES)}: a run has one"
+        )
+    return found[0]
+
+
+def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Any, Parts]:
+    """Build nets and objective as a run's config.yaml says, with the configuration."""
+    module = FAMILIES[family_of(path)]
+    config = parse(module.Config, "", ["--config", str(path)])
+    return config, module.make_parts(config, image_shape, num_classes)

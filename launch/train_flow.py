@@ -1,0 +1,60 @@
+"""Train a normalizing flow: `accelerate launch launch/train_flow.py`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from dgm.eval.during import EvalConfig
+from dgm.flow.net import Flow, FlowNetConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.train.job import TrainConfig
+from dgm.train.optim import OptimConfig
+from dgm.train.run_folder import MAY_CHANGE, RunConfig
+from launch.command import parse, run
+from launch.training import DataConfig, Parts, run_training
+from shards.read import Shards
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a normalizing flow (RealNVP or Glow)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: FlowNetConfig = field(default_factory=FlowNetConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    eval: EvalConfig = field(
+        default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
+    )
+
+
+def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
+    """Build the flow, its weights drawn from the run's seed, and its objective."""
+    dtype = torch.float64 if config.train.float64 else torch.float32
+    objective = FlowObjective(config.flow, config.sample, image_shape, dtype)
+    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    net = Flow(config.model, image_shape)
+    return Parts({"flow": net.to(dtype)}, objective)
+
+
+def main() -> int:
+    """Train by the configuration of the command line."""
+    config = parse(Config, "glow_cifar10.yaml", sys.argv[1:])
+
+    def parts(images: Shards) -> Parts:
+        return make_parts(config, images.image_shape, images.num_classes)
+
+    return run_training(config, parts)
+
+
+if __name__ == "__main__":
+    run(main)

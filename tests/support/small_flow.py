@@ -1,0 +1,86 @@
+"""Small flows whose weights have left their first values, and batches for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dgm.flow.net import Flow, FlowNetConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.objective import Batch
+from dgm.rng import Draws
+
+SHAPE = (8, 8, 3)
+GLOW = FlowNetConfig(levels=2, steps=2, hidden=8)
+REALNVP = FlowNetConfig("realnvp", levels=2, steps=2, hidden=8, blocks=1, logit=0.05)
+BOTH = {"glow": GLOW, "realnvp": REALNVP}
+PLAIN = FlowConfig()
+SAMPLE = SampleConfig(batch=3)
+
+
+def moved(net: nn.Module, by: float = 0.1, seed: int = 1) -> nn.Module:
+    """Move every weight from where it began, so that no layer is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def flow(
+    config: FlowNetConfig = GLOW,
+    shape: tuple[int, int, int] = SHAPE,
+    dtype: torch.dtype = torch.float32,
+    by: float = 0.1,
+) -> Flow:
+    torch.manual_seed(0)
+    net = Flow(config, shape)
+    if by:
+        moved(net, by)
+    return net.to(dtype)
+
+
+def objective(
+    config: FlowConfig = PLAIN,
+    sample: SampleConfig = SAMPLE,
+    shape: tuple[int, int, int] = SHAPE,
+    dtype: torch.dtype = torch.float32,
+) -> FlowObjective:
+    return FlowObjective(config, sample, shape, dtype)
+
+
+def batch(count: int, epoch: int = 0, shape: tuple[int, int, int] = SHAPE) -> tuple[Batch, Draws]:
+    """Give images with smooth colours, one half another than the other, and their draws."""
+    index = torch.arange(count)
+    own = Draws.of(9, index)
+    height = shape[0]
+    halves = own.uniform("colours", (2, 1, shape[2])).repeat_interleave(height // 2, 1)
+    ramp = torch.linspace(0.3, 1, shape[1])[:, None]
+    images = (halves.expand(-1, -1, shape[1], -1) * ramp * 255).byte()
+    return Batch(images.contiguous(), index % 5), Draws.of(0, index, epoch)
+
+
+def part_of(whole: tuple[Batch, Draws], start: int, stop: int) -> tuple[Batch, Draws]:
+    images, draws = whole
+    part = slice(start, stop)
+    own = replace(images, images=images.images[part], labels=images.labels[part])
+    return own, Draws(draws.key, draws.index[part], draws.step)
+
+
+def loss(made: FlowObjective, net: nn.Module, given: tuple[Batch, Draws]) -> dict[str, Tensor]:
+    return made.loss({"flow": net}, given[0], made.phases[0], given[1])
+
+
+def train(made: FlowObjective, net: nn.Module, steps: int, count: int = 16) -> list[float]:
+    """Take steps of Adam on the same images, with fresh noise at each; give the losses."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    losses = []
+    for step in range(steps):
+        value = loss(made, net, batch(count, epoch=step))["loss"]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses

@@ -1,0 +1,211 @@
+"""The four architectures: where features shrink and grow, their gradient, bad shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_vae import (
+    ARCHITECTURES,
+    SHAPE,
+    SMALL,
+    TINY,
+    architecture,
+    batch,
+    colours,
+    fit,
+    loss,
+    net,
+    objective,
+)
+from torch import nn
+
+from dgm.errors import UserError
+from dgm.vae.networks import (
+    LOG_SCALE_BOUNDS,
+    LOG_VAR_BOUNDS,
+    VAE,
+    Decoder,
+    Encoder,
+    soft_clamp,
+)
+
+architectures = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def sizes_of(side: Encoder | Decoder, given: torch.Tensor) -> list[int]:
+    """Record the side length of features after every layer, repetitions left out."""
+    seen: list[int] = []
+
+    def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.ndim == 4 and (not seen or seen[-1] != output.shape[-1]):
+            seen.append(output.shape[-1])
+
+    hooks = [
+        module.register_forward_hook(record)
+        for module in side.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    side(given)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name, sizes", [("plain", [8, 4, 2]), ("encoder_decoder", [8, 4, 2, 4, 8])]
+)
+def test_features_of_the_encoder_shrink_and_where_asked_grow_before_the_latent(name, sizes):
+    encoder = VAE(replace(TINY, encoder=name), SHAPE).encoder
+    assert sizes_of(encoder, torch.zeros(2, 3, 8, 8)) == sizes
+
+
+@pytest.mark.parametrize(
+    "name, sizes", [("plain", [2, 4, 8]), ("encoder_decoder", [8, 4, 2, 4, 8])]
+)
+def test_features_of_the_decoder_grow_and_where_asked_shrink_before(name, sizes):
+    decoder = VAE(replace(TINY, decoder=name), SHAPE).decoder
+    assert sizes_of(decoder, torch.zeros(2, TINY.latent)) == sizes
+
+
+@architectures
+def test_everything_passes_the_smallest_features(name: str):
+    """Cut there: nothing of the image reaches the latent, nothing of the latent the image."""
+    made = net(name)
+
+    def cut(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(output)
+
+    for side in (made.encoder, made.decoder):
+        shrinking = [layer for layer in side.path if isinstance(layer, nn.Conv2d)]
+        growing = [layer for layer in side.path if isinstance(layer, nn.ConvTranspose2d)]
+        (shrinking[-1] if shrinking else growing[0]).register_forward_hook(cut)
+    x, z = torch.randn(4, *SHAPE[::-1]).double(), torch.randn(4, TINY.latent).double()
+    # Equal inputs up to rounding: convolutions of a batch may differ in the last digit.
+    assert made.encoder(x).mu.std(0).max() < 1e-12
+    assert made.decoder(z).mean.std(0).max() < 1e-12
+
+
+@architectures
+@pytest.mark.parametrize("pixel_scale", [True, False])
+def test_gradient_reaches_every_parameter(name: str, pixel_scale: bool):
+    made = net(name, pixel_scale)
+    loss(objective(), made, batch(4))["loss"].backward()
+    untouched = [n for n, p in made.named_parameters() if p.grad is None or not p.grad.any()]
+    assert untouched == []
+
+
+@architectures
+@pytest.mark.parametrize("pixel_scale", [True, False])
+def test_shapes_and_bounds_of_what_a_net_says(name: str, pixel_scale: bool):
+    made = VAE(architecture(name), (8, 16, 1), pixel_scale)
+    posterior, pixels = made(1e4 * torch.randn(3, 1, 8, 16), torch.randn(3, TINY.latent))
+    assert posterior.mu.shape == posterior.log_var.shape == (3, TINY.latent)
+    assert pixels.mean.shape == pixels.log_scale.shape == (3, 1, 8, 16)
+    for value, (low, high) in (
+        (posterior.log_var, LOG_VAR_BOUNDS),
+        (pixels.log_scale, LOG_SCALE_BOUNDS),
+    ):
+        assert low <= value.min() and value.max() <= high + 1e-3
+
+
+def test_a_decoder_begins_with_grey_and_a_broad_scale():
+    pixels = VAE(TINY, SHAPE).decoder(torch.randn(2, TINY.latent))
+    assert not pixels.mean.any()
+    # The soft bounds pull by softplus(-3) at most.
+    torch.testing.assert_close(pixels.log_scale, torch.full((2, 3, 8, 8), -1.0), rtol=0, atol=0.06)
+
+
+def test_a_scale_for_each_channel_is_the_same_for_all_pixels_and_latents():
+    made = net(pixel_scale=False)
+    assert made.decoder.log_scale is not None
+    log_scale = made.decoder(torch.randn(3, TINY.latent).double()).log_scale
+    assert torch.equal(log_scale, log_scale[:1, :, :1, :1].expand_as(log_scale))
+    assert len(log_scale.unique()) == SHAPE[2]
+
+
+def test_soft_clamp_is_the_identity_between_and_flat_beyond():
+    x = torch.linspace(-50, 50, 401).double().requires_grad_()
+    y = soft_clamp(x, -12, 6)
+    between = (x > -7) & (x < 1)
+    # softplus adds log(1 + e^-5) where x is 5 from a bound.
+    torch.testing.assert_close(y[between], x[between], rtol=0, atol=0.0068)
+    assert (y.diff() >= 0).all() and y.min() >= -12 and y.max() < 6.0001
+    y.sum().backward()
+    assert x.grad is not None and (x.grad >= 0).all() and x.grad.max() <= 1
+
+
+@architectures
+def test_a_batch_cut_in_two_is_encoded_and_decoded_the_same(name: str):
+    made = net(name)
+    x, noise = torch.randn(6, 3, 8, 8).double(), torch.randn(6, TINY.latent).double()
+    whole, parts = made(x, noise), [made(x[i : i + 3], noise[i : i + 3]) for i in (0, 3)]
+    for kind in range(2):
+        for k in range(2):
+            joined = torch.cat([part[kind][k] for part in parts])
+            torch.testing.assert_close(whole[kind][k], joined, rtol=1e-10, atol=1e-10)
+
+
+@architectures
+def test_channels_last_and_autocast_give_nearly_the_same(name: str):
+    made = net(name).float()
+    x, noise = torch.randn(4, 3, 8, 8), torch.randn(4, TINY.latent)
+    before = made(x, noise)
+    made = made.to(memory_format=torch.channels_last)
+    last = made(x.to(memory_format=torch.channels_last), noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = made(x, noise)
+    for kind in range(2):
+        for k in range(2):
+            torch.testing.assert_close(last[kind][k], before[kind][k], rtol=1e-3, atol=1e-4)
+            # Last layers are not rounded to bfloat16, whose numbers lie 2^-8 apart near 1.
+            assert cast[kind][k].dtype == torch.float32
+            assert (cast[kind][k] - before[kind][k]).abs().mean() < 0.05
+
+
+@pytest.mark.slow
+@architectures
+@pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian"])
+def test_each_architecture_learns(name: str, likelihood: Any):
+    made = objective(replace(SMALL, likelihood=likelihood, flip=False), dtype=torch.float32)
+    vae = VAE(architecture(name), SHAPE)
+    bits = fit(made, vae, colours(32), steps=40, lr=5e-3)
+    # A bit per dimension is what uniform colours lose at once; 1.5 to 2 were lost.
+    assert sum(bits[-5:]) / 5 < bits[0] - 1
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [
+        ({"latent": 0}, r"model\.latent is 0"),
+        ({"latent": -3}, r"model\.latent is -3"),
+        ({"encoder_channels": 0}, r"model\.encoder_channels is 0"),
+        ({"decoder_channels": -8}, r"model\.decoder_channels is -8"),
+        ({"channel_mult": []}, r"model\.channel_mult is \[\]: give at least one"),
+        ({"channel_mult": [1, 0, 2]}, r"model\.channel_mult is \[1, 0, 2\]"),
+        ({"num_blocks": [1, 1]}, r"model\.num_blocks is \[1, 1\]: give 3 numbers"),
+        ({"num_blocks": [1, -1, 1]}, r"model\.num_blocks is \[1, -1, 1\]"),
+        (
+            {"channel_mult": [1] * 5, "num_blocks": [1] * 5},
+            r"images of 8 x 8 do not divide by 16, .*model\.channel_mult .*use fewer levels",
+        ),
+        (
+            {"channel_mult": [1], "num_blocks": [1], "encoder": "encoder_decoder"},
+            r"model\.encoder is encoder_decoder, but model\.channel_mult \[1\]",
+        ),
+        (
+            {"channel_mult": [1], "num_blocks": [1], "decoder": "encoder_decoder"},
+            r"model\.decoder is encoder_decoder, but model\.channel_mult \[1\]",
+        ),
+    ],
+)
+def test_bad_shapes_are_named(config: dict[str, Any], named: str):
+    with pytest.raises(UserError, match=named):
+        VAE(replace(TINY, **config), SHAPE)
+
+
+def test_sides_that_differ_are_each_checked():
+    with pytest.raises(UserError, match="images of 8 x 6 do not divide by 4"):
+        VAE(TINY, (8, 6, 3))

@@ -1,0 +1,152 @@
+"""What a VAE's objective makes to look at: samples and sheets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_vae import SHAPE, SMALL, TINY, batch, net, objective, part_of
+from torch import Tensor
+
+from dgm.errors import UserError
+from dgm.objective import Batch, Pictured
+from dgm.pixels import scale
+from dgm.rng import Draws
+from dgm.vae.networks import VAE
+from dgm.vae.objective import SampleConfig
+
+LATENTS = (1, 2, 6)
+
+
+def draws_of(count: int) -> Draws:
+    return Draws.of(7, torch.arange(count))
+
+
+@pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian"])
+@pytest.mark.parametrize("add_noise", [False, True])
+def test_samples_are_images_and_do_not_depend_on_the_batch(likelihood: Any, add_noise: bool):
+    made, nets = objective(replace(SMALL, likelihood=likelihood)), {"vae": net()}
+    images = made.sample(nets, 7, None, draws_of(7), add_noise=add_noise)
+    assert images.shape == (7, 3, 8, 8) and images.dtype == torch.float64
+    assert images.isfinite().all() and images.abs().max() <= 1
+    assert not torch.equal(images[0], images[1])
+    for size in (1, 3, 7):
+        again = made.sample(nets, 7, None, draws_of(7), add_noise=add_noise, batch=size)
+        torch.testing.assert_close(again, images, rtol=0, atol=1e-12)  # rounding of float64
+    own = Draws.of(7, torch.tensor([4, 5]))
+    alone = made.sample(nets, 2, None, own, add_noise=add_noise)
+    torch.testing.assert_close(alone, images[4:6], rtol=0, atol=1e-12)
+
+
+def test_samples_are_decoded_draws_of_the_prior():
+    made, vae = objective(), net()
+    z = draws_of(5).normal("latent", (TINY.latent,), torch.float64)
+    for temperature in (1.0, 0.3):
+        images = made.sample({"vae": vae}, 5, None, draws_of(5), temperature=temperature)
+        expected = vae.decoder(temperature * z).mean.clamp(-1, 1)
+        assert torch.equal(images, expected)
+
+
+def test_noise_is_that_of_the_likelihood():
+    made, vae = objective(), net()
+    with torch.no_grad():
+        vae.decoder.exit.bias[3:] = -3.0  # narrow scales
+    mean = made.sample({"vae": vae}, 200, None, draws_of(200))
+    noisy = made.sample({"vae": vae}, 200, None, draws_of(200), add_noise=True)
+    z = draws_of(200).normal("latent", (TINY.latent,), torch.float64)
+    inside = mean.abs() < 0.9
+    spread = vae.decoder(z).log_scale.detach().exp() * torch.pi / 3**0.5
+    found = ((noisy - mean) / spread)[inside].square().mean()
+    # A logistic's kurtosis is 4.2: of 30,000 pixels four standard errors are 0.04; rounding to
+    # levels adds 1/12 of a level's square, 0.005 here.
+    assert abs(float(found) - 1) < 0.05
+
+
+def test_labels_change_nothing():
+    made, nets = objective(), {"vae": net()}
+    told = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
+    assert torch.equal(told, made.sample(nets, 3, None, draws_of(3)))
+    assert made.num_classes is None
+
+
+def test_knobs_of_a_call_are_checked_and_replace_the_configured():
+    made, nets = objective(sample=SampleConfig(temperature=0.5)), {"vae": net()}
+    with pytest.raises(UserError, match=r"sample\.temperature is 0"):
+        made.sample(nets, 1, None, draws_of(1), temperature=0)
+    one = made.sample(nets, 1, None, draws_of(1), temperature=1.0)
+    expected = objective().sample(nets, 1, None, draws_of(1))
+    assert torch.equal(one, expected)
+    assert not torch.equal(made.sample(nets, 1, None, draws_of(1)), expected)
+
+
+def sheets(count: int, latent: int) -> tuple[VAE, Batch, dict[str, Tensor]]:
+    vae = VAE(replace(TINY, latent=latent), SHAPE).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made = objective(latent=latent)
+    assert isinstance(made, Pictured)
+    whole, draws = batch(count)
+    return vae, whole, made.pictures({"vae": vae}, whole, draws)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 64])
+@pytest.mark.parametrize("latent", LATENTS)
+def test_sheets_are_images_in_rows_and_columns(count: int, latent: int):
+    _, _, made = sheets(count, latent)
+    pairs = min(5, count)
+    expected = {
+        "reconstructions": (min(8, count // pairs), 2 * pairs),
+        "interpolation": (min(8, count // 2), 10),
+        "traversal": (min(8, latent), 10),
+    }
+    assert {name: tuple(sheet.shape[:2]) for name, sheet in made.items()} == expected
+    for sheet in made.values():
+        assert sheet.shape[2:] == (3, 8, 8)
+        assert sheet.isfinite().all() and sheet.abs().max() <= 1
+
+
+def test_reconstructions_stand_beside_their_originals():
+    vae, whole, made = sheets(12, 6)
+    x = scale(whole.images, torch.float64)
+    back = vae.decoder(vae.encoder(x).mu).mean.clamp(-1, 1).detach()
+    sheet = made["reconstructions"]
+    assert torch.equal(sheet[:, 0::2].flatten(0, 1), x[:10])
+    torch.testing.assert_close(sheet[:, 1::2].flatten(0, 1), back[:10], rtol=0, atol=1e-12)
+
+
+def test_interpolation_leads_from_one_reconstruction_to_the_other():
+    vae, whole, made = sheets(6, 6)
+    mu = vae.encoder(scale(whole.images, torch.float64)).mu
+    sheet = made["interpolation"]
+    for row in range(3):
+        start, end = mu[2 * row], mu[2 * row + 1]
+        for column in (0, 4, 9):
+            z = start + column / 9 * (end - start)
+            expected = vae.decoder(z[None]).mean.clamp(-1, 1)[0].detach()
+            torch.testing.assert_close(sheet[row, column], expected, rtol=0, atol=1e-12)
+
+
+def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
+    vae, whole, made = sheets(16, 6)
+    posterior = vae.encoder(scale(whole.images, torch.float64))
+    said = posterior.kl().mean(0)
+    order = sorted(range(6), key=lambda dim: -float(said[dim]))
+    for row, dim in enumerate(order):
+        for column, value in ((0, -3.0), (3, -1.0), (9, 3.0)):
+            z = posterior.mu[:1].clone()
+            z[0, dim] = value
+            expected = vae.decoder(z).mean.clamp(-1, 1)[0].detach()
+            torch.testing.assert_close(made["traversal"][row, column], expected, rtol=0, atol=1e-12)
+
+
+def test_pictures_leave_the_batch_order_and_the_draws_alone():
+    made, nets = objective(), {"vae": net()}
+    whole, draws = batch(4)
+    first = made.pictures(nets, whole, draws)
+    again = made.pictures(nets, *part_of(whole, 0, 4))
+    for name, sheet in first.items():
+        assert torch.equal(sheet, again[name])
+        assert not sheet.requires_grad
