@@ -3,8 +3,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# ddpm, gan, vae or flow
+MODEL ?= ddpm
 DATA ?= shapes
-# runs/small-shapes, runs/small-cifar10, runs/small-<folder's name>
+# runs/small-ddpm-shapes, runs/small-gan-cifar10, runs/small-vae-<folder's name>
 NAME := $(shell basename "$(DATA)")
 ARGS ?=
 export PYTHONUNBUFFERED = 1
@@ -18,11 +20,11 @@ $(VENV)/.installed: requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-# make train [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
+# make train [MODEL=ddpm|gan|vae|flow] [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
 train: setup
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_ddpm.py \
-	    --config launch/configs/ddpm_small.yaml --data.source "$(DATA)" \
-	    --run.dir "runs/small-$(NAME)" $(ARGS)
+	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
+	    --config launch/configs/$(MODEL)_small.yaml --data.source "$(DATA)" \
+	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2

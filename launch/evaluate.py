@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
 from dgm.eval.classifier import Classifier, cached_classifier, classify, describe
-from dgm.eval.during import fd_classifier, has_likelihood
+from dgm.eval.during import enough_epochs, fd_classifier, has_likelihood
 from dgm.eval.frechet import Moments
 from dgm.eval.likelihood import bits_per_dim
 from dgm.images import to_uint8
@@ -48,7 +48,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
     parser.add_argument("--per_class", type=int, default=50, help="generated images of each class")
     parser.add_argument("--num_test", type=int, help="test images for bits_per_dim; default all")
-    parser.add_argument("--epochs", type=int, default=3, help="of the classifier's training")
+    parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
     parser.add_argument("--seed", type=int, default=1, help="of classifier and images")
     parser.add_argument("--test_shards", help="real images to test on; default as the run's source")
     return parser
@@ -84,7 +84,7 @@ class Subject:
         """Give the classifier of the real images, trained once for a data set."""
         return cached_classifier(
             self.engine, cache_root(), self.real, identify(self.real), self.real.num_classes,
-            self.options.epochs, self.options.seed,
+            self.options.epochs or enough_epochs(self.real), self.options.seed,
         )  # fmt: skip
 
 

@@ -111,11 +111,15 @@ def _frechet(
 
 
 def judge(engine: Engine, cache: Path, real: RealImages) -> Classifier:
-    """Give the classifier in whose features images are compared; it has seen 30,000 or more."""
-    epochs = -(-30_000 // len(real.train))
+    """Give the classifier in whose features images are compared."""
     return cached_classifier(
-        engine, cache, real.train, real.data_id, real.num_classes, epochs, SEED
+        engine, cache, real.train, real.data_id, real.num_classes, enough_epochs(real.train), SEED
     )
+
+
+def enough_epochs(data: Images) -> int:
+    """Say how often a classifier has to see a data set: 20,000 images in all, or once."""
+    return -(-20_000 // len(data))
 
 
 def fd_classifier(

@@ -45,7 +45,7 @@ def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
     def look_at(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(layer: nn.Module, _: Any, output: Any) -> None:
             parts = output if isinstance(output, tuple) else (output,)
-            if not found and not all(bool(torch.isfinite(part).all()) for part in parts):
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
                 found.append(f"{name} ({type(layer).__name__})")
 
         return look

@@ -23,11 +23,11 @@ def images(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return dequantize(whole.images, draws, dtype)
 
 
-@pytest.mark.parametrize("coupling", ["affine", "additive"])
+@pytest.mark.parametrize("coupling, levels", [("affine", 2), ("affine", 3), ("additive", 2)])
 @pytest.mark.parametrize("name", BOTH)
 @torch.no_grad()
-def test_inverse_undoes_forward(name: str, coupling: Any):
-    net, x = flow(replace(BOTH[name], coupling=coupling)), images(6)
+def test_inverse_undoes_forward(name: str, coupling: Any, levels: int):
+    net, x = flow(replace(BOTH[name], coupling=coupling, levels=levels)), images(6)
     z, log_det = net(x)
     assert z.shape == (6, 8 * 8 * 3) and log_det.shape == (6,)
     # float32 has seven digits, and each of a dozen layers may stretch.
