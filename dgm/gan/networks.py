@@ -3,8 +3,9 @@
     generator:      latent [B, L] -> 4x4 -> 8x8 -> ... -> image [B, C, H, W] in [-1, 1]
     discriminator:  image [B, C, H, W] -> ... -> 4x4 -> logit [B]
 
-With classes the generator is told them by what its architecture uses (an embedding beside the
-latent, or a BatchNorm by class), the discriminator by projection (Miyato and Koyama 2018).
+With classes the generator is told them by BatchNorms that have a scale and shift for each (put
+beside the latent they drown it: every class then has one image only), the discriminator by
+projection (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations
@@ -65,10 +66,8 @@ class Generator(nn.Module):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.generator_channels << i for i in reversed(range(doublings))]
-        self.classes = None if num_classes is None else nn.Embedding(num_classes, config.latent)
-        inputs = config.latent * (1 if num_classes is None else 2)
-        self.first = nn.Linear(inputs, widths[0] * 16, bias=False)
-        self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
+        self.first = nn.Linear(config.latent, widths[0] * 16, bias=False)
+        self.norms = nn.ModuleList(BatchNorm(width, num_classes) for width in widths)
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)
             for a, b in zip(widths, [*widths[1:], image_channels], strict=True)
@@ -78,11 +77,9 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
         """Make images of latents; labels [B] where classes are told."""
-        if self.classes is not None:
-            latent = torch.cat([latent, self.classes(labels)], dim=1)
         x = _unfold(self.first(latent))
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            x = convolution(norm(x).relu())
+            x = convolution(norm(x, labels).relu())
         return (x + self.bias).tanh()
 
 

@@ -6,7 +6,11 @@ Sizes of features for images of side 32 and four levels:
 plain             32 16 8 4 -> latent              latent -> 4 8 16 32
 encoder_decoder   32 16 8 4 8 16 32 -> latent      latent -> 32 16 8 4 8 16 32
 
-No skip leads past the smallest features. Shapes: images [B, C, H, W], latents [B, latent].
+No skip leads past the smallest features. Only residual branches hold what is not linear, so that
+an image and its latent have to do with each other from the first step on, and brightness and colour
+pass unhurt where no GroupNorm takes them for a scale to be undone.
+
+Shapes: images [B, C, H, W], latents [B, latent].
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ Side = Literal["plain", "encoder_decoder"]
 LOG_VAR_BOUNDS = (-12.0, 6.0)
 # A scale of e^-7 is a ninth of a grey level: what is smaller makes no level more probable.
 LOG_SCALE_BOUNDS = (-7.0, 2.0)
-# The decoder begins by saying e^-1, which is about the spread of pixels around grey.
+# What the net says at first: pixels spread around grey about as far as they do, and latents that
+# lie close to their means, so that learning to encode does not begin in noise.
 _FIRST_LOG_SCALE = -1.0
+_FIRST_LOG_VAR = -4.0
 # Adam moves a number by about the learning rate at each step. A scale of its own for each channel
 # has to fall by e^3 or more while the first things are learned.
 _PACE = 10.0
@@ -53,22 +59,23 @@ class NetConfig:
     """Width of each level, as a multiple of the first; each level halves the image."""
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks of each level, each time that features pass it; 0 only resizes."""
+    norm: Literal["none", "group"] = "none"
+    """What comes before each SiLU of a residual block: nothing or GroupNorm."""
 
 
 class ResidualBlock(nn.Module):
-    """Add to features what GroupNorm, SiLU and convolution, twice, make of them: first nothing."""
+    """Add to features what SiLU and convolution, twice, make of them: nothing at first."""
 
-    def __init__(self, channels: int):
-        """Prepare for [B, channels, H, W]."""
+    def __init__(self, channels: int, norm: bool = False):
+        """Prepare for [B, channels, H, W]; `norm` puts a GroupNorm before each SiLU."""
         super().__init__()
-        self.body = nn.Sequential(
-            group_norm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            group_norm(channels),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(channels, channels, 3, padding=1)),
-        )
+
+        def half(conv: nn.Conv2d) -> list[nn.Module]:
+            return [group_norm(channels) if norm else nn.Identity(), nn.SiLU(), conv]
+
+        first = nn.Conv2d(channels, channels, 3, padding=1)
+        second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.body = nn.Sequential(*half(first), *half(second))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, H, W] to the same."""
@@ -87,18 +94,16 @@ class Encoder(nn.Module):
         last = levels[-1]
         narrow = _narrow_width(widths, last)
         self.entry = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.path = _path(levels, widths, config.num_blocks)
-        self.exit_norm = group_norm(widths[last])
+        self.path = _path(levels, widths, config)
         self.narrow = _pointwise(widths[last], narrow)
         features = narrow * (height >> last) * (width >> last)
         self.exit = nn.Linear(features, 2 * config.latent)
 
     def forward(self, x: Tensor) -> Posterior:
         """Map images in [-1, 1] to mu and log_var, each [B, latent]."""
-        h = self.path(self.entry(x))
-        h = self.narrow(functional.silu(self.exit_norm(h)))
+        h = self.narrow(self.path(self.entry(x)))
         mu, log_var = _precisely(self.exit, h.flatten(1)).chunk(2, dim=1)
-        return Posterior(mu, soft_clamp(log_var, *LOG_VAR_BOUNDS))
+        return Posterior(mu, soft_clamp(log_var + _FIRST_LOG_VAR, *LOG_VAR_BOUNDS))
 
 
 class Decoder(nn.Module):
@@ -117,8 +122,7 @@ class Decoder(nn.Module):
         self.first_shape = narrow, height >> first, width >> first
         self.entry = nn.Linear(config.latent, narrow * self.first_shape[1] * self.first_shape[2])
         self.widen = _pointwise(narrow, widths[first])
-        self.path = _path(levels, widths, config.num_blocks)
-        self.exit_norm = group_norm(widths[0])
+        self.path = _path(levels, widths, config)
         outputs = 2 * channels if pixel_scale else channels
         self.exit = zeroed(nn.Conv2d(widths[0], outputs, 3, padding=1))
         self.log_scale = None if pixel_scale else nn.Parameter(torch.zeros(channels, 1, 1))
@@ -126,8 +130,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Pixels:
         """Map latents to the distribution of each pixel of an image in [-1, 1]."""
         h = self.widen(self.entry(z).reshape(-1, *self.first_shape))
-        h = functional.silu(self.exit_norm(self.path(h)))
-        said = _precisely(self.exit, h)
+        said = _precisely(self.exit, self.path(h))
         if self.log_scale is None:
             mean, log_scale = said.chunk(2, dim=1)
         else:
@@ -165,15 +168,24 @@ def _levels(side: Side, count: int) -> list[int]:
     return down if side == "plain" else down + down[-2::-1]
 
 
-def _path(levels: list[int], widths: list[int], num_blocks: list[int]) -> nn.Sequential:
+def _path(levels: list[int], widths: list[int], config: NetConfig) -> nn.Sequential:
+    norm = config.norm == "group"
     layers: list[nn.Module] = []
     for k, here in enumerate(levels):
         if k:
-            before = levels[k - 1]
-            resize = nn.Conv2d if here > before else nn.ConvTranspose2d
-            layers.append(resize(widths[before], widths[here], 2, stride=2))
-        layers += [ResidualBlock(widths[here]) for _ in range(num_blocks[here])]
+            layers.append(_resize(widths[levels[k - 1]], widths[here], here > levels[k - 1]))
+        layers += [ResidualBlock(widths[here], norm) for _ in range(config.num_blocks[here])]
     return nn.Sequential(*layers)
+
+
+def _resize(inputs: int, outputs: int, shrink: bool) -> nn.Module:
+    layer = (nn.Conv2d if shrink else nn.ConvTranspose2d)(inputs, outputs, 2, stride=2)
+    # Features keep their size through all levels, and biases do not drown them: so what an image
+    # and its latent have to do with each other shows at once, before any block has learned.
+    nn.init.normal_(layer.weight, std=(inputs * (4 if shrink else 1)) ** -0.5)
+    assert layer.bias is not None, "layers here have a bias"
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _narrow_width(widths: list[int], level: int) -> int:

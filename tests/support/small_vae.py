@@ -42,8 +42,8 @@ def architecture(name: str, config: NetConfig = TINY) -> NetConfig:
     return replace(config, encoder=encoder, decoder=decoder)
 
 
-def net(name: str = "plain", pixel_scale: bool = True) -> VAE:
-    made = VAE(architecture(name), SHAPE, pixel_scale)
+def net(name: str = "plain", pixel_scale: bool = True, norm: str = "none") -> VAE:
+    made = VAE(replace(architecture(name), norm=norm), SHAPE, pixel_scale)
     with torch.no_grad():  # move what starts at zero
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -50,7 +50,7 @@ def test_beta_warm_up_and_free_bits_change_the_loss_and_not_the_bound():
     vae = net()
     whole, draws = batch(8, images_seen=300)
     plain = loss(objective(), vae, (whole, draws))
-    config = replace(SMALL, beta=3.0, kl_warmup_images=1200, free_bits=0.7)
+    config = replace(SMALL, beta=3.0, kl_warmup_images=1200, free_bits=1.7)
     other = loss(objective(config), vae, (whole, draws))
     assert float(other["beta"]) == 0.75 and float(plain["beta"]) == 1
     for name in NAMES - {"loss", "beta"}:
@@ -58,7 +58,8 @@ def test_beta_warm_up_and_free_bits_change_the_loss_and_not_the_bound():
     images = torch.where(
         draws.bits("flip", 1)[0][:, :1, None, None] >= 2**31, whole.images.flip(2), whole.images
     )
-    paid = vae.encoder(scale(images, torch.float64)).kl().clamp(min=0.7).sum(1).mean()
+    paid = vae.encoder(scale(images, torch.float64)).kl().clamp(min=1.7).sum(1).mean()
+    assert float(paid.detach()) > float(plain["kl"].detach()) + 0.1  # so free bits are felt
     expected = (plain["reconstruction_nll"] + 0.75 * paid) / (D * math.log(2))
     torch.testing.assert_close(other["loss"], expected, rtol=1e-12, atol=0)
 
@@ -86,7 +87,7 @@ def test_training_goes_through_forward_alone():
 
 
 @pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian"])
-@pytest.mark.parametrize("free_bits", [0.0, 0.5])
+@pytest.mark.parametrize("free_bits", [0.0, 1.7])
 def test_loss_of_a_batch_is_the_mean_over_its_parts(likelihood: Any, free_bits: float):
     config = replace(SMALL, likelihood=likelihood, free_bits=free_bits, kl_warmup_images=100)
     made, vae = objective(config), net("both")
@@ -140,6 +141,7 @@ def test_active_latents_are_the_share_that_says_something():
         vae.encoder.exit.weight.zero_()
         vae.encoder.exit.bias.zero_()
         vae.encoder.exit.bias[:2] = 1.0  # mu of two of six dimensions
+        vae.encoder.exit.bias[6:] = 4.0  # to where log_var is 0
     found = loss(objective(), vae, batch(4))
     assert float(found["active_latents"]) == pytest.approx(2 / TINY.latent)
     # Half a nat each; the soft bounds shift log_var by 0.0025.

@@ -132,7 +132,7 @@ def test_interpolation_leads_from_one_reconstruction_to_the_other():
 def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
     vae, whole, made = sheets(16, 6)
     posterior = vae.encoder(scale(whole.images, torch.float64))
-    said = posterior.kl().mean(0)
+    said = posterior.kl().mean(0).detach()
     order = sorted(range(6), key=lambda dim: -float(said[dim]))
     for row, dim in enumerate(order):
         for column, value in ((0, -3.0), (3, -1.0), (9, 3.0)):
