@@ -82,6 +82,17 @@ class Likelihood(Protocol):
 
 
 @runtime_checkable
+class ImportanceWeighted(Likelihood, Protocol):
+    """A family whose bound comes closer with more samples."""
+
+    def importance_weighted_nats(
+        self, nets: Nets, batch: Batch, draws: Draws, num_samples: int
+    ) -> Tensor:
+        """Bound -log p of stored images from above by `num_samples` samples, [B]."""
+        ...
+
+
+@runtime_checkable
 class Pictured(Protocol):
     """A family with more to look at than samples."""
 

@@ -28,6 +28,7 @@ from dgm.eval.during import enough_epochs, fd_classifier, has_likelihood
 from dgm.eval.frechet import Moments
 from dgm.eval.likelihood import bits_per_dim
 from dgm.images import to_uint8
+from dgm.objective import ImportanceWeighted
 from dgm.rng import permutation
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
@@ -48,6 +49,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
     parser.add_argument("--per_class", type=int, default=50, help="generated images of each class")
     parser.add_argument("--num_test", type=int, help="test images for bits_per_dim; default all")
+    parser.add_argument(
+        "--importance_samples",
+        type=int,
+        default=0,
+        help="of a vae's closer bound; default none",
+    )
     parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
     parser.add_argument("--seed", type=int, default=1, help="of classifier and images")
     parser.add_argument("--test_shards", help="real images to test on; default as the run's source")
@@ -128,8 +135,18 @@ def bits(subject: Subject) -> dict[str, Any]:
     objective = has_likelihood(subject.trained.objective, "--measure")
     seed = subject.options.seed
     index = permutation(seed, 0, len(subject.test))[: subject.options.num_test]
-    found = bits_per_dim(subject.engine, objective, subject.nets, subject.test, index, seed)
-    return {"num_test_images": len(index), "bits_per_dim": found}
+    samples = subject.options.importance_samples
+    if samples and not isinstance(objective, ImportanceWeighted):
+        raise UserError(
+            f"--importance_samples is {samples}, but a {subject.trained.family} run has no closer "
+            "bound: leave it out"
+        )
+    found = bits_per_dim(
+        subject.engine, objective, subject.nets, subject.test, index, seed,
+        importance_samples=samples,
+    )  # fmt: skip
+    counts = {"num_test_images": len(index), "importance_samples": samples}
+    return {**counts, "bits_per_dim": found}
 
 
 MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
@@ -166,6 +183,8 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     for name in ("per_class", "epochs", "num_test"):
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} is {options[name]}: choose 1 or more")
+    if options.importance_samples < 0:
+        raise UserError(f"--importance_samples is {options.importance_samples}: choose 0 or more")
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     names = choose_measures(options.measure, trained)
     settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]

@@ -19,16 +19,14 @@ def describe(
     engine: Engine, objective: Objective, image_shape: tuple[int, ...], micro_batch: int
 ) -> dict[str, str]:
     """Describe the run that is about to start, a line each; runs the loss once on two images."""
-    counts = {name: _count(net) for name, net in engine.bare.items()}
     flops, saved = measure(engine, objective, image_shape)
     # Weights, gradient, two moments and the average, each as wide as the weights.
     fixed = 5 * sum(
         p.numel() * p.element_size() for n in engine.bare.values() for p in n.parameters()
     )
     memory = (fixed + saved * micro_batch) / 2**30
-    parts = [f"{name} {count / 1e6:.2f} M" for name, count in counts.items()]
     return {
-        "parameters": ", ".join(parts),
+        "parameters": _sizes(engine.bare),
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
         "engine": engine.name,
         "device": _device(engine.device),
@@ -79,8 +77,17 @@ class _Kept:
         return tensor
 
 
-def _count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
+def _sizes(nets: Mapping[str, nn.Module]) -> str:
+    """Say how many parameters the nets have; of one that is made of two or three, each."""
+    said = ", ".join(_size(name, net) for name, net in nets.items())
+    parts = dict(next(iter(nets.values())).named_children())
+    if len(nets) > 1 or len(parts) not in (2, 3):
+        return said
+    return f"{said} ({', '.join(_size(name, part) for name, part in parts.items())})"
+
+
+def _size(name: str, net: nn.Module) -> str:
+    return f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
 
 
 def _precision(engine: Engine) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
+from dgm.eval import during
 from dgm.eval.classifier import cached_classifier, classify
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.eval.likelihood import bits_per_dim
@@ -103,7 +104,10 @@ def test_likelihood_is_measured_on_test_images(engine: Engine, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_samples_like_the_real_images_are_nearer_than_others(engine: Engine, tmp_path: Path):
+def test_samples_like_the_real_images_are_nearer_than_others(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(during, "enough_epochs", lambda data: 8)
     config, data = EvalConfig(every_images=1, num_images=60), Shapes(60)
     distances = []
     for family in (Copies(data), Brightness()):

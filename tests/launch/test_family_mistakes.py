@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,13 +65,13 @@ def test_bad_option_is_named_with_its_value_and_leaves_nothing(
 def runs(
     run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Train the smallest run of two families."""
+    """Train the smallest runs of three families."""
     folder = tmp_path_factory.mktemp("runs")
-    for family in ("gan", "flow"):
+    for family in ("gan", "flow", "vae"):
         words = ["--config", tiny_configs[family], "--run.dir", folder / family]
         done = run_warm(LAUNCH / SCRIPTS[family], *words, "--train.total_images=32")
         assert done.code == 0, done.stderr
-    return {family: folder / family for family in ("gan", "flow")}
+    return {family: folder / family for family in ("gan", "flow", "vae")}
 
 
 @pytest.mark.slow
@@ -93,6 +94,8 @@ def test_what_a_family_cannot_do_is_said(run_warm: Callable, runs: dict[str, Pat
         ([evaluate, runs["gan"], "--measure", "bits_per_dim"], ["bits_per_dim", "no likelihood"]),
         ([evaluate, runs["gan"], "--measure", "beauty"], ["'beauty'", "class_consistency"]),
         ([evaluate, runs["flow"], "--measure", "class_consistency"], ["without classes"]),
+        ([evaluate, runs["flow"], "--importance_samples", "5"], ["--importance_samples is 5"]),
+        ([evaluate, runs["vae"], "--importance_samples", "-1"], ["--importance_samples is -1"]),
         ([evaluate, runs["gan"], "--checkpoint", "best"], ["no best checkpoint", "eval.every"]),
         ([sample, runs["gan"], "--guidance", "2"], ["--guidance", "gan", "truncation"]),
         ([sample, runs["flow"], "--classes", "ring"], ["--classes is ring", "without classes"]),
@@ -112,6 +115,20 @@ def test_flow_is_sampled_and_measured(
     found = run_warm(LAUNCH / "evaluate.py", runs["flow"], "--num_test", "20")
     assert found.code == 0, found.stderr
     assert "bits_per_dim" in found.stdout and "exact" in found.stdout
+
+
+@pytest.mark.slow
+def test_importance_weighted_bound_of_a_vae_is_the_closer_one(
+    run_warm: Callable, runs: dict[str, Path]
+) -> None:
+    options = ["--num_test", "40", "--importance_samples", "20"]
+    done = run_warm(LAUNCH / "evaluate.py", runs["vae"], *options)
+    assert done.code == 0, done.stderr
+    found = json.loads((runs["vae"] / "evaluation.json").read_text())
+    assert found["num_test_images"] == 40 and found["importance_samples"] == 20
+    bits = found["bits_per_dim"]
+    assert bits["importance_weighted"] < bits["bound"]
+    assert bits["reconstruction_nll"] + bits["kl"] == pytest.approx(bits["bound"])
 
 
 @pytest.mark.slow

@@ -68,8 +68,8 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     assert done.stderr == ""
 
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "environment.json", "loss.png", "metrics.jsonl", "samples",
-        "starts.jsonl", "tensorboard",
+        "checkpoints", "config.yaml", "environment.json", "loss.png", "metrics.jsonl",
+        "minima.json", "samples", "starts.jsonl", "tensorboard",
     }  # fmt: skip
     saves = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert saves == ["000000128", "000000192", "000000256"]  # the last keep_checkpoints
