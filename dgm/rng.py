@@ -88,6 +88,11 @@ class Draws:
         step = torch.as_tensor(step, dtype=torch.int64, device=self.index.device)
         return Draws(self.key, self.index, step)
 
+    def part(self, part: slice) -> Draws:
+        """Give the draws of some of the images."""
+        step = self.step[part] if self.step.ndim else self.step
+        return Draws(self.key, self.index[part], step)
+
     def repeat(self, times: int) -> Draws:
         """Give the draws of a batch that holds these images several times over, equal in each."""
         step = self.step.repeat(times) if self.step.ndim else self.step

@@ -23,14 +23,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
-from dgm.eval.classifier import Classifier, cached_classifier, classify, describe
-from dgm.eval.during import enough_epochs, fd_classifier, has_likelihood
-from dgm.eval.frechet import Moments
+from dgm.eval.classifier import Classifier, cached_classifier, classify
+from dgm.eval.during import enough_epochs, fd_classifier, has_likelihood, moments_of_all
 from dgm.eval.likelihood import bits_per_dim
 from dgm.images import to_uint8
 from dgm.objective import ImportanceWeighted
 from dgm.rng import permutation
 from dgm.train.engine import Engine
+from dgm.train.run_folder import write_whole
 from dgm.train.sampling import sample_on_all
 from launch.command import parse_options, run
 from launch.sample import choose_checkpoint
@@ -120,9 +120,7 @@ def class_consistency(subject: Subject) -> dict[str, Any]:
 def frechet(subject: Subject) -> dict[str, Any]:
     """Measure the distance of generated images from the real train images."""
     count = subject.options.per_class * len(subject.trained.classes)
-    wanted = Moments.of(
-        describe(subject.classifier, subject.real.images(np.arange(len(subject.real))))
-    )
+    wanted = moments_of_all(subject.classifier, subject.real)
     distance = fd_classifier(
         subject.engine, subject.trained.objective, subject.nets, subject.classifier, wanted,
         len(subject.trained.classes), count,
@@ -215,7 +213,7 @@ def main() -> None:
         found = measure(options, engine)
         if engine.is_main:
             path = Path(options.run) / "evaluation.json"
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            write_whole(path, json.dumps(found, indent=1) + "\n")
             show(found)
             print(f"written to {path}")
     finally:

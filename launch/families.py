@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import yaml
 
@@ -36,8 +35,9 @@ def family_of(path: Path) -> str:
     return found[0]
 
 
-def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Any, Parts]:
-    """Build nets and objective as a run's config.yaml says, with the configuration."""
-    module = FAMILIES[family_of(path)]
+def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[str, Parts]:
+    """Build nets and objective as a run's config.yaml says; name the family too."""
+    family = family_of(path)
+    module = FAMILIES[family]
     config = parse(module.Config, "", ["--config", str(path)])
-    return config, module.make_parts(config, image_shape, num_classes)
+    return family, module.make_parts(config, image_shape, num_classes)

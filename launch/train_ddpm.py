@@ -16,9 +16,8 @@ from dgm.eval.during import EvalConfig
 from dgm.train.job import TrainConfig, compiled_parts
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
-from launch.command import parse, run
+from launch.command import run
 from launch.training import DataConfig, Parts, run_training
-from shards.read import Shards
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Config:
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
     """Build the U-Net, its weights drawn from the run's seed, and its objective."""
-    dtype = torch.float64 if config.train.float64 else torch.float32
+    dtype = config.train.dtype
     objective = DiffusionObjective(
         config.diffusion,
         config.sample,
@@ -59,12 +58,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
 
 def main() -> int:
     """Train by the configuration of the command line."""
-    config = parse(Config, "ddpm_cifar10.yaml", sys.argv[1:])
-
-    def parts(images: Shards) -> Parts:
-        return make_parts(config, images.image_shape, images.num_classes)
-
-    return run_training(config, parts)
+    return run_training(Config, "ddpm_cifar10.yaml", make_parts)
 
 
 if __name__ == "__main__":

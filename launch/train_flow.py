@@ -16,9 +16,8 @@ from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
 from dgm.train.job import TrainConfig
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
-from launch.command import parse, run
+from launch.command import run
 from launch.training import DataConfig, Parts, run_training
-from shards.read import Shards
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Config:
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
     """Build the flow, its weights drawn from the run's seed, and its objective."""
-    dtype = torch.float64 if config.train.float64 else torch.float32
+    dtype = config.train.dtype
     objective = FlowObjective(config.flow, config.sample, image_shape, dtype)
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
     net = Flow(config.model, image_shape)
@@ -48,12 +47,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
 
 def main() -> int:
     """Train by the configuration of the command line."""
-    config = parse(Config, "glow_cifar10.yaml", sys.argv[1:])
-
-    def parts(images: Shards) -> Parts:
-        return make_parts(config, images.image_shape, images.num_classes)
-
-    return run_training(config, parts)
+    return run_training(Config, "glow_cifar10.yaml", make_parts)
 
 
 if __name__ == "__main__":

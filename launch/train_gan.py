@@ -11,14 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from dgm.eval.during import EvalConfig
-from dgm.gan.networks import GanModelConfig, make_nets
+from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
 from dgm.train.job import TrainConfig
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
-from launch.command import parse, run
+from launch.command import run
 from launch.training import DataConfig, Parts, run_training
-from shards.read import Shards
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: GanModelConfig = field(default_factory=GanModelConfig)
+    model: GanNetConfig = field(default_factory=GanNetConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -37,7 +36,7 @@ class Config:
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
     """Build both nets, their weights drawn from the run's seed, and their objective."""
-    dtype = torch.float64 if config.train.float64 else torch.float32
+    dtype = config.train.dtype
     objective = GanObjective(config.gan, config.sample, config.model.latent, num_classes, dtype)
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
     nets = make_nets(config.model, image_shape, objective.num_classes)
@@ -48,12 +47,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
 
 def main() -> int:
     """Train by the configuration of the command line."""
-    config = parse(Config, "dcgan_cifar10.yaml", sys.argv[1:])
-
-    def parts(images: Shards) -> Parts:
-        return make_parts(config, images.image_shape, images.num_classes)
-
-    return run_training(config, parts)
+    return run_training(Config, "dcgan_cifar10.yaml", make_parts)
 
 
 if __name__ == "__main__":

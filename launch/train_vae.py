@@ -14,11 +14,10 @@ from dgm.eval.during import EvalConfig
 from dgm.train.job import TrainConfig
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
-from dgm.vae.networks import VAE, NetConfig
+from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
-from launch.command import parse, run
+from launch.command import run
 from launch.training import DataConfig, Parts, run_training
-from shards.read import Shards
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: NetConfig = field(default_factory=NetConfig)
+    model: VAENetConfig = field(default_factory=VAENetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -39,7 +38,7 @@ class Config:
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
     """Build encoder and decoder, their weights drawn from the run's seed, and their objective."""
-    dtype = torch.float64 if config.train.float64 else torch.float32
+    dtype = config.train.dtype
     objective = VAEObjective(config.vae, config.sample, config.model.latent, dtype)
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
     net = VAE(config.model, image_shape, pixel_scale=config.vae.scale == "pixel")
@@ -48,12 +47,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
 
 def main() -> int:
     """Train by the configuration of the command line."""
-    config = parse(Config, "vae_1_plain.yaml", sys.argv[1:])
-
-    def parts(images: Shards) -> Parts:
-        return make_parts(config, images.image_shape, images.num_classes)
-
-    return run_training(config, parts)
+    return run_training(Config, "vae_1_plain.yaml", make_parts)
 
 
 if __name__ == "__main__":

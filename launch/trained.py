@@ -12,7 +12,7 @@ from dgm.errors import UserError
 from dgm.objective import Objective
 from dgm.train import checkpoint
 from dgm.train.engine import in_channels_last, load_nets
-from launch.families import family_of, rebuild
+from launch.families import rebuild
 
 
 @dataclass
@@ -50,7 +50,7 @@ def open_trained(
     loaded = checkpoint.read(path)
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
-    _, parts = rebuild(config, (height, width, channels), len(classes))
+    family, parts = rebuild(config, (height, width, channels), len(classes))
     load_nets(parts.nets, loaded.full.model)
     if average:
         averaged = {key.split(".")[0] for key in loaded.ema}
@@ -58,11 +58,11 @@ def open_trained(
     nets = {name: in_channels_last(net).eval() for name, net in parts.nets.items()}
     for net in nets.values():
         net.requires_grad_(False)
-    return Trained(family_of(config), parts.objective, nets, classes, loaded.state["images_seen"])
+    return Trained(family, parts.objective, nets, classes, loaded.state["images_seen"])
 
 
 def _best(folder: Path, newest: Path | None) -> int:
-    best = None if newest is None else checkpoint.read(newest).state.get("best")
+    best = None if newest is None else checkpoint.read_state(newest).get("best")
     if best is None:
         raise UserError(
             f"{folder} has no best checkpoint, for nothing was measured as it went: "

@@ -21,7 +21,7 @@ from dgm.train.job import Job, TrainConfig
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig, flatten, open_run
-from launch.command import DONE, STOPPED
+from launch.command import DONE, STOPPED, parse
 from shards.build import ensure
 from shards.folders import cache_root
 from shards.read import Shards, open_shards
@@ -50,12 +50,17 @@ class Parts:
     optim: dict[str, OptimConfig] = field(default_factory=dict)  # of nets that have their own
 
 
-def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
-    """Train what a script configured; give the exit code.
+MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
+"""Builds nets and objective from a configuration, an image's shape and the number of classes."""
 
-    `config` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
+
+def run_training(config_class: type, default_config: str, make_parts: MakeParts) -> int:
+    """Train by the configuration of the command line; give the exit code.
+
+    `config_class` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
     OptimConfig, TrainConfig and EvalConfig).
     """
+    config: Any = parse(config_class, default_config, sys.argv[1:])
     run: RunConfig = config.run
     settings: TrainConfig = config.train
     folder = Path(run.dir)
@@ -64,7 +69,9 @@ def run_training(config: Any, make_parts: Callable[[Shards], Parts]) -> int:
         data: DataConfig = config.data
         where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
         images = open_shards(where)
-        job = _make_job(config, engine, images, make_parts(images))
+        job = _make_job(
+            config, engine, images, make_parts(config, images.image_shape, images.num_classes)
+        )
         config = replace(config, data=replace(data, shards=where))
         done = train(job, lambda: open_run(config, folder))
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.

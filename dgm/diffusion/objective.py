@@ -147,8 +147,7 @@ class DiffusionObjective:
         parts = []
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
-            step = draws.step[part] if draws.step.ndim else draws.step
-            own = Draws(draws.key, draws.index[part], step)
+            own = draws.part(part)
             own_labels = None if labels is None or self.num_classes is None else labels[part]
             denoiser = self.denoiser(nets["net"], own_labels, config.guidance, config.clip)
             latent = own.normal("latent", self.image_shape, self.dtype).permute(0, 3, 1, 2)

@@ -99,7 +99,7 @@ def _frechet(
     def prepared() -> tuple[Classifier, Moments]:
         # Late, so that a mistake elsewhere is told before a minute is spent on this.
         net = judge(engine, cache, real)
-        return net, Moments.of(describe(net, real.train.images(np.arange(len(real.train)))))
+        return net, moments_of_all(net, real.train)
 
     def measure(nets: Nets) -> dict[str, float]:
         distance = fd_classifier(
@@ -108,6 +108,11 @@ def _frechet(
         return {"eval/fd_classifier": distance}
 
     return measure
+
+
+def moments_of_all(net: Classifier, data: Images) -> Moments:
+    """Measure the features of every image of a data set."""
+    return Moments.of(describe(net, data.images(np.arange(len(data)))))
 
 
 def judge(engine: Engine, cache: Path, real: RealImages) -> Classifier:

@@ -91,7 +91,7 @@ class FlowObjective:
         flow = cast(Flow, nets["flow"])
         parts = []
         for start in range(0, count, config.batch):
-            own = _part(draws, start, min(start + config.batch, count))
+            own = draws.part(slice(start, min(start + config.batch, count)))
             x = flow.inverse(config.temperature * self._latents(own))
             parts.append(x.clamp(-1, 1))
         return torch.cat(parts)
@@ -117,7 +117,7 @@ class FlowObjective:
         flow = cast(Flow, nets["flow"])
         rows = min(_PAIRS, max(1, len(batch.images) // 2))
         images = batch.images[: 2 * rows]
-        z, _ = flow(dequantize(images, _part(draws, 0, len(images)), self.dtype))
+        z, _ = flow(dequantize(images, draws.part(slice(len(images))), self.dtype))
         share = torch.linspace(0, 1, _COLUMNS, dtype=self.dtype, device=z.device)[:, None]
         lines = torch.lerp(z[:rows, None], z[-rows:, None], share)
         index = torch.arange(_COLUMNS, device=z.device)
@@ -147,12 +147,6 @@ class FlowObjective:
 
     def _latents(self, draws: Draws) -> Tensor:
         return draws.normal("latent", (math.prod(self.image_shape),), self.dtype)
-
-
-def _part(draws: Draws, start: int, stop: int) -> Draws:
-    """Give the draws of some of the images."""
-    step = draws.step[start:stop] if draws.step.ndim else draws.step
-    return Draws(draws.key, draws.index[start:stop], step)
 
 
 def _check(sample: SampleConfig) -> None:

@@ -24,7 +24,7 @@ from dgm.gan.batch_norm import BatchNorm
 
 
 @dataclass(frozen=True)
-class GanModelConfig:
+class GanNetConfig:
     """The two networks; the defaults are DCGAN's for images of 32 x 32."""
 
     architecture: Literal["dcgan", "residual"] = "dcgan"
@@ -38,7 +38,7 @@ class GanModelConfig:
 
 
 def make_nets(
-    config: GanModelConfig, image_shape: tuple[int, int, int], num_classes: int | None
+    config: GanNetConfig, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> dict[str, nn.Module]:
     """Make both nets for images (H, W, C); raises UserError where they do not fit."""
     for name in ("latent", "generator_channels", "discriminator_channels"):
@@ -61,7 +61,7 @@ class Generator(nn.Module):
     """DCGAN's generator: transposed convolutions with BatchNorm and ReLU, and a tanh."""
 
     def __init__(
-        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+        self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
     """DCGAN's discriminator: strided convolutions with BatchNorm and leaky ReLU."""
 
     def __init__(
-        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+        self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
@@ -119,7 +119,7 @@ class ResidualGenerator(nn.Module):
     """Residual blocks that each double the side (Miyato et al. 2018, table 4)."""
 
     def __init__(
-        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+        self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
@@ -162,7 +162,7 @@ class ResidualDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, config: GanModelConfig, doublings: int, image_channels: int, num_classes: int | None
+        self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()

@@ -103,8 +103,13 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint that `newest` found, to the CPU."""
     model = load_file(path / "model.safetensors")
     optimizer = load_file(path / "optimizer.safetensors")
-    state = json.loads((path / "state.json").read_text())
-    return Checkpoint(FullState(model, optimizer), load_file(path / "ema.safetensors"), state)
+    ema = load_file(path / "ema.safetensors")
+    return Checkpoint(FullState(model, optimizer), ema, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside tensors."""
+    return json.loads((path / "state.json").read_text())
 
 
 def remove_partial(folder: Path) -> None:

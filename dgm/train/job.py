@@ -53,6 +53,11 @@ class TrainConfig:
     detect_anomaly: bool = field(default=False, metadata=MAY_CHANGE)
     """Debug: name the operation whose gradient is not finite; slow."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Give the type of weights and images."""
+        return torch.float64 if self.float64 else torch.float32
+
 
 @dataclass
 class Job:

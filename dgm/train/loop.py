@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from dgm.train.run_folder import record_start
 from dgm.train.sampling import draw_sheets
 from dgm.train.stop import StopRequest
 from dgm.train.tracking import (
+    Clock,
     Meter,
     MetricsFile,
     Progress,
@@ -153,12 +152,7 @@ class _Run:
             self.metrics = MetricsFile(job.folder / "metrics.jsonl", self.images_seen)
         start_trackers(engine, job.settings, self.step)
         self.progress = Progress(self.config.total_images, self.images_seen, engine.is_main)
-        self.restart_clock(time.monotonic())
-
-    def restart_clock(self, now: float) -> None:
-        """Count images, pauses and waiting from here."""
-        self.mark, self.mark_images = now, self.images_seen
-        self.paused_s = self.data_wait_s = 0.0
+        self.clock = Clock(self.images_seen)
 
     def update(self, phase: Phase, number: int) -> None:
         """Take one optimizer step of a phase, the `number`-th, over all micro-batches."""
@@ -166,9 +160,8 @@ class _Run:
         stream = self.batches.step(self.images_seen, engine.device)
         with engine.learning(phase.net) as nets:
             for k in range(count):
-                began = time.monotonic()
-                batch, draws = next(stream)
-                self.data_wait_s += time.monotonic() - began
+                with self.clock.waiting():
+                    batch, draws = next(stream)
 
                 def loss(batch=batch, draws=draws) -> Tensor:
                     with engine.autocast():
@@ -203,7 +196,7 @@ class _Run:
     def evaluate(self) -> bool:
         """Measure the averaged weights; say whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.pause():
+        with self.clock.pause():
             found = self.job.evaluation(self.ema.nets)
         self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.measured.keys():
@@ -218,9 +211,7 @@ class _Run:
         """Write the means since the last log."""
         self.watch.check()
         means = self.meter.means(self.engine)
-        now = time.monotonic()
-        spent = now - self.mark - self.paused_s
-        self.wall_s += now - self.mark
+        self.wall_s += self.clock.elapsed_s()
         rates = {
             self.metric(p, "lr"): learning_rate(
                 self.job.optim[p.net], self.images_seen, self.config.total_images
@@ -234,11 +225,10 @@ class _Run:
             **means,
             **rates,
             **self.measured,
-            "time/images_per_s": round((self.images_seen - self.mark_images) / spent, 2),
-            "time/data_wait_s": round(self.data_wait_s, 4),
+            **self.clock.read(self.images_seen),
             "memory/peak_gib": round(peak_memory_gib(self.engine.device), 3),
         }
-        self.restart_clock(now)
+        self.clock.start(self.images_seen)
         self.measured = {}
         if self.metrics is not None:
             self.metrics.write(line)
@@ -249,7 +239,7 @@ class _Run:
 
     def sample(self) -> None:
         """Draw grids from the averaged weights: samples, and what else the family has to show."""
-        with self.pause():
+        with self.clock.pause():
             job, engine = self.job, self.engine
             sheets = draw_sheets(
                 engine, job.objective, self.ema.nets, len(job.classes),
@@ -266,14 +256,14 @@ class _Run:
         if self.saved_at == self.images_seen:
             return
         self.watch.check()
-        with self.pause():
+        with self.clock.pause():
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             if self.metrics is not None:
                 self.metrics.sync()
             state = {
                 "images_seen": self.images_seen,
                 "step": self.step,
-                "wall_s": self.wall_s + time.monotonic() - self.mark,
+                "wall_s": self.wall_s + self.clock.elapsed_s(),
                 "meter": meter,
                 "best": self.best,
                 "data_id": self.job.data_id,
@@ -300,13 +290,6 @@ class _Run:
         if done and not self.engine.on_main(last_grid.exists):
             self.sample()
         self.save()
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Keep what is not training out of images/s."""
-        began = time.monotonic()
-        yield
-        self.paused_s += time.monotonic() - began
 
 
 def _find(folder: Path) -> Path | None:

@@ -82,7 +82,7 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     if changed or not path.exists():
-        _write(path, yaml.safe_dump(_nested(now), sort_keys=False))
+        write_whole(path, yaml.safe_dump(_nested(now), sort_keys=False))
     return changed
 
 
@@ -92,7 +92,7 @@ def record_start(
     """Write `environment.json` for this start and add a line to `starts.jsonl`."""
     environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
     environment["world_size"] = engine.world_size
-    _write(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"time": when, "images_seen": images_seen, "changed": changed, **environment}
     with open(folder / "starts.jsonl", "a") as file:
@@ -162,7 +162,8 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, and bring it to the disk."""
     partial = path.with_name(f".{path.name}.tmp")
     with open(partial, "w") as file:
         file.write(text)

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm.train.engine import Engine
+from dgm.train.run_folder import write_whole
 
 _NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
 
@@ -83,7 +84,9 @@ class MetricsFile:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         if self._lower(line):
-            write_whole(self.path.with_name("minima.json"), json.dumps(self.minima, indent=1))
+            write_whole(
+                self.path.with_name("minima.json"), json.dumps(self.minima, indent=1) + "\n"
+            )
 
     def _lower(self, line: Mapping[str, Any]) -> bool:
         lower = {
@@ -100,13 +103,6 @@ class MetricsFile:
         os.fsync(self.file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read `metrics.jsonl`; a line torn by a kill, which can only be the last, is left out."""
     if not path.exists():
@@ -118,6 +114,45 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return lines
+
+
+class Clock:
+    """Measure images/s between logs: training and waiting for data count, pauses do not."""
+
+    def __init__(self, images_seen: int):
+        """Start now."""
+        self.start(images_seen)
+
+    def start(self, images_seen: int) -> None:
+        """Count from here on."""
+        self.began, self.images_seen = time.monotonic(), images_seen
+        self.paused_s = self.data_wait_s = 0.0
+
+    def elapsed_s(self) -> float:
+        """Say how long ago it was started, pauses included."""
+        return time.monotonic() - self.began
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keep what is not training out of images/s."""
+        began = time.monotonic()
+        yield
+        self.paused_s += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count as waiting for data."""
+        began = time.monotonic()
+        yield
+        self.data_wait_s += time.monotonic() - began
+
+    def read(self, images_seen: int) -> dict[str, float]:
+        """Give images/s and seconds of waiting since the start."""
+        speed = (images_seen - self.images_seen) / (self.elapsed_s() - self.paused_s)
+        return {
+            "time/images_per_s": round(speed, 2),
+            "time/data_wait_s": round(self.data_wait_s, 4),
+        }
 
 
 class Progress:

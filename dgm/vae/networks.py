@@ -42,7 +42,7 @@ _PACE = 10.0
 
 
 @dataclass(frozen=True)
-class NetConfig:
+class VAENetConfig:
     """Shape of the VAE's net; the defaults are those of vae_1_plain.yaml."""
 
     encoder: Side = "plain"
@@ -85,7 +85,7 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """Say q(z | x) of images."""
 
-    def __init__(self, config: NetConfig, image_shape: tuple[int, int, int]):
+    def __init__(self, config: VAENetConfig, image_shape: tuple[int, int, int]):
         """Build for images of shape (H, W, C)."""
         super().__init__()
         height, width, channels = image_shape
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
     """Say p(x | z) of latents, pixel by pixel."""
 
     def __init__(
-        self, config: NetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
+        self, config: VAENetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
     ):
         """Build for images (H, W, C); a scale for each pixel, else one learned for each channel."""
         super().__init__()
@@ -142,7 +142,7 @@ class VAE(nn.Module):
     """Encoder and decoder behind one forward pass."""
 
     def __init__(
-        self, config: NetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
+        self, config: VAENetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
     ):
         """Build for images of shape (H, W, C); raises UserError where sizes do not divide."""
         super().__init__()
@@ -168,7 +168,7 @@ def _levels(side: Side, count: int) -> list[int]:
     return down if side == "plain" else down + down[-2::-1]
 
 
-def _path(levels: list[int], widths: list[int], config: NetConfig) -> nn.Sequential:
+def _path(levels: list[int], widths: list[int], config: VAENetConfig) -> nn.Sequential:
     norm = config.norm == "group"
     layers: list[nn.Module] = []
     for k, here in enumerate(levels):
@@ -204,7 +204,7 @@ def _precisely(layer: nn.Linear | nn.Conv2d, h: Tensor) -> Tensor:
         return cast(Tensor, layer(h.to(layer.weight.dtype)))
 
 
-def _check(config: NetConfig, image_shape: tuple[int, int, int]) -> None:
+def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     levels = len(config.channel_mult)
     if config.latent < 1:
         raise UserError(f"model.latent is {config.latent}: choose 1 or more")

@@ -112,8 +112,7 @@ class VAEObjective:
         parts = []
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
-            step = draws.step[part] if draws.step.ndim else draws.step
-            own = Draws(draws.key, draws.index[part], step)
+            own = draws.part(part)
             z = config.temperature * own.normal("latent", (self.latent,), self.dtype)
             if config.add_noise:
                 parts.append(draw_pixels(self.config.likelihood, net.decoder(z), own))

@@ -1,23 +1,5 @@
-"""Small sizes need one thread only; each test starts from the same random numbers."""
+"""Every test here is of small sizes."""
 
-from __future__ import annotations
+from small_sizes import one_thread, seed
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    """Start torch's own stream anew, which only tests and first weights draw from."""
-    torch.manual_seed(0)
+__all__ = ["one_thread", "seed"]

@@ -16,7 +16,7 @@ from dgm.errors import UserError
 from dgm.gan.augment import augment
 from dgm.gan.batch_norm import BatchNorm
 from dgm.gan.losses import discriminator_loss, generator_loss, r1_penalty
-from dgm.gan.networks import GanModelConfig, make_nets
+from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.rng import Draws
 
 
@@ -185,7 +185,7 @@ def test_class_changes_image_and_judgement(architecture):
 
 
 def test_dcgan_has_the_parameters_of_the_paper_for_32():
-    config = GanModelConfig()
+    config = GanNetConfig()
     made = make_nets(config, (32, 32, 3), None)
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in made.items()}
     # By hand: linear 100 -> 4*4*512, then 4x4 kernels 512 -> 256 -> 128 -> 3, norms of two each.
@@ -209,12 +209,12 @@ def test_residual_discriminator_changes_no_faster_than_its_layers_say():
 @pytest.mark.parametrize(
     "config, shape, named",
     [
-        (GanModelConfig(latent=0), (32, 32, 3), r"model\.latent is 0"),
-        (GanModelConfig(generator_channels=0), (32, 32, 3), r"model\.generator_channels is 0"),
-        (GanModelConfig(discriminator_channels=-1), (32, 32, 3), r"discriminator_channels is -1"),
-        (GanModelConfig(), (28, 28, 3), r"28 x 28.*data\.resize"),
-        (GanModelConfig(), (32, 16, 3), r"32 x 16"),
-        (GanModelConfig(), (4, 4, 3), r"4 x 4"),
+        (GanNetConfig(latent=0), (32, 32, 3), r"model\.latent is 0"),
+        (GanNetConfig(generator_channels=0), (32, 32, 3), r"model\.generator_channels is 0"),
+        (GanNetConfig(discriminator_channels=-1), (32, 32, 3), r"discriminator_channels is -1"),
+        (GanNetConfig(), (28, 28, 3), r"28 x 28.*data\.resize"),
+        (GanNetConfig(), (32, 16, 3), r"32 x 16"),
+        (GanNetConfig(), (4, 4, 3), r"4 x 4"),
     ],
 )
 def test_what_does_not_fit_is_named(config, shape, named):

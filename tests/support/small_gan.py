@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm.gan.networks import GanModelConfig, make_nets
+from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
@@ -24,7 +24,7 @@ def nets(
     architecture: Any = "dcgan", classes: int | None = None, side: int = 8, width: int = 4
 ) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    config = GanModelConfig(architecture, LATENT, width, width)
+    config = GanNetConfig(architecture, LATENT, width, width)
     return {k: net.double() for k, net in make_nets(config, (side, side, 3), classes).items()}
 
 

@@ -12,11 +12,11 @@ from dgm.objective import Batch
 from dgm.rng import Draws
 from dgm.vae.latent import Posterior
 from dgm.vae.likelihood import Pixels
-from dgm.vae.networks import VAE, NetConfig
+from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
 
 SHAPE = (8, 8, 3)
-TINY = NetConfig(
+TINY = VAENetConfig(
     latent=6, encoder_channels=8, decoder_channels=8, channel_mult=[1, 2, 2], num_blocks=[1, 1, 1]
 )
 SMALL = VAEConfig(kl_warmup_images=0)
@@ -37,7 +37,7 @@ def objective(
     return VAEObjective(config, sample or SampleConfig(), latent, dtype)
 
 
-def architecture(name: str, config: NetConfig = TINY) -> NetConfig:
+def architecture(name: str, config: VAENetConfig = TINY) -> VAENetConfig:
     encoder, decoder = ARCHITECTURES[name]
     return replace(config, encoder=encoder, decoder=decoder)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.pixels import scale
-from dgm.vae.networks import VAE, NetConfig
+from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
 
 D = math.prod(SHAPE)
@@ -186,7 +186,7 @@ def test_settings_that_make_no_sense_are_named(
 def test_a_tiny_net_overfits_one_batch(likelihood: Any, scale_kind: Any):
     config = VAEConfig(likelihood, scale_kind, kl_warmup_images=4800, flip=False)
     made = VAEObjective(config, SampleConfig(), 4)
-    shape = NetConfig(
+    shape = VAENetConfig(
         latent=4, encoder_channels=16, decoder_channels=16, channel_mult=[1, 2], num_blocks=[1, 1]
     )
     vae = VAE(shape, SHAPE, pixel_scale=scale_kind == "pixel")
