@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from launch.benchmarks import data, noise
-from shards.cli import Parser, run
+from launch.benchmarks import data, likelihood, noise
+from launch.command import run
+from shards.cli import Parser
 
-COMMANDS = {"data": data, "noise": noise}
+COMMANDS = {"data": data, "noise": noise, "likelihood": likelihood}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 
@@ -35,9 +36,12 @@ def family_of(path: Path) -> str:
     return found[0]
 
 
+def open_config(path: Path) -> Any:
+    """Read a run's config.yaml as the configuration of its family."""
+    return parse(FAMILIES[family_of(path)].Config, "", ["--config", str(path)])
+
+
 def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[str, Parts]:
     """Build nets and objective as a run's config.yaml says; name the family too."""
     family = family_of(path)
-    module = FAMILIES[family]
-    config = parse(module.Config, "", ["--config", str(path)])
-    return family, module.make_parts(config, image_shape, num_classes)
+    return family, FAMILIES[family].make_parts(open_config(path), image_shape, num_classes)

@@ -69,7 +69,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
         data: DataConfig = config.data
         where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
         images = open_shards(where)
-        job = _make_job(
+        job = make_job(
             config, engine, images, make_parts(config, images.image_shape, images.num_classes)
         )
         config = replace(config, data=replace(data, shards=where))
@@ -81,7 +81,8 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
         engine.close()
 
 
-def _make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
+def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
+    """Put together a run: a configuration, as `run_training` has it, and the family's parts."""
     real = RealImages(
         images, images.num_classes, identify(images), lambda: open_test(config.data, engine)
     )

@@ -12,6 +12,8 @@ ONLY_IN = {
     "accelerate": ("dgm/train/",),
     "deepspeed": ("dgm/train/",),
     "webdataset": ("shards/", "launch/benchmarks/"),  # there it is the peer
+    "normflows": ("launch/benchmarks/",),
+    "pythae": ("launch/benchmarks/",),
     "submitit": ("slurm/",),
 }
 

@@ -1,7 +1,9 @@
 """DiffAugment: the same kinds of changes to real and generated images, with gradients through.
 
 Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3. Every
-image draws changes of its own.
+image draws changes of its own. A change made to every image can leak into the generated ones (what
+is grey stays so under any change of saturation); one that leaves enough of them alone does not
+(Karras et al. 2020, "Training generative adversarial networks with limited data", section 2.2).
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ from dgm.rng import Draws
 Augmentation = Literal["color", "translation", "cutout"]
 
 
-def augment(x: Tensor, kinds: list[Augmentation], draws: Draws, purpose: str) -> Tensor:
-    """Change images [B, C, H, W] in [-1, 1]; `purpose` tells real from generated draws."""
+def augment(
+    x: Tensor, kinds: list[Augmentation], draws: Draws, purpose: str, probability: float = 1.0
+) -> Tensor:
+    """Change images [B, C, H, W] in [-1, 1], each kind with its own probability.
+
+    `purpose` tells real from generated draws.
+    """
     for kind in kinds:
         chosen = draws.uniform(f"{purpose}/{kind}", (3,), x.dtype)
-        x = _CHANGES[kind](x, *chosen[:, :, None, None, None].unbind(1))
+        changed = _CHANGES[kind](x, *chosen[:, :, None, None, None].unbind(1))
+        if probability < 1:
+            hit = draws.uniform(f"{purpose}/{kind}/hit", (1, 1, 1), x.dtype) < probability
+            changed = torch.where(hit, changed, x)
+        x = changed
     return x
 
 

@@ -27,6 +27,8 @@ class GanConfig:
     """Weight gamma of the R1 penalty, gamma / 2 |gradient|^2 on real images; 0 is without."""
     augment: list[Augmentation] = field(default_factory=list)
     """DiffAugment of real and generated images: any of color, translation, cutout."""
+    augment_probability: float = 1.0
+    """Probability of each of these changes; below 0.8 they do not leak into generated images."""
     discriminator_steps: int = 1
     """Steps of the discriminator for each of the generator."""
     discriminator_lr: float | None = None
@@ -117,10 +119,10 @@ class GanObjective:
         phase: str,
     ) -> tuple[Tensor, Tensor]:
         """Give the logits of real and generated images, from one forward pass of both."""
-        kinds = self.config.augment
+        kinds, probability = self.config.augment, self.config.augment_probability
         both = torch.cat([
-            augment(real, kinds, draws, f"{phase}/augment_real"),
-            augment(fake.to(real.dtype), kinds, draws, f"{phase}/augment_fake"),
+            augment(real, kinds, draws, f"{phase}/augment_real", probability),
+            augment(fake.to(real.dtype), kinds, draws, f"{phase}/augment_fake", probability),
         ])  # fmt: skip
         logits = net(both, None if labels is None else labels.repeat(2))
         logits_real, logits_fake = logits.to(self.dtype).chunk(2)
@@ -186,6 +188,10 @@ def _check(config: GanConfig, sample: SampleConfig) -> None:
         )
     if len(set(config.augment)) < len(config.augment):
         raise UserError(f"gan.augment is {config.augment}: name each change once")
+    if not 0 < config.augment_probability <= 1:
+        raise UserError(
+            f"gan.augment_probability is {config.augment_probability}: choose above 0, at most 1"
+        )
     if not sample.truncation > 0:
         raise UserError(f"sample.truncation is {sample.truncation}: choose a number above 0")
     if sample.batch < 1:

@@ -98,6 +98,16 @@ def test_cutout_zeroes_a_square_of_half_the_side():
     assert (cut.any(0)).all()
 
 
+def test_augmentation_leaves_images_alone_as_often_as_told():
+    x = torch.rand(2000, 3, 8, 8) * 2 - 1
+    draws = Draws.of(0, torch.arange(2000))
+    for kind in ("color", "cutout"):  # a translation by nothing changes nothing either
+        every, some = augment(x, [kind], draws, "real"), augment(x, [kind], draws, "real", 0.6)
+        hit = (some != x).flatten(1).any(1)
+        assert hit.double().mean() == pytest.approx(0.6, abs=0.04)
+        assert torch.equal(some[hit], every[hit])
+
+
 def test_augmentation_passes_gradients():
     x = torch.rand(8, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     made = augment(x, ["color", "translation", "cutout"], Draws.of(0, torch.arange(8)), "real")

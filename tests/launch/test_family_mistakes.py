@@ -28,6 +28,7 @@ def assert_refused(result, *parts: str) -> None:
         ("gan", ["--gan.loss=wasserstein"], ["gan.loss", "wasserstein", "hinge"]),
         ("gan", ["--gan.discriminator_steps=0"], ["gan.discriminator_steps is 0"]),
         ("gan", ["--gan.augment=[blur]"], ["gan.augment", "blur", "cutout"]),
+        ("gan", ["--gan.augment_probability=0"], ["gan.augment_probability is 0", "at most 1"]),
         ("gan", ["--train.micro_batch=4"], ["train.micro_batch 4", "BatchNorm"]),
         ("gan", ["--eval.every_images=64", "--eval.metric=bits_per_dim"],
          ["eval.metric is bits_per_dim", "no likelihood", "fd_classifier"]),

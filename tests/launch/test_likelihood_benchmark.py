@@ -1,0 +1,97 @@
+"""`python launch/benchmark.py likelihood`: a run beside a peer that saw the same images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgm.errors import UserError
+from dgm.flow.objective import FlowObjective
+from launch.benchmarks import likelihood, peers
+from launch.families import open_config
+from launch.train_flow import make_parts
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+@pytest.fixture(scope="module")
+def flow_run(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Train the tiny flow."""
+    folder = tmp_path_factory.mktemp("runs") / "flow"
+    words = ["--config", tiny_configs["flow"], "--run.dir", folder]
+    done = run_warm(LAUNCH / "train_flow.py", *words, cwd=folder.parent)
+    assert done.code == 0, done.stderr
+    return folder
+
+
+def arguments(run: Path, out: Path, shards: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    likelihood.add_arguments(parser)
+    words = [str(run), "--out", str(out), "--test-shards", str(shards), "--num-test", "32", *more]
+    return parser.parse_args(words)
+
+
+def test_a_peer_that_is_our_own_model_gets_the_same_bits(
+    flow_run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So images, order, flips, noise, batch, optimizer and average are the run's.
+    class Ourselves(FlowObjective):
+        title = "ourselves"
+
+        def settle(self, images: object) -> None:
+            self.settled = True
+
+    def make_peer(*_: object) -> Ourselves:
+        config = open_config(flow_run / "config.yaml")
+        peer = Ourselves(config.flow, config.sample, (32, 32, 3))
+        peer.net = make_parts(config, (32, 32, 3), 10).nets["flow"]
+        return peer
+
+    monkeypatch.setattr(likelihood, "_make_peer", make_peer)
+    found = likelihood.measure(arguments(flow_run, tmp_path / "peer", tiny_shards))
+    assert found["images_seen"] == 256
+    bits = found["bits_per_dim"][str(tiny_shards)]
+    assert bits["this run"] == bits["ourselves"]
+    other = likelihood.measure(
+        arguments(flow_run, tmp_path / "faster", tiny_shards, "--lr", "2e-3")
+    )["bits_per_dim"][str(tiny_shards)]
+    assert other["this run"] == bits["this run"] != other["ourselves"]
+
+
+def test_mass_of_all_grey_levels_is_one() -> None:
+    x = (torch.arange(256).double() / 255)[:, None]
+    for mean in (0.0, 0.37, 1.0):
+        for sigma in (0.004, 0.07, 3.0):
+            mass = (-peers.level_nll(x, torch.tensor(mean), sigma)).exp()
+            assert float(mass.sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "parts"),
+    [
+        (["--num-test", "1"], None, ["--num-test is 1", "2 or more"]),
+        ([], "normflows", ["normflows is not installed", "pip install normflows"]),
+    ],
+)
+def test_mistakes_are_said_and_leave_nothing(
+    flow_run: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    missing: str | None,
+    parts: list[str],
+) -> None:
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError) as caught:
+        likelihood.measure(arguments(flow_run, tmp_path / "peer", tiny_shards, *options))
+    assert all(part in str(caught.value) for part in parts)
+    assert not (tmp_path / "peer").exists()
