@@ -8,6 +8,8 @@ MODEL ?= ddpm
 DATA ?= shapes
 # runs/small-ddpm-shapes, runs/small-gan-cifar10, runs/small-vae-<folder's name>
 NAME := $(shell basename "$(DATA)")
+# The small configuration for the shapes, or that for images like CIFAR-10's.
+CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).yaml
 ARGS ?=
 export PYTHONUNBUFFERED = 1
 
@@ -23,7 +25,7 @@ $(VENV)/.installed: requirements.lock
 # make train [MODEL=ddpm|gan|vae|flow] [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
 train: setup
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
-	    --config launch/configs/$(MODEL)_small.yaml --data.source "$(DATA)" \
+	    --config $(CONFIG) --data.source "$(DATA)" \
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 
 test: setup
