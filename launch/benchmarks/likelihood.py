@@ -51,17 +51,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare a run's bits per dimension with a public model's that saw the same images."""
     if args.num_test < 2:
         raise UserError(f"--num-test is {args.num_test}: choose 2 or more")
+    if args.out.resolve() == args.run.resolve():
+        raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
     ours = open_trained(args.run)
     config = open_config(args.run / "config.yaml")
-    objective = has_likelihood(ours.objective, str(args.run))
     tests = {name: open_shards(name) for name in args.test_shards}
     images = open_shards(config.data.shards)
     torch.manual_seed(config.run.seed)
     peer = _make_peer(config.model, images.image_shape, args)
+    objective = has_likelihood(ours.objective, "the measure")
     config = replace(
         config,
         run=replace(config.run, dir=str(args.out)),
-        optim=replace(config.optim, lr=args.lr or config.optim.lr),
+        optim=config.optim if args.lr is None else replace(config.optim, lr=args.lr),
         train=replace(config.train, total_images=ours.images_seen),
         eval=replace(config.eval, every_images=0),
     )

@@ -15,6 +15,7 @@ from dgm.flow.objective import FlowObjective
 from launch.benchmarks import likelihood, peers
 from launch.families import open_config
 from launch.train_flow import make_parts
+from shards.errors import ShardError
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -77,6 +78,7 @@ def test_mass_of_all_grey_levels_is_one() -> None:
     ("options", "missing", "parts"),
     [
         (["--num-test", "1"], None, ["--num-test is 1", "2 or more"]),
+        (["--test-shards", "nowhere"], None, ["nowhere"]),
         ([], "normflows", ["normflows is not installed", "pip install normflows"]),
     ],
 )
@@ -91,7 +93,28 @@ def test_mistakes_are_said_and_leave_nothing(
 ) -> None:
     if missing is not None:
         monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, ShardError)) as caught:
         likelihood.measure(arguments(flow_run, tmp_path / "peer", tiny_shards, *options))
     assert all(part in str(caught.value) for part in parts)
+    assert not (tmp_path / "peer").exists()
+
+
+def test_a_run_without_a_peer_and_the_run_itself_are_refused(
+    flow_run: Path, run_warm: Callable, tiny_configs: dict[str, Path], tiny_shards: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    gan = tmp_path / "gan"
+    words = ["--config", tiny_configs["gan"], "--run.dir", gan, "--train.total_images=16"]
+    assert run_warm(LAUNCH / "train_gan.py", *words, cwd=tmp_path).code == 0
+    before = (flow_run / "config.yaml").read_bytes()
+    for run, out, part in (
+        (gan, tmp_path / "peer", "neither a vae nor a glow"),
+        (flow_run, flow_run, "the run itself"),
+        (tmp_path / "none", tmp_path / "peer", "is not a run folder"),
+    ):
+        words = ["likelihood", run, "--out", out, "--test-shards", tiny_shards]
+        done = run_warm(LAUNCH / "benchmark.py", *words, cwd=tmp_path)
+        assert done.code == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ") and part in done.stderr
+    assert (flow_run / "config.yaml").read_bytes() == before
     assert not (tmp_path / "peer").exists()
