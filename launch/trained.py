@@ -11,7 +11,7 @@ from torch import nn
 from dgm.errors import UserError
 from dgm.objective import Objective
 from dgm.train import checkpoint
-from dgm.train.engine import in_channels_last, load_nets
+from dgm.train.weights import in_channels_last, load_nets
 from launch.families import rebuild
 
 

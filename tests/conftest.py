@@ -145,18 +145,24 @@ def warm_socket(
 def run_warm(warm_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
     """Return what runs scripts as `run_script` does, save that no process has to import torch.
 
-    The code is the first that is not 0, by rank.
+    `zero` is the stage of ZeRO, in the words of `zero_environment`. The code is the first that is
+    not 0, by rank.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def run(
-        *words: object, processes: int = 1, cwd: Path = elsewhere, timeout: float = 120
+        *words: object,
+        processes: int = 1,
+        cwd: Path = elsewhere,
+        timeout: float = 120,
+        zero: str | None = None,
     ) -> Result:
         said = tmp_path_factory.mktemp("said")
         request = {
             "words": [str(word) for word in words],
             "processes": processes,
             "port": free_port(),
+            "environment": {} if zero is None else zero_environment(zero),
             "cwd": str(cwd),
             "stdout": str(said / "stdout"),
             "stderr": str(said / "stderr"),
@@ -177,6 +183,17 @@ def run_warm(warm_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Call
         return Result(code, (said / "stdout").read_text(), (said / "stderr").read_text())
 
     return run
+
+
+def zero_environment(asked: str) -> dict[str, str]:
+    """Give what `accelerate launch` sets by a file of launch/configs/accelerate: `2_offload`."""
+    stage, _, offload = asked.partition("_")
+    found = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    if offload:
+        found["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu"
+        if stage == "3":
+            found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] = "cpu"
+    return found
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from dgm.train.engine import copies
+from dgm.train.weights import copies
 
 
 class Ema:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
-from dgm.objective import Batch, Layered, Objective
+from dgm.objective import Batch, Layered, Nets, Objective
 from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
@@ -47,8 +47,9 @@ class FiniteWatch:
         images_seen = step * self.batches.global_batch
         # The weights are still those that failed, so the same images show the layer.
         micro_batches = self.batches.step(images_seen, self.engine.device)
+        nets = self.engine.copies()
         broken = self.engine.first_said(
-            next(filter(None, (self._find(*given) for given in micro_batches)), None)
+            next(filter(None, (self._find(nets, *given) for given in micro_batches)), None)
         )
         where = f"; the first layer that is not finite is {broken}" if broken else ""
         return UserError(
@@ -57,8 +58,8 @@ class FiniteWatch:
             "the checkpoints before it are whole"
         )
 
-    def _find(self, batch: Batch, draws: Draws) -> str | None:
+    def _find(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
         if not isinstance(self.objective, Layered):
             return None
         with torch.no_grad(), self.engine.autocast():
-            return self.objective.find_non_finite(self.engine.bare, batch, draws)
+            return self.objective.find_non_finite(nets, batch, draws)

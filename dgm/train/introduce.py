@@ -10,39 +10,44 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
-from dgm.train.engine import Engine, copies
+from dgm.train.engine import Engine
 
 _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
 
 
 def describe(
-    engine: Engine, objective: Objective, image_shape: tuple[int, ...], micro_batch: int
+    engine: Engine,
+    nets: dict[str, nn.Module],
+    objective: Objective,
+    image_shape: tuple[int, ...],
+    micro_batch: int,
 ) -> dict[str, str]:
-    """Describe the run that is about to start, a line each; runs the loss once on two images."""
-    flops, saved = measure(engine, objective, image_shape)
+    """Describe the run that is about to start, a line each.
+
+    Runs the loss once on two images, by copies of the nets.
+    """
+    sizes, precision = _sizes(nets), _precision(engine, nets)
+    flops, saved = measure(engine, nets, objective, image_shape)
     # Weights, gradient, two moments and the average, each as wide as the weights.
-    fixed = 5 * sum(
-        p.numel() * p.element_size() for n in engine.bare.values() for p in n.parameters()
-    )
+    fixed = 5 * sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
     memory = (fixed + saved * micro_batch) / 2**30
     return {
-        "parameters": _sizes(engine.bare),
+        "parameters": sizes,
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
         "engine": engine.name,
         "device": _device(engine.device),
-        "precision": _precision(engine),
+        "precision": precision,
         "expected memory": f"{memory:.2f} GiB a process, and what torch itself takes",
     }
 
 
 def measure(
-    engine: Engine, objective: Objective, image_shape: tuple[int, ...]
+    engine: Engine, nets: dict[str, nn.Module], objective: Objective, image_shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """Measure one image's forward FLOPs and the bytes kept for backward, over all phases.
 
     FLOPs are added up over phases; of the bytes, the phase that keeps the most counts.
     """
-    nets = copies(engine.bare)
     images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
     batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
     draws = Draws.of(0, torch.arange(_TRIAL, device=engine.device))
@@ -90,8 +95,8 @@ def _size(name: str, net: nn.Module) -> str:
     return f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
 
 
-def _precision(engine: Engine) -> str:
-    weights = next(p.dtype for n in engine.bare.values() for p in n.parameters())
+def _precision(engine: Engine, nets: dict[str, nn.Module]) -> str:
+    weights = next(p.dtype for n in nets.values() for p in n.parameters())
     name = str(weights).removeprefix("torch.")
     return name if engine.precision == "no" else f"{engine.precision} autocast, {name} weights"
 

@@ -17,7 +17,6 @@ from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
-from dgm.train.engine import load_nets
 from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
 from dgm.train.job import Job, check, check_micro_batches, compiled_parts
@@ -35,6 +34,7 @@ from dgm.train.tracking import (
     peak_memory_gib,
     start_trackers,
 )
+from dgm.train.weights import load_nets
 
 
 def train(job: Job, open_folder: Callable[[], dict[str, list[Any]]]) -> bool:
@@ -62,8 +62,8 @@ class _Run:
         check_micro_batches(job.objective, self.batches)
         self.prepare()
         averaged = {phase.net for phase in job.objective.phases if phase.average}
-        bare = {name: engine.bare[name] for name in engine.bare if name in averaged}
-        self.ema = Ema(bare, job.config.ema_halflife_images)
+        first = {name: net for name, net in engine.copies().items() if name in averaged}
+        self.ema = Ema(first, job.config.ema_halflife_images)
         self.meter = Meter()
         # On a GPU the host would have to wait for the norm of every gradient.
         waits = engine.device.type == "cpu"
@@ -97,7 +97,8 @@ class _Run:
                         if self.step % phase.every == 0:
                             self.update(phase, number)
                     self.advance()
-                    self.ema.update(engine.bare, self.images_seen, config.global_batch)
+                    with engine.whole() as nets:
+                        self.ema.update(nets, self.images_seen, config.global_batch)
                     improved = self.due(job.eval_every_images) and self.evaluate()
                     if self.due(config.log_every_images) or self.measured:
                         self.log()
@@ -140,8 +141,9 @@ class _Run:
         """Open the log, say what is about to run, start the trackers and the clock."""
         job, engine = self.job, self.engine
         self.metrics: MetricsFile | None = None
+        nets = engine.copies()
         if engine.is_main:
-            lines = describe(engine, job.objective, job.image_shape, self.batches.micro_batch)
+            lines = describe(engine, nets, job.objective, job.image_shape, self.batches.micro_batch)
             for name, text in lines.items():
                 print(f"{name + ':':17}{text}")
             if self.images_seen:
@@ -171,12 +173,14 @@ class _Run:
                     return values["loss"] / count
 
                 engine.backward(phase.net, loss, last=k == count - 1)
-        optim = self.job.optim[phase.net]
-        norm = engine.clip(phase.net, optim.clip_norm)
-        self.meter.add(self.metric(phase, "grad_norm"), norm)
-        skip = self.watch.see(norm, self.step, number)
+
+        def see(norm: Tensor) -> Tensor | None:
+            self.meter.add(self.metric(phase, "grad_norm"), norm)
+            return self.watch.see(norm, self.step, number)
+
         seen = self.images_seen + self.config.global_batch
-        engine.update(phase.net, learning_rate(optim, seen, self.config.total_images), skip)
+        lr = learning_rate(self.job.optim[phase.net], seen, self.config.total_images)
+        engine.update(phase.net, lr, see)
 
     def metric(self, phase: Phase, name: str) -> str:
         """Name a value; the phase shows only where there are several."""

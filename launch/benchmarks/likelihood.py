@@ -19,9 +19,10 @@ from dgm.eval.likelihood import bits_per_dim
 from dgm.flow.net import FlowNetConfig
 from dgm.rng import permutation
 from dgm.train import checkpoint
-from dgm.train.engine import Engine, load_nets
+from dgm.train.engine import Engine
 from dgm.train.loop import train
 from dgm.train.run_folder import open_run
+from dgm.train.weights import load_nets
 from dgm.vae.networks import VAENetConfig
 from launch.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
 from launch.families import open_config

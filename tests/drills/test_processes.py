@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import LOSS, SCRIPTS
+from tiny import SCRIPTS
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-STEPS, BATCH = 50, 16
+STEPS = 50
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def losses(
-    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., list[float]]:
-    """Return a maker of a family's losses of fifty steps."""
-
-    def run(
-        family: str,
-        processes: int,
-        *options: str,
-        steps: int = STEPS,
-        folder: Path | None = None,
-    ) -> list[float]:
-        folder = folder or tmp_path_factory.mktemp("processes") / "run"
-        words = ["--config", tiny_configs[family], "--run.dir", folder, "--run.trackers", "[]"]
-        words += [f"--train.total_images={steps * BATCH}", "--train.save_every_images=0"]
-        done = run_warm(LAUNCH / SCRIPTS[family], *words, *options, processes=processes)
-        assert done.code == 0, done.stderr
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        found = [json.loads(line)[LOSS[family]] for line in lines]
-        assert len(found) == steps
-        return found
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def losses_alone(losses: Callable) -> Callable[..., list[float]]:
-    """Return a maker of the losses of one process, which are computed once."""
-    return functools.cache(lambda family, *options: losses(family, 1, *options))
-
-
-def largest_difference(ours: list[float], theirs: list[float]) -> float:
-    """Give the largest relative difference."""
-    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +24,12 @@ def largest_difference(ours: list[float], theirs: list[float]) -> float:
 )
 @pytest.mark.parametrize("family", SCRIPTS)
 def test_losses_are_those_of_one_process_on_two_and_four(
-    losses: Callable, losses_alone: Callable, family: str, options: list[str], tolerance: float
+    losses: Callable,
+    losses_alone: Callable,
+    largest_difference: Callable,
+    family: str,
+    options: list[str],
+    tolerance: float,
 ) -> None:
     alone = losses_alone(family, *options)
     assert min(alone[-5:]) < 0.95 * alone[0], "a run that does not learn would prove nothing"
@@ -76,7 +41,7 @@ def test_losses_are_those_of_one_process_on_two_and_four(
 
 @pytest.mark.parametrize("family", ["diffusion", "vae", "flow"])  # a GAN's BatchNorm forbids it
 def test_accumulated_micro_batches_give_the_losses_of_one_go(
-    losses: Callable, losses_alone: Callable, family: str
+    losses: Callable, losses_alone: Callable, largest_difference: Callable, family: str
 ) -> None:
     accumulated = losses(family, 1, "--train.float64", "--train.micro_batch=4")
     difference = largest_difference(accumulated, losses_alone(family, "--train.float64"))
@@ -86,7 +51,11 @@ def test_accumulated_micro_batches_give_the_losses_of_one_go(
 
 @pytest.mark.parametrize("family", SCRIPTS)
 def test_run_goes_on_with_the_same_losses_on_another_number_of_processes(
-    losses: Callable, losses_alone: Callable, tmp_path: Path, family: str
+    losses: Callable,
+    losses_alone: Callable,
+    largest_difference: Callable,
+    tmp_path: Path,
+    family: str,
 ) -> None:
     for processes, steps in ((2, 25), (1, STEPS)):
         folder = tmp_path / "run"

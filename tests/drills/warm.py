@@ -3,9 +3,10 @@
     python warm.py SOCKET
 
 Each connection asks for one script in a line of JSON: `words` (path and arguments), `processes`,
-`cwd`, and files for `stdout` and `stderr`. A copy of this process is forked for each process of
-the script, and the answer is their exit codes, negative where a signal ended one. Several
-processes find each other by the variables that torchrun sets.
+`cwd`, more `environment`, and files for `stdout` and `stderr`. A copy of this process is forked for
+each process of the script, and the answer is their exit codes, negative where a signal ended one.
+Several processes find each other by the variables that torchrun sets, and as with torchrun the
+first that fails takes the others down.
 """
 
 from __future__ import annotations
@@ -54,13 +55,21 @@ def answer(connection: socket.socket) -> None:
         request = json.loads(stream.readline())
         stream.write(f"{os.getpid()}\n")  # the group to kill when patience ends
         stream.flush()
-        children = []
+        running: dict[int, int] = {}
         for rank in range(request["processes"]):
-            children.append(os.fork())
-            if children[-1] == 0:
+            child = os.fork()
+            if child == 0:
                 connection.detach()
                 become(request, rank)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            running[child] = rank
+        codes = [0] * len(running)
+        while running:
+            child, status = os.wait()
+            rank = running.pop(child)
+            codes[rank] = os.waitstatus_to_exitcode(status)
+            if codes[rank] != 0:
+                for other in running:
+                    os.kill(other, signal.SIGTERM)
         stream.write(json.dumps(codes) + "\n")
         stream.flush()
     os._exit(0)
@@ -77,6 +86,7 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=count, LOCAL_WORLD_SIZE=count,
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]), OMP_NUM_THREADS="1",
         )  # fmt: skip
+    os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.argv = request["words"]
     code = 0

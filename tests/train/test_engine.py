@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from dgm.errors import UserError
 from dgm.train import checkpoint
 from dgm.train.checkpoint import Checkpoint
-from dgm.train.engine import Engine, copies, load_nets
+from dgm.train.engine import Engine
 from dgm.train.optim import OptimConfig
+from dgm.train.weights import copies, load_nets
 
-OPTIM = OptimConfig(lr=0.1, weight_decay=0.01)
+OPTIM = OptimConfig(lr=0.1, weight_decay=0.01, clip_norm=1.0)
 
 
 def tensors_of(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -29,8 +31,7 @@ def learn(engine: Engine, steps: int, seed: int) -> None:
         x = torch.randn(4, 3, 6, 6)
         with engine.learning("other") as nets:
             engine.backward("other", lambda x=x, nets=nets: nets["other"](x).exp().mean(), True)
-        engine.clip("other", 1.0)
-        engine.update("other", 0.05)
+        engine.update("other", 0.05, lambda norm: None)
 
 
 def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
@@ -43,13 +44,13 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
     assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
     path = checkpoint.write(tmp_path, 3, Checkpoint(full, {}, {}), keep=1)
     learn(engine, 3, seed=2)
-    expected = tensors_of(engine.bare)
+    expected = tensors_of(engine.copies())
 
     other = Engine("no")
     other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
     other.load_full_state(checkpoint.read(path).full)
     learn(other, 3, seed=2)
-    for key, value in tensors_of(other.bare).items():
+    for key, value in tensors_of(other.copies()).items():
         assert torch.equal(value, expected[key]), key
 
 
@@ -95,10 +96,16 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
 def test_the_gradient_is_clipped_and_its_norm_before_is_told(
     engine: Engine, nets: dict[str, nn.Module], clip_norm: float, expected: float
 ):
-    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    engine.prepare(nets, dict.fromkeys(nets, replace(OPTIM, clip_norm=clip_norm)))
     nets["net"].weight.grad = torch.tensor([[3.0, 0, 0], [4.0, 0, 0]])
-    assert float(engine.clip("net", clip_norm)) == pytest.approx(5)
-    assert float(nets["net"].weight.grad.norm()) == pytest.approx(expected, rel=1e-5)  # float32
+    seen: list[float] = []
+
+    def see(norm: Tensor) -> None:
+        seen.append(float(norm))
+        assert float(nets["net"].weight.grad.norm()) == pytest.approx(expected, rel=1e-5)  # float32
+
+    engine.update("net", 0.1, see)
+    assert seen == [pytest.approx(5)]
 
 
 def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Module]):
@@ -106,11 +113,11 @@ def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Mo
     net = nets["net"]
     before = net.weight.detach().clone()
     net.weight.grad = torch.ones_like(before)
-    engine.update("net", 0.0)
+    engine.update("net", 0.0, lambda norm: None)
     assert torch.equal(net.weight, before)
     assert net.weight.grad is None
     net.weight.grad = torch.ones_like(before)
-    engine.update("net", 0.25)
+    engine.update("net", 0.25, lambda norm: None)
     # Adam's step is the rate, whatever the gradient; decay 0.01 of it takes 0.0025 of the weight.
     torch.testing.assert_close(net.weight.detach(), before * (1 - 0.0025) - 0.25)
 

@@ -156,5 +156,5 @@ def test_broken_layer_is_named_and_no_weight_is_broken(
         train(made)
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "000000016"
-    parameters = [p for net in made.engine.bare.values() for p in net.parameters()]
+    parameters = [p for net in made.engine.copies().values() for p in net.parameters()]
     assert all(p.isfinite().all() for p in parameters)

@@ -1,0 +1,133 @@
+"""What `accelerate launch` asked for: read from the variables it sets, refused where unclear."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dgm.errors import UserError
+
+_USES_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+_NOT_OURS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed spreads over processes, and what lies in the host's memory."""
+
+    stage: int
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+
+    def __str__(self) -> str:
+        """Name it for people."""
+        where = [name for name in ("optimizer", "weights") if getattr(self, f"offload_{name}")]
+        return f"DeepSpeed ZeRO-{self.stage}" + f", {' and '.join(where)} on the CPU" * bool(where)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The engine that was asked for."""
+
+    processes: int
+    zero: Zero | None
+
+    def __str__(self) -> str:
+        """Name it for people."""
+        if self.zero is None and self.processes == 1:
+            return "one process"
+        return f"{self.zero or 'DDP'} on {self.processes} process" + "es" * (self.processes > 1)
+
+
+def read_launch(precision: str) -> Launched:
+    """Read what the launcher asked for; UserError where the trainers cannot do it.
+
+    `precision` is the run's; it decides, and a launcher that says another is refused.
+    """
+    # `accelerate launch --cpu --num_processes N` starts a single process, and says nothing.
+    several = "MASTER_ADDR" in os.environ and _told("ACCELERATE_USE_CPU") == "true"
+    if several and not any(name in os.environ for name in ("RANK", "PMI_RANK", "PMI_SIZE")):
+        raise UserError(
+            "accelerate launch started one process though --num_processes asks for more: "
+            "write --multi_gpu instead of --cpu, which serves CPUs too"
+        )
+    for variable, name in _NOT_OURS.items():
+        if _told(variable) == "true":
+            raise UserError(
+                f"accelerate launch asks for {name}, which the trainers do not know: choose "
+                "distributed_type NO, MULTI_GPU or DEEPSPEED"
+            )
+    _check_agreement(precision)
+    zero = _read_zero() if _told(_USES_DEEPSPEED) == "true" else None
+    return Launched(int(os.environ.get("WORLD_SIZE", "1")), zero)
+
+
+def _check_agreement(precision: str) -> None:
+    """Refuse what the launcher would change behind the run's configuration."""
+    told = _told("ACCELERATE_MIXED_PRECISION")
+    if told not in ("", "no", precision):
+        raise UserError(
+            f"accelerate launch asks for mixed_precision {told}, but the run has {precision}: "
+            "leave it to train.mixed_precision"
+        )
+    if _told("ACCELERATE_DYNAMO_BACKEND") not in ("", "no"):
+        raise UserError("accelerate launch asks for dynamo_backend: leave it to train.compile")
+    if _told("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") not in ("", "1", "auto"):
+        raise UserError(
+            "accelerate launch asks for gradient_accumulation_steps: leave it to train.micro_batch"
+        )
+    if _told("ACCELERATE_GRADIENT_CLIPPING") not in ("", "none", "auto"):
+        raise UserError("accelerate launch asks for gradient_clipping: leave it to optim.clip_norm")
+
+
+def _read_zero() -> Zero:
+    file = _told("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file not in ("", "none"):
+        raise UserError(
+            f"deepspeed_config_file is {file}: the trainers make DeepSpeed's configuration "
+            "themselves; give zero_stage and offload_*_device in the accelerate config instead"
+        )
+    stage = _told("ACCELERATE_DEEPSPEED_ZERO_STAGE") or "2"  # accelerate's default
+    if stage not in ("0", "1", "2", "3"):
+        raise UserError(f"zero_stage is {stage}: choose 0, 1, 2 or 3")
+    zero = Zero(int(stage), _on_cpu("optimizer"), _on_cpu("param"))
+    if (zero.offload_weights and zero.stage < 3) or (zero.offload_optimizer and zero.stage < 1):
+        raise UserError(
+            f"accelerate launch asks for {zero}: the optimizer can be offloaded from stage 1 on, "
+            "weights in stage 3"
+        )
+    return zero
+
+
+def _on_cpu(what: str) -> bool:
+    device = _told(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE") or "none"
+    if device not in ("none", "cpu"):
+        raise UserError(f"offload_{what}_device is {device}: choose none or cpu")
+    return device == "cpu"
+
+
+def _told(variable: str) -> str:
+    return os.environ.get(variable, "").lower()
+
+
+@contextlib.contextmanager
+def as_plain_processes() -> Iterator[None]:
+    """Let accelerate set up processes without its own DeepSpeed plugin, which serves one net."""
+    asked = os.environ.pop(_USES_DEEPSPEED, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_USES_DEEPSPEED] = asked
+
+
+def use_all_cores() -> None:
+    """Share the machine's cores among its processes; the launchers set one thread for each."""
+    if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

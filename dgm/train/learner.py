@@ -1,0 +1,124 @@
+"""A net with its optimizer, as it learns: the verbs in which engines differ.
+
+`Whole` is one process or DDP, where each process holds all of the net; zero.py has what DeepSpeed
+spreads over the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dgm.train.optim import OptimConfig, make_optimizer
+from dgm.train.weights import frozen_copy, in_channels_last, load_moments, moments_of
+
+See = Callable[[Tensor], Tensor | None]
+"""Looks at the norm [] of a gradient; gives 1.0 where the device has to leave weights alone."""
+
+
+class Learner(Protocol):
+    """What the engine asks of a net that learns."""
+
+    net: nn.Module  # to be called by the phase in which it learns
+    bare: nn.Module  # to be called by the others
+
+    @property
+    def built(self) -> str:
+        """Say what stands: one process, DDP or a stage of ZeRO."""
+        ...
+
+    def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
+        """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
+        ...
+
+    def update(self, lr: float, see: See) -> None:
+        """Clip the gradient, update the weights at this learning rate, and clear it."""
+        ...
+
+    def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+        """Give the net with its whole weights, to read or to `write`; every process must ask."""
+        ...
+
+    def copy(self) -> nn.Module:
+        """Copy the net with its whole weights, frozen; every process must ask."""
+        ...
+
+    def moments(self) -> dict[str, Tensor]:
+        """Gather the optimizer's whole moments by `moment.parameter`; every process must ask."""
+        ...
+
+    def continue_from(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on from weights that were just written, and from these moments."""
+        ...
+
+
+class Whole:
+    """A net of which each process holds all."""
+
+    def __init__(
+        self, net: nn.Module, config: OptimConfig, accelerator: Accelerator, compiled: bool
+    ):
+        """Make the optimizer and wrap the net."""
+        self.bare, self.accelerator, self.clip_norm = (
+            in_channels_last(net),
+            accelerator,
+            config.clip_norm,
+        )
+        if compiled:
+            net.compile()  # in place: a wrapper would rename every key of the state
+        made = make_optimizer(net.parameters(), config)
+        self.net, self.optimizer = accelerator.prepare(net, made)
+
+    @property
+    def built(self) -> str:
+        """Say what stands."""
+        return "DDP" if isinstance(self.net, DistributedDataParallel) else "one process"
+
+    def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
+        """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.net):
+            self.accelerator.backward(loss())
+
+    def update(self, lr: float, see: See) -> None:
+        """Clip the gradient, update the weights at this learning rate, and clear it."""
+        limit = self.clip_norm if self.clip_norm > 0 else float("inf")
+        skip = see(nn.utils.clip_grad_norm_(self.bare.parameters(), limit))
+        set_lr(self.optimizer, lr)
+        if skip is not None:
+            # Accelerate wraps the optimizer; torch's fused ones read this attribute.
+            inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+            inner.found_inf = skip
+        self.step()
+
+    def step(self) -> None:
+        """Update the weights and clear the gradient."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+        """Give the net."""
+        return contextlib.nullcontext(self.bare)
+
+    def copy(self) -> nn.Module:
+        """Copy the net, frozen."""
+        return frozen_copy(self.bare)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Give the optimizer's moments by `moment.parameter`."""
+        return moments_of(self.bare, self.optimizer)
+
+    def continue_from(self, moments: Mapping[str, Tensor]) -> None:
+        """Put moments back."""
+        load_moments(self.bare, self.optimizer, moments)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
