@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -93,13 +94,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or DONE
     except (UserError, ShardError) as error:
-        if os.environ.get("RANK", "0") == "0":  # on several processes once
-            print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        _say_once(f"error: {one_line(str(error))}")
         code = MISTAKE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _say_once(line: str) -> None:
+    # Most mistakes are met by all processes alike: the first says it, and as it ends the launcher
+    # ends the others. One that another process met alone is still there after a while.
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
+    print(line, file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:

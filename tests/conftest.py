@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from processes import free_port, kill_all
 from tiny import TINY
 
 from shards import shapes
@@ -86,15 +87,26 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 def start_script(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.Popen]:
-    """Return a starter of `python WORDS`, or of `accelerate launch WORDS` on several processes."""
+    """Return a starter of `python WORDS`, or of `accelerate launch WORDS` on several processes.
+
+    `engine` names a file of launch/configs/accelerate, `options` are more of the launcher's.
+    """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
-    def start(*words: object, processes: int = 1, cwd: Path = elsewhere) -> subprocess.Popen:
+    def start(
+        *words: object,
+        processes: int = 1,
+        cwd: Path = elsewhere,
+        engine: str | None = None,
+        options: str = "--main_process_port 0",
+    ) -> subprocess.Popen:
         command = [sys.executable]
         if processes > 1:
-            options = f"--multi_gpu --num_processes {processes} --main_process_port 0"
-            defaults = ["--config_file", str(ROOT / "accelerate_config.yaml")]
-            command += ["-m", "accelerate.commands.launch", *defaults, *options.split()]
+            engines = ROOT / "launch" / "configs" / "accelerate"
+            file = ROOT / "accelerate_config.yaml" if engine is None else engines / f"{engine}.yaml"
+            command += ["-m", "accelerate.commands.launch", "--config_file", str(file)]
+            command += f"--num_processes {processes} {options}".split()
+            command += ["--multi_gpu"] if engine is None else []
         return subprocess.Popen(
             [*command, *map(str, words)],
             cwd=cwd,
@@ -119,7 +131,7 @@ def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., R
             stdout, stderr = process.communicate(timeout=timeout)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_all(process)
                 process.communicate()
         return Result(process.returncode, stdout, stderr)
 
@@ -194,12 +206,6 @@ def zero_environment(asked: str) -> dict[str, str]:
         if stage == "3":
             found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] = "cpu"
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.hookimpl(wrapper=True)

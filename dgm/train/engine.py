@@ -15,12 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from dgm.errors import UserError
@@ -28,7 +23,7 @@ from dgm.train.checkpoint import FullState
 from dgm.train.launched import as_plain_processes, read_launch, use_all_cores
 from dgm.train.learner import Learner, See, Whole
 from dgm.train.optim import OptimConfig
-from dgm.train.weights import load_nets
+from dgm.train.weights import check_moments, load_nets
 from dgm.train.zero import Partitioned, Replicated, import_deepspeed
 
 Result = TypeVar("Result")
@@ -50,24 +45,22 @@ class Engine:
             import_deepspeed()  # or say now that it is missing
         _check_trackers(trackers or [])
         use_all_cores()
-        # The first process may build shards for a while as the others wait.
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-        # Buffers (BatchNorm) follow each process's own batch; broadcasting would cost every step.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         with as_plain_processes():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,
                 cpu=not torch.cuda.is_available(),
                 log_with=trackers or None,
                 project_dir=folder,
-                kwargs_handlers=[patience, ddp],
             )
         self.device = self.accelerator.device
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.learners: dict[str, Learner] = {}
-        # Flags go over gloo, so that agreeing never waits for the GPU.
-        self._flags: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        # Hosts agree over gloo: it never waits for the GPU, and tells at once of a process that
+        # died. The first one may build shards for a while as the others wait.
+        patience = timedelta(hours=2)
+        several = self.world_size > 1
+        self._hosts: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
 
     @property
     def name(self) -> str:
@@ -82,6 +75,8 @@ class Engine:
     ) -> None:
         """Move nets to the device, make the optimizer of each, and wrap both."""
         for name, net in nets.items():
+            if self.precision != "no":  # losses are sums of what a net gives, too long for bf16
+                net.register_forward_hook(lambda net, inputs, outputs: convert_to_fp32(outputs))
             self.learners[name] = self._learner(net.to(self.device), optim[name], compiled)
             asked = str(self.asked.zero or ("DDP" if self.asked.processes > 1 else "one process"))
             found = self.learners[name].built
@@ -93,7 +88,7 @@ class Engine:
     def _learner(self, net: nn.Module, optim: OptimConfig, compiled: bool) -> Learner:
         zero = self.asked.zero
         if zero is None:
-            return Whole(net, optim, self.accelerator, compiled)
+            return Whole(net, optim, compiled)
         if zero.stage == 0:
             return Replicated(net, optim, compiled)
         return Partitioned(net, optim, zero, compiled)
@@ -152,6 +147,7 @@ class Engine:
     def load_full_state(self, full: FullState) -> None:
         """Put a gathered state back; raises UserError where tensors do not fit the nets."""
         with self.whole(write=True) as nets:
+            check_moments(nets, full.optimizer)
             load_nets(nets, full.model)
         for name, learner in self.learners.items():
             own = f"{name}."
@@ -163,7 +159,7 @@ class Engine:
         if self.world_size == 1:
             return flag
         raised = torch.tensor([int(flag)])
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._flags)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._hosts)
         return bool(raised.item())
 
     def on_main(self, work: Callable[[], Result]) -> Result:
@@ -177,7 +173,7 @@ class Engine:
                 error = caught
                 outcome[1] = str(caught) if isinstance(caught, ValueError) else "fault"
         if self.world_size > 1:
-            broadcast_object_list(outcome)
+            dist.broadcast_object_list(outcome, src=0, group=self._hosts)
         if error is not None:
             raise error
         if outcome[1] is not None:
@@ -186,9 +182,9 @@ class Engine:
 
     def first_said(self, text: str | None) -> str | None:
         """Give all processes what the first of them that has something to say says."""
-        said: list[str | None] = [text]
+        said = [text] * self.world_size
         if self.world_size > 1:
-            said = gather_object(said)
+            dist.all_gather_object(said, text, group=self._hosts)
         return next((words for words in said if words is not None), None)
 
     def gather(self, part: Tensor) -> Tensor:
@@ -210,7 +206,7 @@ class Engine:
         # DDP and the second group hold threads of gloo; if they outlive the group that is taken
         # down here, the interpreter's own end may abort a process whose work is done.
         self.learners.clear()
-        self._flags = None
+        self._hosts = None
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

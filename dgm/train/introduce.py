@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
+from dgm.train.launched import Launched
 
 _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
 
@@ -28,8 +29,8 @@ def describe(
     """
     sizes, precision = _sizes(nets), _precision(engine, nets)
     flops, saved = measure(engine, nets, objective, image_shape)
-    # Weights, gradient, two moments and the average, each as wide as the weights.
-    fixed = 5 * sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
+    weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
+    fixed = weights * _held(engine.asked)
     memory = (fixed + saved * micro_batch) / 2**30
     return {
         "parameters": sizes,
@@ -39,6 +40,17 @@ def describe(
         "precision": precision,
         "expected memory": f"{memory:.2f} GiB a process, and what torch itself takes",
     }
+
+
+def _held(asked: Launched) -> float:
+    """Count what a process holds that is as large as the weights."""
+    zero, share = asked.zero, 1 / asked.processes
+    if zero is None or zero.stage == 0:
+        return 5  # weights, gradient, two moments and the average
+    moments = 3 * share * (not zero.offload_optimizer)  # and the weights that they update
+    gradient = 1 if zero.stage == 1 else share
+    weights = 1 if zero.stage < 3 else share * (not zero.offload_weights)
+    return moments + gradient + weights + 1
 
 
 def measure(

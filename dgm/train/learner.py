@@ -7,11 +7,12 @@ spreads over the processes.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,19 +62,21 @@ class Learner(Protocol):
 class Whole:
     """A net of which each process holds all."""
 
-    def __init__(
-        self, net: nn.Module, config: OptimConfig, accelerator: Accelerator, compiled: bool
-    ):
+    def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
         """Make the optimizer and wrap the net."""
-        self.bare, self.accelerator, self.clip_norm = (
-            in_channels_last(net),
-            accelerator,
-            config.clip_norm,
-        )
+        self.net = self.bare = in_channels_last(net)
+        self.clip_norm = config.clip_norm
         if compiled:
             net.compile()  # in place: a wrapper would rename every key of the state
-        made = make_optimizer(net.parameters(), config)
-        self.net, self.optimizer = accelerator.prepare(net, made)
+        self.optimizer = make_optimizer(net.parameters(), config)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            with warnings.catch_warnings():
+                # The first setting is to get another name, which older versions do not know.
+                warnings.simplefilter("ignore", FutureWarning)
+                # Buffers (BatchNorm) follow each process's own batch; sending them takes time.
+                self.net = DistributedDataParallel(
+                    net, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     @property
     def built(self) -> str:
@@ -82,8 +85,11 @@ class Whole:
 
     def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
         """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.net):
-            self.accelerator.backward(loss())
+        together: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if isinstance(self.net, DistributedDataParallel) and not last:
+            together = self.net.no_sync()
+        with together:
+            loss().backward()
 
     def update(self, lr: float, see: See) -> None:
         """Clip the gradient, update the weights at this learning rate, and clear it."""
@@ -91,9 +97,7 @@ class Whole:
         skip = see(nn.utils.clip_grad_norm_(self.bare.parameters(), limit))
         set_lr(self.optimizer, lr)
         if skip is not None:
-            # Accelerate wraps the optimizer; torch's fused ones read this attribute.
-            inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-            inner.found_inf = skip
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused ones read it
         self.step()
 
     def step(self) -> None:

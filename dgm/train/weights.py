@@ -20,14 +20,31 @@ def load_nets(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> N
     unfit += [
         key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape
     ]
+    _refuse(unfit)
+    with torch.no_grad():
+        for key, value in wanted.items():
+            value.copy_(tensors[key])
+
+
+def check_moments(nets: Mapping[str, nn.Module], moments: Mapping[str, Tensor]) -> None:
+    """Raise UserError naming the first moments that do not fit; a parameter has all or none."""
+    wanted = {
+        f"{name}.{kind}.{key}": torch.Size() if kind == "step" else parameter.shape
+        for name, net in nets.items()
+        for key, parameter in net.named_parameters()
+        for kind in MOMENTS
+        if any(f"{name}.{other}.{key}" in moments for other in MOMENTS)
+    }
+    unfit = sorted(wanted.keys() ^ moments.keys())
+    _refuse(unfit + [k for k in wanted.keys() & moments.keys() if wanted[k] != moments[k].shape])
+
+
+def _refuse(unfit: list[str]) -> None:
     if unfit:
         shown = ", ".join(unfit[:3]) + (f" and {len(unfit) - 3} more" if len(unfit) > 3 else "")
         raise UserError(
             f"the checkpoint does not fit the model at {shown}: use the model.* of its config.yaml"
         )
-    with torch.no_grad():
-        for key, value in wanted.items():
-            value.copy_(tensors[key])
 
 
 def in_channels_last(net: nn.Module) -> nn.Module:

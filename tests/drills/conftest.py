@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import LOSS, SCRIPTS
+from tiny import BATCH, LAUNCH, LOSS, SCRIPTS
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-STEPS, BATCH = 50, 16
+STEPS = 50
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@
     python signal_at.py MOMENT launch/train_ddpm.py ...
 
 Moments, N counted from the start of the process: `forward:N` after the N-th forward pass of the
-training, before its gradient; `term:N` the same; `update:N` after the N-th update of the weights,
-before the moving average knows of it; `file:N` as the N-th file of a checkpoint is on the disk;
-`saved:N` after the N-th checkpoint. `@RANK` at the end picks one process. The signal is real: only
-its moment is arranged.
+training, before its gradient; `term:N` the same; `fault:N` raises an error there instead;
+`update:N` after the N-th update of the weights, before the moving average knows of it; `file:N` as
+the N-th file of a checkpoint is on the disk; `saved:N` after the N-th checkpoint. `@RANK` at the
+end picks one process. The signal is real: only its moment is arranged.
 """
 
 from __future__ import annotations
@@ -43,12 +43,28 @@ def signal_after(
     return call
 
 
+def fault_after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """Wrap a function so that the `calls`-th call raises an error."""
+    done = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == calls:
+            raise RuntimeError("a fault of this process alone")
+        return function(*args, **kwargs)
+
+    return call
+
+
 def arrange(kind: str, calls: int) -> None:
     """Patch the one function that the moment follows."""
-    if kind in ("forward", "term"):
+    if kind in ("forward", "term", "fault"):
         backward = Engine.backward
         number = signal.SIGTERM if kind == "term" else signal.SIGKILL
         forwards = signal_after(lambda loss: loss(), calls, number)
+        if kind == "fault":
+            forwards = fault_after(lambda loss: loss(), calls)
         Engine.backward = lambda self, net, loss, last: backward(
             self, net, lambda: forwards(loss), last
         )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import SCRIPTS
+from processes import free_port, kill_all
+from tiny import BATCH, LAUNCH, SCRIPTS
+
+HERE = Path(__file__).parent
+TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +46,113 @@ def test_losses_under_zero_are_those_of_one_process(
     }
     engine = f"DeepSpeed ZeRO-{zero[0]}{where.get(zero, '')} on 2 processes"
     assert environment["engine"] == engine
+
+
+@pytest.mark.parametrize("family", SCRIPTS)
+def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
+    losses: Callable,
+    losses_alone: Callable,
+    largest_difference: Callable,
+    tmp_path: Path,
+    family: str,
+) -> None:
+    moves: list[tuple[int, str | None]] = [(1, None), (2, None), (2, "3"), (4, "1"), (1, None)]
+    for number, (processes, zero) in enumerate(moves, 1):
+        found = losses(family, processes, zero=zero, steps=10 * number, folder=tmp_path / "run")
+    difference = largest_difference(found, losses_alone(family))
+    print(f"{family}: one process, DDP, ZeRO-3, ZeRO-1, one process differ by {difference:.1e}")
+    assert difference < 1e-4
+    starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["engine"] for line in starts] == [
+        "one process",
+        "DDP on 2 processes",
+        "DeepSpeed ZeRO-3 on 2 processes",
+        "DeepSpeed ZeRO-1 on 4 processes",
+        "one process",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "zero"),
+    [("diffusion", "3"), ("gan", "2"), ("gan", "3"), ("vae", "1"), ("flow", "3")],
+)
+def test_run_killed_under_zero_continues_to_the_same_bytes(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path, family: str, zero: str
+) -> None:
+    def train(name: str, *driver: object):
+        words = [LAUNCH / SCRIPTS[family], "--config", tiny_configs[family]]
+        words += ["--run.dir", tmp_path / name, "--run.trackers", "[]"]
+        return run_warm(*driver, *words, processes=2, zero=zero)
+
+    peaceful = train("peaceful")
+    assert peaceful.code == 0, peaceful.stderr
+    killed = train(
+        "run", HERE / "signal_at.py", "forward:11@1"
+    )  # saved after the 4th, 8th ... step
+    assert killed.code not in (0, 2, 75), killed.stderr
+    again = train("run")
+    assert again.code == 0, again.stderr
+    assert "continues at:" in again.stdout
+    last = f"checkpoints/{16 * BATCH:09d}"
+    for name in TENSORS:
+        ours, theirs = tmp_path / "run" / last / name, tmp_path / "peaceful" / last / name
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_fault_of_one_process_ends_all_within_a_minute_and_is_shown(
+    run_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
+) -> None:
+    words = [HERE / "signal_at.py", "fault:7@1", LAUNCH / SCRIPTS["diffusion"]]
+    words += ["--config", tiny_config, "--run.dir", tmp_path / "run", "--run.trackers", "[]"]
+    began = time.monotonic()
+    ended = run_script(*words, processes=2, engine=engine)  # a hang would run into the timeout
+    print(f"{engine}: ended {time.monotonic() - began:.0f} s after its start")
+    assert ended.code not in (0, 2, 75)
+    assert "RuntimeError: a fault of this process alone" in ended.stderr
+    assert (tmp_path / "run" / "checkpoints" / f"{4 * BATCH:09d}").is_dir()
+
+
+def test_run_launched_under_zero_stops_on_request_and_continues(
+    run_script: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config]
+    words += ["--run.dir", tmp_path / "run", "--run.trackers", "[]"]
+    driver = [HERE / "signal_at.py", "term:7@1"]
+    stopped = run_script(*driver, *words, processes=2, engine="zero2_offload")
+    assert stopped.stdout.count("stopped and saved: run the same command to continue") == 1
+    again = run_script(*words, processes=2, engine="zero3_offload")
+    assert again.code == 0, again.stderr
+    assert "continues at:    112 images" in again.stdout.splitlines()
+    engine = "engine:          DeepSpeed ZeRO-3, optimizer and weights on the CPU on 2 processes"
+    assert engine in again.stdout.splitlines()
+
+
+@pytest.mark.parametrize("engine", ["ddp_nodes", "zero2"])
+def test_node_that_dies_ends_the_other_within_a_minute(
+    start_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
+) -> None:
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
+    words += ["--run.trackers", "[]", "--train.total_images", 10_000_000]
+    port = free_port()
+    nodes = []
+    for rank in range(2):
+        where = f"--num_machines 2 --main_process_ip 127.0.0.1 --main_process_port {port}"
+        options = f"{where} --machine_rank {rank}"
+        nodes.append(start_script(*words, processes=2, engine=engine, options=options))
+    try:
+        saved = tmp_path / "run" / "checkpoints" / f"{8 * BATCH:09d}"
+        while not saved.is_dir():
+            assert all(node.poll() is None for node in nodes), nodes[0].communicate()[1]
+            time.sleep(0.1)
+        kill_all(nodes[1])
+        died = time.monotonic()
+        _, said = nodes[0].communicate(timeout=60)
+        print(f"{engine}: the other ended after {time.monotonic() - died:.0f} s")
+        assert nodes[0].returncode not in (0, 2, 75)
+        assert "Connection" in said, said
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                kill_all(node)
+            node.communicate()

@@ -7,6 +7,9 @@ from typing import Any
 
 import yaml
 
+LAUNCH = Path(__file__).parents[2] / "launch"
+BATCH = 16
+
 SCRIPTS = {
     "diffusion": "train_ddpm.py",
     "gan": "train_gan.py",
@@ -25,8 +28,7 @@ LOSS = {
 
 def _read(family: str) -> dict[str, Any]:
     name = SCRIPTS[family].removeprefix("train_").removesuffix(".py")
-    path = Path(__file__).parents[2] / "launch" / "configs" / f"{name}_tiny.yaml"
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load((LAUNCH / "configs" / f"{name}_tiny.yaml").read_text())
 
 
 TINY: dict[str, dict[str, Any]] = {family: _read(family) for family in SCRIPTS}

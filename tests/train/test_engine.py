@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.train import checkpoint
-from dgm.train.checkpoint import Checkpoint
+from dgm.train.checkpoint import Checkpoint, FullState
 from dgm.train.engine import Engine
 from dgm.train.optim import OptimConfig
 from dgm.train.weights import copies, load_nets
@@ -137,6 +137,25 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(nets: dict[str, nn.Mod
     assert torch.equal(nets["net"].weight, before["net.weight"] + 1)
 
 
+def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[str, nn.Module]):
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    learn(engine, 1, seed=1)
+    full = engine.full_state()
+    assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= full.optimizer.keys()
+    assert not [key for key in full.optimizer if key.startswith("net.")], "it has not learned yet"
+    before = tensors_of(engine.copies())
+    moments = full.optimizer
+    for changed, name in (
+        ({k: v for k, v in moments.items() if k != "other.step.0.weight"}, "other.step.0.weight"),
+        ({**moments, "other.exp_avg.0.bias": torch.zeros(2)}, "other.exp_avg.0.bias"),
+        ({**moments, "net.momentum.weight": torch.zeros(2)}, "net.momentum.weight"),
+    ):
+        with pytest.raises(UserError, match=rf"does not fit the model at {name}: use"):
+            engine.load_full_state(FullState({k: v + 1 for k, v in before.items()}, changed))
+    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    engine.load_full_state(full)
+
+
 def test_copies_are_frozen_and_share_nothing(nets: dict[str, nn.Module]):
     made = copies(nets)
     for name, net in nets.items():
@@ -170,12 +189,3 @@ def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[st
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
-
-
-def test_a_launch_that_lost_its_processes_is_named(monkeypatch: pytest.MonkeyPatch):
-    for name in ("RANK", "PMI_RANK", "PMI_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    with pytest.raises(UserError, match="--multi_gpu"):
-        Engine("no")

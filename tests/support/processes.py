@@ -1,0 +1,21 @@
+"""Processes that tests start, and ports for them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+
+import psutil
+
+
+def free_port() -> int:
+    """Give a port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def kill_all(launcher: subprocess.Popen) -> None:
+    """Kill a process and all that it started; workers of a launcher have sessions of their own."""
+    for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+        process.kill()
