@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from launch.benchmarks import data, likelihood, noise
+from launch.benchmarks import data, engines, likelihood, noise
 from launch.command import run
 from shards.cli import Parser
 
-COMMANDS = {"data": data, "noise": noise, "likelihood": likelihood}
+COMMANDS = {"data": data, "noise": noise, "likelihood": likelihood, "engines": engines}
 
 
 def main() -> None:
