@@ -1,5 +1,6 @@
 """The README's commands do what they say."""
 
+import json
 import os
 import re
 import shlex
@@ -11,8 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
-    "--train.total_images 96 --train.global_batch 48 --train.samples_per_class 1 "
-    "--train.compile none --data.source shapes"
+    "--train.global_batch 48 --train.samples_per_class 1 --train.compile none --data.source shapes"
 )
 SMALLER = {
     "train_ddpm.py": "--sample.steps 2 --model.channels 8",
@@ -41,15 +41,18 @@ def test_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
     for command in commands():
         for script, options in SMALLER.items():
             if script in command and "--print_config" not in command:
-                command += f" {TINY} {options}"
-        if "--multi_gpu" in command:
-            command = command.replace("--multi_gpu", "--multi_gpu --main_process_port 0")
+                total = 192 if "--train.total_images" in command else 96  # a longer run goes on
+                command += f" {TINY} --train.total_images {total} {options}"
+        if "--num_processes" in command:
+            command = command.replace("--num_processes", "--main_process_port 0 --num_processes")
         done = subprocess.run(
             shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran += 1
-    assert ran >= 16
+    assert ran >= 17
+    starts = (tmp_path / "runs/engines/starts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in starts] == [0, 96]
     assert (tmp_path / "runs/small-ddpm-shapes/generated/guided.npz").is_file()
     assert list((tmp_path / "runs/debug/profile").iterdir())
 

@@ -48,6 +48,16 @@ def test_losses_under_zero_are_those_of_one_process(
     assert environment["engine"] == engine
 
 
+def test_zero_computes_in_bf16_as_ddp_does(
+    losses: Callable, losses_alone: Callable, largest_difference: Callable
+) -> None:
+    in_bf16 = "--train.mixed_precision=bf16"
+    under_zero = losses("diffusion", 2, in_bf16, zero="2")
+    # Gradients are sent, and weights kept, in fp32 by both.
+    assert largest_difference(under_zero, losses("diffusion", 2, in_bf16)) < 1e-5
+    assert largest_difference(under_zero, losses_alone("diffusion")) > 1e-5
+
+
 @pytest.mark.parametrize("family", SCRIPTS)
 def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
     losses: Callable,
