@@ -67,6 +67,12 @@ class Engine:
         """Say which engine this is."""
         return str(self.asked)
 
+    @property
+    def host_knows_norms(self) -> bool:
+        """Say whether a gradient's norm costs the host no waiting: on a CPU, or as ZeRO waited."""
+        zero = self.asked.zero
+        return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
+
     def prepare(
         self,
         nets: Mapping[str, nn.Module],
@@ -81,8 +87,9 @@ class Engine:
             asked = str(self.asked.zero or ("DDP" if self.asked.processes > 1 else "one process"))
             found = self.learners[name].built
             if (found, self.world_size) != (asked, self.asked.processes):
-                raise RuntimeError(
-                    f"{name} got {found} on {self.world_size}, not {self.name} as asked for"
+                raise UserError(
+                    f"the launch asks for {self.name}, but there is {found} on {self.world_size}: "
+                    "start the processes with accelerate launch or torchrun"
                 )
 
     def _learner(self, net: nn.Module, optim: OptimConfig, compiled: bool) -> Learner:
@@ -95,14 +102,14 @@ class Engine:
 
     @contextlib.contextmanager
     def learning(self, net: str) -> Iterator[Mapping[str, nn.Module]]:
-        """Give the nets to a phase: the one that learns wrapped, the others bare and frozen."""
-        bare = {name: learner.bare for name, learner in self.learners.items()}
-        others = [p for name, n in bare.items() if name != net for p in n.parameters()]
+        """Give the nets to a phase; all but the one that learns are frozen."""
+        nets = {name: learner.net for name, learner in self.learners.items()}
+        others = [p for name, n in nets.items() if name != net for p in n.parameters()]
         wanted = [p.requires_grad for p in others]
         for p in others:
             p.requires_grad_(False)
         try:
-            yield {**bare, net: self.learners[net].net}
+            yield nets
         finally:
             for p, before in zip(others, wanted, strict=True):
                 p.requires_grad_(before)

@@ -15,9 +15,9 @@ from dgm.train.engine import Engine
 class FiniteWatch:
     """Watch the norm of every gradient.
 
-    On a CPU the host sees it at once. On a GPU the host would have to wait for the number, so the
-    device notes where it went wrong first and leaves all weights alone from then on; `check` finds
-    the note before anything is logged or saved.
+    On a CPU the host sees it at once, and under ZeRO. Else the host would have to wait for the
+    number, so the device notes where it went wrong first and leaves all weights alone from then
+    on; `check` finds the note before anything is logged or saved.
     """
 
     def __init__(self, engine: Engine, objective: Objective, batches: Batches, waits: bool):

@@ -30,7 +30,7 @@ def describe(
     sizes, precision = _sizes(nets), _precision(engine, nets)
     flops, saved = measure(engine, nets, objective, image_shape)
     weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
-    fixed = weights * _held(engine.asked)
+    fixed = weights * times_held(engine.asked)
     memory = (fixed + saved * micro_batch) / 2**30
     return {
         "parameters": sizes,
@@ -42,8 +42,8 @@ def describe(
     }
 
 
-def _held(asked: Launched) -> float:
-    """Count what a process holds that is as large as the weights."""
+def times_held(asked: Launched) -> float:
+    """Give what a process holds beside activations, in sizes of all weights; host memory aside."""
     zero, share = asked.zero, 1 / asked.processes
     if zero is None or zero.stage == 0:
         return 5  # weights, gradient, two moments and the average

@@ -26,8 +26,7 @@ See = Callable[[Tensor], Tensor | None]
 class Learner(Protocol):
     """What the engine asks of a net that learns."""
 
-    net: nn.Module  # to be called by the phase in which it learns
-    bare: nn.Module  # to be called by the others
+    net: nn.Module
 
     @property
     def built(self) -> str:
@@ -59,42 +58,52 @@ class Learner(Protocol):
         ...
 
 
+class Step(nn.Module):
+    """A net to DDP or DeepSpeed: its forward pass is the loss.
+
+    They get ready for a gradient as the forward pass returns. Were that the net's own, a loss that
+    calls it twice, or takes a gradient within, as for a GAN's penalty, would set them off early.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Compute the loss, which calls the net."""
+        return loss()
+
+
 class Whole:
     """A net of which each process holds all."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
         """Make the optimizer and wrap the net."""
-        self.net = self.bare = in_channels_last(net)
+        self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
         if compiled:
             net.compile()  # in place: a wrapper would rename every key of the state
         self.optimizer = make_optimizer(net.parameters(), config)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            with warnings.catch_warnings():
-                # The first setting is to get another name, which older versions do not know.
-                warnings.simplefilter("ignore", FutureWarning)
-                # Buffers (BatchNorm) follow each process's own batch; sending them takes time.
-                self.net = DistributedDataParallel(
-                    net, broadcast_buffers=False, gradient_as_bucket_view=True
-                )
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.ddp = _in_ddp(net) if several else None
 
     @property
     def built(self) -> str:
         """Say what stands."""
-        return "DDP" if isinstance(self.net, DistributedDataParallel) else "one process"
+        return "DDP" if self.ddp else "one process"
 
     def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
         """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
-        together: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if isinstance(self.net, DistributedDataParallel) and not last:
-            together = self.net.no_sync()
-        with together:
+        if self.ddp is None:
             loss().backward()
+            return
+        with contextlib.nullcontext() if last else self.ddp.no_sync():
+            self.ddp(loss).backward()
 
     def update(self, lr: float, see: See) -> None:
         """Clip the gradient, update the weights at this learning rate, and clear it."""
         limit = self.clip_norm if self.clip_norm > 0 else float("inf")
-        skip = see(nn.utils.clip_grad_norm_(self.bare.parameters(), limit))
+        skip = see(nn.utils.clip_grad_norm_(self.net.parameters(), limit))
         set_lr(self.optimizer, lr)
         if skip is not None:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused ones read it
@@ -107,19 +116,36 @@ class Whole:
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net."""
-        return contextlib.nullcontext(self.bare)
+        return contextlib.nullcontext(self.net)
 
     def copy(self) -> nn.Module:
         """Copy the net, frozen."""
-        return frozen_copy(self.bare)
+        return frozen_copy(self.net)
 
     def moments(self) -> dict[str, Tensor]:
         """Give the optimizer's moments by `moment.parameter`."""
-        return moments_of(self.bare, self.optimizer)
+        return moments_of(self.net, self.optimizer)
 
     def continue_from(self, moments: Mapping[str, Tensor]) -> None:
         """Put moments back."""
-        load_moments(self.bare, self.optimizer, moments)
+        load_moments(self.net, self.optimizer, moments)
+
+
+def _in_ddp(net: nn.Module) -> DistributedDataParallel:
+    """Wrap a net in DDP, and settle for good in which order gradients are summed."""
+    with warnings.catch_warnings():
+        # The first setting is to get another name, which older versions do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers (BatchNorm) follow each process's own batch; sending them takes time.
+        ddp = DistributedDataParallel(
+            Step(net), broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    # After its first pass DDP sorts gradients anew, by their arrival, and on more than two
+    # processes that changes sums by rounding: a resumed run would differ from one that was not.
+    # So a first pass without effect comes before all others; the last layer's gradient is first.
+    ddp(lambda: sum((p.sum() * 0 for p in net.parameters()), torch.zeros(()))).backward()
+    net.zero_grad()
+    return ddp
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -65,9 +65,7 @@ class _Run:
         first = {name: net for name, net in engine.copies().items() if name in averaged}
         self.ema = Ema(first, job.config.ema_halflife_images)
         self.meter = Meter()
-        # On a GPU the host would have to wait for the norm of every gradient.
-        waits = engine.device.type == "cpu"
-        self.watch = FiniteWatch(engine, job.objective, self.batches, waits)
+        self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
         self.images_seen = self.step = 0
         self.wall_s = 0.0
         self.saved_at = -1

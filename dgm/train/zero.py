@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.train.launched import Zero
-from dgm.train.learner import See, Whole, set_lr
+from dgm.train.learner import See, Step, Whole, set_lr
 from dgm.train.optim import OptimConfig, make_optimizer
 from dgm.train.weights import MOMENTS, frozen_copy
 
@@ -43,27 +43,12 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-class _Step(nn.Module):
-    """A net to DeepSpeed: its forward pass is the loss.
-
-    DeepSpeed gets ready when a gradient reaches what the forward pass returned. Were that the
-    net's own output, a gradient taken within the loss, as for a GAN's penalty, would set it off.
-    """
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
-        return loss()
-
-
 class Replicated(Whole):
     """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
         """Make the optimizer and hand both to DeepSpeed."""
-        self.net = self.bare = _ready(net, compiled)
+        self.net = _ready(net, compiled)
         self.clip_norm = config.clip_norm
         self.optimizer = make_optimizer(net.parameters(), config)
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
@@ -88,7 +73,7 @@ class Partitioned:
 
     def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero, compiled: bool):
         """Make the optimizer and hand both to DeepSpeed; raises UserError where it cannot."""
-        self.net = self.bare = _ready(net, compiled and zero.stage < 3)
+        self.net = _ready(net, compiled and zero.stage < 3)
         self.zero = zero
         # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
         self.form = frozen_copy(net).to("meta")
@@ -118,13 +103,13 @@ class Partitioned:
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net with its whole weights; in stage 3 they are let go of afterwards."""
-        return self._gathered(write) if self.zero.stage == 3 else contextlib.nullcontext(self.bare)
+        return self._gathered(write) if self.zero.stage == 3 else contextlib.nullcontext(self.net)
 
     @contextlib.contextmanager
     def _gathered(self, write: bool) -> Iterator[nn.Module]:
         gathered = import_deepspeed().zero.GatheredParameters
-        with gathered(list(self.bare.parameters()), modifier_rank=0 if write else None):
-            yield self.bare
+        with gathered(list(self.net.parameters()), modifier_rank=0 if write else None):
+            yield self.net
 
     def copy(self) -> nn.Module:
         """Copy the net with its whole weights, frozen."""
@@ -143,7 +128,7 @@ class Partitioned:
             return {}
         get = import_deepspeed().utils.safe_get_full_optimizer_state
         found = {}
-        for key, parameter in self.bare.named_parameters():
+        for key, parameter in self.net.named_parameters():
             found[f"step.{key}"] = state["step"].clone()
             for kind in MOMENTS[1:]:
                 found[f"{kind}.{key}"] = get(parameter, kind).view(self._shapes[key])
@@ -156,7 +141,7 @@ class Partitioned:
             self._make_moments(max(steps, key=float))
         with self.whole() as net:
             weights = {key: value.detach().clone() for key, value in net.named_parameters()}
-        for key, parameter in self.bare.named_parameters():
+        for key, parameter in self.net.named_parameters():
             self._set(parameter, weights[key], None)
             for kind in MOMENTS[1:] if steps else ():
                 # Elsewhere a parameter that never had a gradient has no moments.
@@ -257,7 +242,7 @@ def _initialize(
         "steps_per_print": 2**31,
     }
     engine, *_ = deepspeed.initialize(
-        model=_Step(net), optimizer=optimizer, config=config, dist_init_required=False
+        model=Step(net), optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
 

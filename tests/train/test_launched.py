@@ -13,6 +13,7 @@ from torch import nn
 
 from dgm.errors import UserError
 from dgm.train.engine import Engine
+from dgm.train.introduce import times_held
 from dgm.train.launched import Launched, Zero, read_launch
 from dgm.train.optim import OptimConfig
 from dgm.train.zero import check_shards
@@ -111,6 +112,30 @@ def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
     check_shards(torch.optim.AdamW(weights))
     with pytest.raises(UserError, match="ZeRO cannot shard the optimizer LBFGS: use AdamW"):
         check_shards(torch.optim.LBFGS(weights))
+
+
+def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
+    launch(WORLD_SIZE="2")  # but nothing says how to find the other
+    engine = Engine("no")
+    with pytest.raises(UserError, match="asks for DDP on 2 processes, but there is one process on"):
+        engine.prepare({"net": nn.Linear(2, 2)}, {"net": OptimConfig()})
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        (Launched(1, None), 5),
+        (Launched(4, None), 5),
+        (Launched(4, Zero(0)), 5),
+        (Launched(4, Zero(1)), 3.75),
+        (Launched(4, Zero(2)), 3),
+        (Launched(4, Zero(2, True)), 2.25),
+        (Launched(4, Zero(3)), 2.25),
+        (Launched(4, Zero(3, True, True)), 1.25),
+    ],
+)
+def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: float) -> None:
+    assert times_held(asked) == held
 
 
 def test_zero_refuses_double_precision(launch: Callable) -> None:
