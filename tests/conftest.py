@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from shards.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
+DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
         env.pop(name, None)
     # Several tests share the cores: a thread that spins as it waits would hold up the others.
     env["OMP_WAIT_POLICY"] = "passive"
+    env["DS_ACCELERATOR"] = "cpu"  # as the engine sets it where there is no GPU
     return env
 
 
@@ -141,20 +144,33 @@ def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., R
 @pytest.fixture(scope="session")
 def warm_socket(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """Start a process that has imported torch, to be forked; see drills/warm.py."""
-    path = tmp_path_factory.mktemp("warm") / "socket"
-    command = [sys.executable, str(ROOT / "tests" / "drills" / "warm.py"), str(path)]
-    with subprocess.Popen(command, env=user_environment) as process:
+) -> Iterator[Callable[..., str]]:
+    """Return a starter of processes that have imported torch and more: see drills/warm.py.
+
+    It gives the socket to ask, and starts one process for each list of modules.
+    """
+    processes: list[subprocess.Popen] = []
+
+    @functools.cache
+    def start(*modules: str) -> str:
+        path = tmp_path_factory.mktemp("warm") / "socket"
+        command = [sys.executable, str(ROOT / "tests" / "drills" / "warm.py"), str(path), *modules]
+        processes.append(subprocess.Popen(command, env=user_environment))
         while not path.exists():
-            assert process.poll() is None, "warm.py ended early"
+            assert processes[-1].poll() is None, "warm.py ended early"
             time.sleep(0.05)
-        yield str(path)
+        return str(path)
+
+    yield start
+    for process in processes:
         process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")
-def run_warm(warm_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+def run_warm(
+    warm_socket: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Result]:
     """Return what runs scripts as `run_script` does, save that no process has to import torch.
 
     `zero` is the stage of ZeRO, in the words of `zero_environment`. The code is the first that is
@@ -181,7 +197,7 @@ def run_warm(warm_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Call
         }
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
-            connection.connect(warm_socket)
+            connection.connect(warm_socket(*([] if zero is None else DEEPSPEED)))
             stream = connection.makefile("rw")
             stream.write(json.dumps(request) + "\n")
             stream.flush()
@@ -206,6 +222,11 @@ def zero_environment(asked: str) -> dict[str, str]:
         if stage == "3":
             found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] = "cpu"
     return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the test that takes minutes, lest a process be left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,10 +3,11 @@
     python signal_at.py MOMENT launch/train_ddpm.py ...
 
 Moments, N counted from the start of the process: `forward:N` after the N-th forward pass of the
-training, before its gradient; `term:N` the same; `fault:N` raises an error there instead;
-`update:N` after the N-th update of the weights, before the moving average knows of it; `file:N` as
-the N-th file of a checkpoint is on the disk; `saved:N` after the N-th checkpoint. `@RANK` at the
-end picks one process. The signal is real: only its moment is arranged.
+training, before its gradient; `term:N` the same; `fault:N` raises an error there instead,
+`mistake:N` one of the user's; `update:N` after the N-th update of the weights, before the moving
+average knows of it; `file:N` as the N-th file of a checkpoint is on the disk; `saved:N` after the
+N-th checkpoint. `@RANK` at the end picks one process. The signal is real: only its moment is
+arranged.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from dgm.errors import UserError  # noqa: E402
 from dgm.train import checkpoint  # noqa: E402
 from dgm.train.engine import Engine  # noqa: E402
 
@@ -43,7 +45,7 @@ def signal_after(
     return call
 
 
-def fault_after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+def fault_after(function: Callable[..., Any], calls: int, error: Exception) -> Callable[..., Any]:
     """Wrap a function so that the `calls`-th call raises an error."""
     done = 0
 
@@ -51,7 +53,7 @@ def fault_after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
         nonlocal done
         done += 1
         if done == calls:
-            raise RuntimeError("a fault of this process alone")
+            raise error
         return function(*args, **kwargs)
 
     return call
@@ -59,12 +61,14 @@ def fault_after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
 
 def arrange(kind: str, calls: int) -> None:
     """Patch the one function that the moment follows."""
-    if kind in ("forward", "term", "fault"):
+    errors = {"fault": RuntimeError, "mistake": UserError}
+    if kind in ("forward", "term", *errors):
         backward = Engine.backward
         number = signal.SIGTERM if kind == "term" else signal.SIGKILL
         forwards = signal_after(lambda loss: loss(), calls, number)
-        if kind == "fault":
-            forwards = fault_after(lambda loss: loss(), calls)
+        if kind in errors:
+            error = errors[kind](f"a {kind} of this process alone")
+            forwards = fault_after(lambda loss: loss(), calls, error)
         Engine.backward = lambda self, net, loss, last: backward(
             self, net, lambda: forwards(loss), last
         )

@@ -1,6 +1,6 @@
-"""Start scripts in processes that have imported torch already: a second instead of six.
+"""Start scripts in processes that have imported torch (and MODULEs) already: a second, not six.
 
-    python warm.py SOCKET
+    python warm.py SOCKET [MODULE ...]
 
 Each connection asks for one script in a line of JSON: `words` (path and arguments), `processes`,
 `cwd`, more `environment`, and files for `stdout` and `stderr`. A copy of this process is forked for
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -104,4 +105,6 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     serve(sys.argv[1])
