@@ -14,6 +14,7 @@ from dgm.errors import UserError
 from dgm.objective import Nets, Objective, WholeBatch
 from dgm.train.batches import Batches, Images
 from dgm.train.engine import Engine
+from dgm.train.launched import Launched
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
 
@@ -90,8 +91,8 @@ def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
     return choice in ("all", "noise"), choice == "all"
 
 
-def check(config: TrainConfig) -> None:
-    """Raise UserError where a setting makes no sense."""
+def check(config: TrainConfig, asked: Launched) -> None:
+    """Raise UserError where a setting makes no sense, or not with the engine that is asked for."""
     for name in ("total_images", "log_every_images", "keep_checkpoints", "samples_per_class"):
         value = getattr(config, name)
         if value < 1:
@@ -102,6 +103,13 @@ def check(config: TrainConfig) -> None:
         )
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
+    if asked.zero is not None and config.float64:
+        raise UserError("train.float64 is set, but ZeRO keeps fp32 weights: use one process or DDP")
+    if asked.zero is not None and asked.zero.stage == 3 and config.compile == "all":
+        raise UserError(
+            "train.compile is all, but ZeRO-3 fetches weights as a layer needs them, which cannot "
+            "be compiled: choose auto or noise, or a lower zero_stage"
+        )
 
 
 def check_micro_batches(objective: Objective, batches: Batches) -> None:

@@ -53,7 +53,7 @@ class _Run:
 
     def __init__(self, job: Job):
         self.job, self.config, self.engine = job, job.config, job.engine
-        check(job.config)
+        check(job.config, job.engine.asked)
         engine = job.engine
         self.batches = Batches(
             job.data, job.seed, job.config.global_batch, job.config.micro_batch,

@@ -48,7 +48,9 @@ class Replicated(Whole):
 
     def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
         """Make the optimizer and hand both to DeepSpeed."""
-        self.net = _ready(net, compiled)
+        self.net = net  # its weights stay contiguous, as DeepSpeed wants them
+        if compiled:
+            net.compile()
         self.clip_norm = config.clip_norm
         self.optimizer = make_optimizer(net.parameters(), config)
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
@@ -73,8 +75,9 @@ class Partitioned:
 
     def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero, compiled: bool):
         """Make the optimizer and hand both to DeepSpeed; raises UserError where it cannot."""
-        self.net = _ready(net, compiled and zero.stage < 3)
-        self.zero = zero
+        self.net, self.zero = net, zero
+        if compiled and zero.stage < 3:
+            net.compile()
         # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
         self.form = frozen_copy(net).to("meta")
         self.optimizer = make_optimizer(net.parameters(), config)
@@ -189,15 +192,6 @@ class Partitioned:
             utils.safe_set_local_fp32_param(parameter, part)
         else:
             utils.safe_set_local_optimizer_state(parameter, part, kind)
-
-
-def _ready(net: nn.Module, compiled: bool) -> nn.Module:
-    """Check a net and compile it in place; its weights stay contiguous, as DeepSpeed wants them."""
-    if any(p.dtype != torch.float32 for p in net.parameters()):
-        raise UserError("train.float64 is set, but ZeRO keeps fp32 weights: use one process or DDP")
-    if compiled:
-        net.compile()
-    return net
 
 
 def check_shards(optimizer: torch.optim.Optimizer) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from dgm.errors import UserError
 from dgm.train.engine import Engine
 from dgm.train.introduce import times_held
+from dgm.train.job import TrainConfig, check
 from dgm.train.launched import Launched, Zero, read_launch
 from dgm.train.optim import OptimConfig
 from dgm.train.zero import check_shards
@@ -138,11 +139,18 @@ def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: floa
     assert times_held(asked) == held
 
 
-def test_zero_refuses_double_precision(launch: Callable) -> None:
-    launch(**under_zero())
-    engine = Engine("no")
-    with pytest.raises(UserError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
-        engine.prepare({"net": nn.Linear(2, 2).double()}, {"net": OptimConfig()})
+@pytest.mark.parametrize(
+    ("stage", "config", "said"),
+    [
+        (1, TrainConfig(float64=True), r"train\.float64 is set, but ZeRO keeps fp32 weights"),
+        (3, TrainConfig(compile="all"), r"train\.compile is all, but ZeRO-3 .* choose auto"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, said: str) -> None:
+    check(config, Launched(2, None))
+    with pytest.raises(UserError, match=said):
+        check(config, Launched(2, Zero(stage)))
+    check(TrainConfig(), Launched(2, Zero(stage)))
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
