@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.train.checkpoint import FullState
-from dgm.train.launched import as_plain_processes, read_launch, use_all_cores
+from dgm.train.launched import (
+    as_plain_processes,
+    end_with_launcher,
+    read_launch,
+    use_all_cores,
+)
 from dgm.train.learner import Learner, See, Whole
 from dgm.train.optim import OptimConfig
 from dgm.train.weights import check_moments, load_nets
@@ -45,6 +50,7 @@ class Engine:
             import_deepspeed()  # or say now that it is missing
         _check_trackers(trackers or [])
         use_all_cores()
+        end_with_launcher()
         with as_plain_processes():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,

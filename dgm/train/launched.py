@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +15,7 @@ import torch
 from dgm.errors import UserError
 
 _USES_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _NOT_OURS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
@@ -131,3 +135,12 @@ def use_all_cores() -> None:
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def end_with_launcher() -> None:
+    """Ask for SIGTERM, at which a run saves and stops, should the launcher die before us.
+
+    Its processes have sessions of their own, so that what kills it leaves them behind.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -7,6 +7,7 @@ configuration of a family, whose draws are all on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -202,7 +203,8 @@ def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bo
         time.sleep(0.01)
     everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in everyone:
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     # Workers are not ours to wait for; while one of them ended it might write.
     psutil.wait_procs(everyone)
     return True

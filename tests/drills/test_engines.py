@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from processes import free_port, kill_all
 from tiny import BATCH, LAUNCH, SCRIPTS
@@ -201,3 +202,26 @@ def test_node_that_dies_ends_the_other_within_a_minute(
             if node.poll() is None:
                 kill_all(node)
             node.communicate()
+
+
+def test_launcher_that_is_killed_leaves_a_saved_run_and_no_process(
+    start_script: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
+    words += ["--run.trackers", "[]", "--train.total_images", 10_000_000]
+    words += ["--train.save_every_images", 0]
+    launcher = start_script(*words, processes=2, engine="ddp")
+    workers: list[psutil.Process] = []
+    try:
+        log = tmp_path / "run" / "metrics.jsonl"
+        while not log.exists() or log.stat().st_size == 0:
+            assert launcher.poll() is None, launcher.communicate()[1]
+            time.sleep(0.1)
+        workers = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        left = psutil.wait_procs(workers, timeout=60)[1]
+        assert not left
+        assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    finally:
+        kill_all(launcher, workers)
+        launcher.communicate()

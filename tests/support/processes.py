@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
+from collections.abc import Iterable
 
 import psutil
 
@@ -15,7 +17,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def kill_all(launcher: subprocess.Popen) -> None:
+def kill_all(launcher: subprocess.Popen, workers: Iterable[psutil.Process] = ()) -> None:
     """Kill a process and all that it started; workers of a launcher have sessions of their own."""
-    for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
-        process.kill()
+    found = list(workers)
+    if launcher.poll() is None:
+        found += [*psutil.Process(launcher.pid).children(recursive=True)]
+        launcher.kill()
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
