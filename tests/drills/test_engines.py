@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from processes import free_port, kill_all
+from safetensors.torch import load_file
 from tiny import BATCH, LAUNCH, SCRIPTS
 
 HERE = Path(__file__).parent
@@ -62,18 +64,20 @@ def test_zero_computes_in_bf16_as_ddp_does(
 
 @pytest.mark.parametrize("family", SCRIPTS)
 def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
-    losses: Callable,
-    losses_alone: Callable,
-    largest_difference: Callable,
-    tmp_path: Path,
-    family: str,
+    losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
 ) -> None:
     moves: list[tuple[int, str | None]] = [(1, None), (2, None), (2, "3"), (4, "1"), (1, None)]
     for number, (processes, zero) in enumerate(moves, 1):
         found = losses(family, processes, zero=zero, steps=10 * number, folder=tmp_path / "run")
-    difference = largest_difference(found, losses_alone(family))
+    difference = largest_difference(found, losses(family, 1, folder=tmp_path / "alone"))
     print(f"{family}: one process, DDP, ZeRO-3, ZeRO-1, one process differ by {difference:.1e}")
     assert difference < 1e-4
+    average = f"checkpoints/{50 * BATCH:09d}/ema.safetensors"
+    moved, alone = (load_file(tmp_path / name / average) for name in ("run", "alone"))
+    assert moved.keys() == alone.keys()
+    for key, value in alone.items():
+        assert moved[key].dtype == torch.float32
+        torch.testing.assert_close(moved[key], value, rtol=1e-4, atol=1e-5, msg=key)
     starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
     assert [json.loads(line)["engine"] for line in starts] == [
         "one process",
