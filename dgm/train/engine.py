@@ -28,7 +28,7 @@ from dgm.train.launched import (
 )
 from dgm.train.learner import Learner, See, Whole
 from dgm.train.optim import OptimConfig
-from dgm.train.weights import check_moments, load_nets
+from dgm.train.weights import check_moments, check_weights, load_nets
 from dgm.train.zero import Partitioned, Replicated, import_deepspeed
 
 Result = TypeVar("Result")
@@ -160,6 +160,7 @@ class Engine:
     def load_full_state(self, full: FullState) -> None:
         """Put a gathered state back; raises UserError where tensors do not fit the nets."""
         with self.whole(write=True) as nets:
+            check_weights(nets, full.model)
             check_moments(nets, full.optimizer)
             load_nets(nets, full.model)
         for name, learner in self.learners.items():

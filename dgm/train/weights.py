@@ -15,15 +15,15 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 def load_nets(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Copy named tensors into nets; raises UserError naming the first that do not fit."""
-    wanted = {f"{n}.{key}": value for n, m in nets.items() for key, value in m.state_dict().items()}
-    unfit = sorted(wanted.keys() ^ tensors.keys())
-    unfit += [
-        key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape
-    ]
-    _refuse(unfit)
+    check_weights(nets, tensors)
     with torch.no_grad():
-        for key, value in wanted.items():
+        for key, value in _named(nets).items():
             value.copy_(tensors[key])
+
+
+def check_weights(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError naming the first tensors that do not fit the nets."""
+    _check({key: value.shape for key, value in _named(nets).items()}, tensors)
 
 
 def check_moments(nets: Mapping[str, nn.Module], moments: Mapping[str, Tensor]) -> None:
@@ -35,11 +35,20 @@ def check_moments(nets: Mapping[str, nn.Module], moments: Mapping[str, Tensor]) 
         for kind in MOMENTS
         if any(f"{name}.{other}.{key}" in moments for other in MOMENTS)
     }
-    unfit = sorted(wanted.keys() ^ moments.keys())
-    _refuse(unfit + [k for k in wanted.keys() & moments.keys() if wanted[k] != moments[k].shape])
+    _check(wanted, moments)
 
 
-def _refuse(unfit: list[str]) -> None:
+def _named(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {
+        f"{n}.{key}": value for n, net in nets.items() for key, value in net.state_dict().items()
+    }
+
+
+def _check(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    unfit = sorted(wanted.keys() ^ tensors.keys())
+    unfit += [
+        key for key, shape in wanted.items() if key in tensors and tensors[key].shape != shape
+    ]
     if unfit:
         shown = ", ".join(unfit[:3]) + (f" and {len(unfit) - 3} more" if len(unfit) > 3 else "")
         raise UserError(

@@ -162,6 +162,23 @@ def test_gradient_that_is_not_finite_ends_a_run_under_zero_too(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_checkpoint_that_does_not_fit_is_named_by_all_as_one(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = [LAUNCH / SCRIPTS["vae"], "--config", tiny_configs["vae"], "--run.trackers", "[]"]
+    words += ["--run.dir", tmp_path / "run"]
+    assert run_warm(*words).code == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("latent: 8", "latent: 12"))
+    starts = (tmp_path / "run" / "starts.jsonl").read_text()
+    again = run_warm(*words, "--model.latent=12", processes=2, zero="3")
+    assert again.code == 2
+    errors = [line for line in again.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "does not fit the model at vae.encoder.exit.weight, vae.encoder.exit.bias" in errors[0]
+    assert (tmp_path / "run" / "starts.jsonl").read_text() == starts
+
+
 def test_run_under_zero_stops_on_request_and_continues(
     run_warm: Callable, tiny_config: Path, tmp_path: Path
 ) -> None:
