@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class Engine:
-    """Train nets on one process or on many (DDP), as `accelerate launch` set things up."""
+    """Train nets on one process, DDP or ZeRO, as `accelerate launch` set things up."""
 
     def __init__(
         self, mixed_precision: str = "auto", trackers: list[str] | None = None, folder: str = "."

@@ -43,17 +43,10 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-class Replicated(Whole):
-    """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
+class _InDeepSpeed:
+    """What all stages have in common: the engine that DeepSpeed made, and its gradients."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
-        """Make the optimizer and hand both to DeepSpeed."""
-        self.net = net  # its weights stay contiguous, as DeepSpeed wants them
-        if compiled:
-            net.compile()
-        self.clip_norm = config.clip_norm
-        self.optimizer = make_optimizer(net.parameters(), config)
-        self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
+    engine: Any
 
     @property
     def built(self) -> str:
@@ -65,12 +58,25 @@ class Replicated(Whole):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(self.engine(loss))
 
+
+class Replicated(_InDeepSpeed, Whole):
+    """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
+
+    def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
+        """Make the optimizer and hand both to DeepSpeed."""
+        self.net = net  # its weights stay contiguous, as DeepSpeed wants them
+        if compiled:
+            net.compile()
+        self.clip_norm = config.clip_norm
+        self.optimizer = make_optimizer(net.parameters(), config)
+        self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
+
     def step(self) -> None:
         """Update the weights and clear the gradient."""
         self.engine.step()
 
 
-class Partitioned:
+class Partitioned(_InDeepSpeed):
     """A net of which DeepSpeed spreads something over the processes: stages 1 to 3."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero, compiled: bool):
@@ -83,16 +89,6 @@ class Partitioned:
         self.optimizer = make_optimizer(net.parameters(), config)
         check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
-
-    @property
-    def built(self) -> str:
-        """Say what stands."""
-        return str(_built(self.engine))
-
-    def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
-        """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(self.engine(loss))
 
     def update(self, lr: float, see: See) -> None:
         """Update the weights at this learning rate, clipped, and clear the gradient.

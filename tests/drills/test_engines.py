@@ -112,9 +112,8 @@ def test_killed_run_continues_to_the_same_bytes(
 
     peaceful = train("peaceful")
     assert peaceful.code == 0, peaceful.stderr
-    killed = train(
-        "run", HERE / "signal_at.py", "forward:11@1"
-    )  # saved after the 4th, 8th ... step
+    # It saves after the 4th, 8th ... step.
+    killed = train("run", HERE / "signal_at.py", "forward:11@1")
     assert killed.code not in (0, 2, 75), killed.stderr
     again = train("run")
     assert again.code == 0, again.stderr
