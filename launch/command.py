@@ -99,7 +99,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.stdout.flush()
+    _leave_code(code)
     sys.exit(code)
+
+
+def _leave_code(code: int) -> None:
+    # Who started several processes learns from them one code only, or that of one it killed.
+    path = os.environ.get("DGM_EXIT_CODES")
+    if path:
+        with open(path, "a") as file:
+            file.write(f"{code}\n")
 
 
 def _say_once(line: str) -> None:

@@ -19,6 +19,8 @@ from dgm.train.run_folder import MAY_CHANGE, RunConfig
 from launch.command import run
 from launch.training import DataConfig, Parts, run_training
 
+DEFAULT_CONFIG = "dcgan_cifar10.yaml"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -47,7 +49,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
 
 def main() -> int:
     """Train by the configuration of the command line."""
-    return run_training(Config, "dcgan_cifar10.yaml", make_parts)
+    return run_training(Config, DEFAULT_CONFIG, make_parts)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ class _Run:
     def evaluate(self) -> bool:
         """Measure the averaged weights; say whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause():
+        with self.clock.pause("eval"):
             found = self.job.evaluation(self.ema.nets)
         self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.measured.keys():
@@ -241,7 +241,7 @@ class _Run:
 
     def sample(self) -> None:
         """Draw grids from the averaged weights: samples, and what else the family has to show."""
-        with self.clock.pause():
+        with self.clock.pause("sample"):
             job, engine = self.job, self.engine
             sheets = draw_sheets(
                 engine, job.objective, self.ema.nets, len(job.classes),
@@ -258,7 +258,7 @@ class _Run:
         if self.saved_at == self.images_seen:
             return
         self.watch.check()
-        with self.clock.pause():
+        with self.clock.pause("save"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             if self.metrics is not None:
                 self.metrics.sync()

@@ -24,6 +24,8 @@ from dgm.train.engine import Engine
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
 
+_BEFORE_A_RUN = {".config.yaml.tmp", "slurm"}  # a start that was killed, a job that is to train here
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -76,14 +78,21 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
                 f"run.dir {folder} holds a run with another configuration ({'; '.join(fixed)}): "
                 "use these values again or another run.dir"
             )
-    elif folder.exists() and not (folder.is_dir() and _names(folder) <= {".config.yaml.tmp"}):
+    elif folder.exists() and not (folder.is_dir() and _names(folder) <= _BEFORE_A_RUN):
         raise UserError(
             f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if changed or not path.exists():
-        write_whole(path, yaml.safe_dump(_nested(now), sort_keys=False))
+        write_whole(path, as_yaml(config))
     return changed
+
+
+def as_yaml(config: object) -> str:
+    """Write out a whole configuration."""
+    return yaml.safe_dump(
+        _nested({key: value for key, value, _ in flatten(config)}), sort_keys=False
+    )
 
 
 def record_start(

@@ -126,18 +126,19 @@ class Clock:
     def start(self, images_seen: int) -> None:
         """Count from here on."""
         self.began, self.images_seen = time.monotonic(), images_seen
-        self.paused_s = self.data_wait_s = 0.0
+        self.data_wait_s = 0.0
+        self.pauses_s: dict[str, float] = {}
 
     def elapsed_s(self) -> float:
         """Say how long ago it was started, pauses included."""
         return time.monotonic() - self.began
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Keep what is not training out of images/s."""
+    def pause(self, name: str) -> Iterator[None]:
+        """Keep what is not training out of images/s: `save`, `sample` or `eval`."""
         began = time.monotonic()
         yield
-        self.paused_s += time.monotonic() - began
+        self.pauses_s[name] = self.pauses_s.get(name, 0.0) + time.monotonic() - began
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -147,11 +148,12 @@ class Clock:
         self.data_wait_s += time.monotonic() - began
 
     def read(self, images_seen: int) -> dict[str, float]:
-        """Give images/s and seconds of waiting since the start."""
-        speed = (images_seen - self.images_seen) / (self.elapsed_s() - self.paused_s)
+        """Give images/s and seconds of waiting and of each kind of pause since the start."""
+        trained_s = self.elapsed_s() - sum(self.pauses_s.values())
         return {
-            "time/images_per_s": round(speed, 2),
+            "time/images_per_s": round((images_seen - self.images_seen) / trained_s, 2),
             "time/data_wait_s": round(self.data_wait_s, 4),
+            **{f"time/{name}_s": round(took, 3) for name, took in self.pauses_s.items()},
         }
 
 

@@ -1,0 +1,120 @@
+"""Check runs before they are submitted: `python launch/preflight.py < REQUEST`, for slurm.submit.
+
+The request is JSON: `script` (launch/train_X.py), `sets` (a command line for each name),
+`processes` (numbers of processes that the run may get) and `build` (whether to build shards that
+are missing). The answer is JSON too: of each set either `error`, or what it will be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import yaml
+
+from dgm.errors import UserError
+from dgm.train.batches import Batches
+from dgm.train.job import check, check_micro_batches
+from dgm.train.launched import read_launch
+from dgm.train.run_folder import as_yaml
+from launch.command import parse, run
+from launch.families import FAMILIES
+from launch.training import DataConfig
+from shards.build import default_folder, ensure
+from shards.errors import ShardError
+from shards.format import INDEX
+from shards.read import Shards, open_shards
+
+_COPIES = 4  # in a checkpoint: weights, their average, two moments
+
+
+def main() -> None:
+    """Answer the request."""
+    request = json.load(sys.stdin)
+    trainers = {f"{module.__name__.split('.')[-1]}.py": module for module in FAMILIES.values()}
+    name = Path(request["script"]).name
+    if name not in trainers:
+        raise UserError(
+            f"{request['script']} is no trainer: choose launch/{', launch/'.join(trainers)}"
+        )
+    answers = {}
+    for set_name, words in request["sets"].items():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # what building shards says
+                answers[set_name] = examine(
+                    trainers[name], words, request["processes"], request["build"]
+                )
+        except (UserError, ShardError) as error:
+            answers[set_name] = {"error": " ".join(str(error).split())}
+    json.dump(answers, sys.stdout)
+
+
+def examine(module: Any, words: list[str], processes: list[int], build: bool) -> dict[str, Any]:
+    """Parse a run's command line and say what it will be; raises UserError or ShardError."""
+    config = parse(module.Config, module.DEFAULT_CONFIG, words)
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = config.train.mixed_precision
+    check(config.train, read_launch(told if precision == "auto" else precision))
+    answer = {
+        "run_dir": config.run.dir,
+        "config": as_yaml(config),
+        "keep_checkpoints": config.train.keep_checkpoints,
+        "global_batch": config.train.global_batch,
+    }
+    images = find_shards(config.data, "train", build)
+    if config.eval.every_images and (config.data.shards is None or config.data.test_shards):
+        find_shards(config.data, "test", build)
+    if images is None:  # nothing is known of them before they are built
+        return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "missing"}
+    with torch.device("meta"):
+        parts = module.make_parts(config, images.image_shape, images.num_classes)
+    weights = sum(p.numel() * p.element_size() for n in parts.nets.values() for p in n.parameters())
+    return {
+        **answer,
+        "processes": usable(config, parts.objective, images, processes),
+        "checkpoint_bytes": _COPIES * weights,
+        "shards": f"{len(images)} images, whole",
+    }
+
+
+def usable(config: Any, objective: Any, images: Shards, processes: list[int]) -> list[int]:
+    """Choose the numbers of processes among which the batch divides; UserError where none is."""
+    found, why = [], None
+    for count in processes:
+        try:
+            settings = config.train
+            batches = Batches(images, 0, settings.global_batch, settings.micro_batch, 0, count)
+            check_micro_batches(objective, batches)
+            found.append(count)
+        except UserError as error:
+            why = why or error
+    if not found and why is not None:
+        raise why
+    return found
+
+
+def find_shards(data: DataConfig, split: str, build: bool) -> Shards | None:
+    """Open a run's shards when they are whole, or tell by None that they are still to be built."""
+    given = data.shards if split == "train" else data.test_shards
+    if given is None and not build:
+        folder = default_folder(data.source, split, data.resize)
+        if not (folder / INDEX).is_file():
+            return None
+    return _open(data.source, given, split, data.resize)
+
+
+@functools.cache  # the sets of a sweep mostly share their images
+def _open(source: str, folder: str | None, split: str, resize: int | None) -> Shards:
+    return open_shards(ensure(source, folder, split, resize))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,243 @@
+"""A real Slurm cluster of four nodes on this one machine, to try jobs and sweeps on.
+
+    python -m slurm.four_nodes up [DIR]      start it; prints the variable that Slurm's commands want
+    python -m slurm.four_nodes down [DIR]    end its jobs and daemons
+
+Its daemons are Debian's (`apt-get install slurm-wlm munge`). All of them listen on this machine
+only, in a folder of their own, as the user who starts them; nothing of the system's is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from slurm.errors import SlurmError
+
+NODES = ("n1", "n2", "n3", "n4")
+DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")
+DEFAULT = Path(".cluster")
+
+# A requeued job may begin when the credentials of its last start have expired, after two minutes
+# where cred_expire does not say otherwise. The cores of the machine are given out several times,
+# since all nodes share them.
+CONFIG = """\
+ClusterName=four
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+SlurmctldParameters=idle_on_node_suspend
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+JobRequeue=1
+ReturnToService=2
+SlurmctldTimeout=30
+SlurmdTimeout={node_timeout_s}
+KillWait=5
+MessageTimeout=30
+InactiveLimit=0
+MaxArraySize=1001
+{nodes}
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+
+
+class FourNodes:
+    """The cluster in a folder."""
+
+    def __init__(self, folder: Path, node_timeout_s: int = 30):
+        """Name its folder; a node that says nothing for `node_timeout_s` is taken for dead."""
+        self.folder = folder.resolve()
+        self.node_timeout_s = node_timeout_s
+        self.config = self.folder / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Give the variables with which Slurm's commands find the cluster."""
+        return {"SLURM_CONF": str(self.config)}
+
+    def up(self) -> None:
+        """Start all daemons and wait until the four nodes are idle; raises SlurmError."""
+        lacking = [name for name in DAEMONS if _find(name) is None]
+        if lacking:
+            raise SlurmError(
+                f"{', '.join(lacking)} not found on this machine: apt-get install slurm-wlm munge"
+            )
+        if self.config.exists():
+            raise SlurmError(f"{self.folder} holds a cluster already: take it down first")
+        (self.folder / "state").mkdir(parents=True)
+        self._write_config()
+        self._run("mungekey", "--create", f"--keyfile={self.folder}/munge.key")
+        try:
+            self._run(
+                "munged", "--force", f"--socket={self.folder}/munge.socket",
+                f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
+                f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
+            )  # fmt: skip
+            self._run("slurmctld", "-c")
+            for name in NODES:
+                self.start_node(name)
+            self._wait_until_idle()
+        except BaseException:
+            self.down()
+            raise
+
+    def start_node(self, name: str) -> None:
+        """Start the daemon of a node."""
+        self._run("slurmd", "-N", name)
+
+    def kill_node(self, name: str) -> None:
+        """Kill a node as a power cut would: its daemon and all that runs there, at once."""
+        for process in self._processes_of(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def down(self) -> None:
+        """End jobs and daemons, and remove the folder."""
+        if not self.config.exists():
+            raise SlurmError(f"{self.folder} holds no cluster: name the folder it was started in")
+        with contextlib.suppress(subprocess.SubprocessError):
+            subprocess.run(
+                [_found("scancel"), "--full", "--signal=KILL", "--state=RUNNING", "--user", _user()],
+                env={**os.environ, **self.environment}, timeout=20, capture_output=True,
+            )  # fmt: skip
+        for name in NODES:
+            self.kill_node(name)
+        for name in ("slurmctld", "munged"):
+            _end(self.folder / f"{name}.pid")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_config(self) -> None:
+        controller, *ports = _free_ports(1 + len(NODES))
+        nodes = [
+            f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=8 "
+            "RealMemory=8000 State=UNKNOWN"
+            for name, port in zip(NODES, ports, strict=True)
+        ]
+        text = CONFIG.format(
+            host=socket.gethostname(),
+            controller=controller,
+            user=_user(),
+            folder=self.folder,
+            node_timeout_s=self.node_timeout_s,
+            nodes="\n".join(nodes),
+            names=",".join(NODES),
+        )
+        self.config.write_text(text)
+
+    def _run(self, name: str, *words: str) -> None:
+        done = subprocess.run(
+            [_found(name), *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode != 0:
+            raise SlurmError(f"{name} did not start: {(done.stderr or done.stdout).strip()}")
+
+    def _wait_until_idle(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            said = subprocess.run(
+                [_found("sinfo"), "--noheader", "--states=idle", "--format=%D"],
+                env={**os.environ, **self.environment},
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+            if said.stdout.strip() == str(len(NODES)):
+                return
+            time.sleep(0.2)
+        raise SlurmError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
+
+    def _processes_of(self, node: str) -> list[int]:
+        """Find a node's daemon and what it started, which carries its name and our configuration."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (path / "environ").read_bytes().split(b"\0")
+                if f"SLURM_CONF={self.config}".encode() not in variables:
+                    continue
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                daemon = words[0].endswith((b"slurmd", b"slurmd-wlm")) and node.encode() in words
+                if daemon or f"SLURMD_NODENAME={node}".encode() in variables:
+                    found.append(int(path.name))
+        return found
+
+
+def _user() -> str:
+    return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def _found(name: str) -> str:
+    path = _find(name)
+    assert path is not None, name
+    return path
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _end(pid_file: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+def main() -> int:
+    """Start or end the cluster, as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.four_nodes", description=__doc__)
+    parser.add_argument("what", choices=("up", "down"))
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
+    asked = parser.parse_args()
+    cluster = FourNodes(asked.folder)
+    try:
+        if asked.what == "up":
+            cluster.up()
+            print(f"four nodes are up; for Slurm's commands:  export SLURM_CONF={cluster.config}")
+        else:
+            cluster.down()
+            print("the four nodes are down")
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""A run as a job: start its processes on the nodes there are, and see it through.
+
+What `accelerate launch` would start, Slurm starts here: a process for each GPU, with torch's
+variables. The job stays beside them, and when they end it decides: done, a mistake, saved and to be
+requeued, or a fault after which they are started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from slurm import commands
+from slurm.ports import free_port
+from slurm.record import Record
+from slurm.verdict import FAULT, MISTAKE, STOPPED, Verdict, judge
+
+# One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
+# shows each process one GPU only, that one is its first.
+RANK = """
+if ! [ -d "$DGM_RUN_FOLDER" ]; then
+    echo "error: node $SLURMD_NODENAME does not see $DGM_RUN_FOLDER: put run.dir on a disk that" \\
+        "all nodes share" >&2
+    [ -d "$(dirname "$DGM_EXIT_CODES")" ] && echo 2 >> "$DGM_EXIT_CODES"
+    exit 2
+fi
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
+case ${CUDA_VISIBLE_DEVICES-,} in *,*) ;; *) export LOCAL_RANK=0 ;; esac
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run and how to start it."""
+
+    run: str  # its folder
+    command: tuple[str, ...]  # python, the trainer, and its configuration as it was submitted
+    config: str  # that configuration's file
+    processes: int = 1  # on each node
+    sizes: tuple[int, ...] = (1,)  # numbers of processes among which its batch divides
+    environment: dict[str, str] = field(default_factory=dict)  # which chooses the engine
+    srun: tuple[str, ...] = ()  # more options
+    max_faults: int = 3  # starts in a row that may come to nothing
+
+    def __call__(self) -> NoReturn:
+        """See the run through on what Slurm (or this machine) gives, and exit with its code."""
+        record = Record(Path(self.run))
+        record.folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        self.snapshot(record)
+        nodes = SlurmNodes(self) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else Here(self)
+        sys.exit(_Watch(self, record, nodes).see_through())
+
+    def in_this_process(self) -> None:
+        """Be the trainer, for a debugger: one process, nothing continued by itself."""
+        record = Record(Path(self.run))
+        record.folder.mkdir(parents=True, exist_ok=True)
+        self.snapshot(record)
+        os.environ.update(self.environment)
+        sys.argv = list(self.command[1:])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+    def snapshot(self, record: Record) -> None:
+        """Keep the configuration and the command that were submitted, in the run folder."""
+        shutil.copyfile(self.config, record.folder / "config.yaml")
+        (record.folder / "command.txt").write_text(shlex.join(self.command) + "\n")
+
+
+class SlurmNodes:
+    """The nodes that Slurm gave this start."""
+
+    def __init__(self, job: Job):
+        """Read what was given."""
+        self.job = job
+        self.hosts = commands.hosts_of(os.environ["SLURM_JOB_NODELIST"])
+        self.id = commands.own_job_id()
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+    def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
+        """Start the processes on some of the nodes, this one the first of them."""
+        count = len(hosts) * self.job.processes
+        words = [
+            "srun", f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}",
+            f"--ntasks={count}", f"--ntasks-per-node={self.job.processes}",
+            "--kill-on-bad-exit=1", "--input=none", "--unbuffered",
+        ]  # fmt: skip
+        words += [*self.job.srun, "bash", "-c", RANK, "rank", *self.job.command]
+        return subprocess.Popen(words, env={**os.environ, **environment})
+
+    def requeue(self) -> str | None:
+        """Ask Slurm to start this job again; gives the reason where it does not."""
+        if not commands.is_running(self.id):
+            return "the job is being ended by Slurm or by scancel"
+        return commands.requeue(self.id)
+
+
+class Here:
+    """This machine, as the only node."""
+
+    def __init__(self, job: Job):
+        """Take it."""
+        self.job, self.hosts, self.id, self.restart = job, ["localhost"], f"local-{os.getpid()}", 0
+
+    def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
+        """Start the processes, under one that watches them."""
+        words = [sys.executable, "-m", "slurm.here", str(self.job.processes), *self.job.command]
+        return subprocess.Popen(words, env={**os.environ, **environment})
+
+    def requeue(self) -> str | None:
+        """Tell why there is no second start."""
+        return "this machine has no queue: run the same command to continue"
+
+
+class _Watch:
+    """Beside the processes of a run, from their start to the verdict."""
+
+    def __init__(self, job: Job, record: Record, nodes: SlurmNodes | Here):
+        self.job, self.record, self.nodes = job, record, nodes
+        self.asked = False  # to stop: by the time limit, by preemption, or by someone
+        self.child: subprocess.Popen | None = None
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remember the request and pass it on; srun, too, passes it to every process."""
+        self.asked = True
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.child.send_signal(signal.SIGUSR2)
+
+    def see_through(self) -> int:
+        """Start the run until it ends or has to be requeued; give the exit code."""
+        for attempt in range(10**6):
+            hosts = self.usable_hosts()
+            if not hosts:
+                return MISTAKE
+            verdict = self.attempt(hosts, attempt)
+            if verdict.next == "again":
+                continue
+            if verdict.next == "requeue":
+                why_not = self.nodes.requeue()
+                if why_not is None:
+                    time.sleep(120)  # Slurm ends this start
+                say(f"not requeued: {why_not}")
+            return verdict.code
+        raise AssertionError("a run was started a million times")
+
+    def usable_hosts(self) -> list[str]:
+        """Choose as many nodes as the batch divides among."""
+        hosts = list(self.nodes.hosts)
+        while hosts and len(hosts) * self.job.processes not in self.job.sizes:
+            hosts.pop()
+        if not hosts:
+            say(
+                f"error: the batch does not divide among {len(self.nodes.hosts)} nodes of "
+                f"{self.job.processes} processes: change train.global_batch or --nodes"
+            )
+        elif len(hosts) < len(self.nodes.hosts):
+            say(f"{len(hosts)} of {len(self.nodes.hosts)} nodes serve: the batch divides by them")
+        return hosts
+
+    def attempt(self, hosts: list[str], number: int) -> Verdict:
+        """Start the processes, wait for their end, and judge."""
+        saved, faults = self.record.images_saved(), self.record.fruitless()
+        place = f"{self.nodes.id}.{self.nodes.restart}.{number}"
+        count = len(hosts) * self.job.processes
+        self.record.add(
+            "start", job=self.nodes.id, restart=self.nodes.restart, attempt=number,
+            nodes=hosts, processes=count, images=saved,
+        )  # fmt: skip
+        say(f"start {place} on {', '.join(hosts)}: {count} processes")
+        codes = self.record.folder / f".codes-{place}"
+        codes.touch()
+        environment = {
+            **self.job.environment,
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(self.job.processes),
+            "MASTER_PORT": str(free_port(place)),
+            "DGM_EXIT_CODES": str(codes),
+            "DGM_RUN_FOLDER": self.job.run,
+            "PYTHONUNBUFFERED": "1",
+        }
+        code = STOPPED
+        if not self.asked:
+            self.child = self.nodes.start(hosts, environment)
+            if self.asked:  # between the two lines above
+                self.child.send_signal(signal.SIGUSR2)
+            code = self.child.wait()
+            self.child = None
+        said = [int(line) for line in codes.read_text().split()]
+        codes.unlink()
+        progress = self.record.images_saved() > saved
+        verdict = judge(code, said, self.asked, progress, faults, self.job.max_faults)
+        self.record.add(
+            "end", code=code, codes=said, verdict=verdict.name, progress=progress,
+            next=verdict.next, images=self.record.images_saved(),
+        )  # fmt: skip
+        say(f"end {place}: {verdict.name} (code {code}), then: {verdict.next}")
+        return verdict
+
+
+def say(text: str) -> None:
+    """Write a line of the job's own into the log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job: {text}", flush=True)

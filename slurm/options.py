@@ -1,0 +1,138 @@
+"""The command line of `python -m slurm.submit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from slurm.errors import SlurmError
+from slurm.resources import Resources, profile_path
+
+NOT_SLURM = ("local", "debug")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to submit, and how."""
+
+    config: str | None = None
+    """YAML file of keys, as the trainer has it; null is the trainer's published one."""
+    sweep: str | None = None
+    """YAML file of sets of keys (sets:, grid:), each of which becomes a task of an array."""
+    cluster: str = "default"
+    """A profile of slurm/clusters/ by name, or a YAML file; or local (this machine), debug (this
+    process)."""
+    accelerate_config: str = "accelerate_config.yaml"
+    """File that chooses the engine, as for accelerate launch."""
+    max_parallel: int = 64
+    """Tasks of an array that run at once; with local, runs at once."""
+    max_faults: int = 3
+    """Starts in a row that may fail without a new checkpoint before a run is given up."""
+    only_failed: bool = False
+    """Leave out what is done, queued or running."""
+    dry_run: bool = False
+    """Show the batch script, commands and run folders, and submit nothing."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A parsed command line."""
+
+    script: str
+    options: Options
+    resources: Resources
+    overrides: list[str]  # behind --, for the trainer
+
+
+def read_options(arguments: list[str]) -> Asked:
+    """Parse the command line; raises SlurmError in one line."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    words = [_underscored(word) for word in arguments[:cut]]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m slurm.submit", exit_on_error=False,
+        usage="python -m slurm.submit SCRIPT [--config FILE] [--sweep FILE] [options] "
+        "[-- --section.key VALUE ...]",
+    )  # fmt: skip
+    parser.add_argument("script", help="trainer, such as launch/train_ddpm.py")
+    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Resources)
+    chosen = _parse(parser, words)
+    if chosen.cluster not in NOT_SLURM:
+        path = profile_path(chosen.cluster)
+        chosen = _parse(parser, [*_read_profile(path), *words], f"{path}, or the command line: ")
+    elif chosen.gpus_per_node == Resources().gpus_per_node and not _has_gpu():
+        chosen.gpus_per_node = 0
+    found = vars(chosen)
+    asked = Asked(
+        found["script"],
+        Options(**{f.name: found[f.name] for f in dataclasses.fields(Options)}),
+        Resources(**{f.name: found[f.name] for f in dataclasses.fields(Resources)}),
+        arguments[cut + 1 :],
+    )
+    _check(asked)
+    return asked
+
+
+def _check(asked: Asked) -> None:
+    asked.resources.check()
+    options = asked.options
+    if not Path(asked.script).is_file():
+        raise SlurmError(f"there is no trainer {asked.script}: choose one of launch/train_*.py")
+    for name in ("max_parallel", "max_faults"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise SlurmError(f"--{flag} is {getattr(options, name)}: choose 1 or more")
+    if options.cluster in NOT_SLURM and asked.resources.node_range[0] > 1:
+        raise SlurmError(f"--cluster {options.cluster} is one node: leave out --nodes")
+    if options.cluster == "debug" and (options.sweep or asked.resources.processes > 1):
+        raise SlurmError("--cluster debug is one process of one run: leave out --sweep and others")
+
+
+def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespace:
+    try:
+        return parser.instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise SlurmError(f"{where}{' '.join(str(error).split())}: see --help") from None
+
+
+def _underscored(word: str) -> str:
+    """Let --gpus-per-node mean --gpus_per_node, and --dry-run alone true."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    flags = [f"--{f.name}" for f in dataclasses.fields(Options) if f.default is False]
+    return f"{name}=true" if name in flags and not equals else f"{name}{equals}{value}"
+
+
+def _read_profile(path: Path) -> list[str]:
+    """Write a profile's keys as options; the command line's own come after them and win."""
+    try:
+        # Everything stays as it is written: to YAML 12:00:00 would be a number.
+        keys = yaml.load(path.read_text(), yaml.BaseLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SlurmError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(keys, dict):
+        raise SlurmError(f"{path} is not a YAML file of keys")
+    known = [f.name for f in dataclasses.fields(Resources)]
+    known += ["accelerate_config", "max_parallel", "max_faults"]
+    for key in keys:
+        if key not in known:
+            raise SlurmError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
+    return [f"--{key}={_as_word(value)}" for key, value in keys.items()]
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _has_gpu() -> bool:
+    return Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"

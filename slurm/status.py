@@ -1,0 +1,218 @@
+"""How runs fare: `python -m slurm.status DIR [--watch]`.
+
+A row for each run under DIR: its state in Slurm, how far it is, its speed and last loss, how often
+it was requeued, and the last error in its log. Slurm's accounting is used where there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from slurm import commands
+from slurm.commands import State
+from slurm.errors import SlurmError
+from slurm.record import FOLDER, Record
+
+ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
+"""States that nothing leads out of by itself; all but `done` are for --only-failed."""
+
+_WORDS = {
+    "TIMEOUT": "timed out",
+    "OUT_OF_MEMORY": "out of memory",
+    "CANCELLED": "cancelled",
+    "COMPLETING": "running",
+    "CONFIGURING": "running",
+}
+_COLOURS = {"done": "green", "running": "cyan", "queued": "dim", "requeued": "yellow"}
+# Of a log's lines: an error of the trainer's, Python's, or Slurm's.
+_ERROR = re.compile(r"(error: .*|\w*(Error|Exception|Interrupt)\b.*|srun: error: .*)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a run."""
+
+    run: Path
+    job: str
+    state: str
+    images_seen: int
+    total_images: int
+    images_per_s: float | None
+    loss: float | None
+    requeues: int
+    processes: int | None
+    error: str
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimate the time left at its last speed."""
+        if not self.images_per_s or self.state == "done":
+            return None
+        return max(0, self.total_images - self.images_seen) / self.images_per_s
+
+
+def find_runs(folder: Path) -> list[Record]:
+    """Find the runs under a folder, by name."""
+    found = {path.parent.parent for path in folder.glob(f"**/{FOLDER}/job.json")}
+    found |= {path.parent for path in folder.glob("**/metrics.jsonl")}
+    return [Record(run) for run in sorted(found)]
+
+
+def rows(records: list[Record]) -> list[Row]:
+    """Look at runs, asking Slurm once for all."""
+    jobs = {record.run: record.job() for record in records}
+    ids = {job["job"] for job in jobs.values() if job.get("cluster") == "slurm"}
+    known = commands.states(ids)
+    return [_row(record, jobs[record.run], known.get(jobs[record.run].get("job"))) for record in records]
+
+
+def state_of(record: Record, job: dict[str, Any], slurm: State | None) -> str:
+    """Name a run's state, from Slurm and from what the job itself wrote down."""
+    history = record.history()
+    last = history[-1] if history else {}
+    if last.get("verdict") == "done":
+        return "done"
+    started = any(line["event"] == "start" for line in _of_this_job(history))
+    if slurm is not None and slurm.live:
+        if slurm.held:
+            return "held"
+        if slurm.name in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+            return "requeued" if started else "queued"
+        return _WORDS.get(slurm.name, slurm.name.lower())
+    if job.get("cluster") == "local" and commands.is_alive(job["pid"]):
+        return "running" if started else "queued"
+    if last.get("event") == "end":
+        return "stopped" if last["verdict"] == "stopped" else "failed"
+    if slurm is not None:
+        return _WORDS.get(slurm.name, "failed")
+    return "lost" if job else "by hand"
+
+
+def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
+    metrics = record.metrics()
+    last = metrics[-1] if metrics else {}
+    losses = [value for key, value in last.items() if re.fullmatch(r"train/(\w+/)?loss", key)]
+    starts = [line for line in _of_this_job(record.history()) if line["event"] == "start"]
+    state = state_of(record, job, slurm)
+    return Row(
+        run=record.run,
+        job=job.get("job", ""),
+        state=state,
+        images_seen=max(int(last.get("images_seen", 0)), record.images_saved(), 0),
+        total_images=_total_images(record),
+        images_per_s=last.get("time/images_per_s"),
+        loss=losses[0] if losses else None,
+        requeues=max((line["restart"] for line in starts), default=0),
+        processes=starts[-1]["processes"] if starts else None,
+        error="" if state == "done" else last_error(record.log),
+    )
+
+
+def _of_this_job(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what came before the run was submitted last."""
+    begins = [n for n, line in enumerate(history) if line["event"] == "submitted"]
+    return history[begins[-1] :] if begins else history
+
+
+def _total_images(record: Record) -> int:
+    for path in (record.run / "config.yaml", record.folder / "config.yaml"):
+        try:
+            return int(yaml.safe_load(path.read_text())["train"]["total_images"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            continue
+    return 0
+
+
+def last_error(log: Path) -> str:
+    """Find the last line in the end of a log that tells an error."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 100_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return next((line.strip() for line in _backwards(text) if _ERROR.match(line)), "")
+
+
+def _backwards(text: str) -> Iterator[str]:
+    yield from reversed(text.splitlines())
+
+
+def table(found: list[Row], folder: Path) -> Table:
+    """Draw the rows."""
+    drawn = Table(title=f"runs in {folder}", title_justify="left")
+    drawn.add_column("run", no_wrap=True)
+    for name in ("job", "state"):
+        drawn.add_column(name, no_wrap=True)
+    for name in ("images", "of", "images/s", "loss", "left", "requeues", "processes"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("last error")
+    for row in found:
+        name = row.run.relative_to(folder) if row.run != folder else Path(row.run.name)
+        colour = _COLOURS.get(row.state, "red" if row.state in ENDED else "")
+        drawn.add_row(
+            str(name),
+            row.job,
+            f"[{colour}]{row.state}[/]" if colour else row.state,
+            f"{row.images_seen:,}",
+            f"{row.total_images:,}",
+            "" if row.images_per_s is None else f"{row.images_per_s:,.0f}",
+            "" if row.loss is None else f"{row.loss:.4f}",
+            "" if row.left_s is None else _clock(row.left_s),
+            str(row.requeues),
+            "" if row.processes is None else str(row.processes),
+            row.error.replace("[", r"\["),
+        )
+    return drawn
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def main() -> int:
+    """Show the table, once or until nothing changes any more."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--watch", action="store_true", help="until every run has ended")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    asked = parser.parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # a file or a pipe has room
+    try:
+        records = find_runs(asked.folder)
+        if not records:
+            raise SlurmError(f"there is no run in {asked.folder}: name a folder that holds some")
+        found = rows(records)
+        if not asked.watch:
+            console.print(table(found, asked.folder))
+            return 0
+        with Live(table(found, asked.folder), console=console, auto_refresh=False) as live:
+            while not all(row.state in (*ENDED, "by hand") for row in found):
+                time.sleep(asked.every)
+                found = rows(find_runs(asked.folder))
+                live.update(table(found, asked.folder), refresh=True)
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A sweep: one file that names sets of hyperparameters, a grid of them, or both."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slurm.errors import SlurmError
+
+Sets = dict[str, dict[str, Any]]
+_NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
+
+
+def read_sweep(path: Path) -> Sets:
+    """Read `sets:` (a name -> keys and values) and `grid:` (key -> list of values).
+
+    With both, each set is tried with each point of the grid. Raises SlurmError.
+    """
+    try:
+        found = yaml.load(path.read_text(), _Loader) or {}
+    except OSError as error:
+        raise SlurmError(f"sweep {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SlurmError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or not found or found.keys() - {"sets", "grid"}:
+        raise SlurmError(f"sweep {path} needs the sections sets, grid or both, and no others")
+    sets = _read_sets(path, found.get("sets", {"": {}}))
+    grid = _read_grid(path, found.get("grid", {}))
+    whole: Sets = {}
+    for (name, keys), point in itertools.product(sets.items(), grid):
+        where = "-".join(filter(None, (name, _point_name(point))))
+        if where in whole:
+            raise SlurmError(f"sweep {path} names two sets {where}: write differing values")
+        whole[where] = {**keys, **point}
+    for name in whole:
+        if not _NAME.fullmatch(name):
+            raise SlurmError(
+                f"sweep {path} has a set named {name!r}: a folder is named after it, so use "
+                "letters, digits and . , = + - _"
+            )
+    return whole
+
+
+def words_of(keys: dict[str, Any]) -> list[str]:
+    """Write keys and values as the trainers' options."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in keys.items()
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is given twice, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """Refuse what would silently drop a set."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def _read_sets(path: Path, sets: Any) -> Sets:
+    if not isinstance(sets, dict) or not sets:
+        raise SlurmError(f"sweep {path}: sets is {sets!r}; give each set a name and its keys")
+    read = {}
+    for name, keys in sets.items():
+        if not isinstance(keys, dict | None):
+            raise SlurmError(f"sweep {path}: the set {name} is {keys!r}; give it keys and values")
+        read[str(name)] = _flat(keys or {})
+    return read
+
+
+def _read_grid(path: Path, grid: Any) -> list[dict[str, Any]]:
+    if not isinstance(grid, dict):
+        raise SlurmError(f"sweep {path}: grid is {grid!r}; give keys, each with a list of values")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise SlurmError(f"sweep {path}: {key} of the grid is {values!r}; give a list of values")
+    return [
+        dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
+    ]
+
+
+def _flat(keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Let `optim: {lr: 1}` mean `optim.lr: 1`, as configurations are written."""
+    flat: dict[str, Any] = {}
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _point_name(point: dict[str, Any]) -> str:
+    """Name a point of the grid by the last word of each key: lr=0.001-seed=1."""
+    return "-".join(
+        f"{key.split('.')[-1]}={re.sub(r'[^A-Za-z0-9.+_]+', '_', str(value)).strip('_')}"
+        for key, value in point.items()
+    )
