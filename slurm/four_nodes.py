@@ -84,11 +84,9 @@ class FourNodes:
 
     def up(self) -> None:
         """Start all daemons and wait until the four nodes are idle; raises SlurmError."""
-        lacking = [name for name in DAEMONS if _find(name) is None]
-        if lacking:
-            raise SlurmError(
-                f"{', '.join(lacking)} not found on this machine: apt-get install slurm-wlm munge"
-            )
+        missing = missing_daemons()
+        if missing:
+            raise SlurmError(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
         if self.config.exists():
             raise SlurmError(f"{self.folder} holds a cluster already: take it down first")
         (self.folder / "state").mkdir(parents=True)
@@ -103,7 +101,7 @@ class FourNodes:
             self._run("slurmctld", "-c")
             for name in NODES:
                 self.start_node(name)
-            self._wait_until_idle()
+            self.wait_until_idle()
         except BaseException:
             self.down()
             raise
@@ -162,7 +160,8 @@ class FourNodes:
         if done.returncode != 0:
             raise SlurmError(f"{name} did not start: {(done.stderr or done.stdout).strip()}")
 
-    def _wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:
+        """Wait until all nodes are there and free; raises SlurmError after a minute."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
             said = subprocess.run(
@@ -190,6 +189,11 @@ class FourNodes:
                 if daemon or f"SLURMD_NODENAME={node}".encode() in variables:
                     found.append(int(path.name))
         return found
+
+
+def missing_daemons() -> list[str]:
+    """Name what the cluster needs and this machine has not."""
+    return [name for name in DAEMONS if _find(name) is None]
 
 
 def _user() -> str:

@@ -28,7 +28,8 @@ from slurm.record import Record
 from slurm.verdict import FAULT, MISTAKE, STOPPED, Verdict, judge
 
 # One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
-# shows each process one GPU only, that one is its first.
+# shows each process one GPU only, that one is its first. One thread, as torchrun says too, lets the
+# trainer share out the cores.
 RANK = """
 if ! [ -d "$DGM_RUN_FOLDER" ]; then
     echo "error: node $SLURMD_NODENAME does not see $DGM_RUN_FOLDER: put run.dir on a disk that" \\
@@ -37,6 +38,7 @@ if ! [ -d "$DGM_RUN_FOLDER" ]; then
     exit 2
 fi
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case ${CUDA_VISIBLE_DEVICES-,} in *,*) ;; *) export LOCAL_RANK=0 ;; esac
 exec "$@"
 """

@@ -100,10 +100,14 @@ class Resources:
 
     def sbatch_options(self) -> dict[str, Any]:
         """Give sbatch's options by name."""
+        least, most = self.node_range
+        fixed, cores = least == most, self.cpus_per_process
         options: dict[str, Any] = {
             "nodes": self.nodes,
-            "ntasks-per-node": self.processes,
-            "cpus-per-task": self.cpus_per_process,
+            # To Slurm, tasks of each node set the number of tasks, and that the most nodes.
+            "ntasks-per-node": self.processes if fixed else None,
+            "cpus-per-task": cores if fixed else None,
+            "mincpus": None if fixed else self.processes * (cores or 1),
             "gpus-per-node": self.gpus_per_node or None,
             "mem": self.mem,
             "partition": self.partition,

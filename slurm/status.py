@@ -111,13 +111,21 @@ def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
         job=job.get("job", ""),
         state=state,
         images_seen=max(int(last.get("images_seen", 0)), record.images_saved(), 0),
-        total_images=_total_images(record),
+        total_images=job.get("total_images") or _total_images(record),
         images_per_s=last.get("time/images_per_s"),
         loss=losses[0] if losses else None,
         requeues=max((line["restart"] for line in starts), default=0),
         processes=starts[-1]["processes"] if starts else None,
-        error="" if state == "done" else last_error(record.log),
+        error="" if _well(state, record.history()) else last_error(record.log),
     )
+
+
+def _well(state: str, history: list[dict[str, Any]]) -> bool:
+    """Say whether nothing went wrong lately; processes that are told to stop leave errors too."""
+    ends = [line for line in history if line["event"] == "end"]
+    if not ends or history[-1]["event"] == "start" and state in ENDED:
+        return state not in ENDED
+    return state == "done" or ends[-1]["verdict"] in ("done", "stopped")
 
 
 def _of_this_job(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,12 +135,12 @@ def _of_this_job(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _total_images(record: Record) -> int:
-    for path in (record.run / "config.yaml", record.folder / "config.yaml"):
-        try:
-            return int(yaml.safe_load(path.read_text())["train"]["total_images"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-            continue
-    return 0
+    """Read how long a run that was never submitted is to train."""
+    try:
+        config = yaml.safe_load((record.run / "config.yaml").read_text())
+        return int(config["train"]["total_images"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def last_error(log: Path) -> str:

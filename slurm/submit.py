@@ -77,7 +77,9 @@ class Submission:
     def executor(self) -> submitit.SlurmExecutor:
         """Set up submitit for this cluster."""
         resources, options = self.asked.resources, self.asked.options
-        executor = submitit.SlurmExecutor(self.home / "submitit", python=self.python)
+        # In the shell's place, so that Slurm's signals to the batch script reach the job.
+        python = f"exec {shlex.quote(self.python)}"
+        executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
         more = resources.sbatch_options()
         executor.update_parameters(
             job_name=self.home.parents[1].name,
@@ -287,7 +289,9 @@ def _code_of(plan: Plan) -> int:
 def note(submission: Submission, plan: Plan, **job: Any) -> None:
     """Write the job into its run folder, where status and the next submission look."""
     command = ["python", "-m", "slurm.submit", *sys.argv[1:]]
-    plan.record.write_job({**job, "home": str(submission.home), "command": command, "set": plan.name})
+    total = plan.config["train"]["total_images"]
+    shared = {"home": str(submission.home), "command": command, "set": plan.name}
+    plan.record.write_job({**job, **shared, "total_images": total})
     plan.record.add("submitted", job=job["job"])
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from cluster import Cluster
 from processes import free_port, kill_all
 from tiny import TINY
 
 from shards import shapes
 from shards.build import build
+from slurm.four_nodes import FourNodes, missing_daemons
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
@@ -213,6 +215,24 @@ def run_warm(
     return run
 
 
+@pytest.fixture(scope="session")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, user_environment: dict[str, str]
+) -> Iterator[Cluster]:
+    """Give a real Slurm cluster of four nodes on this machine."""
+    missing = missing_daemons()
+    if missing:
+        pytest.skip(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
+    nodes = FourNodes(tmp_path_factory.mktemp("cluster") / "slurm", node_timeout_s=10)
+    patch = pytest.MonkeyPatch()
+    for name, value in {**user_environment, **nodes.environment}.items():
+        patch.setenv(name, value)
+    nodes.up()
+    yield Cluster(nodes, tiny_config)
+    nodes.down()
+    patch.undo()
+
+
 def zero_environment(asked: str) -> dict[str, str]:
     """Give what `accelerate launch` sets by a file of launch/configs/accelerate: `2_offload`."""
     stage, _, offload = asked.partition("_")
@@ -225,8 +245,14 @@ def zero_environment(asked: str) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the test that takes minutes, lest a process be left alone with it at the end."""
+    """Begin with what takes minutes, lest a process be left alone with it at the end.
+
+    Tests of the cluster go to one process, which starts it once.
+    """
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -134,7 +134,9 @@ def use_all_cores() -> None:
     if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    cores = len(os.sched_getaffinity(0)) // processes
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # it binds to them on some clusters
+    torch.set_num_threads(max(1, min(cores, given)))
 
 
 def end_with_launcher() -> None:

@@ -1,0 +1,273 @@
+"""Train on a real Slurm cluster of four nodes: the same curve, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, kill, log_of, losses_of, until
+from tiny import BATCH, LAUNCH, SCRIPTS
+
+from slurm import commands, status
+from slurm.record import Record
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LONG = 300  # steps: some seconds, so that it can be met in the middle
+KILLS = int(os.environ.get("DGM_KILLS", "4"))
+TWO_NODES = ("--nodes", "2")
+SAVES = ("--train.save_every_images=320",)
+
+
+@pytest.fixture(scope="module")
+def peaceful(
+    run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Train the long run on two processes, left in peace."""
+    folder = tmp_path_factory.mktemp("peaceful") / "run"
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", folder]
+    words += ["--run.trackers=[]", f"--train.total_images={LONG * BATCH}", *SAVES]
+    done = run_warm(*words, processes=2)
+    assert done.code == 0, done.stderr
+    return folder
+
+
+def same_bytes(record: Record, peaceful: Path) -> None:
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        path = f"checkpoints/{LONG * BATCH:09d}/{name}"
+        assert (record.run / path).read_bytes() == (peaceful / path).read_bytes(), name
+    assert losses_of(record.run) == losses_of(peaceful)
+
+
+def ends(record: Record) -> list[tuple[str, str]]:
+    return [(line["verdict"], line["next"]) for line in record.history() if line["event"] == "end"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "engine"), [(2, 1, None), (2, 2, None), (2, 1, "zero2")]
+)
+def test_job_on_several_nodes_has_the_losses_of_one_process(
+    cluster: Cluster,
+    losses_alone: Callable,
+    largest_difference: Callable,
+    tmp_path: Path,
+    nodes: int,
+    processes: int,
+    engine: str | None,
+) -> None:
+    options: list[object] = ["--nodes", nodes, "--processes-per-node", processes]
+    if engine:
+        options += ["--accelerate-config", LAUNCH / "configs" / "accelerate" / f"{engine}.yaml"]
+    record = cluster.submit(tmp_path / "run", *options, steps=50)
+    row = cluster.wait(record, "done")
+    assert row.processes == nodes * processes
+    difference = largest_difference(losses_of(record.run), losses_alone("diffusion"))
+    print(f"{nodes} nodes x {processes}, {engine or 'ddp'}: differs by {difference:.1e}")
+    assert difference < 1e-5
+    name = "DeepSpeed ZeRO-2" if engine else "DDP"
+    assert f"engine:          {name} on {nodes * processes} processes" in log_of(record)
+
+
+def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid:\n  optim.lr: [1e-3, 2e-3]\n  run.seed: [0, 1]\n")
+    base = cluster.submit(tmp_path / "runs", "--sweep", sweep, "--max-parallel", 2, steps=60)
+    records = status.find_runs(base.run)
+    names = [f"lr=0.00{lr}-seed={seed}" for lr in (1, 2) for seed in (0, 1)]
+    assert [record.run.name for record in records] == names
+    seen: set[tuple[str, ...]] = set()
+
+    def look() -> bool:
+        found = status.rows(records)
+        assert all(row.total_images == 60 * BATCH for row in found)
+        assert all(row.images_seen == row.total_images for row in found if row.state == "done")
+        seen.add(tuple(row.state for row in found))
+        return all(row.state == "done" for row in found)
+
+    until(look, 120, "the array did not end")
+    assert all(states.count("running") <= 2 for states in seen)
+    assert ("running", "running", "queued", "queued") in seen
+    assert {state for states in seen for state in states} == {"queued", "running", "done"}
+    for record in records:
+        assert len(losses_of(record.run)) == 60
+        assert (record.folder / "config.yaml").is_file()
+
+
+def test_told_to_stop_it_saves_and_goes_on_by_itself(
+    cluster: Cluster, peaceful: Path, tmp_path: Path
+) -> None:
+    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(record, 30)
+    told = record.metrics()[-1]["step"]
+    commands.call("scancel", "--signal=USR2", cluster.job(record))
+    until(lambda: bool(ends(record)), 30, log_of(record))
+    saved = record.images_saved() // BATCH
+    assert saved >= told
+    assert record.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
+    assert cluster.wait(record, "requeued").requeues == 0
+    row = cluster.wait(record, "done")
+    assert row.requeues == 1
+    assert ends(record) == [("stopped", "requeue"), ("done", "nothing")]
+    same_bytes(record, peaceful)
+
+
+def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
+    # Slurm counts in minutes, and looks at limits now and then.
+    steps = 100_000
+    options = ["--time", "1", "--lead-s", "50"]
+    overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
+    record = cluster.submit(tmp_path / "run", *options, steps=steps, overrides=overrides)
+    until(lambda: bool(ends(record)), 90, log_of(record))
+    assert ends(record) == [("stopped", "requeue")]
+    saved = record.images_saved()
+    assert saved > 0
+    row = cluster.wait(record, "running")
+    until(lambda: record.metrics()[-1]["images_seen"] > saved, 60, log_of(record))
+    assert status.rows([record])[0].requeues == 1 and row.total_images == steps * BATCH
+    commands.cancel([cluster.job(record)])
+    until(lambda: status.rows([record])[0].state in status.ENDED, 60, log_of(record))
+    # Cancelled by a person: saved, and not started again.
+    assert status.rows([record])[0].state in ("stopped", "cancelled")
+    assert cluster.show(record, "JobState") == "CANCELLED"
+
+
+def test_killed_process_is_started_again_on_the_same_nodes(
+    cluster: Cluster, peaceful: Path, tmp_path: Path
+) -> None:
+    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(record, 30)
+    kill(cluster.ranks(record)[1])
+    row = cluster.wait(record, "done")
+    assert row.requeues == 0
+    assert ends(record) == [("fault", "again"), ("done", "nothing")]
+    assert "task 1: Killed" in log_of(record)
+    same_bytes(record, peaceful)
+
+
+def test_dead_node_is_left_behind(cluster: Cluster, peaceful: Path, tmp_path: Path) -> None:
+    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(record, 30)
+    node = [line for line in record.history() if line["event"] == "start"][-1]["nodes"][1]
+    cluster.nodes.kill_node(node)
+    died = time.monotonic()
+    try:
+        row = cluster.wait(record, "done")
+        print(f"a node died: done {time.monotonic() - died:.0f} s later")
+        assert row.requeues >= 1
+        last = [line for line in record.history() if line["event"] == "start"][-1]
+        assert node not in last["nodes"]
+        same_bytes(record, peaceful)
+    finally:
+        cluster.nodes.start_node(node)
+        cluster.nodes.wait_until_idle()
+
+
+def test_many_random_kills_leave_the_same_run(
+    cluster: Cluster, peaceful: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    overrides = ("--train.save_every_images=80",)
+    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
+    kills = 0
+    between = LONG // (KILLS + 1)
+    while kills < KILLS:
+        # Anywhere within a stretch of the run, so that all fall before its end.
+        cluster.wait_for_steps(record, kills * between + chance.randrange(6, between))
+        victims = cluster.ranks(record)
+        if len(victims) == 2:
+            kill(chance.choice(victims))
+            kills += 1
+            before = len(ends(record))
+            until(lambda before=before: len(ends(record)) > before, 60, log_of(record))
+    cluster.wait(record, "done")
+    assert len(ends(record)) == KILLS + 1
+    print(f"{KILLS} kills: the same bytes")
+    same_bytes(record, peaceful)
+
+
+def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
+    cluster: Cluster,
+    peaceful: Path,
+    largest_difference: Callable,
+    tmp_path: Path,
+) -> None:
+    record = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(record, 30)
+    for node in ("n3", "n4"):
+        cluster.nodes.kill_node(node)
+    try:
+        cluster.wait(record, "done")
+        starts = [line for line in record.history() if line["event"] == "start"]
+        assert (starts[0]["processes"], starts[-1]["processes"]) == (4, 2)
+        difference = largest_difference(losses_of(record.run), losses_of(peaceful))
+        print(f"4 nodes, then 2: differs by {difference:.1e} from 2")
+        assert difference < 1e-5
+    finally:
+        for node in ("n3", "n4"):
+            cluster.nodes.start_node(node)
+        cluster.nodes.wait_until_idle()
+
+
+def test_request_before_the_training_listens_is_kept(cluster: Cluster, tmp_path: Path) -> None:
+    record = cluster.submit(tmp_path / "run", *TWO_NODES)
+    until(lambda: len(cluster.ranks(record)) == 2, 30, log_of(record))
+    commands.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
+    row = cluster.wait(record, "done")
+    assert row.requeues == 1
+    assert ends(record)[0] == ("stopped", "requeue")
+
+
+def test_ports_differ_between_tasks_and_starts(cluster: Cluster, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid:\n  run.seed: [0, 1]\n")
+    options = ["--sweep", sweep, *TWO_NODES]
+    base = cluster.submit(tmp_path / "runs", *options, steps=LONG)
+    records = status.find_runs(base.run)
+    for record in records:
+        cluster.wait_for_steps(record, 5)
+    ports = [cluster.ranks(record)[0].environ()["MASTER_PORT"] for record in records]
+    kill(cluster.ranks(records[0])[0])
+    until(lambda: bool(ends(records[0])), 30, log_of(records[0]))
+    until(lambda: len(cluster.ranks(records[0])) == 2, 30, log_of(records[0]))
+    ports.append(cluster.ranks(records[0])[0].environ()["MASTER_PORT"])
+    assert len(set(ports)) == 3
+    for record in records:
+        cluster.wait(record, "done")
+
+
+def test_run_that_always_fails_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
+    options = ["--max-faults", "1"]
+    record = cluster.submit(tmp_path / "run", *options, overrides=("--train.save_every_images=0",))
+    until(lambda: len(cluster.ranks(record)) == 1, 30, log_of(record))
+    kill(cluster.ranks(record)[0])
+    until(lambda: bool(ends(record)), 30, log_of(record))
+    assert ends(record) == [("fault", "give up")]
+    until(lambda: status.rows([record])[0].state == "failed", 30, log_of(record))
+    row = status.rows([record])[0]
+    assert re.search(r"task 0: Killed", row.error), row.error
+    kept = status.rows([record])[0].job
+    cluster.submit(tmp_path / "run", "--only-failed")
+    row = cluster.wait(record, "done")
+    assert row.job != kept and row.error == ""
+
+
+def test_signal_to_everything_of_a_step_disturbs_no_helper(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # Clusters that keep a step in a cgroup signal every process in it, compilers' helpers too.
+    overrides = ("--train.compile=noise",)
+    record = cluster.submit(tmp_path / "run", steps=LONG, overrides=overrides)
+    cluster.wait_for_steps(record, 5)
+    rank = cluster.ranks(record)[0]
+    helpers = rank.children(recursive=True)
+    for process in [rank, *helpers]:
+        kill(process, signal.SIGUSR2)
+    until(lambda: bool(ends(record)), 60, log_of(record))
+    assert ends(record) == [("stopped", "requeue")]
+    cluster.wait(record, "done")

@@ -1,0 +1,110 @@
+"""Jobs on the real cluster of four nodes, as a test submits and watches them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny import BATCH, LAUNCH, SCRIPTS
+
+from slurm import commands, status, submit
+from slurm.four_nodes import FourNodes
+from slurm.record import Record
+
+ROOT = LAUNCH.parent
+
+
+class Cluster:
+    """The cluster, and runs of the smallest diffusion model on it."""
+
+    def __init__(self, nodes: FourNodes, config: Path):
+        self.nodes, self.config = nodes, config
+
+    def submit(
+        self, folder: Path, *options: object, overrides: tuple[object, ...] = (), steps: int = 16
+    ) -> Record:
+        """Submit a run of so many steps."""
+        words = [LAUNCH / SCRIPTS["diffusion"], "--config", self.config, "--cluster", "cpu"]
+        words += ["--cpus-per-process", 1]
+        words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options, "--"]
+        words += ["--run.dir", folder, "--run.trackers=[]"]
+        words += [f"--train.total_images={steps * BATCH}", *overrides]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert submit.main([str(word) for word in words]) == 0, said.getvalue()
+        return Record(folder)
+
+    def wait(self, record: Record, *states: str, timeout: float = 150) -> status.Row:
+        """Wait until a run is in one of these states."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            row = status.rows([record])[0]
+            if row.state in states:
+                return row
+            assert row.state not in status.ENDED, f"{row}\n{log_of(record)}"
+            time.sleep(0.3)
+        pytest.fail(f"{row} after {timeout} s\n{log_of(record)}")
+
+    def wait_for_steps(self, record: Record, steps: int, timeout: float = 90) -> None:
+        """Wait until a run has logged so many steps."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            metrics = record.metrics()
+            if metrics and metrics[-1]["step"] >= steps:
+                return
+            time.sleep(0.05)
+        pytest.fail(f"{steps} steps were not made in {timeout} s\n{log_of(record)}")
+
+    def ranks(self, record: Record) -> list[psutil.Process]:
+        """Find the training processes of a run, in order of rank."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                variables = process.environ()
+                if variables.get("DGM_RUN_FOLDER") == str(record.run) and "RANK" in variables:
+                    found.setdefault(int(variables["RANK"]), process)
+        return [found[rank] for rank in sorted(found)]
+
+    def job(self, record: Record) -> str:
+        """Give a run's job."""
+        return record.job()["job"]
+
+    def show(self, record: Record, key: str) -> str:
+        """Give what Slurm says of a run's job."""
+        said = commands.call("scontrol", "show", "job", "-o", self.job(record))
+        return re.findall(rf"\b{key}=(\S*)", said)[0]
+
+
+def log_of(record: Record) -> str:
+    """Read the log of a run, and what Slurm wrote beside it."""
+    paths = [record.log, *record.folder.glob("*/submitit/*.out")]
+    return "\n".join(f"{path}\n{path.read_text()}" for path in paths if path.exists())
+
+
+def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
+def losses_of(run: Path) -> list[float]:
+    """Read the losses of a run, which has logged each step once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["train/loss"] for line in lines]
+
+
+def until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
