@@ -137,7 +137,9 @@ def check_lead(plans: list[Plan], resources: Resources) -> str:
 def check_requeue() -> str:
     """Say what the cluster does with jobs that are to start again."""
     said = commands.call("scontrol", "show", "config")
-    on = any(line.split("=")[-1].strip() == "1" for line in said.splitlines() if "JobRequeue" in line)
+    on = any(
+        line.split("=")[-1].strip() == "1" for line in said.splitlines() if "JobRequeue" in line
+    )
     return "allowed" if on else "the cluster's default is no, but the job asks for it (--requeue)"
 
 

@@ -8,7 +8,6 @@ requeued, or a fault after which they are started again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import runpy
 import shlex
@@ -25,7 +24,7 @@ from typing import NoReturn
 from slurm import commands
 from slurm.ports import free_port
 from slurm.record import Record
-from slurm.verdict import FAULT, MISTAKE, STOPPED, Verdict, judge
+from slurm.verdict import MISTAKE, STOPPED, Verdict, judge
 
 # One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
 # shows each process one GPU only, that one is its first. One thread, as torchrun says too, lets the

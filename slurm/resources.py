@@ -66,7 +66,9 @@ class Resources:
         """Raise SlurmError where a value makes no sense."""
         for name, least in (("gpus_per_node", 0), ("lead_s", 1)):
             if getattr(self, name) < least:
-                raise SlurmError(f"--{_flag(name)} is {getattr(self, name)}: choose {least} or more")
+                raise SlurmError(
+                    f"--{_flag(name)} is {getattr(self, name)}: choose {least} or more"
+                )
         for name in ("processes_per_node", "cpus_per_process"):
             value = getattr(self, name)
             if value is not None and value < 1:

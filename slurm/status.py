@@ -72,10 +72,12 @@ def find_runs(folder: Path) -> list[Record]:
 
 def rows(records: list[Record]) -> list[Row]:
     """Look at runs, asking Slurm once for all."""
-    jobs = {record.run: record.job() for record in records}
-    ids = {job["job"] for job in jobs.values() if job.get("cluster") == "slurm"}
-    known = commands.states(ids)
-    return [_row(record, jobs[record.run], known.get(jobs[record.run].get("job"))) for record in records]
+    jobs = [record.job() for record in records]
+    known = commands.states({job["job"] for job in jobs if job.get("cluster") == "slurm"})
+    return [
+        _row(record, job, known.get(job.get("job", "")))
+        for record, job in zip(records, jobs, strict=True)
+    ]
 
 
 def state_of(record: Record, job: dict[str, Any], slurm: State | None) -> str:
@@ -123,7 +125,7 @@ def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
 def _well(state: str, history: list[dict[str, Any]]) -> bool:
     """Say whether nothing went wrong lately; processes that are told to stop leave errors too."""
     ends = [line for line in history if line["event"] == "end"]
-    if not ends or history[-1]["event"] == "start" and state in ENDED:
+    if not ends or (history[-1]["event"] == "start" and state in ENDED):
         return state not in ENDED
     return state == "done" or ends[-1]["verdict"] in ("done", "stopped")
 
@@ -168,10 +170,10 @@ def table(found: list[Row], folder: Path) -> Table:
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("last error")
     for row in found:
-        name = row.run.relative_to(folder) if row.run != folder else Path(row.run.name)
+        name = row.run.name if row.run == folder else str(row.run.relative_to(folder))
         colour = _COLOURS.get(row.state, "red" if row.state in ENDED else "")
         drawn.add_row(
-            str(name),
+            name,
             row.job,
             f"[{colour}]{row.state}[/]" if colour else row.state,
             f"{row.images_seen:,}",

@@ -218,7 +218,9 @@ def _home(submission: Submission) -> Iterator[None]:
         submission.write()
         yield
     except BaseException:
-        if not any(plan.record.job().get("home") == str(submission.home) for plan in submission.plans):
+        if not any(
+            plan.record.job().get("home") == str(submission.home) for plan in submission.plans
+        ):
             shutil.rmtree(submission.home, ignore_errors=True)
             for folder in submission.home.parents:
                 if folder == existing:
@@ -262,7 +264,13 @@ def run_here(submission: Submission) -> int:
             while waiting and len(running) < submission.asked.options.max_parallel:
                 plan = waiting.pop(0)
                 job = executor.submit(submission.job(plan))
-                note(submission, plan, cluster="local", job=f"local-{job.job_id}", pid=int(job.job_id))
+                note(
+                    submission,
+                    plan,
+                    cluster="local",
+                    job=f"local-{job.job_id}",
+                    pid=int(job.job_id),
+                )
                 print(f"started {plan.run}: see {plan.record.log}", flush=True)
                 running.append((plan, job))
             time.sleep(0.2)

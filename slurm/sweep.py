@@ -90,10 +90,10 @@ def _read_grid(path: Path, grid: Any) -> list[dict[str, Any]]:
         raise SlurmError(f"sweep {path}: grid is {grid!r}; give keys, each with a list of values")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise SlurmError(f"sweep {path}: {key} of the grid is {values!r}; give a list of values")
-    return [
-        dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
-    ]
+            raise SlurmError(
+                f"sweep {path}: {key} of the grid is {values!r}; give a list of values"
+            )
+    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
 
 
 def _flat(keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:

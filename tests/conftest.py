@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 from cluster import Cluster
+from PIL import Image
 from processes import free_port, kill_all
 from tiny import TINY
 

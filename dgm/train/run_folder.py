@@ -24,7 +24,10 @@ from dgm.train.engine import Engine
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
 
-_BEFORE_A_RUN = {".config.yaml.tmp", "slurm"}  # a start that was killed, a job that is to train here
+_BEFORE_A_RUN = {
+    ".config.yaml.tmp",
+    "slurm",
+}  # a start that was killed, a job that is to train here
 
 
 @dataclass(frozen=True)

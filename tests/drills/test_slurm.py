@@ -20,7 +20,7 @@ from slurm.record import Record
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONG = 300  # steps: some seconds, so that it can be met in the middle
-KILLS = int(os.environ.get("DGM_KILLS", "4"))
+KILLS = int(os.environ.get("DGM_KILLS", "3"))
 TWO_NODES = ("--nodes", "2")
 SAVES = ("--train.save_every_images=320",)
 
@@ -82,8 +82,12 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     names = [f"lr=0.00{lr}-seed={seed}" for lr in (1, 2) for seed in (0, 1)]
     assert [record.run.name for record in records] == names
     seen: set[tuple[str, ...]] = set()
+    ports: dict[Path, str] = {}
 
     def look() -> bool:
+        for record in records:
+            for rank in cluster.ranks(record):
+                ports[record.run] = rank.environ()["MASTER_PORT"]
         found = status.rows(records)
         assert all(row.total_images == 60 * BATCH for row in found)
         assert all(row.images_seen == row.total_images for row in found if row.state == "done")
@@ -94,6 +98,7 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     assert all(states.count("running") <= 2 for states in seen)
     assert ("running", "running", "queued", "queued") in seen
     assert {state for states in seen for state in states} == {"queued", "running", "done"}
+    assert len(set(ports.values())) == 4, "tasks of an array met at the same port"
     for record in records:
         assert len(losses_of(record.run)) == 60
         assert (record.folder / "config.yaml").is_file()
@@ -103,17 +108,23 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     cluster: Cluster, peaceful: Path, tmp_path: Path
 ) -> None:
     record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    # Once before the training listens, by way of the job, as at a time limit.
+    until(lambda: len(cluster.ranks(record)) == 2, 30, log_of(record))
+    commands.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
+    until(lambda: bool(ends(record)), 30, log_of(record))
+    assert cluster.wait(record, "requeued").requeues == 0
+    # Then in the middle, each process by itself.
     cluster.wait_for_steps(record, 30)
     told = record.metrics()[-1]["step"]
     commands.call("scancel", "--signal=USR2", cluster.job(record))
-    until(lambda: bool(ends(record)), 30, log_of(record))
+    until(lambda: len(ends(record)) == 2, 30, log_of(record))
     saved = record.images_saved() // BATCH
     assert saved >= told
     assert record.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
-    assert cluster.wait(record, "requeued").requeues == 0
     row = cluster.wait(record, "done")
-    assert row.requeues == 1
-    assert ends(record) == [("stopped", "requeue"), ("done", "nothing")]
+    assert row.requeues == 2
+    stopped = ("stopped", "requeue")
+    assert ends(record) == [stopped, stopped, ("done", "nothing")]
     same_bytes(record, peaceful)
 
 
@@ -137,108 +148,54 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.show(record, "JobState") == "CANCELLED"
 
 
-def test_killed_process_is_started_again_on_the_same_nodes(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
-) -> None:
-    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
-    cluster.wait_for_steps(record, 30)
-    kill(cluster.ranks(record)[1])
-    row = cluster.wait(record, "done")
-    assert row.requeues == 0
-    assert ends(record) == [("fault", "again"), ("done", "nothing")]
-    assert "task 1: Killed" in log_of(record)
-    same_bytes(record, peaceful)
-
-
-def test_dead_node_is_left_behind(cluster: Cluster, peaceful: Path, tmp_path: Path) -> None:
-    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
-    cluster.wait_for_steps(record, 30)
-    node = [line for line in record.history() if line["event"] == "start"][-1]["nodes"][1]
-    cluster.nodes.kill_node(node)
-    died = time.monotonic()
-    try:
-        row = cluster.wait(record, "done")
-        print(f"a node died: done {time.monotonic() - died:.0f} s later")
-        assert row.requeues >= 1
-        last = [line for line in record.history() if line["event"] == "start"][-1]
-        assert node not in last["nodes"]
-        same_bytes(record, peaceful)
-    finally:
-        cluster.nodes.start_node(node)
-        cluster.nodes.wait_until_idle()
-
-
-def test_many_random_kills_leave_the_same_run(
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
     cluster: Cluster, peaceful: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
     overrides = ("--train.save_every_images=80",)
     record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
-    kills = 0
-    between = LONG // (KILLS + 1)
-    while kills < KILLS:
+    between, ports = LONG // (KILLS + 1), set()
+    for number in range(KILLS):
         # Anywhere within a stretch of the run, so that all fall before its end.
-        cluster.wait_for_steps(record, kills * between + chance.randrange(6, between))
+        cluster.wait_for_steps(record, number * between + chance.randrange(6, between))
         victims = cluster.ranks(record)
-        if len(victims) == 2:
-            kill(chance.choice(victims))
-            kills += 1
-            before = len(ends(record))
-            until(lambda before=before: len(ends(record)) > before, 60, log_of(record))
-    cluster.wait(record, "done")
-    assert len(ends(record)) == KILLS + 1
+        ports.add(victims[0].environ()["MASTER_PORT"])
+        kill(chance.choice(victims))
+        until(lambda number=number: len(ends(record)) > number, 60, log_of(record))
+    row = cluster.wait(record, "done")
+    assert ends(record) == [("fault", "again")] * KILLS + [("done", "nothing")]
+    assert row.requeues == 0 and len(ports) == KILLS
+    assert re.search(r"task [01]: Killed", log_of(record))
     print(f"{KILLS} kills: the same bytes")
     same_bytes(record, peaceful)
 
 
 def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
-    cluster: Cluster,
-    peaceful: Path,
-    largest_difference: Callable,
-    tmp_path: Path,
+    cluster: Cluster, run_warm: Callable, largest_difference: Callable, tmp_path: Path
 ) -> None:
-    record = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=SAVES)
+    # At this rate rounding, which differs with the number of processes, does not grow.
+    overrides = (*SAVES, "--optim.lr=1e-4")
+    record = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=overrides)
     cluster.wait_for_steps(record, 30)
     for node in ("n3", "n4"):
         cluster.nodes.kill_node(node)
+    died = time.monotonic()
     try:
-        cluster.wait(record, "done")
+        row = cluster.wait(record, "done")
+        print(f"two nodes died: done {time.monotonic() - died:.0f} s later")
         starts = [line for line in record.history() if line["event"] == "start"]
-        assert (starts[0]["processes"], starts[-1]["processes"]) == (4, 2)
-        difference = largest_difference(losses_of(record.run), losses_of(peaceful))
-        print(f"4 nodes, then 2: differs by {difference:.1e} from 2")
-        assert difference < 1e-5
+        assert starts[0]["nodes"] == ["n1", "n2", "n3", "n4"]
+        assert starts[-1]["nodes"] == ["n1", "n2"] and row.requeues >= 1
     finally:
         for node in ("n3", "n4"):
             cluster.nodes.start_node(node)
         cluster.nodes.wait_until_idle()
-
-
-def test_request_before_the_training_listens_is_kept(cluster: Cluster, tmp_path: Path) -> None:
-    record = cluster.submit(tmp_path / "run", *TWO_NODES)
-    until(lambda: len(cluster.ranks(record)) == 2, 30, log_of(record))
-    commands.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
-    row = cluster.wait(record, "done")
-    assert row.requeues == 1
-    assert ends(record)[0] == ("stopped", "requeue")
-
-
-def test_ports_differ_between_tasks_and_starts(cluster: Cluster, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("grid:\n  run.seed: [0, 1]\n")
-    options = ["--sweep", sweep, *TWO_NODES]
-    base = cluster.submit(tmp_path / "runs", *options, steps=LONG)
-    records = status.find_runs(base.run)
-    for record in records:
-        cluster.wait_for_steps(record, 5)
-    ports = [cluster.ranks(record)[0].environ()["MASTER_PORT"] for record in records]
-    kill(cluster.ranks(records[0])[0])
-    until(lambda: bool(ends(records[0])), 30, log_of(records[0]))
-    until(lambda: len(cluster.ranks(records[0])) == 2, 30, log_of(records[0]))
-    ports.append(cluster.ranks(records[0])[0].environ()["MASTER_PORT"])
-    assert len(set(ports)) == 3
-    for record in records:
-        cluster.wait(record, "done")
+    alone = tmp_path / "alone"
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", record.run / "config.yaml"]
+    assert run_warm(*words, "--run.dir", alone).code == 0
+    difference = largest_difference(losses_of(record.run), losses_of(alone))
+    print(f"4 nodes, then 2: differs by {difference:.1e} from one process")
+    assert difference < 1e-5
 
 
 def test_run_that_always_fails_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
@@ -262,12 +219,12 @@ def test_signal_to_everything_of_a_step_disturbs_no_helper(
 ) -> None:
     # Clusters that keep a step in a cgroup signal every process in it, compilers' helpers too.
     overrides = ("--train.compile=noise",)
-    record = cluster.submit(tmp_path / "run", steps=LONG, overrides=overrides)
+    record = cluster.submit(tmp_path / "run", steps=100_000, overrides=overrides)
     cluster.wait_for_steps(record, 5)
     rank = cluster.ranks(record)[0]
-    helpers = rank.children(recursive=True)
-    for process in [rank, *helpers]:
+    for process in [rank, *rank.children(recursive=True)]:
         kill(process, signal.SIGUSR2)
     until(lambda: bool(ends(record)), 60, log_of(record))
     assert ends(record) == [("stopped", "requeue")]
-    cluster.wait(record, "done")
+    assert record.images_saved() == record.metrics()[-1]["images_seen"]
+    commands.cancel([cluster.job(record)])
