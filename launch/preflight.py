@@ -72,7 +72,7 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
     if config.eval.every_images and (config.data.shards is None or config.data.test_shards):
         find_shards(config.data, "test", build)
     if images is None:  # nothing is known of them before they are built
-        return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "missing"}
+        return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
     with torch.device("meta"):
         parts = module.make_parts(config, images.image_shape, images.num_classes)
     weights = sum(p.numel() * p.element_size() for n in parts.nets.values() for p in n.parameters())

@@ -153,9 +153,9 @@ def check_nodes(paths: list[Path], resources: Resources) -> str:
     try:
         *missing, host = commands.call(*words, "bash", "-c", script, timeout=30).split("\n")[:-1]
     except (SlurmError, ValueError):
-        return "no node was idle to be asked; each start looks"
+        return "none could be asked now whether it sees the run folder; each start looks"
     if missing:
         raise SlurmError(
             f"node {host} does not see {missing[0]}: put it on a disk that all nodes share"
         )
-    return "a node was asked, and sees run folder and shards"
+    return "one was asked, and sees run folder and shards"

@@ -1,6 +1,6 @@
 """A real Slurm cluster of four nodes on this one machine, to try jobs and sweeps on.
 
-    python -m slurm.four_nodes up [DIR]      start it; prints the variable that Slurm's commands want
+    python -m slurm.four_nodes up [DIR]      start it, and say which variable Slurm's commands want
     python -m slurm.four_nodes down [DIR]    end its jobs and daemons
 
 Its daemons are Debian's (`apt-get install slurm-wlm munge`). All of them listen on this machine
@@ -122,9 +122,17 @@ class FourNodes:
             raise SlurmError(f"{self.folder} holds no cluster: name the folder it was started in")
         with contextlib.suppress(subprocess.SubprocessError):
             subprocess.run(
-                [_found("scancel"), "--full", "--signal=KILL", "--state=RUNNING", "--user", _user()],
-                env={**os.environ, **self.environment}, timeout=20, capture_output=True,
-            )  # fmt: skip
+                [
+                    _found("scancel"),
+                    "--full",
+                    "--signal=KILL",
+                    "--state=RUNNING",
+                    f"--user={_user()}",
+                ],
+                env={**os.environ, **self.environment},
+                timeout=20,
+                capture_output=True,
+            )
         for name in NODES:
             self.kill_node(name)
         for name in ("slurmctld", "munged"):
@@ -177,7 +185,7 @@ class FourNodes:
         raise SlurmError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
 
     def _processes_of(self, node: str) -> list[int]:
-        """Find a node's daemon and what it started, which carries its name and our configuration."""
+        """Find a node's daemon and what it started: by its name, and our configuration's path."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

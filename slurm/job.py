@@ -21,7 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import yaml
+
 from slurm import commands
+from slurm.checks import Plan
 from slurm.ports import free_port
 from slurm.record import Record
 from slurm.verdict import MISTAKE, STOPPED, Verdict, judge
@@ -67,19 +70,27 @@ class Job:
         nodes = SlurmNodes(self) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else Here(self)
         sys.exit(_Watch(self, record, nodes).see_through())
 
-    def in_this_process(self) -> None:
-        """Be the trainer, for a debugger: one process, nothing continued by itself."""
-        record = Record(Path(self.run))
-        record.folder.mkdir(parents=True, exist_ok=True)
-        self.snapshot(record)
-        os.environ.update(self.environment)
-        sys.argv = list(self.command[1:])
-        runpy.run_path(sys.argv[0], run_name="__main__")
-
     def snapshot(self, record: Record) -> None:
         """Keep the configuration and the command that were submitted, in the run folder."""
         shutil.copyfile(self.config, record.folder / "config.yaml")
         (record.folder / "command.txt").write_text(shlex.join(self.command) + "\n")
+
+
+def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> None:
+    """Be the trainer, for a debugger: one process of the code as it lies here."""
+    folder = plan.record.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(plan.config, sort_keys=False))
+    os.environ.update(environment)
+    sys.argv = [script, "--config", str(config)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        if not (plan.run / "config.yaml").exists():  # a mistake, met before there was a run
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):
+                plan.run.rmdir()
 
 
 class SlurmNodes:

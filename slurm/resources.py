@@ -127,10 +127,7 @@ class Resources:
 
 def profile_path(name: str) -> Path:
     """Find a profile by name or path; raises SlurmError."""
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-    else:
-        path = PROFILES / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise SlurmError(

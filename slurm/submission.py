@@ -1,0 +1,179 @@
+"""Runs that are submitted together: what is written for them, and how they are handed over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+import yaml
+
+from slurm import commands, status
+from slurm.checks import Plan
+from slurm.errors import SlurmError
+from slurm.job import Job
+from slurm.options import Asked
+from slurm.record import FOLDER
+from slurm.snapshot import copy_code
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Runs that are submitted together, and the folder of what they share."""
+
+    asked: Asked
+    home: Path  # code, configurations, and what submitit writes
+    plans: list[Plan]
+    environment: dict[str, str]
+
+    @property
+    def python(self) -> str:
+        """Give the Python of the nodes."""
+        return self.asked.resources.python or sys.executable
+
+    def job(self, plan: Plan) -> Job:
+        """Describe a run for the node that it will start on."""
+        script = self.home / "code" / "launch" / Path(self.asked.script).name
+        config = self.home / "configs" / f"{plan.name or 'run'}.yaml"
+        snapshot = str(Path(plan.run).absolute() / FOLDER / "config.yaml")
+        resources = self.asked.resources
+        cores = resources.cpus_per_process
+        return Job(
+            run=str(plan.run.absolute()),
+            command=(self.python, str(script), "--config", snapshot),
+            config=str(config),
+            processes=resources.processes,
+            sizes=plan.sizes,
+            environment=self.environment,
+            srun=((f"--cpus-per-task={cores}",) if cores else ()) + tuple(resources.srun),
+            max_faults=self.asked.options.max_faults,
+        )
+
+    def write(self) -> None:
+        """Copy the code and write the configurations."""
+        copy_code(self.home / "code")
+        (self.home / "configs").mkdir()
+        for plan in self.plans:
+            text = yaml.safe_dump(plan.config, sort_keys=False)
+            (self.home / "configs" / f"{plan.name or 'run'}.yaml").write_text(text)
+
+    def executor(self) -> submitit.SlurmExecutor:
+        """Set up submitit for this cluster."""
+        resources, options = self.asked.resources, self.asked.options
+        # In the shell's place, so that Slurm's signals to the batch script reach the job.
+        python = f"exec {shlex.quote(self.python)}"
+        executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
+        more = resources.sbatch_options()
+        executor.update_parameters(
+            job_name=self.home.parents[1].name,
+            array_parallelism=options.max_parallel,
+            setup=[*resources.setup, f"export PYTHONPATH={shlex.quote(str(self.home / 'code'))}"],
+            stderr_to_stdout=True,
+            use_srun=False,  # the job itself starts its processes
+            additional_parameters=more,
+        )
+        return executor
+
+
+@contextlib.contextmanager
+def kept_on_success(submission: Submission) -> Iterator[None]:
+    """Make the submission's folder; take it away again where nothing comes of it."""
+    existing = next(p for p in submission.home.parents if p.exists())
+    submission.home.mkdir(parents=True)
+    try:
+        submission.write()
+        yield
+    except BaseException:
+        if not any(
+            plan.record.job().get("home") == str(submission.home) for plan in submission.plans
+        ):
+            shutil.rmtree(submission.home, ignore_errors=True)
+            for folder in submission.home.parents:
+                if folder == existing:
+                    break
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def submit(submission: Submission) -> list[str]:
+    """Hand the runs to Slurm; gives their ids. Raises SlurmError with Slurm's own message."""
+    executor = submission.executor()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(submission.job(plan)) for plan in submission.plans]
+    except Exception as error:  # of submitit's several kinds, all with sbatch's words in them
+        said = re.findall(r"sbatch: error: (.*)", str(error))
+        raise SlurmError(f"sbatch refuses: {'; '.join(dict.fromkeys(said)) or error}") from None
+    ids = [job.job_id for job in jobs]
+    if not commands.may_requeue(ids[0]):
+        commands.cancel(ids)
+        raise SlurmError(
+            f"the cluster does not let job {ids[0]} be requeued, so a run could not continue by "
+            "itself; it was cancelled: ask the administrators, or use another partition"
+        )
+    for plan, job in zip(submission.plans, ids, strict=True):
+        note(submission, plan, cluster="slurm", job=job)
+    return ids
+
+
+def run_here(submission: Submission) -> int:
+    """Run the same jobs on this machine, some at once, and wait; give the highest exit code."""
+    os.environ["PYTHONPATH"] = str(submission.home / "code")
+    executor = submitit.LocalExecutor(submission.home / "submitit")
+    executor.update_parameters(timeout_min=60 * 24 * 365)
+    codes: list[int] = []
+    running: list[tuple[Plan, Any]] = []
+    waiting = list(submission.plans)
+    try:
+        while waiting or running:
+            while waiting and len(running) < submission.asked.options.max_parallel:
+                plan = waiting.pop(0)
+                job = executor.submit(submission.job(plan))
+                note(
+                    submission,
+                    plan,
+                    cluster="local",
+                    job=f"local-{job.job_id}",
+                    pid=int(job.job_id),
+                )
+                print(f"started {plan.run}: see {plan.record.log}", flush=True)
+                running.append((plan, job))
+            time.sleep(0.2)
+            for plan, job in [(plan, job) for plan, job in running if job.done()]:
+                running.remove((plan, job))
+                row = status.rows([plan.record])[0]
+                print(f"{row.state}: {plan.run}{': ' * bool(row.error)}{row.error}", flush=True)
+                codes.append(0 if row.state == "done" else _code_of(plan))
+    except KeyboardInterrupt:
+        for _, job in running:
+            job._interrupt()
+        print("stopping: the runs save; the same command continues", flush=True)
+        while not all(job.done() for _, job in running):
+            time.sleep(0.2)
+        return 75
+    return max(codes)
+
+
+def _code_of(plan: Plan) -> int:
+    ends = [line for line in plan.record.history() if line["event"] == "end"]
+    return {"mistake": 2, "stopped": 75}.get(ends[-1]["verdict"] if ends else "", 1)
+
+
+def note(submission: Submission, plan: Plan, **job: Any) -> None:
+    """Write the job into its run folder, where status and the next submission look."""
+    command = ["python", "-m", "slurm.submit", *sys.argv[1:]]
+    total = plan.config["train"]["total_images"]
+    shared = {"home": str(submission.home), "command": command, "set": plan.name}
+    plan.record.write_job({**job, **shared, "total_images": total})
+    plan.record.add("submitted", job=job["job"])

@@ -1,0 +1,114 @@
+"""The command line of slurm.submit: flags, profiles, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slurm.errors import SlurmError
+from slurm.launcher import read_accelerate
+from slurm.options import read_options
+from slurm.resources import PROFILES, Resources
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "launch" / "train_ddpm.py")
+
+
+def test_flags_win_over_the_profile(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        "partition: gpu\ntime: 12:00:00\nnodes: 4\ngpus_per_node: 8\nmax_parallel: 3\n"
+        "setup:\n  - module load cuda\nsbatch: {mail-type: FAIL}\n"
+    )
+    asked = read_options(
+        [SCRIPT, "--cluster", str(profile), "--nodes", "2-3", "--dry-run", "--", "--optim.lr", "1"]
+    )
+    found = asked.resources
+    assert (found.partition, found.nodes, found.gpus_per_node) == ("gpu", "2-3", 8)
+    assert (found.time, found.time_s, found.setup) == ("12:00:00", 43200, ["module load cuda"])
+    assert found.processes == 8 and found.node_range == (2, 3)
+    assert asked.options.dry_run and asked.options.max_parallel == 3
+    assert asked.overrides == ["--optim.lr", "1"]
+    options = found.sbatch_options()
+    assert options["mail-type"] == "FAIL" and options["time"] == "12:00:00"
+    assert options["requeue"] is True and options["signal"] == "B:USR2@120"
+    # Tasks of each node would have Slurm give the fewest nodes.
+    assert options["mincpus"] == 8 and "ntasks-per-node" not in options
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("30", 1800), ("10:30", 630), ("4:00:00", 14400), ("2-00", 172800), ("1-02:30", 95400)],
+)
+def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
+    assert Resources(time=time).time_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--nodes", "0"], ["--nodes is 0"]),
+        (["--nodes", "4-2"], ["--nodes is 4-2", "MIN-MAX"]),
+        (["--nodes", "some"], ["--nodes is some"]),
+        (["--gpus-per-node", "-1"], ["--gpus-per-node is -1"]),
+        (["--gpus-per-node", "few"], ["gpus_per_node", "few"]),
+        (["--gpus-per-node", "2", "--processes-per-node", "3"], ["each process wants its own"]),
+        (["--cpus-per-process", "0"], ["--cpus-per-process is 0"]),
+        (["--time", "soon"], ["--time is soon"]),
+        (["--time", "2", "--lead-s", "120"], ["--lead-s is 120", "--time 2"]),
+        (["--max-faults", "0"], ["--max-faults is 0"]),
+        (["--partitoin", "gpu"], ["partitoin"]),
+        (["--cluster", "moon"], ["--cluster moon", "choose local, debug, cpu, default"]),
+        (["--cluster", "local", "--nodes", "2"], ["--cluster local is one node"]),
+        (["--cluster", "debug", "--processes-per-node", "2", "--gpus-per-node", "0"], ["debug"]),
+    ],
+)
+def test_mistakes_on_the_command_line_name_themselves(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(SlurmError) as caught:
+        read_options([SCRIPT, *words])
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_in_a_profile_name_the_file(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    for text, part in (("gpus: 3", "unknown key gpus"), ("nodes: [", "not YAML"), ("3", "keys")):
+        profile.write_text(text)
+        with pytest.raises(SlurmError, match=part) as caught:
+            read_options([SCRIPT, "--cluster", str(profile)])
+        assert "mine.yaml" in str(caught.value)
+    profile.write_text("lead_s: soon")
+    with pytest.raises(SlurmError, match=r"mine\.yaml, or the command line: .*lead_s"):
+        read_options([SCRIPT, "--cluster", str(profile)])
+
+
+def test_trainer_that_is_not_there_is_named() -> None:
+    with pytest.raises(SlurmError, match=r"no trainer launch/train_nothing\.py"):
+        read_options(["launch/train_nothing.py"])
+
+
+def test_profiles_that_come_along_can_be_read() -> None:
+    for path in PROFILES.glob("*.yaml"):
+        read_options([SCRIPT, "--cluster", path.stem])
+
+
+def test_engine_is_read_from_the_file_of_accelerate() -> None:
+    engines = ROOT / "launch" / "configs" / "accelerate"
+    assert "ACCELERATE_USE_DEEPSPEED" not in read_accelerate(engines / "ddp.yaml")
+    found = read_accelerate(engines / "zero3_offload.yaml")
+    assert found["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert found["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] == "cpu"
+
+
+def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "accelerate.yaml"
+    path.write_text("distributed_type: FSDP\n")
+    with pytest.raises(SlurmError, match=r"accelerate\.yaml asks for distributed_type FSDP"):
+        read_accelerate(path)
+    with pytest.raises(SlurmError, match="cannot be read"):
+        read_accelerate(tmp_path / "nothing.yaml")
+    path.write_text("- a\n")
+    with pytest.raises(SlurmError, match="not a YAML file of keys"):
+        read_accelerate(path)

@@ -1,0 +1,104 @@
+"""The state of a run, from what Slurm says and what the run wrote down."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from slurm import status
+from slurm.commands import State
+from slurm.record import Record
+
+START = {"event": "start", "restart": 0, "processes": 2}
+STOPPED = {"event": "end", "verdict": "stopped"}
+FAULT = {"event": "end", "verdict": "fault"}
+DONE = {"event": "end", "verdict": "done"}
+SUBMITTED = {"event": "submitted"}
+
+
+def make(run: Path, history: list[dict], job: dict | None = None) -> Record:
+    record = Record(run)
+    record.folder.mkdir(parents=True)
+    record.write_job({"cluster": "slurm", "job": "7"} if job is None else job)
+    lines = "".join(json.dumps(line) + "\n" for line in [SUBMITTED, *history])
+    (record.folder / "history.jsonl").write_text(lines)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("slurm", "history", "expected"),
+    [
+        (State("PENDING", "Resources"), [], "queued"),
+        (State("PENDING", "BeginTime"), [START, STOPPED], "requeued"),
+        (State("PENDING", "JobHeldAdmin"), [START, FAULT], "held"),
+        (State("PENDING", "launch failed requeued held"), [START], "held"),
+        (State("RUNNING"), [START], "running"),
+        (State("RUNNING"), [START, FAULT, START], "running"),
+        (State("COMPLETING"), [START, DONE], "done"),
+        (State("COMPLETED"), [START, DONE], "done"),
+        (State("FAILED"), [START, FAULT], "failed"),
+        (State("TIMEOUT"), [START], "timed out"),
+        (State("OUT_OF_MEMORY"), [START], "out of memory"),
+        (State("CANCELLED"), [], "cancelled"),
+        (State("NODE_FAIL"), [START], "failed"),
+        (None, [START, DONE], "done"),  # Slurm has forgotten it, and keeps no accounts
+        (None, [START, FAULT], "failed"),
+        (None, [START, STOPPED], "stopped"),
+        (None, [START], "lost"),
+    ],
+)
+def test_states(tmp_path: Path, slurm: State | None, history: list[dict], expected: str) -> None:
+    record = make(tmp_path / "run", history)
+    assert status.state_of(record, record.job(), slurm) == expected
+
+
+def test_what_was_before_the_last_submission_does_not_count(tmp_path: Path) -> None:
+    record = make(tmp_path / "run", [START, FAULT, SUBMITTED])
+    assert status.state_of(record, record.job(), State("PENDING")) == "queued"
+    assert status.state_of(record, record.job(), None) == "lost"
+    longer = make(tmp_path / "longer", [START, DONE, SUBMITTED])
+    assert status.state_of(longer, longer.job(), State("PENDING")) == "queued"
+
+
+def test_run_on_this_machine_lives_as_long_as_its_process(tmp_path: Path) -> None:
+    job = {"cluster": "local", "job": "local-1", "pid": os.getpid()}
+    record = make(tmp_path / "run", [START], job)
+    assert status.state_of(record, record.job(), None) == "running"
+    dead = make(tmp_path / "dead", [START], {**job, "pid": 2**22 - 1})
+    assert status.state_of(dead, dead.job(), None) == "lost"
+
+
+def test_row_tells_how_far_a_run_is(tmp_path: Path) -> None:
+    history = [START, {**STOPPED}, {**START, "restart": 1}, FAULT]
+    record = make(tmp_path / "run", history)
+    (record.run / "config.yaml").write_text("train:\n  total_images: 1000\n")
+    lines = [{"images_seen": 100 * n, "time/images_per_s": 50, "train/loss": 1 / n} for n in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (record.run / "metrics.jsonl").write_text(text + '{"torn')
+    record.log.write_text(
+        "fine\nTraceback (most recent call last):\n  File x\nRuntimeError: [gone] away\nmore\n"
+    )
+    (record.run / "checkpoints" / "000000300").mkdir(parents=True)
+    job = {"job": "7", "cluster": "slurm"}
+    row = status._row(record, job, State("FAILED"))
+    assert (row.state, row.images_seen, row.total_images) == ("failed", 300, 1000)
+    assert (row.images_per_s, row.loss, row.left_s) == (50, 0.5, 14)
+    assert (row.requeues, row.processes) == (1, 2)
+    assert row.error == "RuntimeError: [gone] away"
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(status.table([row], tmp_path))
+    shown = console.export_text()
+    assert "RuntimeError: [gone] away" in shown and "0:00:14" in shown and "│ run" in shown
+
+
+def test_run_that_was_never_submitted_is_shown_too(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"images_seen": 5, "train/vae/loss": 2.0}\n')
+    (found,) = status.find_runs(tmp_path)
+    row = status._row(found, found.job(), None)
+    assert (row.state, row.images_seen, row.loss) == ("by hand", 5, 2.0)
