@@ -44,7 +44,7 @@ class Resources:
     srun: list[str] = field(default_factory=list)
     """More options of srun, for instance of a container: --container-image=..."""
     sbatch: dict[str, str] = field(default_factory=dict)
-    """More options of sbatch by name, without dashes: {mail-type: FAIL}."""
+    """More options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
     python: str | None = None
     """Python on the nodes, or inside the container; null is the one that submits."""
 
@@ -122,7 +122,8 @@ class Resources:
             "requeue": True,
             "open-mode": "append",
         }
-        return {name: value for name, value in options.items() if value is not None} | self.sbatch
+        flags = {n: True if v.lower() == "true" else v for n, v in self.sbatch.items()}
+        return {name: value for name, value in options.items() if value is not None} | flags
 
 
 def profile_path(name: str) -> Path:

@@ -99,7 +99,10 @@ def state_of(record: Record, job: dict[str, Any], slurm: State | None) -> str:
         return "stopped" if last["verdict"] == "stopped" else "failed"
     if slurm is not None:
         return _WORDS.get(slurm.name, "failed")
-    return "lost" if job else "by hand"
+    if not job:
+        return "by hand"
+    # Of a task that was taken out of the queue before it began, Slurm remembers nothing.
+    return "lost" if started or job.get("cluster") == "local" else "cancelled"
 
 
 def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:

@@ -114,7 +114,8 @@ def submit(submission: Submission) -> list[str]:
             jobs = [executor.submit(submission.job(plan)) for plan in submission.plans]
     except Exception as error:  # of submitit's several kinds, all with sbatch's words in them
         said = re.findall(r"sbatch: error: (.*)", str(error))
-        raise SlurmError(f"sbatch refuses: {'; '.join(dict.fromkeys(said)) or error}") from None
+        told = "; ".join(dict.fromkeys(said)) or " ".join(str(error).split())
+        raise SlurmError(f"sbatch refuses: {told}") from None
     ids = [job.job_id for job in jobs]
     if not commands.may_requeue(ids[0]):
         commands.cancel(ids)

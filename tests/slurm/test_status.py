@@ -59,7 +59,7 @@ def test_states(tmp_path: Path, slurm: State | None, history: list[dict], expect
 def test_what_was_before_the_last_submission_does_not_count(tmp_path: Path) -> None:
     record = make(tmp_path / "run", [START, FAULT, SUBMITTED])
     assert status.state_of(record, record.job(), State("PENDING")) == "queued"
-    assert status.state_of(record, record.job(), None) == "lost"
+    assert status.state_of(record, record.job(), None) == "cancelled"
     longer = make(tmp_path / "longer", [START, DONE, SUBMITTED])
     assert status.state_of(longer, longer.job(), State("PENDING")) == "queued"
 

@@ -1,0 +1,213 @@
+"""Submitting: what is shown, what is refused, and that nothing is left of what was refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster import Cluster
+from tiny import BATCH, LAUNCH, SCRIPTS
+
+from slurm import checks, commands, status, submit
+from slurm.errors import SlurmError
+from slurm.launcher import read_accelerate
+from slurm.record import Record
+from slurm.resources import Resources
+
+ROOT = LAUNCH.parent
+TRAINER = LAUNCH / SCRIPTS["diffusion"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Callable[..., None]:
+    """Return a check that a submission is refused in one line, and that nothing is left of it."""
+
+    def check(options: list[object], overrides: list[object], *parts: str) -> None:
+        jobs = commands.call("squeue", "--noheader", "--format=%i")
+        words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
+        words += ["--accelerate-config", ROOT / "accelerate_config.yaml", "--"]
+        with pytest.raises(SlurmError) as caught:
+            submit.main([str(w) for w in [*words, f"--run.dir={tmp_path}/runs", *overrides]])
+        told = str(caught.value)
+        assert "\n" not in told and all(part in told for part in parts), told
+        assert not (tmp_path / "runs").exists()
+        assert commands.call("squeue", "--noheader", "--format=%i") == jobs
+        assert "sbatch: error" not in capsys.readouterr().err
+
+    return check
+
+
+def test_partition_that_does_not_exist_is_told_in_slurms_words(refused: Callable) -> None:
+    refused(["--partition", "moon"], [], "sbatch refuses", "Invalid partition name specified")
+
+
+def test_unknown_key_is_named_with_its_set_and_nothing_is_submitted(
+    refused: Callable, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("sets:\n  good: {optim.lr: 1e-3}\n  bad: {optim.lrr: 1e-3}\n")
+    refused(["--sweep", sweep], [], "set bad: ", "optim.lrr")
+
+
+def test_bad_value_counts_the_other_bad_sets(refused: Callable, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid:\n  train.keep_checkpoints: [0, -1, 3]\n")
+    parts = ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets are bad too"]
+    refused(["--sweep", sweep], [], *parts)
+
+
+def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    same = tmp_path / "same"
+    sweep.write_text(f"sets:\n  a: {{run.dir: {same}}}\n  b: {{run.dir: {same}/}}\n")
+    refused(["--sweep", sweep], [], "the sets a and b have the same run folder", str(same))
+    assert not same.exists()
+
+
+def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
+    refused(["--nodes", "3"], [], "train.global_batch 16 does not divide among 3 processes")
+
+
+def test_engine_that_cannot_do_it_is_refused() -> None:
+    zero = read_accelerate(LAUNCH / "configs" / "accelerate" / "zero2.yaml")
+    words = ["--config", str(LAUNCH / "configs" / "ddpm_tiny.yaml"), "--train.float64=true"]
+    with pytest.raises(SlurmError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
+        checks.examine(str(TRAINER), {"": words}, [2], zero, build=False)
+
+
+def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid:\n  run.seed: [0, 1]\n")
+    # Held as it is submitted.
+    profile = tmp_path / "held.yaml"
+    profile.write_text("gpus_per_node: 0\nsbatch: {hold: true}\n")
+    options = ["--sweep", sweep, "--cluster", profile]
+    base = cluster.submit(tmp_path / "runs", *options)
+    records = status.find_runs(base.run)
+    assert [row.state for row in status.rows(records)] == ["held", "held"]
+    old = [record.job()["job"] for record in records]
+    with pytest.raises(SlurmError, match=rf"run folder .* is in use by job {old[0]} \(PENDING\)"):
+        cluster.submit(tmp_path / "runs", *options)
+    cluster.submit(tmp_path / "runs", "--sweep", sweep, "--only-failed")
+    for record in records:
+        cluster.wait(record, "done")
+    assert not any(state.live for state in commands.states(set(old)).values())
+
+
+def test_dry_run_shows_everything_and_leaves_nothing(
+    cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid:\n  optim.lr: [1e-3, 2e-3]\n")
+    words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", "--sweep", sweep, "--dry-run"]
+    words += ["--nodes", "2-4", "--time", "30", "--account", "us", "--max-parallel", "1"]
+    words += ["--accelerate-config", ROOT / "accelerate_config.yaml"]
+    words += ["--", "--run.dir", tmp_path / "runs"]
+    assert submit.main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "#SBATCH --nodes=2-4", "#SBATCH --time=30", "#SBATCH --account=us", "#SBATCH --requeue",
+        "#SBATCH --array=0-1%1", "#SBATCH --signal=B:USR2@120", "#SBATCH --open-mode=append",
+        f"run folder:  {tmp_path}/runs/lr=0.001", f"run folder:  {tmp_path}/runs/lr=0.002",
+        "processes:   2, 4", "# task 1: lr=0.002",
+    ):  # fmt: skip
+        assert line in shown.splitlines(), line
+    assert "train_ddpm.py --config" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_machine_without_slurm_says_so(user_environment: dict[str, str], tmp_path: Path) -> None:
+    environment = {**user_environment, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "slurm.submit", str(TRAINER)],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: there is no Slurm on this machine") and "local" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_on_this_machine_runs_the_same_jobs(
+    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("sets:\n  good: {}\n  bad: {train.ema_halflife_images: 100}\n")
+    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
+    words = ["--cluster", "local", "--processes-per-node", "2", "--max-parallel", "1"]
+    words += ["--config", str(tiny_config), "--sweep", str(sweep)]
+    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml")]
+    (tmp_path / "runs" / "bad").mkdir(parents=True)
+    (tmp_path / "runs" / "bad" / "something").touch()  # its trainer refuses a folder that is used
+    done = subprocess.run(
+        [sys.executable, "-m", "slurm.submit", str(TRAINER), *words, "--", "--run.dir=runs"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "done: runs/good" in done.stdout.splitlines()
+    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in done.stdout
+    good = Record(tmp_path / "runs" / "good")
+    assert good.images_saved() == 16 * BATCH
+    starts = (good.run / "starts.jsonl").read_text().splitlines()
+    assert json.loads(starts[0])["engine"] == "DDP on 2 processes"
+    assert (good.folder / "command.txt").read_text().endswith("slurm/config.yaml\n")
+    kept = yaml.safe_load((good.folder / "config.yaml").read_text())
+    assert kept["run"]["dir"] == "runs/good"
+    code = list((tmp_path / "runs" / "slurm").glob("*/code/snapshot.json"))
+    assert json.loads(code[0].read_text())["git_commit"]
+
+
+def test_debug_is_the_trainer_itself(
+    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
+) -> None:
+    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--cluster", "debug"]
+    words += ["--config", str(tiny_config), "--gpus-per-node", "0"]
+    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml"), "--", "--run.dir=run"]
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert Record(tmp_path / "run").images_saved() == 16 * BATCH
+
+
+def plan(run: Path, checkpoint_bytes: int = 0) -> checks.Plan:
+    config = {"train": {"keep_checkpoints": 3, "global_batch": 16, "total_images": 100}}
+    return checks.Plan("", run, config, (1,), checkpoint_bytes, "")
+
+
+def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> None:
+    lines = [
+        {"time/images_per_s": 8.0, "time/save_s": 50.0},
+        {"time/images_per_s": 8.0, "time/save_s": 40.0, "time/sample_s": 20.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = checks.check_lead([plan(tmp_path)], Resources(lead_s=120))
+    assert "have taken 72.0 s" in told  # a step takes 2 s
+    with pytest.raises(SlurmError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
+        checks.check_lead([plan(tmp_path)], Resources(lead_s=60))
+    assert "no save has been measured" in checks.check_lead([plan(tmp_path / "new")], Resources())
+
+
+def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
+    assert "0.00 GB of" in checks.check_disk([plan(tmp_path / "a", 1000)])
+    with pytest.raises(SlurmError, match=r"checkpoints need \d+\.\d GB, but .* free"):
+        checks.check_disk([plan(tmp_path / "a", 10**15)])
+
+
+def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    resources = Resources(gpus_per_node=0)
+    assert "one was asked" in checks.check_nodes([tmp_path], resources)
+    with pytest.raises(SlurmError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
+        checks.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
+    assert os.environ["SLURM_CONF"] == str(cluster.nodes.config)
