@@ -1,4 +1,4 @@
-# setup, train, test, check, bench: each sets itself up; nothing but Python 3.11 and make is needed.
+# setup, train, test, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,7 +13,7 @@ CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).
 ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup train test check bench clean
+.PHONY: setup train test check bench cluster-up cluster-down clean
 
 setup: $(VENV)/.installed
 
@@ -29,7 +29,7 @@ train: setup
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What to run before every commit: style, types, and the tests that are fast.
 check: setup
@@ -41,6 +41,13 @@ check: setup
 bench: setup
 	$(BIN)/python launch/benchmark.py data
 	$(BIN)/python launch/benchmark.py noise
+
+# A real Slurm cluster of four nodes on this machine, to try jobs and sweeps on.
+cluster-up: setup
+	$(BIN)/python -m slurm.four_nodes up
+
+cluster-down: setup
+	$(BIN)/python -m slurm.four_nodes down
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ def commands() -> list[str]:
 @pytest.mark.timeout(900)  # it takes one to three minutes
 def test_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
     """Each runs as written, but that training is made tiny."""
-    for name in ("launch", "dgm", "shards"):
+    for name in ("launch", "dgm", "shards", "slurm", "accelerate_config.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
@@ -58,6 +58,6 @@ def test_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
 
 
 def test_files_that_the_readme_names_exist() -> None:
-    named = re.findall(r"`((?:launch|dgm|shards)/[\w/.]*)`", (ROOT / "README.md").read_text())
+    named = re.findall(r"`((?:launch|dgm|shards|slurm)/[\w/.]*)`", (ROOT / "README.md").read_text())
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]

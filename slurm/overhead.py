@@ -1,0 +1,120 @@
+"""How long a job takes from its start to its first step: `python -m slurm.overhead FOLDER`.
+
+It submits the smallest run several times to the cluster that is there, and takes apart where the
+time goes. Imports are measured apart: all modules that such a run imports, by a process that does
+nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from slurm.record import Record
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "launch" / "configs" / "ddpm_tiny.yaml"
+TRAINER = ROOT / "launch" / "train_ddpm.py"
+OVERRIDES = ("--run.trackers=[]", "--train.total_images=16")
+
+
+_IMPORT_ALL = """
+import contextlib, importlib, sys
+for name in sys.stdin.read().split():
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+"""
+
+
+def imports_s(*words: str) -> float:
+    """Measure how long Python takes to start and to import all that a program imports, s."""
+    command = [sys.executable, "-X", "importtime", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    began = time.monotonic()
+    command = [sys.executable, "-c", _IMPORT_ALL]
+    subprocess.run(command, cwd=ROOT, input="\n".join(names), capture_output=True, text=True)
+    return time.monotonic() - began
+
+
+def clock_error_s() -> float:
+    """Measure by how much the kernel's times of birth lie before our clock, s."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    now = time.time()
+    born = psutil.Process(process.pid).create_time()
+    process.communicate(b"\n")
+    return now - born
+
+
+def processes(text: str, variable: str = "") -> list[psutil.Process]:
+    """Find processes by a part of their command line and a variable of their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            named = any(text in word for word in process.cmdline())
+            if named and (not variable or variable in process.environ()):
+                found.append(process)
+    return found
+
+
+def measure(folder: Path, cluster: str) -> dict[str, float]:
+    """Submit a run; give the seconds of each part of its start."""
+    words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--config", str(CONFIG)]
+    words += ["--cluster", cluster, "--", f"--run.dir={folder}", *OVERRIDES]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    record = Record(folder)
+    batch = trainer = None
+    until = time.monotonic() + 120
+    while not record.metrics():
+        if time.monotonic() > until:
+            raise SystemExit(f"error: no step in two minutes: see {record.log}")
+        if batch is None:
+            batch = next(iter(processes(f"{folder}/slurm/")), None)
+        if batch is not None and trainer is None:
+            trainer = next(iter(processes("train_ddpm.py", "RANK")), None)
+        time.sleep(0.01)
+    first_step = (folder / "metrics.jsonl").stat().st_mtime
+    started = next(line["time"] for line in record.history() if line["event"] == "start")
+    assert batch is not None and trainer is not None
+    error = clock_error_s()
+    return {
+        "job": started - batch.create_time() - error,
+        "srun": trainer.create_time() + error - started,
+        "trainer": first_step - trainer.create_time() - error,
+    }
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.overhead", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a new folder that the nodes see")
+    parser.add_argument("--cluster", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    found = []
+    for number in range(asked.repeats):
+        found.append(measure(asked.folder.absolute() / f"run-{number}", asked.cluster))
+        alone = ["--config", str(CONFIG), f"--run.dir={asked.folder}/alone-{number}", *OVERRIDES]
+        found[-1]["job's imports"] = imports_s("-c", "import submitit.core._submit, slurm.job")
+        found[-1]["trainer's imports"] = imports_s(str(TRAINER), *alone)
+    median = {key: statistics.median(one[key] for one in found) for key in found[0]}
+    print("| part | s, median |\n|---|---|")
+    for key, value in median.items():
+        print(f"| {key} | {value:.2f} |")
+    own = [
+        one["job"] + one["trainer"] - one["job's imports"] - one["trainer's imports"]
+        for one in found
+    ]
+    print(f"| our own: job and trainer without imports | {statistics.median(own):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
