@@ -41,7 +41,7 @@ if ! [ -d "$DGM_RUN_FOLDER" ]; then
 fi
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-case ${CUDA_VISIBLE_DEVICES-,} in *,*) ;; *) export LOCAL_RANK=0 ;; esac
+case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
 exec "$@"
 """
 
@@ -53,6 +53,7 @@ class Job:
     run: str  # its folder
     command: tuple[str, ...]  # python, the trainer, and its configuration as it was submitted
     config: str  # that configuration's file
+    submission: str  # its name, under which starts and ends are written down
     processes: int = 1  # on each node
     sizes: tuple[int, ...] = (1,)  # numbers of processes among which its batch divides
     environment: dict[str, str] = field(default_factory=dict)  # which chooses the engine
@@ -167,7 +168,8 @@ class _Watch:
             if verdict.next == "requeue":
                 why_not = self.nodes.requeue()
                 if why_not is None:
-                    time.sleep(120)  # Slurm ends this start
+                    time.sleep(600)  # Slurm ends this start
+                    why_not = "Slurm took the request, and did nothing for ten minutes"
                 say(f"not requeued: {why_not}")
             return verdict.code
         raise AssertionError("a run was started a million times")
@@ -188,42 +190,46 @@ class _Watch:
 
     def attempt(self, hosts: list[str], number: int) -> Verdict:
         """Start the processes, wait for their end, and judge."""
-        saved, faults = self.record.images_saved(), self.record.fruitless()
-        place = f"{self.nodes.id}.{self.nodes.restart}.{number}"
-        count = len(hosts) * self.job.processes
-        self.record.add(
-            "start", job=self.nodes.id, restart=self.nodes.restart, attempt=number,
-            nodes=hosts, processes=count, images=saved,
-        )  # fmt: skip
+        record, job, nodes = self.record, self.job, self.nodes
+        saved, faults = record.images_saved(), record.fruitless(job.submission)
+        place = f"{nodes.id}.{nodes.restart}.{number}"
+        count = len(hosts) * job.processes
+        who = {"submission": job.submission, "job": nodes.id, "restart": nodes.restart}
+        record.add("start", **who, nodes=hosts, processes=count, images=saved)
         say(f"start {place} on {', '.join(hosts)}: {count} processes")
+        code, said = self.run_processes(hosts, place)
+        now = record.images_saved()
+        verdict = judge(code, said, self.asked, now > saved, faults, job.max_faults)
+        record.add(
+            "end", **who, code=code, codes=said, verdict=verdict.name, next=verdict.next,
+            progress=now > saved, images=now,
+        )  # fmt: skip
+        say(f"end {place}: {verdict.name} (code {code}), then: {verdict.next}")
+        return verdict
+
+    def run_processes(self, hosts: list[str], place: str) -> tuple[int, list[int]]:
+        """Run the processes to their end; give the code of all, and those they left behind."""
+        if self.asked:
+            return STOPPED, []
         codes = self.record.folder / f".codes-{place}"
         codes.touch()
         environment = {
             **self.job.environment,
-            "WORLD_SIZE": str(count),
+            "WORLD_SIZE": str(len(hosts) * self.job.processes),
             "LOCAL_WORLD_SIZE": str(self.job.processes),
             "MASTER_PORT": str(free_port(place)),
             "DGM_EXIT_CODES": str(codes),
             "DGM_RUN_FOLDER": self.job.run,
             "PYTHONUNBUFFERED": "1",
         }
-        code = STOPPED
-        if not self.asked:
-            self.child = self.nodes.start(hosts, environment)
-            if self.asked:  # between the two lines above
-                self.child.send_signal(signal.SIGUSR2)
-            code = self.child.wait()
-            self.child = None
+        self.child = self.nodes.start(hosts, environment)
+        if self.asked:  # as it started
+            self.child.send_signal(signal.SIGUSR2)
+        code = self.child.wait()
+        self.child = None
         said = [int(line) for line in codes.read_text().split()]
         codes.unlink()
-        progress = self.record.images_saved() > saved
-        verdict = judge(code, said, self.asked, progress, faults, self.job.max_faults)
-        self.record.add(
-            "end", code=code, codes=said, verdict=verdict.name, progress=progress,
-            next=verdict.next, images=self.record.images_saved(),
-        )  # fmt: skip
-        say(f"end {place}: {verdict.name} (code {code}), then: {verdict.next}")
-        return verdict
+        return code, said
 
 
 def say(text: str) -> None:

@@ -63,13 +63,11 @@ class Record:
         """Give what the trainer logged."""
         return list(_lines(self.run / "metrics.jsonl"))
 
-    def fruitless(self) -> int:
-        """Count the starts that came to nothing, one after another, up to now."""
+    def fruitless(self, submission: str) -> int:
+        """Count the starts of a submission that came to nothing, in a row, up to now."""
         count = 0
         for line in self.history():
-            if line["event"] == "submitted":
-                count = 0
-            elif line["event"] == "end":
+            if line["event"] == "end" and line["submission"] == submission:
                 count = count + 1 if line["verdict"] == "fault" and not line["progress"] else 0
         return count
 

@@ -82,11 +82,11 @@ def rows(records: list[Record]) -> list[Row]:
 
 def state_of(record: Record, job: dict[str, Any], slurm: State | None) -> str:
     """Name a run's state, from Slurm and from what the job itself wrote down."""
-    history = record.history()
+    history = _of_this_job(record, job)
     last = history[-1] if history else {}
     if last.get("verdict") == "done":
         return "done"
-    started = any(line["event"] == "start" for line in _of_this_job(history))
+    started = bool(history)
     if slurm is not None and slurm.live:
         if slurm.held:
             return "held"
@@ -109,7 +109,8 @@ def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
     metrics = record.metrics()
     last = metrics[-1] if metrics else {}
     losses = [value for key, value in last.items() if re.fullmatch(r"train/(\w+/)?loss", key)]
-    starts = [line for line in _of_this_job(record.history()) if line["event"] == "start"]
+    history = _of_this_job(record, job)
+    starts = [line for line in history if line["event"] == "start"]
     state = state_of(record, job, slurm)
     return Row(
         run=record.run,
@@ -121,7 +122,7 @@ def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
         loss=losses[0] if losses else None,
         requeues=max((line["restart"] for line in starts), default=0),
         processes=starts[-1]["processes"] if starts else None,
-        error="" if _well(state, record.history()) else last_error(record.log),
+        error="" if _well(state, history) else last_error(record.log),
     )
 
 
@@ -133,10 +134,9 @@ def _well(state: str, history: list[dict[str, Any]]) -> bool:
     return state == "done" or ends[-1]["verdict"] in ("done", "stopped")
 
 
-def _of_this_job(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _of_this_job(record: Record, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Leave out what came before the run was submitted last."""
-    begins = [n for n, line in enumerate(history) if line["event"] == "submitted"]
-    return history[begins[-1] :] if begins else history
+    return [line for line in record.history() if line["submission"] == job.get("submission")]
 
 
 def _total_images(record: Record) -> int:

@@ -52,6 +52,7 @@ class Submission:
             run=str(plan.run.absolute()),
             command=(self.python, str(script), "--config", snapshot),
             config=str(config),
+            submission=self.home.name,
             processes=resources.processes,
             sizes=plan.sizes,
             environment=self.environment,
@@ -95,7 +96,7 @@ def kept_on_success(submission: Submission) -> Iterator[None]:
         yield
     except BaseException:
         if not any(
-            plan.record.job().get("home") == str(submission.home) for plan in submission.plans
+            plan.record.job().get("submission") == submission.home.name for plan in submission.plans
         ):
             shutil.rmtree(submission.home, ignore_errors=True)
             for folder in submission.home.parents:
@@ -175,6 +176,5 @@ def note(submission: Submission, plan: Plan, **job: Any) -> None:
     """Write the job into its run folder, where status and the next submission look."""
     command = ["python", "-m", "slurm.submit", *sys.argv[1:]]
     total = plan.config["train"]["total_images"]
-    shared = {"home": str(submission.home), "command": command, "set": plan.name}
+    shared = {"submission": submission.home.name, "command": command, "set": plan.name}
     plan.record.write_job({**job, **shared, "total_images": total})
-    plan.record.add("submitted", job=job["job"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from slurm.job import RANK
 from slurm.ports import free_port
 from slurm.record import Record
 from slurm.verdict import judge
@@ -42,11 +44,10 @@ def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path)
     record = Record(tmp_path)
     record.folder.mkdir()
     for progress, expected in ((False, 1), (False, 2), (True, 0), (False, 1)):
-        record.add("start", images=0)
-        record.add("end", verdict="fault", progress=progress)
-        assert record.fruitless() == expected
-    record.add("submitted", job="2")  # by a person, who may have mended it
-    assert record.fruitless() == 0
+        record.add("start", submission="first", images=0)
+        record.add("end", submission="first", verdict="fault", progress=progress)
+        assert record.fruitless("first") == expected
+    assert record.fruitless("second") == 0  # by a person, who may have mended it
 
 
 def test_port_is_free_and_another_for_each_start() -> None:
@@ -58,3 +59,30 @@ def test_port_is_free_and_another_for_each_start() -> None:
     with socket.socket() as taken:
         taken.bind(("", first))
         assert free_port("7.0.0") == first + 1
+
+
+def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Start a process as srun would; it shows what it was told."""
+    given = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    given |= {"SLURMD_NODENAME": "n2", "DGM_RUN_FOLDER": str(folder), "PATH": "/usr/bin:/bin"}
+    given |= {"DGM_EXIT_CODES": str(folder.parent / "codes"), **variables}
+    show = 'echo "$1" $RANK $LOCAL_RANK $MASTER_ADDR $OMP_NUM_THREADS'
+    words = ["bash", "-c", RANK, "rank", "bash", "-c", show, "show", "two words"]
+    return subprocess.run(words, env=given, capture_output=True, text=True)
+
+
+def test_process_is_told_its_place_in_torchs_words(tmp_path: Path) -> None:
+    assert rank(tmp_path).stdout == "two words 3 1 10.0.0.7 1\n"
+    both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
+    assert both.stdout == "two words 3 1 10.0.0.7 4\n"
+    assert rank(tmp_path, CUDA_VISIBLE_DEVICES="").stdout == "two words 3 1 10.0.0.7 1\n"
+    # Where each process is shown its own GPU only, that is its first.
+    assert rank(tmp_path, CUDA_VISIBLE_DEVICES="1").stdout == "two words 3 0 10.0.0.7 1\n"
+
+
+def test_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None:
+    done = rank(tmp_path / "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: node n2 does not see {tmp_path}/nowhere: put run.dir on a disk")
+    assert (tmp_path / "codes").read_text() == "2\n"  # a mistake, after which nothing is retried

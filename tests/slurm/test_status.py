@@ -13,18 +13,18 @@ from slurm import status
 from slurm.commands import State
 from slurm.record import Record
 
-START = {"event": "start", "restart": 0, "processes": 2}
-STOPPED = {"event": "end", "verdict": "stopped"}
-FAULT = {"event": "end", "verdict": "fault"}
-DONE = {"event": "end", "verdict": "done"}
-SUBMITTED = {"event": "submitted"}
+START = {"event": "start", "submission": "now", "restart": 0, "processes": 2}
+STOPPED = {"event": "end", "submission": "now", "verdict": "stopped"}
+FAULT = {"event": "end", "submission": "now", "verdict": "fault"}
+DONE = {"event": "end", "submission": "now", "verdict": "done"}
 
 
 def make(run: Path, history: list[dict], job: dict | None = None) -> Record:
     record = Record(run)
     record.folder.mkdir(parents=True)
-    record.write_job({"cluster": "slurm", "job": "7"} if job is None else job)
-    lines = "".join(json.dumps(line) + "\n" for line in [SUBMITTED, *history])
+    job = {"cluster": "slurm", "job": "7"} if job is None else job
+    record.write_job({**job, "submission": "now"})
+    lines = "".join(json.dumps(line) + "\n" for line in history)
     (record.folder / "history.jsonl").write_text(lines)
     return record
 
@@ -57,10 +57,11 @@ def test_states(tmp_path: Path, slurm: State | None, history: list[dict], expect
 
 
 def test_what_was_before_the_last_submission_does_not_count(tmp_path: Path) -> None:
-    record = make(tmp_path / "run", [START, FAULT, SUBMITTED])
+    before = [{**line, "submission": "before"} for line in (START, FAULT, START, DONE)]
+    record = make(tmp_path / "run", before[:2])
     assert status.state_of(record, record.job(), State("PENDING")) == "queued"
     assert status.state_of(record, record.job(), None) == "cancelled"
-    longer = make(tmp_path / "longer", [START, DONE, SUBMITTED])
+    longer = make(tmp_path / "longer", before)
     assert status.state_of(longer, longer.job(), State("PENDING")) == "queued"
 
 
@@ -83,8 +84,7 @@ def test_row_tells_how_far_a_run_is(tmp_path: Path) -> None:
         "fine\nTraceback (most recent call last):\n  File x\nRuntimeError: [gone] away\nmore\n"
     )
     (record.run / "checkpoints" / "000000300").mkdir(parents=True)
-    job = {"job": "7", "cluster": "slurm"}
-    row = status._row(record, job, State("FAILED"))
+    row = status._row(record, record.job(), State("FAILED"))
     assert (row.state, row.images_seen, row.total_images) == ("failed", 300, 1000)
     assert (row.images_per_s, row.loss, row.left_s) == (50, 0.5, 14)
     assert (row.requeues, row.processes) == (1, 2)
