@@ -8,6 +8,7 @@ requeued, or a fault after which they are started again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import runpy
 import shlex
@@ -19,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -70,6 +71,12 @@ class Job:
         self.snapshot(record)
         nodes = SlurmNodes(self) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else Here(self)
         sys.exit(_Watch(self, record, nodes).see_through())
+
+    @staticmethod
+    def read(path: Path) -> Job:
+        """Read a job that was written as JSON."""
+        found: dict[str, Any] = json.loads(path.read_text())
+        return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
     def snapshot(self, record: Record) -> None:
         """Keep the configuration and the command that were submitted, in the run folder."""
@@ -235,3 +242,7 @@ class _Watch:
 def say(text: str) -> None:
     """Write a line of the job's own into the log."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job: {text}", flush=True)
+
+
+if __name__ == "__main__":  # on this machine; on a cluster submitit calls the job
+    Job.read(Path(sys.argv[1]))()

@@ -31,8 +31,8 @@ class Options:
     process)."""
     accelerate_config: str = "accelerate_config.yaml"
     """File that chooses the engine, as for accelerate launch."""
-    max_parallel: int = 64
-    """Tasks of an array that run at once; with local, runs at once."""
+    max_parallel: int | None = None
+    """Tasks of an array that run at once; null is 64, on this machine 1."""
     max_faults: int = 3
     """Starts in a row that may fail without a new checkpoint before a run is given up."""
     only_failed: bool = False
@@ -87,9 +87,10 @@ def _check(asked: Asked) -> None:
     if not Path(asked.script).is_file():
         raise SlurmError(f"there is no trainer {asked.script}: choose one of launch/train_*.py")
     for name in ("max_parallel", "max_faults"):
-        if getattr(options, name) < 1:
+        value = getattr(options, name)
+        if value is not None and value < 1:
             flag = name.replace("_", "-")
-            raise SlurmError(f"--{flag} is {getattr(options, name)}: choose 1 or more")
+            raise SlurmError(f"--{flag} is {value}: choose 1 or more")
     if options.cluster in NOT_SLURM and asked.resources.node_range[0] > 1:
         raise SlurmError(f"--cluster {options.cluster} is one node: leave out --nodes")
     if options.cluster == "debug" and (options.sweep or asked.resources.processes > 1):

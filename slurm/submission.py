@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -77,7 +81,7 @@ class Submission:
         more = resources.sbatch_options()
         executor.update_parameters(
             job_name=self.home.parents[1].name,
-            array_parallelism=options.max_parallel,
+            array_parallelism=options.max_parallel or 64,
             setup=[*resources.setup, f"export PYTHONPATH={shlex.quote(str(self.home / 'code'))}"],
             stderr_to_stdout=True,
             use_srun=False,  # the job itself starts its processes
@@ -131,45 +135,40 @@ def submit(submission: Submission) -> list[str]:
 
 def run_here(submission: Submission) -> int:
     """Run the same jobs on this machine, some at once, and wait; give the highest exit code."""
-    os.environ["PYTHONPATH"] = str(submission.home / "code")
-    executor = submitit.LocalExecutor(submission.home / "submitit")
-    executor.update_parameters(timeout_min=60 * 24 * 365)
+    environment = {**os.environ, "PYTHONPATH": str(submission.home / "code")}
     codes: list[int] = []
-    running: list[tuple[Plan, Any]] = []
+    running: dict[subprocess.Popen, Plan] = {}
     waiting = list(submission.plans)
+    most = submission.asked.options.max_parallel or 1
     try:
         while waiting or running:
-            while waiting and len(running) < submission.asked.options.max_parallel:
+            while waiting and len(running) < most:
                 plan = waiting.pop(0)
-                job = executor.submit(submission.job(plan))
-                note(
-                    submission,
-                    plan,
-                    cluster="local",
-                    job=f"local-{job.job_id}",
-                    pid=int(job.job_id),
-                )
+                path = submission.home / "configs" / f"{plan.name or 'run'}.json"
+                path.write_text(json.dumps(dataclasses.asdict(submission.job(plan))))
+                # A session of its own: Ctrl-C is ours, and we pass it on.
+                words = [sys.executable, "-m", "slurm.job", str(path)]
+                job = subprocess.Popen(words, env=environment, start_new_session=True)
+                note(submission, plan, cluster="local", job=f"local-{job.pid}", pid=job.pid)
                 print(f"started {plan.run}: see {plan.record.log}", flush=True)
-                running.append((plan, job))
+                running[job] = plan
             time.sleep(0.2)
-            for plan, job in [(plan, job) for plan, job in running if job.done()]:
-                running.remove((plan, job))
-                row = status.rows([plan.record])[0]
-                print(f"{row.state}: {plan.run}{': ' * bool(row.error)}{row.error}", flush=True)
-                codes.append(0 if row.state == "done" else _code_of(plan))
+            for job in [job for job in running if job.poll() is not None]:
+                codes.append(job.returncode)
+                _say_end(running.pop(job))
     except KeyboardInterrupt:
-        for _, job in running:
-            job._interrupt()
-        print("stopping: the runs save; the same command continues", flush=True)
-        while not all(job.done() for _, job in running):
-            time.sleep(0.2)
+        print("stopping: the runs save; the same command continues them", flush=True)
+        for job, plan in running.items():
+            job.send_signal(signal.SIGUSR2)
+            job.wait()
+            _say_end(plan)
         return 75
     return max(codes)
 
 
-def _code_of(plan: Plan) -> int:
-    ends = [line for line in plan.record.history() if line["event"] == "end"]
-    return {"mistake": 2, "stopped": 75}.get(ends[-1]["verdict"] if ends else "", 1)
+def _say_end(plan: Plan) -> None:
+    row = status.rows([plan.record])[0]
+    print(f"{row.state}: {plan.run}{': ' * bool(row.error)}{row.error}", flush=True)
 
 
 def note(submission: Submission, plan: Plan, **job: Any) -> None:

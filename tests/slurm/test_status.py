@@ -102,3 +102,18 @@ def test_run_that_was_never_submitted_is_shown_too(tmp_path: Path) -> None:
     (found,) = status.find_runs(tmp_path)
     row = status._row(found, found.job(), None)
     assert (row.state, row.images_seen, row.loss) == ("by hand", 5, 2.0)
+
+
+def test_folder_without_runs_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["status", str(tmp_path)])
+    assert status.main() == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: there is no run in {tmp_path}: name a folder"
+    )
+
+
+def test_watching_ends_when_all_runs_have(tmp_path: Path, monkeypatch, capsys) -> None:
+    make(tmp_path / "run", [START, DONE], {"cluster": "local", "job": "local-1", "pid": 2**22 - 1})
+    monkeypatch.setattr("sys.argv", ["status", str(tmp_path), "--watch"])
+    assert status.main() == 0
+    assert "done" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import Cluster
+from cluster import Cluster, until
 from tiny import BATCH, LAUNCH, SCRIPTS
 
 from slurm import checks, commands, status, submit
@@ -165,6 +166,29 @@ def test_sweep_on_this_machine_runs_the_same_jobs(
     assert kept["run"]["dir"] == "runs/good"
     code = list((tmp_path / "runs" / "slurm").glob("*/code/snapshot.json"))
     assert json.loads(code[0].read_text())["git_commit"]
+
+
+def test_ctrl_c_saves_what_runs_on_this_machine(
+    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
+) -> None:
+    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--cluster", "local"]
+    words += ["--config", str(tiny_config), "--gpus-per-node", "0"]
+    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml"), "--", "--run.dir=run"]
+    submitter = subprocess.Popen(
+        [*words, "--train.total_images=100000000", "--train.save_every_images=0"],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        # As in a terminal, whatever started these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    record = Record(tmp_path / "run")
+    until(lambda: bool(record.metrics()), 90, "it did not begin")
+    os.killpg(submitter.pid, signal.SIGINT)
+    said, _ = submitter.communicate(timeout=60)
+    assert submitter.returncode == 75
+    assert said.splitlines()[-1] == "stopped: run"
+    assert record.images_saved() == record.metrics()[-1]["images_seen"]
+    assert not commands.is_alive(record.job()["pid"])
 
 
 def test_debug_is_the_trainer_itself(

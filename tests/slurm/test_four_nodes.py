@@ -1,0 +1,52 @@
+"""The cluster of four nodes, as `make cluster-up` and `make cluster-down` start and end it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from slurm.four_nodes import FourNodes, missing_daemons
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def call(tmp_path: Path):
+    missing = missing_daemons()
+    if missing:
+        pytest.skip(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
+
+    def run(what: str) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-m", "slurm.four_nodes", what, "c"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    yield run
+    if (tmp_path / "c").exists():
+        run("down")
+
+
+def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None:
+    up = call("up")
+    assert up.returncode == 0, up.stderr
+    config = tmp_path / "c" / "slurm.conf"
+    assert f"export SLURM_CONF={config}" in up.stdout
+    environment = {**os.environ, **FourNodes(tmp_path / "c").environment}
+    words = ["srun", "--nodes=4", "bash", "-c", "echo $SLURMD_NODENAME"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30)
+    assert sorted(done.stdout.split()) == ["n1", "n2", "n3", "n4"], done.stderr
+    again = call("up")
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ") and "holds a cluster already" in again.stderr
+    down = call("down")
+    assert down.returncode == 0, down.stderr
+    assert not (tmp_path / "c").exists()
+    for process in psutil.process_iter(["cmdline"]):
+        assert str(tmp_path) not in " ".join(process.info["cmdline"] or [])
+    nothing = call("down")
+    assert nothing.returncode == 2 and "holds no cluster" in nothing.stderr
