@@ -76,7 +76,8 @@ class Job:
     def read(path: Path) -> Job:
         """Read a job that was written as JSON."""
         found: dict[str, Any] = json.loads(path.read_text())
-        return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        found.update({key: tuple(v) for key, v in found.items() if isinstance(v, list)})
+        return Job(**found)
 
     def snapshot(self, record: Record) -> None:
         """Keep the configuration and the command that were submitted, in the run folder."""
