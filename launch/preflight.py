@@ -39,20 +39,17 @@ def main() -> None:
     """Answer the request."""
     request = json.load(sys.stdin)
     trainers = {f"{module.__name__.split('.')[-1]}.py": module for module in FAMILIES.values()}
-    name = Path(request["script"]).name
-    if name not in trainers:
-        raise UserError(
-            f"{request['script']} is no trainer: choose launch/{', launch/'.join(trainers)}"
-        )
+    trainer = trainers.get(Path(request["script"]).name)
     answers = {}
-    for set_name, words in request["sets"].items():
+    for name, words in request["sets"].items():
         try:
+            if trainer is None:
+                known = ", ".join(f"launch/{file}" for file in trainers)
+                raise UserError(f"{request['script']} is no trainer: choose {known}")
             with contextlib.redirect_stdout(sys.stderr):  # what building shards says
-                answers[set_name] = examine(
-                    trainers[name], words, request["processes"], request["build"]
-                )
+                answers[name] = examine(trainer, words, request["processes"], request["build"])
         except (UserError, ShardError) as error:
-            answers[set_name] = {"error": " ".join(str(error).split())}
+            answers[name] = {"error": " ".join(str(error).split())}
     json.dump(answers, sys.stdout)
 
 

@@ -52,12 +52,10 @@ def examine(
         input=json.dumps(request),
         env={**os.environ, **environment, "RANK": "0", "WORLD_SIZE": str(processes[-1])},
         stdout=subprocess.PIPE,
-        stderr=None if build else subprocess.PIPE,
         text=True,
     )
-    if done.returncode != 0:
-        said = (done.stderr or "").strip().splitlines()
-        raise SlurmError(said[-1].removeprefix("error: ") if said else "see the message above")
+    if done.returncode != 0:  # a fault, told above
+        raise SlurmError(f"{script} could not be asked what it makes of its configuration")
     answers = json.loads(done.stdout)
     bad = [(name, answer["error"]) for name, answer in answers.items() if "error" in answer]
     if bad:

@@ -46,7 +46,7 @@ class Resources:
     sbatch: dict[str, str] = field(default_factory=dict)
     """More options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
     python: str | None = None
-    """Python on the nodes, or inside the container; null is the one that submits."""
+    """Python of the trainer, for instance inside the container; null is the one that submits."""
 
     @property
     def node_range(self) -> tuple[int, int]:

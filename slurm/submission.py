@@ -40,11 +40,6 @@ class Submission:
     plans: list[Plan]
     environment: dict[str, str]
 
-    @property
-    def python(self) -> str:
-        """Give the Python of the nodes."""
-        return self.asked.resources.python or sys.executable
-
     def job(self, plan: Plan) -> Job:
         """Describe a run for the node that it will start on."""
         script = self.home / "code" / "launch" / Path(self.asked.script).name
@@ -54,7 +49,7 @@ class Submission:
         cores = resources.cpus_per_process
         return Job(
             run=str(plan.run.absolute()),
-            command=(self.python, str(script), "--config", snapshot),
+            command=(resources.python or sys.executable, str(script), "--config", snapshot),
             config=str(config),
             submission=self.home.name,
             processes=resources.processes,
@@ -76,7 +71,7 @@ class Submission:
         """Set up submitit for this cluster."""
         resources, options = self.asked.resources, self.asked.options
         # In the shell's place, so that Slurm's signals to the batch script reach the job.
-        python = f"exec {shlex.quote(self.python)}"
+        python = f"exec {shlex.quote(sys.executable)}"
         executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
         more = resources.sbatch_options()
         executor.update_parameters(

@@ -74,6 +74,11 @@ def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_pa
     assert not same.exists()
 
 
+def test_script_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(SlurmError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
+        checks.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
+
+
 def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
     refused(["--nodes", "3"], [], "train.global_batch 16 does not divide among 3 processes")
 
