@@ -23,7 +23,7 @@ from dgm.errors import UserError
 from dgm.train.batches import Batches
 from dgm.train.job import check, check_micro_batches
 from dgm.train.launched import read_launch
-from dgm.train.run_folder import as_yaml
+from dgm.train.run_folder import as_yaml, describe_code
 from launch.command import parse, run
 from launch.families import FAMILIES
 from launch.training import DataConfig
@@ -62,6 +62,7 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
     answer = {
         "run_dir": config.run.dir,
         "config": as_yaml(config),
+        "code": describe_code(),
         "keep_checkpoints": config.train.keep_checkpoints,
         "global_batch": config.train.global_batch,
     }

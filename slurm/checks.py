@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Plan:
     sizes: tuple[int, ...]  # numbers of processes that serve
     checkpoint_bytes: int
     shards: str
+    code: dict[str, Any] = field(default_factory=dict)  # of which commit it is
 
     @property
     def record(self) -> Record:

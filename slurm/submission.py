@@ -61,7 +61,7 @@ class Submission:
 
     def write(self) -> None:
         """Copy the code and write the configurations."""
-        copy_code(self.home / "code")
+        copy_code(self.home / "code", self.plans[0].code)
         (self.home / "configs").mkdir()
         for plan in self.plans:
             text = yaml.safe_dump(plan.config, sort_keys=False)

@@ -92,7 +92,7 @@ def make_plans(asked: Asked, environment: dict[str, str]) -> tuple[list[Plan], P
         plans.append(
             Plan(
                 name, run, config, tuple(answer["processes"]),
-                answer["checkpoint_bytes"], answer["shards"],
+                answer["checkpoint_bytes"], answer["shards"], answer["code"],
             )
         )  # fmt: skip
     assert base is not None

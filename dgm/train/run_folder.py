@@ -122,14 +122,14 @@ def describe_machine() -> dict[str, object]:
             continue
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        **_code(),
+        **describe_code(),
         "versions": versions,
         "devices": gpus or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 
-def _code() -> dict[str, object]:
+def describe_code() -> dict[str, object]:
     """Say of which commit the code is; a copy that was made for a job has it written down."""
     told = Path(__file__).parents[2] / "snapshot.json"
     if told.exists():
