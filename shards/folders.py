@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from shards.errors import ShardError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -48,7 +50,7 @@ def remove_leftovers(final: Path) -> None:
         if not path.name.startswith(prefix):
             continue
         pid = path.name[len(prefix) :].split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             remove(path)
 
 
@@ -132,16 +134,6 @@ def _plain_errors(final: Path) -> Iterator[None]:
             reason = error.strerror
             raise ShardError(f"cannot write {final} ({reason}); choose another folder") from error
         raise
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

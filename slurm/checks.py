@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from slurm import commands
 from slurm.errors import SlurmError
 from slurm.record import Record
@@ -80,7 +82,7 @@ def check_folders(plans: list[Plan]) -> str:
     states = commands.states({j["job"] for j in jobs.values() if j.get("cluster") == "slurm"})
     for run, job in jobs.items():
         state = states.get(job.get("job", ""))
-        local = job.get("cluster") == "local" and commands.is_alive(job["pid"])
+        local = job.get("cluster") == "local" and psutil.pid_exists(job["pid"])
         if local or (state is not None and state.live):
             now = state.name if state else "running on this machine"
             raise SlurmError(

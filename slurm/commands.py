@@ -52,17 +52,6 @@ def call(*words: str, timeout: float = 60) -> str:
     return done.stdout
 
 
-def is_alive(process: int) -> bool:
-    """Say whether a process of this machine lives."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def present() -> bool:
     """Say whether this machine belongs to a Slurm cluster."""
     return shutil.which("sbatch") is not None
@@ -85,13 +74,14 @@ def states(ids: set[str]) -> dict[str, State]:
     if missing:
         try:
             said = call(
-                "sacct", "--noheader", "--parsable2", "--allocations", "--array",
+                "sacct", "--noheader", "--parsable2", "--allocations",
                 f"--jobs={','.join(missing)}", "--format=JobID,State",
             )  # fmt: skip
         except SlurmError:
             return found  # no accounting
         for line in said.splitlines():
             job, _, name = line.partition("|")
+            # Tasks that never began are one line, "7_[2-5]", and stay missing.
             if job in missing:
                 found[job] = State(name.split()[0])  # "CANCELLED by 1000"
     return found

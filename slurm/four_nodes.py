@@ -28,7 +28,8 @@ DEFAULT = Path(".cluster")
 
 # A requeued job may begin when the credentials of its last start have expired, after two minutes
 # where cred_expire does not say otherwise. The cores of the machine are given out several times,
-# since all nodes share them.
+# since all nodes share them. A job for the partition `urgent` takes nodes from those of `main`,
+# which are told to stop, have half a minute for it, and go back into the queue.
 CONFIG = """\
 ClusterName=four
 SlurmctldHost={host}(127.0.0.1)
@@ -52,10 +53,10 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout={node_timeout_s}
@@ -64,7 +65,9 @@ MessageTimeout=30
 InactiveLimit=0
 MaxArraySize=1001
 {nodes}
-PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=DEFAULT Nodes={names} MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=main Default=YES PriorityTier=1 GraceTime=30
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -91,14 +94,14 @@ class FourNodes:
             raise SlurmError(f"{self.folder} holds a cluster already: take it down first")
         (self.folder / "state").mkdir(parents=True)
         self._write_config()
-        self._run("mungekey", "--create", f"--keyfile={self.folder}/munge.key")
+        self.run("mungekey", "--create", f"--keyfile={self.folder}/munge.key")
         try:
-            self._run(
+            self.run(
                 "munged", "--force", f"--socket={self.folder}/munge.socket",
                 f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
                 f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
             )  # fmt: skip
-            self._run("slurmctld", "-c")
+            self.start_controller()
             for name in NODES:
                 self.start_node(name)
             self.wait_until_idle()
@@ -106,9 +109,18 @@ class FourNodes:
             self.down()
             raise
 
+    def start_controller(self) -> None:
+        """Start the controller, which knows of no job."""
+        self.run("slurmctld", "-c")
+
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
-        self._run("slurmd", "-N", name)
+        self.run("slurmd", "-N", name)
+
+    def end(self, name: str) -> None:
+        """Kill a daemon that wrote down its id."""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
         """Kill a node as a power cut would: its daemon and all that runs there, at once."""
@@ -120,27 +132,17 @@ class FourNodes:
         """End jobs and daemons, and remove the folder."""
         if not self.config.exists():
             raise SlurmError(f"{self.folder} holds no cluster: name the folder it was started in")
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(
-                [
-                    _found("scancel"),
-                    "--full",
-                    "--signal=KILL",
-                    "--state=RUNNING",
-                    f"--user={_user()}",
-                ],
-                env={**os.environ, **self.environment},
-                timeout=20,
-                capture_output=True,
-            )
+        with contextlib.suppress(SlurmError, subprocess.SubprocessError):
+            everyone = ("--full", "--signal=KILL", "--state=RUNNING", f"--user={user()}")
+            self.run("scancel", *everyone, timeout=20)
         for name in NODES:
             self.kill_node(name)
         for name in ("slurmctld", "munged"):
-            _end(self.folder / f"{name}.pid")
+            self.end(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_config(self) -> None:
-        controller, *ports = _free_ports(1 + len(NODES))
+        controller, *ports = free_ports(1 + len(NODES))
         nodes = [
             f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=8 "
             "RealMemory=8000 State=UNKNOWN"
@@ -149,7 +151,7 @@ class FourNodes:
         text = CONFIG.format(
             host=socket.gethostname(),
             controller=controller,
-            user=_user(),
+            user=user(),
             folder=self.folder,
             node_timeout_s=self.node_timeout_s,
             nodes="\n".join(nodes),
@@ -157,30 +159,27 @@ class FourNodes:
         )
         self.config.write_text(text)
 
-    def _run(self, name: str, *words: str) -> None:
+    def run(self, name: str, *words: str, timeout: float = 60) -> str:
+        """Run one of the programs, as of this cluster; gives its output, raises SlurmError."""
         done = subprocess.run(
             [_found(name), *words],
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
         )
         if done.returncode != 0:
-            raise SlurmError(f"{name} did not start: {(done.stderr or done.stdout).strip()}")
+            raise SlurmError(f"{name} failed: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
 
     def wait_until_idle(self) -> None:
         """Wait until all nodes are there and free; raises SlurmError after a minute."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            said = subprocess.run(
-                [_found("sinfo"), "--noheader", "--states=idle", "--format=%D"],
-                env={**os.environ, **self.environment},
-                capture_output=True,
-                text=True,
-                timeout=30,
-            )
-            if said.stdout.strip() == str(len(NODES)):
-                return
+            with contextlib.suppress(SlurmError):  # while the controller starts
+                idle = ("--noheader", "--states=idle", "--partition=main", "--format=%D")
+                if self.run("sinfo", *idle).strip() == str(len(NODES)):
+                    return
             time.sleep(0.2)
         raise SlurmError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
 
@@ -204,7 +203,8 @@ def missing_daemons() -> list[str]:
     return [name for name in DAEMONS if _find(name) is None]
 
 
-def _user() -> str:
+def user() -> str:
+    """Name who runs this."""
     return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -218,17 +218,13 @@ def _found(name: str) -> str:
     return path
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens at."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def _end(pid_file: Path) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
 def main() -> int:

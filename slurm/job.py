@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import runpy
 import shlex
 import shutil
 import signal
@@ -22,10 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import yaml
-
 from slurm import commands
-from slurm.checks import Plan
 from slurm.ports import free_port
 from slurm.record import Record
 from slurm.verdict import MISTAKE, STOPPED, Verdict, judge
@@ -83,23 +79,6 @@ class Job:
         """Keep the configuration and the command that were submitted, in the run folder."""
         shutil.copyfile(self.config, record.folder / "config.yaml")
         (record.folder / "command.txt").write_text(shlex.join(self.command) + "\n")
-
-
-def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> None:
-    """Be the trainer, for a debugger: one process of the code as it lies here."""
-    folder = plan.record.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(plan.config, sort_keys=False))
-    os.environ.update(environment)
-    sys.argv = [script, "--config", str(config)]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        if not (plan.run / "config.yaml").exists():  # a mistake, met before there was a run
-            shutil.rmtree(folder)
-            with contextlib.suppress(OSError):
-                plan.run.rmdir()
 
 
 class SlurmNodes:

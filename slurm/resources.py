@@ -46,7 +46,8 @@ class Resources:
     sbatch: dict[str, str] = field(default_factory=dict)
     """More options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
     python: str | None = None
-    """Python of the trainer, for instance inside the container; null is the one that submits."""
+    """Command of the trainer's Python; null is the one that submits. A container's, for instance:
+    apptainer exec IMAGE python."""
 
     @property
     def node_range(self) -> tuple[int, int]:

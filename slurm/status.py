@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 from rich.live import Live
@@ -93,7 +94,7 @@ def state_of(record: Record, job: dict[str, Any], slurm: State | None) -> str:
         if slurm.name in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
             return "requeued" if started else "queued"
         return _WORDS.get(slurm.name, slurm.name.lower())
-    if job.get("cluster") == "local" and commands.is_alive(job["pid"]):
+    if job.get("cluster") == "local" and psutil.pid_exists(job["pid"]):
         return "running" if started else "queued"
     if last.get("event") == "end":
         return "stopped" if last["verdict"] == "stopped" else "failed"

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -46,10 +47,11 @@ class Submission:
         config = self.home / "configs" / f"{plan.name or 'run'}.yaml"
         snapshot = str(Path(plan.run).absolute() / FOLDER / "config.yaml")
         resources = self.asked.resources
+        python = shlex.split(resources.python or sys.executable)
         cores = resources.cpus_per_process
         return Job(
             run=str(plan.run.absolute()),
-            command=(resources.python or sys.executable, str(script), "--config", snapshot),
+            command=(*python, str(script), "--config", snapshot),
             config=str(config),
             submission=self.home.name,
             processes=resources.processes,
@@ -159,6 +161,23 @@ def run_here(submission: Submission) -> int:
             _say_end(plan)
         return 75
     return max(codes)
+
+
+def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> None:
+    """Be the trainer, for a debugger: one process of the code as it lies here."""
+    folder = plan.record.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(plan.config, sort_keys=False))
+    os.environ.update(environment)
+    sys.argv = [script, "--config", str(config)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        if not (plan.run / "config.yaml").exists():  # a mistake, met before there was a run
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):
+                plan.run.rmdir()
 
 
 def _say_end(plan: Plan) -> None:

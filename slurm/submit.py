@@ -20,11 +20,10 @@ import yaml
 from slurm import checks, commands, status
 from slurm.checks import Plan
 from slurm.errors import SlurmError
-from slurm.job import in_this_process
 from slurm.launcher import read_accelerate
 from slurm.options import Asked, read_options
 from slurm.record import FOLDER
-from slurm.submission import Submission, kept_on_success, run_here, submit
+from slurm.submission import Submission, in_this_process, kept_on_success, run_here, submit
 from slurm.sweep import read_sweep, words_of
 
 

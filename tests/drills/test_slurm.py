@@ -128,6 +128,20 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     same_bytes(record, peaceful)
 
 
+def test_preempted_it_saves_and_goes_on_afterwards(
+    cluster: Cluster, peaceful: Path, tmp_path: Path
+) -> None:
+    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(record, 30)
+    urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null")
+    commands.call("sbatch", *urgent, "--wrap=true")
+    assert cluster.wait(record, "requeued").images_seen < LONG * BATCH
+    row = cluster.wait(record, "done")
+    assert ends(record) == [("stopped", "requeue"), ("done", "nothing")]
+    assert row.requeues == 1
+    same_bytes(record, peaceful)
+
+
 def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm counts in minutes, and looks at limits now and then.
     steps = 100_000

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from cluster import Cluster, until
@@ -111,6 +112,20 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
     assert not any(state.live for state in commands.states(set(old)).values())
 
 
+def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_path: Path) -> None:
+    inside = """bash -c 'echo "inside, after $SETUP"; exec "$0" "$@"'"""
+    profile = {
+        "gpus_per_node": 0, "nodes": "2", "setup": ["export SETUP=its-modules"],
+        "srun": ["--label"], "python": f"{inside} {sys.executable}",
+    }  # fmt: skip
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(profile))
+    record = cluster.submit(tmp_path / "run", "--cluster", path)
+    cluster.wait(record, "done")
+    lines = record.log.read_text().splitlines()
+    assert {f"{task}: inside, after its-modules" for task in (0, 1)} <= set(lines)
+
+
 def test_dry_run_shows_everything_and_leaves_nothing(
     cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys
 ) -> None:
@@ -133,36 +148,46 @@ def test_dry_run_shows_everything_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_machine_without_slurm_says_so(user_environment: dict[str, str], tmp_path: Path) -> None:
-    environment = {**user_environment, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "slurm.submit", str(TRAINER)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+@pytest.fixture
+def start(
+    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
+) -> Callable[..., subprocess.Popen]:
+    """Return what submits in another process, in a folder of its own and as in a terminal."""
+
+    def start(*options: object, overrides: tuple[str, ...] = (), **environment: str):
+        words = [sys.executable, "-m", "slurm.submit", TRAINER, "--config", tiny_config]
+        words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options]
+        return subprocess.Popen(
+            [str(word) for word in [*words, "--", *overrides]],
+            env={**user_environment, "PYTHONPATH": str(ROOT), **environment}, cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # Ctrl-C is heard, whatever started these tests.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    return start
+
+
+def test_machine_without_slurm_says_so(start: Callable, tmp_path: Path) -> None:
+    submitter = start(PATH=str(tmp_path))
+    _, told = submitter.communicate(timeout=60)
+    assert submitter.returncode == 2
+    (line,) = told.splitlines()
     assert line.startswith("error: there is no Slurm on this machine") and "local" in line
     assert not list(tmp_path.iterdir())
 
 
-def test_sweep_on_this_machine_runs_the_same_jobs(
-    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
-) -> None:
+def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("sets:\n  good: {}\n  bad: {train.ema_halflife_images: 100}\n")
-    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
-    words = ["--cluster", "local", "--processes-per-node", "2", "--max-parallel", "1"]
-    words += ["--config", str(tiny_config), "--sweep", str(sweep)]
-    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml")]
     (tmp_path / "runs" / "bad").mkdir(parents=True)
     (tmp_path / "runs" / "bad" / "something").touch()  # its trainer refuses a folder that is used
-    done = subprocess.run(
-        [sys.executable, "-m", "slurm.submit", str(TRAINER), *words, "--", "--run.dir=runs"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "done: runs/good" in done.stdout.splitlines()
-    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in done.stdout
+    options = ["--cluster", "local", "--processes-per-node", 2, "--max-parallel", 1]
+    submitter = start(*options, "--sweep", sweep, overrides=("--run.dir=runs",))
+    said, told = submitter.communicate(timeout=120)
+    assert submitter.returncode == 2, told
+    assert "done: runs/good" in said.splitlines()
+    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in said
     good = Record(tmp_path / "runs" / "good")
     assert good.images_saved() == 16 * BATCH
     starts = (good.run / "starts.jsonl").read_text().splitlines()
@@ -174,40 +199,23 @@ def test_sweep_on_this_machine_runs_the_same_jobs(
     assert json.loads(code[0].read_text())["git_commit"]
 
 
-def test_ctrl_c_saves_what_runs_on_this_machine(
-    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
-) -> None:
-    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--cluster", "local"]
-    words += ["--config", str(tiny_config), "--gpus-per-node", "0"]
-    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml"), "--", "--run.dir=run"]
-    submitter = subprocess.Popen(
-        [*words, "--train.total_images=100000000", "--train.save_every_images=0"],
-        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        # As in a terminal, whatever started these tests.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+def test_ctrl_c_saves_what_runs_on_this_machine(start: Callable, tmp_path: Path) -> None:
+    overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
+    submitter = start("--cluster", "local", "--gpus-per-node", 0, overrides=overrides)
     record = Record(tmp_path / "run")
     until(lambda: bool(record.metrics()), 90, "it did not begin")
     os.killpg(submitter.pid, signal.SIGINT)
-    said, _ = submitter.communicate(timeout=60)
-    assert submitter.returncode == 75
+    said, told = submitter.communicate(timeout=60)
+    assert submitter.returncode == 75, told
     assert said.splitlines()[-1] == "stopped: run"
     assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    assert not commands.is_alive(record.job()["pid"])
+    assert not psutil.pid_exists(record.job()["pid"])
 
 
-def test_debug_is_the_trainer_itself(
-    user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
-) -> None:
-    environment = {**user_environment, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--cluster", "debug"]
-    words += ["--config", str(tiny_config), "--gpus-per-node", "0"]
-    words += ["--accelerate-config", str(ROOT / "accelerate_config.yaml"), "--", "--run.dir=run"]
-    done = subprocess.run(
-        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
+    submitter = start("--cluster", "debug", "--gpus-per-node", 0, overrides=("--run.dir=run",))
+    _, told = submitter.communicate(timeout=120)
+    assert submitter.returncode == 0, told
     assert Record(tmp_path / "run").images_saved() == 16 * BATCH
 
 

@@ -1,0 +1,111 @@
+"""Clusters that differ: one keeps accounts, another never starts a job again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from accounting import WithAccounting, missing_programs
+from cluster import Cluster, kill, until
+
+from slurm import commands, status
+from slurm.errors import SlurmError
+from slurm.four_nodes import FourNodes, missing_daemons
+
+pytestmark = pytest.mark.slow
+
+NO_REQUEUE = """
+function slurm_job_submit(job, partitions, user)
+    job.requeue = 0
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
+
+class WithoutRequeue(FourNodes):
+    """The cluster, whose administrators take `--requeue` out of every job."""
+
+    def start_controller(self) -> None:
+        with open(self.config, "a") as file:
+            file.write("JobSubmitPlugins=lua\n")
+        (self.folder / "job_submit.lua").write_text(NO_REQUEUE)
+        super().start_controller()
+
+
+@pytest.fixture
+def make_cluster(
+    tmp_path: Path, tiny_config: Path, user_environment: dict[str, str], monkeypatch
+) -> Iterator[Callable[..., Cluster]]:
+    """Return what starts such a cluster, and makes it that of Slurm's commands."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind: type[FourNodes], missing: list[str]) -> Cluster:
+            if missing:
+                packages = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
+                pytest.skip(f"{', '.join(missing)} missing: apt-get install {packages}")
+            nodes = kind(tmp_path / "slurm")
+            for name, value in {**user_environment, **nodes.environment}.items():
+                monkeypatch.setenv(name, value)
+            nodes.up()
+            stack.callback(nodes.down)
+            return Cluster(nodes, tiny_config)
+
+        yield make
+
+
+def processes_of(job: str) -> list[psutil.Process]:
+    """Find what a job runs on all nodes, without Slurm's own processes."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") == job and process.name() != "slurmstepd":
+                found.append(process)
+    return found
+
+
+def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path: Path) -> None:
+    accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
+
+    def wrap(*words: str) -> str:
+        said = commands.call("sbatch", "--parsable", "--output=/dev/null", *words)
+        return said.strip()
+
+    record = accounted.submit(tmp_path / "run", steps=100_000)
+    well, badly = wrap("--wrap=true"), wrap("--wrap=false")
+    array = wrap("--array=0-3%1", "--wrap=sleep 100")
+    tasks = [f"{array}_{number}" for number in range(4)]
+    until(lambda: commands.is_running(f"{array}_0"), 30, "the array did not begin")
+    commands.cancel([array])
+    accounted.wait_for_steps(record, 5)
+    # The job before its processes, so that nothing is left to tell how they ended.
+    for process in sorted(processes_of(accounted.job(record)), key=lambda p: p.create_time()):
+        kill(process)
+    jobs = {well, badly, *tasks, accounted.job(record)}
+    until(lambda: not any(s.live for s in commands.states(jobs).values()), 30, "they live on")
+    accounted.nodes.forget_jobs()
+    assert commands.call("squeue", "--noheader", "--states=all") == ""
+    names = {job: state.name for job, state in commands.states(jobs).items()}
+    own = accounted.job(record)
+    assert names == {well: "COMPLETED", badly: "FAILED", tasks[0]: "CANCELLED", own: "FAILED"}
+    assert status.rows([record])[0].state == "failed"
+    # The same without accounts: all that is known is that it never ended.
+    accounted.nodes.end("slurmdbd")
+    assert commands.states(jobs) == {}
+    assert status.rows([record])[0].state == "lost"
+
+
+def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
+    make_cluster: Callable, tmp_path: Path
+) -> None:
+    cluster = make_cluster(WithoutRequeue, missing_daemons())
+    with pytest.raises(SlurmError, match=r"does not let job \d+ be requeued, .* it was cancelled"):
+        cluster.submit(tmp_path / "run")
+    assert commands.call("squeue", "--noheader") == ""
+    assert not (tmp_path / "run").exists()
