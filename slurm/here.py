@@ -25,13 +25,16 @@ def main() -> int:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
+    def deaf() -> None:  # until the trainer listens for itself, as on a cluster
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     for rank in range(int(count)):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         if count == "1":
             own = {}  # as without a launcher
-        processes.append(subprocess.Popen(command, env={**os.environ, **own}))
+        processes.append(subprocess.Popen(command, env={**os.environ, **own}, preexec_fn=deaf))
     failed_at = None
     while any(process.poll() is None for process in processes):
         if failed_at is None and any(process.poll() for process in processes):

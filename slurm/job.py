@@ -28,7 +28,8 @@ from slurm.verdict import MISTAKE, STOPPED, Verdict, judge
 
 # One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
 # shows each process one GPU only, that one is its first. One thread, as torchrun says too, lets the
-# trainer share out the cores.
+# trainer share out the cores. Slurm signals all of a step: what is around the trainer, such as a
+# container's command, must not die of the request to save, and the trainer listens for itself.
 RANK = """
 if ! [ -d "$DGM_RUN_FOLDER" ]; then
     echo "error: node $SLURMD_NODENAME does not see $DGM_RUN_FOLDER: put run.dir on a disk that" \\
@@ -39,8 +40,10 @@ fi
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
+trap '' USR2
 exec "$@"
 """
+ASK_AGAIN_S = 2.0  # to stop: processes that are still importing do not listen
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,12 @@ class _Watch:
             "PYTHONUNBUFFERED": "1",
         }
         self.child = self.nodes.start(hosts, environment)
-        if self.asked:  # as it started
-            self.child.send_signal(signal.SIGUSR2)
-        code = self.child.wait()
+        code = None
+        while code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self.child.wait(ASK_AGAIN_S)
+            if self.asked:
+                self.note(signal.SIGUSR2, None)
         self.child = None
         said = [int(line) for line in codes.read_text().split()]
         codes.unlink()

@@ -113,17 +113,24 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
 
 
 def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_path: Path) -> None:
-    inside = """bash -c 'echo "inside, after $SETUP"; exec "$0" "$@"'"""
+    # As a container's command it stays around the trainer, and gets Slurm's signals too.
+    around = """bash -c 'echo "inside, after $SETUP"; "$0" "$@"; exit $?'"""
     profile = {
         "gpus_per_node": 0, "nodes": "2", "setup": ["export SETUP=its-modules"],
-        "srun": ["--label"], "python": f"{inside} {sys.executable}",
+        "srun": ["--label"], "python": f"{around} {sys.executable}",
     }  # fmt: skip
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(profile))
-    record = cluster.submit(tmp_path / "run", "--cluster", path)
-    cluster.wait(record, "done")
+    overrides = ("--train.save_every_images=0",)
+    record = cluster.submit(tmp_path / "run", "--cluster", path, steps=10**5, overrides=overrides)
+    cluster.wait_for_steps(record, 5)
     lines = record.log.read_text().splitlines()
     assert {f"{task}: inside, after its-modules" for task in (0, 1)} <= set(lines)
+    commands.call("scancel", "--signal=USR2", cluster.job(record))
+    until(lambda: record.history()[-1]["event"] == "end", 60, record.log.read_text())
+    assert record.history()[-1]["verdict"] == "stopped"
+    assert record.images_saved() == record.metrics()[-1]["images_seen"]
+    commands.cancel([cluster.job(record)])
 
 
 def test_dry_run_shows_everything_and_leaves_nothing(
