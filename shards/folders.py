@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from shards.errors import ShardError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,6 +41,8 @@ def temporary_sibling(final: Path) -> Path:
 
 def remove_leftovers(final: Path) -> None:
     """Remove temporary siblings of `final` whose process on this host is gone."""
+    import psutil  # Not above: reading images needs NumPy alone.
+
     prefix = f".{final.name}.tmp-{socket.gethostname()}-"
     if not final.parent.is_dir():
         return
