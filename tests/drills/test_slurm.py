@@ -114,7 +114,7 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     until(lambda: bool(ends(record)), 30, log_of(record))
     assert cluster.wait(record, "requeued").requeues == 0
     # Then in the middle, each process by itself.
-    cluster.wait_for_steps(record, 30)
+    cluster.wait_for_steps(record, record.images_saved() // BATCH + 30)
     told = record.metrics()[-1]["step"]
     commands.call("scancel", "--signal=USR2", cluster.job(record))
     until(lambda: len(ends(record)) == 2, 30, log_of(record))
