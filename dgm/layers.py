@@ -8,13 +8,55 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.rng import Draws
+from dgm.kernels.norm import Dropout, fused_norm_act, norm_act
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class NormAct(nn.GroupNorm):
+    """GroupNorm and what follows it in a block: scale and shift, SiLU, dropout."""
+
+    fused = False  # by one kernel of our own; `use_kernels` sets it
+
+    def __init__(self, groups: int, channels: int, silu: bool):
+        """Prepare for [B, channels, H, W]."""
+        super().__init__(groups, channels, eps=1e-6)
+        self.silu = silu
+
+    def forward(
+        self,
+        x: Tensor,
+        added: Tensor | None = None,
+        scale_shift: tuple[Tensor, Tensor] | None = None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
+        """Normalise x + added; added, scale and shift are [B, C]."""
+        if dropout is not None and dropout.share == 0:
+            dropout = None
+        how = fused_norm_act if self.fused else norm_act
+        made: Tensor = how(
+            x,
+            self.weight,
+            self.bias,
+            self.num_groups,
+            self.eps,
+            added,
+            scale_shift,
+            self.silu,
+            dropout,
+        )
+        return made
+
+
+def group_norm(channels: int, silu: bool = False) -> NormAct:
     """Make a GroupNorm of at most 32 groups with at least 4 channels each, where they divide."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return NormAct(groups, channels, silu)
+
+
+def use_kernels(net: nn.Module) -> None:
+    """Let kernels of our own do what a net does besides convolutions, where there are some."""
+    for module in net.modules():
+        if isinstance(module, NormAct):
+            module.fused = True
 
 
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
@@ -23,15 +65,6 @@ def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
     angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(max_period) * exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def keyed_dropout(x: Tensor, drop: float, draws: Draws | None, purpose: str) -> Tensor:
-    """Drop elements of [B, C, H, W] by counter-based draws, so that no rank or batch size shows."""
-    if draws is None or drop == 0:
-        return x
-    _, channels, height, width = x.shape
-    keep = draws.keep_mask(purpose, (height, width, channels), drop).permute(0, 3, 1, 2)
-    return torch.where(keep, x * (1 / (1 - drop)), torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

@@ -13,7 +13,7 @@ import torch
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.eval.during import EvalConfig
-from dgm.train.job import TrainConfig, compiled_parts
+from dgm.train.job import TrainConfig, noising_way
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig
 from launch.command import run
@@ -44,7 +44,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
         config.sample,
         image_shape,
         num_classes,
-        compiled=compiled_parts(config.train)[0],
+        noising=noising_way(config.train),
         dtype=dtype,
     )
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from cluster import Cluster
 from PIL import Image
@@ -24,6 +25,10 @@ from tiny import TINY
 from shards import shapes
 from shards.build import build
 from slurm.four_nodes import FourNodes, missing_daemons
+
+# Triton asks when it is first imported whether kernels are to be interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
@@ -37,6 +42,12 @@ class Result:
     code: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture
+def kernel_device() -> str:
+    """Give the device on which kernels run: a GPU, or the CPU in Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +91,8 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     """Give the variables of a user without a GPU, with a cache of their own."""
     cache = tmp_path_factory.mktemp("cache")
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS"):
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS")
+    for name in (*ours, "TRITON_INTERPRET"):
         env.pop(name, None)
     # Several tests share the cores: a thread that spins as it waits would hold up the others.
     env["OMP_WAIT_POLICY"] = "passive"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dgm.layers import Attention, group_norm, keyed_dropout, timestep_embedding, zeroed
+from dgm.kernels.norm import Dropout, keyed_dropout
+from dgm.layers import Attention, group_norm, timestep_embedding, zeroed
 from dgm.rng import Draws
 
 
@@ -36,14 +37,34 @@ def test_timestep_embedding_tells_all_timesteps_apart():
     assert distances.min() > 0.1
 
 
-def test_dropout_without_draws_does_nothing():
-    x = torch.randn(2, 3, 4, 4)
-    assert keyed_dropout(x, 0.5, None, "dropout") is x
-    assert keyed_dropout(x, 0.0, Draws.of(0, torch.arange(2)), "dropout") is x
+@pytest.mark.parametrize("silu", [True, False])
+def test_norm_act_is_the_formula(silu: bool):
+    torch.manual_seed(0)
+    layer = group_norm(8, silu).double()  # of two groups
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    x, added, scale, shift = (
+        torch.randn(shape, dtype=torch.float64) for shape in ((3, 8, 4, 5), *[(3, 8)] * 3)
+    )
+    u = (x + added[:, :, None, None]).reshape(3, 2, -1)
+    centred = u - u.mean(2, keepdim=True)
+    x_hat = (centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()).reshape(x.shape)
+    weight, bias = layer.weight[:, None, None], layer.bias[:, None, None]
+    z = (weight * x_hat + bias) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    expected = z * torch.sigmoid(z) if silu else z
+    made = layer(x, added, (scale, shift))
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)  # rounding of float64
+
+
+def test_dropout_of_nothing_does_nothing():
+    x, layer = torch.randn(2, 8, 4, 4), group_norm(8, silu=True)
+    nothing = Dropout(0.0, Draws.of(0, torch.arange(2)), "dropout")
+    assert torch.equal(layer(x, dropout=nothing), layer(x))
 
 
 def test_dropout_keeps_the_mean():
-    made = keyed_dropout(torch.ones(64, 8, 16, 16), 0.25, Draws.of(0, torch.arange(64)), "dropout")
+    dropout = Dropout(0.25, Draws.of(0, torch.arange(64)), "dropout")
+    made = keyed_dropout(torch.ones(64, 8, 16, 16), dropout)
     assert made.unique().tolist() == pytest.approx([0, 4 / 3])
     # Of each element the variance is p / (1 - p); four standard errors.
     assert abs(float(made.mean()) - 1) < 4 * math.sqrt((1 / 3) / made.numel())
@@ -52,17 +73,18 @@ def test_dropout_keeps_the_mean():
 def test_dropout_does_not_depend_on_batch_or_memory_format():
     x = torch.randn(6, 3, 4, 5)
     draws = Draws.of(0, torch.arange(10, 16), 2)
-    whole = keyed_dropout(x, 0.5, draws, "dropout")
+    whole = keyed_dropout(x, Dropout(0.5, draws, "dropout"))
     parts = [
-        keyed_dropout(x[i : i + 1], 0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout")
+        keyed_dropout(x[i : i + 1], Dropout(0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout"))
         for i in range(6)
     ]
     assert torch.equal(whole, torch.cat(parts))
-    last = keyed_dropout(x.to(memory_format=torch.channels_last), 0.5, draws, "dropout")
+    rows_last = x.to(memory_format=torch.channels_last)
+    last = keyed_dropout(rows_last, Dropout(0.5, draws, "dropout"))
     assert torch.equal(whole, last)
     assert last.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(whole, keyed_dropout(x, 0.5, draws, "another"))
-    assert not torch.equal(whole, keyed_dropout(x, 0.5, draws.at(3), "dropout"))
+    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws, "another")))
+    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws.at(3), "dropout")))
 
 
 def test_a_zeroed_layer_outputs_zero():

@@ -1,7 +1,7 @@
 """Turn stored images into noised ones: choose timesteps, flip, scale, draw noise, q_sample.
 
-Two compiled passes, and the flip between them as it is: its mirrored reads of three bytes at a time
-would keep compiled code from being vectorised.
+On a CPU two compiled passes, and the flip between them as it is: its mirrored reads of three bytes
+at a time would keep compiled code from being vectorised. On a GPU one kernel of our own.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dgm.pixels import draw_mirrored
-from dgm.rng import Draws
+from dgm.diffusion.prediction import PredictionKind, target
+from dgm.pixels import draw_mirrored, flip_images
+from dgm.rng import Draws, purpose_id
 
 
 class Chosen(NamedTuple):
@@ -69,13 +71,96 @@ def q_sample(
     return Noised(*(part.permute(0, 3, 1, 2) for part in (x_t, x_0, eps)))
 
 
-class Noising:
-    """Choose and noise, compiled where that works."""
+class Example(NamedTuple):
+    """What the net is shown, and what it should answer; images [B, C, H, W] channels_last."""
 
-    def __init__(self, compiled: bool):
-        """Prepare; `compiled` turns to eager with a warning where no compiler is at hand."""
-        self.choose: Any = _or_eager(choose) if compiled else choose
-        self.q_sample: Any = _or_eager(q_sample) if compiled else q_sample
+    x_t: Tensor
+    wanted: Tensor  # as `diffusion.prediction` says
+    t: Tensor  # int64 [B]
+    told: Tensor  # int64 [B]: the label, or `nobody`
+    alpha: Tensor  # [B, 1, 1, 1]
+    sigma: Tensor  # [B, 1, 1, 1]
+    x_0: Tensor | None = None  # where asked for
+
+
+@dataclass(frozen=True)
+class Noising:
+    """Make examples of stored images.
+
+    way: `eager` is the reference; `compiled` is two compiled passes, which turn to eager with a
+    warning where no compiler is at hand; `kernel` is one pass in Triton, on a GPU.
+    """
+
+    prediction: PredictionKind
+    label_drop: float
+    nobody: int  # label of an image whose class is withheld
+    flip: bool
+    dequantize: bool
+    way: Literal["eager", "compiled", "kernel"] = "eager"
+    keep_x_0: bool = False
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws,
+        dtype: torch.dtype | None = None,
+    ) -> Example:  # fmt: skip
+        """Noise uint8 [B, H, W, C] to levels of alphas and sigmas [T]; `dtype` is that of x_t."""
+        if self.way == "kernel":
+            return self._in_one_kernel(images, labels, alphas, sigmas, draws, dtype)
+        eager = self.way == "eager"
+        draw, finish = (choose, _noised) if eager else (_compiled(choose), _compiled(_noised))
+        mirrored, t, alpha, sigma, told = draw(
+            labels, alphas, sigmas, draws, self.label_drop, self.nobody
+        )
+        images = flip_images(images, mirrored) if self.flip else images
+        x_t, wanted, x_0 = finish(
+            images, alpha, sigma, draws, self.dequantize, self.prediction, self.keep_x_0
+        )
+        return Example(x_t, wanted, t, told, alpha, sigma, x_0)
+
+    def _in_one_kernel(
+        self, images: Tensor, labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws,
+        dtype: torch.dtype | None,
+    ) -> Example:  # fmt: skip
+        from dgm.kernels.noise_triton import noise
+
+        batch, height, width, channels = images.shape
+        count = height * width * channels
+
+        def new(kind: torch.dtype) -> Tensor:
+            return torch.empty_like(images, dtype=kind, memory_format=torch.contiguous_format)
+
+        x_t, wanted = new(dtype or alphas.dtype), new(alphas.dtype)
+        x_0 = new(alphas.dtype) if self.keep_x_0 else None
+        t, told = torch.empty_like(labels), torch.empty_like(labels)
+        blocks, held = -(-count // 4), 256
+        purposes = ("flip", "timestep", "label_drop", "dequantize", "noise")
+        noise[batch, -(-blocks // held)](
+            images.contiguous(), labels, alphas, sigmas, draws.key, draws.index, draws.step,
+            x_t, wanted, x_0, t, told,
+            len(alphas), self.label_drop, self.nobody, width, count, blocks,
+            *map(purpose_id, purposes),
+            CHANNELS=channels, BLOCK=held, STEP_EACH=draws.step.ndim > 0, FLIP=self.flip,
+            DEQUANTIZE=self.dequantize, PREDICTION=self.prediction, KEEP_X_0=self.keep_x_0,
+            num_warps=2,
+        )  # fmt: skip
+        seen = [None if part is None else part.permute(0, 3, 1, 2) for part in (x_t, wanted, x_0)]
+        alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
+        assert seen[0] is not None and seen[1] is not None, "the kernel wrote them"
+        return Example(seen[0], seen[1], t, told, alpha, sigma, seen[2])
+
+
+def _noised(
+    images: Tensor, alpha: Tensor, sigma: Tensor, draws: Draws, dequantize: bool,
+    prediction: PredictionKind, keep_x_0: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Noise and say what is to be predicted in one pass, so that only what is used is stored."""
+    x_t, x_0, eps = q_sample(images, alpha, sigma, draws, dequantize)
+    return x_t, target(prediction, x_0, eps, alpha, sigma), x_0 if keep_x_0 else None
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return _or_eager(function)
 
 
 def _or_eager(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,14 +16,13 @@ from dgm.diffusion.prediction import (
     PredictionKind,
     Weighting,
     loss_weight,
-    target,
     to_x_0_and_eps,
 )
 from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
 from dgm.diffusion.schedule import make_schedule
 from dgm.errors import UserError
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import flip_images, scale
+from dgm.pixels import scale
 from dgm.rng import Draws
 
 
@@ -89,7 +88,7 @@ class DiffusionObjective:
         sample: SampleConfig,
         image_shape: tuple[int, int, int],
         num_classes: int | None,
-        compiled: bool = False,
+        noising: Literal["eager", "compiled", "kernel"] = "eager",
         dtype: torch.dtype = torch.float32,
     ):
         """Prepare for images of shape (H, W, C); raises UserError where settings clash."""
@@ -100,30 +99,31 @@ class DiffusionObjective:
         self.schedule = make_schedule(
             config.schedule, config.num_timesteps, config.zero_terminal_snr
         )
-        self.noising = Noising(compiled)
+        self.noising = Noising(
+            config.prediction, config.label_drop, self.num_classes or 0, config.flip,
+            config.dequantize, noising, keep_x_0=config.learned_variance,
+        )  # fmt: skip
         self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch; every named value is a mean over images, []."""
-        config = self.config
-        alphas, sigmas, snr = self._levels(batch.images.device)
-        nobody, drop = self.num_classes or 0, config.label_drop
-        mirrored, t, alpha, sigma, told = self.noising.choose(
-            batch.labels, alphas, sigmas, draws, drop, nobody
+        config, device = self.config, batch.images.device
+        alphas, sigmas, snr = self._levels(device)
+        shown = self.noising(
+            batch.images, batch.labels, alphas, sigmas, draws, self._dtype_of_x_t(device)
         )
-        images = flip_images(batch.images, mirrored) if config.flip else batch.images
-        x_t, x_0, eps = self.noising.q_sample(images, alpha, sigma, draws, config.dequantize)
-        labels = None if self.num_classes is None else told
-        output = nets[phase.net](x_t, t, labels, draws)
-        output, raw_variance = self._split(output)
-        wanted = target(config.prediction, x_0, eps, alpha, sigma)
-        error = (output - wanted).square().flatten(1).mean(1)
-        weight = loss_weight(config.prediction, config.weighting, snr[t], config.min_snr_gamma)
+        labels = None if self.num_classes is None else shown.told
+        output, raw_variance = self._split(nets[phase.net](shown.x_t, shown.t, labels, draws))
+        error = (output - shown.wanted).square().flatten(1).mean(1)
+        kind, gamma = config.prediction, config.min_snr_gamma
+        weight = loss_weight(kind, config.weighting, snr[shown.t], gamma)
         simple = (weight * error).mean()
         if raw_variance is None:
             return {"loss": simple}
         # The bound teaches the variance only; its gradient to the mean is stopped (section 3.1).
-        x_0_hat, _ = to_x_0_and_eps(config.prediction, output.detach(), x_t, alpha, sigma)
+        x_0, x_t, t = shown.x_0, shown.x_t, shown.t
+        assert x_0 is not None, "the noising keeps it where the variance is learned"
+        x_0_hat, _ = to_x_0_and_eps(kind, output.detach(), x_t, shown.alpha, shown.sigma)
         nats = likelihood.term(self.schedule, t, x_0, x_t, x_0_hat, (raw_variance + 1) / 2)
         bits = (nats / (x_0[0].numel() * math.log(2))).mean() * config.num_timesteps
         loss = simple + config.vlb_weight * bits
@@ -223,6 +223,11 @@ class DiffusionObjective:
             return output, None
         mean, variance = output.chunk(2, dim=1)
         return mean, variance
+
+    def _dtype_of_x_t(self, device: torch.device) -> torch.dtype:
+        """Give the type that the net begins to compute in, so that x_t is stored in it at once."""
+        rounded = torch.is_autocast_enabled(device.type) and not self.config.learned_variance
+        return torch.get_autocast_dtype(device.type) if rounded else self.dtype
 
     def _levels(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._on_device:

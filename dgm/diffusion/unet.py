@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from dgm.diffusion.pyramid import Pyramid
 from dgm.errors import UserError
-from dgm.layers import Attention, group_norm, keyed_dropout, timestep_embedding, zeroed
+from dgm.kernels.norm import Dropout
+from dgm.layers import Attention, group_norm, timestep_embedding, zeroed
 from dgm.rng import Draws
 
 
@@ -53,25 +54,25 @@ class ResidualBlock(nn.Module):
         """Map `inputs` channels to `outputs`; `name` keys the dropout's draws."""
         super().__init__()
         self.drop, self.purpose, self.scale_shift = config.dropout, name, config.scale_shift
-        self.norm1 = group_norm(inputs)
+        self.norm1 = group_norm(inputs, silu=True)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         width = 2 * outputs if config.scale_shift else outputs
         self.emb = nn.Linear(4 * config.channels, width)
-        self.norm2 = group_norm(outputs)
+        self.norm2 = group_norm(outputs, silu=True)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
         """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W]."""
-        h = self.conv1(functional.silu(self.norm1(x)))
-        told = self.emb(emb)[:, :, None, None]
+        h = self.conv1(self.norm1(x))
+        told = self.emb(emb)
+        dropout = None if draws is None else Dropout(self.drop, draws, self.purpose)
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), scale + 1)
+            h = self.norm2(h, scale_shift=(scale, shift), dropout=dropout)
         else:
-            h = self.norm2(h + told)
-        h = keyed_dropout(functional.silu(h), self.drop, draws, self.purpose)
+            h = self.norm2(h, added=told, dropout=dropout)
         return self.shortcut(x) + self.conv2(h)
 
 
@@ -115,7 +116,7 @@ class UNet(nn.Module):
         self.entry = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
         widths = [width * m for m in config.channel_mult]
         self._build_levels(widths, image_size // patch)
-        self.exit_norm = group_norm(widths[0])
+        self.exit_norm = group_norm(widths[0], silu=True)
         outputs = output_channels or image_channels
         self.exit = zeroed(nn.Conv2d(widths[0], outputs * patch**2, 3, padding=1))
         self.pyramid = (
@@ -178,7 +179,7 @@ class UNet(nn.Module):
         h, said = (self._concat_skips if self.config.skips == "concat" else self._add_skips)(
             h, x, emb, draws
         )
-        h = self.exit(functional.silu(self.exit_norm(h)))
+        h = self.exit(self.exit_norm(h))
         h = functional.pixel_shuffle(h, patch) if patch > 1 else h
         return sum(said, start=h)
 

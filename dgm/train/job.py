@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dgm.errors import UserError
+from dgm.kernels.choice import usable
 from dgm.objective import Nets, Objective, WholeBatch
 from dgm.train.batches import Batches, Images
 from dgm.train.engine import Engine
@@ -43,6 +44,8 @@ class TrainConfig:
     """Images after which a weight counts half in the moving average."""
     compile: Literal["auto", "all", "noise", "none"] = field(default="auto", metadata=MAY_CHANGE)
     """Compile nothing, the noising, or the nets too; auto is `all` on a GPU, else `noise`."""
+    kernels: bool = field(default=True, metadata=MAY_CHANGE)
+    """Use kernels of our own on a GPU: noising unless compile is none, normalisation in nets."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
     float64: bool = False
@@ -89,6 +92,18 @@ def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
     if choice == "auto":
         choice = "all" if torch.cuda.is_available() else "noise"
     return choice in ("all", "noise"), choice == "all"
+
+
+def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
+    """Say how images are to be noised."""
+    if not compiled_parts(config)[0]:
+        return "eager"
+    return "kernel" if with_kernels(config) else "compiled"
+
+
+def with_kernels(config: TrainConfig) -> bool:
+    """Say whether kernels of our own are to serve; they know no double precision."""
+    return config.kernels and not config.float64 and usable()
 
 
 def check(config: TrainConfig, asked: Launched) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from dgm import images as pictures
 from dgm.errors import UserError
+from dgm.layers import use_kernels
 from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
 from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
-from dgm.train.job import Job, check, check_micro_batches, compiled_parts
+from dgm.train.job import Job, check, check_micro_batches, compiled_parts, with_kernels
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
 from dgm.train.sampling import draw_sheets
@@ -79,6 +80,9 @@ class _Run:
             nets = {name: net.to(engine.device) for name, net in job.nets.items()}
             with torch.no_grad():
                 job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
+        if with_kernels(job.config):
+            for net in job.nets.values():
+                use_kernels(net)
         engine.prepare(job.nets, job.optim, compiled_parts(job.config)[1])
 
     def train(self) -> bool:

@@ -6,14 +6,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dgm.diffusion.noising import Noised, Noising
+from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
-from dgm.pixels import flip_images
+from dgm.kernels.choice import usable
 from dgm.rng import Draws
 from launch.benchmarks.table import print_table
 from shards.errors import ShardError
@@ -45,16 +46,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     alphas, sigmas = (part.float().to(device) for part in (schedule.alphas, schedule.sigmas))
     index = torch.arange(args.batch, device=device)
     labels = index % 10
-    fused, plain = Noising(compiled=True), Noising(compiled=False)
+    plain = Noising("eps", 0.1, 10, flip=True, dequantize=False, keep_x_0=True)
+    fused = replace(plain, way="kernel" if usable() else "compiled")
     step = 0
 
-    def ours(noising: Noising) -> Noised:
+    def ours(noising: Noising) -> Example:
         nonlocal step
         step += 1
-        draws = Draws.of(0, index, step)
-        mirrored, _, alpha, sigma, _ = noising.choose(labels, alphas, sigmas, draws, 0.1, 10)
-        images = flip_images(stored, mirrored)
-        return noising.q_sample(images, alpha, sigma, draws, False)
+        return noising(stored, labels, alphas, sigmas, Draws.of(0, index, step))
 
     def theirs(images: Tensor) -> Noised:
         t = torch.randint(0, 1000, (args.batch,), device=device)
@@ -67,7 +66,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         x_t, x_0, eps = theirs(stored.permute(0, 3, 1, 2).contiguous())
         return Noised(x_t.contiguous(memory_format=torch.channels_last), x_0, eps)
 
-    ways: dict[str, Callable[[], Noised]] = {
+    ways: dict[str, Callable[[], Example | Noised]] = {
         "counter-based, compiled": lambda: ours(fused),
         "counter-based, eager": lambda: ours(plain),
         "eager chain, randn_like, channels_last": lambda: theirs(stored.permute(0, 3, 1, 2)),
@@ -85,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_turn(
-    ways: dict[str, Callable[[], Noised]], repetitions: int, device: torch.device
+    ways: dict[str, Callable[[], Example | Noised]], repetitions: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Time the ways in turn, so that the machine's moods meet all of them; milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dgm.diffusion import noising
-from dgm.diffusion.noising import Chosen, Noising, choose, q_sample
+from dgm.diffusion.noising import Chosen, Example, Noising, choose, q_sample
+from dgm.diffusion.prediction import to_x_0_and_eps
 from dgm.diffusion.schedule import linear
 from dgm.pixels import flip_images
 from dgm.rng import Draws
@@ -120,24 +122,70 @@ def test_what_is_chosen_for_an_image_does_not_depend_on_its_batch():
         assert torch.equal(getattr(whole, name), together), name
 
 
+def given(
+    count: int, size: int = 8, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Draws]:
+    """Images, labels, levels and draws over two epochs, with a seed of more than 32 bits."""
+    schedule, index = linear(100), torch.arange(count, device=device)
+    draws = Draws.of(2**40 + 7, 1000 * index + 3, index % 2)
+    levels = (level.to(device, torch.float32) for level in (schedule.alphas, schedule.sigmas))
+    return pixels(count, size).to(device), index % 10, *levels, draws
+
+
+def make(**settings: Any) -> Noising:
+    usual = {"prediction": "v", "label_drop": 0.3, "nobody": 10, "flip": True, "dequantize": True}
+    return Noising(**{**usual, **settings})
+
+
+def same_examples(made: Example, expected: Example) -> None:
+    for name in ("t", "told", "alpha", "sigma"):
+        assert torch.equal(getattr(made, name), getattr(expected, name)), name
+    for name in ("x_t", "wanted", "x_0"):
+        one, other = getattr(made, name), getattr(expected, name)
+        # Up to 5.77 in float32: some units in the last place.
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+        assert one.is_contiguous(memory_format=torch.channels_last), name
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_an_example_asks_for_what_is_to_be_predicted(prediction: Any):
+    images, labels, alphas, sigmas, draws = given(6)
+    made = make(prediction=prediction, keep_x_0=True)(images, labels, alphas, sigmas, draws)
+    assert made.x_0 is not None
+    x_0, eps = to_x_0_and_eps(prediction, made.wanted, made.x_t, made.alpha, made.sigma)
+    # Dividing by a small sigma or alpha magnifies rounding.
+    torch.testing.assert_close(x_0, made.x_0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(made.alpha * x_0 + made.sigma * eps, made.x_t, rtol=0, atol=1e-5)
+
+
+def test_x_0_is_kept_only_where_asked_for():
+    assert make()(*given(2)).x_0 is None
+
+
 @pytest.mark.slow
 def test_compiled_noising_equals_eager():
-    images, labels, schedule = pixels(4), torch.arange(4), linear(100)
-    alphas, sigmas = schedule.alphas.float(), schedule.sigmas.float()
-    draws = Draws.of(0, torch.arange(4), torch.tensor([0, 0, 1, 1]))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs uncompiled.*")  # else eager meets eager
-        compiled = Noising(compiled=True)
-        given = labels, alphas, sigmas, draws, 0.5, 10
-        one, other = compiled.choose(*given), choose(*given)
-        for name, a, b in zip(Chosen._fields, one, other, strict=True):
-            assert torch.equal(a, b), name
-        made = compiled.q_sample(images, one.alpha, one.sigma, draws, True)
-    # Up to 5.77 in float32: some units in the last place.
-    expected = q_sample(images, other.alpha, other.sigma, draws, True)
-    torch.testing.assert_close(tuple(made), tuple(expected), rtol=1e-6, atol=1e-6)
-    for part in made:
-        assert part.is_contiguous(memory_format=torch.channels_last)
+        made = make(way="compiled", keep_x_0=True)(*given(4))
+    same_examples(made, make(keep_x_0=True)(*given(4)))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("flip, dequantize", [(True, True), (True, False), (False, True)])
+def test_noising_in_one_kernel_equals_eager(
+    kernel_device: str, prediction: Any, flip: bool, dequantize: bool
+):
+    settings = {"prediction": prediction, "flip": flip, "dequantize": dequantize, "keep_x_0": True}
+    for size in (32, 5):  # of 5 x 5 x 3 numbers the last block lacks one
+        images = given(4, size, kernel_device)
+        same_examples(make(way="kernel", **settings)(*images), make(**settings)(*images))
+
+
+def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
+    images = given(2, device=kernel_device)
+    made, expected = make(way="kernel")(*images, dtype=torch.bfloat16), make()(*images)
+    assert made.x_t.dtype == torch.bfloat16 and made.wanted.dtype == torch.float32
+    torch.testing.assert_close(made.x_t, expected.x_t.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
 def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.MonkeyPatch):
@@ -148,14 +196,16 @@ def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.Monk
         return fail
 
     monkeypatch.setattr(noising.torch, "compile", no_compiler)
-    compiled, (alpha, sigma) = Noising(compiled=True), levels(2, 0.6)
-    draws = Draws.of(0, torch.arange(2))
-    with pytest.warns(UserWarning, match="q_sample runs uncompiled: .*") as caught:
-        first = compiled.q_sample(pixels(2), alpha, sigma, draws)
-        second = compiled.q_sample(pixels(2), alpha, sigma, draws)
-    assert len(caught) == 1
-    expected = q_sample(pixels(2), alpha, sigma, draws)
-    assert torch.equal(first.x_t, expected.x_t) and torch.equal(second.x_t, expected.x_t)
+    noising._compiled.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
+            first = make(way="compiled", keep_x_0=True)(*given(2))
+            second = make(way="compiled", keep_x_0=True)(*given(2))
+    finally:
+        noising._compiled.cache_clear()
+    assert len(caught) == 2  # one for each of the two passes
+    for made in (first, second):
+        same_examples(made, make(keep_x_0=True)(*given(2)))
 
 
 @pytest.mark.slow

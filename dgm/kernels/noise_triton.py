@@ -1,0 +1,109 @@
+"""Stored images to noised ones in one kernel: the same draws as `dgm.rng.Draws`, bit for bit."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _philox(key, index, step, purpose, block):
+    seed = (tl.load(key + 1) << 32) | tl.load(key)
+    none = tl.zeros_like(block).to(tl.uint32)
+    return tl.philox(
+        seed,
+        block.to(tl.uint32),
+        none + index.to(tl.uint32),
+        none + step.to(tl.uint32),
+        none + purpose.to(tl.uint32),
+    )
+
+
+@triton.jit
+def _uniform(bits):
+    return (bits >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+
+
+@triton.jit
+def _normals(a, b):
+    radius = tl.sqrt(-2.0 * tl.log(_uniform(a) + 5.9604644775390625e-08))
+    angle = _uniform(b) * 6.283185307179586
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def _mirror(element, mirrored, width, CHANNELS: tl.constexpr):
+    """Give where a number lies that a mirrored image has at `element`."""
+    place, channel = element // CHANNELS, element % CHANNELS
+    row, column = place // width, place % width
+    other = (row * width + width - 1 - column) * CHANNELS + channel
+    return tl.where(mirrored, other, element)
+
+
+@triton.jit
+def _goal(clean, eps, alpha, sigma, PREDICTION: tl.constexpr):
+    if PREDICTION == "eps":
+        goal = eps
+    elif PREDICTION == "x_0":
+        goal = clean
+    else:
+        goal = alpha * eps - sigma * clean
+    return goal
+
+
+@triton.jit
+def noise(
+    images, labels, alphas, sigmas, key, index, step, x_t, wanted, x_0, t, told,
+    num_timesteps, label_drop, nobody, width, count, blocks,
+    for_flip, for_timestep, for_label_drop, for_dequantize, for_noise,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, STEP_EACH: tl.constexpr, FLIP: tl.constexpr,
+    DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
+):  # fmt: skip
+    """Noise part of one image: images uint8 [B, count] of rows of `width` places.
+
+    Writes x_t, what the net is to predict, x_0 where asked; and t, told [B].
+    """
+    image = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    which = tl.load(index + image)
+    when = tl.load(step + (image if STEP_EACH else 0))
+    first = tl.zeros([1], tl.int32)
+
+    drawn, _, _, _ = _philox(key, which, when, for_timestep, first)
+    level = tl.sum(tl.umulhi(drawn, tl.zeros_like(drawn) + num_timesteps).to(tl.int32), 0)
+    alpha, sigma = tl.load(alphas + level), tl.load(sigmas + level)
+    mirrored = False
+    if FLIP:
+        drawn, _, _, _ = _philox(key, which, when, for_flip, first)
+        mirrored = tl.sum((drawn >> 31).to(tl.int32), 0) == 1
+    if tl.program_id(1) == 0:
+        drawn, _, _, _ = _philox(key, which, when, for_label_drop, first)
+        dropped = tl.sum((_uniform(drawn) < label_drop).to(tl.int32), 0) == 1
+        tl.store(told + image, tl.where(dropped, nobody, tl.load(labels + image)))
+        tl.store(t + image, level.to(tl.int64))
+
+    n0, n1, n2, n3 = _philox(key, which, when, for_noise, block)
+    if DEQUANTIZE:
+        u0, u1, u2, u3 = _philox(key, which, when, for_dequantize, block)
+    for lane in tl.static_range(4):
+        # Draws lie lane after lane: a block's four numbers are a quarter of the image apart.
+        element = lane * blocks + block
+        here = (block < blocks) & (element < count)
+        source = _mirror(element, mirrored, width, CHANNELS) if FLIP else element
+        clean = tl.load(images + image * count + source, here, 0).to(tl.float32)
+        if DEQUANTIZE:
+            u = u0 if lane == 0 else (u1 if lane == 1 else (u2 if lane == 2 else u3))
+            clean = (clean + _uniform(u)) * 0.0078125 - 1.0
+        else:
+            clean = clean * 0.00784313725490196 - 1.0
+        if lane < 2:
+            cosine, sine = _normals(n0, n1)
+        else:
+            cosine, sine = _normals(n2, n3)
+        eps = sine if lane % 2 == 1 else cosine
+        noised = alpha * clean + sigma * eps
+        at = image * count + element
+        tl.store(x_t + at, noised.to(x_t.dtype.element_ty), here)
+        tl.store(wanted + at, _goal(clean, eps, alpha, sigma, PREDICTION), here)
+        if KEEP_X_0:
+            tl.store(x_0 + at, clean, here)
