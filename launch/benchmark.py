@@ -16,11 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from launch.benchmarks import data, engines, likelihood, noise
+from launch.benchmarks import data, engines, likelihood, noise, step
 from launch.command import run
 from shards.cli import Parser
 
-COMMANDS = {"data": data, "noise": noise, "likelihood": likelihood, "engines": engines}
+COMMANDS = {
+    "data": data,
+    "noise": noise,
+    "likelihood": likelihood,
+    "engines": engines,
+    "step": step,
+}
 
 
 def main() -> None:

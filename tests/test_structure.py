@@ -9,9 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dgm", "shards", "launch", "slurm")
 FAMILIES = ("diffusion", "gan", "vae", "flow")
 ONLY_IN = {
-    "accelerate": ("dgm/train/",),
+    "accelerate": ("dgm/train/", "launch/benchmarks/"),  # there it is part of a peer
     "deepspeed": ("dgm/train/",),
     "webdataset": ("shards/", "launch/benchmarks/"),  # there it is the peer
+    "diffusers": ("launch/benchmarks/",),
+    "denoising_diffusion_pytorch": ("launch/benchmarks/",),
     "normflows": ("launch/benchmarks/",),
     "pythae": ("launch/benchmarks/",),
     "submitit": ("slurm/",),

@@ -44,13 +44,13 @@ def train(job: Job, open_folder: Callable[[], dict[str, list[Any]]]) -> bool:
     `open_folder` makes or checks the run folder and gives the keys that changed; it is called
     when the settings have been found to make sense, so that a mistake leaves no folder behind.
     """
-    run = _Run(job)
+    run = Run(job)
     job.changed = job.engine.on_main(open_folder)
     return run.train()
 
 
-class _Run:
-    """A run in progress."""
+class Run:
+    """A run in progress: `restore`, `start_telling`, then `go_on` until all images are seen."""
 
     def __init__(self, job: Job):
         self.job, self.config, self.engine = job, job.config, job.engine
@@ -86,6 +86,7 @@ class _Run:
         engine.prepare(job.nets, job.optim, compiled_parts(job.config)[1])
 
     def train(self) -> bool:
+        """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
         self.restore()
         self.start_telling()
@@ -95,19 +96,7 @@ class _Run:
         try:
             with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as trace:
                 while self.images_seen < config.total_images:
-                    for number, phase in enumerate(job.objective.phases):
-                        if self.step % phase.every == 0:
-                            self.update(phase, number)
-                    self.advance()
-                    with engine.whole() as nets:
-                        self.ema.update(nets, self.images_seen, config.global_batch)
-                    improved = self.due(job.eval_every_images) and self.evaluate()
-                    if self.due(config.log_every_images) or self.measured:
-                        self.log()
-                    if self.due(config.sample_every_images):
-                        self.sample()
-                    if self.due(config.save_every_images) or improved:
-                        self.save()
+                    self.go_on()
                     if trace is not None:
                         trace.step()
                     if engine.agree(stop.raised):
@@ -118,6 +107,23 @@ class _Run:
         finally:
             stop.close()
             self.progress.close()
+
+    def go_on(self) -> None:
+        """Take a step, and do what is due after it."""
+        job, config, engine = self.job, self.config, self.engine
+        for number, phase in enumerate(job.objective.phases):
+            if self.step % phase.every == 0:
+                self.update(phase, number)
+        self.advance()
+        with engine.whole() as nets:
+            self.ema.update(nets, self.images_seen, config.global_batch)
+        improved = self.due(job.eval_every_images) and self.evaluate()
+        if self.due(config.log_every_images) or self.measured:
+            self.log()
+        if self.due(config.sample_every_images):
+            self.sample()
+        if self.due(config.save_every_images) or improved:
+            self.save()
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
@@ -190,6 +196,7 @@ class _Run:
         return f"train/{name}" if alone else f"train/{phase.name}/{name}"
 
     def advance(self) -> None:
+        """Count the step."""
         self.images_seen += self.config.global_batch
         self.step += 1
         self.progress.advance(min(self.images_seen, self.config.total_images))

@@ -59,8 +59,8 @@ def test_resumed_run_equals_uninterrupted_run(
     stopping = job(folder)
     monkeypatch.setattr(stopping.engine, "agree", lambda _: len(seen) * 8 == interrupted_at or None)
     seen: list[int] = []
-    advance = loop._Run.advance
-    monkeypatch.setattr(loop._Run, "advance", lambda run: (seen.append(1), advance(run)))
+    advance = loop.Run.advance
+    monkeypatch.setattr(loop.Run, "advance", lambda run: (seen.append(1), advance(run)))
     assert not train(stopping)
     assert left_by(folder)[0].state["images_seen"] == interrupted_at
     assert train(job(folder))

@@ -1,0 +1,371 @@
+"""The training loops that `benchmark.py step` compares, each in a process of its own.
+
+Run as `python -m launch.benchmarks.loops JSON`; it then answers one JSON line for each on stdin:
+`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes, `{"end": 1}`
+tells what the loop is and what it took.
+
+The others are the loops that people copy, with their own defaults save size, batch and precision:
+examples/unconditional_image_generation/train_unconditional.py of github.com/huggingface/diffusers
+and the Trainer of github.com/lucidrains/denoising-diffusion-pytorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgm.errors import UserError
+
+DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
+
+
+class Loop(Protocol):
+    """A training loop that can be asked for some steps."""
+
+    net: nn.Module
+
+    def go(self, steps: int) -> None:
+        """Train so many steps."""
+        ...
+
+
+class Ours:
+    """The loop of `launch/train_ddpm.py`, as it is or with some of what makes it fast undone."""
+
+    def __init__(self, asked: dict[str, Any]):
+        from dgm.train.engine import Engine
+        from dgm.train.loop import Run
+        from dgm.train.run_folder import open_run
+        from launch.command import parse
+        from launch.train_ddpm import Config, make_parts
+        from launch.training import make_job
+        from shards.read import open_shards
+
+        folder, batch = Path(asked["folder"]) / "run", asked["batch"]
+        config: Any = parse(
+            Config,
+            "ddpm_cifar10.yaml",
+            [
+                f"--run.dir={folder}",
+                f"--data.shards={asked['shards']}",
+                f"--model.channels={asked['channels']}",
+                "--model.dropout=0",  # the others have none either
+                "--diffusion.class_conditional=false",
+                "--sample.guidance=1",
+                f"--train.global_batch={batch}",
+                f"--train.total_images={10**9}",
+                f"--train.log_every_images={20 * batch}",
+                f"--train.sample_every_images={10**9}",
+                "--train.save_every_images=0",
+                f"--train.mixed_precision={asked['precision']}",
+                *asked["options"],
+            ],
+        )
+        self.engine = Engine(config.train.mixed_precision, list(config.run.trackers), str(folder))
+        images = open_shards(asked["shards"])
+        parts = make_parts(config, images.image_shape, images.num_classes)
+        job = make_job(config, self.engine, images, parts)
+        self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
+        self.run = Run(job)
+        open_run(config, folder)
+        self.run.restore()
+        self.run.start_telling()
+        self._keep_losses()
+        for name in asked["undone"]:
+            getattr(self, f"without_{name}")()
+
+    def go(self, steps: int) -> None:
+        """Train so many steps."""
+        for _ in range(steps):
+            self.run.go_on()
+
+    def _keep_losses(self) -> None:
+        compute = self.run.job.objective.loss
+
+        def loss(*given: Any) -> dict[str, Tensor]:
+            found = compute(*given)
+            self.losses.append(found["loss"].detach())
+            return found
+
+        self.run.job.objective.loss = loss  # type: ignore[method-assign, assignment]
+
+    def without_channels_last(self) -> None:
+        """Keep weights and activations as [B, C, H, W] in memory."""
+        net: Any = self.net
+        net.to(memory_format=torch.contiguous_format)
+        net.register_forward_pre_hook(lambda net, given: (given[0].contiguous(), *given[1:]))
+
+    def without_fused_updates(self) -> None:
+        """Update weights and their average tensor by tensor, in several passes each."""
+        learner: Any = self.engine.learners["net"]
+        for group in learner.optimizer.param_groups:
+            group.update(fused=False, foreach=False)
+        ema = self.run.ema
+
+        @torch.no_grad()
+        def update(nets: Any, images_seen: int, batch: int) -> None:
+            share = 1 - 0.5 ** (batch / min(ema.halflife_images, images_seen * ema.rampup))
+            pairs = zip(ema.nets["net"].parameters(), nets["net"].parameters(), strict=True)
+            for average, weight in pairs:
+                average.mul_(1 - share).add_(weight, alpha=share)
+
+        ema.update = update  # type: ignore[method-assign]
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Give seconds of a step: whole, forward and backward; and convolutions in it and alone."""
+        spent = {"forward": 0.0, "loss": 0.0, "backward": 0.0}
+        began: list[float] = []
+        job, learner = self.run.job, self.engine.learners["net"]
+        hooks = [
+            self.net.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())),
+            self.net.register_forward_hook(
+                lambda *_: _add(spent, "forward", time.perf_counter() - began.pop())
+            ),
+        ]
+        loss, backward = job.objective.loss, learner.backward
+
+        def timed(name: str, call: Any) -> Any:
+            def do(*given: Any, **named: Any) -> Any:
+                start = time.perf_counter()
+                found = call(*given, **named)
+                _add(spent, name, time.perf_counter() - start)
+                return found
+
+            return do
+
+        job.objective.loss = timed("loss", loss)  # type: ignore[method-assign]
+        learner.backward = timed("backward", backward)  # type: ignore[method-assign]
+        start = time.perf_counter()
+        self.go(steps)
+        whole = time.perf_counter() - start
+        for hook in hooks:
+            hook.remove()
+        job.objective.loss, learner.backward = loss, backward  # type: ignore[method-assign]
+        both = spent["forward"] + spent["backward"] - spent["loss"]
+        inside = self._convolutions_inside(steps)
+        return {
+            "step_s": whole / steps,
+            "forward_backward_s": both / steps,
+            "convolutions_s": inside / steps,
+            "convolutions_alone_s": self._convolutions_alone(),
+        }
+
+    def _convolutions_inside(self, steps: int) -> float:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            self.go(steps)
+        names = ("aten::mkldnn_convolution", "aten::convolution_backward")
+        events = {event.key: event.cpu_time_total for event in trace.key_averages()}
+        return sum(events.get(name, 0) for name in names) / 1e6
+
+    def _convolutions_alone(self) -> float:
+        """Time each convolution of the net, both ways, on numbers that nothing else touches."""
+        seen: dict[tuple[Any, ...], int] = {}
+
+        def see(module: Any, given: tuple[Tensor], _: Tensor) -> None:
+            key = (
+                tuple(given[0].shape), tuple(module.weight.shape), module.stride, module.padding,
+                given[0].requires_grad,
+            )  # fmt: skip
+            seen[key] = seen.get(key, 0) + 1
+
+        layers = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
+        hooks = [layer.register_forward_hook(see) for layer in layers]
+        self.go(1)
+        for hook in hooks:
+            hook.remove()
+        return sum(count * _time_convolution(*key) for key, count in seen.items())
+
+
+def _add(spent: dict[str, float], name: str, seconds: float) -> None:
+    spent[name] += seconds
+
+
+def _time_convolution(
+    image: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, learns: bool
+) -> float:
+    rows_last = torch.channels_last
+    x = torch.randn(image).to(memory_format=rows_last).requires_grad_(learns)
+    weight = torch.randn(kernel).to(memory_format=rows_last).requires_grad_()
+    bias = torch.zeros(kernel[0], requires_grad=True)
+    wanted = [part for part in (x, weight, bias) if part.requires_grad]
+    grad: Tensor | None = None
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        y = functional.conv2d(x, weight, bias, stride, padding)
+        forward = time.perf_counter() - start
+        grad = torch.randn_like(y) if grad is None else grad
+        start = time.perf_counter()
+        torch.autograd.grad(y, wanted, grad)
+        times.append(forward + time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+class Diffusers:
+    """The recipe of diffusers' train_unconditional.py, on files of an image folder."""
+
+    def __init__(self, asked: dict[str, Any]):
+        from accelerate import Accelerator
+        from torchvision import datasets, transforms
+
+        diffusers, optimization = need("diffusers"), need("diffusers.optimization")
+        width = asked["channels"]
+        self.accelerator = Accelerator(
+            mixed_precision=asked["precision"], log_with="tensorboard", project_dir=asked["folder"]
+        )
+        net = diffusers.UNet2DModel(
+            sample_size=32,
+            block_out_channels=(width, 2 * width, 2 * width, 2 * width),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            attention_head_dim=2 * width,  # one head, as DDPM
+        )
+        self.ema = need("diffusers.training_utils").EMAModel(
+            net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
+            model_cls=diffusers.UNet2DModel, model_config=net.config,
+        )  # fmt: skip
+        self.noise_scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
+        optimizer = torch.optim.AdamW(
+            net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+        )
+        seen = transforms.Compose(
+            [
+                transforms.Resize(32, interpolation=transforms.InterpolationMode.BILINEAR),
+                transforms.CenterCrop(32),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5], [0.5]),
+            ]
+        )
+        loader = torch.utils.data.DataLoader(
+            datasets.ImageFolder(asked["pictures"], seen), batch_size=asked["batch"], shuffle=True,
+            drop_last=True,
+        )  # fmt: skip
+        lr = optimization.get_scheduler(
+            "cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000
+        )
+        self.net, self.optimizer, self.loader, self.lr = self.accelerator.prepare(
+            net, optimizer, loader, lr
+        )
+        self.ema.to(self.accelerator.device)
+        self.accelerator.init_trackers("run")
+        self.batches = itertools.chain.from_iterable(self.loader for _ in itertools.count())
+        self.step = 0
+
+    def go(self, steps: int) -> None:
+        """Train so many steps."""
+        for _ in range(steps):
+            clean, _ = next(self.batches)
+            noise = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device)
+            t = torch.randint(0, 1000, (len(clean),), device=clean.device).long()
+            noised = self.noise_scheduler.add_noise(clean, noise, t)
+            with self.accelerator.accumulate(self.net):
+                loss = functional.mse_loss(self.net(noised, t).sample.float(), noise.float())
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
+                self.optimizer.step()
+                self.lr.step()
+                self.optimizer.zero_grad()
+            self.ema.step(self.net.parameters())
+            self.step += 1
+            logs = {"loss": loss.detach().item(), "lr": self.lr.get_last_lr()[0]}
+            self.accelerator.log(logs, step=self.step)
+
+
+class Lucidrains:
+    """The Trainer of denoising-diffusion-pytorch, on files of an image folder."""
+
+    def __init__(self, asked: dict[str, Any]):
+        package = need("denoising_diffusion_pytorch")
+        # Its blocks are leaner: 70 channels make the 9 million parameters of DDPM's 64.
+        width = round(asked["channels"] * 70 / 64)
+        self.net: nn.Module = package.Unet(dim=width, dim_mults=(1, 2, 2, 2))
+        diffusion = package.GaussianDiffusion(self.net, image_size=32, timesteps=1000)
+        self.trainer: Any = package.Trainer(
+            diffusion, asked["pictures"], train_batch_size=asked["batch"], train_num_steps=0,
+            gradient_accumulate_every=1, amp=asked["precision"] != "no",
+            mixed_precision_type="bf16", calculate_fid=False, save_and_sample_every=10**9,
+            results_folder=str(Path(asked["folder"]) / "results"), num_samples=25,
+        )  # fmt: skip
+
+    def go(self, steps: int) -> None:
+        """Train so many steps."""
+        self.trainer.train_num_steps += steps
+        self.trainer.train()
+
+
+def need(module: str) -> Any:
+    """Import a module of the optional extra; raises UserError where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is not installed: pip install -e '.[peers]' for --peers"
+        ) from None
+
+
+def gflop(net: nn.Module, device: torch.device) -> float:
+    """Count what a forward pass takes for one image, a multiplication and an addition as two."""
+    x, t = torch.zeros(2, 3, 32, 32, device=device), torch.zeros(2, dtype=torch.long, device=device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, t)
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def main() -> None:
+    """Answer until told to end."""
+    # What libraries print is not for the asker.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    asked = json.loads(sys.argv[1])
+    kinds: dict[str, Any] = {DIFFUSERS: Diffusers, LUCIDRAINS: Lucidrains}
+    loop: Loop = kinds.get(asked["loop"], Ours)(asked)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loop.go(asked["warm_up"])
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "go" in request:
+            start = time.perf_counter()
+            loop.go(request["go"])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            answer = {"seconds": time.perf_counter() - start}
+        elif "parts" in request and isinstance(loop, Ours):
+            answer = loop.parts(request["parts"])
+        elif "end" in request:
+            answer = _tell(loop, device)
+        print(json.dumps(answer), file=answers, flush=True)
+        if "end" in request:
+            return
+
+
+def _tell(loop: Loop, device: torch.device) -> dict[str, Any]:
+    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    losses = torch.stack(loop.losses).tolist() if isinstance(loop, Ours) else []
+    return {
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gpu_gib": on_gpu,
+        "parameters": sum(p.numel() for p in loop.net.parameters()),
+        "gflop": gflop(loop.net, device),
+        "losses": losses,
+    }
+
+
+if __name__ == "__main__":
+    main()
