@@ -23,6 +23,7 @@ from dgm.train.checkpoint import FullState
 from dgm.train.launched import (
     as_plain_processes,
     end_with_launcher,
+    keep_freed_memory,
     read_launch,
     use_all_cores,
 )
@@ -50,6 +51,8 @@ class Engine:
             import_deepspeed()  # or say now that it is missing
         _check_trackers(trackers or [])
         use_all_cores()
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         end_with_launcher()
         with as_plain_processes():
             self.accelerator = Accelerator(

@@ -1,0 +1,44 @@
+"""The benchmark of whole training steps, on the smallest sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = "--channels 16 --batch 2 --rounds 1 --steps 1".split()
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
+
+
+@pytest.mark.slow
+def test_ladder_trains_the_same_on_every_rung(
+    run_script: Callable, tiny_shards: Path, tmp_path: Path
+):
+    out, png = tmp_path / "step.json", tmp_path / "step.png"
+    done = run_script(
+        SCRIPT, "step", "--ladder", *SMALL, "--shards", tiny_shards, "--json", out, "--png", png,
+        timeout=400,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    found = json.loads(out.read_text())["step"]
+    assert list(found["loops"]) == [
+        "eager, NCHW, fp32",
+        "channels_last",
+        "fused noise",
+        "compiled net",
+        "fused optimizer and EMA",
+    ]
+    for name, loop in found["loops"].items():
+        assert len(loop["images_per_s"]) == 1 and len(loop["losses"]) >= 4, name
+        assert loop["loss_apart"] < 1e-4, name  # the same draws; a few steps of rounding
+    parts = found["parts"]
+    assert 0 < parts["forward_backward_s"] < parts["step_s"]
+    assert 0 < parts["convolutions_s"] and 0 < parts["convolutions_alone_s"]
+    assert png.stat().st_size > 1000
+
+
+def test_sizes_that_make_no_sense_are_named(run_script: Callable):
+    done = run_script(SCRIPT, "step", "--batch", 0)
+    assert done.code == 2 and done.stderr == "error: --batch is 0: choose 1 or more\n"
