@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "--channels 16 --batch 2 --rounds 1 --steps 1".split()
+SMALL = ["--channels", "16", "--batch", "2", "--rounds", "1", "--steps", "1"]
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
 
 
@@ -35,7 +35,7 @@ def test_ladder_trains_the_same_on_every_rung(
         assert loop["loss_apart"] < 1e-4, name  # the same draws; a few steps of rounding
     parts = found["parts"]
     assert 0 < parts["forward_backward_s"] < parts["step_s"]
-    assert 0 < parts["convolutions_s"] and 0 < parts["convolutions_alone_s"]
+    assert parts["convolutions_s"] > 0 and parts["convolutions_alone_s"] > 0
     assert png.stat().st_size > 1000
 
 
