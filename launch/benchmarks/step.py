@@ -213,12 +213,12 @@ def matrix_peak() -> float:
     """Measure GFLOP/s of matrix products, fp32: the best of BLAS's and of the convolutions'."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(2048, 2048, device=device)
-    # A convolution of single pixels is a matrix product too, and on some CPUs much the faster one.
-    x = torch.randn(16, 512, 32, 32, device=device).to(memory_format=torch.channels_last)
-    weight = torch.randn(512, 512, 1, 1, device=device)
+    # A convolution is a matrix product too, and on some CPUs much the faster one.
+    x = torch.randn(32, 128, 16, 16, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(128, 128, 3, 3, device=device).to(memory_format=torch.channels_last)
     ways: list[tuple[int, Callable[[], Tensor]]] = [
         (2 * 2048**3, lambda: a @ a),
-        (2 * 16 * 32 * 32 * 512 * 512, lambda: functional.conv2d(x, weight)),
+        (2 * 32 * 14 * 14 * 128 * 128 * 9, lambda: functional.conv2d(x, weight)),
     ]
     best = 0.0
     for _ in range(6):
