@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.kernels.norm import Dropout, fused_norm_act, norm_act
+from dgm.kernels.norm import Dropout, norm_act
 
 
 class NormAct(nn.GroupNorm):
@@ -31,8 +31,7 @@ class NormAct(nn.GroupNorm):
         """Normalise x + added; added, scale and shift are [B, C]."""
         if dropout is not None and dropout.share == 0:
             dropout = None
-        how = fused_norm_act if self.fused else norm_act
-        made: Tensor = how(
+        return norm_act(
             x,
             self.weight,
             self.bias,
@@ -42,8 +41,8 @@ class NormAct(nn.GroupNorm):
             scale_shift,
             self.silu,
             dropout,
+            self.fused,
         )
-        return made
 
 
 def group_norm(channels: int, silu: bool = False) -> NormAct:

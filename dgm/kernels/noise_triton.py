@@ -96,10 +96,7 @@ def noise(
             clean = (clean + _uniform(u)) * 0.0078125 - 1.0
         else:
             clean = clean * 0.00784313725490196 - 1.0
-        if lane < 2:
-            cosine, sine = _normals(n0, n1)
-        else:
-            cosine, sine = _normals(n2, n3)
+        cosine, sine = _normals(n0, n1) if lane < 2 else _normals(n2, n3)
         eps = sine if lane % 2 == 1 else cosine
         noised = alpha * clean + sigma * eps
         at = image * count + element

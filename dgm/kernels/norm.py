@@ -39,8 +39,14 @@ def norm_act(
     scale_shift: tuple[Tensor, Tensor] | None = None,
     silu: bool = True,
     dropout: Dropout | None = None,
+    fused: bool = False,
 ) -> Tensor:
-    """Normalise [B, C, H, W] step by step; weight and bias are [C], the rest [B, C]."""
+    """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
+
+    Step by step, or `fused` in one kernel in the dtype of x, which takes 8 k places.
+    """
+    if fused and x.shape[2] * x.shape[3] % 8 == 0:
+        return _in_one_kernel(x, weight, bias, groups, eps, added, scale_shift, silu, dropout)
     u = x if added is None else x + added[:, :, None, None]
     z = functional.group_norm(u, groups, weight, bias, eps)
     if scale_shift is not None:
@@ -59,20 +65,13 @@ def keyed_dropout(x: Tensor, dropout: Dropout) -> Tensor:
     return torch.where(keep.permute(0, 3, 1, 2), kept, nothing)
 
 
-def fused_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    added: Tensor | None = None,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
-    silu: bool = True,
-    dropout: Dropout | None = None,
-) -> Tensor:
-    """Do the same in one kernel, in the dtype of x; step by step unless 8 divides the places."""
-    if x.shape[2] * x.shape[3] % 8:
-        return norm_act(x, weight, bias, groups, eps, added, scale_shift, silu, dropout)
+Maybe = Tensor | None
+
+
+def _in_one_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
+    scale_shift: tuple[Tensor, Tensor] | None, silu: bool, dropout: Dropout | None,
+) -> Tensor:  # fmt: skip
     scale, shift = scale_shift or (None, None)
     key = index = step = None
     share, purpose = 0.0, 0
@@ -84,9 +83,6 @@ def fused_norm_act(
         groups, eps, silu, share, purpose,
     )  # fmt: skip
     return y
-
-
-Maybe = Tensor | None
 
 
 @torch.library.custom_op("dgm::norm_act", mutates_args=())

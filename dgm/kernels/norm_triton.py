@@ -17,6 +17,23 @@ def _per_channel(pointer, image, channels, channel, inside):
 
 
 @triton.jit
+def _held(
+    added, channels, groups,
+    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HELD: tl.constexpr, HAS_ADDED: tl.constexpr,
+):  # fmt: skip
+    """Give the image and groups of this program, their channels and what is added to each."""
+    image = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * HELD + tl.arange(0, HELD)
+    lane = tl.arange(0, GROUP_P2)
+    channel = group[:, None] * GROUP + lane[None, :]
+    inside = (group[:, None] < groups) & (lane[None, :] < GROUP)
+    more = tl.zeros([HELD, GROUP_P2], tl.float32)
+    if HAS_ADDED:
+        more += _per_channel(added, image, channels, channel, inside)
+    return image, group, channel, inside, more
+
+
+@triton.jit
 def _affine(
     weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE: tl.constexpr
 ):  # fmt: skip
@@ -95,16 +112,11 @@ def forward(
     DROP: tl.constexpr, STEP_EACH: tl.constexpr,
 ):  # fmt: skip
     """Write y [B, 8 segment, C], and mean and rstd [B, groups] of u = x + added."""
-    image = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * HELD + tl.arange(0, HELD)
-    lane = tl.arange(0, GROUP_P2)
-    channel = group[:, None] * GROUP + lane[None, :]
-    inside = (group[:, None] < groups) & (lane[None, :] < GROUP)
+    image, group, channel, inside, more = _held(
+        added, channels, groups, GROUP, GROUP_P2, HELD, HAS_ADDED
+    )
     places = 8 * segment
     start = image * places * channels
-    more = tl.zeros([HELD, GROUP_P2], tl.float32)
-    if HAS_ADDED:
-        more += _per_channel(added, image, channels, channel, inside)
 
     middle, inverse = _moments(x, more, start, places, channels, channel, inside, eps, GROUP, ROWS)
     tl.store(mean + image * groups + group, middle, group < groups)
@@ -184,16 +196,11 @@ def backward(
     DROP: tl.constexpr, STEP_EACH: tl.constexpr,
 ):  # fmt: skip
     """Write dx, and the sums over places that the other gradients are made of, each [B, C]."""
-    image = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * HELD + tl.arange(0, HELD)
-    lane = tl.arange(0, GROUP_P2)
-    channel = group[:, None] * GROUP + lane[None, :]
-    inside = (group[:, None] < groups) & (lane[None, :] < GROUP)
+    image, group, channel, inside, more = _held(
+        added, channels, groups, GROUP, GROUP_P2, HELD, HAS_ADDED
+    )
     places = 8 * segment
     start = image * places * channels
-    more = tl.zeros([HELD, GROUP_P2], tl.float32)
-    if HAS_ADDED:
-        more += _per_channel(added, image, channels, channel, inside)
     middle = tl.load(mean + image * groups + group, group < groups, 0.0)[:, None]
     inverse = tl.load(rstd + image * groups + group, group < groups, 0.0)[:, None]
     w, b, factor, moved = _affine(

@@ -1,7 +1,7 @@
 """The training loops that `benchmark.py step` compares, each in a process of its own.
 
 Run as `python -m launch.benchmarks.loops JSON`; it then answers one JSON line for each on stdin:
-`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes, `{"end": 1}`
+`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes, `{"tell": 1}`
 tells what the loop is and what it took.
 """
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.benchmarks.peer_loops import Diffusers, Lucidrains
+from launch.command import run
 
 DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
 
@@ -218,7 +219,7 @@ def gflop(net: nn.Module, device: torch.device) -> float:
 
 
 def main() -> None:
-    """Answer until told to end."""
+    """Answer until nobody asks any more."""
     # What libraries print is not for the asker.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -239,11 +240,9 @@ def main() -> None:
             answer = {"seconds": time.perf_counter() - start}
         elif "parts" in request and isinstance(loop, Ours):
             answer = loop.parts(request["parts"])
-        elif "end" in request:
+        elif "tell" in request:
             answer = _tell(loop, device)
         print(json.dumps(answer), file=answers, flush=True)
-        if "end" in request:
-            return
 
 
 def _tell(loop: Loop, device: torch.device) -> dict[str, Any]:
@@ -259,4 +258,4 @@ def _tell(loop: Loop, device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

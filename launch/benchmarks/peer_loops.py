@@ -7,7 +7,7 @@ and the Trainer of github.com/lucidrains/denoising-diffusion-pytorch.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ class Diffusers:
     """The recipe of diffusers' train_unconditional.py, on files of an image folder."""
 
     def __init__(self, asked: dict[str, Any]):
+        import diffusers
         from accelerate import Accelerator
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
         from torchvision import datasets, transforms
 
-        diffusers, optimization = need("diffusers"), need("diffusers.optimization")
         width = asked["channels"]
         self.accelerator = Accelerator(
             mixed_precision=asked["precision"], log_with="tensorboard", project_dir=asked["folder"]
@@ -39,7 +41,7 @@ class Diffusers:
             layers_per_block=2,
             attention_head_dim=2 * width,  # one head, as DDPM
         )
-        self.ema = need("diffusers.training_utils").EMAModel(
+        self.ema = EMAModel(
             net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
             model_cls=diffusers.UNet2DModel, model_config=net.config,
         )  # fmt: skip
@@ -60,9 +62,7 @@ class Diffusers:
             datasets.ImageFolder(asked["pictures"], seen), batch_size=asked["batch"], shuffle=True,
             drop_last=True,
         )  # fmt: skip
-        lr = optimization.get_scheduler(
-            "cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000
-        )
+        lr = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
         self.net, self.optimizer, self.loader, self.lr = self.accelerator.prepare(
             net, optimizer, loader, lr
         )
@@ -95,7 +95,8 @@ class Lucidrains:
     """The Trainer of denoising-diffusion-pytorch, on files of an image folder."""
 
     def __init__(self, asked: dict[str, Any]):
-        package = need("denoising_diffusion_pytorch")
+        import denoising_diffusion_pytorch as package
+
         # Its blocks are leaner: 70 channels make the 9 million parameters of DDPM's 64.
         width = round(asked["channels"] * 70 / 64)
         self.net: nn.Module = package.Unet(dim=width, dim_mults=(1, 2, 2, 2))
@@ -113,11 +114,8 @@ class Lucidrains:
         self.trainer.train()
 
 
-def need(module: str) -> Any:
-    """Import a module of the optional extra; raises UserError where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{error.name} is not installed: pip install -e '.[peers]' for --peers"
-        ) from None
+def check_installed() -> None:
+    """Raise UserError where a package of the optional extra is missing."""
+    for module in ("diffusers", "denoising_diffusion_pytorch"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{module} is not installed: pip install -e '.[peers]' for --peers")

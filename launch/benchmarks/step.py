@@ -26,7 +26,9 @@ from torch.nn import functional
 
 from dgm.errors import UserError
 from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
+from launch.benchmarks.peer_loops import check_installed
 from launch.benchmarks.table import print_table
+from launch.command import MISTAKE
 from shards.build import ensure
 from shards.read import open_shards
 
@@ -78,6 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     options = [f"--{option}" for option in args.options]
     wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
     if args.peers:
+        check_installed()
         wanted |= {name: {"loop": name} for name in (DIFFUSERS, LUCIDRAINS)}
     if args.ladder:
         wanted = _rungs(options)
@@ -135,13 +138,14 @@ class Contestant:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Wait for a line; raises UserError with the last words of a loop that ended."""
+        """Wait for a line; raises UserError where a loop ended by a mistake of the user's."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.wait()
-            last = (self.said.read_text().strip() or "no word").splitlines()[-1]
-            raise UserError(f"the loop {self.name} ended: {last.removeprefix('dgm.errors.')}")
+            code, said = self.process.wait(), self.said.read_text().strip()
+            if code == MISTAKE:
+                raise UserError(said.splitlines()[-1].removeprefix("error: "))
+            raise RuntimeError(f"the loop {self.name} ended with code {code}:\n{said[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -169,8 +173,9 @@ def _race(
             for loop in loops:
                 seconds = loop.ask(go=args.steps)["seconds"]
                 rates[loop.name].append(args.steps * args.batch / seconds)
+        found = {loop.name: {"images_per_s": rates[loop.name]} | loop.ask(tell=1) for loop in loops}
+        # Last, since to look into a step takes memory.
         parts = {} if torch.cuda.is_available() else loops[-1 if args.ladder else 0].ask(parts=5)
-        found = {loop.name: {"images_per_s": rates[loop.name]} | loop.ask(end=1) for loop in loops}
     finally:
         for loop in loops:
             loop.close()

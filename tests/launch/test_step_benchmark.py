@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from dgm.errors import UserError
+from launch.benchmarks import peer_loops
 
 SMALL = ["--channels", "16", "--batch", "2", "--rounds", "1", "--steps", "1"]
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
@@ -42,3 +46,18 @@ def test_ladder_trains_the_same_on_every_rung(
 def test_sizes_that_make_no_sense_are_named(run_script: Callable):
     done = run_script(SCRIPT, "step", "--batch", 0)
     assert done.code == 2 and done.stderr == "error: --batch is 0: choose 1 or more\n"
+
+
+def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"diffusers is not installed: pip install -e '.\[peers\]'"):
+        peer_loops.check_installed()
+
+
+@pytest.mark.slow
+def test_an_option_that_the_trainer_does_not_know_is_named(run_script: Callable, tiny_shards: Path):
+    words = [*SMALL, "--shards", tiny_shards, "--options", "train.nonsense=1"]
+    done = run_script(SCRIPT, "step", *words)
+    assert done.code == 2, done.stderr
+    assert done.stderr.startswith("error: ") and "train.nonsense" in done.stderr
+    assert done.stderr.count("\n") == 1
