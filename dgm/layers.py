@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels.norm import Dropout, norm_act
 
@@ -58,6 +60,19 @@ def use_kernels(net: nn.Module) -> None:
             module.fused = True
 
 
+def recompute_activations(net: nn.Module) -> int:
+    """Let each `recomputable` module keep its input only (Chen et al. 2016); say how many do.
+
+    What it computes within is computed again in the backward pass, dropout too: it is no stream.
+    """
+    found = [module for module in net.modules() if getattr(module, "recomputable", False)]
+    for module in found:
+        module.forward = functools.partial(
+            checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    return len(found)
+
+
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     """Embed t [B] in sines and cosines, float32 [B, channels] (Vaswani et al. 2017, 3.5)."""
     half = channels // 2
@@ -81,6 +96,8 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 class Attention(nn.Module):
     """Attend over the places of an image: [B, C, H, W] to the same, with a residual."""
+
+    recomputable = True
 
     def __init__(self, channels: int, num_heads: int = 1):
         """Prepare `num_heads` heads of channels / num_heads each."""

@@ -65,6 +65,11 @@ def to_normal_pair(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
+def seed_key(seed: int) -> Tensor:
+    """Give the key of a seed of 64 bits: its lower and upper half, int64 [2]."""
+    return torch.tensor([seed & _MASK, (seed >> 32) & _MASK])
+
+
 @dataclass(frozen=True)
 class Draws:
     """Draw numbers for a batch of images.
@@ -80,7 +85,7 @@ class Draws:
     def of(seed: int, index: Tensor, step: Tensor | int = 0) -> Draws:
         """Make the draws of a seed (64 bits) for images at a step or epoch."""
         device = index.device
-        key = torch.tensor([seed & _MASK, (seed >> 32) & _MASK], device=device)
+        key = seed_key(seed).to(device)
         return Draws(key, index, torch.as_tensor(step, dtype=torch.int64, device=device))
 
     def at(self, step: Tensor | int) -> Draws:
@@ -142,11 +147,41 @@ class Draws:
 
 
 def permutation(seed: int, epoch: int, length: int) -> Tensor:
-    """Order the images of an epoch: int64 [length], on the CPU.
+    """Order the images of an epoch: int64 [length], on the CPU."""
+    blocks = range(-(-length // ORDER_BLOCK))
+    return torch.cat([order(seed, epoch, length, block) for block in blocks])
 
-    Each image gets a 64-bit number of its own and the images are sorted by it, so the order
-    depends on nothing but (seed, epoch, length).
+
+ORDER_BLOCK = 2**16
+"""Places of an epoch whose images `order` gives at once."""
+
+
+def order(seed: int, epoch: int, length: int, block: int = 0) -> Tensor:
+    """Give the images at the places of an epoch from `block` x ORDER_BLOCK on, int64, on the CPU.
+
+    It depends on nothing but (seed, epoch, length), and costs as much however many images there
+    are. Those of one block get a 64-bit number each and are sorted by it. Of more, each place is
+    mapped by itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the numbers
+    of the fewest bits that hold `length`, and again what it puts beyond, until it lies within.
     """
-    draws = Draws.of(seed, torch.arange(length), epoch)
-    high, low, *_ = (lane[:, 0] for lane in draws.bits("order", 2))
-    return torch.argsort((high << 31) | (low >> 1), stable=True)
+    if length <= ORDER_BLOCK:
+        draws = Draws.of(seed, torch.arange(length), epoch)
+        high, low, *_ = (lane[:, 0] for lane in draws.bits("order", 2))
+        return torch.argsort((high << 31) | (low >> 1), stable=True)
+    first = block * ORDER_BLOCK
+    image = _feistel(seed, epoch, torch.arange(first, min(first + ORDER_BLOCK, length)), length)
+    while len(beyond := (image >= length).nonzero()[:, 0]):
+        image[beyond] = _feistel(seed, epoch, image[beyond], length)
+    return image
+
+
+def _feistel(seed: int, epoch: int, number: Tensor, length: int) -> Tensor:
+    """Permute the numbers of as many bits as length - 1 has."""
+    bits = (length - 1).bit_length()
+    sizes = (bits // 2, bits - bits // 2)
+    halves = [number >> sizes[1], number & ((1 << sizes[1]) - 1)]
+    for turn in range(8):
+        there, here = turn % 2, 1 - turn % 2
+        drawn = Draws.of(seed, halves[here], epoch).bits(f"order/{turn}", 1)[0][:, 0]
+        halves[there] = halves[there] ^ (drawn & ((1 << sizes[there]) - 1))
+    return (halves[0] << sizes[1]) | halves[1]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from launch.benchmarks import data, engines, likelihood, noise, step
+from launch.benchmarks import data, engines, growth, likelihood, noise, sample, scaling, step
 from launch.command import run
 from shards.cli import Parser
 
@@ -25,7 +25,10 @@ COMMANDS = {
     "noise": noise,
     "likelihood": likelihood,
     "engines": engines,
+    "growth": growth,
     "step": step,
+    "sample": sample,
+    "scaling": scaling,
 }
 
 

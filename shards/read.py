@@ -41,8 +41,6 @@ class Shards:
         views = [self._map(shard) for shard in self.index.shards]
         self._pixels = [pixels for pixels, _ in views]
         self._digits = [digits for _, digits in views]
-        # Filled as labels are asked for: reading all of them now would read every page.
-        self._labels = np.full(len(self), -1, np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -70,12 +68,8 @@ class Shards:
         Raises IndexError where an index is negative or not below len(self).
         """
         index = self._checked(index)
-        labels = self._labels[index]
-        if labels.size and labels.min() < 0:
-            digits = self._gather(self._digits, index)
-            digits = digits.view(np.uint8).reshape(len(digits), digits.itemsize)
-            labels = self._labels[index] = parse_labels(digits)
-        return labels
+        digits = self._gather(self._digits, index)
+        return parse_labels(digits.view(np.uint8).reshape(len(digits), digits.itemsize))
 
     def _gather(self, views: list[np.ndarray], index: np.ndarray) -> np.ndarray:
         """Copy items of the shards' views, by global index, into one array."""

@@ -116,6 +116,7 @@ def start_script(
         cwd: Path = elsewhere,
         engine: str | None = None,
         options: str = "--main_process_port 0",
+        variables: dict[str, str] | None = None,
     ) -> subprocess.Popen:
         command = [sys.executable]
         if processes > 1:
@@ -127,7 +128,7 @@ def start_script(
         return subprocess.Popen(
             [*command, *map(str, words)],
             cwd=cwd,
-            env=user_environment,
+            env={**user_environment, **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

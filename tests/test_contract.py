@@ -13,6 +13,7 @@ import torch
 from tiny import SCRIPTS, TINY
 from torch import Tensor
 
+from dgm.layers import recompute_activations
 from dgm.objective import Batch, InitializedByData, Likelihood, Pictured
 from dgm.rng import Draws
 from launch.command import parse
@@ -124,6 +125,35 @@ def test_pictures_are_sheets_of_images(build: Callable, family: str):
 @family_of_each
 def test_only_a_gan_has_no_likelihood(build: Callable, family: str):
     assert isinstance(build(family).objective, Likelihood) == (family != "gan")
+
+
+@pytest.mark.parametrize("family", [name for name in SCRIPTS if name != "gan"])
+def test_activations_computed_again_give_the_same_gradients_and_take_less(
+    build: Callable[[str], Parts], family: str
+):
+    kept, again = build(family), build(family)
+    assert all(recompute_activations(net) > 0 for net in again.nets.values())
+    (one, held), (other, held_again) = (_gradients(parts) for parts in (kept, again))
+    assert one.keys() == other.keys() and len(one) > 3
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert held_again < 0.7 * held
+
+
+def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
+    """Give the gradients of a loss, and the bytes that were held for them."""
+    held: dict[int, Tensor] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    (phase,) = parts.objective.phases
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda x: x):
+        loss = parts.objective.loss(parts.nets, *[batch(8)[0], phase, batch(8)[1]])["loss"]
+    size = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    loss.backward()
+    named = parts.nets[phase.net].named_parameters()
+    return {name: p.grad for name, p in named if p.grad is not None}, size
 
 
 def golden(folder: Path) -> list[dict[str, float]]:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgm.rng import permutation
+from dgm import rng
+from dgm.rng import order, permutation
 
 
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -18,6 +19,33 @@ def test_permutation_holds_each_image_once(length: int, seed: int, epoch: int):
     order = permutation(seed, epoch, length)
     assert torch.equal(order.sort().values, torch.arange(length))
     assert torch.equal(order, permutation(seed, epoch, length))
+
+
+@given(st.integers(17, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_permutation_block_by_block_holds_each_image_once(length: int, seed: int, epoch: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "ORDER_BLOCK", 16)
+        blocks = [order(seed, epoch, length, block) for block in range(-(-length // 16))]
+        assert [len(block) for block in blocks[:-1]] == [16] * (len(blocks) - 1)
+        assert torch.equal(torch.cat(blocks).sort().values, torch.arange(length))
+        assert torch.equal(torch.cat(blocks), permutation(seed, epoch, length))
+
+
+def test_a_large_permutation_looks_random():
+    length, cells = 100_000, 32
+    orders = [permutation(seed, epoch, length) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    places = torch.arange(length)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (orders[one] == orders[other]).sum() <= 8
+    for images in orders:
+        assert torch.equal(images.sort().values, places)
+        for before, after in ((places, images), (images[:-1], images[1:])):
+            # Where an image lies and what comes next: 1,024 cells, 961 degrees of freedom.
+            cell = before * cells // length * cells + after * cells // length
+            counts = torch.bincount(cell, minlength=cells**2).double()
+            mean = len(after) / cells**2
+            assert abs(float(((counts - mean) ** 2 / mean).sum()) - 961) < 4 * math.sqrt(2 * 961)
 
 
 @pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 0), (2**32, 0), (0, 1000)])

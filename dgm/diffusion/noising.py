@@ -7,7 +7,6 @@ at a time would keep compiled code from being vectorised. On a GPU one kernel of
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dgm.compiling import compiled
 from dgm.diffusion.prediction import PredictionKind, target
 from dgm.pixels import draw_mirrored, flip_images
 from dgm.rng import Draws, purpose_id
@@ -160,26 +160,4 @@ def _noised(
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return _or_eager(function)
-
-
-def _or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function; where compiling fails, warn once and run it as it is."""
-    compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    # No compiler, no headers; or more batch sizes than torch compiles for, an exception of its own.
-    failures = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
-    working = True
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        nonlocal working
-        if working:
-            try:
-                return compiled(*args)
-            except failures as error:
-                working = False
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"{function.__name__} runs uncompiled: {reason}", stacklevel=2)
-        return function(*args)
-
-    return call
+    return compiled(function)

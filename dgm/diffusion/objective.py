@@ -144,9 +144,11 @@ class DiffusionObjective:
         """
         config = SampleConfig(**{**vars(self.sample_config), **knobs})
         _check(self.config, config)
-        parts = []
-        for start in range(0, count, config.batch):
-            part = slice(start, min(start + config.batch, count))
+        made = []
+        size = min(config.batch, count)
+        for start in range(0, count, size):
+            first = min(start, count - size)  # compiled code meets one size, for the last one too
+            part = slice(first, first + size)
             own = draws.part(part)
             own_labels = None if labels is None or self.num_classes is None else labels[part]
             denoiser = self.denoiser(nets["net"], own_labels, config.guidance, config.clip)
@@ -155,8 +157,8 @@ class DiffusionObjective:
                 config.sampler, denoiser, latent, self.schedule, own,
                 config.steps, config.eta, config.variance,
             )  # fmt: skip
-            parts.append(x.clamp(-1, 1))
-        return torch.cat(parts)
+            made.append(x[start - first :].clamp(-1, 1))
+        return torch.cat(made)
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:

@@ -50,6 +50,8 @@ class UNetConfig:
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice, told of time and class in between."""
 
+    recomputable = True
+
     def __init__(self, inputs: int, outputs: int, config: UNetConfig, name: str):
         """Map `inputs` channels to `outputs`; `name` keys the dropout's draws."""
         super().__init__()

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from dgm.pixels import scale
 from dgm.rng import permutation
-from dgm.train.batches import Images
 from dgm.train.engine import Engine
+from dgm.train.feed import Images
 
 
 class Classifier(nn.Module):

@@ -18,8 +18,8 @@ from dgm.eval.likelihood import bits_per_dim
 from dgm.images import to_uint8
 from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
-from dgm.train.batches import Images
 from dgm.train.engine import Engine
+from dgm.train.feed import Images
 from dgm.train.sampling import sample_on_all
 
 Metric = Literal["fd_classifier", "bits_per_dim"]

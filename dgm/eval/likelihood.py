@@ -8,8 +8,8 @@ import torch
 
 from dgm.objective import Batch, ImportanceWeighted, Likelihood, Nets
 from dgm.rng import Draws
-from dgm.train.batches import Images
 from dgm.train.engine import Engine
+from dgm.train.feed import Images
 
 
 @torch.no_grad()

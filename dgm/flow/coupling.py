@@ -57,6 +57,8 @@ def conv_net(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """GroupNorm, ReLU, convolution, twice, added to the input."""
 
+    recomputable = True
+
     def __init__(self, width: int):
         """Keep `width` channels."""
         super().__init__()

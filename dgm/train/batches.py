@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
-import numpy as np
 import torch
 
 from dgm.errors import UserError
 from dgm.objective import Batch
-from dgm.rng import Draws, permutation
-
-
-class Images(Protocol):
-    """A data set read by global index."""
-
-    def __len__(self) -> int:
-        """Count the images."""
-        ...
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        """Give pixels, uint8 [B, H, W, C]."""
-        ...
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        """Give classes, int64 [B]."""
-        ...
+from dgm.rng import ORDER_BLOCK, Draws, order
+from dgm.train.feed import Feed, Images
 
 
 class Batches:
@@ -46,8 +29,12 @@ class Batches:
         rank: int,
         world_size: int,
         overfit_one_batch: bool = False,
+        resident: bool | None = False,
     ):
-        """Prepare; raises UserError where the batch does not divide."""
+        """Prepare; raises UserError where the batch does not divide.
+
+        `resident` keeps all images on the device; None does so on a GPU where they fit well.
+        """
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
                 f"train.global_batch {global_batch} does not divide among {world_size} processes: "
@@ -63,7 +50,9 @@ class Batches:
             )
         self.data, self.seed, self.first = data, seed, rank * self.share
         self.length = min(global_batch, len(data)) if overfit_one_batch else len(data)
-        self._orders: dict[int, torch.Tensor] = {}
+        self.resident = resident
+        self._orders: list[tuple[tuple[int, int], torch.Tensor]] = []
+        self._feeds: dict[torch.device, Feed] = {}
 
     @property
     def num_micro(self) -> int:
@@ -75,33 +64,38 @@ class Batches:
         for k in range(self.num_micro):
             start = images_seen + self.first + k * self.micro_batch
             positions = torch.arange(start, start + self.micro_batch)
-            epochs = positions // self.length
-            index = torch.empty_like(positions)
-            for epoch in epochs.unique().tolist():
-                here = epochs == epoch
-                index[here] = self._order(epoch)[positions[here] % self.length]
-            yield (
-                self._load(index, device, images_seen),
-                Draws.of(self.seed, index.to(device), epochs.to(device)),
-            )
+            epochs, places = positions // self.length, positions % self.length
+            yield self._load(self._images_at(epochs, places), epochs, device, images_seen)
 
     def first_images(self, count: int, device: torch.device) -> tuple[Batch, Draws]:
         """Give the images that the run begins with, the same on every process."""
-        index = self._order(0)[:count]
-        return self._load(index, device, 0), Draws.of(self.seed, index.to(device))
+        places = torch.arange(min(count, self.length))
+        epochs = torch.zeros_like(places)
+        return self._load(self._images_at(epochs, places), epochs, device, 0)
 
-    def _load(self, index: torch.Tensor, device: torch.device, images_seen: int) -> Batch:
-        rows = index.numpy()
-        images = torch.from_numpy(self.data.images(rows))
-        labels = torch.from_numpy(self.data.labels(rows))
-        if device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        return Batch(images, labels, images_seen)
+    def _load(
+        self, index: torch.Tensor, epochs: torch.Tensor, device: torch.device, images_seen: int
+    ) -> tuple[Batch, Draws]:
+        if device not in self._feeds:
+            self._feeds[device] = Feed(self.data, device, self.resident)
+        feed = self._feeds[device]
+        images, labels, index, epochs = feed.load(index, epochs)
+        return Batch(images, labels, images_seen), Draws(feed.key(self.seed), index, epochs)
 
-    def _order(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._orders:
-            # A batch may straddle epochs, so the one before is kept; older ones are not needed.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = permutation(self.seed, epoch, self.length)
-        return self._orders[epoch]
+    def _images_at(self, epochs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Name the image at each place of its epoch, int64 [B]."""
+        blocks = places // ORDER_BLOCK
+        index = torch.empty_like(places)
+        for epoch, block in torch.stack([epochs, blocks], 1).unique(dim=0).tolist():
+            here = (epochs == epoch) & (blocks == block)
+            index[here] = self._order(epoch, block)[places[here] % ORDER_BLOCK]
+        return index
+
+    def _order(self, epoch: int, block: int) -> torch.Tensor:
+        for key, found in self._orders:
+            if key == (epoch, block):
+                return found
+        found = order(self.seed, epoch, self.length, block)
+        # A batch may straddle two blocks, so the one before is kept; older ones are not needed.
+        self._orders = [*self._orders[-1:], ((epoch, block), found)]
+        return found

@@ -71,6 +71,12 @@ def write(
     return final
 
 
+def take_over(folder: Path) -> Path | None:
+    """Find the checkpoint to go on from; clear away what a killed process left half-written."""
+    remove_partial(folder)
+    return newest(folder, set_aside=True)
+
+
 def newest(folder: Path, set_aside: bool = False) -> Path | None:
     """Find the newest whole checkpoint; name damaged ones in a warning and pass over them.
 

@@ -82,17 +82,12 @@ class Engine:
         zero = self.asked.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 
-    def prepare(
-        self,
-        nets: Mapping[str, nn.Module],
-        optim: Mapping[str, OptimConfig],
-        compiled: bool = False,
-    ) -> None:
+    def prepare(self, nets: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig]) -> None:
         """Move nets to the device, make the optimizer of each, and wrap both."""
         for name, net in nets.items():
             if self.precision != "no":  # losses are sums of what a net gives, too long for bf16
                 net.register_forward_hook(lambda net, inputs, outputs: convert_to_fp32(outputs))
-            self.learners[name] = self._learner(net.to(self.device), optim[name], compiled)
+            self.learners[name] = self._learner(net.to(self.device), optim[name])
             asked = str(self.asked.zero or ("DDP" if self.asked.processes > 1 else "one process"))
             found = self.learners[name].built
             if (found, self.world_size) != (asked, self.asked.processes):
@@ -101,13 +96,11 @@ class Engine:
                     "start the processes with accelerate launch or torchrun"
                 )
 
-    def _learner(self, net: nn.Module, optim: OptimConfig, compiled: bool) -> Learner:
+    def _learner(self, net: nn.Module, optim: OptimConfig) -> Learner:
         zero = self.asked.zero
         if zero is None:
-            return Whole(net, optim, compiled)
-        if zero.stage == 0:
-            return Replicated(net, optim, compiled)
-        return Partitioned(net, optim, zero, compiled)
+            return Whole(net, optim)
+        return Replicated(net, optim) if zero.stage == 0 else Partitioned(net, optim, zero)
 
     @contextlib.contextmanager
     def learning(self, net: str) -> Iterator[Mapping[str, nn.Module]]:

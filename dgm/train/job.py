@@ -10,11 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dgm.compiling import compile_net
 from dgm.errors import UserError
 from dgm.kernels.choice import usable
+from dgm.layers import recompute_activations, use_kernels
 from dgm.objective import Nets, Objective, WholeBatch
-from dgm.train.batches import Batches, Images
+from dgm.train.batches import Batches
 from dgm.train.engine import Engine
+from dgm.train.feed import Images
 from dgm.train.launched import Launched
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
@@ -42,8 +45,16 @@ class TrainConfig:
     """Columns of the sample grid, which has a row for each class."""
     ema_halflife_images: float = 887_000
     """Images after which a weight counts half in the moving average."""
-    compile: Literal["auto", "all", "noise", "none"] = field(default="auto", metadata=MAY_CHANGE)
-    """Compile nothing, the noising, or the nets too; auto is `all` on a GPU, else `noise`."""
+    compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
+        default="auto", metadata=MAY_CHANGE
+    )
+    """Compile nothing, the noising, the nets too (all), that as CUDA graphs; auto is `all` on a
+    GPU, else `noise`."""
+    activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
+    """Keep only what enters each block and compute the rest again in the backward pass: less
+    memory, more time, the same bits."""
+    images_on_device: bool | None = field(default=None, metadata=MAY_CHANGE)
+    """Keep all images on the device; null does where they take a quarter of a GPU at most."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
     """Use kernels of our own on a GPU: noising unless compile is none, normalisation in nets."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -86,19 +97,34 @@ class Job:
     eval_every_images: int = 0
 
 
-def compiled_parts(config: TrainConfig) -> tuple[bool, bool]:
-    """Say whether to compile (the noising, the nets)."""
-    choice = config.compile
-    if choice == "auto":
-        choice = "all" if torch.cuda.is_available() else "noise"
-    return choice in ("all", "noise"), choice == "all"
+def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "none"]:
+    """Say what to compile, with `auto` decided."""
+    if config.compile == "auto":
+        return "all" if torch.cuda.is_available() else "noise"
+    return config.compile
 
 
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
-    if not compiled_parts(config)[0]:
+    if what_to_compile(config) == "none":
         return "eager"
     return "kernel" if with_kernels(config) else "compiled"
+
+
+def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
+    """Give nets what makes them faster or smaller, as configured; raises UserError naming a key."""
+    compiling = what_to_compile(config)
+    fetched = asked.zero is not None and asked.zero.stage == 3  # weights, as a layer needs them
+    for net in nets.values():
+        if with_kernels(config):
+            use_kernels(net)
+        if compiling in ("all", "graphs") and not fetched:
+            compile_net(net, graphs=compiling == "graphs")
+    if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
+        raise UserError(
+            "train.activation_checkpointing is true, but these nets have no blocks that can be "
+            "computed again (BatchNorm and spectral norm count each pass): leave it out"
+        )
 
 
 def with_kernels(config: TrainConfig) -> bool:
@@ -120,10 +146,12 @@ def check(config: TrainConfig, asked: Launched) -> None:
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
     if asked.zero is not None and config.float64:
         raise UserError("train.float64 is set, but ZeRO keeps fp32 weights: use one process or DDP")
-    if asked.zero is not None and asked.zero.stage == 3 and config.compile == "all":
+    if config.compile == "graphs" and not torch.cuda.is_available():
+        raise UserError("train.compile is graphs, but there is no GPU here: choose auto or all")
+    if asked.zero is not None and asked.zero.stage == 3 and config.compile in ("all", "graphs"):
         raise UserError(
-            "train.compile is all, but ZeRO-3 fetches weights as a layer needs them, which cannot "
-            "be compiled: choose auto or noise, or a lower zero_stage"
+            f"train.compile is {config.compile}, but ZeRO-3 fetches weights as a layer needs them, "
+            "which cannot be compiled: choose auto or noise, or a lower zero_stage"
         )
 
 

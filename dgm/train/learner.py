@@ -77,12 +77,10 @@ class Step(nn.Module):
 class Whole:
     """A net of which each process holds all."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
+    def __init__(self, net: nn.Module, config: OptimConfig):
         """Make the optimizer and wrap the net."""
         self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
-        if compiled:
-            net.compile()  # in place: a wrapper would rename every key of the state
         self.optimizer = make_optimizer(net.parameters(), config)
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.ddp = _in_ddp(net) if several else None

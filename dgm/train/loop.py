@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from dgm import images as pictures
 from dgm.errors import UserError
-from dgm.layers import use_kernels
 from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
+from dgm.train.fit import fitting
 from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
-from dgm.train.job import Job, check, check_micro_batches, compiled_parts, with_kernels
+from dgm.train.job import Job, check, check_micro_batches, fit_out
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
 from dgm.train.sampling import draw_sheets
@@ -59,6 +59,7 @@ class Run:
         self.batches = Batches(
             job.data, job.seed, job.config.global_batch, job.config.micro_batch,
             engine.rank, engine.world_size, job.config.overfit_one_batch,
+            job.config.images_on_device,
         )  # fmt: skip
         check_micro_batches(job.objective, self.batches)
         self.prepare()
@@ -80,10 +81,8 @@ class Run:
             nets = {name: net.to(engine.device) for name, net in job.nets.items()}
             with torch.no_grad():
                 job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
-        if with_kernels(job.config):
-            for net in job.nets.values():
-                use_kernels(net)
-        engine.prepare(job.nets, job.optim, compiled_parts(job.config)[1])
+        fit_out(job.nets, job.config, engine.asked)
+        engine.prepare(job.nets, job.optim)
 
     def train(self) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
@@ -113,7 +112,10 @@ class Run:
         job, config, engine = self.job, self.config, self.engine
         for number, phase in enumerate(job.objective.phases):
             if self.step % phase.every == 0:
-                self.update(phase, number)
+                fitting(
+                    functools.partial(self.update, phase, number),
+                    engine, job.objective, self.batches, job.image_shape,
+                )  # fmt: skip
         self.advance()
         with engine.whole() as nets:
             self.ema.update(nets, self.images_seen, config.global_batch)
@@ -128,7 +130,7 @@ class Run:
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
-        found = self.engine.on_main(lambda: _find(folder))
+        found = self.engine.on_main(lambda: checkpoint.take_over(folder))
         if found is None:
             return
         loaded = checkpoint.read(found)
@@ -168,6 +170,7 @@ class Run:
         """Take one optimizer step of a phase, the `number`-th, over all micro-batches."""
         engine, count = self.engine, self.batches.num_micro
         stream = self.batches.step(self.images_seen, engine.device)
+        torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
         with engine.learning(phase.net) as nets:
             for k in range(count):
                 with self.clock.waiting():
@@ -303,8 +306,3 @@ class Run:
         if done and not self.engine.on_main(last_grid.exists):
             self.sample()
         self.save()
-
-
-def _find(folder: Path) -> Path | None:
-    checkpoint.remove_partial(folder)
-    return checkpoint.newest(folder, set_aside=True)

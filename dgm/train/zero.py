@@ -62,11 +62,9 @@ class _InDeepSpeed:
 class Replicated(_InDeepSpeed, Whole):
     """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig, compiled: bool):
+    def __init__(self, net: nn.Module, config: OptimConfig):
         """Make the optimizer and hand both to DeepSpeed."""
         self.net = net  # its weights stay contiguous, as DeepSpeed wants them
-        if compiled:
-            net.compile()
         self.clip_norm = config.clip_norm
         self.optimizer = make_optimizer(net.parameters(), config)
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
@@ -79,11 +77,9 @@ class Replicated(_InDeepSpeed, Whole):
 class Partitioned(_InDeepSpeed):
     """A net of which DeepSpeed spreads something over the processes: stages 1 to 3."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero, compiled: bool):
+    def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero):
         """Make the optimizer and hand both to DeepSpeed; raises UserError where it cannot."""
         self.net, self.zero = net, zero
-        if compiled and zero.stage < 3:
-            net.compile()
         # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
         self.form = frozen_copy(net).to("meta")
         self.optimizer = make_optimizer(net.parameters(), config)

@@ -66,6 +66,8 @@ class VAENetConfig:
 class ResidualBlock(nn.Module):
     """Add to features what SiLU and convolution, twice, make of them: nothing at first."""
 
+    recomputable = True
+
     def __init__(self, channels: int, norm: bool = False):
         """Prepare for [B, channels, H, W]; `norm` puts a GroupNorm before each SiLU."""
         super().__init__()

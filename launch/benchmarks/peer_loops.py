@@ -33,14 +33,7 @@ class Diffusers:
         self.accelerator = Accelerator(
             mixed_precision=asked["precision"], log_with="tensorboard", project_dir=asked["folder"]
         )
-        net = diffusers.UNet2DModel(
-            sample_size=32,
-            block_out_channels=(width, 2 * width, 2 * width, 2 * width),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            attention_head_dim=2 * width,  # one head, as DDPM
-        )
+        net = diffusers_net(width)
         self.ema = EMAModel(
             net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
             model_cls=diffusers.UNet2DModel, model_config=net.config,
@@ -112,6 +105,20 @@ class Lucidrains:
         """Train so many steps."""
         self.trainer.train_num_steps += steps
         self.trainer.train()
+
+
+def diffusers_net(width: int) -> Any:
+    """Make diffusers' U-Net of DDPM's shape."""
+    import diffusers
+
+    return diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(width, 2 * width, 2 * width, 2 * width),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        attention_head_dim=2 * width,  # one head, as DDPM
+    )
 
 
 def check_installed() -> None:

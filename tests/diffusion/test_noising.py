@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgm import compiling
+from dgm.compiling import compiled
 from dgm.diffusion import noising
 from dgm.diffusion.noising import Chosen, Example, Noising, choose, q_sample
 from dgm.diffusion.prediction import to_x_0_and_eps
@@ -195,7 +197,7 @@ def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.Monk
 
         return fail
 
-    monkeypatch.setattr(noising.torch, "compile", no_compiler)
+    monkeypatch.setattr(compiling.torch, "compile", no_compiler)
     noising._compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
@@ -211,7 +213,7 @@ def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_noising_of_too_many_batch_sizes_goes_on_uncompiled():
     with torch._dynamo.config.patch(recompile_limit=1):
-        double = noising._or_eager(lambda x: 2 * x)
+        double = compiled(lambda x: 2 * x)
         assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
         with pytest.warns(UserWarning, match="runs uncompiled"):
             assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgm.errors import UserError
-from dgm.rng import permutation
+from dgm.rng import ORDER_BLOCK, order, permutation
+from dgm.train import batches
 from dgm.train.batches import Batches
+from shards.read import Shards
 
 CPU = torch.device("cpu")
 
@@ -143,3 +146,42 @@ def test_a_batch_that_does_not_divide_is_named(
 ):
     with pytest.raises(UserError, match=named):
         Batches(Numbered(50), 0, global_batch, micro_batch, 0, world_size)
+
+
+def test_images_that_stay_on_the_device_are_the_same(tiny_shards: Path):
+    data = Shards(tiny_shards)
+    kept = Batches(data, 0, 48, 12, 1, 2, resident=True)
+    read = Batches(data, 0, 48, 12, 1, 2, resident=False)
+    for start in (0, 48, 304):  # the last one straddles two epochs
+        for (one, draws), (other, others) in zip(
+            kept.step(start, CPU), read.step(start, CPU), strict=True
+        ):
+            assert torch.equal(one.images, other.images) and one.images.dtype == torch.uint8
+            assert torch.equal(one.labels, other.labels) and one.images_seen == start
+            assert draws.index.tolist() == others.index.tolist()
+            assert torch.equal(draws.normal("a", (3,)), others.normal("a", (3,)))
+
+
+def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, int]] = []
+
+    def seen(seed: int, epoch: int, length: int, block: int) -> Tensor:
+        asked.append((epoch, block))
+        return order(seed, epoch, length, block)
+
+    monkeypatch.setattr(batches, "order", seen)
+    length = 2 * ORDER_BLOCK + 10
+
+    class Large(Numbered):
+        def images(self, index: np.ndarray) -> np.ndarray:
+            return super().images(index % 65536)
+
+    made = Batches(Large(length), 5, 16, None, 0, 1)
+    expected = permutation(5, 0, length)
+    places = [0, ORDER_BLOCK - 8, ORDER_BLOCK, 2 * ORDER_BLOCK, length - 8]
+    for place in places:
+        ((_, draws),) = made.step(place, CPU)
+        first = expected[place : place + 16].tolist()
+        assert draws.index[: len(first)].tolist() == first
+    # Two blocks where a batch straddles them, and none is computed twice in a row.
+    assert asked == [(0, 0), (0, 1), (0, 2), (1, 0)]

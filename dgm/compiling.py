@@ -1,0 +1,52 @@
+"""torch.compile where it can, the same code as it is where it cannot."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function; where compiling fails, warn once and run it as it is."""
+    fast = torch.compile(function, fullgraph=True, dynamic=False)
+    return _or_eager(fast, function, function.__name__)
+
+
+def compile_net(net: nn.Module, graphs: bool = False) -> None:
+    """Compile a net in place; where compiling fails, warn once and run it as it is.
+
+    `graphs` records what a GPU is to do as CUDA graphs, which cost the host one launch each.
+    """
+    net.compile(mode="reduce-overhead" if graphs else None)
+    # In place, as a wrapper would rename every key of the state; torch calls this one instead.
+    net._compiled_call_impl = _or_eager(
+        net._compiled_call_impl,  # type: ignore[arg-type]
+        net._call_impl,
+        type(net).__name__,
+    )
+
+
+def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) -> Callable[..., Any]:
+    # No compiler, no headers; or more batch sizes than torch compiles for, an exception of its own.
+    failures = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
+    working = True
+
+    @functools.wraps(plain)
+    def call(*args: Any, **named: Any) -> Any:
+        nonlocal working
+        if working:
+            try:
+                return fast(*args, **named)
+            except failures as error:
+                working = False
+                reason = str(error).strip().splitlines()[0]
+                # As of this file: a net is called from within torch, whose warnings are not shown.
+                warnings.warn(f"{name} runs uncompiled: {reason}", stacklevel=1)
+        return plain(*args, **named)
+
+    return call

@@ -1,0 +1,96 @@
+"""From images in memory to the device that computes, without the host ever waiting for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgm.rng import seed_key
+
+_AT_ONCE = 8192  # images that are copied at once to stay on a device
+_SHARE = 0.25  # of a GPU's free memory that images may take
+
+
+class Images(Protocol):
+    """A data set read by global index."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+        ...
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """Give pixels, uint8 [B, H, W, C]."""
+        ...
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        """Give classes, int64 [B]."""
+        ...
+
+
+class Feed:
+    """Bring images to a device.
+
+    On a CPU they are gathered from the shards' memory. On a GPU all of them stay where they fit,
+    and the host sends their numbers only; else they are copied from pinned memory on a stream of
+    its own, beside the work of the steps before.
+    """
+
+    def __init__(self, data: Images, device: torch.device, resident: bool | None = None):
+        """Prepare; `resident` keeps all images on the device, None where they fit well."""
+        self.data, self.device = data, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._keys: dict[int, Tensor] = {}
+        self.stored: tuple[Tensor, Tensor] | None = None
+        if _fits(data, device) if resident is None else resident:
+            self.stored = _store(data, device)
+
+    def key(self, seed: int) -> Tensor:
+        """Give the key of a seed's draws, on the device."""
+        if seed not in self._keys:
+            self._keys[seed] = seed_key(seed).to(self.device)
+        return self._keys[seed]
+
+    def load(self, index: Tensor, epochs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give images, labels, index and epochs on the device; index and epochs are int64 [B]."""
+        if self.stored is not None:
+            index, epochs = self._send(torch.stack([index, epochs]))[0]
+            images, labels = (part.index_select(0, index) for part in self.stored)
+            return images, labels, index, epochs
+        rows = index.numpy()
+        images, labels = map(torch.from_numpy, (self.data.images(rows), self.data.labels(rows)))
+        images, numbers = self._send(images, torch.stack([labels, index, epochs]))
+        return images, *numbers
+
+    def _send(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.stream is None:
+            return tuple(tensor.to(self.device) for tensor in tensors)
+        with torch.cuda.stream(self.stream):
+            # Pinned blocks are kept for reuse once their copy is done: buffers by themselves.
+            sent = tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self.stream)
+        for tensor in sent:
+            tensor.record_stream(now)
+        return sent
+
+
+def _fits(data: Images, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    size = len(data) * data.images(np.arange(1)).nbytes
+    return size <= _SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _store(data: Images, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Copy all images and labels to the device."""
+    one = data.images(np.arange(1))
+    images = torch.empty((len(data), *one.shape[1:]), dtype=torch.uint8, device=device)
+    labels = torch.empty(len(data), dtype=torch.int64, device=device)
+    for start in range(0, len(data), _AT_ONCE):
+        rows = np.arange(start, min(start + _AT_ONCE, len(data)))
+        images[start : start + len(rows)] = torch.from_numpy(data.images(rows)).to(device)
+        labels[start : start + len(rows)] = torch.from_numpy(data.labels(rows)).to(device)
+    return images, labels

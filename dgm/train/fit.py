@@ -1,0 +1,83 @@
+"""What to say where a batch does not fit into memory: the largest that was seen to fit."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from dgm.errors import UserError
+from dgm.objective import Batch, Nets, Objective, WholeBatch
+from dgm.rng import Draws
+from dgm.train.batches import Batches
+from dgm.train.engine import Engine
+
+_ON_CPU = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+
+
+def fitting(
+    step: Callable[[], None],
+    engine: Engine,
+    objective: Objective,
+    batches: Batches,
+    image_shape: tuple[int, ...],
+) -> None:
+    """Take a step; raises UserError naming the largest micro-batch that fits where it does not."""
+    try:
+        return step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+    # Only here has the error let go of what the failed step held.
+    raise _does_not_fit(engine, objective, batches, image_shape)
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Say whether an error is of an allocation that failed, on a GPU or not."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in _ON_CPU)
+
+
+def _does_not_fit(
+    engine: Engine, objective: Objective, batches: Batches, image_shape: tuple[int, ...]
+) -> UserError:
+    tried, share = batches.micro_batch, batches.share
+    said = f"{tried} images at a time do not fit into the memory of {engine.device}"
+    if isinstance(objective, WholeBatch) and objective.whole_batch:
+        return UserError(f"{said}: lower train.global_batch, or take more processes")
+    if engine.asked.zero is not None:  # a trial would need all processes
+        return UserError(f"{said}: lower train.micro_batch, which changes no result")
+    sizes = (n for n in range(min(tried, share + 1) - 1, 0, -1) if share % n == 0)
+    nets = engine.copies()
+    fits = next((n for n in sizes if _fits(engine, objective, nets, image_shape, n)), None)
+    if fits is None:
+        return UserError(f"{said}, nor fewer: choose a smaller model, or another machine")
+    return UserError(
+        f"{said}: set train.micro_batch {fits}, the largest that was seen to fit, which changes no "
+        "result (train.activation_checkpointing makes room for more)"
+    )
+
+
+def _fits(
+    engine: Engine, objective: Objective, nets: Nets, image_shape: tuple[int, ...], count: int
+) -> bool:
+    """Try one step of every phase with so many images, but for the update."""
+    gc.collect()
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=engine.device)
+    batch = Batch(images, torch.zeros(count, dtype=torch.int64, device=engine.device))
+    draws = Draws.of(0, torch.arange(count, device=engine.device))
+    try:
+        for phase in objective.phases:
+            nets[phase.net].requires_grad_(True)
+            with engine.autocast():
+                loss = objective.loss(nets, batch, phase, draws)["loss"]
+            loss.backward()
+            nets[phase.net].requires_grad_(False)
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        return False
+    return True

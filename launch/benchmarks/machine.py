@@ -1,0 +1,55 @@
+"""What this machine can do at most: products of matrices and passes through memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def device() -> torch.device:
+    """Give the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    """Wait until the GPU has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_peak(dtype: torch.dtype = torch.float32) -> float:
+    """Measure GFLOP/s of matrix products: the best of BLAS's and of the convolutions'."""
+    side = 8192 if torch.cuda.is_available() else 2048
+    a = torch.randn(side, side, device=device(), dtype=dtype)
+    # A convolution is a matrix product too, and on some CPUs much the faster one.
+    images = 32 if device().type == "cpu" else 1024
+    layout = torch.channels_last
+    x = torch.randn(images, 128, 16, 16, device=device(), dtype=dtype).to(memory_format=layout)
+    weight = torch.randn(128, 128, 3, 3, device=device(), dtype=dtype).to(memory_format=layout)
+    products: list[tuple[int, Callable[[], Tensor]]] = [
+        (2 * side**3, lambda: a @ a),
+        (2 * images * 14 * 14 * 128 * 128 * 9, lambda: functional.conv2d(x, weight)),
+    ]
+    return max(count / _best_s(multiply) / 1e9 for count, multiply in products)
+
+
+def memory_bandwidth() -> float:
+    """Measure GB/s of copying a block that no cache holds, read and written bytes both counted."""
+    source = torch.zeros(2**28 if torch.cuda.is_available() else 2**26, device=device())
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_s(lambda: target.copy_(source)) / 1e9
+
+
+def _best_s(work: Callable[[], Tensor]) -> float:
+    times = []
+    for _ in range(8):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
