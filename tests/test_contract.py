@@ -136,7 +136,7 @@ def test_activations_computed_again_give_the_same_gradients_and_take_less(
     (one, held), (other, held_again) = (_gradients(parts) for parts in (kept, again))
     assert one.keys() == other.keys() and len(one) > 3
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert held_again < 0.7 * held
+    assert held_again < 0.8 * held
 
 
 def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
@@ -150,6 +150,9 @@ def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
     (phase,) = parts.objective.phases
     with torch.autograd.graph.saved_tensors_hooks(see, lambda x: x):
         loss = parts.objective.loss(parts.nets, *[batch(8)[0], phase, batch(8)[1]])["loss"]
+    for net in parts.nets.values():
+        for parameter in net.parameters():
+            held.pop(parameter.untyped_storage().data_ptr(), None)
     size = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     loss.backward()
     named = parts.nets[phase.net].named_parameters()

@@ -57,8 +57,6 @@ def conv_net(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """GroupNorm, ReLU, convolution, twice, added to the input."""
 
-    recomputable = True
-
     def __init__(self, width: int):
         """Keep `width` channels."""
         super().__init__()
@@ -93,6 +91,8 @@ class Coupling(nn.Module):
     With `swap` the first half is transformed, else the second. The network gives as many channels
     as are transformed (shifts: an additive coupling) or twice as many (and scales).
     """
+
+    recomputable = True
 
     def __init__(self, net: nn.Module, swap: bool = False):
         """Couple by this network."""
