@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,28 @@ def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
     angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(max_period) * exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def join(h: Tensor, skip: Tensor) -> Tensor:
+    """Put the channels of two images [B, C, H, W] behind each other.
+
+    As `torch.cat`, but for the gradient of h, which is given in channels_last: a mere view of some
+    channels would be copied by each convolution that it goes back to.
+    """
+    joined: Tensor = _Join.apply(h, skip)
+    return joined
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, skip: Tensor) -> Tensor:
+        ctx.channels = h.shape[1]
+        return torch.cat([h, skip], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        of_h = grad[:, : ctx.channels].contiguous(memory_format=torch.channels_last)
+        return of_h, grad[:, ctx.channels :]
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

@@ -16,7 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from launch.benchmarks import data, engines, growth, likelihood, noise, sample, scaling, step
+from launch.benchmarks import (
+    data,
+    engines,
+    everything,
+    growth,
+    likelihood,
+    noise,
+    sample,
+    scaling,
+    step,
+)
 from launch.command import run
 from shards.cli import Parser
 
@@ -29,6 +39,7 @@ COMMANDS = {
     "step": step,
     "sample": sample,
     "scaling": scaling,
+    "everything": everything,
 }
 
 

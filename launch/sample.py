@@ -13,8 +13,11 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm import images
+from dgm.compiling import compile_net
 from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
+from dgm.kernels.choice import usable
+from dgm.layers import use_kernels
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 from launch.command import parse_options, run
@@ -42,6 +45,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, help="of the latents of a vae or flow")
     parser.add_argument("--truncation", type=float, help="of the latents of a gan")
     parser.add_argument("--batch", type=int, help="images per forward pass; changes no image")
+    parser.add_argument(
+        "--compile", type=bool, default=False, help="compile the nets: pays for many images"
+    )
     return parser
 
 
@@ -95,6 +101,11 @@ def make_images(options: Namespace, engine: Engine) -> None:
     )
     chosen = choose_classes(trained, options.classes)
     nets = {name: net.to(engine.device) for name, net in trained.nets.items()}
+    for net in nets.values():
+        if usable():
+            use_kernels(net)
+        if options.compile:
+            compile_net(net)
     labels = torch.tensor(chosen).repeat_interleave(options.per_class)
     number = torch.arange(options.per_class).repeat(len(chosen))
     # So image k of a class is the same whatever else is asked for.

@@ -114,7 +114,8 @@ class DiffusionObjective:
         )
         labels = None if self.num_classes is None else shown.told
         output, raw_variance = self._split(nets[phase.net](shown.x_t, shown.t, labels, draws))
-        error = (output - shown.wanted).square().flatten(1).mean(1)
+        # A sum, for the gradient of a mean is laid out as [B, C, H, W] in memory.
+        error = (output - shown.wanted).square().sum((1, 2, 3)) / output[0].numel()
         kind, gamma = config.prediction, config.min_snr_gamma
         weight = loss_weight(kind, config.weighting, snr[shown.t], gamma)
         simple = (weight * error).mean()

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dgm.diffusion.pyramid import Pyramid
 from dgm.errors import UserError
 from dgm.kernels.norm import Dropout
-from dgm.layers import Attention, group_norm, timestep_embedding, zeroed
+from dgm.layers import Attention, group_norm, join, timestep_embedding, zeroed
 from dgm.rng import Draws
 
 
@@ -200,7 +199,7 @@ class UNet(nn.Module):
         said: list[Tensor] = []
         for i, level in self._upwards():
             for block, attention in level.pairs():
-                h = attention(block(torch.cat([h, skips.pop()], dim=1), emb, draws))
+                h = attention(block(join(h, skips.pop()), emb, draws))
             said += self._said(i, h)
             h = level.resize(h)
         return h, said

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgm.errors import UserError
 from dgm.images import grid, to_uint8
 from dgm.objective import Nets, Objective, Pictured
 from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
+from dgm.train.fit import is_lack_of_memory
 
 _SHOWN = 20  # stored images that a family is given to show something with
 
@@ -37,7 +39,16 @@ def sample_on_all(
     mine = torch.arange(engine.rank * each, (engine.rank + 1) * each).clamp(max=count - 1)
     own_index, own_labels = index[mine].to(engine.device), labels[mine].to(engine.device)
     with engine.autocast():
-        part = objective.sample(nets, each, own_labels, Draws.of(seed, own_index), **knobs)
+        try:
+            part = objective.sample(nets, each, own_labels, Draws.of(seed, own_index), **knobs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            batch = knobs.get("batch", getattr(objective.sample_config, "batch", each))
+            raise UserError(
+                f"{batch} images at a time cannot be made in the memory of {engine.device}: lower "
+                "sample.batch (--batch of launch/sample.py), which changes no image"
+            ) from error
     return engine.gather(part)[:count]
 
 

@@ -106,7 +106,7 @@ def _repeat(source: Path, folder: Path, count: int) -> Path:
             if held >= count:
                 break
     written = json.loads((source / INDEX).read_text())
-    (folder / INDEX).write_text(json.dumps({**written, "shards": listed}))
+    (folder / INDEX).write_text(json.dumps({**written, "total": held, "shards": listed}))
     return folder
 
 

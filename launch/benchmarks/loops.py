@@ -1,8 +1,8 @@
 """The training loops that `benchmark.py step` compares, each in a process of its own.
 
 Run as `python -m launch.benchmarks.loops JSON`; it then answers one JSON line for each on stdin:
-`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes, `{"tell": 1}`
-tells what the loop is and what it took.
+`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes,
+`{"profile": N}` on which operations, `{"tell": 1}` what the loop is and what it took.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,6 +159,43 @@ class Ours:
             "convolutions_alone_s": self._convolutions_alone(),
         }
 
+    def profile(self, steps: int) -> dict[str, Any]:
+        """Say what steps are spent on, how often a layout is converted, how often the host waits.
+
+        The last is None on a CPU, which does not wait for itself.
+        """
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        on_gpu = self.engine.device.type == "cuda"
+        waits: int | None = None
+        if on_gpu:
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+            waits = self._waits()
+        self.go(1)
+        with torch.profiler.profile(activities=kinds, record_shapes=True) as trace:
+            self.go(steps)
+        spent = {
+            event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            for event in trace.key_averages()
+        }
+        whole = sum(spent.values()) or 1
+        most = sorted(spent.items(), key=lambda item: -item[1])[:10]
+        return {
+            "shares": [(name, time / whole) for name, time in most],
+            "conversions": count_conversions(trace.events()) / steps,
+            "synchronisations": waits,
+        }
+
+    def _waits(self) -> int:
+        """Count how often a step makes the host wait for the GPU."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self.go(1)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in caught)
+
     def _convolutions_inside(self, steps: int) -> float:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
             self.go(steps)
@@ -183,6 +221,16 @@ class Ours:
         for hook in hooks:
             hook.remove()
         return sum(count * _time_convolution(*key) for key, count in seen.items())
+
+
+def count_conversions(events: Any) -> int:
+    """Count how often convolutions had to copy images into another order of memory."""
+    return sum(
+        event.name == "aten::contiguous"
+        and event.cpu_parent is not None
+        and "convolution" in event.cpu_parent.name
+        for event in events
+    )
 
 
 def _add(spent: dict[str, float], name: str, seconds: float) -> None:
@@ -240,6 +288,8 @@ def main() -> None:
             answer = {"seconds": time.perf_counter() - start}
         elif "parts" in request and isinstance(loop, Ours):
             answer = loop.parts(request["parts"])
+        elif "profile" in request and isinstance(loop, Ours):
+            answer = loop.profile(request["profile"])
         elif "tell" in request:
             answer = _tell(loop, device)
         print(json.dumps(answer), file=answers, flush=True)

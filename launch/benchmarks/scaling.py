@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each way")
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
+    parser.add_argument("--rate", type=float, help="images/s of a GPU, for the model; else ours")
+    parser.add_argument("--parameters", type=float, help="millions, for the model; else ours")
     parser.add_argument(
         "--links",
         type=float,
@@ -57,6 +59,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--processes is {args.processes}: choose 2 or more")
     if len(args.links) != 3 or min(args.links) <= 0:
         raise UserError(f"--links is {args.links}: give three numbers above 0")
+    for name in ("rate", "parameters"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise UserError(f"--{name} is {getattr(args, name)}: choose a number above 0")
     if torch.cuda.is_available() and torch.cuda.device_count() < args.processes:
         raise UserError(
             f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs"
@@ -119,12 +124,15 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"sent over loopback by each process: {found['sent_bytes'] / 1e6:.2f} MB a step")
     print(f"a step: {1e3 * step:.1f} ms; without averaging {1e3 * quiet:.1f} ms")
     print(f"averaging alone: {1e3 * alone:.1f} ms, {100 * found['hidden']:.0f} % of it hidden")
-    found["model"] = model(found["gradient_bytes"], quiet / args.batch, args.links)
-    print(f"\n{'GPUs':>6} {'GB/s':>6} {'sending ms':>11} {'hidden from batch':>18} (each)")
+    sent = args.parameters * 4e6 if args.parameters else found["gradient_bytes"]
+    image_s = 1 / args.rate if args.rate else quiet / args.batch
+    found["model"] = model(sent, image_s, args.links)
+    print(f"\nmodel: {sent / 1e6:.1f} MB of gradient, {1 / image_s:,.1f} images/s of each GPU")
+    print(f"{'GPUs':>6} {'GB/s':>6} {'sending ms':>11} {'hidden from batch':>18} (each)")
     for row in found["model"]:
         print(
             f"{row['gpus']:>6} {row['link']:>6.0f} {row['sending_ms']:>11.2f} "
-            f"{row['batch_that_hides']:>18.0f}"
+            f"{row['batch_that_hides']:>18.1f}"
         )
 
 

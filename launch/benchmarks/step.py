@@ -12,8 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from dgm.errors import UserError
 from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
+from launch.benchmarks.machine import matrix_peak
 from launch.benchmarks.peer_loops import check_installed
 from launch.benchmarks.table import print_table
 from launch.command import MISTAKE
@@ -48,12 +45,17 @@ class Rung:
 
 
 LADDER = [
-    Rung("eager, NCHW, fp32", ["--train.compile=none", "--train.kernels=false"]),
+    Rung(
+        "eager, NCHW, fp32",
+        ["--train.compile=none", "--train.kernels=false", "--train.images_on_device=false"],
+    ),
     Rung("channels_last", done="channels_last"),
     Rung("fused noise", ["--train.compile=noise"]),
+    Rung("resident data", ["--train.images_on_device=true"], only_on_gpu=True),
     Rung("bf16", ["--train.mixed_precision=bf16"], only_on_gpu=True),
     Rung("compiled net", ["--train.compile=all"]),
     Rung("our kernels", ["--train.kernels=true"], only_on_gpu=True),
+    Rung("CUDA graphs", ["--train.compile=graphs"], only_on_gpu=True),
     Rung("fused optimizer and EMA", done="fused_updates"),
 ]
 
@@ -175,11 +177,16 @@ def _race(
                 rates[loop.name].append(args.steps * args.batch / seconds)
         found = {loop.name: {"images_per_s": rates[loop.name]} | loop.ask(tell=1) for loop in loops}
         # Last, since to look into a step takes memory.
-        parts = {} if torch.cuda.is_available() else loops[-1 if args.ladder else 0].ask(parts=5)
+        last = loops[-1 if args.ladder else 0]
+        parts = {} if torch.cuda.is_available() else last.ask(parts=5)
+        profile = last.ask(profile=3)
     finally:
         for loop in loops:
             loop.close()
-    return {"loops": found, "parts": parts, "batch": args.batch, "precision": args.precision}
+    return {
+        "loops": found, "parts": parts, "profile": profile,
+        "batch": args.batch, "precision": args.precision,
+    }  # fmt: skip
 
 
 def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
@@ -190,7 +197,8 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
         ".1f",
     )
     first = next(iter(loops.values()))
-    peak = matrix_peak()
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    peak = matrix_peak(dtype)
     print(f"\n{'':40} {'first/it':>9} {'params M':>9} {'GFLOP/img':>9} {'% peak':>7} {'GiB':>6}")
     for name, loop in loops.items():
         rate = statistics.median(loop["images_per_s"])
@@ -205,33 +213,21 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
         )
     found["peak_gflops"] = peak
     print(
-        f"\nmatrix product, fp32: {peak:.0f} GFLOP/s; a training step counts three forward passes"
+        f"\nmatrix product, {dtype}: {peak:,.0f} GFLOP/s; "
+        "a training step counts three forward passes"
     )
     if parts := found["parts"]:
         rest = 1 - parts["forward_backward_s"] / parts["step_s"]
         rate = parts["convolutions_alone_s"] / parts["convolutions_s"]
         print(f"our step: {100 * rest:.1f} % is neither forward nor backward pass of the net")
         print(f"convolutions: {100 * rate:.0f} % of the rate of the same ones alone")
-
-
-def matrix_peak() -> float:
-    """Measure GFLOP/s of matrix products, fp32: the best of BLAS's and of the convolutions'."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(2048, 2048, device=device)
-    # A convolution is a matrix product too, and on some CPUs much the faster one.
-    x = torch.randn(32, 128, 16, 16, device=device).to(memory_format=torch.channels_last)
-    weight = torch.randn(128, 128, 3, 3, device=device).to(memory_format=torch.channels_last)
-    ways: list[tuple[int, Callable[[], Tensor]]] = [
-        (2 * 2048**3, lambda: a @ a),
-        (2 * 32 * 14 * 14 * 128 * 128 * 9, lambda: functional.conv2d(x, weight)),
-    ]
-    best = 0.0
-    for _ in range(6):
-        for count, multiply in ways:
-            start = time.perf_counter()
-            float(multiply().flatten()[0])  # waits for a GPU
-            best = max(best, count / (time.perf_counter() - start) / 1e9)
-    return best
+    profile = found["profile"]
+    print(f"layouts converted in a step: {profile['conversions']}", end="")
+    if profile["synchronisations"] is not None:
+        print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
+    print(f"\n\n{'what a step is spent on':60} {'%':>6}")
+    for name, share in profile["shares"]:
+        print(f"{name[:60]:60} {100 * share:>6.1f}")
 
 
 def _apart(losses: list[float], others: list[float]) -> float:

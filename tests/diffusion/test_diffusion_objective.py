@@ -27,6 +27,8 @@ from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.errors import UserError
 from dgm.objective import Batch
 from dgm.rng import Draws
+from dgm.train.weights import in_channels_last
+from launch.benchmarks.loops import count_conversions
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -60,6 +62,16 @@ def test_loss_is_finite_the_same_each_time_and_leaves_torchs_stream_alone():
     assert math.isfinite(one) and one == other
     assert torch.equal(torch.get_rng_state(), state)
     assert float(loss(made, net, batch(8, epoch=1))["loss"].detach()) != one
+
+
+def test_no_convolution_copies_images_into_another_layout():
+    made = objective(dtype=torch.float32)
+    config = replace(TINY, channels=16, num_blocks=[2, 1], attention_at=[4])
+    net = in_channels_last(UNet(config, 8, num_classes=NUM_CLASSES))
+    with torch.profiler.profile(record_shapes=True) as trace:
+        loss(made, net, batch(8))["loss"].backward()
+    assert any(event.name == "aten::convolution_backward" for event in trace.events())
+    assert count_conversions(trace.events()) == 0
 
 
 def test_loss_starts_at_one_with_a_net_that_says_zero():
