@@ -16,6 +16,7 @@ from dgm import images
 from dgm.compiling import compile_net
 from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
+from dgm.kernels import winograd
 from dgm.kernels.choice import usable
 from dgm.layers import use_kernels
 from dgm.train.engine import Engine
@@ -104,6 +105,8 @@ def make_images(options: Namespace, engine: Engine) -> None:
     for net in nets.values():
         if usable():
             use_kernels(net)
+        elif engine.device.type == "cpu":
+            winograd.use_in(net)
         if options.compile:
             compile_net(net)
     labels = torch.tensor(chosen).repeat_interleave(options.per_class)

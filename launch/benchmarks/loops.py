@@ -199,7 +199,10 @@ class Ours:
     def _convolutions_inside(self, steps: int) -> float:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
             self.go(steps)
-        names = ("aten::mkldnn_convolution", "aten::convolution_backward")
+        names = (
+            "aten::mkldnn_convolution", "aten::convolution_backward",
+            "dgm::conv3x3", "dgm::conv3x3_backward",
+        )  # fmt: skip
         events = {event.key: event.cpu_time_total for event in trace.key_averages()}
         return sum(events.get(name, 0) for name in names) / 1e6
 

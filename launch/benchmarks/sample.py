@@ -15,6 +15,7 @@ from dgm.compiling import compile_net
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.errors import UserError
+from dgm.kernels import winograd
 from dgm.kernels.choice import usable
 from dgm.layers import use_kernels
 from dgm.rng import Draws
@@ -102,6 +103,8 @@ def _ours(
     in_channels_last(net)
     if usable():
         use_kernels(net)
+    elif device().type == "cpu":
+        winograd.use_in(net)
     if compiled:
         compile_net(net)
     return Maker(objective, net, guidance, args.precision)

@@ -54,7 +54,7 @@ LADDER = [
     Rung("resident data", ["--train.images_on_device=true"], only_on_gpu=True),
     Rung("bf16", ["--train.mixed_precision=bf16"], only_on_gpu=True),
     Rung("compiled net", ["--train.compile=all"]),
-    Rung("our kernels", ["--train.kernels=true"], only_on_gpu=True),
+    Rung("our kernels", ["--train.kernels=true"]),
     Rung("CUDA graphs", ["--train.compile=graphs"], only_on_gpu=True),
     Rung("fused optimizer and EMA", done="fused_updates"),
 ]

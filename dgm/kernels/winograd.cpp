@@ -1,0 +1,338 @@
+// Convolutions of 3 x 3, stride 1 and padding 1, on a CPU, by Winograd's minimal filtering F(4x4, 3x3)
+// (Lavin and Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3): a tile of
+// 4 x 4 places takes 36 multiplications for each pair of channels instead of 144,
+//
+//     Y = A^T [(G w G^T) * (B^T x B)] A,    x the 6 x 6 places around the tile, * place by place,
+//
+// which for all tiles and channels are 36 products of matrices. Both gradients go the same way back.
+//
+// Images are [B, H, W, C] in memory (channels_last), H and W multiples of 4; weights [K, 3, 3, C].
+// Channels come in multiples of 2 LANES. Every number is summed in an order that neither the number
+// of threads nor the batch changes.
+
+#include <ATen/Parallel.h>
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 12;  // 24 sums and what they are made of fill 32 registers
+#else
+constexpr int LANES = 8, ROWS = 6;
+#endif
+constexpr int TILE = 4, SEEN = 6, POINTS = SEEN * SEEN;
+constexpr long CACHED = 500'000;      // bytes of transformed tiles that a thread works on at once
+constexpr long SHARED = 16'000'000;   // the same, of all threads, for the gradient of weights
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
+
+inline Vector load(const float* from) { return *(const Unaligned*)from; }
+inline void store(float* to, Vector value) { *(Unaligned*)to = value; }
+
+// c[r][0 : 2 LANES] = (add: +) sum over p of a[r * a_row + p * a_step] b[p * b_row + 0 : 2 LANES]
+template <int rows, bool add>
+void block(long depth, const float* a, long a_row, long a_step, const float* b, long b_row, float* c,
+           long c_row) {
+  Vector sum[rows][2];
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < 2; j++) sum[r][j] = add ? load(c + r * c_row + j * LANES) : Vector{};
+  for (long p = 0; p < depth; p++) {
+    Vector b0 = load(b + p * b_row), b1 = load(b + p * b_row + LANES);
+    for (int r = 0; r < rows; r++) {
+      float s = a[r * a_row + p * a_step];
+      sum[r][0] += s * b0;
+      sum[r][1] += s * b1;
+    }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < 2; j++) store(c + r * c_row + j * LANES, sum[r][j]);
+}
+
+template <int rows, bool add>
+void some_rows(long wanted, long depth, const float* a, long a_row, long a_step, const float* b,
+               long b_row, float* c, long c_row) {
+  if (wanted == rows)
+    block<rows, add>(depth, a, a_row, a_step, b, b_row, c, c_row);
+  else if constexpr (rows > 1)
+    some_rows<rows - 1, add>(wanted, depth, a, a_row, a_step, b, b_row, c, c_row);
+}
+
+// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]
+template <bool add>
+void product(long rows, long columns, long depth, const float* a, long a_row, long a_step,
+             const float* b, float* c) {
+  for (long j = 0; j < columns; j += 2 * LANES)
+    for (long i = 0; i < rows; i += ROWS)
+      some_rows<ROWS, add>(std::min<long>(ROWS, rows - i), depth, a + i * a_row, a_row, a_step,
+                           b + j, columns, c + i * columns + j, columns);
+}
+
+// The one-dimensional transforms, and their transposes, of numbers `from` apart to numbers `to` apart.
+
+inline void image_in(const Vector* d, int from, Vector* o, int to) {  // B^T d: 6 to 6
+  Vector d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from];
+  Vector p = d4 - 4.0f * d2, q = d3 - 4.0f * d1, u = d4 - d2, w = 2.0f * (d3 - d1);
+  o[0] = 4.0f * d[0] - 5.0f * d2 + d4;
+  o[to] = p + q, o[2 * to] = p - q, o[3 * to] = u + w, o[4 * to] = u - w;
+  o[5 * to] = 4.0f * d1 - 5.0f * d3 + d[5 * from];
+}
+
+inline void image_in_back(const Vector* e, int from, Vector* o, int to) {  // B e: 6 to 6
+  Vector e0 = e[0], e5 = e[5 * from];
+  Vector a = e[from] + e[2 * from], b = e[from] - e[2 * from];
+  Vector c = e[3 * from] + e[4 * from], d = 2.0f * (e[3 * from] - e[4 * from]);
+  o[0] = 4.0f * e0, o[to] = -4.0f * b - d + 4.0f * e5, o[2 * to] = -5.0f * e0 - 4.0f * a - c;
+  o[3 * to] = b + d - 5.0f * e5, o[4 * to] = e0 + a + c, o[5 * to] = e5;
+}
+
+inline void image_out(const Vector* m, int from, Vector* o, int to) {  // A^T m: 6 to 4
+  Vector a = m[from] + m[2 * from], b = m[from] - m[2 * from];
+  Vector c = m[3 * from] + m[4 * from], d = m[3 * from] - m[4 * from];
+  o[0] = m[0] + a + c, o[to] = b + 2.0f * d, o[2 * to] = a + 4.0f * c;
+  o[3 * to] = b + 8.0f * d + m[5 * from];
+}
+
+inline void image_out_back(const Vector* y, int from, Vector* o, int to) {  // A y: 4 to 6
+  Vector y0 = y[0], y1 = y[from], y2 = y[2 * from], y3 = y[3 * from];
+  Vector e = y0 + y2, f = y1 + y3, g = y0 + 4.0f * y2, h = 2.0f * y1 + 8.0f * y3;
+  o[0] = y0, o[to] = e + f, o[2 * to] = e - f, o[3 * to] = g + h, o[4 * to] = g - h, o[5 * to] = y3;
+}
+
+inline void weight_in(const Vector* w, int from, Vector* o, int to) {  // G w: 3 to 6
+  Vector w0 = w[0], w1 = w[from], w2 = w[2 * from];
+  Vector a = (w0 + w2) * (-1.0f / 6), b = w1 * (1.0f / 6);
+  Vector c = w0 * (1.0f / 24) + w2 * (1.0f / 6), d = w1 * (1.0f / 12);
+  o[0] = w0 * 0.25f, o[to] = a - b, o[2 * to] = a + b, o[3 * to] = c + d, o[4 * to] = c - d;
+  o[5 * to] = w2;
+}
+
+inline void weight_in_back(const Vector* u, int from, Vector* o, int to) {  // G^T u: 6 to 3
+  Vector a = u[from] + u[2 * from], b = u[2 * from] - u[from];
+  Vector c = u[3 * from] + u[4 * from], d = u[3 * from] - u[4 * from];
+  o[0] = 0.25f * u[0] - (1.0f / 6) * a + (1.0f / 24) * c, o[to] = (1.0f / 6) * b + (1.0f / 12) * d;
+  o[2 * to] = (1.0f / 6) * (c - a) + u[5 * from];
+}
+
+struct Tiles {
+  long batch, height, width;
+  long down() const { return height / TILE; }
+  long across() const { return width / TILE; }
+  long each() const { return down() * across(); }  // of an image
+  long all() const { return batch * each(); }
+
+  // The place [image, row, column] at which a tile begins, and the offset of a place.
+  void at(long tile, long& image, long& row, long& column) const {
+    image = tile / each(), row = tile / across() % down() * TILE, column = tile % across() * TILE;
+  }
+  long offset(long image, long row, long column, long channels) const {
+    return ((image * height + row) * width + column) * channels;
+  }
+  bool holds(long row, long column) const {
+    return row >= 0 && row < height && column >= 0 && column < width;
+  }
+
+  // B^T x B around a tile; the 36 numbers of a channel lie `apart` from each other.
+  void take_in(long tile, long channels, const float* x, float* to, long apart) const {
+    long image, row, column;
+    at(tile, image, row, column);
+    for (long c = 0; c < channels; c += LANES) {
+      Vector d[POINTS], e[POINTS];
+      for (int i = 0; i < SEEN; i++)
+        for (int j = 0; j < SEEN; j++) {
+          long y = row + i - 1, z = column + j - 1;
+          d[SEEN * i + j] = holds(y, z) ? load(x + offset(image, y, z, channels) + c) : Vector{};
+        }
+      for (int j = 0; j < SEEN; j++) image_in(d + j, SEEN, e + j, SEEN);
+      for (int i = 0; i < SEEN; i++) image_in(e + SEEN * i, 1, d + SEEN * i, 1);
+      for (int k = 0; k < POINTS; k++) store(to + k * apart + c, d[k]);
+    }
+  }
+
+  // Its transpose, added to the gradient of x.
+  void take_in_back(long tile, long channels, const float* from, long apart, float* dx) const {
+    long image, row, column;
+    at(tile, image, row, column);
+    for (long c = 0; c < channels; c += LANES) {
+      Vector d[POINTS], e[POINTS];
+      for (int k = 0; k < POINTS; k++) d[k] = load(from + k * apart + c);
+      for (int j = 0; j < SEEN; j++) image_in_back(d + j, SEEN, e + j, SEEN);
+      for (int i = 0; i < SEEN; i++) image_in_back(e + SEEN * i, 1, d + SEEN * i, 1);
+      for (int i = 0; i < SEEN; i++)
+        for (int j = 0; j < SEEN; j++)
+          if (long y = row + i - 1, z = column + j - 1; holds(y, z)) {
+            float* place = dx + offset(image, y, z, channels) + c;
+            store(place, load(place) + d[SEEN * i + j]);
+          }
+    }
+  }
+
+  // A^T m A and the bias, into a tile of y.
+  void give_out(long tile, long channels, const float* m, long apart, const float* bias,
+                float* y) const {
+    long image, row, column;
+    at(tile, image, row, column);
+    for (long c = 0; c < channels; c += LANES) {
+      Vector d[POINTS], e[TILE * SEEN], o[TILE];
+      for (int k = 0; k < POINTS; k++) d[k] = load(m + k * apart + c);
+      for (int j = 0; j < SEEN; j++) image_out(d + j, SEEN, e + j, SEEN);
+      Vector added = load(bias + c);
+      for (int i = 0; i < TILE; i++) {
+        image_out(e + SEEN * i, 1, o, 1);
+        float* places = y + offset(image, row + i, column, channels) + c;
+        for (int j = 0; j < TILE; j++) store(places + j * channels, o[j] + added);
+      }
+    }
+  }
+
+  // Its transpose: A dy A^T of a tile.
+  void give_out_back(long tile, long channels, const float* dy, float* to, long apart) const {
+    long image, row, column;
+    at(tile, image, row, column);
+    for (long c = 0; c < channels; c += LANES) {
+      Vector d[TILE * TILE], e[SEEN * TILE], o[POINTS];
+      for (int i = 0; i < TILE; i++)
+        for (int j = 0; j < TILE; j++)
+          d[TILE * i + j] = load(dy + offset(image, row + i, column + j, channels) + c);
+      for (int j = 0; j < TILE; j++) image_out_back(d + j, TILE, e + j, TILE);
+      for (int i = 0; i < SEEN; i++) image_out_back(e + TILE * i, 1, o + SEEN * i, 1);
+      for (int k = 0; k < POINTS; k++) store(to + k * apart + c, o[k]);
+    }
+  }
+};
+
+// How many tiles at once take so many bytes: a multiple of ROWS.
+long tiles_in(long bytes, long channels) {
+  return std::max<long>(ROWS, bytes / (POINTS * 4 * channels) / ROWS * ROWS);
+}
+
+float* scratch(long count) {
+  static thread_local std::vector<float> held;
+  if ((long)held.size() < count) held.resize(count);
+  return held.data();
+}
+
+}  // namespace
+
+extern "C" {
+
+// How much `gradient_of_weight` is to be given to work in.
+long work_size(long inputs, long outputs) {
+  return POINTS * tiles_in(SHARED, inputs + outputs) * (inputs + outputs);
+}
+
+// G w G^T of w [outputs, 3, 3, inputs]: u [36, outputs, inputs] and u_t [36, inputs, outputs].
+void transform_weight(long inputs, long outputs, const float* w, float* u, float* u_t) {
+  at::parallel_for(0, outputs / LANES, 1, [&](long first, long last) {
+    std::vector<float> held(POINTS * LANES * LANES);
+    for (long k0 = first * LANES; k0 < last * LANES; k0 += LANES)
+      for (long c = 0; c < inputs; c += LANES) {
+        for (long k = 0; k < LANES; k++) {
+          Vector d[9], e[SEEN * 3], o[POINTS];
+          for (int i = 0; i < 9; i++) d[i] = load(w + ((k0 + k) * 9 + i) * inputs + c);
+          for (int j = 0; j < 3; j++) weight_in(d + j, 3, e + j, 3);
+          for (int i = 0; i < SEEN; i++) weight_in(e + 3 * i, 1, o + SEEN * i, 1);
+          for (int i = 0; i < POINTS; i++) {
+            store(u + (i * outputs + k0 + k) * inputs + c, o[i]);
+            store(held.data() + (i * LANES + k) * LANES, o[i]);
+          }
+        }
+        for (int i = 0; i < POINTS; i++)
+          for (int j = 0; j < LANES; j++)
+            for (int k = 0; k < LANES; k++)
+              u_t[(i * inputs + c + j) * outputs + k0 + k] = held[(i * LANES + k) * LANES + j];
+      }
+  });
+}
+
+void convolve(long batch, long height, long width, long inputs, long outputs, const float* x,
+              const float* u_t, const float* bias, float* y) {
+  Tiles tiles{batch, height, width};
+  long held = tiles_in(CACHED, inputs + outputs), all = tiles.all();
+  at::parallel_for(0, (all + held - 1) / held, 1, [&](long begin, long end) {
+    float* v = scratch(POINTS * held * (inputs + outputs));
+    float* m = v + POINTS * held * inputs;
+    for (long part = begin; part < end; part++) {
+      long first = part * held, count = std::min(held, all - first);
+      for (long i = 0; i < count; i++)
+        tiles.take_in(first + i, inputs, x, v + i * inputs, held * inputs);
+      for (long k = 0; k < POINTS; k++)
+        product<false>(count, outputs, inputs, v + k * held * inputs, inputs, 1,
+                       u_t + k * inputs * outputs, m + k * held * outputs);
+      for (long i = 0; i < count; i++)
+        tiles.give_out(first + i, outputs, m + i * outputs, held * outputs, bias, y);
+    }
+  });
+}
+
+void gradient_of_image(long batch, long height, long width, long inputs, long outputs,
+                       const float* dy, const float* u, float* dx) {
+  Tiles tiles{batch, height, width};
+  long held = tiles_in(CACHED, inputs + outputs), each = tiles.each();
+  long size = height * width * inputs, group = std::max<long>(1, held / each);  // of images
+  // Whole images to each thread, for their tiles overlap.
+  at::parallel_for(0, (batch + group - 1) / group, 1, [&](long begin, long end) {
+    float* v = scratch(POINTS * held * (inputs + outputs));
+    float* m = v + POINTS * held * inputs;
+    for (long part = begin; part < end; part++) {
+      long image = part * group, stop = std::min(batch, image + group);
+      std::memset(dx + image * size, 0, (stop - image) * size * sizeof(float));
+      for (long first = image * each; first < stop * each; first += held) {
+        long count = std::min(held, stop * each - first);
+        for (long i = 0; i < count; i++)
+          tiles.give_out_back(first + i, outputs, dy, m + i * outputs, held * outputs);
+        for (long k = 0; k < POINTS; k++)
+          product<false>(count, inputs, outputs, m + k * held * outputs, outputs, 1,
+                         u + k * inputs * outputs, v + k * held * inputs);
+        for (long i = 0; i < count; i++)
+          tiles.take_in_back(first + i, inputs, v + i * inputs, held * inputs, dx);
+      }
+    }
+  });
+}
+
+// dw [outputs, 3, 3, inputs]; du [36, outputs, inputs] and `work` are room to work in.
+void gradient_of_weight(long batch, long height, long width, long inputs, long outputs,
+                        const float* x, const float* dy, float* du, float* work, float* dw) {
+  Tiles tiles{batch, height, width};
+  long held = tiles_in(SHARED, inputs + outputs), all = tiles.all();
+  float* v = work;
+  float* m = v + POINTS * held * inputs;
+  constexpr long rows = 4 * ROWS;  // of a product, to one thread
+  long parts = (outputs + rows - 1) / rows;
+  for (long first = 0; first < all; first += held) {
+    long count = std::min(held, all - first);
+    at::parallel_for(0, count, ROWS, [&](long begin, long end) {
+      for (long i = begin; i < end; i++) {
+        tiles.take_in(first + i, inputs, x, v + i * inputs, held * inputs);
+        tiles.give_out_back(first + i, outputs, dy, m + i * outputs, held * outputs);
+      }
+    });
+    at::parallel_for(0, POINTS * parts, 1, [&](long begin, long end) {
+      for (long job = begin; job < end; job++) {
+        long k = job / parts, row = job % parts * rows, wanted = std::min(rows, outputs - row);
+        const float* a = m + k * held * outputs + row;
+        const float* b = v + k * held * inputs;
+        float* c = du + (k * outputs + row) * inputs;
+        if (first == 0)
+          product<false>(wanted, inputs, count, a, 1, outputs, b, c);
+        else
+          product<true>(wanted, inputs, count, a, 1, outputs, b, c);
+      }
+    });
+  }
+  at::parallel_for(0, outputs, 1, [&](long begin, long end) {
+    for (long k = begin; k < end; k++)
+      for (long c = 0; c < inputs; c += LANES) {
+        Vector d[POINTS], e[3 * SEEN], o[9];
+        for (int i = 0; i < POINTS; i++) d[i] = load(du + (i * outputs + k) * inputs + c);
+        for (int j = 0; j < SEEN; j++) weight_in_back(d + j, SEEN, e + j, SEEN);
+        for (int i = 0; i < 3; i++) weight_in_back(e + SEEN * i, 1, o + 3 * i, 1);
+        for (int i = 0; i < 9; i++) store(dw + (k * 9 + i) * inputs + c, o[i]);
+      }
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,203 @@
+"""3x3 convolutions of channels_last images on a CPU, by Winograd's minimal filtering F(4x4, 3x3).
+
+The code is winograd.cpp, compiled where it first runs. It takes a quarter of the multiplications of
+a direct convolution, and rounds like sums of numbers a few times larger: about 1e-5 of the largest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+_SOURCE = Path(__file__).with_name("winograd.cpp")
+_CHANNELS = 32  # they come in multiples of it
+_SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
+# No -ffast-math: loading what was linked with it would change how this process rounds elsewhere.
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=gnu++17", "-shared", "-fPIC")
+
+
+def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Say whether a layer is a convolution of the kind that is computed here."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == (3, 3)
+        and layer.padding == (1, 1)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and layer.in_channels % _CHANNELS == layer.out_channels % _CHANNELS == 0
+    )
+
+
+def use_in(net: nn.Module) -> None:
+    """Let the convolutions of a net that suit be computed here."""
+    for module in net.modules():
+        if suits(module):
+            module.forward = functools.partial(convolve, module)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Do what a layer does to x [B, C, H, W], here or where that does not fit directly."""
+    height, width = x.shape[2:]
+    fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST
+    ours = fits and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+    if not ours or torch.is_autocast_enabled("cpu") or library() is None:
+        return functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
+    y, _ = _forward(x, layer.weight, bias)
+    return y
+
+
+@torch.library.custom_op("dgm::conv3x3", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Give y [B, K, H, W] and the transformed weight [36, K, C]."""
+    x, weight = _last(x), _last(weight)
+    batch, inputs, height, width = x.shape
+    outputs = len(weight)
+    u, u_t = x.new_empty(36, outputs, inputs), x.new_empty(36, inputs, outputs)
+    _call("transform_weight", inputs, outputs, weight, u, u_t)
+    y = _images(x, outputs)
+    _call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
+    return y, u
+
+
+@torch.library.custom_op("dgm::conv3x3_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, u: Tensor, of_x: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Give the gradients of x and weight; empty where not asked for."""
+    grad, x = _last(grad), _last(x)
+    batch, inputs, height, width = x.shape
+    outputs = u.shape[1]
+    sizes = batch, height, width, inputs, outputs
+    dx, dw = x.new_empty(0), x.new_empty(0)
+    if of_x:
+        dx = _images(x, inputs)
+        _call("gradient_of_image", *sizes, grad, u, dx)
+    if of_weight:
+        dw = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last)
+        du = torch.empty_like(u)
+        work = x.new_empty(_library().work_size(ctypes.c_long(inputs), ctypes.c_long(outputs)))
+        _call("gradient_of_weight", *sizes, x, grad, du, work, dw)
+    return dx, dw
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return _images(x, len(weight)), x.new_empty(36, *weight.shape[:2])
+
+
+@_backward.register_fake
+def _(grad: Tensor, x: Tensor, u: Tensor, of_x: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
+    dx = _images(x, x.shape[1]) if of_x else x.new_empty(0)
+    last = torch.channels_last
+    shape = (u.shape[1], u.shape[2], 3, 3)
+    dw = x.new_empty(shape).contiguous(memory_format=last) if of_weight else x.new_empty(0)
+    return dx, dw
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, u = ctx.saved_tensors
+    of_x, of_weight, of_bias = ctx.needs_input_grad
+    dx, dw = _backward(grad, x, u, of_x, of_weight)
+    d_bias = grad.sum((0, 2, 3)) if of_bias else None
+    return dx if of_x else None, dw if of_weight else None, d_bias
+
+
+_forward.register_autograd(_gradients, setup_context=_remember)
+
+
+@register_flop_formula(torch.ops.dgm.conv3x3)
+def _count(x: Any, weight: Any, bias: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Count what a direct convolution takes, which is what is comparable."""
+    return conv_flop_count(x, weight, [x[0], weight[0], *x[2:]])
+
+
+def _last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _images(x: Tensor, channels: int) -> Tensor:
+    batch, _, height, width = x.shape
+    return torch.empty(
+        (batch, channels, height, width),
+        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+
+
+def _call(name: str, *given: int | Tensor) -> None:
+    words = [
+        ctypes.c_void_p(part.data_ptr()) if isinstance(part, Tensor) else ctypes.c_long(part)
+        for part in given
+    ]
+    getattr(_library(), name)(*words)
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "who calls has asked before"
+    return found
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the compiled code, compiled anew where it has changed; warns once where it cannot be."""
+    try:
+        return _load()
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            "3x3 convolutions are computed directly, as winograd.cpp could not be compiled "
+            f"({str(said).strip().splitlines()[0]}): install g++ for faster ones",
+            stacklevel=1,
+        )
+        return None
+
+
+def _load() -> ctypes.CDLL:
+    home = Path(torch.__file__).parent
+    command = [
+        os.environ.get("CXX", "g++"), *_FLAGS, str(_SOURCE), f"-I{home / 'include'}",
+        f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-ltorch_cpu", "-lc10",
+    ]  # fmt: skip
+    told = [*command, torch.__version__, _processor(), _SOURCE.read_text()]
+    name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    path = _cache() / f"winograd-{name}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+            os.replace(made, path)  # several processes may be at it: the last one wins
+    return ctypes.CDLL(str(path))
+
+
+def _processor() -> str:
+    """Describe this machine's processor: on a cluster nodes share a cache, but are not alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
