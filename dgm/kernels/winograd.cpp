@@ -223,7 +223,8 @@ long work_size(long inputs, long outputs) {
   return POINTS * tiles_in(SHARED, inputs + outputs) * (inputs + outputs);
 }
 
-// G w G^T of w [outputs, 3, 3, inputs]: u [36, outputs, inputs] and u_t [36, inputs, outputs].
+// G w G^T of w [outputs, 3, 3, inputs]: u [36, outputs, inputs] or u_t [36, inputs, outputs]; the
+// other is null.
 void transform_weight(long inputs, long outputs, const float* w, float* u, float* u_t) {
   at::parallel_for(0, outputs / LANES, 1, [&](long first, long last) {
     std::vector<float> held(POINTS * LANES * LANES);
@@ -235,11 +236,11 @@ void transform_weight(long inputs, long outputs, const float* w, float* u, float
           for (int j = 0; j < 3; j++) weight_in(d + j, 3, e + j, 3);
           for (int i = 0; i < SEEN; i++) weight_in(e + 3 * i, 1, o + SEEN * i, 1);
           for (int i = 0; i < POINTS; i++) {
-            store(u + (i * outputs + k0 + k) * inputs + c, o[i]);
-            store(held.data() + (i * LANES + k) * LANES, o[i]);
+            if (u) store(u + (i * outputs + k0 + k) * inputs + c, o[i]);
+            else store(held.data() + (i * LANES + k) * LANES, o[i]);
           }
         }
-        for (int i = 0; i < POINTS; i++)
+        for (int i = 0; i < POINTS && u_t; i++)
           for (int j = 0; j < LANES; j++)
             for (int k = 0; k < LANES; k++)
               u_t[(i * inputs + c + j) * outputs + k0 + k] = held[(i * LANES + k) * LANES + j];

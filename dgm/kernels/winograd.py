@@ -26,7 +26,9 @@ _SOURCE = Path(__file__).with_name("winograd.cpp")
 _CHANNELS = 32  # they come in multiples of it
 _SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
 # No -ffast-math: loading what was linked with it would change how this process rounds elsewhere.
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=gnu++17", "-shared", "-fPIC")
+_FLAGS = (
+    "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=gnu++17", "-shared", "-fPIC",
+)  # fmt: skip
 
 
 def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -46,7 +48,7 @@ def use_in(net: nn.Module) -> None:
     """Let the convolutions of a net that suit be computed here."""
     for module in net.modules():
         if suits(module):
-            module.forward = functools.partial(convolve, module)
+            module.forward = functools.partial(convolve, module)  # type: ignore[method-assign]
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -57,67 +59,66 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if not ours or torch.is_autocast_enabled("cpu") or library() is None:
         return functional.conv2d(x, layer.weight, layer.bias, padding=1)
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
-    y, _ = _forward(x, layer.weight, bias)
-    return y
+    return _forward(x, layer.weight, bias)
 
 
 @torch.library.custom_op("dgm::conv3x3", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Give y [B, K, H, W] and the transformed weight [36, K, C]."""
+def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Give y [B, K, H, W]."""
     x, weight = _last(x), _last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
-    u, u_t = x.new_empty(36, outputs, inputs), x.new_empty(36, inputs, outputs)
-    _call("transform_weight", inputs, outputs, weight, u, u_t)
+    u_t = x.new_empty(36, inputs, outputs)
+    _call("transform_weight", inputs, outputs, weight, None, u_t)
     y = _images(x, outputs)
     _call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
-    return y, u
+    return y
 
 
 @torch.library.custom_op("dgm::conv3x3_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, u: Tensor, of_x: bool, of_weight: bool
+    grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """Give the gradients of x and weight; empty where not asked for."""
-    grad, x = _last(grad), _last(x)
+    grad, x, weight = _last(grad), _last(x), _last(weight)
     batch, inputs, height, width = x.shape
-    outputs = u.shape[1]
+    outputs = len(weight)
+    u = x.new_empty(36, outputs, inputs)
     sizes = batch, height, width, inputs, outputs
     dx, dw = x.new_empty(0), x.new_empty(0)
     if of_x:
         dx = _images(x, inputs)
+        _call("transform_weight", inputs, outputs, weight, u, None)
         _call("gradient_of_image", *sizes, grad, u, dx)
     if of_weight:
-        dw = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last)
-        du = torch.empty_like(u)
+        dw = torch.empty_like(weight)
         work = x.new_empty(_library().work_size(ctypes.c_long(inputs), ctypes.c_long(outputs)))
-        _call("gradient_of_weight", *sizes, x, grad, du, work, dw)
+        _call("gradient_of_weight", *sizes, x, grad, u, work, dw)
     return dx, dw
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return _images(x, len(weight)), x.new_empty(36, *weight.shape[:2])
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _images(x, len(weight))
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, u: Tensor, of_x: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
     dx = _images(x, x.shape[1]) if of_x else x.new_empty(0)
-    last = torch.channels_last
-    shape = (u.shape[1], u.shape[2], 3, 3)
-    dw = x.new_empty(shape).contiguous(memory_format=last) if of_weight else x.new_empty(0)
+    dw = torch.empty_like(_last(weight)) if of_weight else x.new_empty(0)
     return dx, dw
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[0], output[1])
-    ctx.mark_non_differentiable(output[1])
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, u = ctx.saved_tensors
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias = ctx.needs_input_grad
-    dx, dw = _backward(grad, x, u, of_x, of_weight)
+    dx, dw = _backward(grad, x, weight, of_x, of_weight)
     d_bias = grad.sum((0, 2, 3)) if of_bias else None
     return dx if of_x else None, dw if of_weight else None, d_bias
 
@@ -143,9 +144,11 @@ def _images(x: Tensor, channels: int) -> Tensor:
     )  # fmt: skip
 
 
-def _call(name: str, *given: int | Tensor) -> None:
+def _call(name: str, *given: int | Tensor | None) -> None:
     words = [
-        ctypes.c_void_p(part.data_ptr()) if isinstance(part, Tensor) else ctypes.c_long(part)
+        ctypes.c_long(part)
+        if isinstance(part, int)
+        else ctypes.c_void_p(None if part is None else part.data_ptr())
         for part in given
     ]
     getattr(_library(), name)(*words)
