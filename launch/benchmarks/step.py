@@ -214,13 +214,13 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
     found["peak_gflops"] = peak
     print(
         f"\nmatrix product, {dtype}: {peak:,.0f} GFLOP/s; "
-        "a training step counts three forward passes"
+        "a training step counts three forward passes, of direct convolutions"
     )
     if parts := found["parts"]:
         rest = 1 - parts["forward_backward_s"] / parts["step_s"]
         rate = parts["convolutions_alone_s"] / parts["convolutions_s"]
         print(f"our step: {100 * rest:.1f} % is neither forward nor backward pass of the net")
-        print(f"convolutions: {100 * rate:.0f} % of the rate of the same ones alone")
+        print(f"convolutions: {100 * rate:.0f} % of the rate of torch's alone")
     profile = found["profile"]
     print(f"layouts converted in a step: {profile['conversions']}", end="")
     if profile["synchronisations"] is not None:

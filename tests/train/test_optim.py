@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dgm.errors import UserError
+from dgm.train.learner import clip
 from dgm.train.optim import OptimConfig, learning_rate, make_optimizer
 
 COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
@@ -71,3 +72,17 @@ def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
     shown = list(value) if isinstance(value, tuple) else value
     with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
         make_optimizer(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1.0])
+def test_clipping_leaves_the_same_bits_as_torchs(size: float, limit: float):
+    ours, theirs = nn.Linear(20, 20), nn.Linear(20, 20)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        mine.grad = torch.randn_like(mine) * size
+        other.grad = mine.grad.clone()
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit or float("inf"))
+    assert torch.equal(clip(ours, limit), expected)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None
+        assert torch.equal(mine.grad, other.grad)
