@@ -207,7 +207,7 @@ class _Watch:
             **self.job.environment,
             "WORLD_SIZE": str(len(hosts) * self.job.processes),
             "LOCAL_WORLD_SIZE": str(self.job.processes),
-            "MASTER_PORT": str(free_port(place)),
+            "MASTER_PORT": str(free_port(f"{self.job.run} {place}")),
             "DGM_EXIT_CODES": str(codes),
             "DGM_RUN_FOLDER": self.job.run,
             "PYTHONUNBUFFERED": "1",

@@ -12,8 +12,9 @@ _FIRST, _COUNT = 20_000, 12_000
 def free_port(place: str) -> int:
     """Give a port of this machine that is free.
 
-    `place` names the job and its start: each begins to look elsewhere, so that neither two tasks of
-    an array on one node, nor a start and what is left of the one before, meet at the same port.
+    `place` names the run, the job and its start: each begins to look elsewhere, so that neither
+    two tasks of an array on one node, nor a start and what is left of the one before, nor jobs of
+    two clusters on one machine, meet at the same port.
     """
     begin = zlib.crc32(place.encode())
     for offset in range(_COUNT):

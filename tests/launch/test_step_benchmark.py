@@ -21,9 +21,10 @@ def test_ladder_trains_the_same_on_every_rung(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
     out, png = tmp_path / "step.json", tmp_path / "step.png"
+    small = ["model.channel_mult=[1,2]", "model.num_blocks=[1,1]", "model.channels=32"]
     done = run_script(
         SCRIPT, "step", "--ladder", *SMALL, "--shards", tiny_shards, "--json", out, "--png", png,
-        timeout=400,
+        "--options", *small, timeout=400,
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["step"]
@@ -32,6 +33,7 @@ def test_ladder_trains_the_same_on_every_rung(
         "channels_last",
         "fused noise",
         "compiled net",
+        "our kernels",
         "fused optimizer and EMA",
     ]
     for name, loop in found["loops"].items():
@@ -40,6 +42,7 @@ def test_ladder_trains_the_same_on_every_rung(
     parts = found["parts"]
     assert 0 < parts["forward_backward_s"] < parts["step_s"]
     assert parts["convolutions_s"] > 0 and parts["convolutions_alone_s"] > 0
+    assert found["profile"]["conversions"] == 0 and found["profile"]["synchronisations"] is None
     assert png.stat().st_size > 1000
 
 
