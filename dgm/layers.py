@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dgm.kernels import winograd
+from dgm.kernels.choice import Kernels, kernels_here
 from dgm.kernels.norm import Dropout, norm_act
 
 
 class NormAct(nn.GroupNorm):
     """GroupNorm and what follows it in a block: scale and shift, SiLU, dropout."""
 
-    fused = False  # by one kernel of our own; `use_kernels` sets it
+    kernels: Kernels | None = None  # of our own; `use_kernels` sets it
 
     def __init__(self, groups: int, channels: int, silu: bool):
         """Prepare for [B, channels, H, W]."""
@@ -44,7 +46,7 @@ class NormAct(nn.GroupNorm):
             scale_shift,
             self.silu,
             dropout,
-            self.fused,
+            self.kernels,
         )
 
 
@@ -55,10 +57,13 @@ def group_norm(channels: int, silu: bool = False) -> NormAct:
 
 
 def use_kernels(net: nn.Module) -> None:
-    """Let kernels of our own do what a net does besides convolutions, where there are some."""
+    """Let kernels of our own do what a net does, where there are some for this machine."""
+    kernels = kernels_here()
     for module in net.modules():
         if isinstance(module, NormAct):
-            module.fused = True
+            module.kernels = kernels
+    if kernels == "native":
+        winograd.use_in(net)
 
 
 def recompute_activations(net: nn.Module) -> int:

@@ -16,8 +16,6 @@ from dgm import images
 from dgm.compiling import compile_net
 from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
-from dgm.kernels import winograd
-from dgm.kernels.choice import usable
 from dgm.layers import use_kernels
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
@@ -103,10 +101,7 @@ def make_images(options: Namespace, engine: Engine) -> None:
     chosen = choose_classes(trained, options.classes)
     nets = {name: net.to(engine.device) for name, net in trained.nets.items()}
     for net in nets.values():
-        if usable():
-            use_kernels(net)
-        elif engine.device.type == "cpu":
-            winograd.use_in(net)
+        use_kernels(net)
         if options.compile:
             compile_net(net)
     labels = torch.tensor(chosen).repeat_interleave(options.per_class)

@@ -6,6 +6,7 @@ With u = x + added, and x_hat = u less the mean of its group, over its deviation
 
 On a GPU it is one Triton kernel each way, which reads and writes the training dtype and keeps
 channels_last; torch's own GroupNorm there returns contiguous NCHW and runs in fp32 under autocast.
+On a CPU it is one in C++ (norm.cpp), in fp32. Both keep x for the backward pass, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dgm.kernels import native
+from dgm.kernels.choice import Kernels
 from dgm.rng import Draws, purpose_id
 
 
@@ -39,14 +42,18 @@ def norm_act(
     scale_shift: tuple[Tensor, Tensor] | None = None,
     silu: bool = True,
     dropout: Dropout | None = None,
-    fused: bool = False,
+    kernels: Kernels | None = None,
 ) -> Tensor:
     """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
-    Step by step, or `fused` in one kernel in the dtype of x, which takes 8 k places.
+    Step by step, or in one of our `kernels` in the dtype of x, where those take it: they want 8 k
+    places, and in C++ fp32.
     """
-    if fused and x.shape[2] * x.shape[3] % 8 == 0:
-        return _in_one_kernel(x, weight, bias, groups, eps, added, scale_shift, silu, dropout)
+    fits = x.shape[2] * x.shape[3] % 8 == 0
+    if kernels and fits and (kernels == "triton" or native.serves(x, weight)):
+        return _in_one_kernel(
+            x, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
+        )
     u = x if added is None else x + added[:, :, None, None]
     z = functional.group_norm(u, groups, weight, bias, eps)
     if scale_shift is not None:
@@ -71,6 +78,7 @@ Maybe = Tensor | None
 def _in_one_kernel(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
     scale_shift: tuple[Tensor, Tensor] | None, silu: bool, dropout: Dropout | None,
+    kernels: Kernels,
 ) -> Tensor:  # fmt: skip
     scale, shift = scale_shift or (None, None)
     key = index = step = None
@@ -80,7 +88,7 @@ def _in_one_kernel(
         share, purpose = dropout.share, purpose_id(dropout.purpose)
     y, _, _ = _forward(
         x, added, weight, bias, scale, shift, key, index, step,
-        groups, eps, silu, share, purpose,
+        groups, eps, silu, share, purpose, kernels,
     )  # fmt: skip
     return y
 
@@ -101,17 +109,23 @@ def _forward(
     silu: bool,
     drop: float,
     purpose: int,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give y, and the means and inverse deviations of the groups, fp32 [B, groups]."""
-    from dgm.kernels import norm_triton
-
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     mean = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
+    told = [*map(_flat, (added, weight, bias, scale, shift, key, index, step))]
+    if kernels == "native":
+        options = _options(step, silu, drop, purpose)
+        native.call("norm_act", *_sizes(x, groups), x, *told, *options, eps, y, mean, rstd)
+        return y, mean, rstd
+    from dgm.kernels import norm_triton
+
     launch = _Launch(x, added, scale, key, step, groups, silu, drop)
     norm_triton.forward[launch.grid](
-        x, *map(_flat, (added, weight, bias, scale, shift)), key, index, step, y, mean, rstd,
+        x, *told, y, mean, rstd,
         *launch.sizes, eps, purpose, *launch.dropping, **launch.constants,
     )  # fmt: skip
     return y, mean, rstd
@@ -135,20 +149,41 @@ def _backward(
     silu: bool,
     drop: float,
     purpose: int,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give dx, and sums over places, fp32 [B, C]: of dz, of dz x_hat, of du."""
-    from dgm.kernels import norm_triton
-
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(x)
     sums = [torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(3)]
+    told = [*map(_flat, (added, weight, bias, scale, shift, key, index, step))]
+    found = [mean, rstd, grad, dx, *sums]
+    if kernels == "native":
+        options = _options(step, silu, drop, purpose)
+        native.call("norm_act_backward", *_sizes(x, groups), x, *told, *options, *found)
+        return dx, sums[0], sums[1], sums[2]
+    from dgm.kernels import norm_triton
+
     launch = _Launch(x, added, scale, key, step, groups, silu, drop)
     norm_triton.backward[launch.grid](
-        x, *map(_flat, (added, weight, bias, scale, shift)), key, index, step, mean, rstd, grad,
-        dx, *sums, *launch.sizes, purpose, *launch.dropping, **launch.constants,
-    )  # fmt: skip
+        x, *told, *found, *launch.sizes, purpose, *launch.dropping, **launch.constants
+    )
     return dx, sums[0], sums[1], sums[2]
+
+
+def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
+    batch, channels, height, width = x.shape
+    return batch, height * width, channels, groups
+
+
+def _dropping(drop: float) -> tuple[int, float]:
+    """Give the 16-bit number below which one is dropped, and the factor of the others."""
+    return round(drop * 65536), 1 / (1 - drop)
+
+
+def _options(step: Maybe, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
+    step_each = step is not None and step.ndim > 0
+    return int(step_each), purpose, *_dropping(drop), int(silu)
 
 
 class _Launch:
@@ -165,7 +200,7 @@ class _Launch:
         rows = max(8, min(_power_of_2(height * width), 4096 // (held * group_p2)))
         self.grid = (batch, -(-groups // held))
         self.sizes = (height * width // 8, channels, groups)
-        self.dropping = (round(drop * 65536), 1 / (1 - drop))
+        self.dropping = _dropping(drop)
         self.constants: dict[str, Any] = {
             "GROUP": group,
             "GROUP_P2": group_p2,
@@ -188,7 +223,7 @@ def _flat(tensor: Tensor | None) -> Tensor | None:
 
 
 @_forward.register_fake
-def _(x, added, weight, bias, scale, shift, key, index, step, groups, eps, silu, drop, purpose):
+def _(x, added, weight, bias, scale, shift, key, index, step, groups, *rest):
     moments = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     return y, moments, torch.empty_like(moments)
@@ -201,9 +236,9 @@ def _(grad, x, *rest):
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, groups, _, silu, drop, purpose = inputs
+    *tensors, groups, _, silu, drop, purpose, kernels = inputs
     ctx.save_for_backward(*tensors, output[1], output[2])
-    ctx.settings = groups, silu, drop, purpose
+    ctx.settings = groups, silu, drop, purpose, kernels
     ctx.mark_non_differentiable(output[1], output[2])
 
 
@@ -220,7 +255,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if scale is not None and shift is not None:
         d_scale = (weight * by_x_hat + bias * by_one).to(scale.dtype)
         d_shift = by_one.to(shift.dtype)
-    return dx, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 8
+    return dx, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 9
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)

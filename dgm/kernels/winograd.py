@@ -1,20 +1,12 @@
 """3x3 convolutions of channels_last images on a CPU, by Winograd's minimal filtering F(4x4, 3x3).
 
-The code is winograd.cpp, compiled where it first runs. It takes a quarter of the multiplications of
-a direct convolution, and rounds like sums of numbers a few times larger: about 1e-5 of the largest.
+The code is winograd.cpp. It takes a quarter of the multiplications of a direct convolution, and
+rounds like sums of numbers a few times larger: about 1e-5 of the largest.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
-import os
-import platform
-import subprocess
-import tempfile
-import warnings
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -22,13 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-_SOURCE = Path(__file__).with_name("winograd.cpp")
+from dgm.kernels import native
+
 _CHANNELS = 32  # they come in multiples of it
 _SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
-# No -ffast-math: loading what was linked with it would change how this process rounds elsewhere.
-_FLAGS = (
-    "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=gnu++17", "-shared", "-fPIC",
-)  # fmt: skip
 
 
 def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -55,8 +44,7 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Do what a layer does to x [B, C, H, W], here or where that does not fit directly."""
     height, width = x.shape[2:]
     fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST
-    ours = fits and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
-    if not ours or torch.is_autocast_enabled("cpu") or library() is None:
+    if not fits or not native.serves(x, layer.weight):
         return functional.conv2d(x, layer.weight, layer.bias, padding=1)
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
     return _forward(x, layer.weight, bias)
@@ -69,9 +57,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, inputs, height, width = x.shape
     outputs = len(weight)
     u_t = x.new_empty(36, inputs, outputs)
-    _call("transform_weight", inputs, outputs, weight, None, u_t)
+    native.call("transform_weight", inputs, outputs, weight, None, u_t)
     y = _images(x, outputs)
-    _call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
+    native.call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
     return y
 
 
@@ -88,12 +76,12 @@ def _backward(
     dx, dw = x.new_empty(0), x.new_empty(0)
     if of_x:
         dx = _images(x, inputs)
-        _call("transform_weight", inputs, outputs, weight, u, None)
-        _call("gradient_of_image", *sizes, grad, u, dx)
+        native.call("transform_weight", inputs, outputs, weight, u, None)
+        native.call("gradient_of_image", *sizes, grad, u, dx)
     if of_weight:
         dw = torch.empty_like(weight)
-        work = x.new_empty(_library().work_size(ctypes.c_long(inputs), ctypes.c_long(outputs)))
-        _call("gradient_of_weight", *sizes, x, grad, u, work, dw)
+        work = x.new_empty(native.call("work_size", inputs, outputs))
+        native.call("gradient_of_weight", *sizes, x, grad, u, work, dw)
     return dx, dw
 
 
@@ -142,65 +130,3 @@ def _images(x: Tensor, channels: int) -> Tensor:
         (batch, channels, height, width),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
     )  # fmt: skip
-
-
-def _call(name: str, *given: int | Tensor | None) -> None:
-    words = [
-        ctypes.c_long(part)
-        if isinstance(part, int)
-        else ctypes.c_void_p(None if part is None else part.data_ptr())
-        for part in given
-    ]
-    getattr(_library(), name)(*words)
-
-
-def _library() -> ctypes.CDLL:
-    found = library()
-    assert found is not None, "who calls has asked before"
-    return found
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """Load the compiled code, compiled anew where it has changed; warns once where it cannot be."""
-    try:
-        return _load()
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            "3x3 convolutions are computed directly, as winograd.cpp could not be compiled "
-            f"({str(said).strip().splitlines()[0]}): install g++ for faster ones",
-            stacklevel=1,
-        )
-        return None
-
-
-def _load() -> ctypes.CDLL:
-    home = Path(torch.__file__).parent
-    command = [
-        os.environ.get("CXX", "g++"), *_FLAGS, str(_SOURCE), f"-I{home / 'include'}",
-        f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-ltorch_cpu", "-lc10",
-    ]  # fmt: skip
-    told = [*command, torch.__version__, _processor(), _SOURCE.read_text()]
-    name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-    path = _cache() / f"winograd-{name}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            os.replace(made, path)  # several processes may be at it: the last one wins
-    return ctypes.CDLL(str(path))
-
-
-def _processor() -> str:
-    """Describe this machine's processor: on a cluster nodes share a cache, but are not alike."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"

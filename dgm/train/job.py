@@ -12,8 +12,7 @@ from torch import nn
 
 from dgm.compiling import compile_net
 from dgm.errors import UserError
-from dgm.kernels import winograd
-from dgm.kernels.choice import usable
+from dgm.kernels.choice import kernels_here
 from dgm.layers import recompute_activations, use_kernels
 from dgm.objective import Nets, Objective, WholeBatch
 from dgm.train.batches import Batches
@@ -57,8 +56,8 @@ class TrainConfig:
     images_on_device: bool | None = field(default=None, metadata=MAY_CHANGE)
     """Keep all images on the device; null does where they take a quarter of a GPU at most."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
-    """Use kernels of our own. On a GPU: noising unless compile is none, normalisation in nets; on a
-    CPU: 3x3 convolutions, which round by 1e-5 instead of 1e-6."""
+    """Use kernels of our own: for normalisation in nets; on a GPU for noising unless compile is
+    none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
     float64: bool = False
@@ -110,7 +109,7 @@ def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
     if what_to_compile(config) == "none":
         return "eager"
-    return "kernel" if with_kernels(config) else "compiled"
+    return "kernel" if with_kernels(config) and kernels_here() == "triton" else "compiled"
 
 
 def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
@@ -120,8 +119,6 @@ def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
     for net in nets.values():
         if with_kernels(config):
             use_kernels(net)
-        elif config.kernels and not config.float64 and not torch.cuda.is_available():
-            winograd.use_in(net)
         if compiling in ("all", "graphs") and not fetched:
             compile_net(net, graphs=compiling == "graphs")
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
@@ -133,7 +130,7 @@ def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
 
 def with_kernels(config: TrainConfig) -> bool:
     """Say whether kernels of our own are to serve; they know no double precision."""
-    return config.kernels and not config.float64 and usable()
+    return config.kernels and not config.float64
 
 
 def check(config: TrainConfig, asked: Launched) -> None:

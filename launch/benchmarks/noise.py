@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
-from dgm.kernels.choice import usable
+from dgm.kernels.choice import kernels_here
 from dgm.rng import Draws
 from launch.benchmarks.machine import memory_bandwidth
 from launch.benchmarks.table import print_table
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     index = torch.arange(args.batch, device=device)
     labels = index % 10
     plain = Noising("eps", 0.1, 10, flip=True, dequantize=False, keep_x_0=True)
-    fused = replace(plain, way="kernel" if usable() else "compiled")
+    fused = replace(plain, way="kernel" if kernels_here() == "triton" else "compiled")
     step = 0
 
     def ours(noising: Noising) -> Example:

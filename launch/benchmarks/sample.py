@@ -15,8 +15,6 @@ from dgm.compiling import compile_net
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.errors import UserError
-from dgm.kernels import winograd
-from dgm.kernels.choice import usable
 from dgm.layers import use_kernels
 from dgm.rng import Draws
 from dgm.train.weights import in_channels_last
@@ -101,10 +99,7 @@ def _ours(
     net = UNet(UNetConfig(channels=args.channels), 32, num_classes=objective.num_classes)
     net = net.to(device()).requires_grad_(False)
     in_channels_last(net)
-    if usable():
-        use_kernels(net)
-    elif device().type == "cpu":
-        winograd.use_in(net)
+    use_kernels(net)
     if compiled:
         compile_net(net)
     return Maker(objective, net, guidance, args.precision)

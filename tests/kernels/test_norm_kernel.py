@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from dgm.kernels.choice import Kernels
 from dgm.kernels.norm import Dropout
-from dgm.layers import NormAct, use_kernels
+from dgm.layers import NormAct, group_norm
 from dgm.rng import Draws
 
 
@@ -39,7 +41,9 @@ CASES = {
 }
 
 
-def results(case: Case, device: str, dtype: torch.dtype, fused: bool) -> dict[str, Tensor]:
+def results(
+    case: Case, device: str, dtype: torch.dtype, kernels: Kernels | None = None
+) -> dict[str, Tensor]:
     """Give y and the gradients of all that goes in, from the same numbers each time."""
     torch.manual_seed(0)
     shape = (case.batch, case.channels)
@@ -54,8 +58,7 @@ def results(case: Case, device: str, dtype: torch.dtype, fused: bool) -> dict[st
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
     layer = copy.deepcopy(layer).to(device, dtype)
-    if fused:
-        use_kernels(layer)
+    layer.kernels = kernels
     leaves = {name: part.to(device, dtype).requires_grad_() for name, part in given.items()}
     index = torch.arange(case.batch, device=device)
     dropout = Dropout(case.drop, Draws.of(2**40 + 7, index + 3, index), "dropout/down0.0")
@@ -69,29 +72,64 @@ def results(case: Case, device: str, dtype: torch.dtype, fused: bool) -> dict[st
     return found
 
 
+def device_of(kernels: Kernels) -> str:
+    """Give the device on which kernels run: those in Triton on the CPU in its interpreter."""
+    return "cuda" if kernels == "triton" and torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("kernels", get_args(Kernels))
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_and_gradients_are_those_of_float64(name: str, kernel_device: str):
-    made = results(CASES[name], kernel_device, torch.float32, fused=True)
-    expected = results(CASES[name], kernel_device, torch.float64, fused=False)
+def test_outputs_and_gradients_are_those_of_float64(name: str, kernels: Kernels):
+    device = device_of(kernels)
+    made = results(CASES[name], device, torch.float32, kernels)
+    expected = results(CASES[name], device, torch.float64)
     for part, value in expected.items():
         error = (made[part].double() - value).abs().max() / value.abs().max()
         assert error < 3e-6, part  # sums over up to 16 x 16 x 4 numbers in fp32
 
 
-def test_half_precision_goes_in_and_out(kernel_device: str):
-    case = Case(32, 8, 4, added=True, drop=0.1)
-    made = results(case, kernel_device, torch.bfloat16, fused=True)
-    expected = results(case, kernel_device, torch.float64, fused=False)
+def test_half_precision_goes_in_and_out():
+    case, device = Case(32, 8, 4, added=True, drop=0.1), device_of("triton")
+    made = results(case, device, torch.bfloat16, "triton")
+    expected = results(case, device, torch.float64)
     for part, value in expected.items():
         assert made[part].dtype == torch.bfloat16, part
         error = (made[part].double() - value).norm() / value.norm()
         assert error < 0.02, part  # a few roundings to 8 bits
 
 
-def test_the_kernel_is_one_operation_to_a_compiler():
+def test_in_cpp_only_fp32_is_taken_and_the_rest_done_step_by_step():
+    case = Case(32, 8, 4, added=True)
+    for dtype in (torch.bfloat16, torch.float64):
+        made, plain = (results(case, "cpu", dtype, way) for way in ("native", None))
+        assert all(torch.equal(made[part], plain[part]) for part in plain)
+
+
+def test_numbers_of_threads_and_images_change_no_bit():
+    case = Case(160, 32, 16, batch=5, added=True, drop=0.1)  # of several parts an image
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results(case, "cpu", torch.float32, "native")
+        torch.set_num_threads(3)
+        several = results(case, "cpu", torch.float32, "native")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one[part], several[part]) for part in one)
+
+
+def test_an_image_is_the_same_in_any_batch():
+    layer = group_norm(96, silu=True)
+    layer.kernels = "native"
+    x = torch.randn(5, 96, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(x)[2:3], layer(x[2:3]))
+
+
+@pytest.mark.parametrize("kernels", get_args(Kernels))
+def test_the_kernel_is_one_operation_to_a_compiler(kernels: Kernels):
     """Traced with nothing but shapes, as torch.compile does; checks fakes against the kernels."""
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.randn(8, requires_grad=True), torch.randn(8, requires_grad=True)
     nothing = (None,) * 6
-    arguments = (x, nothing[0], weight, bias, *nothing[1:], 2, 1e-6, True, 0.0, 0)
+    arguments = (x, nothing[0], weight, bias, *nothing[1:], 2, 1e-6, True, 0.0, 0, kernels)
     torch.library.opcheck(torch.ops.dgm.norm_act.default, arguments)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,23 +127,3 @@ def test_work_is_counted_as_that_of_a_direct_convolution():
             one(x)
         found.append(counter.get_total_flops())
     assert found[0] == found[1] > 0
-
-
-def test_without_a_compiler_it_is_said_once_and_done_directly(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    winograd.library.cache_clear()
-    try:
-        net = Net()
-        winograd.use_in(net)
-        x = torch.randn(1, 3, 16, 16)
-        with pytest.warns(UserWarning, match="could not be compiled .*no-compiler") as caught:
-            net(x)
-        assert len(caught) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            net(x)
-    finally:
-        winograd.library.cache_clear()

@@ -1,0 +1,307 @@
+// GroupNorm, scale and shift, SiLU and dropout of channels_last images on a CPU, each way; norm.py has
+// the equations. Images are [B, places, C] in memory, places a multiple of 8.
+//
+// A thread takes some whole groups of one image, few enough for its cache, and goes over the places
+// several times. The places are taken as eight equal segments, since the eight 16-bit halves of one
+// Philox block drop one number of each (`Draws.keep_mask`). Every number is summed in an order that
+// neither the number of threads nor the batch changes.
+
+#include <ATen/Parallel.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long SEGMENTS = 8;
+constexpr long CACHED = 200'000;  // bytes of an image that a thread goes over at once
+constexpr long NARROWEST = 32;    // channels, so that whole lines of the cache are read
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// 1 / (1 + exp(-z)), to 2e-7 of it: exp by a polynomial of what is left of a power of two (Cephes).
+// Nothing in it is a branch to the compiler, which else would not take many at once.
+inline float sigmoid(float z) {
+  uint32_t bits = bits_of(z), size = bits & 0x7FFFFFFFu;
+  size = std::min(size, 0x42AE0000u);  // of 87.0, whose exponential is still a normal number
+  float x = from_bits(((bits ^ 0x80000000u) & 0x80000000u) | size);
+  float shifted = x * 1.44269504f + 12582912.0f;  // rounds: the power is in its lowest bits
+  float power = shifted - 12582912.0f;
+  float r = x - power * 0.693359375f + power * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f, p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f, p = p * r + 5.0000001201e-1f;
+  float e = p * r * r + r + 1.0f;
+  return 1.0f / (1.0f + e * from_bits((bits_of(shifted) << 23) + 0x3F800000u));
+}
+
+struct Shape {
+  long batch, places, channels, groups;
+  long group() const { return channels / groups; }
+  long segment() const { return places / SEGMENTS; }
+  // How many channels are taken at once: whole groups.
+  long width() const {
+    long wanted = std::max(NARROWEST, CACHED / (4 * places));
+    return std::min(channels, (wanted + group() - 1) / group() * group());
+  }
+};
+
+// What each image is told; null where there is nothing of the kind.
+struct Given {
+  const float *x, *added, *weight, *bias, *scale, *shift;
+};
+
+struct Dropping {
+  const int64_t *key, *index, *step;
+  long step_each, purpose, threshold;
+  float factor;
+};
+
+// Factors [segment][width] of the places `row` of all segments: 0 where a number is dropped.
+void draw_kept(const Dropping& drop, long image, long first_block, long width, float* kept) {
+  const uint32_t index = drop.index[image], purpose = drop.purpose;
+  const uint32_t step = drop.step[drop.step_each ? image : 0];
+  const uint32_t key0 = drop.key[0], key1 = drop.key[1], threshold = drop.threshold;
+  const float factor = drop.factor;
+#pragma GCC ivdep
+  for (long c = 0; c < width; c++) {
+    uint32_t c0 = first_block + c, c1 = index, c2 = step, c3 = purpose, k0 = key0, k1 = key1;
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; round++) {
+      uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+      c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, c1 = (uint32_t)p1;
+      c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1, c3 = (uint32_t)p0;
+      k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    kept[c] = (c0 & 0xFFFF) >= threshold ? factor : 0.0f;
+    kept[c + width] = (c0 >> 16) >= threshold ? factor : 0.0f;
+    kept[c + 2 * width] = (c1 & 0xFFFF) >= threshold ? factor : 0.0f;
+    kept[c + 3 * width] = (c1 >> 16) >= threshold ? factor : 0.0f;
+    kept[c + 4 * width] = (c2 & 0xFFFF) >= threshold ? factor : 0.0f;
+    kept[c + 5 * width] = (c2 >> 16) >= threshold ? factor : 0.0f;
+    kept[c + 6 * width] = (c3 & 0xFFFF) >= threshold ? factor : 0.0f;
+    kept[c + 7 * width] = (c3 >> 16) >= threshold ? factor : 0.0f;
+  }
+}
+
+// Some whole groups of one image, and numbers of each of their channels.
+struct Part {
+  const Shape& shape;
+  const Given& given;
+  long image, first, width;
+  float *more, *gain, *offset, *g, *inverse, *shifted;  // z = x gain + offset, x_hat = x inverse + shifted
+
+  static constexpr long NUMBERS = 6;
+
+  Part(const Shape& shape, const Given& given, long image, long first, float* room)
+      : shape(shape), given(given), image(image), first(first),
+        width(std::min(shape.width(), shape.channels - first)) {
+    float** all[] = {&more, &gain, &offset, &g, &inverse, &shifted};
+    for (float** one : all) *one = room, room += shape.width();
+    for (long c = 0; c < width; c++) more[c] = given.added ? given.added[own() + c] : 0.0f;
+  }
+  long own() const { return image * shape.channels + first; }
+  // Where the first of these channels lies at a place of each segment.
+  long at(long segment, long row) const {
+    return (image * shape.places + segment * shape.segment() + row) * shape.channels + first;
+  }
+
+  void prepare(const float* mean, const float* rstd) {
+    for (long c = 0; c < width; c++) {
+      long k = first + c, group = image * shape.groups + k / shape.group();
+      float factor = given.scale ? 1.0f + given.scale[own() + c] : 1.0f;
+      g[c] = given.weight[k] * factor, inverse[c] = rstd[group];
+      shifted[c] = (more[c] - mean[group]) * rstd[group], gain[c] = rstd[group] * g[c];
+      float moved = given.shift ? given.shift[own() + c] : 0.0f;
+      offset[c] = (more[c] - mean[group]) * gain[c] + given.bias[k] * factor + moved;
+    }
+  }
+
+  // Sums over places, for each channel, of x + less, or of its square.
+  template <bool squared>
+  void sum(const float* less, float* total) const {
+    std::fill(total, total + width, 0.0f);
+    for (long row = 0; row < shape.segment(); row++) {
+      const float* from = given.x + at(0, row);
+      const long apart = shape.segment() * shape.channels;
+#pragma GCC ivdep
+      for (long c = 0; c < width; c++) {
+        float eight = 0.0f;
+        for (int s = 0; s < SEGMENTS; s++) {
+          float u = from[s * apart + c] + less[c];
+          eight += squared ? u * u : u;
+        }
+        total[c] += eight;
+      }
+    }
+  }
+
+  // Mean and inverse deviation of each group, the mean first, so that nothing cancels.
+  void moments(float eps, float* mean, float* rstd) {
+    const long size = shape.group();
+    const double count = (double)shape.places * size;
+    float *total = gain, *less = offset;  // not in use yet
+    sum<false>(more, total);
+    for (long c = 0; c < width; c += size) {
+      double all = 0;
+      for (long k = 0; k < size; k++) all += total[c + k];
+      float middle = all / count;
+      mean[image * shape.groups + (first + c) / size] = middle;
+      for (long k = 0; k < size; k++) less[c + k] = more[c + k] - middle;
+    }
+    sum<true>(less, total);
+    for (long c = 0; c < width; c += size) {
+      double all = 0;
+      for (long k = 0; k < size; k++) all += total[c + k];
+      rstd[image * shape.groups + (first + c) / size] = 1.0 / std::sqrt(all / count + eps);
+    }
+  }
+
+  template <bool silu, bool drops>
+  void apply(const Dropping& drop, float* kept, float* y) const {
+    const float *gains = gain, *offsets = offset;
+    for (long row = 0; row < shape.segment(); row++) {
+      if (drops) draw_kept(drop, image, row * shape.channels + first, width, kept);
+      for (long s = 0; s < SEGMENTS; s++) {
+        const float *from = given.x + at(s, row), *keep = kept + s * width;
+        float* to = y + at(s, row);
+#pragma GCC ivdep
+        for (long c = 0; c < width; c++) {
+          float z = from[c] * gains[c] + offsets[c];
+          if (silu) z *= sigmoid(z);
+          to[c] = drops ? z * keep[c] : z;
+        }
+      }
+    }
+  }
+
+  // Write dz into dx, and sum dz, dz x_hat and x_hat over places, for each channel.
+  template <bool silu, bool drops>
+  void of_z(const Dropping& drop, float* kept, const float* grad, float* dx, float* sums) const {
+    const long apart = shape.segment() * shape.channels, wide = width;
+    const float *gains = gain, *offsets = offset, *inverses = inverse, *shifts = shifted;
+    std::fill(sums, sums + 3 * wide, 0.0f);
+    for (long row = 0; row < shape.segment(); row++) {
+      if (drops) draw_kept(drop, image, row * shape.channels + first, width, kept);
+      const float *from = given.x + at(0, row), *came = grad + at(0, row);
+      float* to = dx + at(0, row);
+#pragma GCC ivdep
+      for (long c = 0; c < wide; c++) {
+        float sum_1 = 0.0f, sum_2 = 0.0f, sum_3 = 0.0f;
+#pragma GCC unroll 8
+        for (int s = 0; s < SEGMENTS; s++) {
+          float x = from[s * apart + c], dz = came[s * apart + c];
+          if (drops) dz *= kept[s * wide + c];
+          if (silu) {
+            float z = x * gains[c] + offsets[c], share = sigmoid(z);
+            dz *= share * (1.0f + z * (1.0f - share));
+          }
+          float x_hat = x * inverses[c] + shifts[c];
+          sum_1 += dz, sum_2 += dz * x_hat, sum_3 += x_hat;
+          to[s * apart + c] = dz;
+        }
+        sums[c] += sum_1, sums[wide + c] += sum_2, sums[2 * wide + c] += sum_3;
+      }
+    }
+  }
+
+  // Turn dz into du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group.
+  void of_x(const float* sums, float* dx, float* sum_du) const {
+    const float *sum_1 = sums, *sum_2 = sums + width, *sum_3 = sums + 2 * width;
+    float *mean_1 = more, *mean_2 = offset;  // done with
+    const long size = shape.group();
+    for (long c = 0; c < width; c += size) {
+      double one = 0, two = 0;
+      for (long k = c; k < c + size; k++) one += g[k] * sum_1[k], two += g[k] * sum_2[k];
+      float a = one / ((double)shape.places * size), b = two / ((double)shape.places * size);
+      for (long k = c; k < c + size; k++) mean_1[k] = a, mean_2[k] = b;
+    }
+    for (long c = 0; c < width && given.added; c++)
+      sum_du[own() + c] =
+          inverse[c] * (g[c] * sum_1[c] - shape.places * mean_1[c] - sum_3[c] * mean_2[c]);
+    for (long s = 0; s < SEGMENTS; s++)
+      for (long row = 0; row < shape.segment(); row++) {
+        const float* from = given.x + at(s, row);
+        float* to = dx + at(s, row);
+#pragma GCC ivdep
+        for (long c = 0; c < width; c++) {
+          float x_hat = from[c] * inverse[c] + shifted[c];
+          to[c] = inverse[c] * (g[c] * to[c] - mean_1[c] - x_hat * mean_2[c]);
+        }
+      }
+  }
+};
+
+// Do `work(part, room)` for every part; room for numbers of each channel, `more` of them.
+template <typename Work>
+void each_part(const Shape& shape, const Given& given, long more, Work work) {
+  const long width = shape.width(), parts = (shape.channels + width - 1) / width;
+  at::parallel_for(0, shape.batch * parts, 1, [&](long begin, long end) {
+    std::vector<float> room((Part::NUMBERS + more) * width);
+    for (long i = begin; i < end; i++) {
+      Part part(shape, given, i / parts, i % parts * width, room.data());
+      work(part, room.data() + Part::NUMBERS * width);
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+// y [B, places, C], and mean and rstd [B, groups] of u = x + added.
+void norm_act(long batch, long places, long channels, long groups, const float* x,
+              const float* added, const float* weight, const float* bias, const float* scale,
+              const float* shift, const int64_t* key, const int64_t* index, const int64_t* step,
+              long step_each, long purpose, long threshold, float factor, long silu, float eps,
+              float* y, float* mean, float* rstd) {
+  Shape shape{batch, places, channels, groups};
+  Given given{x, added, weight, bias, scale, shift};
+  Dropping drop{key, index, step, step_each, purpose, threshold, factor};
+  each_part(shape, given, SEGMENTS, [&](Part& part, float* kept) {
+    part.moments(eps, mean, rstd);
+    part.prepare(mean, rstd);
+    if (silu && key) part.apply<true, true>(drop, kept, y);
+    else if (silu) part.apply<true, false>(drop, kept, y);
+    else if (key) part.apply<false, true>(drop, kept, y);
+    else part.apply<false, false>(drop, kept, y);
+  });
+}
+
+// dx [B, places, C], and sums over places, [B, C]: of dz, of dz x_hat, and of du where there is `added`.
+void norm_act_backward(long batch, long places, long channels, long groups, const float* x,
+                       const float* added, const float* weight, const float* bias,
+                       const float* scale, const float* shift, const int64_t* key,
+                       const int64_t* index, const int64_t* step, long step_each, long purpose,
+                       long threshold, float factor, long silu, const float* mean,
+                       const float* rstd, const float* grad, float* dx, float* sum_dz,
+                       float* sum_dz_x_hat, float* sum_du) {
+  Shape shape{batch, places, channels, groups};
+  Given given{x, added, weight, bias, scale, shift};
+  Dropping drop{key, index, step, step_each, purpose, threshold, factor};
+  each_part(shape, given, SEGMENTS + 3, [&](Part& part, float* kept) {
+    float* sums = kept + SEGMENTS * shape.width();
+    part.prepare(mean, rstd);
+    if (silu && key) part.of_z<true, true>(drop, kept, grad, dx, sums);
+    else if (silu) part.of_z<true, false>(drop, kept, grad, dx, sums);
+    else if (key) part.of_z<false, true>(drop, kept, grad, dx, sums);
+    else part.of_z<false, false>(drop, kept, grad, dx, sums);
+    std::memcpy(sum_dz + part.own(), sums, part.width * sizeof(float));
+    std::memcpy(sum_dz_x_hat + part.own(), sums + part.width, part.width * sizeof(float));
+    part.of_x(sums, dx, sum_du);
+  });
+}
+
+}  // extern "C"
