@@ -23,8 +23,9 @@ constexpr int LANES = 16, ROWS = 12;  // 24 sums and what they are made of fill 
 constexpr int LANES = 8, ROWS = 6;
 #endif
 constexpr int TILE = 4, SEEN = 6, POINTS = SEEN * SEEN;
-constexpr long CACHED = 500'000;      // bytes of transformed tiles that a thread works on at once
-constexpr long SHARED = 16'000'000;   // the same, of all threads, for the gradient of weights
+constexpr int PANEL = 2 * LANES;  // columns of a matrix that lie together, row by row
+constexpr long CACHED = 400'000;      // bytes of transformed tiles that a thread works on at once
+constexpr long SHARED = 2'000'000;   // the same, of all threads, for the gradient of weights
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -32,15 +33,15 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
 inline Vector load(const float* from) { return *(const Unaligned*)from; }
 inline void store(float* to, Vector value) { *(Unaligned*)to = value; }
 
-// c[r][0 : 2 LANES] = (add: +) sum over p of a[r * a_row + p * a_step] b[p * b_row + 0 : 2 LANES]
+// c[r][0 : PANEL] = (add: +) sum over p of a[r * a_row + p * a_step] b[p][0 : PANEL]
 template <int rows, bool add>
-void block(long depth, const float* a, long a_row, long a_step, const float* b, long b_row, float* c,
+void block(long depth, const float* a, long a_row, long a_step, const float* b, float* c,
            long c_row) {
   Vector sum[rows][2];
   for (int r = 0; r < rows; r++)
     for (int j = 0; j < 2; j++) sum[r][j] = add ? load(c + r * c_row + j * LANES) : Vector{};
   for (long p = 0; p < depth; p++) {
-    Vector b0 = load(b + p * b_row), b1 = load(b + p * b_row + LANES);
+    Vector b0 = load(b + p * PANEL), b1 = load(b + p * PANEL + LANES);
     for (int r = 0; r < rows; r++) {
       float s = a[r * a_row + p * a_step];
       sum[r][0] += s * b0;
@@ -53,21 +54,22 @@ void block(long depth, const float* a, long a_row, long a_step, const float* b, 
 
 template <int rows, bool add>
 void some_rows(long wanted, long depth, const float* a, long a_row, long a_step, const float* b,
-               long b_row, float* c, long c_row) {
+               float* c, long c_row) {
   if (wanted == rows)
-    block<rows, add>(depth, a, a_row, a_step, b, b_row, c, c_row);
+    block<rows, add>(depth, a, a_row, a_step, b, c, c_row);
   else if constexpr (rows > 1)
-    some_rows<rows - 1, add>(wanted, depth, a, a_row, a_step, b, b_row, c, c_row);
+    some_rows<rows - 1, add>(wanted, depth, a, a_row, a_step, b, c, c_row);
 }
 
-// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]
+// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]; b in panels of `held` rows each,
+// so that what is read together lies together, and not at strides that share few places of a cache
 template <bool add>
 void product(long rows, long columns, long depth, const float* a, long a_row, long a_step,
-             const float* b, float* c) {
-  for (long j = 0; j < columns; j += 2 * LANES)
+             const float* b, long held, float* c) {
+  for (long j = 0; j < columns; j += PANEL)
     for (long i = 0; i < rows; i += ROWS)
       some_rows<ROWS, add>(std::min<long>(ROWS, rows - i), depth, a + i * a_row, a_row, a_step,
-                           b + j, columns, c + i * columns + j, columns);
+                           b + j * held, c + i * columns + j, columns);
 }
 
 // The one-dimensional transforms, and their transposes, of numbers `from` apart to numbers `to` apart.
@@ -134,8 +136,10 @@ struct Tiles {
     return row >= 0 && row < height && column >= 0 && column < width;
   }
 
-  // B^T x B around a tile; the 36 numbers of a channel lie `apart` from each other.
-  void take_in(long tile, long channels, const float* x, float* to, long apart) const {
+  // B^T x B around a tile; the 36 numbers of a channel lie `apart` from each other, panels of channels
+  // `panel`.
+  void take_in(long tile, long channels, const float* x, float* to, long apart,
+               long panel = PANEL) const {
     long image, row, column;
     at(tile, image, row, column);
     for (long c = 0; c < channels; c += LANES) {
@@ -147,7 +151,8 @@ struct Tiles {
         }
       for (int j = 0; j < SEEN; j++) image_in(d + j, SEEN, e + j, SEEN);
       for (int i = 0; i < SEEN; i++) image_in(e + SEEN * i, 1, d + SEEN * i, 1);
-      for (int k = 0; k < POINTS; k++) store(to + k * apart + c, d[k]);
+      float* place = to + c / PANEL * panel + c % PANEL;
+      for (int k = 0; k < POINTS; k++) store(place + k * apart, d[k]);
     }
   }
 
@@ -208,6 +213,11 @@ long tiles_in(long bytes, long channels) {
   return std::max<long>(ROWS, bytes / (POINTS * 4 * channels) / ROWS * ROWS);
 }
 
+// How far apart the matrices of `rows` tiles lie: by a line of the cache more than they take, lest the
+// 36 numbers of a tile and channel, which are written one after the other, all fall on a few places
+// of a cache.
+long apart(long rows, long channels) { return rows * channels + 16; }
+
 float* scratch(long count) {
   static thread_local std::vector<float> held;
   if ((long)held.size() < count) held.resize(count);
@@ -220,12 +230,16 @@ extern "C" {
 
 // How much `gradient_of_weight` is to be given to work in.
 long work_size(long inputs, long outputs) {
-  return POINTS * tiles_in(SHARED, inputs + outputs) * (inputs + outputs);
+  long held = tiles_in(SHARED, inputs + outputs);
+  return POINTS * (apart(held, inputs) + apart(held, outputs));
 }
 
-// G w G^T of w [outputs, 3, 3, inputs]: u [36, outputs, inputs] or u_t [36, inputs, outputs]; the
-// other is null.
+// G w G^T of w [outputs, 3, 3, inputs], 36 matrices in panels: u [outputs, inputs] or u_t [inputs,
+// outputs]; the other is null.
 void transform_weight(long inputs, long outputs, const float* w, float* u, float* u_t) {
+  auto at = [](long rows, long row, long column) {
+    return (column / PANEL * rows + row) * PANEL + column % PANEL;
+  };
   at::parallel_for(0, outputs / LANES, 1, [&](long first, long last) {
     std::vector<float> held(POINTS * LANES * LANES);
     for (long k0 = first * LANES; k0 < last * LANES; k0 += LANES)
@@ -236,14 +250,15 @@ void transform_weight(long inputs, long outputs, const float* w, float* u, float
           for (int j = 0; j < 3; j++) weight_in(d + j, 3, e + j, 3);
           for (int i = 0; i < SEEN; i++) weight_in(e + 3 * i, 1, o + SEEN * i, 1);
           for (int i = 0; i < POINTS; i++) {
-            if (u) store(u + (i * outputs + k0 + k) * inputs + c, o[i]);
+            if (u) store(u + i * outputs * inputs + at(outputs, k0 + k, c), o[i]);
             else store(held.data() + (i * LANES + k) * LANES, o[i]);
           }
         }
         for (int i = 0; i < POINTS && u_t; i++)
           for (int j = 0; j < LANES; j++)
             for (int k = 0; k < LANES; k++)
-              u_t[(i * inputs + c + j) * outputs + k0 + k] = held[(i * LANES + k) * LANES + j];
+              u_t[i * outputs * inputs + at(inputs, c + j, k0 + k)] =
+                  held[(i * LANES + k) * LANES + j];
       }
   });
 }
@@ -252,18 +267,19 @@ void convolve(long batch, long height, long width, long inputs, long outputs, co
               const float* u_t, const float* bias, float* y) {
   Tiles tiles{batch, height, width};
   long held = tiles_in(CACHED, inputs + outputs), all = tiles.all();
+  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
   at::parallel_for(0, (all + held - 1) / held, 1, [&](long begin, long end) {
-    float* v = scratch(POINTS * held * (inputs + outputs));
-    float* m = v + POINTS * held * inputs;
+    float* v = scratch(POINTS * (v_apart + m_apart));
+    float* m = v + POINTS * v_apart;
     for (long part = begin; part < end; part++) {
       long first = part * held, count = std::min(held, all - first);
       for (long i = 0; i < count; i++)
-        tiles.take_in(first + i, inputs, x, v + i * inputs, held * inputs);
+        tiles.take_in(first + i, inputs, x, v + i * inputs, v_apart);
       for (long k = 0; k < POINTS; k++)
-        product<false>(count, outputs, inputs, v + k * held * inputs, inputs, 1,
-                       u_t + k * inputs * outputs, m + k * held * outputs);
+        product<false>(count, outputs, inputs, v + k * v_apart, inputs, 1,
+                       u_t + k * inputs * outputs, inputs, m + k * m_apart);
       for (long i = 0; i < count; i++)
-        tiles.give_out(first + i, outputs, m + i * outputs, held * outputs, bias, y);
+        tiles.give_out(first + i, outputs, m + i * outputs, m_apart, bias, y);
     }
   });
 }
@@ -272,23 +288,24 @@ void gradient_of_image(long batch, long height, long width, long inputs, long ou
                        const float* dy, const float* u, float* dx) {
   Tiles tiles{batch, height, width};
   long held = tiles_in(CACHED, inputs + outputs), each = tiles.each();
+  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
   long size = height * width * inputs, group = std::max<long>(1, held / each);  // of images
   // Whole images to each thread, for their tiles overlap.
   at::parallel_for(0, (batch + group - 1) / group, 1, [&](long begin, long end) {
-    float* v = scratch(POINTS * held * (inputs + outputs));
-    float* m = v + POINTS * held * inputs;
+    float* v = scratch(POINTS * (v_apart + m_apart));
+    float* m = v + POINTS * v_apart;
     for (long part = begin; part < end; part++) {
       long image = part * group, stop = std::min(batch, image + group);
       std::memset(dx + image * size, 0, (stop - image) * size * sizeof(float));
       for (long first = image * each; first < stop * each; first += held) {
         long count = std::min(held, stop * each - first);
         for (long i = 0; i < count; i++)
-          tiles.give_out_back(first + i, outputs, dy, m + i * outputs, held * outputs);
+          tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_apart);
         for (long k = 0; k < POINTS; k++)
-          product<false>(count, inputs, outputs, m + k * held * outputs, outputs, 1,
-                         u + k * inputs * outputs, v + k * held * inputs);
+          product<false>(count, inputs, outputs, m + k * m_apart, outputs, 1,
+                         u + k * inputs * outputs, outputs, v + k * v_apart);
         for (long i = 0; i < count; i++)
-          tiles.take_in_back(first + i, inputs, v + i * inputs, held * inputs, dx);
+          tiles.take_in_back(first + i, inputs, v + i * inputs, v_apart, dx);
       }
     }
   });
@@ -299,28 +316,29 @@ void gradient_of_weight(long batch, long height, long width, long inputs, long o
                         const float* x, const float* dy, float* du, float* work, float* dw) {
   Tiles tiles{batch, height, width};
   long held = tiles_in(SHARED, inputs + outputs), all = tiles.all();
+  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
   float* v = work;
-  float* m = v + POINTS * held * inputs;
+  float* m = v + POINTS * v_apart;
   constexpr long rows = 4 * ROWS;  // of a product, to one thread
   long parts = (outputs + rows - 1) / rows;
   for (long first = 0; first < all; first += held) {
     long count = std::min(held, all - first);
     at::parallel_for(0, count, ROWS, [&](long begin, long end) {
       for (long i = begin; i < end; i++) {
-        tiles.take_in(first + i, inputs, x, v + i * inputs, held * inputs);
-        tiles.give_out_back(first + i, outputs, dy, m + i * outputs, held * outputs);
+        tiles.take_in(first + i, inputs, x, v + i * PANEL, v_apart, held * PANEL);
+        tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_apart);
       }
     });
     at::parallel_for(0, POINTS * parts, 1, [&](long begin, long end) {
       for (long job = begin; job < end; job++) {
         long k = job / parts, row = job % parts * rows, wanted = std::min(rows, outputs - row);
-        const float* a = m + k * held * outputs + row;
-        const float* b = v + k * held * inputs;
+        const float* a = m + k * m_apart + row;
+        const float* b = v + k * v_apart;
         float* c = du + (k * outputs + row) * inputs;
         if (first == 0)
-          product<false>(wanted, inputs, count, a, 1, outputs, b, c);
+          product<false>(wanted, inputs, count, a, 1, outputs, b, held, c);
         else
-          product<true>(wanted, inputs, count, a, 1, outputs, b, c);
+          product<true>(wanted, inputs, count, a, 1, outputs, b, held, c);
       }
     });
   }
