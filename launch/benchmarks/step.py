@@ -199,9 +199,10 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
     first = next(iter(loops.values()))
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     peak = matrix_peak(dtype)
-    print(
-        f"\n{'':40} {'first/it':>9} {'fastest':>8} {'params M':>9} {'GFLOP/img':>9} {'% peak':>7} {'GiB':>6}"
+    heads = (
+        f"{'first/it':>9} {'fastest':>8} {'params M':>9} {'GFLOP/img':>9} {'% peak':>7} {'GiB':>6}"
     )
+    print(f"\n{'':40} {heads}")
     for name, loop in loops.items():
         rate = statistics.median(loop["images_per_s"])
         loop["ratio"] = statistics.median(first["images_per_s"]) / rate
@@ -210,10 +211,11 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
         loop["share_of_peak"] = 3 * loop["gflop"] * rate / peak
         loop["loss_apart"] = _apart(loop["losses"], first["losses"])
         memory = loop["peak_gpu_gib"] or loop["peak_gib"]
+        apart = f"   losses within {loop['loss_apart']:.1e} of the first's" if args.ladder else ""
         print(
-            f"{name:40} {loop['ratio']:>9.2f} {loop['ratio_of_fastest']:>8.2f} {loop['parameters'] / 1e6:>9.2f} "
-            f"{loop['gflop']:>9.2f} {100 * loop['share_of_peak']:>7.1f} {memory:>6.2f}"
-            + (f"   losses within {loop['loss_apart']:.1e} of the first's" if args.ladder else "")
+            f"{name:40} {loop['ratio']:>9.2f} {loop['ratio_of_fastest']:>8.2f} "
+            f"{loop['parameters'] / 1e6:>9.2f} {loop['gflop']:>9.2f} "
+            f"{100 * loop['share_of_peak']:>7.1f} {memory:>6.2f}{apart}"
         )
     found["peak_gflops"] = peak
     print(
