@@ -1,7 +1,8 @@
 """A real Slurm cluster of four nodes on this one machine, to try jobs and sweeps on.
 
     python -m slurm.four_nodes up [DIR]      start it, and say which variable Slurm's commands want
-    python -m slurm.four_nodes down [DIR]    end its jobs and daemons
+    python -m slurm.four_nodes down [DIR]    end its jobs and daemons; with `--after PID` as soon
+                                             as that process has ended
 
 Its daemons are Debian's (`apt-get install slurm-wlm munge`). All of them listen on this machine
 only, in a folder of their own, as the user who starts them; nothing of the system's is touched.
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from slurm.errors import SlurmError
 
@@ -141,6 +144,33 @@ class FourNodes:
             self.end(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def end_with(self, process: int) -> None:
+        """Let something of its own take the cluster down once a process is gone, however it ends.
+
+        Jobs that nobody waits for would be started again and again.
+        """
+        words = [sys.executable, "-m", "slurm.four_nodes", "down", self.folder, "--after", process]
+        nothing = subprocess.DEVNULL
+        subprocess.Popen(
+            [str(word) for word in words], cwd=Path(__file__).parents[1], stdin=nothing,
+            stdout=nothing, stderr=nothing, start_new_session=True,
+        )  # fmt: skip
+
+    def down_after(self, process: int) -> None:
+        """Wait for the end of a process, and take down what it left."""
+        while psutil.pid_exists(process):
+            if not self.config.exists():
+                return
+            time.sleep(0.5)
+        if self.config.exists():
+            self.down()
+        for other in psutil.process_iter(["cmdline"]):  # daemons that a test added
+            if other.pid != os.getpid() and str(self.folder) in " ".join(
+                other.info["cmdline"] or ()
+            ):
+                with contextlib.suppress(psutil.Error):
+                    other.kill()
+
     def _write_config(self) -> None:
         controller, *ports = free_ports(1 + len(NODES))
         nodes = [
@@ -232,12 +262,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m slurm.four_nodes", description=__doc__)
     parser.add_argument("what", choices=("up", "down"))
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
+    parser.add_argument("--after", type=int, help="down: as soon as this process has ended")
     asked = parser.parse_args()
     cluster = FourNodes(asked.folder)
     try:
         if asked.what == "up":
             cluster.up()
             print(f"four nodes are up; for Slurm's commands:  export SLURM_CONF={cluster.config}")
+        elif asked.after is not None:
+            cluster.down_after(asked.after)
         else:
             cluster.down()
             print("the four nodes are down")

@@ -241,6 +241,7 @@ def cluster(
     for name, value in {**user_environment, **nodes.environment}.items():
         patch.setenv(name, value)
     nodes.up()
+    nodes.end_with(os.getpid())
     yield Cluster(nodes, tiny_config)
     nodes.down()
     patch.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -21,14 +22,19 @@ def call(tmp_path: Path):
     if missing:
         pytest.skip(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
 
-    def run(what: str) -> subprocess.CompletedProcess:
-        words = [sys.executable, "-m", "slurm.four_nodes", what, "c"]
+    def run(what: str, *more: str) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-m", "slurm.four_nodes", what, "c", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     yield run
     if (tmp_path / "c").exists():
         run("down")
+
+
+def left_of(folder: Path) -> list[str]:
+    words = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    return [line for line in words if str(folder) in line]
 
 
 def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None:
@@ -46,7 +52,24 @@ def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None
     down = call("down")
     assert down.returncode == 0, down.stderr
     assert not (tmp_path / "c").exists()
-    for process in psutil.process_iter(["cmdline"]):
-        assert str(tmp_path) not in " ".join(process.info["cmdline"] or [])
+    assert not left_of(tmp_path)
     nothing = call("down")
     assert nothing.returncode == 2 and "holds no cluster" in nothing.stderr
+
+
+def test_cluster_ends_with_the_process_that_it_belongs_to(call, tmp_path: Path) -> None:
+    assert call("up").returncode == 0
+    owner = subprocess.Popen(["sleep", "600"])
+    nodes = FourNodes(tmp_path / "c")
+    nodes.end_with(owner.pid)
+    words = ["sbatch", "--wrap", f"sleep 600 # {tmp_path}", f"--chdir={tmp_path}"]
+    environment = {**os.environ, **nodes.environment}
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    time.sleep(2)
+    assert nodes.config.exists()  # as long as it lives
+    owner.kill()
+    owner.wait()
+    until = time.monotonic() + 30
+    while left_of(tmp_path) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not left_of(tmp_path) and not nodes.folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def make_cluster(
             for name, value in {**user_environment, **nodes.environment}.items():
                 monkeypatch.setenv(name, value)
             nodes.up()
+            nodes.end_with(os.getpid())
             stack.callback(nodes.down)
             return Cluster(nodes, tiny_config)
 
