@@ -43,6 +43,15 @@ class Classifier(nn.Module):
         """Describe images by what the last layer sees, [B, 4 width]."""
         return self.stages(x).mean((2, 3))
 
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Describe images after each of the three stages, [B, D, H, W]."""
+        found = []
+        for layer in self.stages:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Give logits."""
         return self.out(self.features(x))

@@ -67,11 +67,15 @@ def library() -> ctypes.CDLL | None:
 
 def _load() -> ctypes.CDLL:
     home = Path(torch.__file__).parent
-    command = [
-        os.environ.get("CXX", "g++"), *_FLAGS, *map(str, _SOURCES), f"-I{home / 'include'}",
-        f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-ltorch_cpu", "-lc10",
+    compiler = os.environ.get("CXX", "g++")
+    libraries = [
+        f"-I{home / 'include'}", f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-ltorch_cpu",
+        "-lc10",
     ]  # fmt: skip
-    told = [*command, torch.__version__, _processor(), *(path.read_text() for path in _SOURCES)]
+    command = [compiler, *_FLAGS, *map(str, _SOURCES), *libraries]
+    # Not where the sources lie: jobs run copies of them.
+    told = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
+    told += [path.read_text() for path in _SOURCES]
     name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     path = _cache() / f"kernels-{name}.so"
     if not path.exists():

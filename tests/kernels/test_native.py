@@ -48,3 +48,13 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert not list((tmp_path / "cache").rglob("*.so"))
     finally:
         native.library.cache_clear()
+
+
+def test_a_copy_of_the_code_uses_what_was_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert native.library() is not None
+    copies = [tmp_path / path.name for path in native._SOURCES]
+    for path, copied in zip(native._SOURCES, copies, strict=True):
+        copied.write_text(path.read_text())
+    monkeypatch.setattr(native, "_SOURCES", tuple(copies))
+    monkeypatch.setattr(native.subprocess, "run", None)  # no compiler may be asked
+    native._load()

@@ -1,0 +1,61 @@
+"""How alike images are, pair by pair; all take a and b [B, C, H, W] in [-1, 1] and give [B]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dgm.eval.classifier import Classifier
+
+_RANGE = 2.0  # from black to white
+_WINDOW, _WINDOW_SIGMA = 11, 1.5
+_K = (0.01, 0.03)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the peak signal-to-noise ratio 10 log10(L^2 / MSE), in dB; infinite for equals."""
+    error = (a.double() - b.double()).square().mean((1, 2, 3))
+    return 10 * torch.log10(_RANGE**2 / error)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the structural similarity (Wang et al. 2004, equation 13), 1 for equals.
+
+    With their Gaussian window of 11 x 11, sigma 1.5, K = (0.01, 0.03), where it lies within the
+    image; the mean over places and channels. Sides are at least 11.
+    """
+    channels = a.shape[1]
+    place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
+    line = torch.exp(-(place**2) / (2 * _WINDOW_SIGMA**2))
+    window = torch.outer(line, line) / line.sum() ** 2
+    kernel = window.expand(channels, 1, _WINDOW, _WINDOW)
+
+    def mean(x: Tensor) -> Tensor:
+        return functional.conv2d(x, kernel, groups=channels)
+
+    a, b = a.double(), b.double()
+    mean_a, mean_b = mean(a), mean(b)
+    spread_a, spread_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    shared = mean(a * b) - mean_a * mean_b
+    c1, c2 = ((k * _RANGE) ** 2 for k in _K)
+    same = (2 * mean_a * mean_b + c1) * (2 * shared + c2)
+    whole = (mean_a**2 + mean_b**2 + c1) * (spread_a + spread_b + c2)
+    return (same / whole).mean((1, 2, 3))
+
+
+def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
+    """Measure how differently a classifier sees a and b, 0 for equals.
+
+    As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: at each stage features of
+    unit length at every place, their squared difference, the mean over places and stages.
+    """
+    stages = [
+        (one - other).square().sum(1).mean((1, 2))
+        for one, other in zip(_directions(net, a), _directions(net, b), strict=True)
+    ]
+    return torch.stack(stages).mean(0)
+
+
+def _directions(net: Classifier, x: Tensor) -> list[Tensor]:
+    return [functional.normalize(seen, dim=1) for seen in net.levels(x)]

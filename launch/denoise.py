@@ -1,0 +1,216 @@
+"""Noise real test images a part of the way and denoise them: `python launch/denoise.py RUN`.
+
+For each number of --steps, of the run's own schedule: a sheet of the real images, the noised ones,
+the denoised ones, and what the model changed (grey: nothing); how near the denoised ones are to the
+real ones, and how often a classifier still sees their class. The same as a curve, up to all steps.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+
+from dgm import images
+from dgm.diffusion import partial
+from dgm.diffusion.objective import DiffusionObjective
+from dgm.errors import UserError
+from dgm.eval.classifier import classify, to_input
+from dgm.eval.likeness import feature_distance, psnr, ssim
+from dgm.report.denoising import save_curves
+from dgm.rng import Draws, permutation
+from dgm.train.engine import Engine
+from dgm.train.run_folder import write_whole
+from launch.command import parse_options, run
+from launch.evaluate import Subject
+from launch.sample import choose_checkpoint
+from launch.trained import open_trained
+from shards.read import open_shards
+
+
+def make_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser.add_argument("run", help="run folder of a diffusion model")
+    parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
+    parser.add_argument("--num_images", type=int, default=200, help="test images to measure")
+    parser.add_argument("--num_shown", type=int, default=10, help="of them on the sheets")
+    parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
+    parser.add_argument(
+        "--evaluations", type=int, default=50,
+        help="of the net for an image, at most; fewer than the steps skip some of them",
+    )  # fmt: skip
+    parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
+    parser.add_argument("--guidance", type=float, default=1.0, help="to the class; 1 is none")
+    parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
+    parser.add_argument("--out", help="folder to write to; default RUN/denoised")
+    parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
+    parser.add_argument("--seed", type=int, default=1, help="of classifier, images and noise")
+    parser.add_argument("--test_shards", help="real images; default as the run's source")
+    return parser
+
+
+class Denoiser:
+    """Test images, and what becomes of them by so many steps of noise."""
+
+    def __init__(self, subject: Subject, objective: DiffusionObjective):
+        """Choose the test images, classes in turn."""
+        self.subject, self.objective, options = subject, objective, subject.options
+        device = subject.engine.device
+        self.index = _in_turn(subject.test.labels(np.arange(len(subject.test))), options)
+        pixels = subject.test.images(self.index)
+        self.pixels, self.labels = (
+            torch.from_numpy(part).to(device) for part in (pixels, subject.test.labels(self.index))
+        )
+        self.real = to_input(pixels, device)
+        self.draws = Draws.of(options.seed, torch.from_numpy(self.index).to(device))
+
+    def __call__(self, steps: int) -> tuple[dict[str, float], Tensor]:
+        """Measure `steps`; give figures and a sheet [4, shown, C, H, W] in [-1, 1]."""
+        options, shown = self.subject.options, self.subject.options.num_shown
+        parts = []
+        for rows in torch.arange(len(self.index)).split(100):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            draws, labels = self.draws.part(part), self.labels[part]
+            noised = partial.noise(self.objective, self.pixels[part], draws, steps)
+            made = partial.denoise(
+                self.objective, self.subject.nets, noised, labels, draws, steps,
+                options.sampler, options.evaluations, options.guidance,
+            )  # fmt: skip
+            parts.append((noised, made))
+        noised, made = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        first = [part[:shown].float() for part in (self.real, noised, made, (made - self.real) / 2)]
+        return {"steps": steps, **self._figures(noised, made)}, torch.stack(first).clamp(-1, 1)
+
+    def _figures(self, noised: Tensor, made: Tensor) -> dict[str, float]:
+        net, real = self.subject.classifier, self.real
+        found: dict[str, float] = {}
+        for name, x in (("noised", noised.clamp(-1, 1)), ("denoised", made)):
+            x = x.float()
+            right = classify(net, images.to_uint8(x)) == self.labels.cpu().numpy()
+            found |= {
+                f"psnr_db_{name}": float(psnr(x, real).mean()),
+                f"ssim_{name}": float(ssim(x, real).mean()),
+                f"feature_distance_{name}": float(feature_distance(net, x, real).mean()),
+                f"class_seen_{name}": float(right.mean()),
+            }
+        return found
+
+
+def _in_turn(labels: np.ndarray, options: Namespace) -> np.ndarray:
+    """Choose test images by number, of each class in turn, in an order of the seed."""
+    order = permutation(options.seed, 0, len(labels)).numpy()
+    rank = np.empty(len(order), dtype=np.int64)  # of an image among those of its class
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        rank[of_class] = np.arange(len(of_class))
+    return np.lexsort((labels, rank))[: options.num_images]
+
+
+def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
+    """Denoise from each number of steps, and from those of the curve; write the sheets."""
+    for name in ("num_images", "num_shown", "evaluations"):
+        if options[name] < 1:
+            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
+    if options.curve < 0:
+        raise UserError(f"--curve is {options.curve}: choose 0 or more")
+    trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
+    objective = trained.objective
+    if not isinstance(objective, DiffusionObjective):
+        raise UserError(
+            f"{options.run} holds a {trained.family} run: name one of a diffusion model"
+        )
+    total = objective.schedule.num_timesteps
+    asked = choose_steps(options.steps, total)
+    settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
+    subject = Subject(options, engine, trained, open_shards(settings["shards"]), settings)
+    denoiser = Denoiser(subject, objective)
+    found = []
+    out = Path(options.out or Path(options.run) / "denoised")
+    for steps in asked:
+        figures, sheet = denoiser(steps)
+        found.append(figures)
+        if engine.is_main:
+            pixels = images.to_uint8(sheet.flatten(0, 1))
+            images.save_png(out / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1]))
+    curve = [denoiser(steps)[0] for steps in curve_of(total, options.curve)]
+    real = classify(subject.classifier, subject.test.images(denoiser.index))
+    return {
+        "images_seen": trained.images_seen,
+        "num_images": len(denoiser.index),
+        "num_timesteps": total,
+        "sampler": options.sampler,
+        "most_evaluations": options.evaluations,
+        "class_seen_real": float((real == denoiser.labels.cpu().numpy()).mean()),
+        "steps": found,
+        "curve": curve,
+    }
+
+
+def choose_steps(text: str, total: int) -> list[int]:
+    """Read numbers of steps; raises UserError where the schedule has no such."""
+    try:
+        steps = [int(part) for part in str(text).split(",")]
+    except ValueError:
+        raise UserError(
+            f"--steps is '{text}': give whole numbers with commas, as 50,10,5"
+        ) from None
+    for step in steps:
+        if not 1 <= step <= total:
+            raise UserError(
+                f"--steps names {step}: choose 1 to {total}, the run's diffusion.num_timesteps"
+            )
+    return steps
+
+
+def curve_of(total: int, points: int) -> list[int]:
+    """Choose numbers of steps, closer to each other where there are few, up to all."""
+    if points == 0:
+        return []
+    return sorted(
+        {max(1, round(total ** (i / max(points - 1, 1)))) for i in range(points)} | {total}
+    )
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a table, a row for each number of steps."""
+    print(f"{found['num_images']} test images; the classifier sees the class of "
+          f"{found['class_seen_real']:.1%} of the real ones")  # fmt: skip
+    print(f"{'steps':>6} {'':>9} {'PSNR dB':>8} {'SSIM':>7} {'features':>9} {'class seen':>11}")
+    for row in sorted(found["steps"] + found["curve"], key=lambda row: row["steps"]):
+        for name in ("noised", "denoised"):
+            first = row["steps"] if name == "noised" else ""
+            print(
+                f"{first:>6} {name:>9} {row[f'psnr_db_{name}']:>8.2f} {row[f'ssim_{name}']:>7.3f} "
+                f"{row[f'feature_distance_{name}']:>9.4f} {row[f'class_seen_{name}']:>11.1%}"
+            )
+
+
+def main() -> None:
+    """Denoise by the command line: a table on screen, sheets, a curve and JSON in a folder."""
+    options = parse_options(make_parser(), sys.argv[1:])
+    engine = Engine("no")
+    try:
+        found = measure(options, engine)
+        if engine.is_main:
+            out = Path(options.out or Path(options.run) / "denoised")
+            write_whole(out / "denoising.json", json.dumps(found, indent=1) + "\n")
+            show(found)
+            if found["curve"]:
+                save_curves(found["curve"], found["class_seen_real"], out / "curve.png")
+            print(f"sheets, figures and curve: {out}")
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    run(main)
