@@ -1,0 +1,100 @@
+"""`launch/denoise.py` on a tiny trained run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch.denoise import _in_turn, choose_steps, curve_of
+from launch.evaluate import Namespace
+
+ROOT = Path(__file__).parents[2]
+DENOISE = ROOT / "launch" / "denoise.py"
+
+
+@pytest.fixture(scope="module")
+def trained(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Train the tiny configurations of a diffusion model and of another family."""
+    folders = {}
+    for family, script in (("diffusion", "train_ddpm.py"), ("vae", "train_vae.py")):
+        folders[family] = tmp_path_factory.mktemp("trained") / "run"
+        words = [ROOT / "launch" / script, "--config", tiny_configs[family]]
+        done = run_warm(*words, "--run.dir", folders[family])
+        assert done.code == 0, done.stderr
+    return folders
+
+
+@pytest.mark.slow
+def test_sheets_figures_and_curve_are_left(
+    run_warm: Callable, trained: dict[str, Path], tiny_shards: Path, tmp_path: Path
+):
+    options = ["--test_shards", tiny_shards, "--epochs", 1, "--num_images", 20, "--curve", 3]
+    wanted = ["--steps", "9,2", "--num_shown", 5, "--evaluations", 4]
+    out = tmp_path / "new" / "folder"
+    found = {}
+    for processes in (1, 2):
+        done = run_warm(
+            DENOISE, trained["diffusion"], *options, *wanted, "--out", out, processes=processes
+        )
+        assert done.code == 0, done.stderr
+        found[processes] = json.loads((out / "denoising.json").read_text())
+    assert found[1] == found[2]
+    rows = {row["steps"]: row for row in found[1]["steps"]}
+    assert list(rows) == [9, 2] and found[1]["num_images"] == 20
+    assert rows[2]["psnr_db_noised"] > rows[9]["psnr_db_noised"]  # the less noise, the nearer
+    assert rows[2]["ssim_noised"] > rows[9]["ssim_noised"]
+    assert [row["steps"] for row in found[1]["curve"]][-1] == found[1]["num_timesteps"]
+    assert all(0 <= row["class_seen_denoised"] <= 1 for row in rows.values())
+    sheet = np.asarray(Image.open(out / "steps-0009.png"))
+    assert sheet.shape == (4 * 66 + 2, 5 * 66 + 2, 3)  # four rows of five images, twice as large
+    assert (out / "curve.png").stat().st_size > 1000
+    assert "class seen" in done.stdout and str(out) in done.stdout
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line(run_warm: Callable, trained: dict[str, Path], tmp_path: Path):
+    run, vae = trained["diffusion"], trained["vae"]
+    mistakes = {
+        (run, "--steps", "ten"): "--steps is 'ten': give whole numbers with commas",
+        (run, "--steps", "5,9999"): "--steps names 9999: choose 1 to",
+        (run, "--steps", "0"): "--steps names 0: choose 1 to",
+        (run, "--num_images", 0): "--num_images is 0: choose 1 or more",
+        (run, "--curve", -1): "--curve is -1: choose 0 or more",
+        (run, "--sampler", "magic"): "magic",
+        (vae,): f"{vae} holds a vae run: name one of a diffusion model",
+        (tmp_path,): f"{tmp_path} is not a run folder",
+    }
+    for words, said in mistakes.items():
+        done = run_warm(DENOISE, *words, "--out", tmp_path / "none")
+        assert done.code == 2, (words, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], lines
+        assert not (tmp_path / "none").exists()
+
+
+def test_test_images_come_of_each_class_in_turn():
+    labels = np.repeat(np.arange(4), [5, 2, 9, 4])
+    chosen = _in_turn(labels, Namespace(seed=0, num_images=10))
+    assert labels[chosen].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 2]
+    assert len(set(chosen.tolist())) == 10
+    assert _in_turn(labels, Namespace(seed=1, num_images=10)).tolist() != chosen.tolist()
+
+
+def test_curve_ends_at_all_steps():
+    for total in (2, 50, 1000):
+        for points in (1, 2, 10):
+            steps = curve_of(total, points)
+            assert steps == sorted(set(steps)) and steps[-1] == total and steps[0] >= 1
+    assert curve_of(1000, 0) == []
+    assert curve_of(1000, 4) == [1, 10, 100, 1000]
+
+
+def test_steps_are_read():
+    assert choose_steps("50, 10,5", 100) == [50, 10, 5]
