@@ -66,7 +66,7 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
     path = folder / "config.yaml"
     changed: dict[str, list[Any]] = {}
     if path.exists():
-        before = _read(path)
+        before = read_config(path)
         theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
         if theirs - ours and ours - theirs:
             raise UserError(
@@ -151,11 +151,12 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
     try:
         nested = yaml.safe_load(path.read_text())
         return dict(flatten_nested(nested))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}): restore it or move the run") from None
 

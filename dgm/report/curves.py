@@ -1,0 +1,159 @@
+"""Curves as SVG: one metric of one or more runs over images seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+
+from dgm.report.markup import Html, element, join
+from dgm.report.numbers import images, is_share, number, short, unit
+from dgm.report.read import Curve
+
+NUM_STYLES = 8  # colours and dash patterns of style.py
+_COLUMNS = 300  # into which a long curve is thinned, each with its least and its greatest value
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 14, 12, 44
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of numbers laid along a stretch of the page."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Say where a number lies on the page."""
+        low, high, value = (
+            (math.log(self.low), math.log(self.high), math.log(value))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        share = 0.5 if high == low else (value - low) / (high - low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self) -> list[float]:
+        """Choose round numbers along it."""
+        return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
+
+
+def chart(key: str, curves: dict[str, tuple[int, Curve]], small: bool = False) -> Html:
+    """Draw a metric of each run, given with the number of its style, as a figure.
+
+    The least value (of a share the greatest) is marked with a dot and stated, but for small ones.
+    """
+    width, height = (360, 210) if small else (520, 320)
+    curves = {name: (style, curve) for name, (style, curve) in curves.items() if curve.values}
+    values = [value for _, curve in curves.values() for value in curve.values]
+    seen = [s for _, curve in curves.values() for s in curve.seen]
+    log = min(values) > 0 and 10 < max(values) / min(values) < math.inf
+    x = Axis(min(0, *seen), max(seen), _LEFT, width - _RIGHT)
+    y = Axis(*_spread(min(values), max(values), log), height - _BOTTOM, _TOP, log)
+    drawn = [_line(key, style, curve, x, y, not small) for style, curve in curves.values()]
+    title = f"{key} over images seen" + (", logarithmic" if log else "")
+    picture = element(
+        "svg", _edges(x, y, width, height, unit(key) + (" (log)" if log else "")), *drawn,
+        viewBox=f"0 0 {width} {height}", role="img", aria_label=title,
+    )  # fmt: skip
+    legend = [_legend(key, name, *shown, small, len(curves) > 1) for name, shown in curves.items()]
+    return element(
+        "figure", element("figcaption", key), picture, element("ul", *legend, class_="legend"),
+        class_="small" if small else None,
+    )  # fmt: skip
+
+
+def _legend(key: str, name: str, style: int, curve: Curve, small: bool, several: bool) -> Html:
+    swatch = element(
+        "svg", element("line", x1=0, y1=6, x2=34, y2=6, class_=f"curve s{style}"),
+        viewBox="0 0 34 12", class_="swatch", aria_hidden="true",
+    )  # fmt: skip
+    last = f"last {number(curve.values[-1])}"
+    said = last if small else f"{_best(key, curve)[2]}, {last}"
+    return element("li", *((swatch, f"{name}: ") if several else ()), said)
+
+
+def _line(key: str, style: int, curve: Curve, x: Axis, y: Axis, marked: bool) -> Html:
+    points = " ".join(f"{x.place(s)},{y.place(v)}" for s, v in thin(curve))
+    best, where, said = _best(key, curve)
+    dot = element(
+        "circle", element("title", said),
+        cx=x.place(where), cy=y.place(best), r=4.5, class_=f"dot s{style}",
+    )  # fmt: skip
+    alone = len(curve.values) == 1
+    line = element("polyline", points=points, class_=f"curve s{style}")
+    return join(None if alone else line, dot if marked or alone else None)
+
+
+def _best(key: str, curve: Curve) -> tuple[float, float, str]:
+    """Give the value to mark, the images seen there, and both in words."""
+    word = "greatest" if is_share(key) else "least"
+    value, where = curve.greatest() if is_share(key) else curve.least()
+    return value, where, f"{word} {number(value)} after {images(where)}"
+
+
+def thin(curve: Curve) -> list[tuple[float, float]]:
+    """Leave so many points that a curve looks the same; its least and greatest stay."""
+    points = list(zip(curve.seen, curve.values, strict=True))
+    if len(points) <= 2 * _COLUMNS:
+        return points
+    kept = [points[0]]
+    for _, group in groupby(enumerate(points), lambda p: p[0] * _COLUMNS // len(points)):
+        column = list(group)
+        ends = {min(column, key=lambda p: p[1][1]), max(column, key=lambda p: p[1][1])}
+        kept += [point for _, point in sorted(ends)]
+    return [*kept, points[-1]]
+
+
+def _edges(x: Axis, y: Axis, width: int, height: int, label: str) -> Html:
+    parts = []
+    for value in y.ticks():
+        at = y.place(value)
+        parts.append(element("line", x1=x.start, x2=x.end, y1=at, y2=at, class_="grid"))
+        parts.append(element("text", short(value), x=x.start - 6, y=at + 4, text_anchor="end"))
+    for value in x.ticks():
+        at = x.place(value)
+        parts.append(element("line", x1=at, x2=at, y1=y.start, y2=y.start + 5, class_="tick"))
+        parts.append(element("text", short(value), x=at, y=y.start + 18, text_anchor="middle"))
+    middle = (y.start + y.end) / 2
+    return join(
+        *parts,
+        element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="tick"),
+        element(
+            "text", "images seen", x=(x.start + x.end) / 2, y=height - 6, text_anchor="middle"
+        ),
+        element(
+            "text", label, x=14, y=middle, text_anchor="middle",
+            transform=f"rotate(-90 14 {middle})",
+        ),
+    )  # fmt: skip
+
+
+def _spread(low: float, high: float, log: bool) -> tuple[float, float]:
+    """Leave some room below and above."""
+    if log:
+        room = (high / low) ** 0.04
+        return low / room, high * room
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    if high <= low:
+        return [low]
+    size = 10 ** math.floor(math.log10((high - low) / wanted))
+    step = next(size * k for k in (1, 2, 5, 10) if size * k * wanted >= high - low)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Not 0.30000000000000004.
+    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    several = math.log10(high / low) > 3
+    factors = (1,) if several else (1, 2, 5)
+    every = -(-len(decades) // 7) if several else 1
+    found = [factor * 10.0**k for k in decades[::every] for factor in factors]
+    return [value for value in found if low <= value <= high]

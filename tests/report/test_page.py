@@ -1,0 +1,316 @@
+"""The page says what the run folder holds, escapes it, and needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from written_runs import ENVIRONMENT, write_checkpoint, write_picture, write_run
+
+from dgm.errors import UserError
+from dgm.report.curves import thin
+from dgm.report.failures import children, find_failure
+from dgm.report.numbers import duration, higher_is_better, number, percent, short
+from dgm.report.page import make_page
+from dgm.report.pictures import some_of
+from dgm.report.read import Curve, Run, read_run
+
+
+def opened(folder: Path, name: str | None = None, family: str = "diffusion") -> Run:
+    return read_run(
+        folder, name or folder.name, family, {"optim.lr": 2e-4, "data.source": "cifar10"}
+    )
+
+
+class Seen(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.open[-1:] not in (["script"], ["style"]) else ""
+
+
+def test_minimum_is_the_true_one_and_marked_once(tmp_path: Path) -> None:
+    losses = [3.0, 0.5, 0.123456, 0.7, 0.2]
+    page = make_page("x", [opened(write_run(tmp_path / "x", losses))], [])
+    assert "least 0.1235 after 300 images, last 0.2" in page
+    dots = [a for tag, a in Seen(page).tags if tag == "circle"]
+    assert len(dots) == 1
+    loss = next(a for t, a in Seen(page).tags if t == "polyline")["points"]
+    assert loss is not None
+    low = max(loss.split(), key=lambda point: float(point.split(",")[1]))  # y grows downwards
+    assert low == f"{dots[0]['cx']},{dots[0]['cy']}"
+
+
+def test_axis_is_logarithmic_only_beyond_a_decade_of_positive_values(tmp_path: Path) -> None:
+    for name, losses, log in (
+        ("wide", [30.0, 3.0, 0.3], True),
+        ("narrow", [3.0, 2.0, 1.0], False),
+        ("negative", [30.0, 1.0, -1.0], False),
+    ):
+        page = make_page(name, [opened(write_run(tmp_path / name, losses))], [])
+        assert ("train/loss over images seen, logarithmic" in page) == log, name
+
+
+def test_a_thinned_curve_keeps_its_extremes() -> None:
+    values = [float(k % 7) for k in range(5000)]
+    values[1234], values[4321] = -9.0, 99.0
+    points = thin(Curve([float(k) for k in range(5000)], values))
+    assert len(points) < 700 and points == sorted(points)
+    assert (1234.0, -9.0) in points and (4321.0, 99.0) in points
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('\"1\"')</script>"
+    settings = {"data": {"source": evil}, "optim": {"note": evil}}
+    folder = write_run(tmp_path / "x", [2.0, 1.0], settings=settings)
+    (folder / "environment.json").write_text(
+        json.dumps({**ENVIRONMENT, "engine": evil, evil: evil})
+    )
+    (folder / "starts.jsonl").write_text(json.dumps({"time": evil, "changed": {evil: [evil, 1]}}))
+    (folder / "evaluation.json").write_text(json.dumps({evil: {evil: 1.0}, "x": evil}))
+    write_picture(folder / "samples" / "000000100-'\"><b>.png")
+    line = json.dumps({"images_seen": 300, f"train/{evil}": 1.0, f"train/{evil}/loss": 2.0})
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    other = write_run(tmp_path / "y", [2.0, 1.0])
+    for runs in ([opened(folder, evil)], [opened(folder, evil), opened(other)]):
+        page = make_page(evil, runs, [])
+        assert page.count("<script>") == 1 and "alert('" not in page and "<b>" not in page
+        seen = Seen(page)
+        assert not seen.open and evil in seen.text
+
+
+def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "x", [2.0, 1.0], settings={"data": {"shards": "https://a.b/c.tar"}}
+    )
+    write_picture(folder / "samples" / "000000100.png")
+    page = make_page("x", [opened(folder)], [])
+    sources = [a["src"] for _, a in Seen(page).tags if "src" in a]
+    assert len(sources) == 1 and str(sources[0]).startswith("data:image/png;base64,")
+    assert not [t for t, a in Seen(page).tags if t in ("link", "iframe", "base") or "href" in a]
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttp", page)
+    assert "default-src 'none'" in page.replace("&#x27;", "'")
+    assert page.isascii()
+
+
+def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    for seen in range(100, 1100, 100):
+        write_picture(folder / "samples" / f"{seen:09d}.png")
+        write_picture(folder / "samples" / f"{seen:09d}-reconstructions.png")
+    whole = (folder / "samples" / "000001000.png").read_bytes()
+    (folder / "samples" / "000001000.png").write_bytes(whole[:50])
+    (folder / "generated").mkdir()
+    (folder / "generated" / "mine.png").write_text("no picture")
+    page = make_page("x", [opened(folder)], [])
+    seen = [a["alt"] for t, a in Seen(page).tags if t == "img"]
+    assert seen == [
+        *(f"x: samples, {k} images seen" for k in (100, 300, 500, 700)),
+        "x: reconstructions, 1,000 images seen",
+    ]
+    assert "samples/000001000.png is left out" in page and "generated/mine.png is left out" in page
+
+
+def test_first_and_last_grids_are_always_among_those_shown() -> None:
+    grids = [(k, Path(str(k))) for k in range(17)]
+    assert [k for k, _ in some_of(grids, 5)] == [0, 4, 8, 12, 16]
+    assert [k for k, _ in some_of(grids, 1)] == [16] and some_of(grids, 0) == []
+
+
+def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    found = {
+        "images_seen": 200,
+        "class_consistency": 0.975,
+        "class_consistency_by_class": {"circle": 0.5},
+        "bits_per_dim": {"bound": 3.25, "error": 0.0125},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert "class_consistency97.5 %" in text and "circle50.0 %" in text and "bound3.25" in text
+
+
+def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert "git checkout 0123456789abcdef\n" in text
+    assert "python launch/train_ddpm.py --config 'my file.yaml' --run.dir runs/x" in text
+    engine = {"engine": "DeepSpeed ZeRO-2, optimizer on the CPU on 2 processes", "world_size": 2}
+    (folder / "environment.json").write_text(
+        json.dumps({**ENVIRONMENT, **engine, "git_dirty": True})
+    )
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert (
+        "accelerate launch --config_file launch/configs/accelerate/zero2_offload.yaml "
+        "--num_processes 2 launch/train_ddpm.py" in text
+    )
+    assert "changes that are in no commit" in text
+
+
+def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0] * 10, time__save_s=[0.5] * 10)
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert "wall time until the last log20.0 s" in text
+    assert "of it saving5.0 s (25.0 %)" in text
+    assert "spent waiting for data6.67 %" in text  # 1 of 15 s
+    assert "energy" not in text.lower()
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    assert opened(write_run(tmp_path / "done", [1.0, 1.0])).state == "finished"
+    assert opened(write_run(tmp_path / "half", [1.0, 1.0], saved=100)).state == "stopped"
+    new = write_run(tmp_path / "new", [1.0, 1.0], saved=0, age_s=1)
+    assert opened(new).state == "still being written, no checkpoint yet"
+    (new / "checkpoints" / "000000200").mkdir(parents=True)  # without a manifest it is none
+    assert opened(new).saved is None
+
+
+def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [3.0, 2.0, 1.0])
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 4, "images_s')
+    assert len(opened(folder).lines) == 3
+    path.write_text(whole.replace('{"step": 2,', '{"step": 2'))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))} is damaged in line 2 "):
+        opened(folder)
+
+
+def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
+    page = make_page("x", [opened(write_run(tmp_path / "x", []))], [])
+    assert "Nothing was logged yet." in page and "<polyline" not in page
+    assert "Observations" not in page and "Cost" not in page
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    (folder / "evaluation.json").write_text("{")
+    assert "evaluation.json is left out" in make_page("x", [opened(folder)], [])
+
+
+def test_runs_side_by_side_sort_and_mark_the_best(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a", [3.0, 1.0, 2.0], settings={"optim": {"lr": 0.01}}),
+        write_run(tmp_path / "b", [3.0, 2.5, 1.5]),
+    ]
+    for folder, consistency in zip(folders, (0.25, 0.75), strict=True):
+        (folder / "evaluation.json").write_text(json.dumps({"class_consistency": consistency}))
+    page = make_page("2 runs", [opened(folder) for folder in folders], [])
+    table = page[page.index('<table class="sortable"') if "<table class" in page else 0 :]
+    table = table[: table.index("</table>")]
+    heads = re.findall(r'<button type="button">(.*?)</button>', table)
+    assert heads[:4] == ["run", "optim.lr", "train/loss, final", "train/loss, least"]
+    assert "run.dir" not in heads
+    rows = re.findall(r"<tr>(<th scope=\"row\".*?)</tr>", table)
+    cells = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row) for row in rows]
+    best = {
+        (heads[k], r) for r, row in enumerate(cells) for k, c in enumerate(row) if "best" in c[0]
+    }
+    assert best == {
+        ("train/loss, final", 1),
+        ("train/loss, least", 0),
+        ("class_consistency", 1),
+        ("images/s, median", 0),
+        ("images/s, median", 1),
+    }
+    assert all('data-value="' in attributes for row in cells for attributes, _ in row)
+    assert page.count('<polyline points="') and "a: least 1 after 200 images" in page
+
+
+def test_of_many_runs_the_best_eight_are_drawn(tmp_path: Path) -> None:
+    runs = [opened(write_run(tmp_path / f"r{k}", [9.0, 10.0 - k])) for k in range(10)]
+    page = make_page("10 runs", runs, [])
+    assert "Of 10 runs the 8 with the lowest final loss are drawn." in page
+    assert "r2: least" in page and "r9: least" in page
+    assert "r0: least" not in page and "r1: least" not in page
+
+
+def test_losses_of_several_families_are_neither_ranked_nor_drawn_together(tmp_path: Path) -> None:
+    runs = [
+        opened(write_run(tmp_path / "d", [3.0, 2.0])),
+        opened(write_run(tmp_path / "v", [6.0, 5.0], family="vae"), family="vae"),
+    ]
+    page = make_page("2 runs", runs, [])
+    assert page.count("<figcaption>train/loss</figcaption>") == 2
+    assert page.count("number best") == 2  # images/s of both, which are equal
+
+
+def test_failures_of_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "config.yaml").write_text("")  # of the sweep's jobs, no run
+    write_run(tmp_path / "well", [2.0, 1.0])
+    write_run(tmp_path / "none", [2.0, 1.0], saved=0)
+    mistaken, fault = tmp_path / "mistaken", write_run(tmp_path / "fault", [2.0, 1.0], saved=100)
+    for folder, verdict, code in ((mistaken, "mistake", 2), (fault, "fault", 1)):
+        (folder / "slurm").mkdir(parents=True)
+        end = {"event": "end", "verdict": verdict, "code": code, "next": "nothing"}
+        lines = [{"event": "start"}, end]
+        (folder / "slurm" / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (mistaken / "slurm" / "log.txt").write_text("hello\nerror: optim.lr is <9>\nbye\n")
+    names = [path.name for path in children(tmp_path)]
+    assert names == ["fault", "mistaken", "none", "well"]
+    found = [f for path in children(tmp_path) if (f := find_failure(path, path.name))]
+    assert [(f.name, f.reason, f.error) for f in found] == [
+        (
+            "fault",
+            "fault, exit code 1, then nothing, after a checkpoint at 100 images, 1 start",
+            "",
+        ),
+        ("mistaken", "mistake, exit code 2, then nothing, 1 start", "error: optim.lr is <9>"),
+        ("none", "no checkpoint", ""),
+    ]
+    page = make_page("sweep", [opened(tmp_path / "well")], found)
+    assert "optim.lr is &lt;9&gt;" in page and "<caption>Runs that failed" in page
+    write_checkpoint(tmp_path / "none", 200)
+    assert find_failure(tmp_path / "none", "none") is None
+
+
+def test_numbers_for_people() -> None:
+    assert [number(v) for v in (1234567, 0.0312345, 1e-5, 0.0)] == [
+        "1,234,567",
+        "0.03123",
+        "1e-05",
+        "0",
+    ]
+    assert [percent(v) for v in (1.0, 0.978, 0.0312)] == ["100.0 %", "97.8 %", "3.12 %"]
+    assert [short(v) for v in (1.5e6, 20_000, 0, 2e-5)] == ["1.5M", "20k", "0", "2e-5"]
+    assert [duration(v) for v in (3.2, 252, 7500, 100 * 3600 * 24)] == [
+        "3.2 s", "4 min 12 s", "2 h 05 min", "100 d 0 h",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "higher"),
+    [
+        ("train/generator/loss", False),
+        ("eval/fd_classifier", False),
+        ("eval/bits_per_dim_bound", False),
+        ("bits_per_dim/exact", False),
+        ("class_consistency", True),
+        ("classifier_accuracy_on_real_test_images", None),
+        ("bits_per_dim/error", None),
+        ("num_generated", None),
+    ],
+)
+def test_which_way_a_result_is_better(key: str, higher: bool | None) -> None:
+    assert higher_is_better(key) is higher
