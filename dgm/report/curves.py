@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import images, is_share, number, short, unit
+from dgm.report.numbers import higher_is_better, images, number, short, unit
 from dgm.report.read import Curve
 
 NUM_STYLES = 8  # colours and dash patterns of style.py
@@ -40,10 +40,14 @@ class Axis:
         return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
 
 
-def chart(key: str, curves: dict[str, tuple[int, Curve]], small: bool = False) -> Html:
+def chart(
+    key: str, curves: dict[str, tuple[int, Curve]], small: bool = False, named: bool = False
+) -> Html:
     """Draw a metric of each run, given with the number of its style, as a figure.
 
-    The least value (of a share the greatest) is marked with a dot and stated, but for small ones.
+    The best value is marked with a dot and stated where it is known which way is better, but for
+    small ones.
+    With `named` the legend says which run is which.
     """
     width, height = (360, 210) if small else (520, 320)
     curves = {name: (style, curve) for name, (style, curve) in curves.items() if curve.values}
@@ -58,40 +62,49 @@ def chart(key: str, curves: dict[str, tuple[int, Curve]], small: bool = False) -
         "svg", _edges(x, y, width, height, unit(key) + (" (log)" if log else "")), *drawn,
         viewBox=f"0 0 {width} {height}", role="img", aria_label=title,
     )  # fmt: skip
-    legend = [_legend(key, name, *shown, small, len(curves) > 1) for name, shown in curves.items()]
+    legend = [_legend(key, name, *shown, small, named) for name, shown in curves.items()]
     return element(
         "figure", element("figcaption", key), picture, element("ul", *legend, class_="legend"),
         class_="small" if small else None,
     )  # fmt: skip
 
 
-def _legend(key: str, name: str, style: int, curve: Curve, small: bool, several: bool) -> Html:
+def _legend(key: str, name: str, style: int, curve: Curve, small: bool, named: bool) -> Html:
     swatch = element(
         "svg", element("line", x1=0, y1=6, x2=34, y2=6, class_=f"curve s{style}"),
         viewBox="0 0 34 12", class_="swatch", aria_hidden="true",
     )  # fmt: skip
     last = f"last {number(curve.values[-1])}"
-    said = last if small else f"{_best(key, curve)[2]}, {last}"
-    return element("li", *((swatch, f"{name}: ") if several else ()), said)
+    best = None if small else _best(key, curve)
+    said = last if best is None else f"{best[2]}, {last}"
+    return element("li", *((swatch, f"{name}: ") if named else ()), said)
 
 
 def _line(key: str, style: int, curve: Curve, x: Axis, y: Axis, marked: bool) -> Html:
     points = " ".join(f"{x.place(s)},{y.place(v)}" for s, v in thin(curve))
-    best, where, said = _best(key, curve)
-    dot = element(
-        "circle", element("title", said),
-        cx=x.place(where), cy=y.place(best), r=4.5, class_=f"dot s{style}",
-    )  # fmt: skip
     alone = len(curve.values) == 1
-    line = element("polyline", points=points, class_=f"curve s{style}")
-    return join(None if alone else line, dot if marked or alone else None)
+    parts = [] if alone else [element("polyline", points=points, class_=f"curve s{style}")]
+    best = _best(key, curve) if marked else None
+    if best is None and alone:
+        best = curve.values[0], curve.seen[0], number(curve.values[0])
+    if best is not None:
+        at = {"cx": x.place(best[1]), "cy": y.place(best[0])}
+        dot = element("circle", element("title", best[2]), **at, r=4.5, class_=f"dot s{style}")
+        parts.append(dot)
+    return join(*parts)
 
 
-def _best(key: str, curve: Curve) -> tuple[float, float, str]:
+def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
     """Give the value to mark, the images seen there, and both in words."""
-    word = "greatest" if is_share(key) else "least"
-    value, where = curve.greatest() if is_share(key) else curve.least()
-    return value, where, f"{word} {number(value)} after {images(where)}"
+    higher = higher_is_better(key)
+    if higher is None:
+        return None
+    value, where = curve.greatest() if higher else curve.least()
+    return (
+        value,
+        where,
+        f"{'greatest' if higher else 'least'} {number(value)} after {images(where)}",
+    )
 
 
 def thin(curve: Curve) -> list[tuple[float, float]]:

@@ -76,12 +76,14 @@ def unit(key: str) -> str:
 
 
 def higher_is_better(key: str) -> bool | None:
-    """Say which of two values of a result is the better; None where neither is."""
-    if "_on_real_" in key or key.endswith("error"):  # of the judge, not of the run; of the measure
-        return None
-    if is_share(key) or "images_per_s" in key:
-        return True
+    """Say which of two values of a metric is the better; None where neither is."""
     last = key.split("/")[-1]
-    lower = last.startswith(("loss", "fd_", "bits_per_dim")) or "distance" in last
+    if "_on_real_" in key or last == "error":  # of the judge, not of the run; of the measure
+        return None
+    if is_share(key):
+        return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim
+    if last == "elbo" or "images_per_s" in key:
+        return True
+    lower = last.startswith(("loss", "fd_", "bits_per_dim")) or last.endswith(("nll", "distance"))
     whole = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
     return False if lower or whole else None

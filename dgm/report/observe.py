@@ -7,7 +7,7 @@ from bisect import bisect_left
 from itertools import pairwise
 from statistics import fmean, pstdev, variance
 
-from dgm.report.numbers import images, is_share, number, percent
+from dgm.report.numbers import higher_is_better, images, number, percent
 from dgm.report.read import Curve, Run
 
 MIN_POINTS = 10  # logs of a curve of which anything is said
@@ -22,7 +22,9 @@ def observe(runs: list[Run]) -> list[str]:
         subject = f"{run.name}: " if len(runs) > 1 else ""
         for key in run.losses:
             found += [subject + s for s in (_least(run, key), _last_tenth(run, key)) if s]
-        measures = [key for key in run.keys if key.startswith("eval/") and not is_share(key)]
+        measures = [
+            key for key in run.keys if key.startswith("eval/") and higher_is_better(key) is False
+        ]
         found += [subject + s for key in measures if (s := _least(run, key, 3))]
     for family in dict.fromkeys(run.family for run in runs):
         found += _compare([run for run in runs if run.family == family])

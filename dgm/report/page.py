@@ -132,15 +132,17 @@ def _curves(runs: list[Run]) -> Html:
     families = list(dict.fromkeys(run.family for run in runs))
     for family in families:
         own = [(style, run) for style, run in styled if run.family == family]
-        if charts := _charts(own, ("train/",), small=False):
+        if charts := _charts(own, ("train/",), small=False, named=len(runs) > 1):
             parts += [element("h3", f"{family}: losses")] * (len(families) > 1) + [charts]
     for begins, small in ((("eval/",), False), (("train/", "time/"), True)):
-        if charts := _charts(styled, begins, small):
+        if charts := _charts(styled, begins, small, named=len(runs) > 1):
             parts.append(charts)
     return join(element("h2", "Curves"), *parts) if parts else join()
 
 
-def _charts(styled: list[tuple[int, Run]], begins: tuple[str, ...], small: bool) -> Html | None:
+def _charts(
+    styled: list[tuple[int, Run]], begins: tuple[str, ...], small: bool, named: bool
+) -> Html | None:
     """Draw each metric of one kind, losses first; None where nothing is logged of it."""
     keys = dict.fromkeys(
         key
@@ -150,7 +152,7 @@ def _charts(styled: list[tuple[int, Run]], begins: tuple[str, ...], small: bool)
     )
     order = sorted(keys, key=lambda key: not key.split("/")[-1].startswith("loss"))
     charts = [
-        chart(key, {run.name: (style, run.curve(key)) for style, run in styled}, small)
+        chart(key, {run.name: (style, run.curve(key)) for style, run in styled}, small, named)
         for key in order
     ]
     return element("div", *charts, class_="charts small" if small else "charts") if charts else None

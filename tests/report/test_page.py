@@ -60,6 +60,14 @@ def test_minimum_is_the_true_one_and_marked_once(tmp_path: Path) -> None:
     assert low == f"{dots[0]['cx']},{dots[0]['cy']}"
 
 
+def test_the_best_is_marked_only_where_one_way_is_better(tmp_path: Path) -> None:
+    more = {"train__elbo": [-3.0, -1.0, -2.0], "train__kl": [3.0, 1.0, 2.0]}
+    page = make_page("x", [opened(write_run(tmp_path / "x", [1.0, 1.0, 1.0], **more))], [])
+    assert [a["cx"] for t, a in Seen(page).tags if t == "circle"].count(None) == 0
+    assert page.count("<circle") == 2 and "greatest -1 after 200 images" in page
+    assert "least 1 after 200 images" not in page
+
+
 def test_axis_is_logarithmic_only_beyond_a_decade_of_positive_values(tmp_path: Path) -> None:
     for name, losses, log in (
         ("wide", [30.0, 3.0, 0.3], True),
@@ -252,6 +260,7 @@ def test_losses_of_several_families_are_neither_ranked_nor_drawn_together(tmp_pa
     ]
     page = make_page("2 runs", runs, [])
     assert page.count("<figcaption>train/loss</figcaption>") == 2
+    assert "d: least 2 after" in page and "v: least 5 after" in page
     assert page.count("number best") == 2  # images/s of both, which are equal
 
 
@@ -307,6 +316,10 @@ def test_numbers_for_people() -> None:
         ("eval/bits_per_dim_bound", False),
         ("bits_per_dim/exact", False),
         ("class_consistency", True),
+        ("train/reconstruction_nll", False),
+        ("train/elbo", True),
+        ("train/kl", None),
+        ("train/discriminator/accuracy", None),
         ("classifier_accuracy_on_real_test_images", None),
         ("bits_per_dim/error", None),
         ("num_generated", None),
