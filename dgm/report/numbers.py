@@ -19,7 +19,7 @@ def number(value: float) -> str:
         return f"{value:,.0f}"
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.3g}"
+    return f"{value:.4g}" if abs(value) >= 1e-4 else _tiny(value)
 
 
 def percent(share: float) -> str:
@@ -34,8 +34,13 @@ def short(value: float) -> str:
             return f"{value / size:.4g}{ending}"
     if value == 0:
         return "0"
-    # Not 1e-05, but 1e-5.
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.3g}".replace("e-0", "e-")
+    return f"{value:.4g}" if abs(value) >= 1e-3 else _tiny(value)
+
+
+def _tiny(value: float) -> str:
+    """Write 1.04e-5, where Python writes 1.040e-05."""
+    digits, power = f"{value:.3e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def images(count: float) -> str:

@@ -298,11 +298,11 @@ def test_numbers_for_people() -> None:
     assert [number(v) for v in (1234567, 0.0312345, 1e-5, 0.0)] == [
         "1,234,567",
         "0.03123",
-        "1e-05",
+        "1e-5",
         "0",
     ]
     assert [percent(v) for v in (1.0, 0.978, 0.0312)] == ["100.0 %", "97.8 %", "3.12 %"]
-    assert [short(v) for v in (1.5e6, 20_000, 0, 2e-5)] == ["1.5M", "20k", "0", "2e-5"]
+    assert [short(v) for v in (1.5e6, 20_000, 0, 1.04e-4)] == ["1.5M", "20k", "0", "1.04e-4"]
     assert [duration(v) for v in (3.2, 252, 7500, 100 * 3600 * 24)] == [
         "3.2 s", "4 min 12 s", "2 h 05 min", "100 d 0 h",
     ]  # fmt: skip
