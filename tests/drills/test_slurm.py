@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster import Cluster, kill, log_of, losses_of, until
 from tiny import BATCH, LAUNCH, SCRIPTS
@@ -87,7 +89,8 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     def look() -> bool:
         for record in records:
             for rank in cluster.ranks(record):
-                ports[record.run] = rank.environ()["MASTER_PORT"]
+                with contextlib.suppress(psutil.Error):  # it may have ended since
+                    ports[record.run] = rank.environ()["MASTER_PORT"]
         found = status.rows(records)
         assert all(row.total_images == 60 * BATCH for row in found)
         assert all(row.images_seen == row.total_images for row in found if row.state == "done")
@@ -145,7 +148,7 @@ def test_preempted_it_saves_and_goes_on_afterwards(
 def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm counts in minutes, and looks at limits now and then.
     steps = 100_000
-    options = ["--time", "1", "--lead-s", "50"]
+    options = ["--time", "1", "--lead-s", "40"]
     overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
     record = cluster.submit(tmp_path / "run", *options, steps=steps, overrides=overrides)
     until(lambda: bool(ends(record)), 90, log_of(record))
@@ -153,8 +156,13 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     saved = record.images_saved()
     assert saved > 0
     row = cluster.wait(record, "running")
-    until(lambda: record.metrics()[-1]["images_seen"] > saved, 60, log_of(record))
-    assert status.rows([record])[0].requeues == 1 and row.total_images == steps * BATCH
+    # Where imports take long, all that a start has time for is a step and to save it.
+    until(
+        lambda: max(record.metrics()[-1]["images_seen"], record.images_saved()) > saved,
+        90,
+        log_of(record),
+    )
+    assert status.rows([record])[0].requeues >= 1 and row.total_images == steps * BATCH
     commands.cancel([cluster.job(record)])
     until(lambda: status.rows([record])[0].state in status.ENDED, 60, log_of(record))
     # Cancelled by a person: saved, and not started again.
