@@ -25,7 +25,7 @@ from dgm.diffusion import partial
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.errors import UserError
 from dgm.eval.classifier import classify, to_input
-from dgm.eval.likeness import feature_distance, psnr, ssim
+from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws, permutation
 from dgm.train.engine import Engine
@@ -118,8 +118,8 @@ def _in_turn(labels: np.ndarray, options: Namespace) -> np.ndarray:
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Denoise from each number of steps, and from those of the curve; write the sheets."""
-    for name in ("num_images", "num_shown", "evaluations"):
-        if options[name] < 1:
+    for name in ("num_images", "num_shown", "evaluations", "epochs"):
+        if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} is {options[name]}: choose 1 or more")
     if options.curve < 0:
         raise UserError(f"--curve is {options.curve}: choose 0 or more")
@@ -129,19 +129,25 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
         raise UserError(
             f"{options.run} holds a {trained.family} run: name one of a diffusion model"
         )
+    if min(objective.image_shape[:2]) < SMALLEST:
+        raise UserError(
+            f"{options.run} was trained on images of side {min(objective.image_shape[:2])}, too "
+            f"small for SSIM: name a run on images of {SMALLEST} or more"
+        )
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
     settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
     subject = Subject(options, engine, trained, open_shards(settings["shards"]), settings)
     denoiser = Denoiser(subject, objective)
     found = []
-    out = Path(options.out or Path(options.run) / "denoised")
     for steps in asked:
         figures, sheet = denoiser(steps)
         found.append(figures)
         if engine.is_main:
             pixels = images.to_uint8(sheet.flatten(0, 1))
-            images.save_png(out / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1]))
+            images.save_png(
+                folder_of(options) / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1])
+            )
     curve = [denoiser(steps)[0] for steps in curve_of(total, options.curve)]
     real = classify(subject.classifier, subject.test.images(denoiser.index))
     return {
@@ -154,6 +160,11 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
         "steps": found,
         "curve": curve,
     }
+
+
+def folder_of(options: Namespace) -> Path:
+    """Say where sheets and figures go."""
+    return Path(options.out or Path(options.run) / "denoised")
 
 
 def choose_steps(text: str, total: int) -> list[int]:
@@ -202,7 +213,7 @@ def main() -> None:
     try:
         found = measure(options, engine)
         if engine.is_main:
-            out = Path(options.out or Path(options.run) / "denoised")
+            out = folder_of(options)
             write_whole(out / "denoising.json", json.dumps(found, indent=1) + "\n")
             show(found)
             if found["curve"]:

@@ -10,6 +10,7 @@ from dgm.eval.classifier import Classifier
 
 _RANGE = 2.0  # from black to white
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
+SMALLEST = _WINDOW  # side of an image
 _K = (0.01, 0.03)
 
 
@@ -23,7 +24,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Compute the structural similarity (Wang et al. 2004, equation 13), 1 for equals.
 
     With their Gaussian window of 11 x 11, sigma 1.5, K = (0.01, 0.03), where it lies within the
-    image; the mean over places and channels. Sides are at least 11.
+    image; the mean over places and channels. Sides are SMALLEST at least.
     """
     channels = a.shape[1]
     place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2

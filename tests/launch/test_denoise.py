@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.errors import UserError
+from launch import denoise
 from launch.denoise import _in_turn, choose_steps, curve_of
 from launch.evaluate import Namespace
+from launch.trained import Trained
 
 ROOT = Path(__file__).parents[2]
 DENOISE = ROOT / "launch" / "denoise.py"
@@ -66,6 +70,7 @@ def test_mistakes_are_one_line(run_warm: Callable, trained: dict[str, Path], tmp
         (run, "--steps", "5,9999"): "--steps names 9999: choose 1 to",
         (run, "--steps", "0"): "--steps names 0: choose 1 to",
         (run, "--num_images", 0): "--num_images is 0: choose 1 or more",
+        (run, "--epochs", 0): "--epochs is 0: choose 1 or more",
         (run, "--curve", -1): "--curve is -1: choose 0 or more",
         (run, "--sampler", "magic"): "magic",
         (vae,): f"{vae} holds a vae run: name one of a diffusion model",
@@ -98,3 +103,12 @@ def test_curve_ends_at_all_steps():
 
 def test_steps_are_read():
     assert choose_steps("50, 10,5", 100) == [50, 10, 5]
+
+
+def test_images_too_small_to_compare_are_refused(monkeypatch: pytest.MonkeyPatch):
+    objective = DiffusionObjective(DiffusionConfig(), SampleConfig(), (8, 8, 3), 10)
+    trained = Trained("diffusion", objective, {}, [], 0)
+    monkeypatch.setattr(denoise, "open_trained", lambda *_: trained)
+    options = denoise.make_parser().parse_args(["runs/x"])
+    with pytest.raises(UserError, match="runs/x was trained on images of side 8, too small"):
+        denoise.measure(options, None)  # type: ignore[arg-type]
