@@ -10,7 +10,7 @@ _PANELS = {
     "psnr_db": "PSNR to the real image, dB",
     "ssim": "SSIM to the real image",
     "feature_distance": "distance in the classifier's features",
-    "class_seen": "share of images whose class is seen",
+    "class_seen": "share whose class is seen",
 }
 _STYLES = {"denoised": ("#0072b2", "-", "o"), "noised": ("#d55e00", "--", "s")}
 

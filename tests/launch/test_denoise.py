@@ -60,6 +60,7 @@ def test_sheets_figures_and_curve_are_left(
     assert sheet.shape == (4 * 66 + 2, 5 * 66 + 2, 3)  # four rows of five images, twice as large
     assert (out / "curve.png").stat().st_size > 1000
     assert "class seen" in done.stdout and str(out) in done.stdout
+    assert "warning" not in done.stderr
 
 
 @pytest.mark.slow
