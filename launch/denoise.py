@@ -91,7 +91,6 @@ class Denoiser:
         first = [part[:shown].float() for part in (self.real, noised, made, (made - self.real) / 2)]
         return {"steps": steps, **self._figures(noised, made)}, torch.stack(first).clamp(-1, 1)
 
-    @torch.no_grad()
     def _figures(self, noised: Tensor, made: Tensor) -> dict[str, float]:
         net, real = self.subject.classifier, self.real
         found: dict[str, float] = {}

@@ -45,6 +45,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (same / whole).mean((1, 2, 3))
 
 
+@torch.no_grad()
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
     """Measure how differently a classifier sees a and b, 0 for equals.
 
