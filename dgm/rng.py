@@ -47,10 +47,14 @@ def philox(counter: Four, key: tuple[Tensor, Tensor]) -> Four:
     return c0, c1, c2, c3
 
 
-@torch.compiler.assume_constant_result
 def purpose_id(purpose: str) -> int:
     """Give the 32-bit number that stands for a purpose in the counter."""
     return zlib.crc32(purpose.encode())
+
+
+# As torch.compiler.assume_constant_result marks it, which would import the compiler, for seconds,
+# also where nothing is compiled.
+purpose_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def to_uniform(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

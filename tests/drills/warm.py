@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import matplotlib.backends.backend_agg  # noqa: F401
+import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import launch.train_ddpm  # noqa: F401
