@@ -112,7 +112,8 @@ class Draws:
         block = torch.arange((count + 3) // 4, device=self.index.device)[None, :]
         step = self.step[:, None] if self.step.ndim else self.step
         counter = (block, self.index[:, None], step, purpose_id(purpose))
-        return philox(counter, (self.key[0], self.key[1]))
+        # A number broadcasts as a tensor does.
+        return philox(counter, (self.key[0], self.key[1]))  # type: ignore[arg-type]
 
     def uniform(
         self, purpose: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32

@@ -20,6 +20,9 @@ class Ema:
         `rampup` of the images seen, where that is less (Karras et al. 2024, section 3).
         """
         self.nets = copies(nets)
+        # Walking through a net's modules for them takes a third of the time of the average itself.
+        self._own = {name: list(net.parameters()) for name, net in self.nets.items()}
+        self._theirs: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {}
         self.halflife_images, self.rampup = halflife_images, rampup
 
     @torch.no_grad()
@@ -29,10 +32,17 @@ class Ema:
         share = 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
         for name, mine in self.nets.items():
             net = nets[name]
-            torch._foreach_lerp_(list(mine.parameters()), list(net.parameters()), share)
+            torch._foreach_lerp_(self._own[name], self._weights(name, net), share)
             for average, buffer in zip(mine.buffers(), net.buffers(), strict=True):
                 # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
                 if buffer.is_floating_point():
                     average.lerp_(buffer, share)
                 else:
                     average.copy_(buffer)
+
+    def _weights(self, name: str, net: nn.Module) -> list[nn.Parameter]:
+        known, weights = self._theirs.get(name, (None, []))
+        if known is not net:
+            weights = list(net.parameters())
+            self._theirs[name] = net, weights
+        return weights
