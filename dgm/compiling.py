@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,14 @@ def compile_net(net: nn.Module, graphs: bool = False) -> None:
         net._call_impl,
         type(net).__name__,
     )
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Run what was compiled as it is."""
+    # Nothing was where the compiler is not imported, which would take seconds.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm.compiling import uncompiled
 from dgm.flow.coupling import NormedConv
 from dgm.flow.layers import ActNorm
 from dgm.flow.net import normal_log_prob
@@ -27,7 +28,7 @@ def initialize(flow: nn.Module, x: Tensor) -> None:
     layers = [m for m in flow.modules() if isinstance(m, ActNorm | NormedConv)]
     hooks = [layer.register_forward_pre_hook(set_weights) for layer in layers]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             flow(x)
     finally:
         for hook in hooks:
@@ -52,7 +53,7 @@ def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
 
     hooks = [m.register_forward_hook(look_at(name)) for name, m in flow.named_modules() if name]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             z, _ = flow(x)
     finally:
         for hook in hooks:

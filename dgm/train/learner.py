@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgm.train.optim import OptimConfig, make_optimizer
+from dgm.train.optim import AdamW, OptimConfig, learnt
 from dgm.train.weights import frozen_copy, in_channels_last, load_moments, moments_of
 
 See = Callable[[Tensor], Tensor | None]
@@ -81,7 +81,7 @@ class Whole:
         """Make the optimizer and wrap the net."""
         self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
-        self.optimizer = make_optimizer(net.parameters(), config)
+        self.optimizer = AdamW(net.parameters(), config)
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.ddp = _in_ddp(net) if several else None
 
@@ -100,16 +100,10 @@ class Whole:
 
     def update(self, lr: float, see: See) -> None:
         """Clip the gradient, update the weights at this learning rate, and clear it."""
-        skip = see(clip(learnt_by(self.optimizer), self.clip_norm))
-        set_lr(self.optimizer, lr)
-        if skip is not None:
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused ones read it
-        self.step()
-
-    def step(self) -> None:
-        """Update the weights and clear the gradient."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        weights = learnt(self.optimizer.parameters)
+        self.optimizer.step(lr, see(clip(weights, self.clip_norm)))
+        for weight in weights:
+            weight.grad = None
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net."""
@@ -121,11 +115,11 @@ class Whole:
 
     def moments(self) -> dict[str, Tensor]:
         """Give the optimizer's moments by `moment.parameter`."""
-        return moments_of(self.net, self.optimizer)
+        return moments_of(self.net, self.optimizer.state)
 
     def continue_from(self, moments: Mapping[str, Tensor]) -> None:
         """Put moments back."""
-        load_moments(self.net, self.optimizer, moments)
+        load_moments(self.net, self.optimizer.put, moments)
 
 
 def _in_ddp(net: nn.Module) -> DistributedDataParallel:
@@ -145,12 +139,6 @@ def _in_ddp(net: nn.Module) -> DistributedDataParallel:
     return ddp
 
 
-def learnt_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Give the parameters that have a gradient; quicker than walking through their net."""
-    groups = optimizer.param_groups
-    return [p for group in groups for p in group["params"] if p.grad is not None]
-
-
 def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Scale gradients to the norm `limit` at most (0: any), and give the norm that they had, []."""
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -159,9 +147,3 @@ def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     if limit > 0 and not below:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from dgm.errors import UserError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+State = Mapping[Tensor, Mapping[str, Tensor]]
+"""An optimizer's moments of each parameter by name."""
 
 
 def load_nets(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
@@ -72,24 +74,26 @@ def frozen_copy(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(False).eval()
 
 
-def moments_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments_of(net: nn.Module, state: State) -> dict[str, Tensor]:
     """Name an optimizer's moments by `moment.parameter`; those that it has."""
     return {
         f"{kind}.{key}": value
         for key, parameter in net.named_parameters()
-        for kind, value in optimizer.state.get(parameter, {}).items()
+        for kind, value in state.get(parameter, {}).items()
     }
 
 
 def load_moments(
-    net: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
+    net: nn.Module,
+    put: Callable[[nn.Parameter, dict[str, Tensor]], None],
+    moments: Mapping[str, Tensor],
 ) -> None:
-    """Put an optimizer's named moments back."""
+    """Put an optimizer's named moments back, those of a parameter by `put`."""
     for key, parameter in net.named_parameters():
         names = {kind: f"{kind}.{key}" for kind in MOMENTS}
         found = {kind: moments[name] for kind, name in names.items() if name in moments}
         if found:
-            optimizer.state[parameter] = _like_parameter(found, parameter)
+            put(parameter, _like_parameter(found, parameter))
 
 
 def _like_parameter(found: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

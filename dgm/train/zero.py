@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.train.launched import Zero
-from dgm.train.learner import See, Step, Whole, set_lr
-from dgm.train.optim import OptimConfig, make_optimizer
-from dgm.train.weights import MOMENTS, frozen_copy
+from dgm.train.learner import See, Step, clip
+from dgm.train.optim import OptimConfig, learnt, torchs_adamw
+from dgm.train.weights import MOMENTS, frozen_copy, load_moments, moments_of
 
 _BUCKET = 50_000_000  # numbers sent at once; more than any net here has
 
@@ -59,19 +59,39 @@ class _InDeepSpeed:
         self.engine.backward(self.engine(loss))
 
 
-class Replicated(_InDeepSpeed, Whole):
+class Replicated(_InDeepSpeed):
     """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
 
     def __init__(self, net: nn.Module, config: OptimConfig):
         """Make the optimizer and hand both to DeepSpeed."""
         self.net = net  # its weights stay contiguous, as DeepSpeed wants them
         self.clip_norm = config.clip_norm
-        self.optimizer = make_optimizer(net.parameters(), config)
+        self.optimizer = torchs_adamw(net.parameters(), config)
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
 
-    def step(self) -> None:
-        """Update the weights and clear the gradient."""
+    def update(self, lr: float, see: See) -> None:
+        """Clip the gradient, update the weights at this learning rate, and clear it."""
+        skip = see(clip(learnt(self.net.parameters()), self.clip_norm))
+        set_lr(self.optimizer, lr)
+        if skip is not None:
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # a fused one reads it
         self.engine.step()
+
+    def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+        """Give the net."""
+        return contextlib.nullcontext(self.net)
+
+    def copy(self) -> nn.Module:
+        """Copy the net, frozen."""
+        return frozen_copy(self.net)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Give the optimizer's moments by `moment.parameter`."""
+        return moments_of(self.net, self.optimizer.state)
+
+    def continue_from(self, moments: Mapping[str, Tensor]) -> None:
+        """Put moments back."""
+        load_moments(self.net, self.optimizer.state.__setitem__, moments)
 
 
 class Partitioned(_InDeepSpeed):
@@ -82,7 +102,7 @@ class Partitioned(_InDeepSpeed):
         self.net, self.zero = net, zero
         # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
         self.form = frozen_copy(net).to("meta")
-        self.optimizer = make_optimizer(net.parameters(), config)
+        self.optimizer = torchs_adamw(net.parameters(), config)
         check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
 
@@ -241,3 +261,9 @@ def _built(engine: Any) -> Zero:
     if hasattr(made, "single_partition_of_fp32_groups"):
         return Zero(2 if made.partition_gradients else 1, bool(made.cpu_offload))
     return Zero(0)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgm.train.optim import torchs_adamw
+from launch.benchmarks.machine import time_convolution
 from launch.benchmarks.peer_loops import Diffusers, Lucidrains
 from launch.command import run
 
@@ -107,9 +108,16 @@ class Ours:
     def without_fused_updates(self) -> None:
         """Update weights and their average tensor by tensor, in several passes each."""
         learner: Any = self.engine.learners["net"]
-        for group in learner.optimizer.param_groups:
-            group.update(fused=False, foreach=False)
-        ema = self.run.ema
+        ours, ema = learner.optimizer, self.run.ema
+        theirs = torchs_adamw(ours.parameters, ours.config)
+        (group,) = theirs.param_groups
+        group.update(fused=False, foreach=False)
+
+        def step(lr: float, skip: Tensor | None) -> None:
+            group["lr"] = lr
+            theirs.step()
+
+        ours.step = step
 
         @torch.no_grad()
         def update(nets: Any, images_seen: int, batch: int) -> None:
@@ -228,7 +236,7 @@ class Ours:
             self.go(1)
         for hook in hooks:
             hook.remove()
-        return sum(count * _time_convolution(*key) for key, count in seen.items())
+        return sum(count * time_convolution(*key) for key, count in seen.items())
 
 
 def count_conversions(events: Any) -> int:
@@ -243,27 +251,6 @@ def count_conversions(events: Any) -> int:
 
 def _add(spent: dict[str, float], name: str, seconds: float) -> None:
     spent[name] += seconds
-
-
-def _time_convolution(
-    image: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, learns: bool
-) -> float:
-    rows_last = torch.channels_last
-    x = torch.randn(image).to(memory_format=rows_last).requires_grad_(learns)
-    weight = torch.randn(kernel).to(memory_format=rows_last).requires_grad_()
-    bias = torch.zeros(kernel[0], requires_grad=True)
-    wanted = [part for part in (x, weight, bias) if part.requires_grad]
-    grad: Tensor | None = None
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        y = functional.conv2d(x, weight, bias, stride, padding)
-        forward = time.perf_counter() - start
-        grad = torch.randn_like(y) if grad is None else grad
-        start = time.perf_counter()
-        torch.autograd.grad(y, wanted, grad)
-        times.append(forward + time.perf_counter() - start)
-    return min(times)
 
 
 def gflop(net: nn.Module, device: torch.device) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 
 from dgm.errors import UserError
 from dgm.train.learner import clip
-from dgm.train.optim import OptimConfig, learning_rate, make_optimizer
+from dgm.train.optim import AdamW, OptimConfig, learning_rate, torchs_adamw
 
 COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
 
@@ -53,7 +53,7 @@ def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
 
 def test_the_optimizer_takes_its_settings():
     config = OptimConfig(lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
-    made = make_optimizer(nn.Linear(2, 2).parameters(), config)
+    made = torchs_adamw(nn.Linear(2, 2).parameters(), config)
     group = made.param_groups[0]
     assert isinstance(made, torch.optim.AdamW)
     assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
@@ -70,8 +70,59 @@ def test_the_optimizer_takes_its_settings():
 def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
     name, value = next(iter(setting.items()))
     shown = list(value) if isinstance(value, tuple) else value
-    with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
-        make_optimizer(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
+    for make in (AdamW, torchs_adamw):
+        with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
+            make(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
+
+
+def learn(nets: list[nn.Module], step: int, missing: int | None) -> None:
+    """Give two nets the same gradients, none of them to the parameter `missing`."""
+    torch.manual_seed(step)
+    for number, (mine, other) in enumerate(
+        zip(nets[0].parameters(), nets[1].parameters(), strict=True)
+    ):
+        mine.grad = None if number == missing else torch.randn_like(mine)
+        other.grad = None if mine.grad is None else mine.grad.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
+    config = OptimConfig(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+    nets = [nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)).to(dtype) for _ in range(2)]
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+        net.load_state_dict(nets[0].state_dict())
+    ours, theirs = AdamW(nets[0].parameters(), config), torchs_adamw(nets[1].parameters(), config)
+    # One has no gradient at first, and later another: then their numbers of steps differ.
+    for step, missing in enumerate([0, 0, None, 3, None, None]):
+        learn(nets, step, missing)
+        rate = 0.1 / (1 + step)
+        theirs.param_groups[0]["lr"] = rate
+        ours.step(rate)
+        theirs.step()
+        if step == 3:  # a run that was continued goes on alike
+            kept, ours = ours.state, AdamW(nets[0].parameters(), config)
+            for weight, moments in kept.items():
+                ours.put(weight, {kind: value.clone() for kind, value in moments.items()})
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+        for kind, value in theirs.state[other].items():
+            assert torch.equal(ours.state[mine][kind], value), kind
+
+
+def test_a_step_to_skip_leaves_weights_and_moments():
+    net = nn.Linear(4, 4)
+    made, before = AdamW(net.parameters(), OptimConfig()), net.weight.detach().clone()
+    net.weight.grad = torch.full_like(net.weight, math.nan)
+    made.step(0.1, torch.ones(()))
+    assert torch.equal(net.weight, before)
+    assert not made.state[net.weight]["exp_avg"].any()
+
+
+def test_without_a_gradient_there_is_nothing_to_do():
+    made = AdamW(nn.Linear(2, 2).parameters(), OptimConfig())
+    made.step(0.1)
+    assert not made.state
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
