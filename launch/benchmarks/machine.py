@@ -1,4 +1,4 @@
-"""What this machine can do at most: products of matrices, convolutions and passes through memory."""
+"""What this machine can do at most: matrix products, convolutions and passes through memory."""
 
 from __future__ import annotations
 
