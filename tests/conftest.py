@@ -88,8 +88,9 @@ def tiny_config(tiny_configs: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Give the variables of a user without a GPU, with a cache of their own."""
-    cache = tmp_path_factory.mktemp("cache")
+    """Give the variables of a user without a GPU, with a cache that the whole session shares."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
     ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS")
     for name in (*ours, "TRITON_INTERPRET"):
@@ -199,13 +200,14 @@ def run_warm(
         cwd: Path = elsewhere,
         timeout: float = 120,
         zero: str | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Result:
         said = tmp_path_factory.mktemp("said")
         request = {
             "words": [str(word) for word in words],
             "processes": processes,
             "port": free_port(),
-            "environment": {} if zero is None else zero_environment(zero),
+            "environment": (variables or {}) | ({} if zero is None else zero_environment(zero)),
             "cwd": str(cwd),
             "stdout": str(said / "stdout"),
             "stderr": str(said / "stderr"),

@@ -87,6 +87,6 @@ def test_model_hides_sending_behind_two_thirds_of_the_step():
         (["everything", "--out", "x", "--minutes", "0"], "--minutes is 0.0: choose more than 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(run_script: Callable, words: list[str], said: str):
-    done = run_script(SCRIPT, *words)
+def test_settings_that_make_no_sense_are_named(run_warm: Callable, words: list[str], said: str):
+    done = run_warm(SCRIPT, *words)
     assert done.code == 2 and done.stderr == f"error: {said}\n"

@@ -47,8 +47,8 @@ def test_ladder_trains_the_same_on_every_rung(
     assert png.stat().st_size > 1000
 
 
-def test_sizes_that_make_no_sense_are_named(run_script: Callable):
-    done = run_script(SCRIPT, "step", "--batch", 0)
+def test_sizes_that_make_no_sense_are_named(run_warm: Callable):
+    done = run_warm(SCRIPT, "step", "--batch", 0)
     assert done.code == 2 and done.stderr == "error: --batch is 0: choose 1 or more\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,8 @@ def test_data_benchmark_reports_rates_and_start(tmp_path: Path) -> None:
     assert min(result["first_batch_s"]["shards.read, tars cached"]) > 0
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_one_line(run_warm: Callable, tmp_path: Path) -> None:
     for arguments in (["data", "--batch", "0"], ["data", "--shards", str(tmp_path)], ["other"]):
-        command = [sys.executable, SCRIPT, *arguments]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert process.returncode == 2, process.stderr
-        assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+        done = run_warm(SCRIPT, *arguments)
+        assert done.code == 2, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
