@@ -1,4 +1,4 @@
-# setup, train, test, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
+# setup, train, test, long, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,7 +13,7 @@ CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).
 ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup train test check bench cluster-up cluster-down clean
+.PHONY: setup train test long check bench cluster-up cluster-down clean
 
 setup: $(VENV)/.installed
 
@@ -29,14 +29,18 @@ train: setup
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+# What takes a minute each: every engine with every family, more faults, benchmarks from end to end.
+long: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 # What to run before every commit: style, types, and the tests that are fast.
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
 bench: setup
 	$(BIN)/python launch/benchmark.py data

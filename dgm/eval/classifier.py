@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgm.layers import use_kernels
 from dgm.pixels import scale
 from dgm.rng import permutation
 from dgm.train.engine import Engine
@@ -63,6 +64,7 @@ def train_classifier(
     """Train on all images of a data set; the same seed gives the same classifier on one machine."""
     torch.manual_seed(seed)
     net = Classifier(num_classes).to(device).to(memory_format=torch.channels_last)
+    use_kernels(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     per_epoch = -(-len(data) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch)
@@ -103,6 +105,7 @@ def cached_classifier(
     engine.on_main(train)
     net = _read(path, num_classes)
     assert net is not None, f"{path} was just written"
+    use_kernels(net)
     return net.to(engine.device).to(memory_format=torch.channels_last)
 
 

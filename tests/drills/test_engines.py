@@ -20,7 +20,14 @@ TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 pytestmark = pytest.mark.slow
 
-ENGINES = [(family, stage, []) for stage in "123" for family in SCRIPTS]
+LONG = [pytest.param(f, marks=pytest.mark.long) for f in SCRIPTS if f != "diffusion"]
+ENGINES = [("diffusion", stage, []) for stage in "123"] + [("gan", "2", [])]
+ENGINES += [
+    pytest.param(family, stage, [], marks=pytest.mark.long)
+    for stage in "123"
+    for family in SCRIPTS
+    if (family, stage, []) not in ENGINES
+]
 # With micro-batches too: each adds its gradient, and the last of a step is averaged.
 ENGINES += [
     ("diffusion", "0", ["--train.micro_batch=4"]),
@@ -62,7 +69,7 @@ def test_zero_computes_in_bf16_as_ddp_does(
     assert largest_difference(under_zero, losses_alone("diffusion")) > 1e-5
 
 
-@pytest.mark.parametrize("family", SCRIPTS)
+@pytest.mark.parametrize("family", ["diffusion", *LONG])
 def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
     losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
 ) -> None:
@@ -92,9 +99,10 @@ def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
     ("family", "processes", "zero"),
     [
         ("diffusion", 2, "3"),
-        ("gan", 2, "2"),
-        ("vae", 2, "1"),
-        ("flow", 4, None),  # on two, the order of a sum would not show
+        pytest.param("gan", 2, "2", marks=pytest.mark.long),
+        pytest.param("vae", 2, "1", marks=pytest.mark.long),
+        # On two, the order of a sum would not show.
+        pytest.param("flow", 4, None, marks=pytest.mark.long),
     ],
 )
 def test_killed_run_continues_to_the_same_bytes(
@@ -124,7 +132,7 @@ def test_killed_run_continues_to_the_same_bytes(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.long), "zero3"])
 def test_fault_of_one_process_ends_all_within_a_minute_and_is_shown(
     run_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
 ) -> None:
@@ -194,7 +202,7 @@ def test_run_under_zero_stops_on_request_and_continues(
     assert engine in again.stdout.splitlines()
 
 
-@pytest.mark.parametrize("engine", ["ddp_nodes", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp_nodes", pytest.param("zero2", marks=pytest.mark.long)])
 def test_node_that_dies_ends_the_other_within_a_minute(
     start_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
 ) -> None:

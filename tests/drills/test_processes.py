@@ -9,6 +9,8 @@ import pytest
 from tiny import SCRIPTS
 
 STEPS = 50
+LONG = [f for f in SCRIPTS if f != "diffusion"]
+FAMILIES = ["diffusion", *(pytest.param(family, marks=pytest.mark.long) for family in LONG)]
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.slow
         pytest.param(["--train.float64"], 1e-10, id="fp64"),
     ],
 )
-@pytest.mark.parametrize("family", SCRIPTS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_one_process_on_two_and_four(
     losses: Callable,
     losses_alone: Callable,

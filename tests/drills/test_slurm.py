@@ -52,7 +52,12 @@ def ends(record: Record) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "processes", "engine"), [(2, 1, None), (2, 2, None), (2, 1, "zero2")]
+    ("nodes", "processes", "engine"),
+    [
+        (2, 1, None),
+        pytest.param(2, 2, None, marks=pytest.mark.long),
+        pytest.param(2, 1, "zero2", marks=pytest.mark.long),
+    ],
 )
 def test_job_on_several_nodes_has_the_losses_of_one_process(
     cluster: Cluster,
@@ -76,6 +81,7 @@ def test_job_on_several_nodes_has_the_losses_of_one_process(
     assert f"engine:          {name} on {nodes * processes} processes" in log_of(record)
 
 
+@pytest.mark.long
 def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid:\n  optim.lr: [1e-3, 2e-3]\n  run.seed: [0, 1]\n")
@@ -131,6 +137,7 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     same_bytes(record, peaceful)
 
 
+@pytest.mark.long
 def test_preempted_it_saves_and_goes_on_afterwards(
     cluster: Cluster, peaceful: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +152,7 @@ def test_preempted_it_saves_and_goes_on_afterwards(
     same_bytes(record, peaceful)
 
 
+@pytest.mark.long
 def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm counts in minutes, and looks at limits now and then.
     steps = 100_000
@@ -170,6 +178,7 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.show(record, "JobState") == "CANCELLED"
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     cluster: Cluster, peaceful: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +201,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     same_bytes(record, peaceful)
 
 
+@pytest.mark.long
 def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
     cluster: Cluster, run_warm: Callable, largest_difference: Callable, tmp_path: Path
 ) -> None:

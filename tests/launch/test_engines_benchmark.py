@@ -16,6 +16,7 @@ BENCHMARK = Path(__file__).parents[2] / "launch" / "benchmark.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_table_of_losses_and_of_killed_runs(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -30,6 +31,7 @@ def test_table_of_losses_and_of_killed_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_moved_runs_are_compared_with_whole_ones(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

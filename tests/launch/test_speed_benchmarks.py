@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_everything_leaves_figures_and_pictures(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
@@ -56,6 +57,7 @@ def test_growing_data_is_measured_on_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_send_each_gradient_once_round(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ladder_trains_the_same_on_every_rung(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
