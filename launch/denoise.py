@@ -24,13 +24,14 @@ from dgm import images
 from dgm.diffusion import partial
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.errors import UserError
+from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import classify, to_input
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.report.denoising import save_curves
-from dgm.rng import Draws, permutation
+from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import parse_options, run
+from launch.command import parse_options, read_list, run
 from launch.evaluate import Subject
 from launch.sample import choose_checkpoint
 from launch.trained import open_trained
@@ -66,7 +67,8 @@ class Denoiser:
         """Choose the test images, classes in turn."""
         self.subject, self.objective, options = subject, objective, subject.options
         device = subject.engine.device
-        self.index = _in_turn(subject.test.labels(np.arange(len(subject.test))), options)
+        labels = subject.test.labels(np.arange(len(subject.test)))
+        self.index = in_turn(labels, options.num_images, options.seed)
         pixels = subject.test.images(self.index)
         self.pixels, self.labels = (
             torch.from_numpy(part).to(device) for part in (pixels, subject.test.labels(self.index))
@@ -104,16 +106,6 @@ class Denoiser:
                 f"class_seen_{name}": float(right.mean()),
             }
         return found
-
-
-def _in_turn(labels: np.ndarray, options: Namespace) -> np.ndarray:
-    """Choose test images by number, of each class in turn, in an order of the seed."""
-    order = permutation(options.seed, 0, len(labels)).numpy()
-    rank = np.empty(len(order), dtype=np.int64)  # of an image among those of its class
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        rank[of_class] = np.arange(len(of_class))
-    return np.lexsort((labels, rank))[: options.num_images]
 
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
@@ -169,12 +161,7 @@ def folder_of(options: Namespace) -> Path:
 
 def choose_steps(text: str, total: int) -> list[int]:
     """Read numbers of steps; raises UserError where the schedule has no such."""
-    try:
-        steps = [int(part) for part in str(text).split(",")]
-    except ValueError:
-        raise UserError(
-            f"--steps is '{text}': give whole numbers with commas, as 50,10,5"
-        ) from None
+    steps = read_list("--steps", str(text), int)
     for step in steps:
         if not 1 <= step <= total:
             raise UserError(
