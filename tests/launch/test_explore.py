@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import same
 from PIL import Image
 
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
@@ -42,15 +43,6 @@ def untimed(found: dict[str, Any]) -> dict[str, Any]:
     ]
     assert all(row["seconds_per_image"] > 0 for row in found["settings"]["rows"])
     return {**found, "settings": {**found["settings"], "rows": rows}, "num_processes": 0}
-
-
-def same(one: object, other: object) -> bool:
-    """Say whether all is equal, numbers up to the rounding of another batch."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == (pytest.approx(other, rel=1e-3) if isinstance(other, float) else other)
 
 
 @pytest.mark.slow
