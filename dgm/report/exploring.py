@@ -1,4 +1,4 @@
-"""What the settings of a sampler do to its images, as a plot."""
+"""What was found by exploring a run: walks through latents, and settings of its sampler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dgm.report.markup import Html, element, join
+from dgm.report.plots import Line, plot
+from dgm.report.studies import (
+    ForeignError,
+    list_in,
+    number_in,
+    object_in,
+    rows_in,
+    show_sheets,
+    show_study,
+    text_in,
+)
+from dgm.report.tables import evaluation_tables, listing
 
 MEASURES = {
     "fd_classifier": "Frechet distance in the classifier's features",
@@ -69,3 +83,86 @@ def save_plots(settings: Mapping[str, Any], path: Path) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     figure.savefig(partial, format="png")
     os.replace(partial, path)
+
+
+def show_explored(folder: Path, of: str) -> Html | None:
+    """Show `explored/` of a run folder: sheets, figures, plots; None where there is none."""
+
+    def show(found: dict[str, Any]) -> Html:
+        sheets = [
+            (text_in(sheet, "file"), text_in(sheet, "caption"))
+            for sheet in list_in(found, "sheets", dict)
+        ]
+        settings = object_in(found, "settings")
+        told = f"After {number_in(found, 'images_seen'):,} images seen."
+        notes = [told, *list_in(found, "notes", str)]
+        return join(
+            *(element("p", note) for note in notes),
+            show_sheets(folder / "explored", sheets, of),
+            element("div", *_walks(found), class_="grids"),
+            _settings(settings),
+        )
+
+    return show_study(folder, "explored/exploration.json", "launch/explore.py", show)
+
+
+def _walks(found: dict[str, Any]) -> list[Html]:
+    walk = object_in(found, "interpolation")
+    names = ("mean_step", "largest_over_mean", "psnr_db_of_ends")
+    shown = {n.replace("_", " "): number_in(walk, n) for n in names if n in walk}
+    between = text_in(walk, "between")
+    tables = evaluation_tables(
+        shown, f"Interpolation between {between}: steps in the classifier's features"
+    )
+    if "traversal" in found:
+        traversal = object_in(found, "traversal")
+        rows = rows_in(traversal, "rows")
+        columns = list(rows[0]) if rows else []
+        rows_in(traversal, "rows", *columns)  # each has the same numbers
+        heads = [column.replace("_", " ") for column in columns]
+        caption = f"Traversal: {text_in(traversal, 'moved')}"
+        tables.append(listing(caption, heads, [[row[c] for c in columns] for row in rows]))
+    return tables
+
+
+def _settings(settings: dict[str, Any]) -> Html:
+    varied, real = list_in(settings, "varied", str), object_in(settings, "real")
+    measures = [name for name in MEASURES if name in real]
+    columns = [*varied, *measures, TIME]
+    rows = rows_in(settings, "rows", *columns)
+    if not varied:
+        raise ForeignError("nothing was varied")
+    for measure in measures:
+        number_in(real, measure)
+    cells: list[list[Any]] = [[row[name] for name in columns] for row in rows]
+    # The real images have no settings.
+    cells.append([None] * len(varied) + [real[name] for name in measures] + [None])
+    heads = [name.replace("_", " ") for name in columns]
+    by = f" by {settings['sampler']}" if isinstance(settings.get("sampler"), str) else ""
+    caption = (
+        f"{number_in(settings, 'num_images'):g} images{by} at each setting; "
+        "real test images in the last row"
+    )
+    over, curves = series(settings)
+    charts = [
+        plot(
+            title,
+            f"{over.replace('_', ' ')}, steps beside" if over == TIME else over,
+            [
+                *(
+                    Line(name, [(row[over], row[measure]) for row in own], marks(own, over))
+                    for name, own in curves.items()
+                ),
+                Line("real test images", [(1, real[measure])], level=True),
+            ],
+            log=over == TIME,
+        )
+        for measure, title in MEASURES.items()
+        if measure in real
+    ]
+    return join(listing(caption, heads, cells), element("div", *charts, class_="charts"))
+
+
+def marks(rows: list[dict[str, Any]], over: str) -> list[str] | None:
+    """Give the steps to write beside points over time."""
+    return [f"{row['steps']:g}" for row in rows] if over == TIME else None

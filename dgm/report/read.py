@@ -143,7 +143,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from None
     lines = []
     for number, text in enumerate(texts, 1):
-        line = _object(text)
+        line = as_object(text)
         if line is not None and _finite(line.get("images_seen")):
             lines.append(line)
         elif number < len(texts):
@@ -160,7 +160,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         texts = path.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [line for text in texts if (line := _object(text)) is not None]
+    return [line for text in texts if (line := as_object(text)) is not None]
 
 
 def newest_saved(folder: Path) -> int | None:
@@ -195,7 +195,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = _object(path.read_text(errors="replace"))
+        found = as_object(path.read_text(errors="replace"))
     except OSError:
         found = None
     if found is None:
@@ -203,7 +203,8 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     return found or {}
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def as_object(text: str) -> dict[str, Any] | None:
+    """Read a JSON object; None where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from dgm.report.denoising import show_denoised
+from dgm.report.exploring import show_explored
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import duration, number, percent
 from dgm.report.pictures import show_generated, show_samples
@@ -47,6 +49,8 @@ def parts_of(run: Run, grids: int, heading: str = "h2") -> Html:
         section("Samples through training", show_samples(run.folder, run.name, grids)),
         section("Made with the trained run", show_generated(run.folder, run.name)),
         section("Evaluation", _evaluation(run)),
+        section("Explored", show_explored(run.folder, run.name)),
+        section("Denoised test images", show_denoised(run.folder, run.name)),
         section("Cost", cost(run)),
         section("Run it again", again(run)),
         section("Starts", _starts(run)),

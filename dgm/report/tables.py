@@ -91,9 +91,25 @@ def facts(caption: str, rows: Iterable[tuple[str, object]]) -> Html:
 
 
 def listing(caption: str, heads: list[str], rows: list[list[object]]) -> Html:
-    """Make a table with a head for each column."""
-    head = element("tr", *(element("th", name, scope="col") for name in heads))
-    lines = [element("tr", *(element("td", value) for value in row)) for row in rows]
+    """Make a table with a head for each column; numbers are written by what their head says."""
+    numeric = [_numeric([row[k] for row in rows]) for k in range(len(heads))]
+    head = element(
+        "tr",
+        *(
+            element("th", name, scope="col", class_="number" if right else None)
+            for name, right in zip(heads, numeric, strict=True)
+        ),
+    )
+    lines = [
+        element(
+            "tr",
+            *(
+                element("td", _said(name, value), class_="number" if right else None)
+                for name, value, right in zip(heads, row, numeric, strict=True)
+            ),
+        )
+        for row in rows
+    ]
     table = element(
         "table",
         element("caption", caption),
@@ -168,6 +184,12 @@ def _over_training(key: str, runs: list[Run], higher: bool | None) -> list[Colum
         Column(f"{key}, {word}", values, [_text(v) for v in values], higher),
         Column(f"{word} after images", seen, [_text(s) for s in seen]),
     ]
+
+
+def _said(name: str, value: object) -> object:
+    if value is None:
+        return _NOTHING
+    return figure(name, value) if isinstance(value, int | float) else value
 
 
 def _text(value: float | None) -> str:
