@@ -14,7 +14,12 @@ from dgm.errors import UserError
 from dgm.train.checkpoint import MANIFEST
 from dgm.train.run_folder import read_config
 
-LOGGED = ("train/", "eval/", "time/", "memory/")
+LOGGED = ("train/", "eval/", "time/", "memory/", "energy/")
+ENERGY = {
+    "energy/gpu_kwh": "GPU of the first process",
+    "energy/packages_kwh": "processor packages of its machine",
+}
+"""Metrics of energy since the run began, and what each covers."""
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
 
@@ -93,6 +98,11 @@ class Run:
         """Give the seconds from its start to its last log, pauses included."""
         wall = self.lines[-1].get("wall_s") if self.lines else None
         return wall if _finite(wall) else None
+
+    def energy_kwh(self, key: str) -> float | None:
+        """Give the energy spent until the last log that knows it; None where none does."""
+        values = self.curve(key).values
+        return values[-1] if values else None
 
     def spent_s(self) -> dict[str, float]:
         """Add up seconds of waiting (`data_wait`) and of each pause: `save`, `sample`, `eval`."""

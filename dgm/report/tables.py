@@ -9,7 +9,7 @@ from typing import Any
 
 from dgm.report.markup import Html, element
 from dgm.report.numbers import duration, figure, higher_is_better, number
-from dgm.report.read import Run
+from dgm.report.read import ENERGY, Run
 
 _COUNTS = ("num_", "images_seen", "importance_samples")  # how it was measured, no result
 _NOTHING = "–"
@@ -160,6 +160,10 @@ def _results(runs: list[Run]) -> list[Column]:
     speeds = [run.median("time/images_per_s") for run in runs]
     walls = [run.wall_s() for run in runs]
     seen = [run.images_seen for run in runs]
+    for key, covered in ENERGY.items():
+        spent = [run.energy_kwh(key) for run in runs]
+        if any(energy is not None for energy in spent):
+            columns.append(Column(f"kWh, {covered}", spent, [_text(v) for v in spent]))
     return [
         *columns,
         Column("images/s, median", speeds, [_text(v) for v in speeds], True),
