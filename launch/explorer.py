@@ -15,9 +15,8 @@ from dgm.errors import UserError
 from dgm.eval import walks
 from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import to_input
-from dgm.eval.during import moments_of_all
 from dgm.eval.likeness import psnr
-from dgm.eval.settings import Judge, try_settings
+from dgm.eval.settings import Judge, real_moments, try_settings
 from dgm.latent_space import along_directions, along_sphere
 from dgm.objective import Encoder, Latent
 from dgm.rng import Draws
@@ -135,7 +134,9 @@ class Explorer:
         subject, options = self.subject, self.subject.options
         labels = torch.arange(options.num_images) % self.num_classes
         judge = Judge(
-            subject.classifier, moments_of_all(subject.classifier, subject.real), self.by_class
+            subject.classifier,
+            real_moments(self.engine, subject.classifier, subject.real),
+            self.by_class,
         )
         fixed = {} if options.sampler is None else {"sampler": options.sampler}
         rows, sheet = try_settings(
