@@ -20,13 +20,20 @@ def along_sphere(start: Tensor, end: Tensor, columns: int) -> Tensor:
     generative networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a). Where the
     two point the same way or opposite ones, the way is a line.
     """
+    line = along_line(start, end, columns)
     share = torch.linspace(0, 1, columns, dtype=start.dtype, device=start.device)[None, :, None]
     start, end = start[:, None], end[:, None]
     cosine = functional.cosine_similarity(start, end, dim=2)[:, :, None]
     angle = torch.arccos(cosine.clamp(-1, 1))
     arc = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
     straight = torch.sin(angle) < _NEARLY_ONE_WAY
-    return torch.where(straight, torch.lerp(start, end, share), arc / torch.sin(angle))
+    return torch.where(straight, line, arc / torch.sin(angle))
+
+
+def along_line(start: Tensor, end: Tensor, columns: int) -> Tensor:
+    """Go from each start to its end [B, D] in equal steps: [B, columns, D]."""
+    share = torch.linspace(0, 1, columns, dtype=start.dtype, device=start.device)[None, :, None]
+    return torch.lerp(start[:, None], end[:, None], share)
 
 
 def along_directions(z: Tensor, directions: Tensor, columns: int, reach: float) -> Tensor:

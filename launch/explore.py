@@ -58,6 +58,10 @@ def make_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", help=f"values to try of a {families}; default {values}")
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
+    parser.add_argument(
+        "--path", choices=["sphere", "line"], help="from latent to latent; default sphere, of a "
+        "flow line",
+    )  # fmt: skip
     parser.add_argument("--num_images", type=int, default=200, help="at each setting")
     parser.add_argument("--num_shown", type=int, default=10, help="of them on the sheets")
     parser.add_argument("--num_pairs", type=int, default=8, help="rows of the interpolation")
@@ -137,9 +141,9 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
             images.save_png(folder_of(options) / f"{name}.png", images.grid(pixels, sheet.shape[1]))
 
     found["interpolation"], sheet = explorer.interpolate()
-    between = found["interpolation"]["between"]
+    between, along = (found["interpolation"][name] for name in ("between", "along"))
     ends = "; the real images at both sides" if between == "test images" else ""
-    show("interpolation", f"Interpolation between {between} along a sphere{ends}.", sheet)
+    show("interpolation", f"Interpolation between {between} along a {along}{ends}.", sheet)
     if (walked := explorer.traverse()) is not None:
         found["traversal"], sheet = walked
         moved, reach = found["traversal"]["moved"], f"{REACH:g}"
@@ -178,8 +182,8 @@ def show_figures(found: dict[str, Any]) -> None:
         f", PSNR of the ends {walk['psnr_db_of_ends']:.2f} dB" if "psnr_db_of_ends" in walk else ""
     )
     print(
-        f"interpolation between {walk['between']}: step {walk['mean_step']:.4f}, "
-        f"largest over mean {walk['largest_over_mean']:.2f}{near}"
+        f"interpolation between {walk['between']} along a {walk['along']}: "
+        f"step {walk['mean_step']:.4f}, largest over mean {walk['largest_over_mean']:.2f}{near}"
     )
     if "traversal" in found:
         print(f"traversal: {found['traversal']['moved']}")

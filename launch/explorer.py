@@ -17,7 +17,7 @@ from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import to_input
 from dgm.eval.likeness import psnr
 from dgm.eval.settings import Judge, real_moments, try_settings
-from dgm.latent_space import along_directions, along_sphere
+from dgm.latent_space import along_directions, along_line, along_sphere
 from dgm.objective import Encoder, Latent
 from dgm.rng import Draws
 from dgm.train.spread import on_all
@@ -55,9 +55,14 @@ class Explorer:
         """Walk from image to image, or, where there is no encoder, from latent to latent."""
         subject = self.subject
         z, labels = self._begin(len(self.ends) // 2 * 2)
-        rows = self._decode(along_sphere(z[0::2], z[1::2], COLUMNS), labels[0::2])
+        # A flow's latents keep all of an image, and between two of them a sphere's arc goes where
+        # no image lies; Kingma and Dhariwal 2018 (section 6) take the line.
+        path = subject.options.path or ("line" if subject.trained.family == "flow" else "sphere")
+        way = {"line": along_line, "sphere": along_sphere}[path]
+        rows = self._decode(way(z[0::2], z[1::2], COLUMNS), labels[0::2])
         even: list[dict[str, Any]] = [*walks.smoothness(subject.classifier, rows)]
-        found: dict[str, Any] = {"between": "test images" if self.encodes else "latents"}
+        between = "test images" if self.encodes else "latents"
+        found: dict[str, Any] = {"between": between, "along": path}
         for name in ("mean_step", "largest_over_mean"):
             found[name] = fmean(row[name] for row in even)
         if self.encodes or self.by_class:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.latent_space import along_directions, along_sphere, principal_directions, pull_back
+from dgm.latent_space import (
+    along_directions,
+    along_line,
+    along_sphere,
+    principal_directions,
+    pull_back,
+)
 
 DOUBLE = torch.float64
 
@@ -29,6 +35,11 @@ def test_where_there_is_no_arc_the_way_is_a_line(end: list[float]):
     path = along_sphere(start, torch.tensor([end]), 5)
     share = torch.linspace(0, 1, 5)[:, None]
     torch.testing.assert_close(path[0], torch.lerp(start, torch.tensor(end), share))
+
+
+def test_the_way_along_a_line_is_even():
+    start, end = torch.tensor([[0.0, 4.0]]), torch.tensor([[2.0, 0.0]])
+    assert along_line(start, end, 3).tolist() == [[[0, 4], [1, 2], [2, 0]]]
 
 
 def test_only_the_coordinate_along_a_direction_moves():

@@ -110,9 +110,9 @@ def _walks(found: dict[str, Any]) -> list[Html]:
     walk = object_in(found, "interpolation")
     names = ("mean_step", "largest_over_mean", "psnr_db_of_ends")
     shown = {n.replace("_", " "): number_in(walk, n) for n in names if n in walk}
-    between = text_in(walk, "between")
+    way = f"{text_in(walk, 'between')} along a {text_in(walk, 'along')}"
     tables = evaluation_tables(
-        shown, f"Interpolation between {between}: steps in the classifier's features"
+        shown, f"Interpolation between {way}: steps in the classifier's features"
     )
     if "traversal" in found:
         traversal = object_in(found, "traversal")

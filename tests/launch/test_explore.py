@@ -59,6 +59,7 @@ def test_every_family_is_explored(
     sheets = {sheet["file"]: shape(out / sheet["file"]) for sheet in found["sheets"]}
     assert sheets["interpolation.png"] == (2, 11 if family == "gan" else 13)
     assert all(row["largest_over_mean"] >= 1 for row in found["interpolation"]["rows"])
+    assert found["interpolation"]["along"] == ("line" if family == "flow" else "sphere")
     if family in ("gan", "diffusion"):  # both are told the class
         assert all(row["from"] == row["to"] for row in found["interpolation"]["rows"])
     if family in ("flow", "diffusion"):  # whose encodings keep all of an image

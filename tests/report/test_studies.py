@@ -36,7 +36,7 @@ EXPLORED: dict[str, Any] = {
     "family": "diffusion", "images_seen": 4200, "notes": ["Guidance is left out."],
     "sheets": [{"file": "interpolation.png", "caption": "Interpolation between things"}],
     "interpolation": {
-        "between": "test images", "mean_step": 0.125, "largest_over_mean": 1.5, "rows": [],
+        "between": "test images", "along": "line", "mean_step": 0.125, "largest_over_mean": 1.5,
     },
     "traversal": {
         "moved": "latents that say most", "reach": 3,
