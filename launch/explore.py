@@ -30,7 +30,7 @@ from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
 from launch.command import parse_options, read_list, run
 from launch.evaluate import Subject
-from launch.explorer import REACH, Explorer
+from launch.explorer import Explorer
 from launch.sample import choose_checkpoint
 from launch.trained import Trained, open_trained
 from shards.read import open_shards
@@ -146,7 +146,7 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     show("interpolation", f"Interpolation between {between} along a {along}{ends}.", sheet)
     if (walked := explorer.traverse()) is not None:
         found["traversal"], sheet = walked
-        moved, reach = found["traversal"]["moved"], f"{REACH:g}"
+        moved, reach = found["traversal"]["moved"], f"{found['traversal']['reach']:g}"
         show("traversal", f"Traversal: {moved}, from -{reach} to {reach}, a row for each.", sheet)
     found["settings"], sheet = explorer.try_settings(settings)
     for name, caption, rows in sheets_of(settings):

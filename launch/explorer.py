@@ -83,20 +83,26 @@ class Explorer:
         if isinstance(objective, DiffusionObjective):
             return None
         z, labels = self._begin(POINTS)
+        # About full latents a flow's images change most where they break: at the temperature of its
+        # samples they change as images do.
+        flow = subject.trained.family == "flow"
+        held = subject.trained.objective.sample_config.temperature if flow else 1.0
+        z, reach = held * z, held * REACH
         count = min(DIRECTIONS, z.shape[1])
         if isinstance(objective, VAEObjective):
             moved, directions, rows = self._by_kl(objective, z, count)
         else:
             moved = "directions in which images change most"
+            moved += f", at temperature {held:g}" if flow else ""
             directions, changes = walks.most_changing(
                 self.engine, objective, subject.nets, z, labels, count, subject.options.seed
             )
             rows = [{"direction": k + 1, "change_per_unit": c} for k, c in enumerate(changes)]
-        path = along_directions(z[0], directions, COLUMNS, REACH)
+        path = along_directions(z[0], directions, COLUMNS, reach)
         sheet = self._decode(path, labels[:1].expand(count))
-        for row, reach in zip(rows, walks.reach_of_rows(subject.classifier, sheet), strict=True):
-            row["distance_of_ends"] = reach
-        return {"moved": moved, "reach": REACH, "rows": rows}, sheet
+        far = walks.distance_of_ends(subject.classifier, sheet)
+        rows = [{**row, "distance_of_ends": d} for row, d in zip(rows, far, strict=True)]
+        return {"moved": moved, "reach": reach, "rows": rows}, sheet
 
     def _by_kl(
         self, objective: VAEObjective, z: Tensor, count: int

@@ -72,7 +72,7 @@ def smoothness(net: Classifier, rows: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def reach_of_rows(net: Classifier, rows: Tensor) -> list[float]:
+def distance_of_ends(net: Classifier, rows: Tensor) -> list[float]:
     """Measure how far the ends of each row of images [R, K, C, H, W] lie apart in features."""
     return feature_distance(net, rows[:, 0], rows[:, -1]).tolist()
 

@@ -74,6 +74,7 @@ def test_every_family_is_explored(
         (name,) = found["settings"]["varied"]
         assert sheets["traversal.png"] == (8, 11) and sheets[f"{name}.png"] == (2, 5)
         kind = "kl_nats" if family == "vae" else "change_per_unit"
+        assert found["traversal"]["reach"] == pytest.approx(2.1 if family == "flow" else 3)
         moved = [row[kind] for row in found["traversal"]["rows"]]
         assert moved == sorted(moved, reverse=True) and moved[0] > 0
         assert rows[0]["diversity"] < rows[1]["diversity"]  # the wider, the more varied
