@@ -93,6 +93,28 @@ class ImportanceWeighted(Likelihood, Protocol):
 
 
 @runtime_checkable
+class Latent(Protocol):
+    """A family that makes each image of a latent z [D] and of nothing else but its class."""
+
+    def latents(self, draws: Draws) -> Tensor:
+        """Draw latents of the prior, N(0, 1) in each dimension: [B, D]."""
+        ...
+
+    def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Make images of latents, [B, C, H, W] in [-1, 1]; with a gradient where one is asked."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Latent, Protocol):
+    """A family that finds the latent of an image."""
+
+    def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        """Find latents [B, D] of which `decode` makes these images, or what comes near them."""
+        ...
+
+
+@runtime_checkable
 class Pictured(Protocol):
     """A family with more to look at than samples."""
 

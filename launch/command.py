@@ -25,6 +25,7 @@ DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
 CONFIGS = Path(__file__).parent / "configs"
 
 Config = TypeVar("Config")
+Number = TypeVar("Number", int, float)
 
 
 def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
@@ -74,6 +75,17 @@ def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise UserError(f"{one_line(str(error))}: see --help") from None
+
+
+def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Read numbers with commas between them, each once; raises UserError naming the option."""
+    try:
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError:
+        which = "whole numbers" if kind is int else "numbers"
+        raise UserError(
+            f"{option} is '{text}': give {which} with commas, as {option} 5,10"
+        ) from None
 
 
 def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:

@@ -24,17 +24,21 @@ from dgm import images
 from dgm.diffusion import partial
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.errors import UserError
+from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import classify, to_input
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.report.denoising import save_curves
-from dgm.rng import Draws, permutation
+from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import parse_options, run
+from dgm.train.spread import on_all
+from launch.command import parse_options, read_list, run
 from launch.evaluate import Subject
 from launch.sample import choose_checkpoint
 from launch.trained import open_trained
 from shards.read import open_shards
+
+_BATCH = 100  # images at a time
 
 
 def make_parser() -> ArgumentParser:
@@ -66,30 +70,40 @@ class Denoiser:
         """Choose the test images, classes in turn."""
         self.subject, self.objective, options = subject, objective, subject.options
         device = subject.engine.device
-        self.index = _in_turn(subject.test.labels(np.arange(len(subject.test))), options)
+        labels = subject.test.labels(np.arange(len(subject.test)))
+        self.index = in_turn(labels, options.num_images, options.seed)
         pixels = subject.test.images(self.index)
         self.pixels, self.labels = (
-            torch.from_numpy(part).to(device) for part in (pixels, subject.test.labels(self.index))
+            torch.from_numpy(part).to(device) for part in (pixels, labels[self.index])
         )
         self.real = to_input(pixels, device)
-        self.draws = Draws.of(options.seed, torch.from_numpy(self.index).to(device))
+        self.numbers = torch.from_numpy(self.index).to(device)
 
     def __call__(self, steps: int) -> tuple[dict[str, float], Tensor]:
-        """Measure `steps`; give figures and a sheet [4, shown, C, H, W] in [-1, 1]."""
-        options, shown = self.subject.options, self.subject.options.num_shown
-        parts = []
-        for rows in torch.arange(len(self.index)).split(100):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            draws, labels = self.draws.part(part), self.labels[part]
-            noised = partial.noise(self.objective, self.pixels[part], draws, steps)
-            made = partial.denoise(
-                self.objective, self.subject.nets, noised, labels, draws, steps,
-                options.sampler, options.evaluations, options.guidance,
-            )  # fmt: skip
-            parts.append((noised, made))
-        noised, made = (torch.cat(pair) for pair in zip(*parts, strict=True))
-        first = [part[:shown].float() for part in (self.real, noised, made, (made - self.real) / 2)]
-        return {"steps": steps, **self._figures(noised, made)}, torch.stack(first).clamp(-1, 1)
+        """Measure `steps`, each process a part of the images.
+
+        Give figures and a sheet [4, shown, C, H, W] in [-1, 1].
+        """
+
+        def both(mine: Tensor) -> Tensor:
+            parts = [self._noise_and_denoise(rows, steps) for rows in mine.split(_BATCH)]
+            return torch.cat(parts)
+
+        noised, made = on_all(self.subject.engine, len(self.index), both).unbind(1)
+        first = (self.real, noised, made, (made - self.real) / 2)
+        sheet = torch.stack([part[: self.subject.options.num_shown].float() for part in first])
+        return {"steps": steps, **self._figures(noised, made)}, sheet.clamp(-1, 1)
+
+    def _noise_and_denoise(self, rows: Tensor, steps: int) -> Tensor:
+        """Give some of the images noised and denoised, [n, 2, C, H, W]."""
+        options, rows = self.subject.options, rows.to(self.real.device)
+        draws = Draws.of(options.seed, self.numbers[rows])
+        noised = partial.noise(self.objective, self.pixels[rows], draws, steps)
+        made = partial.denoise(
+            self.objective, self.subject.nets, noised, self.labels[rows], draws, steps,
+            options.sampler, options.evaluations, options.guidance,
+        )  # fmt: skip
+        return torch.stack([noised, made], dim=1)
 
     def _figures(self, noised: Tensor, made: Tensor) -> dict[str, float]:
         net, real = self.subject.classifier, self.real
@@ -104,16 +118,6 @@ class Denoiser:
                 f"class_seen_{name}": float(right.mean()),
             }
         return found
-
-
-def _in_turn(labels: np.ndarray, options: Namespace) -> np.ndarray:
-    """Choose test images by number, of each class in turn, in an order of the seed."""
-    order = permutation(options.seed, 0, len(labels)).numpy()
-    rank = np.empty(len(order), dtype=np.int64)  # of an image among those of its class
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        rank[of_class] = np.arange(len(of_class))
-    return np.lexsort((labels, rank))[: options.num_images]
 
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
@@ -169,12 +173,7 @@ def folder_of(options: Namespace) -> Path:
 
 def choose_steps(text: str, total: int) -> list[int]:
     """Read numbers of steps; raises UserError where the schedule has no such."""
-    try:
-        steps = [int(part) for part in str(text).split(",")]
-    except ValueError:
-        raise UserError(
-            f"--steps is '{text}': give whole numbers with commas, as 50,10,5"
-        ) from None
+    steps = read_list("--steps", str(text), int)
     for step in steps:
         if not 1 <= step <= total:
             raise UserError(

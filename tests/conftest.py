@@ -20,7 +20,7 @@ import yaml
 from cluster import Cluster
 from PIL import Image
 from processes import free_port, kill_all
-from tiny import TINY
+from tiny import SCRIPTS, TINY
 
 from shards import shapes
 from shards.build import build
@@ -228,6 +228,25 @@ def run_warm(
         return Result(code, (said / "stdout").read_text(), (said / "stderr").read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    run_warm: Callable[..., Result],
+    tiny_configs: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """Return what gives the folder of a family's smallest run, trained when first asked for."""
+
+    @functools.cache
+    def train(family: str) -> Path:
+        folder = tmp_path_factory.mktemp("trained") / family
+        script = ROOT / "launch" / SCRIPTS[family]
+        done = run_warm(script, "--config", tiny_configs[family], "--run.dir", folder)
+        assert done.code == 0, done.stderr
+        return folder
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from tiny import SCRIPTS, TINY
 from torch import Tensor
 
 from dgm.layers import recompute_activations
-from dgm.objective import Batch, InitializedByData, Likelihood, Pictured
+from dgm.objective import Batch, Encoder, InitializedByData, Latent, Likelihood, Pictured
+from dgm.pixels import scale
 from dgm.rng import Draws
 from launch.command import parse
 from launch.families import FAMILIES
@@ -120,6 +121,34 @@ def test_pictures_are_sheets_of_images(build: Callable, family: str):
     for name, images in sheets.items():
         assert images.shape[2:] == (3, 32, 32) and images.ndim == 5, name
         assert bool(images.isfinite().all()) and images.abs().max() <= 1 + 1e-6, name
+
+
+@family_of_each
+def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, family: str):
+    parts = build(family)
+    objective, nets = parts.objective, {name: net.eval() for name, net in parts.nets.items()}
+    assert isinstance(objective, Latent)
+    given, draws = batch(2)
+    with torch.no_grad():
+        z = objective.latents(draws)
+        made = objective.decode(nets, z, given.labels)
+        assert z.shape[0] == 2 and z.ndim == 2 and made.shape == (2, 3, 32, 32)
+        assert made.abs().max() <= 1
+        # The sampler that decodes, at full temperature.
+        whole = {
+            "gan": {}, "vae": {"temperature": 1.0}, "flow": {"temperature": 1.0},
+            "diffusion": {"sampler": "ddim", "steps": 50, "guidance": 1.0, "clip": False},
+        }[family]  # fmt: skip
+        torch.testing.assert_close(made, objective.sample(nets, 2, given.labels, draws, **whole))
+        if family == "gan":
+            assert not isinstance(objective, Encoder)
+            return
+        assert isinstance(objective, Encoder)
+        found = objective.encode(nets, given, draws)
+        assert found.shape == z.shape and bool(found.isfinite().all())
+        near = (objective.decode(nets, found, given.labels) - scale(given.images)).abs()
+    if family != "vae":  # which keeps but a summary
+        assert near.mean() < 2 / 128  # as far as dequantising noise goes
 
 
 @family_of_each

@@ -18,12 +18,14 @@ from dgm.diffusion.prediction import (
     loss_weight,
     to_x_0_and_eps,
 )
-from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
+from dgm.diffusion.samplers import Denoiser, SamplerName, ddim, ddim_inverse, run_sampler
 from dgm.diffusion.schedule import make_schedule
 from dgm.errors import UserError
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import scale
 from dgm.rng import Draws
+
+_MAP_STEPS = 50  # of DDIM between noise and images, either way
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,26 @@ class DiffusionObjective:
             )  # fmt: skip
             made.append(x[start - first :].clamp(-1, 1))
         return torch.cat(made)
+
+    def latents(self, draws: Draws) -> Tensor:
+        """Draw the noise that samples begin with, [B, D]."""
+        return draws.normal("latent", self.image_shape, self.dtype).permute(0, 3, 1, 2).flatten(1)
+
+    def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        """Find the noise [B, D] of which `decode` makes these images, for their classes."""
+        denoiser = self.denoiser(nets["net"], batch.labels, clip=False)
+        x_0 = scale(batch.images, self.dtype)
+        steps = min(_MAP_STEPS, self.config.num_timesteps)
+        return ddim_inverse(denoiser, x_0, self.schedule, steps).flatten(1)
+
+    def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Map noise to images in [-1, 1] by DDIM, which draws none of its own: a fixed map."""
+        height, width, channels = self.image_shape
+        denoiser = self.denoiser(nets["net"], labels, clip=False)
+        x = z.unflatten(1, (channels, height, width)).to(memory_format=torch.channels_last)
+        unused = Draws.of(0, torch.arange(len(z), device=z.device))
+        steps = min(_MAP_STEPS, self.config.num_timesteps)
+        return ddim(denoiser, x, self.schedule, unused, steps).clamp(-1, 1)
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:

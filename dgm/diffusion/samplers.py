@@ -108,6 +108,26 @@ def ddim(
     return x
 
 
+def ddim_inverse(
+    denoiser: Denoiser, x: Tensor, schedule: Schedule, steps: int, repeats: int = 3
+) -> Tensor:
+    """Find the noise of which `ddim` without noise of its own makes x: undo it step by step.
+
+    A step is x_s = cos(d) x_t - sin(d) v(x_t), d the difference of the levels' angles (as in
+    `heun`), hence x_t = (x_s + sin(d) v(x_t)) / cos(d), which is solved by fixed-point iteration
+    from x_s. One repeat is the encoding of Song et al. 2021 (section 4.3), which the sampler does
+    not quite undo; more come closer to its inverse.
+    """
+    for _, here, there in reversed(list(_pairs(schedule, steps))):
+        angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
+        known = x
+        for _ in range(repeats):
+            said = denoiser(x, here.t)
+            v = here.alpha * said.eps - here.sigma * said.x_0
+            x = (known + math.sin(angle) * v) / math.cos(angle)
+    return x
+
+
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the last step is of first order."""
     previous_x_0, previous_h = None, 0.0

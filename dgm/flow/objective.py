@@ -78,6 +78,18 @@ class FlowObjective:
             "log_det_bits_per_dim": log_det,
         }
 
+    def latents(self, draws: Draws) -> Tensor:
+        """Draw z of the prior, [B, D]."""
+        return draws.normal("latent", (math.prod(self.image_shape),), self.dtype)
+
+    def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        """Map stored images, dequantised, to z, [B, D]."""
+        return nets["flow"](dequantize(batch.images, draws, self.dtype))[0]
+
+    def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map z to images, held within [-1, 1]; there are no classes to ask for."""
+        return cast(Flow, nets["flow"]).inverse(z).clamp(-1, 1)
+
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
@@ -88,12 +100,10 @@ class FlowObjective:
         """
         config = SampleConfig(**{**vars(self.sample_config), **knobs})
         _check(config)
-        flow = cast(Flow, nets["flow"])
         parts = []
         for start in range(0, count, config.batch):
             own = draws.part(slice(start, min(start + config.batch, count)))
-            x = flow.inverse(config.temperature * self._latents(own))
-            parts.append(x.clamp(-1, 1))
+            parts.append(self.decode(nets, config.temperature * self.latents(own)))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -114,19 +124,17 @@ class FlowObjective:
         `interpolation`: a row from one image to another along a line in z; `temperatures`: the
         same latents at a temperature per row, from 0.5 to 1.
         """
-        flow = cast(Flow, nets["flow"])
         rows = min(_PAIRS, max(1, len(batch.images) // 2))
-        images = batch.images[: 2 * rows]
-        z, _ = flow(dequantize(images, draws.part(slice(len(images))), self.dtype))
+        part = slice(2 * rows)
+        z = self.encode(nets, Batch(batch.images[part], batch.labels[part]), draws.part(part))
         share = torch.linspace(0, 1, _COLUMNS, dtype=self.dtype, device=z.device)[:, None]
         lines = torch.lerp(z[:rows, None], z[-rows:, None], share)
         index = torch.arange(_COLUMNS, device=z.device)
-        latents = self._latents(Draws(draws.key, index, torch.zeros_like(index)))
+        latents = self.latents(Draws(draws.key, index, torch.zeros_like(index)))
         heated = torch.stack([temperature * latents for temperature in _TEMPERATURES])
 
         def drawn(z: Tensor) -> Tensor:
-            images = flow.inverse(z.flatten(0, 1)).clamp(-1, 1)
-            return images.unflatten(0, tuple(z.shape[:2]))
+            return self.decode(nets, z.flatten(0, 1)).unflatten(0, tuple(z.shape[:2]))
 
         return {"interpolation": drawn(lines), "temperatures": drawn(heated)}
 
@@ -144,9 +152,6 @@ class FlowObjective:
         if self.config.flip:
             images = flip_images(images, draw_mirrored(draws))
         return dequantize(images, draws, self.dtype)
-
-    def _latents(self, draws: Draws) -> Tensor:
-        return draws.normal("latent", (math.prod(self.image_shape),), self.dtype)
 
 
 def _check(sample: SampleConfig) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dgm.errors import UserError
 from dgm.gan.augment import Augmentation, augment
 from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
+from dgm.latent_space import along_sphere
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import draw_mirrored, flip_images, scale
 from dgm.rng import Draws
@@ -131,6 +131,14 @@ class GanObjective:
     def _latent(self, draws: Draws, purpose: str) -> Tensor:
         return draws.normal(f"{purpose}/latent", (self.latent,), self.dtype)
 
+    def latents(self, draws: Draws) -> Tensor:
+        """Draw the latents of samples, [B, latent]."""
+        return self._latent(draws, "sample")
+
+    def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Make images of latents, [B, C, H, W] in [-1, 1]; labels [B] where classes are told."""
+        return nets["generator"](z, None if self.num_classes is None else labels).to(self.dtype)
+
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
@@ -138,7 +146,7 @@ class GanObjective:
         """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i."""
         config = SampleConfig(**{**vars(self.sample_config), **knobs})
         _check(self.config, config)
-        latent = config.truncation * self._latent(draws, "sample")
+        latent = config.truncation * self.latents(draws)
         labels = None if self.num_classes is None else labels
         if self.num_classes is not None and labels is None:
             labels = draws.integers("sample/label", self.num_classes)
@@ -149,25 +157,15 @@ class GanObjective:
         for start in range(0, len(latent), batch):
             part = slice(start, start + batch)
             told = None if labels is None else labels[part]
-            parts.append(nets["generator"](latent[part], told).to(self.dtype))
+            parts.append(self.decode(nets, latent[part], told))
         return torch.cat(parts)
 
     @torch.no_grad()
     def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Draw the way from one latent to another: `interpolation`, [rows, 10, C, H, W].
-
-        Latents lie near a sphere, so the way is along it (White 2016, "Sampling generative
-        networks", section 2.1).
-        """
+        """Draw the way from one latent to another: `interpolation`, [rows, 10, C, H, W]."""
         rows = len(batch.labels) // 2
         start, end = self._latent(draws, "picture")[: 2 * rows].chunk(2)
-        share = torch.linspace(0, 1, 10, dtype=self.dtype, device=start.device)[None, :, None]
-        cosine = functional.cosine_similarity(start, end)[:, None, None]
-        angle = torch.arccos(cosine.clamp(-1, 1))
-        path = (
-            torch.sin((1 - share) * angle) * start[:, None]
-            + torch.sin(share * angle) * end[:, None]
-        ) / torch.sin(angle)
+        path = along_sphere(start, end, 10)
         labels = None
         if self.num_classes is not None:
             labels = batch.labels[:rows].repeat_interleave(10)

@@ -12,7 +12,7 @@ from dgm.report.read import Curve
 
 NUM_STYLES = 8  # colours and dash patterns of style.py
 _COLUMNS = 300  # into which a long curve is thinned, each with its least and its greatest value
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 12, 44
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def chart(
     values = [value for _, curve in curves.values() for value in curve.values]
     seen = [s for _, curve in curves.values() for s in curve.seen]
     log = min(values) > 0 and 10 < max(values) / min(values) < math.inf
-    x = Axis(min(0, *seen), max(seen), _LEFT, width - _RIGHT)
-    y = Axis(*_spread(min(values), max(values), log), height - _BOTTOM, _TOP, log)
+    x = Axis(min(0, *seen), max(seen), LEFT, width - RIGHT)
+    y = Axis(*spread(min(values), max(values), log), height - BOTTOM, TOP, log)
     drawn = [_line(key, style, curve, x, y, not small) for style, curve in curves.values()]
     title = f"{key} over images seen" + (", logarithmic" if log else "")
     picture = element(
-        "svg", _edges(x, y, width, height, unit(key) + (" (log)" if log else "")), *drawn,
+        "svg", edges(x, y, width, height, unit(key) + (" (log)" if log else "")), *drawn,
         viewBox=f"0 0 {width} {height}", role="img", aria_label=title,
     )  # fmt: skip
     legend = [_legend(key, name, *shown, small, named) for name, shown in curves.items()]
@@ -70,14 +70,18 @@ def chart(
 
 
 def _legend(key: str, name: str, style: int, curve: Curve, small: bool, named: bool) -> Html:
-    swatch = element(
-        "svg", element("line", x1=0, y1=6, x2=34, y2=6, class_=f"curve s{style}"),
-        viewBox="0 0 34 12", class_="swatch", aria_hidden="true",
-    )  # fmt: skip
     last = f"last {number(curve.values[-1])}"
     best = None if small else _best(key, curve)
     said = last if best is None else f"{best[2]}, {last}"
-    return element("li", *((swatch, f"{name}: ") if named else ()), said)
+    return element("li", *((swatch(style), f"{name}: ") if named else ()), said)
+
+
+def swatch(style: int) -> Html:
+    """Draw a piece of a line, for a legend."""
+    return element(
+        "svg", element("line", x1=0, y1=6, x2=34, y2=6, class_=f"curve s{style}"),
+        viewBox="0 0 34 12", class_="swatch", aria_hidden="true",
+    )  # fmt: skip
 
 
 def _line(key: str, style: int, curve: Curve, x: Axis, y: Axis, marked: bool) -> Html:
@@ -120,7 +124,10 @@ def thin(curve: Curve) -> list[tuple[float, float]]:
     return [*kept, points[-1]]
 
 
-def _edges(x: Axis, y: Axis, width: int, height: int, label: str) -> Html:
+def edges(
+    x: Axis, y: Axis, width: int, height: int, label: str, below: str = "images seen"
+) -> Html:
+    """Draw the lines and numbers of both axes, each with its label."""
     parts = []
     for value in y.ticks():
         at = y.place(value)
@@ -135,7 +142,7 @@ def _edges(x: Axis, y: Axis, width: int, height: int, label: str) -> Html:
         *parts,
         element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="tick"),
         element(
-            "text", "images seen", x=(x.start + x.end) / 2, y=height - 6, text_anchor="middle"
+            "text", below, x=(x.start + x.end) / 2, y=height - 6, text_anchor="middle"
         ),
         element(
             "text", label, x=14, y=middle, text_anchor="middle",
@@ -144,7 +151,7 @@ def _edges(x: Axis, y: Axis, width: int, height: int, label: str) -> Html:
     )  # fmt: skip
 
 
-def _spread(low: float, high: float, log: bool) -> tuple[float, float]:
+def spread(low: float, high: float, log: bool) -> tuple[float, float]:
     """Leave some room below and above."""
     if log:
         room = (high / low) ** 0.04

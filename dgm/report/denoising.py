@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from dgm.report.markup import Html, element, join
+from dgm.report.numbers import percent
+from dgm.report.plots import Line, plot
+from dgm.report.studies import number_in, rows_in, show_sheets, show_study, text_in
+from dgm.report.tables import listing
 
 _PANELS = {
     "psnr_db": "PSNR to the real image, dB",
@@ -12,6 +19,8 @@ _PANELS = {
     "feature_distance": "distance in the classifier's features",
     "class_seen": "share whose class is seen",
 }
+_KINDS = ("noised", "denoised")
+_COLUMNS = ["steps", *(f"{measure}_{kind}" for measure in _PANELS for kind in _KINDS)]
 _STYLES = {"denoised": ("#0072b2", "-", "o"), "noised": ("#d55e00", "--", "s")}
 
 
@@ -38,3 +47,54 @@ def save_curves(points: Sequence[Mapping[str, float]], class_seen_real: float, p
     partial = path.with_name(f".{path.name}.tmp")
     figure.savefig(partial, format="png")
     os.replace(partial, path)
+
+
+def show_denoised(folder: Path, of: str) -> Html | None:
+    """Show `denoised/` of a run folder: sheets, figures, curves; None where there is none."""
+
+    def show(found: dict[str, Any]) -> Html:
+        rows = rows_in(found, "steps", *_COLUMNS)
+        curve = rows_in(found, "curve", *_COLUMNS)
+        real = number_in(found, "class_seen_real")
+        count, total = (number_in(found, name) for name in ("num_images", "num_timesteps"))
+        told = (
+            f"{count:g} test images, noised by some of the {total:g} steps of the run's schedule "
+            f"and denoised from there by {text_in(found, 'sampler')}, after "
+            f"{number_in(found, 'images_seen'):,} images seen. A classifier sees the class of "
+            f"{percent(real)} of the real ones."
+        )
+        sheets = [
+            (
+                f"steps-{row['steps']:04g}.png",
+                f"{row['steps']:g} steps of noise. Rows: real, noised, denoised, and what was "
+                "changed (grey: nothing)",
+            )
+            for row in rows
+        ]
+        heads = [name.replace("_", " ").replace("psnr db", "PSNR, dB,") for name in _COLUMNS]
+        heads = [head.replace("ssim", "SSIM") for head in heads]
+        table = listing(
+            "Nearness to the real images", heads, [[row[name] for name in _COLUMNS] for row in rows]
+        )
+        return join(
+            element("p", told),
+            show_sheets(folder / "denoised", sheets, of),
+            table,
+            _charts(curve, real),
+        )
+
+    return show_study(folder, "denoised/denoising.json", "launch/denoise.py", show)
+
+
+def _charts(curve: list[dict[str, Any]], real: float) -> Html | None:
+    charts = []
+    for measure, title in _PANELS.items():
+        lines = [
+            Line(kind, [(row["steps"], row[f"{measure}_{kind}"]) for row in curve])
+            for kind in reversed(_KINDS)
+        ]
+        if measure == "class_seen":
+            lines.append(Line("real", [(1, real)], level=True))
+        charts.append(plot(title, "steps of noise", lines, log=True))
+    drawn = [chart for chart in charts if chart is not None]
+    return element("div", *drawn, class_="charts") if drawn else None

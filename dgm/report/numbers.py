@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-_SHARES = ("consistency", "accuracy")
+_SHARES = ("consistency", "accuracy", "certainty", "class seen")
 _UNITS = {
     "images_per_s": "images/s",
     "bits_per_dim": "bits per dimension",

@@ -14,7 +14,12 @@ from dgm.errors import UserError
 from dgm.train.checkpoint import MANIFEST
 from dgm.train.run_folder import read_config
 
-LOGGED = ("train/", "eval/", "time/", "memory/")
+LOGGED = ("train/", "eval/", "time/", "memory/", "energy/")
+ENERGY = {
+    "energy/gpu_kwh": "GPU of the first process",
+    "energy/packages_kwh": "processor packages of its machine",
+}
+"""Metrics of energy since the run began, and what each covers."""
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
 
@@ -94,6 +99,11 @@ class Run:
         wall = self.lines[-1].get("wall_s") if self.lines else None
         return wall if _finite(wall) else None
 
+    def energy_kwh(self, key: str) -> float | None:
+        """Give the energy spent until the last log that knows it; None where none does."""
+        values = self.curve(key).values
+        return values[-1] if values else None
+
     def spent_s(self) -> dict[str, float]:
         """Add up seconds of waiting (`data_wait`) and of each pause: `save`, `sample`, `eval`."""
         keys = [k for k in self.keys if k.startswith("time/") and k.endswith("_s")]
@@ -143,7 +153,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from None
     lines = []
     for number, text in enumerate(texts, 1):
-        line = _object(text)
+        line = as_object(text)
         if line is not None and _finite(line.get("images_seen")):
             lines.append(line)
         elif number < len(texts):
@@ -160,7 +170,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         texts = path.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [line for text in texts if (line := _object(text)) is not None]
+    return [line for text in texts if (line := as_object(text)) is not None]
 
 
 def newest_saved(folder: Path) -> int | None:
@@ -195,7 +205,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = _object(path.read_text(errors="replace"))
+        found = as_object(path.read_text(errors="replace"))
     except OSError:
         found = None
     if found is None:
@@ -203,7 +213,8 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     return found or {}
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def as_object(text: str) -> dict[str, Any] | None:
+    """Read a JSON object; None where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

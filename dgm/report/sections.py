@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from dgm.report.denoising import show_denoised
+from dgm.report.exploring import show_explored
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import duration, number, percent
 from dgm.report.pictures import show_generated, show_samples
-from dgm.report.read import Run
+from dgm.report.read import ENERGY, Run
 from dgm.report.tables import as_text, evaluation_tables, facts, listing
 
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
@@ -47,6 +49,8 @@ def parts_of(run: Run, grids: int, heading: str = "h2") -> Html:
         section("Samples through training", show_samples(run.folder, run.name, grids)),
         section("Made with the trained run", show_generated(run.folder, run.name)),
         section("Evaluation", _evaluation(run)),
+        section("Explored", show_explored(run.folder, run.name)),
+        section("Denoised test images", show_denoised(run.folder, run.name)),
         section("Cost", cost(run)),
         section("Run it again", again(run)),
         section("Starts", _starts(run)),
@@ -79,6 +83,11 @@ def cost(run: Run) -> Html | None:
     memory = run.curve("memory/peak_gib").values
     if memory:
         rows.append(("peak memory of the first process", f"{max(memory):.2f} GiB"))
+    for key, covered in ENERGY.items():
+        if (energy := run.energy_kwh(key)) is not None:
+            read = sum(key in line for line in run.lines)
+            share = "" if read == len(run.lines) else f", read in {read} of {len(run.lines)} logs"
+            rows.append((f"energy of the {covered}", f"{number(energy)} kWh{share}"))
     return facts("What it took", rows)
 
 
@@ -92,9 +101,15 @@ def again(run: Run) -> Html | None:
     dirty = "The code had changes that are in no commit: the result may differ."
     unknown = "It is not known of which commit the code was."
     note = dirty if run.environment.get("git_dirty") else None if commit else unknown
+    nodes = _nodes(run.environment)
+    where = (
+        f"On each of the {nodes} nodes, with the first one's address for HOST_OF_NODE_0 and its "
+        f"own number, 0 to {nodes - 1}, for N."
+    )
+    notes = [where] * (nodes > 1) + ([] if note is None else [note])
     return join(
         element("pre", element("code", "\n".join(lines))),
-        None if note is None else element("p", note, class_="note"),
+        *(element("p", text, class_="note") for text in notes),
     )
 
 
@@ -105,10 +120,20 @@ def _started(environment: dict[str, Any], command: list[str]) -> list[str]:
     zero = re.search(r"ZeRO-(\d)", engine)
     if zero is None and processes == 1:
         return ["python", f"launch/{script}", *options]
-    file = f"zero{zero[1]}" + "_offload" * ("on the CPU" in engine) if zero else "ddp"
+    nodes = _nodes(environment)
+    ddp = "ddp_nodes" if nodes > 1 else "ddp"
+    file = f"zero{zero[1]}" + "_offload" * ("on the CPU" in engine) if zero else ddp
     config = ["--config_file", f"launch/configs/accelerate/{file}.yaml"]
     count = ["--num_processes", str(processes)]
+    if nodes > 1:
+        count += ["--num_machines", str(nodes), "--main_process_ip", "HOST_OF_NODE_0"]
+        count += ["--main_process_port", "29500", "--machine_rank", "N"]
     return ["accelerate", "launch", *config, *count, f"launch/{script}", *options]
+
+
+def _nodes(environment: dict[str, Any]) -> int:
+    nodes = environment.get("num_nodes")
+    return nodes if isinstance(nodes, int) and not isinstance(nodes, bool) else 1
 
 
 def _evaluation(run: Run) -> Html | None:

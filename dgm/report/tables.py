@@ -9,7 +9,7 @@ from typing import Any
 
 from dgm.report.markup import Html, element
 from dgm.report.numbers import duration, figure, higher_is_better, number
-from dgm.report.read import Run
+from dgm.report.read import ENERGY, Run
 
 _COUNTS = ("num_", "images_seen", "importance_samples")  # how it was measured, no result
 _NOTHING = "–"
@@ -91,9 +91,25 @@ def facts(caption: str, rows: Iterable[tuple[str, object]]) -> Html:
 
 
 def listing(caption: str, heads: list[str], rows: list[list[object]]) -> Html:
-    """Make a table with a head for each column."""
-    head = element("tr", *(element("th", name, scope="col") for name in heads))
-    lines = [element("tr", *(element("td", value) for value in row)) for row in rows]
+    """Make a table with a head for each column; numbers are written by what their head says."""
+    numeric = [_numeric([row[k] for row in rows]) for k in range(len(heads))]
+    head = element(
+        "tr",
+        *(
+            element("th", name, scope="col", class_="number" if right else None)
+            for name, right in zip(heads, numeric, strict=True)
+        ),
+    )
+    lines = [
+        element(
+            "tr",
+            *(
+                element("td", _said(name, value), class_="number" if right else None)
+                for name, value, right in zip(heads, row, numeric, strict=True)
+            ),
+        )
+        for row in rows
+    ]
     table = element(
         "table",
         element("caption", caption),
@@ -144,6 +160,10 @@ def _results(runs: list[Run]) -> list[Column]:
     speeds = [run.median("time/images_per_s") for run in runs]
     walls = [run.wall_s() for run in runs]
     seen = [run.images_seen for run in runs]
+    for key, covered in ENERGY.items():
+        spent = [run.energy_kwh(key) for run in runs]
+        if any(energy is not None for energy in spent):
+            columns.append(Column(f"kWh, {covered}", spent, [_text(v) for v in spent]))
     return [
         *columns,
         Column("images/s, median", speeds, [_text(v) for v in speeds], True),
@@ -168,6 +188,12 @@ def _over_training(key: str, runs: list[Run], higher: bool | None) -> list[Colum
         Column(f"{key}, {word}", values, [_text(v) for v in values], higher),
         Column(f"{word} after images", seen, [_text(s) for s in seen]),
     ]
+
+
+def _said(name: str, value: object) -> object:
+    if value is None:
+        return _NOTHING
+    return figure(name, value) if isinstance(value, int | float) else value
 
 
 def _text(value: float | None) -> str:

@@ -74,6 +74,13 @@ def read_launch(precision: str) -> Launched:
     return Launched(int(os.environ.get("WORLD_SIZE", "1")), zero)
 
 
+def count_nodes() -> int:
+    """Count the machines that the launcher started processes on, as many on each."""
+    processes, local = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    # Who starts processes by hand may not say how many there are on a machine.
+    return processes // local if "LOCAL_WORLD_SIZE" in os.environ and local > 0 else 1
+
+
 def _check_agreement(precision: str) -> None:
     """Refuse what the launcher would change behind the run's configuration."""
     told = _told("ACCELERATE_MIXED_PRECISION")

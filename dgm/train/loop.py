@@ -17,6 +17,7 @@ from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
+from dgm.train.energy import EnergyMeter, find_counters
 from dgm.train.fit import fitting
 from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
@@ -70,6 +71,7 @@ class Run:
         self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
         self.images_seen = self.step = 0
         self.wall_s = 0.0
+        self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
         self.saved_at = -1
         self.measured: dict[str, float] = {}  # by the job's evaluation, not yet in the log
         self.best: dict[str, Any] | None = None  # the best of what it measured so far
@@ -145,6 +147,7 @@ class Run:
         self.images_seen, self.step = state["images_seen"], state["step"]
         self.wall_s, self.saved_at = state["wall_s"], self.images_seen
         self.best = state.get("best")
+        self.energy.start(state.get("energy_kwh", {}))
         self.meter.restore(state["meter"], self.engine)
 
     def start_telling(self) -> None:
@@ -165,6 +168,7 @@ class Run:
         start_trackers(engine, job.settings, self.step)
         self.progress = Progress(self.config.total_images, self.images_seen, engine.is_main)
         self.clock = Clock(self.images_seen)
+        self.energy.start(self.energy.total)
 
     def update(self, phase: Phase, number: int) -> None:
         """Take one optimizer step of a phase, the `number`-th, over all micro-batches."""
@@ -202,6 +206,7 @@ class Run:
         """Count the step."""
         self.images_seen += self.config.global_batch
         self.step += 1
+        self.energy.tick()
         self.progress.advance(min(self.images_seen, self.config.total_images))
 
     def due(self, every: int) -> bool:
@@ -243,6 +248,7 @@ class Run:
             **self.measured,
             **self.clock.read(self.images_seen),
             "memory/peak_gib": round(peak_memory_gib(self.engine.device), 3),
+            **self.energy.read(),
         }
         self.clock.start(self.images_seen)
         self.measured = {}
@@ -281,6 +287,7 @@ class Run:
                 "step": self.step,
                 "wall_s": self.wall_s + self.clock.elapsed_s(),
                 "meter": meter,
+                **self.energy.state(),
                 "best": self.best,
                 "data_id": self.job.data_id,
                 "image_shape": list(self.job.image_shape),

@@ -20,6 +20,7 @@ import yaml
 
 from dgm.errors import UserError
 from dgm.train.engine import Engine
+from dgm.train.launched import count_nodes
 
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
@@ -103,7 +104,7 @@ def record_start(
 ) -> None:
     """Write `environment.json` for this start and add a line to `starts.jsonl`."""
     environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
-    environment["world_size"] = engine.world_size
+    environment |= {"world_size": engine.world_size, "num_nodes": count_nodes()}
     write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"time": when, "images_seen": images_seen, "changed": changed, **environment}

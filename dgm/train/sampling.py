@@ -15,6 +15,7 @@ from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
 from dgm.train.fit import is_lack_of_memory
+from dgm.train.spread import on_all
 
 _SHOWN = 20  # stored images that a family is given to show something with
 
@@ -33,23 +34,23 @@ def sample_on_all(
 
     An image follows from (seed, index, label) alone, however many processes there are.
     """
-    count = len(index)
-    each = -(-count // engine.world_size)
-    # The last process may lack a few; it repeats the last image, and all take equal parts.
-    mine = torch.arange(engine.rank * each, (engine.rank + 1) * each).clamp(max=count - 1)
-    own_index, own_labels = index[mine].to(engine.device), labels[mine].to(engine.device)
-    with engine.autocast():
+
+    def make(mine: Tensor) -> Tensor:
+        draws = Draws.of(seed, index[mine].to(engine.device))
         try:
-            part = objective.sample(nets, each, own_labels, Draws.of(seed, own_index), **knobs)
+            with engine.autocast():
+                own_labels = labels[mine].to(engine.device)
+                return objective.sample(nets, len(mine), own_labels, draws, **knobs)
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
                 raise
-            batch = knobs.get("batch", getattr(objective.sample_config, "batch", each))
+            batch = knobs.get("batch", getattr(objective.sample_config, "batch", len(mine)))
             raise UserError(
                 f"{batch} images at a time cannot be made in the memory of {engine.device}: lower "
                 "sample.batch (--batch of launch/sample.py), which changes no image"
             ) from error
-    return engine.gather(part)[:count]
+
+    return on_all(engine, len(index), make)
 
 
 def draw_sheets(

@@ -98,6 +98,22 @@ class VAEObjective:
             "active_latents": (per_dimension > _ACTIVE).to(kl.dtype).mean(),
         }
 
+    def latents(self, draws: Draws) -> Tensor:
+        """Draw latents of the prior, [B, latent]."""
+        return draws.normal("latent", (self.latent,), self.dtype)
+
+    def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        """Give the means of q(z | x), [B, latent]; nothing is drawn."""
+        return self._encode(nets, batch).mu
+
+    def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Give the decoder's means, held within [-1, 1]; there are no classes to ask for."""
+        return decode(cast(VAE, nets["vae"]), z)
+
+    def kl_by_latent(self, nets: Nets, batch: Batch) -> Tensor:
+        """Compute KL(q(z | x) || N(0, 1)) of each latent dimension, nats [B, latent]."""
+        return self._encode(nets, batch).kl()
+
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
@@ -113,7 +129,7 @@ class VAEObjective:
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
             own = draws.part(part)
-            z = config.temperature * own.normal("latent", (self.latent,), self.dtype)
+            z = config.temperature * self.latents(own)
             if config.add_noise:
                 parts.append(draw_pixels(self.config.likelihood, net.decoder(z), own))
             else:

@@ -192,3 +192,25 @@ def test_deterministic_samplers_draw_nothing(name: SamplerName, monkeypatch: pyt
     run_sampler(name, gaussian(schedule), x, schedule, draws, 10)
     with pytest.raises(AssertionError, match="drew noise"):
         run_sampler("ddpm", gaussian(schedule), x, schedule, draws, 10)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_inverse_of_ddim_finds_the_noise_again_and_closer_with_repeats(kind: str):
+    schedule = make_schedule(kind, 1000)
+    denoiser, (x, draws) = gaussian(schedule), latent(8)
+    made = samplers.ddim(denoiser, x, schedule, draws, 20)
+    errors = []
+    for repeats in (1, 3, 12):
+        found = samplers.ddim_inverse(denoiser, made, schedule, 20, repeats)
+        again = samplers.ddim(denoiser, found, schedule, draws, 20)
+        errors.append(float((again - made).abs().max()))
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-4)
+
+
+def test_inverse_of_ddim_reaches_a_level_without_signal():
+    schedule = make_schedule("cosine", 100, zero_terminal_snr=True)
+    denoiser, (x, draws) = gaussian(schedule), latent(8)
+    made = samplers.ddim(denoiser, x, schedule, draws, 20)
+    found = samplers.ddim_inverse(denoiser, made, schedule, 20)
+    assert bool(found.isfinite().all())

@@ -64,7 +64,7 @@ def checkpoints(folder: Path) -> list[int]:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl without what a clock or the memory says."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    measured = ("wall_s", "time/", "memory/")
+    measured = ("wall_s", "time/", "memory/", "energy/")
     return [{k: v for k, v in line.items() if not k.startswith(measured)} for line in lines]
 
 

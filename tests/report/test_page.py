@@ -171,7 +171,39 @@ def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
         "accelerate launch --config_file launch/configs/accelerate/zero2_offload.yaml "
         "--num_processes 2 launch/train_ddpm.py" in text
     )
-    assert "changes that are in no commit" in text
+    assert "changes that are in no commit" in text and "HOST_OF_NODE_0" not in text
+
+
+@pytest.mark.parametrize(("engine", "file"), [("DDP", "ddp_nodes"), ("DeepSpeed ZeRO-2", "zero2")])
+def test_command_of_several_nodes_says_what_each_has_to_be_told(
+    tmp_path: Path, engine: str, file: str
+) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    started = {"engine": f"{engine} on 8 processes", "world_size": 8, "num_nodes": 2}
+    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **started}))
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert (
+        f"accelerate launch --config_file launch/configs/accelerate/{file}.yaml "
+        "--num_processes 8 --num_machines 2 --main_process_ip HOST_OF_NODE_0 "
+        "--main_process_port 29500 --machine_rank N launch/train_ddpm.py" in text
+    )
+    assert "On each of the 2 nodes" in text and "0 to 1, for N" in text
+
+
+def test_energy_is_shown_with_what_it_covers(tmp_path: Path) -> None:
+    gpu, packages = {"energy__gpu_kwh": [0.5, 1.25]}, {"energy__packages_kwh": [0.1, 0.2]}
+    folder = write_run(tmp_path / "x", [2.0, 1.0], **gpu, **packages)
+    text = Seen(make_page("x", [opened(folder)], [])).text
+    assert "energy of the GPU of the first process1.25 kWh" in text
+    assert "energy of the processor packages of its machine0.2 kWh" in text and "logs0" not in text
+    path = folder / "metrics.jsonl"  # which went on where no GPU could be read
+    path.write_text(path.read_text().replace(', "energy/gpu_kwh": 1.25', ""))
+    other = write_run(tmp_path / "y", [2.0, 1.0])
+    runs = [opened(folder), opened(other)]
+    assert "0.5 kWh, read in 1 of 2 logs" in Seen(make_page("x", runs[:1], [])).text
+    page = make_page("both", runs, [])
+    assert "kWh, GPU of the first process" in page and 'best">0.5' not in page
+    assert "kWh" not in make_page("y", runs[1:], [])
 
 
 def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dgm.errors import UserError
 from dgm.train.engine import Engine
 from dgm.train.introduce import times_held
 from dgm.train.job import TrainConfig, check
-from dgm.train.launched import Launched, Zero, read_launch
+from dgm.train.launched import Launched, Zero, count_nodes, read_launch
 from dgm.train.optim import OptimConfig
 from dgm.train.zero import check_shards
 
@@ -170,3 +170,21 @@ def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
         assert path.stem == f"zero{zero['zero_stage']}" + "_offload" * offload
         assert zero["offload_optimizer_device"] == ("cpu" if offload else "none")
         assert (zero["offload_param_device"] == "cpu") == (path.stem == "zero3_offload")
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "4"}, 1),  # started by hand: nobody says where
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}, 4),
+    ],
+)
+def test_nodes_are_counted(
+    launch: Callable, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], nodes: int
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    launch(**variables)
+    assert count_nodes() == nodes

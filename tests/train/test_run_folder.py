@@ -172,7 +172,10 @@ def test_each_start_is_recorded(tmp_path: Path, engine: Engine):
     assert [start["images_seen"] for start in starts] == [0, 640]
     assert starts[1]["changed"] == {"train.total_images": [100, 200]}
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["world_size"] == 1 and environment["engine"] == "one process"
+    assert (
+        environment["world_size"] == environment["num_nodes"] == 1
+        and environment["engine"] == "one process"
+    )
     assert "torch" in environment["versions"] and environment["devices"]
 
 
