@@ -33,23 +33,24 @@ def sample_on_all(
 
     An image follows from (seed, index, label) alone, however many processes there are.
     """
-    count = len(index)
-    each = -(-count // engine.world_size)
-    # The last process may lack a few; it repeats the last image, and all take equal parts.
-    mine = torch.arange(engine.rank * each, (engine.rank + 1) * each).clamp(max=count - 1)
-    own_index, own_labels = index[mine].to(engine.device), labels[mine].to(engine.device)
-    with engine.autocast():
-        try:
-            part = objective.sample(nets, each, own_labels, Draws.of(seed, own_index), **knobs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_lack_of_memory(error):
-                raise
-            batch = knobs.get("batch", getattr(objective.sample_config, "batch", each))
-            raise UserError(
-                f"{batch} images at a time cannot be made in the memory of {engine.device}: lower "
-                "sample.batch (--batch of launch/sample.py), which changes no image"
-            ) from error
-    return engine.gather(part)[:count]
+
+    def make(rows: Tensor) -> Tensor:
+        own_index, own_labels = index[rows].to(engine.device), labels[rows].to(engine.device)
+        draws = Draws.of(seed, own_index)
+        with engine.autocast():
+            try:
+                return objective.sample(nets, len(rows), own_labels, draws, **knobs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_lack_of_memory(error):
+                    raise
+                config = objective.sample_config
+                batch = knobs.get("batch", getattr(config, "batch", len(rows)))
+                raise UserError(
+                    f"{batch} images at a time cannot be made in the memory of {engine.device}: "
+                    "lower sample.batch (--batch of launch/sample.py), which changes no image"
+                ) from error
+
+    return engine.spread(len(index), make)
 
 
 def draw_sheets(
