@@ -190,9 +190,7 @@ class DiffusionObjective:
         return torch.stack(terms, dim=1)
 
     @torch.no_grad()
-    def errors_at(
-        self, nets: Nets, batch: Batch, t: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
+    def errors_at(self, nets: Nets, batch: Batch, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Measure stored images noised to timesteps t, int64 [B]: each [B], a mean over pixels.
 
         The error that the training weighs and averages, and the squared error of eps.

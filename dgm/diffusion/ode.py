@@ -7,6 +7,7 @@ sigma x_0 as the net predicts them, and the log-density along a path changes by 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -60,7 +61,7 @@ def ode_log_density(
             v = alphas[t] * said.eps - sigmas[t] * said.x_0
             return v.detach(), _divergence(v, here, probe)
 
-    for here, there in zip(chosen, chosen[1:], strict=False):
+    for here, there in itertools.pairwise(chosen):
         step = angles[there] - angles[here]
         v, spread = flow(x, here)
         ahead, spread_ahead = flow(x + step * v, there)
@@ -72,9 +73,10 @@ def ode_log_density(
 
 def path(schedule: Schedule, steps: int) -> list[int]:
     """Choose `steps` + 1 timesteps from 0 to T - 1, evenly in log(alpha / sigma); fewer if T is."""
-    ratio = 0.5 * schedule.snr.clamp(min=1e-12).log()
+    # Where next to nothing of the image is left, steps would be wasted.
+    ratio = 0.5 * schedule.snr.clamp(min=1e-5).log()
     wanted = torch.linspace(float(ratio[0]), float(ratio[-1]), steps + 1, dtype=torch.float64)
-    rows = torch.searchsorted(-ratio, -wanted).clamp(max=schedule.num_timesteps - 1)
+    rows = torch.searchsorted(-ratio, -wanted[:-1]).clamp(max=schedule.num_timesteps - 1)
     return sorted({0, *rows.tolist(), schedule.num_timesteps - 1})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,11 +19,15 @@ def spread_within(features: Tensor) -> float:
     count = len(features)
     if count < 2:
         return 0.0
-    return float(sum(d.sum() for d in distances(features, features)) / (count * (count - 1)))
+    return sum(float(d.sum()) for d in distances(features, features)) / (count * (count - 1))
 
 
 def diversity_by_class(
-    engine: Engine, made: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor,
+    engine: Engine,
+    made: Tensor,
+    labels: Tensor,
+    real: Tensor,
+    real_labels: Tensor,
     classes: list[str],
 ) -> dict[str, dict[str, float]]:
     """Compare generated images [M, D] with real ones [N, D], class by class.
@@ -38,8 +44,9 @@ def diversity_by_class(
     for label, name in enumerate(classes):
         own, theirs = made[labels == label][:_MOST], real[real_labels == label]
         theirs = theirs[: max(LEAST_REAL, min(len(own), _MOST))]
-        found["diversity_by_class"][name] = spread_within(own) / spread_within(theirs)
-        reach = radii(engine, theirs, COVERAGE_NEIGHBOURS)
+        widest = spread_within(theirs)
+        found["diversity_by_class"][name] = spread_within(own) / widest if widest else math.nan
+        reach = radii(engine, theirs, COVERAGE_NEIGHBOURS).cpu()
         covered = 0.0
         if len(own):
             near = torch.cat([d.min(1).values for d in distances(theirs, own)])

@@ -25,6 +25,10 @@ class Near:
         """Look for images [N, D] among train [M, D]; D are features or grey levels."""
         return Near(*nearest(engine, images, train))
 
+    def scaled(self, factor: float) -> Near:
+        """Give the same with distances in another unit."""
+        return Near(self.distance * factor, self.row)
+
 
 def memorisation(made: Near, test: Near) -> dict[str, float]:
     """Compare how near generated images and real test images lie to training images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -99,5 +100,6 @@ def _write(path: Path, header: dict[str, object], made: Described) -> None:
         save_file(tensors, partial, {"header": json.dumps(header)})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         warnings.warn(f"{path} cannot be written and is made each time: {error}", stacklevel=2)

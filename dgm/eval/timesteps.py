@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -23,8 +24,13 @@ STRATA = 20  # timesteps that each image is noised to, one of each twentieth of 
 
 
 def bound_by_timestep(
-    engine: Engine, objective: DiffusionObjective, nets: Nets, data: Images, index: Tensor,
-    seed: int, batch: int = 100,
+    engine: Engine,
+    objective: DiffusionObjective,
+    nets: Nets,
+    data: Images,
+    index: Tensor,
+    seed: int,
+    batch: int = 100,
 ) -> dict[str, Any]:
     """Measure the variational bound as `bits_per_dim` does, and its terms by timestep.
 
@@ -53,8 +59,13 @@ def bound_by_timestep(
 
 
 def loss_by_timestep(
-    engine: Engine, objective: DiffusionObjective, nets: Nets, data: Images, index: Tensor,
-    seed: int, batch: int = 100,
+    engine: Engine,
+    objective: DiffusionObjective,
+    nets: Nets,
+    data: Images,
+    index: Tensor,
+    seed: int,
+    batch: int = 100,
 ) -> dict[str, Any]:
     """Measure the loss on stored images, on average and by quarter of the timesteps.
 
@@ -91,10 +102,16 @@ def loss_by_timestep(
 
 
 def bits_by_ode(
-    engine: Engine, objective: DiffusionObjective, nets: Nets, data: Images, index: Tensor,
-    seed: int, steps: int, batch: int = 50,
+    engine: Engine,
+    objective: DiffusionObjective,
+    nets: Nets,
+    data: Images,
+    index: Tensor,
+    seed: int,
+    steps: int,
+    batch: int = 50,
 ) -> dict[str, Any]:
-    """Measure bits per dimension of stored images by the probability-flow ODE, `ode_nats`."""  # fmt: skip
+    """Measure bits per dimension of stored images by the ODE's density, as `ode_nats` does."""
 
     def measure(given: Batch, draws: Draws) -> Tensor:
         return ode_nats(objective, nets, given, draws, steps) * as_bits(given)
@@ -108,6 +125,6 @@ def quartiles(total: int) -> dict[str, slice]:
     ends = [math.ceil(total * k / QUARTILES) for k in range(QUARTILES + 1)]
     return {
         f"t {first} to {end - 1}": slice(first, end)
-        for first, end in zip(ends, ends[1:], strict=False)
+        for first, end in itertools.pairwise(ends)
         if end > first
     }
