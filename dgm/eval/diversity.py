@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -33,9 +31,10 @@ def diversity_by_class(
     """Compare generated images [M, D] with real ones [N, D], class by class.
 
     diversity_by_class: mean distance between two generated images over that of two real ones, 1
-    where they are as various, 0 where all are the same. coverage_by_class: share of real images
-    that have a generated one as near as their fifth real neighbour (Naeem et al. 2020, equation
-    3), with as many real images as generated ones, 0.97 where they are alike. share_by_class: how
+    where they are as various (or the real ones are all the same), 0 where all are the same.
+    coverage_by_class: share of real images that have a generated one as near as their fifth real
+    neighbour (Naeem et al. 2020, equation 3), with as many real images as generated ones, 0.97
+    where they are alike. share_by_class: how
     many of the generated images are of the class.
     """  # fmt: skip
     found: dict[str, dict[str, float]] = {
@@ -45,7 +44,7 @@ def diversity_by_class(
         own, theirs = made[labels == label][:_MOST], real[real_labels == label]
         theirs = theirs[: max(LEAST_REAL, min(len(own), _MOST))]
         widest = spread_within(theirs)
-        found["diversity_by_class"][name] = spread_within(own) / widest if widest else math.nan
+        found["diversity_by_class"][name] = spread_within(own) / widest if widest else 1.0
         reach = radii(engine, theirs, COVERAGE_NEIGHBOURS).cpu()
         covered = 0.0
         if len(own):

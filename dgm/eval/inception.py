@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ def inception_features(path: Path, device: torch.device) -> Features:
         found = net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
         return found[0], found[1]
 
+    if digest != SHA256:
+        warnings.warn(
+            f"{path} holds other weights of Inception than the standard ones (sha256 {digest}): "
+            "what is measured compares with nothing published", stacklevel=2,
+        )  # fmt: skip
     name = "inception" if digest == SHA256 else f"inception-{digest[:8]}"
     resizer = f"bilinear to {SIDE} x {SIDE} as TensorFlow 1 does it, within torch-fidelity's net"
     return Features(name, digest[:12], resizer, see, 50)

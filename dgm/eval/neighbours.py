@@ -40,12 +40,13 @@ def memorisation(made: Near, test: Near) -> dict[str, float]:
     """
     median, expected = made.distance.median(), test.distance.median()
     line = test.distance.quantile(_FEW)
-    return {
+    found = {
         "distance": float(median),
         "distance_of_test": float(expected),
-        "ratio": float(median / expected) if expected > 0 else float("nan"),
         "nearer_than_test": float((made.distance < line).double().mean()),
     }
+    # Where the test images are training images, nothing can be said.
+    return {**found, "ratio": float(median / expected)} if expected > 0 else found
 
 
 def nearest_first(near: Near, count: int) -> Tensor:

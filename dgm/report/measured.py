@@ -84,7 +84,7 @@ def _split(name: str) -> tuple[str, str]:
 def table(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Lay out the figures of runs side by side, line by line; what is the same for all once."""
     names = list(dict.fromkeys(name for found in runs.values() for name in found))
-    wide = max(14, *(len(name) + 2 for name in runs))
+    wide = max(18, *(len(name) + 2 for name in runs))
     yield _line("", list(runs), wide)
     yield _line("images seen", [f"{found['images_seen']:,}" for found in runs.values()], wide)
     for name in names:
@@ -128,4 +128,6 @@ def _cell(name: str, value: object) -> str:
 
 
 def _line(first: str, cells: list[str], wide: int, note: str = "") -> str:
-    return (f"{first:42}" + "".join(f"{cell:>{wide}}" for cell in cells) + f"  {note}").rstrip()
+    return (
+        f"{first:40}" + "".join(f" {cell:>{wide - 1}}" for cell in cells) + f"  {note}"
+    ).rstrip()

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from dgm.errors import UserError
 from dgm.eval import inception
 from dgm.eval.distances import class_score, squared_mmd
-from dgm.eval.frechet import Moments, frechet_distance
 from dgm.eval.inception import SHA256, SIZE, URL, inception_features
 from dgm.eval.manifold import overlap
 from dgm.train.engine import Engine
@@ -51,11 +50,11 @@ def test_figures_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
     from torch_fidelity import calculate_metrics
 
     weights = write_random_weights(tmp_path / "weights.pth")
-    sets = Pictures(0, 12), Pictures(7, 12)
+    sets = Pictures(0, 8), Pictures(5, 8)
     theirs = calculate_metrics(
         input1=sets[0], input2=sets[1], feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=str(weights), fid=True, kid=True, isc=True, prc=True,
-        kid_subsets=1, kid_subset_size=12, isc_splits=2, samples_shuffle=False, cuda=False,
+        feature_extractor_weights_path=str(weights), kid=True, isc=True, prc=True,
+        kid_subsets=1, kid_subset_size=8, isc_splits=2, samples_shuffle=False, cuda=False,
         cache=False, save_cpu_ram=True, verbose=False,
     )  # fmt: skip
     features = inception_features(weights, CPU)
@@ -63,16 +62,14 @@ def test_figures_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
     (made, logits), (real, _) = (
         features.describe(engine, len(part), part.pixels.__getitem__) for part in sets
     )
-    assert made.shape == (12, 2048) and logits.shape == (12, 1008)
+    assert made.shape == (8, 2048) and logits.shape == (8, 1008)
     found = {
-        "frechet_inception_distance": frechet_distance(Moments.of(made), Moments.of(real)),
         "kernel_inception_distance_mean": squared_mmd(made, real),
         "inception_score_mean": class_score(logits, splits=2),
         **{k: v for k, v in overlap(engine, made, real).items() if k in ("precision", "recall")},
     }
-    # Theirs averages features in float32 and multiplies them in it for the kernel.
-    expected = {name: pytest.approx(theirs[name], rel=1e-5) for name in found}
-    assert found == expected
+    # Theirs has a kernel of about 1 in float32, whose differences these are.
+    assert found == {name: pytest.approx(theirs[name], rel=1e-6, abs=1e-6) for name in found}
 
 
 @pytest.mark.slow
