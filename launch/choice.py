@@ -36,7 +36,7 @@ def choose_measures(subject: Subject) -> list[str]:
             "choose diversity"
         )
     if "bits_per_dim" in names:
-        has_likelihood(trained.objective, "--measure")
+        has_likelihood(trained.objective, "--measure", "distances")
     samples = subject.options.importance_samples
     if samples and not isinstance(trained.objective, ImportanceWeighted):
         raise UserError(

@@ -171,7 +171,7 @@ def _flat(pixels: np.ndarray) -> torch.Tensor:
 def bits(subject: Subject) -> Figures:
     """Measure bits per dimension of test images, with their terms."""
     options, index = subject.options, _tested(subject)
-    objective = has_likelihood(subject.trained.objective, "--measure")
+    objective = has_likelihood(subject.trained.objective, "--measure", "distances")
     told = {"num_test_images": len(index), "importance_samples": options.importance_samples}
     engine, nets, test = subject.engine, subject.nets, subject.test
     if isinstance(objective, DiffusionObjective):
