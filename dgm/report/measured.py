@@ -21,7 +21,8 @@ _LABELS = {
     "bound": "bits/dim, bound",
     "importance_weighted": "bits/dim, closer bound",
     "error": "standard error of it",
-    "diversity": "diversity",
+    "loss_error": "standard error of the loss",
+    "eps_mse_error": "standard error of that of eps",
 }
 _NOTES = {
     "fid": "Frechet distance in Inception's features; 0 is equal",

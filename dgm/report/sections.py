@@ -11,10 +11,11 @@ import yaml
 
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import duration, number, percent
-from dgm.report.pictures import show_generated, show_samples
+from dgm.report.pictures import embed, show_generated, show_samples
 from dgm.report.read import Run
 from dgm.report.tables import as_text, evaluation_tables, facts, listing
 
+_SHEET = "generated images nearest to training images, above these, by features and by pixels"
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
 
 
@@ -112,8 +113,10 @@ def _started(environment: dict[str, Any], command: list[str]) -> list[str]:
 
 
 def _evaluation(run: Run) -> Html | None:
-    tables = evaluation_tables(run.evaluation, "Measured by launch/evaluate.py")
-    return element("div", *tables, class_="grids") if tables else None
+    parts = evaluation_tables(run.evaluation, "Measured by launch/evaluate.py")
+    sheets = sorted(run.folder.glob("neighbours-*.png"))
+    parts += [embed(path, f"{path.name}: {_SHEET}", run.name) for path in sheets]
+    return element("div", *parts, class_="grids") if parts else None
 
 
 def _starts(run: Run) -> Html | None:

@@ -159,7 +159,9 @@ def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
         "bits_per_dim": {"bound": 3.25, "error": 0.0125},
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
+    write_picture(folder / "neighbours-cifar.png")
     text = Seen(make_page("x", [opened(folder)], [])).text
+    assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
     assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
     assert "0123abcd" not in text and "spread" not in text and "0.9625" not in text
