@@ -31,10 +31,9 @@ from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from dgm.train.spread import on_all
 from launch.command import parse_options, read_list, run
-from launch.evaluate import Subject
 from launch.sample import choose_checkpoint
+from launch.subject import Subject
 from launch.trained import open_trained
 from shards.read import open_shards
 
@@ -89,7 +88,7 @@ class Denoiser:
             parts = [self._noise_and_denoise(rows, steps) for rows in mine.split(_BATCH)]
             return torch.cat(parts)
 
-        noised, made = on_all(self.subject.engine, len(self.index), both).unbind(1)
+        noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
         first = (self.real, noised, made, (made - self.real) / 2)
         sheet = torch.stack([part[: self.subject.options.num_shown].float() for part in first])
         return {"steps": steps, **self._figures(noised, made)}, sheet.clamp(-1, 1)

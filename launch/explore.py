@@ -29,9 +29,9 @@ from dgm.report.exploring import save_plots
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
 from launch.command import parse_options, read_list, run
-from launch.evaluate import Subject
 from launch.explorer import Explorer
 from launch.sample import choose_checkpoint
+from launch.subject import Subject
 from launch.trained import Trained, open_trained
 from shards.read import open_shards
 

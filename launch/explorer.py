@@ -15,14 +15,17 @@ from dgm.errors import UserError
 from dgm.eval import walks
 from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import to_input
+from dgm.eval.features import of_classifier
 from dgm.eval.likeness import psnr
-from dgm.eval.settings import Judge, real_moments, try_settings
+from dgm.eval.real import describe_real
+from dgm.eval.settings import Judge, try_settings
 from dgm.latent_space import along_directions, along_line, along_sphere
 from dgm.objective import Encoder, Latent
 from dgm.rng import Draws
-from dgm.train.spread import on_all
 from dgm.vae.objective import VAEObjective
-from launch.evaluate import Subject
+from launch.subject import Subject
+from launch.training import identify
+from shards.folders import cache_root
 
 COLUMNS = 11  # of a walk
 REACH = 3.0  # standard deviations of the prior, either way
@@ -115,7 +118,7 @@ class Explorer:
             return objective.kl_by_latent(subject.nets, walks.load(subject.test, mine, device))
 
         with torch.no_grad():
-            kl, latents = on_all(self.engine, number, told).double().mean(0).topk(count)
+            kl, latents = self.engine.spread(number, told).double().mean(0).topk(count)
         rows = [
             {"latent": int(latent), "kl_nats": float(nats)}
             for latent, nats in zip(latents, kl, strict=True)
@@ -144,11 +147,11 @@ class Explorer:
         """Make the same draws at each setting, and measure them beside real test images."""
         subject, options = self.subject, self.subject.options
         labels = torch.arange(options.num_images) % self.num_classes
-        judge = Judge(
-            subject.classifier,
-            real_moments(self.engine, subject.classifier, subject.real),
-            self.by_class,
-        )
+        seen = describe_real(
+            self.engine, cache_root(), of_classifier(subject.classifier), subject.real,
+            identify(subject.real),
+        )  # fmt: skip
+        judge = Judge(subject.classifier, seen.moments, self.by_class)
         fixed = {} if options.sampler is None else {"sampler": options.sampler}
         rows, sheet = try_settings(
             self.engine, subject.trained.objective, subject.nets, judge, settings, labels,

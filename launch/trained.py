@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ class Trained:
     nets: dict[str, nn.Module]  # on the CPU, frozen
     classes: list[str]
     images_seen: int
+    fingerprint: str = ""  # of the checkpoint's contents
 
 
 def open_trained(
@@ -37,17 +39,21 @@ def open_trained(
     if not config.is_file():
         raise UserError(f"{folder} is not a run folder (no config.yaml): name one of runs/")
     saved = folder / "checkpoints"
-    path = checkpoint.newest(saved) if isinstance(images_seen, str | None) else None
-    if images_seen == "best":
-        images_seen = _best(folder, path)
-    if isinstance(images_seen, int):
-        path = saved / f"{images_seen:09d}"
-    if path is None:
-        raise UserError(f"{folder} holds no whole checkpoint yet: train it first")
-    fault = checkpoint.find_fault(path)
-    if fault is not None:
-        raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
-    loaded = checkpoint.read(path)
+    if images_seen is None:
+        loaded, fingerprint = _read_newest(folder)
+    else:
+        seen = _best(folder) if images_seen == "best" else images_seen
+        path = saved / f"{seen:09d}"
+        fault = checkpoint.find_fault(path)
+        if fault is not None:
+            raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
+        try:
+            loaded, fingerprint = _read(path)
+        except FileNotFoundError:
+            raise UserError(
+                f"checkpoint {path} was removed while it was read, for a run at work keeps its "
+                "newest ones only: choose another, or none for the newest"
+            ) from None
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
     family, parts = rebuild(config, (height, width, channels), len(classes))
@@ -58,10 +64,28 @@ def open_trained(
     nets = {name: in_channels_last(net).eval() for name, net in parts.nets.items()}
     for net in nets.values():
         net.requires_grad_(False)
-    return Trained(family, parts.objective, nets, classes, loaded.state["images_seen"])
+    seen = loaded.state["images_seen"]
+    return Trained(family, parts.objective, nets, classes, seen, fingerprint)
 
 
-def _best(folder: Path, newest: Path | None) -> int:
+def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:
+    while (path := checkpoint.newest(folder / "checkpoints")) is not None:
+        try:
+            return _read(path)
+        except FileNotFoundError:
+            # A run at work has removed it meanwhile, and so has written newer ones.
+            if path.exists():
+                raise
+    raise UserError(f"{folder} holds no whole checkpoint yet: train it first")
+
+
+def _read(path: Path) -> tuple[checkpoint.Checkpoint, str]:
+    manifest = (path / checkpoint.MANIFEST).read_bytes()
+    return checkpoint.read(path), hashlib.sha256(manifest).hexdigest()[:12]
+
+
+def _best(folder: Path) -> int:
+    newest = checkpoint.newest(folder / "checkpoints")
     best = None if newest is None else checkpoint.read_state(newest).get("best")
     if best is None:
         raise UserError(

@@ -17,6 +17,7 @@ ONLY_IN = {
     "normflows": ("launch/benchmarks/",),
     "pythae": ("launch/benchmarks/",),
     "submitit": ("slurm/",),
+    "torch_fidelity": ("dgm/eval/",),
 }
 
 

@@ -16,6 +16,7 @@ from dgm.diffusion.prediction import (
     PredictionKind,
     Weighting,
     loss_weight,
+    target,
     to_x_0_and_eps,
 )
 from dgm.diffusion.samplers import Denoiser, SamplerName, ddim, ddim_inverse, run_sampler
@@ -189,19 +190,45 @@ class DiffusionObjective:
 
         `decoder` is L_0, `steps` the sum of L_1 to L_{T-1}, `prior` L_T; one forward pass per t.
         """
+        terms = self.nats_by_timestep(nets, batch, draws)
+        prior = likelihood.prior(self.schedule, scale(batch.images, self.dtype))
+        return {"decoder": terms[:, 0], "steps": terms[:, 1:].sum(1), "prior": prior}
+
+    @torch.no_grad()
+    def nats_by_timestep(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        """Compute the bound's terms L_0 to L_{T-1} of stored images, nats [B, T]."""
         alphas, sigmas, _ = self._levels(batch.images.device)
         labels = None if self.num_classes is None else batch.labels
         denoiser = self.denoiser(nets["net"], labels, clip=True)
-        x_0 = scale(batch.images, self.dtype)
-        terms = {"decoder": x_0.new_zeros(len(x_0)), "steps": x_0.new_zeros(len(x_0))}
+        x_0, terms = scale(batch.images, self.dtype), []
         for t in range(self.config.num_timesteps):
             eps = draws.at(t).normal("likelihood", self.image_shape, self.dtype)
             x_t = alphas[t] * x_0 + sigmas[t] * eps.permute(0, 3, 1, 2)
             said = denoiser(x_t, t)
             times = torch.full((len(x_0),), t, device=x_0.device)
-            nats = likelihood.term(self.schedule, times, x_0, x_t, said.x_0, said.variance_fraction)
-            terms["steps" if t else "decoder"] += nats
-        return {**terms, "prior": likelihood.prior(self.schedule, x_0)}
+            terms.append(
+                likelihood.term(self.schedule, times, x_0, x_t, said.x_0, said.variance_fraction)
+            )
+        return torch.stack(terms, dim=1)
+
+    @torch.no_grad()
+    def errors_at(self, nets: Nets, batch: Batch, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Measure stored images noised to timesteps t, int64 [B]: each [B], a mean over pixels.
+
+        The error that the training weighs and averages, and the squared error of eps.
+        """
+        alphas, sigmas, snr = self._levels(batch.images.device)
+        alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
+        x_0 = scale(batch.images, self.dtype)
+        eps = draws.normal("noise", self.image_shape, self.dtype).permute(0, 3, 1, 2)
+        x_t = alpha * x_0 + sigma * eps
+        labels = None if self.num_classes is None else batch.labels
+        output = self._split(nets["net"](x_t, t, labels))[0].to(self.dtype)
+        kind, weighting = self.config.prediction, self.config.weighting
+        error = (output - target(kind, x_0, eps, alpha, sigma)).square().flatten(1).mean(1)
+        weight = loss_weight(kind, weighting, snr[t], self.config.min_snr_gamma)
+        eps_hat = to_x_0_and_eps(kind, output, x_t, alpha, sigma)[1]
+        return weight * error, (eps_hat - eps).square().flatten(1).mean(1)
 
     def denoiser(
         self, net: nn.Module, labels: Tensor | None, guidance: float = 1.0, clip: bool = True

@@ -34,7 +34,8 @@ class EvalConfig:
     """Images between two measurements; 0 measures nothing."""
     metric: Metric = "fd_classifier"
     """fd_classifier: Frechet distance between real and generated images in the features of a
-    classifier trained on the real ones; bits_per_dim: of test images, for models that know it."""
+    classifier trained on the real ones, FD-cifar of launch/evaluate.py; bits_per_dim: of test
+    images, for models that know it."""
     num_images: int = 2000
     """Images to generate, or test images to look at."""
 
@@ -68,12 +69,12 @@ def make_evaluation(
     return _frechet(config, objective, engine, real, cache)
 
 
-def has_likelihood(objective: Objective, key: str) -> Likelihood:
-    """Give the objective as one with a likelihood; raises UserError naming `key` else."""
+def has_likelihood(objective: Objective, key: str, other: str = "fd_classifier") -> Likelihood:
+    """Give the objective as one with a likelihood; else UserError names `key` and `other`."""
     if not isinstance(objective, Likelihood):
         raise UserError(
             f"{key} is bits_per_dim, but this family gives images no likelihood: "
-            "choose fd_classifier, or train a vae, a flow or a diffusion model"
+            f"choose {other}, or train a vae, a flow or a diffusion model"
         )
     return objective
 

@@ -16,9 +16,7 @@ from dgm.eval.likeness import feature_distance
 from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
 from dgm.train.engine import Engine
-from dgm.train.feed import Images
 from dgm.train.sampling import sample_on_all
-from dgm.train.spread import on_all
 
 _AT_A_TIME = 250  # pairs of images that are compared
 
@@ -47,15 +45,6 @@ class Judge:
         else:
             found["class_certainty"] = float(seen.softmax(1).amax(1).double().mean())
         return {**found, "diversity": diversity(self.net, made, labels if self.by_class else None)}
-
-
-def real_moments(engine: Engine, net: Classifier, data: Images) -> Moments:
-    """Measure the features of every image of a data set, each process a part."""
-
-    def work(mine: Tensor) -> Tensor:
-        return describe(net, data.images(mine.numpy())).to(engine.device)
-
-    return Moments.of(on_all(engine, len(data), work))
 
 
 def diversity(net: Classifier, made: Tensor, labels: Tensor | None) -> float:

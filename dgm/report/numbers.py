@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-_SHARES = ("consistency", "accuracy", "certainty", "class seen")
+_SHARES = (
+    "consistency", "accuracy", "certainty", "class seen", "precision", "recall", "coverage",
+    "share_", "nearer_than",
+)  # fmt: skip
 _UNITS = {
     "images_per_s": "images/s",
     "bits_per_dim": "bits per dimension",
@@ -83,12 +86,15 @@ def unit(key: str) -> str:
 def higher_is_better(key: str) -> bool | None:
     """Say which of two values of a metric is the better; None where neither is."""
     last = key.split("/")[-1]
-    if "_on_real_" in key or last == "error":  # of the judge, not of the run; of the measure
+    if "_on_real_" in key or last.endswith("error"):  # of the judge, not of the run; of the measure
+        return None
+    if last.startswith(("nearer_than", "share_")):  # best where it is as of real images
         return None
     if is_share(key):
         return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim
-    if last == "elbo" or "images_per_s" in key:
+    if last == "elbo" or "images_per_s" in key or last.startswith(("score_", "inception_score")):
         return True
-    lower = last.startswith(("loss", "fd_", "bits_per_dim")) or last.endswith(("nll", "distance"))
+    begins = ("loss", "fd_", "kd_", "fid", "kid", "eps_mse", "bits_per_dim")
+    lower = last.startswith(begins) or last.endswith(("nll", "distance"))
     whole = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
     return False if lower or whole else None

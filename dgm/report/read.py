@@ -20,6 +20,8 @@ ENERGY = {
     "energy/packages_kwh": "processor packages of its machine",
 }
 """Metrics of energy since the run began, and what each covers."""
+SPREAD = "spread_over_seeds"
+"""In evaluation.json: standard deviations of figures over seeds, by their names."""
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
 
@@ -140,6 +142,12 @@ def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> 
     )
 
 
+def state_of(folder: Path) -> str:
+    """Say whether a run is finished, stopped, or still being written."""
+    total = read_config(folder / "config.yaml").get("train.total_images")
+    return _state(folder, total, read_log(folder / "metrics.jsonl"), newest_saved(folder))
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read `metrics.jsonl`; a last line that is torn, as the run is writing it, is left out.
 
@@ -180,14 +188,19 @@ def newest_saved(folder: Path) -> int | None:
 
 
 def flatten_figures(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """List the numbers of nested dictionaries by `name/part`; classes are no parts."""
+    """List the numbers of nested dictionaries by `name/part`; classes and seeds are no parts."""
     figures = []
     for name, value in found.items():
-        if isinstance(value, dict) and not name.endswith("_by_class"):
+        if isinstance(value, dict) and not is_detail(name):
             figures += flatten_figures(value, f"{prefix}{name}/")
         elif _finite(value):
             figures.append((prefix + name, value))
     return figures
+
+
+def is_detail(name: str) -> bool:
+    """Say whether a dictionary takes a figure apart, or says how far it is known."""
+    return name.endswith(("_by_class", "_by_quartile")) or name == SPREAD
 
 
 def _state(folder: Path, total: Any, lines: list[dict[str, Any]], saved: int | None) -> str:

@@ -13,10 +13,11 @@ from dgm.report.denoising import show_denoised
 from dgm.report.exploring import show_explored
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import duration, number, percent
-from dgm.report.pictures import show_generated, show_samples
+from dgm.report.pictures import embed, show_generated, show_samples
 from dgm.report.read import ENERGY, Run
 from dgm.report.tables import as_text, evaluation_tables, facts, listing
 
+_SHEET = "generated images nearest to training images, above these, by features and by pixels"
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
 
 
@@ -137,8 +138,10 @@ def _nodes(environment: dict[str, Any]) -> int:
 
 
 def _evaluation(run: Run) -> Html | None:
-    tables = evaluation_tables(run.evaluation, "Measured by launch/evaluate.py")
-    return element("div", *tables, class_="grids") if tables else None
+    parts = evaluation_tables(run.evaluation, "Measured by launch/evaluate.py")
+    sheets = sorted(run.folder.glob("neighbours-*.png"))
+    parts += [embed(path, f"{path.name}: {_SHEET}", run.name) for path in sheets]
+    return element("div", *parts, class_="grids") if parts else None
 
 
 def _starts(run: Run) -> Html | None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgm.report.markup import Html, element
+from dgm.report.measured import label, note, shown
 from dgm.report.numbers import duration, figure, higher_is_better, number
-from dgm.report.read import ENERGY, Run
+from dgm.report.read import ENERGY, SPREAD, Run, is_detail
 
-_COUNTS = ("num_", "images_seen", "importance_samples")  # how it was measured, no result
+# How it was measured, no result.
+_COUNTS = ("num_", "images_seen", "importance_samples", "first_seed", "timesteps_per_image")
 _NOTHING = "–"
 
 
@@ -120,12 +122,13 @@ def listing(caption: str, heads: list[str], rows: list[list[object]]) -> Html:
 
 
 def evaluation_tables(found: dict[str, Any], caption: str, share: str = "") -> list[Html]:
-    """Show figures in tables, one for each dictionary; shares in percent."""
-    plain = {name: value for name, value in found.items() if not isinstance(value, dict)}
+    """Show figures in tables, one for each dictionary, with what each is; shares in percent."""
+    plain = {k: v for k, v in found.items() if not isinstance(v, dict | list) and k != "checkpoint"}
     rows = [
         element(
-            "tr", element("th", name, scope="row"),
-            element("td", figure(share or name, value), class_="number"),
+            "tr", element("th", label(name), scope="row"),
+            element("td", figure(share, value) if share else shown(name, found), class_="number"),
+            element("td", note(name)) if any(map(note, plain)) else None,
         )
         for name, value in plain.items()
     ]  # fmt: skip
@@ -133,8 +136,9 @@ def evaluation_tables(found: dict[str, Any], caption: str, share: str = "") -> l
         [element("table", element("caption", caption), element("tbody", *rows))] if rows else []
     )
     for name, value in found.items():
-        if isinstance(value, dict):
-            tables += evaluation_tables(value, name, share or name)
+        if isinstance(value, dict) and name != SPREAD:
+            title = name.replace("_", " ") + (f": {note(name)}" if note(name) else "")
+            tables += evaluation_tables(value, title, name if is_detail(name) else share)
     return tables
 
 
@@ -153,10 +157,11 @@ def _results(runs: list[Run]) -> list[Column]:
         columns += _over_training(key, runs, higher_is_better(key))
     results = [run.results() for run in runs]
     for name in dict.fromkeys(name for found in results for name in found):
-        if not name.startswith(_COUNTS):
+        if not name.split("/")[-1].startswith(_COUNTS):
             values = [found.get(name) for found in results]
             texts = [_NOTHING if v is None else figure(name, v) for v in values]
-            columns.append(Column(name, values, texts, higher_is_better(name)))
+            head = "/".join(map(label, name.split("/")))
+            columns.append(Column(head, values, texts, higher_is_better(name)))
     speeds = [run.median("time/images_per_s") for run in runs]
     walls = [run.wall_s() for run in runs]
     seen = [run.images_seen for run in runs]

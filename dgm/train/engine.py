@@ -201,6 +201,17 @@ class Engine:
         """Concatenate each process's equal part along the first dimension, in order of rank."""
         return self.accelerator.gather(part.contiguous())
 
+    def spread(self, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """Do `work` on the rows 0 to count - 1 (int64, on the CPU), each process an equal part.
+
+        It gives a tensor with a first dimension of as many; all processes get the whole of it, and
+        all must ask.
+        """
+        each = -(-count // self.world_size)
+        # The last processes may lack a few rows; they repeat the last one, so parts are equal.
+        own = torch.arange(self.rank * each, (self.rank + 1) * each).clamp(max=count - 1)
+        return self.gather(work(own).to(self.device))[:count]
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Compute in the engine's precision, for nets that it did not wrap."""
         return self.accelerator.autocast()

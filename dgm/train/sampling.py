@@ -15,7 +15,6 @@ from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
 from dgm.train.fit import is_lack_of_memory
-from dgm.train.spread import on_all
 
 _SHOWN = 20  # stored images that a family is given to show something with
 
@@ -35,22 +34,23 @@ def sample_on_all(
     An image follows from (seed, index, label) alone, however many processes there are.
     """
 
-    def make(mine: Tensor) -> Tensor:
-        draws = Draws.of(seed, index[mine].to(engine.device))
-        try:
-            with engine.autocast():
-                own_labels = labels[mine].to(engine.device)
-                return objective.sample(nets, len(mine), own_labels, draws, **knobs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_lack_of_memory(error):
-                raise
-            batch = knobs.get("batch", getattr(objective.sample_config, "batch", len(mine)))
-            raise UserError(
-                f"{batch} images at a time cannot be made in the memory of {engine.device}: lower "
-                "sample.batch (--batch of launch/sample.py), which changes no image"
-            ) from error
+    def make(rows: Tensor) -> Tensor:
+        own_index, own_labels = index[rows].to(engine.device), labels[rows].to(engine.device)
+        draws = Draws.of(seed, own_index)
+        with engine.autocast():
+            try:
+                return objective.sample(nets, len(rows), own_labels, draws, **knobs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_lack_of_memory(error):
+                    raise
+                config = objective.sample_config
+                batch = knobs.get("batch", getattr(config, "batch", len(rows)))
+                raise UserError(
+                    f"{batch} images at a time cannot be made in the memory of {engine.device}: "
+                    "lower sample.batch (--batch of launch/sample.py), which changes no image"
+                ) from error
 
-    return on_all(engine, len(index), make)
+    return engine.spread(len(index), make)
 
 
 def draw_sheets(

@@ -22,13 +22,6 @@ from dgm.train.engine import Engine
 from shards import shapes
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
-    return Engine("no")
-
-
 class Shapes:
     """Images of two classes that nobody can mix up: circles and bars."""
 

@@ -101,10 +101,12 @@ def test_evaluation_judges_real_and_generated_images(
     run_warm: Callable, trained: Path, tiny_shards: Path
 ) -> None:
     options = ["--per_class", 3, "--epochs", 1, "--test_shards", tiny_shards]
+    options += ["--measure", "class_consistency"]
     done = run_warm(EVALUATE, trained, *options)
     assert done.code == 0, done.stderr
-    found = json.loads((trained / "evaluation.json").read_text())
-    assert found["num_generated"] == 30 and found["images_seen"] == 256
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    found = evaluation["class_consistency"]
+    assert found["num_generated"] == 30 and evaluation["images_seen"] == 256
     by_class = found["class_consistency_by_class"]
     assert found["class_consistency"] == pytest.approx(np.mean(list(by_class.values())))
-    assert "class_consistency" in done.stdout
+    assert "class consistency by class" in done.stdout

@@ -148,13 +148,23 @@ def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     found = {
         "images_seen": 200,
-        "class_consistency": 0.975,
-        "class_consistency_by_class": {"circle": 0.5},
+        "checkpoint": "0123abcd",
+        "class_consistency": {
+            "class_consistency": 0.975,
+            "class_consistency_by_class": {"circle": 0.5},
+            "spread_over_seeds": {"class_consistency": 0.0125},
+            "by_seed": [{"class_consistency": 0.9625}, {"class_consistency": 0.9875}],
+        },
+        "distances_cifar": {"fd_cifar": 12.5, "num_generated": 500},
         "bits_per_dim": {"bound": 3.25, "error": 0.0125},
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
+    write_picture(folder / "neighbours-cifar.png")
     text = Seen(make_page("x", [opened(folder)], [])).text
-    assert "class_consistency97.5 %" in text and "circle50.0 %" in text and "bound3.25" in text
+    assert "neighbours-cifar.png: generated images nearest to training images" in text
+    assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
+    assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
+    assert "0123abcd" not in text and "spread" not in text and "0.9625" not in text
 
 
 def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
@@ -268,7 +278,7 @@ def test_runs_side_by_side_sort_and_mark_the_best(tmp_path: Path) -> None:
     assert best == {
         ("train/loss, final", 1),
         ("train/loss, least", 0),
-        ("class_consistency", 1),
+        ("class consistency", 1),
         ("images/s, median", 0),
         ("images/s, median", 1),
     }

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgm.train.spread import on_all
+from dgm.train.engine import Engine
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ def test_each_process_takes_an_equal_part_and_all_get_the_whole(
         return torch.cat(others)
 
     for rank in range(processes):
-        engine = SimpleNamespace(rank=rank, world_size=processes, gather=gather)
-        found = on_all(engine, count, work)  # type: ignore[arg-type]
+        engine = SimpleNamespace(
+            rank=rank, world_size=processes, gather=gather, device=torch.device("cpu")
+        )
+        found = Engine.spread(engine, count, work)  # type: ignore[arg-type]
         assert found[:, 1].tolist() == [10 * k for k in range(count)]
     assert asked == parts

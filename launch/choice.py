@@ -1,0 +1,75 @@
+"""Which measures a run is given, and whether there are images enough for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dgm.errors import UserError
+from dgm.eval.diversity import LEAST_REAL
+from dgm.eval.during import has_likelihood
+from dgm.objective import ImportanceWeighted
+from launch.measures import MEASURES, diffusion_of
+from launch.subject import Subject
+
+
+def choose_measures(subject: Subject) -> list[str]:
+    """Choose what suits the run; raises UserError where it cannot be measured as wanted."""
+    trained, wanted = subject.trained, subject.options.measure
+    by_class = trained.objective.num_classes is not None
+    if wanted is None:
+        # A diffusion model's bounds take a pass through the net for each timestep, and more.
+        by_family = {"diffusion": ["loss_by_timestep"], "gan": []}
+        likelihood = by_family.get(trained.family, ["bits_per_dim"])
+        names = ["distances", "precision_recall", "diversity", "neighbours", *likelihood]
+        names = ["class_consistency"] * by_class + names
+    else:
+        names = list(dict.fromkeys(name.strip() for name in wanted.split(",")))
+    for name in names:
+        if name not in MEASURES:
+            raise UserError(f"--measure names '{name}': choose of {', '.join(MEASURES)}")
+        if MEASURES[name].of_diffusion:
+            diffusion_of(subject)
+        _check_counts(subject, name)
+    if "class_consistency" in names and not by_class:
+        raise UserError(
+            "--measure is class_consistency, but the run was trained without classes: "
+            "choose diversity"
+        )
+    if "bits_per_dim" in names:
+        has_likelihood(trained.objective, "--measure", "distances")
+    samples = subject.options.importance_samples
+    if samples and not isinstance(trained.objective, ImportanceWeighted):
+        raise UserError(
+            f"--importance_samples is {samples}, but a {trained.family} run has no closer "
+            "bound: leave it out"
+        )
+    return names
+
+
+def _check_counts(subject: Subject, name: str) -> None:
+    """Raise UserError where generated or real images are too few for a measure."""
+    least = MEASURES[name].least
+    if name in ("class_consistency", "diversity"):
+        least *= len(subject.trained.classes)
+    if subject.num_images < least:
+        raise UserError(
+            f"{subject.num_images} generated images are too few for {name}: "
+            f"give --num_images {least} or more"
+        )
+    if not MEASURES[name].by_features:
+        return
+    data = subject.test if subject.options.against == "test" else subject.real
+    if len(data) < LEAST_REAL:
+        raise UserError(
+            f"{data.folder} holds {len(data)} images, too few for {name}: {LEAST_REAL} are the "
+            "least to compare with"
+        )
+    if name == "diversity":
+        labels = data.labels(np.arange(len(data)))
+        counts = np.bincount(labels, minlength=data.num_classes)
+        if counts.min() < LEAST_REAL:
+            raise UserError(
+                f"{data.folder} holds {counts.min()} images of class "
+                f"{data.classes[counts.argmin()]}, too few for diversity: {LEAST_REAL} of each are "
+                "the least, else leave it out of --measure"
+            )

@@ -1,0 +1,110 @@
+"""What is measured by timestep adds up to what is measured as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_diffusion import SAMPLE, SMALL, batch, objective, unet
+
+from dgm.eval import timesteps
+from dgm.eval.likelihood import bits_per_dim
+from dgm.eval.timesteps import bits_by_ode, bound_by_timestep, loss_by_timestep, quartiles
+from dgm.rng import Draws
+from dgm.train.engine import Engine
+
+TEN = replace(SMALL, num_timesteps=10)
+INDEX = torch.tensor([4, 0, 3])
+
+
+class Given:
+    """The images of `batch`, as a data set."""
+
+    def __init__(self):
+        self.batch = batch(5)[0]
+
+    def __len__(self) -> int:
+        return 5
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        return self.batch.images.numpy()[index]
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        return self.batch.labels.numpy()[index]
+
+
+def test_terms_by_timestep_add_up_to_the_bound(engine: Engine):
+    made, nets, data = objective(TEN), {"net": unet()}, Given()
+    whole = bits_per_dim(engine, made, nets, data, INDEX, 0)
+    found = bound_by_timestep(engine, made, nets, data, INDEX, 0, batch=2)
+    for name in ("bound", "error", "decoder", "steps", "prior"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-9), name
+    assert len(found["bound_by_timestep"]) == 10
+    assert found["bound_by_timestep"][0] == pytest.approx(found["decoder"], abs=1e-6)
+    quarters = found["bound_by_quartile"]
+    assert list(quarters) == ["t 0 to 2", "t 3 to 4", "t 5 to 7", "t 8 to 9"]
+    assert sum(quarters.values()) + found["prior"] == pytest.approx(found["bound"])
+    assert quarters["t 3 to 4"] == pytest.approx(sum(found["bound_by_timestep"][3:5]), abs=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_loss_is_that_of_training_at_those_timesteps(engine: Engine, prediction: str):
+    config = replace(TEN, prediction=prediction, weighting="min_snr")
+    made, nets, data = objective(config), {"net": unet()}, Given()
+    found = loss_by_timestep(engine, made, nets, data, INDEX, 0)
+    # Ten timesteps, as many strata: each image meets every timestep once.
+    assert found["timesteps_per_image"] == 10
+    x_0 = torch.from_numpy(data.images(INDEX.numpy())).permute(0, 3, 1, 2).double() / 127.5 - 1
+    labels, losses, squares = INDEX % 5, [], []
+    for t in range(10):
+        draws = Draws.of(0, INDEX, t)
+        eps = draws.normal("noise", (8, 8, 3), torch.float64).permute(0, 3, 1, 2)
+        alpha, sigma = made.schedule.alphas[t], made.schedule.sigmas[t]
+        with torch.no_grad():
+            output = nets["net"](alpha * x_0 + sigma * eps, torch.full((3,), t), labels)
+        snr = float(made.schedule.snr[t])
+        if prediction == "eps":
+            weight, wanted, said = min(snr, 5.0) / snr, eps, output
+        else:
+            weight, wanted = min(snr, 5.0) / (snr + 1), alpha * eps - sigma * x_0
+            said = sigma * (alpha * x_0 + sigma * eps) + alpha * output
+        losses.append(weight * float((output - wanted).square().mean()))
+        squares.append(float((said - eps).square().mean()))
+    assert found["loss"] == pytest.approx(np.mean(losses))
+    assert found["eps_mse"] == pytest.approx(np.mean(squares))
+    assert found["loss_by_quartile"]["t 5 to 7"] == pytest.approx(np.mean(losses[5:8]))
+    assert found["eps_mse_by_quartile"]["t 0 to 2"] == pytest.approx(np.mean(squares[:3]))
+
+
+def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timesteps, "STRATA", 4)
+    made = objective(replace(SMALL, num_timesteps=50))
+    seen: list[torch.Tensor] = []
+    plain = made.errors_at
+
+    def spy(nets, given, t, draws):
+        seen.append(t)
+        return plain(nets, given, t, draws)
+
+    monkeypatch.setattr(made, "errors_at", spy)
+    loss_by_timestep(engine, made, {"net": unet()}, Given(), torch.arange(5), 3)
+    for stratum, t in enumerate(seen):
+        assert ((t >= stratum * 12.5 - 1) & (t < (stratum + 1) * 12.5)).all()
+    assert len({int(t) for own in seen for t in own}) > 10
+
+
+def test_bits_by_ode_are_nats_over_dimensions(engine: Engine):
+    made, nets, data = objective(TEN, replace(SAMPLE, steps=5)), {"net": unet()}, Given()
+    found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=2)
+    again = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=2, batch=1)
+    assert found["bound"] == pytest.approx(again["bound"], rel=1e-9)
+    assert math.isfinite(found["bound"]) and found["error"] > 0
+
+
+def test_quarters_take_in_every_timestep_once():
+    for total in (2, 3, 4, 10, 1000):
+        rows = [k for part in quartiles(total).values() for k in range(total)[part]]
+        assert rows == list(range(total))
