@@ -34,8 +34,8 @@ def compile_net(net: nn.Module, graphs: bool = False) -> None:
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Run what was compiled as it is."""
-    # Nothing was where the compiler is not imported, which would take seconds.
+    """Run the nets that were compiled as they are."""
+    # None was where the compiler is not imported, which would take seconds.
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgm.compiling import uncompiled
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -69,7 +68,7 @@ def measure(
         nets[phase.net].requires_grad_(True)
         kept = _Kept(nets)
         counter = FlopCounterMode(display=False)
-        with uncompiled(), engine.autocast():
+        with torch.compiler.set_stance("force_eager"), engine.autocast():
             with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
                 objective.loss(nets, batch, phase, draws)
         nets[phase.net].requires_grad_(False)
