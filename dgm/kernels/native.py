@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm.cpp", "winograd.cpp"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("norm.cpp", "update.cpp", "winograd.cpp")
+)
 # No -ffast-math: loading what was linked with it would change how this process rounds elsewhere.
 _FLAGS = (
     "-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno",

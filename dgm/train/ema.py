@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dgm.train.optim import Average
 from dgm.train.weights import copies
 
 
@@ -24,18 +25,41 @@ class Ema:
         self._own: dict[str, list[Tensor]] = {
             name: list(net.parameters()) for name, net in self.nets.items()
         }
+        self._buffers = {name: list(net.buffers()) for name, net in self.nets.items()}
         self._theirs: dict[str, tuple[nn.Module, list[Tensor]]] = {}
         self.halflife_images, self.rampup = halflife_images, rampup
 
-    @torch.no_grad()
-    def update(self, nets: Mapping[str, nn.Module], images_seen: int, batch: int) -> None:
-        """Take in the weights after a step of `batch` images that ended at `images_seen`."""
+    def share(self, images_seen: int, batch: int) -> float:
+        """Say what share of the weights it takes in after a step that ended at `images_seen`."""
         halflife = min(self.halflife_images, images_seen * self.rampup)
-        share = 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
-        for name, mine in self.nets.items():
+        return 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
+
+    def along(self, name: str, images_seen: int, batch: int) -> Average | None:
+        """Give a net's average to what updates its weights; None where it has none."""
+        if name not in self.nets:
+            return None
+        return Average(self._own[name], self.share(images_seen, batch))
+
+    @torch.no_grad()
+    def update(
+        self,
+        nets: Mapping[str, nn.Module],
+        images_seen: int,
+        batch: int,
+        along: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Take in the weights after a step of `batch` images that ended at `images_seen`.
+
+        Those of the nets `along` are in it already, where it says so.
+        """
+        share = self.share(images_seen, batch)
+        for name in self.nets:
             net = nets[name]
-            torch._foreach_lerp_(self._own[name], self._weights(name, net), share)
-            for average, buffer in zip(mine.buffers(), net.buffers(), strict=True):
+            if not (along or {}).get(name):
+                torch._foreach_lerp_(self._own[name], self._weights(name, net), share)
+            if not self._buffers[name]:
+                continue
+            for average, buffer in zip(self._buffers[name], net.buffers(), strict=True):
                 # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
                 if buffer.is_floating_point():
                     average.lerp_(buffer, share)

@@ -28,7 +28,7 @@ from dgm.train.launched import (
     use_all_cores,
 )
 from dgm.train.learner import Learner, See, Whole
-from dgm.train.optim import OptimConfig
+from dgm.train.optim import Average, OptimConfig
 from dgm.train.weights import check_moments, check_weights, load_nets
 from dgm.train.zero import Partitioned, Replicated, import_deepspeed
 
@@ -82,12 +82,20 @@ class Engine:
         zero = self.asked.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 
-    def prepare(self, nets: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig]) -> None:
-        """Move nets to the device, make the optimizer of each, and wrap both."""
+    def prepare(
+        self,
+        nets: Mapping[str, nn.Module],
+        optim: Mapping[str, OptimConfig],
+        kernels: bool = False,
+    ) -> None:
+        """Move nets to the device, make the optimizer of each, and wrap both.
+
+        With `kernels` of our own, where some fit.
+        """
         for name, net in nets.items():
             if self.precision != "no":  # losses are sums of what a net gives, too long for bf16
                 net.register_forward_hook(lambda net, inputs, outputs: convert_to_fp32(outputs))
-            self.learners[name] = self._learner(net.to(self.device), optim[name])
+            self.learners[name] = self._learner(net.to(self.device), optim[name], kernels)
             asked = str(self.asked.zero or ("DDP" if self.asked.processes > 1 else "one process"))
             found = self.learners[name].built
             if (found, self.world_size) != (asked, self.asked.processes):
@@ -96,10 +104,10 @@ class Engine:
                     "start the processes with accelerate launch or torchrun"
                 )
 
-    def _learner(self, net: nn.Module, optim: OptimConfig) -> Learner:
+    def _learner(self, net: nn.Module, optim: OptimConfig, kernels: bool) -> Learner:
         zero = self.asked.zero
         if zero is None:
-            return Whole(net, optim)
+            return Whole(net, optim, kernels)
         return Replicated(net, optim) if zero.stage == 0 else Partitioned(net, optim, zero)
 
     @contextlib.contextmanager
@@ -120,9 +128,12 @@ class Engine:
         """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
         self.learners[net].backward(loss, last)
 
-    def update(self, net: str, lr: float, see: See) -> None:
-        """Clip a net's gradient, show its norm to `see`, update the weights, clear the gradient."""
-        self.learners[net].update(lr, see)
+    def update(self, net: str, lr: float, see: See, average: Average | None = None) -> bool:
+        """Clip a net's gradient, show its norm to `see`, update the weights, clear the gradient.
+
+        Says whether the average took in the new weights on the way.
+        """
+        return self.learners[net].update(lr, see, average)
 
     @contextlib.contextmanager
     def whole(self, write: bool = False) -> Iterator[Mapping[str, nn.Module]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -13,16 +14,18 @@ from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
 
+Result = TypeVar("Result")
+
 _ON_CPU = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 def fitting(
-    step: Callable[[], None],
+    step: Callable[[], Result],
     engine: Engine,
     objective: Objective,
     batches: Batches,
     image_shape: tuple[int, ...],
-) -> None:
+) -> Result:
     """Take a step; raises UserError naming the largest micro-batch that fits where it does not."""
     try:
         return step()

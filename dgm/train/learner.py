@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgm.train.optim import AdamW, OptimConfig, learnt
+from dgm.kernels.update import gradient_norm
+from dgm.train.optim import AdamW, Average, OptimConfig, learnt
 from dgm.train.weights import frozen_copy, in_channels_last, load_moments, moments_of
 
 See = Callable[[Tensor], Tensor | None]
@@ -37,8 +38,11 @@ class Learner(Protocol):
         """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
         ...
 
-    def update(self, lr: float, see: See) -> None:
-        """Clip the gradient, update the weights at this learning rate, and clear it."""
+    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
+        """Clip the gradient, update the weights at this learning rate, and clear it.
+
+        Says whether the average took in the new weights on the way.
+        """
         ...
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
@@ -77,11 +81,11 @@ class Step(nn.Module):
 class Whole:
     """A net of which each process holds all."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig):
-        """Make the optimizer and wrap the net."""
+    def __init__(self, net: nn.Module, config: OptimConfig, kernels: bool = False):
+        """Make the optimizer and wrap the net; `kernels`: by kernels of our own, where some fit."""
         self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
-        self.optimizer = AdamW(net.parameters(), config)
+        self.optimizer = AdamW(net.parameters(), config, kernels)
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.ddp = _in_ddp(net) if several else None
 
@@ -98,12 +102,14 @@ class Whole:
         with contextlib.nullcontext() if last else self.ddp.no_sync():
             self.ddp(loss).backward()
 
-    def update(self, lr: float, see: See) -> None:
+    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
         """Clip the gradient, update the weights at this learning rate, and clear it."""
         weights = learnt(self.optimizer.parameters)
-        self.optimizer.step(lr, see(clip(weights, self.clip_norm)))
+        norm = clip(weights, self.clip_norm, self.optimizer.native)
+        averaged = self.optimizer.step(lr, see(norm), average)
         for weight in weights:
             weight.grad = None
+        return averaged
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net."""
@@ -139,9 +145,10 @@ def _in_ddp(net: nn.Module) -> DistributedDataParallel:
     return ddp
 
 
-def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+def clip(parameters: Sequence[nn.Parameter], limit: float, kernels: bool = False) -> Tensor:
     """Scale gradients to the norm `limit` at most (0: any), and give the norm that they had, []."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = gradient_norm(grads) if kernels else nn.utils.get_total_norm(grads)
     # On a CPU a look costs nothing, and a factor of 1 a pass through memory.
     below = norm.device.type == "cpu" and float(norm) + 1e-6 <= limit
     if limit > 0 and not below:

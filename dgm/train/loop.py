@@ -21,7 +21,7 @@ from dgm.train.energy import EnergyMeter, find_counters
 from dgm.train.fit import fitting
 from dgm.train.health import FiniteWatch
 from dgm.train.introduce import describe
-from dgm.train.job import Job, check, check_micro_batches, fit_out
+from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
 from dgm.train.sampling import draw_sheets
@@ -84,7 +84,7 @@ class Run:
             with torch.no_grad():
                 job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
         fit_out(job.nets, job.config, engine.asked)
-        engine.prepare(job.nets, job.optim)
+        engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
     def train(self) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
@@ -112,15 +112,16 @@ class Run:
     def go_on(self) -> None:
         """Take a step, and do what is due after it."""
         job, config, engine = self.job, self.config, self.engine
+        along: dict[str, bool] = {}
         for number, phase in enumerate(job.objective.phases):
             if self.step % phase.every == 0:
-                fitting(
+                along[phase.net] = fitting(
                     functools.partial(self.update, phase, number),
                     engine, job.objective, self.batches, job.image_shape,
                 )  # fmt: skip
         self.advance()
         with engine.whole() as nets:
-            self.ema.update(nets, self.images_seen, config.global_batch)
+            self.ema.update(nets, self.images_seen, config.global_batch, along)
         improved = self.due(job.eval_every_images) and self.evaluate()
         if self.due(config.log_every_images) or self.measured:
             self.log()
@@ -170,8 +171,8 @@ class Run:
         self.clock = Clock(self.images_seen)
         self.energy.start(self.energy.total)
 
-    def update(self, phase: Phase, number: int) -> None:
-        """Take one optimizer step of a phase, the `number`-th, over all micro-batches."""
+    def update(self, phase: Phase, number: int) -> bool:
+        """Take one optimizer step of a phase; say whether the average took it in on the way."""
         engine, count = self.engine, self.batches.num_micro
         stream = self.batches.step(self.images_seen, engine.device)
         torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
@@ -195,7 +196,10 @@ class Run:
 
         seen = self.images_seen + self.config.global_batch
         lr = learning_rate(self.job.optim[phase.net], seen, self.config.total_images)
-        engine.update(phase.net, lr, see)
+        following = self.job.objective.phases[number + 1 :]
+        again = any(p.net == phase.net and self.step % p.every == 0 for p in following)
+        average = None if again else self.ema.along(phase.net, seen, self.config.global_batch)
+        return engine.update(phase.net, lr, see, average)
 
     def metric(self, phase: Phase, name: str) -> str:
         """Name a value; the phase shows only where there are several."""

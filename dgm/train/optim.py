@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.errors import UserError
+from dgm.kernels import native, update
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,40 @@ class OptimConfig:
     """Largest norm of the gradient; 0 does not clip."""
 
 
+@dataclass(frozen=True)
+class Average:
+    """A moving average of weights that takes in `share` of them after an update."""
+
+    weights: list[Tensor]  # of all that the optimizer has, in its order
+    share: float
+
+
 class AdamW:
     """Update weights by AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over them.
 
-    By torch's fused kernel, to the same bits as torch.optim.AdamW; that spends a millisecond of
-    each step on what surrounds the kernel, and imports the compiler, which takes seconds.
+    By our own kernel on a CPU, which takes a moving average along, else by torch's fused one, to
+    the same bits as torch.optim.AdamW; that spends a millisecond of each step on what surrounds
+    the kernel, and imports the compiler, which takes seconds.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimConfig, kernels: bool = False
+    ):
         """Begin without moments: a weight gets them with its first gradient."""
         _check(config)
         self.parameters, self.config = list(parameters), config
+        self.native = kernels and native.serves(*self.parameters)
         self.moments: dict[Tensor, Moments] = {}
 
     @torch.no_grad()
-    def step(self, lr: float, skip: Tensor | None = None) -> None:
+    def step(self, lr: float, skip: Tensor | None = None, average: Average | None = None) -> bool:
         """Update the weights that have a gradient; none where the device finds `skip` [] to be 1.
 
-        All are numbers of one kind on one device.
+        Says whether the average was taken along. All are numbers of one kind on one device.
         """
         weights: list[Tensor] = [*learnt(self.parameters)]
         if not weights:
-            return
+            return False
         for weight in weights:
             if weight not in self.moments:
                 self.moments[weight] = Moments(
@@ -63,6 +76,8 @@ class AdamW:
         own = [self.moments[weight] for weight in weights]
         for moments in own:
             moments.step += 1
+        if self.native and skip is None:
+            return self._by_our_kernel(lr, weights, own, average)
         # The kernel wants the number of the step of each weight; few differ, and often none.
         device = weights[0].device
         steps = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
@@ -72,6 +87,25 @@ class AdamW:
             lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
             weight_decay=self.config.weight_decay, amsgrad=False, maximize=False, found_inf=skip,
         )  # fmt: skip
+        return False
+
+    def _by_our_kernel(
+        self, lr: float, weights: list[Tensor], own: list[Moments], average: Average | None
+    ) -> bool:
+        """Update all weights and their average in one pass, or these weights alone."""
+        along = (
+            average if len(weights) == len(self.parameters) and _alike(average, weights) else None
+        )
+        update.adamw_(
+            weights, [p.grad for p in weights if p.grad is not None],
+            [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
+            None if along is None else along.weights, [m.step for m in own],
+            update.Rule(
+                lr, self.config.betas, self.config.eps, self.config.weight_decay,
+                0.0 if along is None else along.share,
+            ),
+        )  # fmt: skip
+        return along is not None
 
     @property
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
@@ -97,6 +131,13 @@ class Moments:
     step: int
     exp_avg: Tensor
     exp_avg_sq: Tensor
+
+
+def _alike(average: Average | None, weights: list[Tensor]) -> bool:
+    """Say whether an average lies in memory as the weights do."""
+    return average is not None and all(
+        a.stride() == w.stride() for a, w in zip(average.weights, weights, strict=True)
+    )
 
 
 def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dgm.errors import UserError
 from dgm.train.launched import Zero
 from dgm.train.learner import See, Step, clip
-from dgm.train.optim import OptimConfig, learnt, torchs_adamw
+from dgm.train.optim import Average, OptimConfig, learnt, torchs_adamw
 from dgm.train.weights import MOMENTS, frozen_copy, load_moments, moments_of
 
 _BUCKET = 50_000_000  # numbers sent at once; more than any net here has
@@ -69,13 +69,14 @@ class Replicated(_InDeepSpeed):
         self.optimizer = torchs_adamw(net.parameters(), config)
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
 
-    def update(self, lr: float, see: See) -> None:
+    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
         """Clip the gradient, update the weights at this learning rate, and clear it."""
         skip = see(clip(learnt(self.net.parameters()), self.clip_norm))
         set_lr(self.optimizer, lr)
         if skip is not None:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # a fused one reads it
         self.engine.step()
+        return False
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net."""
@@ -106,7 +107,7 @@ class Partitioned(_InDeepSpeed):
         check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
 
-    def update(self, lr: float, see: See) -> None:
+    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
         """Update the weights at this learning rate, clipped, and clear the gradient.
 
         DeepSpeed itself leaves the weights alone where the gradient is not finite.
@@ -115,6 +116,7 @@ class Partitioned(_InDeepSpeed):
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
         see(norm.to(self.engine.device))
+        return False
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the net with its whole weights; in stage 3 they are let go of afterwards."""

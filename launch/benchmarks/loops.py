@@ -113,20 +113,21 @@ class Ours:
         (group,) = theirs.param_groups
         group.update(fused=False, foreach=False)
 
-        def step(lr: float, skip: Tensor | None) -> None:
+        def step(lr: float, skip: Tensor | None, average: Any) -> bool:
             group["lr"] = lr
             theirs.step()
+            return False
 
-        ours.step = step
+        ours.native, ours.step = False, step
 
         @torch.no_grad()
-        def update(nets: Any, images_seen: int, batch: int) -> None:
+        def update(nets: Any, images_seen: int, batch: int, along: Any) -> None:
             share = 1 - 0.5 ** (batch / min(ema.halflife_images, images_seen * ema.rampup))
             pairs = zip(ema.nets["net"].parameters(), nets["net"].parameters(), strict=True)
             for average, weight in pairs:
                 average.mul_(1 - share).add_(weight, alpha=share)
 
-        ema.update = update  # type: ignore[method-assign]
+        ema.update = update  # type: ignore[method-assign, assignment]
 
     def parts(self, steps: int) -> dict[str, float]:
         """Give seconds of a step: whole, forward and backward; and convolutions in it and alone.
