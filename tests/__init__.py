@@ -1,0 +1,1 @@
+"""The tests: a package by name, since torch-fidelity installs one of the same name."""
