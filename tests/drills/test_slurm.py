@@ -21,8 +21,8 @@ from slurm.record import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG = 300  # steps: some seconds, so that it can be met in the middle
 KILLS = int(os.environ.get("DGM_KILLS", "3"))
+LONG = max(150, 15 * KILLS)  # steps: some seconds, so that it can be met in the middle
 TWO_NODES = ("--nodes", "2")
 SAVES = ("--train.save_every_images=320",)
 

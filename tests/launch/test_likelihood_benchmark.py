@@ -39,6 +39,7 @@ def arguments(run: Path, out: Path, shards: Path, *more: str) -> argparse.Namesp
     return parser.parse_args(words)
 
 
+@pytest.mark.long
 def test_a_peer_that_is_our_own_model_gets_the_same_bits(
     flow_run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

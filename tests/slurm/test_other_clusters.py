@@ -72,6 +72,7 @@ def processes_of(job: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path: Path) -> None:
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
