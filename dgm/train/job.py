@@ -57,7 +57,7 @@ class TrainConfig:
     """Keep all images on the device; null does where they take a quarter of a GPU at most."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
     """Use kernels of our own: for normalisation in nets; on a GPU for noising unless compile is
-    none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6."""
+    none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6, and for AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
     float64: bool = False
