@@ -77,7 +77,7 @@ class Ours:
         job = make_job(config, self.engine, images, parts)
         self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
         self.run = Run(job)
-        open_run(config, folder)
+        self.engine.on_main(lambda: open_run(config, folder))
         self.run.restore()
         self.run.start_telling()
         self._keep_losses()

@@ -98,9 +98,11 @@ def _run_processes(args: argparse.Namespace, shards: str, folder: Path) -> dict[
     finally:
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, said, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"a process ended with {process.returncode}:\n{errors[-4000:]}")
+    if any(process.returncode for process in processes):
+        # One that fails takes the others along: only all of them together show the cause.
+        codes = ", ".join(str(process.returncode) for process in processes)
+        errors = "\n".join(error[-4000:] for _, error in said)
+        raise RuntimeError(f"the processes ended with {codes}:\n{errors}")
     found: dict[str, Any] = json.loads(said[0][0].splitlines()[-1])
     return found
 
