@@ -8,7 +8,7 @@ from dgm.errors import UserError
 from dgm.eval.diversity import LEAST_REAL
 from dgm.eval.during import has_likelihood
 from dgm.objective import ImportanceWeighted
-from launch.measures import MEASURES, diffusion_of
+from launch.measures import MEASURES
 from launch.subject import Subject
 
 
@@ -18,7 +18,9 @@ def choose_measures(subject: Subject) -> list[str]:
     by_class = trained.objective.num_classes is not None
     if wanted is None:
         # A diffusion model's bounds take a pass through the net for each timestep, and more.
-        by_family = {"diffusion": ["loss_by_timestep"], "gan": []}
+        by_family = {
+            "diffusion": ["loss_by_timestep"], "gan": [], "vae": ["reconstruction", "bits_per_dim"],
+        }  # fmt: skip
         likelihood = by_family.get(trained.family, ["bits_per_dim"])
         names = ["distances", "precision_recall", "diversity", "neighbours", *likelihood]
         names = ["class_consistency"] * by_class + names
@@ -27,8 +29,7 @@ def choose_measures(subject: Subject) -> list[str]:
     for name in names:
         if name not in MEASURES:
             raise UserError(f"--measure names '{name}': choose of {', '.join(MEASURES)}")
-        if MEASURES[name].of_diffusion:
-            diffusion_of(subject)
+        _check_family(subject, name)
         _check_counts(subject, name)
     if "class_consistency" in names and not by_class:
         raise UserError(
@@ -44,6 +45,19 @@ def choose_measures(subject: Subject) -> list[str]:
             "bound: leave it out"
         )
     return names
+
+
+def _check_family(subject: Subject, name: str) -> None:
+    """Raise UserError where only another family has what is measured."""
+    family, own = MEASURES[name].of_family, subject.trained.family
+    if family in (None, own):
+        return
+    lacks = {"diffusion": "timesteps", "vae": "encoder whose means are decoded again"}[family]
+    names = [other for other, measure in MEASURES.items() if measure.of_family == family]
+    raise UserError(
+        f"{subject.folder} holds a {own} run, which has no {lacks}: "
+        f"leave {' and '.join(names)} out of --measure"
+    )
 
 
 def _check_counts(subject: Subject, name: str) -> None:

@@ -18,9 +18,9 @@ import torch
 
 from dgm import images
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.errors import UserError
 from dgm.eval import timesteps
 from dgm.eval.classifier import classify
+from dgm.eval.cost import sampling_cost
 from dgm.eval.distances import SCORE_SPLITS, class_score, kernel_distance
 from dgm.eval.diversity import diversity_by_class
 from dgm.eval.during import has_likelihood
@@ -28,14 +28,17 @@ from dgm.eval.frechet import Moments, frechet_distance
 from dgm.eval.likelihood import bits_per_dim
 from dgm.eval.manifold import COVERAGE_NEIGHBOURS, overlap
 from dgm.eval.neighbours import Near, memorisation, nearest_first
+from dgm.eval.reconstruction import reconstruction_error
 from dgm.report.read import SPREAD
 from dgm.rng import permutation
+from dgm.vae.objective import VAEObjective
 from launch.subject import Made, Subject
 
 Figures = dict[str, Any]
 
 _YARDSTICK = 2000  # test images whose neighbours are looked for, at most
 _SHOWN = 20  # images on a sheet
+_TIMED = 50  # images of which the making is timed
 _PUBLISHED = {"frechet": "fid", "kernel": "kid", "score": "inception_score"}
 _OWN = {"frechet": "fd", "kernel": "kd"}
 
@@ -188,7 +191,7 @@ def bits_by_ode(subject: Subject) -> Figures:
     """Measure bits per dimension of test images by the probability-flow ODE."""
     steps, index = subject.options.ode_steps, _tested(subject)
     found = timesteps.bits_by_ode(
-        subject.engine, diffusion_of(subject), subject.nets, subject.test, index,
+        subject.engine, _diffusion(subject), subject.nets, subject.test, index,
         subject.options.seed, steps,
     )  # fmt: skip
     how = f"uniform dequantisation, Heun in at most {steps} steps, one Rademacher probe"
@@ -199,10 +202,32 @@ def loss_by_timestep(subject: Subject) -> Figures:
     """Measure the loss of test images by quarter of the timesteps."""
     index = _tested(subject)
     found = timesteps.loss_by_timestep(
-        subject.engine, diffusion_of(subject), subject.nets, subject.test, index,
+        subject.engine, _diffusion(subject), subject.nets, subject.test, index,
         subject.options.seed,
     )  # fmt: skip
     return {"num_test_images": len(index), **found}
+
+
+def reconstruction(subject: Subject) -> Figures:
+    """Measure what is left of test images that go through a VAE's latents."""
+    index = _tested(subject)
+    objective = subject.trained.objective
+    assert isinstance(objective, VAEObjective), "choose_measures has asked"
+    found = reconstruction_error(
+        subject.engine, objective, subject.nets, subject.test, index, subject.options.seed
+    )
+    return {"num_test_images": len(index), **found}
+
+
+def cost(subject: Subject) -> Figures:
+    """Count parameters and time the making of images."""
+    trained = subject.trained
+    count = min(_TIMED, subject.num_images)
+    found = sampling_cost(
+        subject.engine, trained.objective, subject.nets, count, len(trained.classes),
+        subject.options.seed,
+    )  # fmt: skip
+    return {"num_timed": count, **found}
 
 
 @dataclass(frozen=True)
@@ -212,7 +237,7 @@ class Measure:
     measure: Callable[[Subject], Figures]
     least: int = 0
     by_features: bool = False
-    of_diffusion: bool = False
+    of_family: str | None = None  # that alone has what is measured
 
 
 MEASURES = {
@@ -222,20 +247,16 @@ MEASURES = {
     "diversity": Measure(diversity, 2, by_features=True),
     "neighbours": Measure(neighbours, 1, by_features=True),
     "bits_per_dim": Measure(bits),
-    "bits_per_dim_ode": Measure(bits_by_ode, of_diffusion=True),
-    "loss_by_timestep": Measure(loss_by_timestep, of_diffusion=True),
+    "bits_per_dim_ode": Measure(bits_by_ode, of_family="diffusion"),
+    "loss_by_timestep": Measure(loss_by_timestep, of_family="diffusion"),
+    "reconstruction": Measure(reconstruction, of_family="vae"),
+    "cost": Measure(cost, 1),
 }
 
 
-def diffusion_of(subject: Subject) -> DiffusionObjective:
-    """Give the objective as that of a diffusion model; raises UserError else."""
+def _diffusion(subject: Subject) -> DiffusionObjective:
     objective = subject.trained.objective
-    if not isinstance(objective, DiffusionObjective):
-        names = [name for name, measure in MEASURES.items() if measure.of_diffusion]
-        raise UserError(
-            f"{subject.folder} holds a {subject.trained.family} run, which has no timesteps: "
-            f"leave {' and '.join(names)} out of --measure"
-        )
+    assert isinstance(objective, DiffusionObjective), "choose_measures has asked"
     return objective
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import percent
 from dgm.report.plots import Line, plot
-from dgm.report.studies import number_in, rows_in, show_sheets, show_study, text_in
+from dgm.report.read import as_object
+from dgm.report.studies import (
+    ForeignError,
+    number_in,
+    rows_in,
+    show_sheets,
+    show_study,
+    text_in,
+)
 from dgm.report.tables import listing
 
 _PANELS = {
@@ -49,6 +57,21 @@ def save_curves(points: Sequence[Mapping[str, float]], class_seen_real: float, p
     os.replace(partial, path)
 
 
+def denoised_figure(folder: Path, steps: int, name: str) -> float | None:
+    """Give what `launch/denoise.py` measured after so many steps; None where it did not."""
+    try:
+        found = as_object((folder / "denoised" / "denoising.json").read_text(errors="replace"))
+        rows = rows_in(found or {}, "steps", "steps", name)
+    except (OSError, ForeignError):
+        return None
+    return next((float(row[name]) for row in rows if row["steps"] == steps), None)
+
+
+def name_of_figure(name: str) -> str:
+    """Write the name of what was measured of noised or denoised images as people do."""
+    return name.replace("_", " ").replace("psnr db", "PSNR, dB,").replace("ssim", "SSIM")
+
+
 def show_denoised(folder: Path, of: str) -> Html | None:
     """Show `denoised/` of a run folder: sheets, figures, curves; None where there is none."""
 
@@ -71,8 +94,7 @@ def show_denoised(folder: Path, of: str) -> Html | None:
             )
             for row in rows
         ]
-        heads = [name.replace("_", " ").replace("psnr db", "PSNR, dB,") for name in _COLUMNS]
-        heads = [head.replace("ssim", "SSIM") for head in heads]
+        heads = [name_of_figure(name) for name in _COLUMNS]
         table = listing(
             "Nearness to the real images", heads, [[row[name] for name in _COLUMNS] for row in rows]
         )

@@ -23,6 +23,11 @@ _LABELS = {
     "error": "standard error of it",
     "loss_error": "standard error of the loss",
     "eps_mse_error": "standard error of that of eps",
+    "rms_error_grey_levels": "error in grey levels",
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "num_parameters": "parameters",
+    "seconds_per_image": "seconds for an image",
 }
 _NOTES = {
     "fid": "Frechet distance in Inception's features; 0 is equal",
@@ -50,6 +55,10 @@ _NOTES = {
     "nearer_than_test_in_pixels": "than all but 1 % of test images; 1 % is as new",
     "loss": "of test images, as in training; lower is better",
     "eps_mse": "of test images, whatever the net predicts",
+    "rms_error_grey_levels": "of reconstructions, root of the mean square; 0 is perfect",
+    "psnr_db": "the same in decibels; higher is better",
+    "ssim": "likeness of structure; 1 is perfect",
+    "seconds_per_image": "to make one, as sample.* of the run says",
 }
 _OF_SETS = ("fd", "kd", "score", "precision", "recall", "density", "coverage")
 _ABOUT = ("checkpoint", "images_seen")

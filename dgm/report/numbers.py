@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 _SHARES = (
-    "consistency", "accuracy", "certainty", "class seen", "precision", "recall", "coverage",
-    "share_", "nearer_than",
+    "consistency", "accuracy", "certainty", "class seen", "class_seen", "precision", "recall",
+    "coverage", "share_", "nearer_than",
 )  # fmt: skip
 _UNITS = {
     "images_per_s": "images/s",
@@ -92,9 +92,10 @@ def higher_is_better(key: str) -> bool | None:
         return None
     if is_share(key):
         return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim
-    if last == "elbo" or "images_per_s" in key or last.startswith(("score_", "inception_score")):
+    more = ("score_", "inception_score", "psnr", "ssim")
+    if last == "elbo" or "images_per_s" in key or last.startswith(more):
         return True
-    begins = ("loss", "fd_", "kd_", "fid", "kid", "eps_mse", "bits_per_dim")
+    begins = ("loss", "fd_", "kd_", "fid", "kid", "eps_mse", "bits_per_dim", "rms_", "seconds_")
     lower = last.startswith(begins) or last.endswith(("nll", "distance"))
     whole = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
     return False if lower or whole else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 
 from dgm.report.curves import NUM_STYLES, chart
 from dgm.report.failures import Failure
@@ -25,7 +26,12 @@ _SMOOTHED = (
 
 def make_page(title: str, runs: list[Run], failures: list[Failure]) -> str:
     """Write the page on a run, or on several side by side."""
-    content = _one(runs[0]) if len(runs) == 1 and not failures else _several(runs, failures)
+    one = len(runs) == 1 and not failures
+    return whole_page(title, _one(runs[0]) if one else side_by_side(runs, failures))
+
+
+def whole_page(title: str, content: Html) -> str:
+    """Make a page of its content."""
     main = element("main", element("h1", title), content)
     # Even what should slip through may load nothing and run nothing.
     policy = (
@@ -64,14 +70,15 @@ def _one(run: Run) -> Html:
     return join(what_was_run(run), _observations([run]), _curves([run]), parts_of(run, _GRIDS))
 
 
-def _several(runs: list[Run], failures: list[Failure]) -> Html:
+def side_by_side(runs: list[Run], failures: Sequence[Failure] = (), pictures: bool = True) -> Html:
+    """Show several runs: observations, settings and results, curves, last samples, each run."""
     chosen = drawn(runs)
     left = len(runs) - len(chosen)
     told = (
         f"Of {len(runs)} runs the {len(chosen)} with the lowest final loss are drawn"
         f"{' (of each family)' * (len({r.family for r in runs}) > 1)}."
     )
-    pictures = last_of_each([(run.name, run.folder) for run in chosen])
+    sheets = last_of_each([(run.name, run.folder) for run in chosen]) if pictures else None
     return join(
         element("p", _count(runs, failures)),
         _observations(runs),
@@ -79,12 +86,12 @@ def _several(runs: list[Run], failures: list[Failure]) -> Html:
         _failures(failures),
         element("p", told, class_="note") if left else None,
         _curves(chosen),
-        *(() if pictures is None else (element("h2", "Last samples"), pictures)),
+        *(() if sheets is None else (element("h2", "Last samples"), sheets)),
         *((element("h2", "Each run"), *map(_details, runs)) if runs else ()),
     )
 
 
-def _count(runs: list[Run], failures: list[Failure]) -> str:
+def _count(runs: list[Run], failures: Sequence[Failure]) -> str:
     states: dict[str, int] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1
@@ -116,7 +123,7 @@ def _observations(runs: list[Run]) -> Html | None:
     return join(element("h2", "Observations"), note, element("ul", *items))
 
 
-def _failures(failures: list[Failure]) -> Html | None:
+def _failures(failures: Sequence[Failure]) -> Html | None:
     if not failures:
         return None
     rows: list[list[object]] = [[f.name, f.reason, f.error or "–"] for f in failures]

@@ -45,6 +45,15 @@ def show_samples(folder: Path, of: str, wanted: int = _THROUGH_TRAINING) -> Html
     return element("div", *parts, class_="grids") if parts else None
 
 
+def show_kind(folder: Path, kind: str, of: str) -> Html | None:
+    """Show the newest grid of one kind of `samples/`."""
+    grids = kinds(folder).get(kind)
+    if not grids:
+        return None
+    seen, path = grids[-1]
+    return element("div", embed(path, f"{kind}, {images(seen)} seen", of), class_="grids")
+
+
 def show_generated(folder: Path, of: str) -> Html | None:
     """Show the newest of what was made with the trained run."""
     paths = sorted((folder / "generated").glob("*.png"), key=lambda path: path.lstat().st_mtime)

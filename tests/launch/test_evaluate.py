@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from random_inception import write_random_weights
+from safetensors.torch import load_file
 
 from dgm.train import checkpoint
 from dgm.train.engine import Engine
@@ -54,6 +56,9 @@ def test_runs_stand_side_by_side_and_figures_add_up(
     assert re.search(r"FD-cifar( +[\d.e,]+ ± \S+){2} ", done.stdout)
     found = [found_in(run) for run in both]
     assert "bits_per_dim" in found[1] and "loss_by_timestep" in found[0]
+    error = found[1]["reconstruction"]
+    assert 0 < error["rms_error_grey_levels"] < 255 and 0 < error["ssim"] < 1
+    assert error["psnr_db"] == pytest.approx(20 * math.log10(255 / error["rms_error_grey_levels"]))
     for one in found:
         far = one["distances_cifar"]
         assert far["num_generated"] == 20 and far["num_seeds"] == 2 and far["against"] == "train"
@@ -61,10 +66,14 @@ def test_runs_stand_side_by_side_and_figures_add_up(
         assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
     # Asked for another measure, the others stay.
-    words = ["--measure", "bits_per_dim_ode", "--ode_steps", 3]
+    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 3]
     more = run_warm(EVALUATE, both[0], *options, *words)
     assert more.code == 0, more.stderr
     grown = found_in(both[0])
+    weights = load_file(next(both[0].glob("checkpoints/*/model.safetensors")))
+    cost = grown.pop("cost")
+    assert cost["num_parameters"] == sum(w.numel() for w in weights.values())
+    assert cost["num_timed"] == 20 and cost["seconds_per_image"] > 0
     assert grown.pop("bits_per_dim_ode")["error"] > 0
     assert grown == found[0]
     # Of another checkpoint nothing stays.
@@ -146,6 +155,7 @@ def test_mistakes_are_one_line(
         (run, "--weights", "x.pth"): "--weights is x.pth: give --features inception too",
         (run, "--features", "vgg"): "vgg",
         (run, "--measure", "loss_by_timestep"): "has no timesteps",
+        (runs["diffusion"], "--measure", "cost,reconstruction"): "has no encoder",
         (run, runs["diffusion"], "--importance_samples", 5): "--importance_samples is 5",
     }
     for words, said in mistakes.items():

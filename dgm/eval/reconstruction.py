@@ -1,0 +1,42 @@
+"""What is left of images that go through a VAE's latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dgm.eval.likelihood import over_images
+from dgm.eval.likeness import SMALLEST, ssim
+from dgm.objective import Batch, Nets
+from dgm.pixels import scale
+from dgm.rng import Draws
+from dgm.train.engine import Engine
+from dgm.train.feed import Images
+from dgm.vae.objective import VAEObjective
+
+_WHITE = 255.0
+
+
+def reconstruction_error(
+    engine: Engine, objective: VAEObjective, nets: Nets, data: Images, index: Tensor, seed: int
+) -> dict[str, float]:
+    """Measure how far images [N] lie from the decoder's means of the encoder's means.
+
+    `rms_error_grey_levels`: root of the mean square over all images, 0 to 255; `psnr_db` of the
+    same, 20 log10(255 / it); `ssim`, a mean over images that are large enough. All processes ask.
+    """
+
+    def of(given: Batch, draws: Draws) -> Tensor:
+        x = scale(given.images, objective.dtype)
+        again = objective.decode(nets, objective.encode(nets, given, draws)).to(x.dtype)
+        square = (again.double() - x.double()).square().mean((1, 2, 3)) * (_WHITE / 2) ** 2
+        large = min(x.shape[-2:]) >= SMALLEST
+        return torch.stack([square, ssim(again, x) if large else square * torch.nan], dim=1)
+
+    square, alike = over_images(engine, data, index, seed, of).mean(0)
+    error = square.sqrt()
+    found = {
+        "rms_error_grey_levels": float(error),
+        "psnr_db": float(20 * torch.log10(_WHITE / error)),
+    }
+    return found if alike.isnan() else {**found, "ssim": float(alike)}
