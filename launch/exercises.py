@@ -193,9 +193,9 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
     """Train and measure all runs, then write the pages. Raises CommandError."""
-    commands = Commands(out)
     for split in ("train", "test"):
         ensure(options.data, split=split)
+    commands = Commands(out)
     runs = _runs(plans)
     pool = ThreadPoolExecutor(options.parallel)
     try:

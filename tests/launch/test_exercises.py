@@ -187,7 +187,7 @@ def test_stopped_it_goes_on_where_it_was(
     )  # fmt: skip
     metrics = tmp_path / "out" / "vae-plain" / "metrics.jsonl"
     end = time.monotonic() + 100
-    while not metrics.exists() and time.monotonic() < end:
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
