@@ -1,4 +1,4 @@
-# setup, train, test, long, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
+# setup, train, exercises, test, long, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,9 +11,11 @@ NAME := $(shell basename "$(DATA)")
 # The small configuration for the shapes, or that for images like CIFAR-10's.
 CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).yaml
 ARGS ?=
+# of the exercises: small (half an hour on two cores), medium (hours), full (GPUs)
+SCALE ?= small
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup train test long check bench cluster-up cluster-down clean
+.PHONY: setup train exercises test long check bench cluster-up cluster-down clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +29,10 @@ train: setup
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
 	    --config $(CONFIG) --data.source "$(DATA)" \
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
+
+# make exercises [DATA=shapes|cifar10|folder:PATH] [SCALE=small|medium|full] [ARGS="--only week1_gan"]
+exercises: setup
+	$(BIN)/python launch/exercises.py --data "$(DATA)" --scale "$(SCALE)" $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Commands:
         folder.mkdir(parents=True, exist_ok=True)
         self.done = [line.get("command") for line in read_lines(folder / _DONE)]
 
-    def run(self, title: str, words: list[str], threads: int, on: int | None = None) -> None:
+    def run(self, title: str, words: list[str], on: int | None = None) -> None:
         """Run a command of this Python, unless it was done, on the checkpoint `on` if any."""
         key = words if on is None else [*words, f"at {on}"]
         if key in self.done:
@@ -86,7 +87,6 @@ class Commands:
                 raise CommandError(STOPPED, f"{title} was not begun")
             process = subprocess.Popen(
                 [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,  # of Ctrl-C it learns from us alone
             )  # fmt: skip
             self.running.add(process)
@@ -159,10 +159,9 @@ def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands
         file = _path("launch/configs/accelerate/ddp.yaml")
         start = ["-m", "accelerate.commands.launch", "--config_file", file, *count]
         words = [*start, *words]
-    threads = _threads(options.parallel * options.processes)
     if newest_saved(out / planned.name) is None:
         commands.forget(words)
-    commands.run(f"train {planned.name}", words, threads)
+    commands.run(f"train {planned.name}", words)
 
 
 def measure(planned: PlannedRun, out: Path, commands: Commands) -> None:
@@ -170,15 +169,21 @@ def measure(planned: PlannedRun, out: Path, commands: Commands) -> None:
     folder = out / planned.name
     for script, *words in planned.then:
         given = [_path(f"launch/{script}.py"), str(folder), *words]
-        commands.run(f"{script} {planned.name}", given, _threads(1), newest_saved(folder))
+        commands.run(f"{script} {planned.name}", given, newest_saved(folder))
 
 
 def _path(name: str) -> str:
     return os.path.relpath(ROOT / name)
 
 
-def _threads(processes: int) -> int:
-    return max(1, (os.cpu_count() or 1) // processes)
+def own_cores(parallel: int) -> Callable[[], None]:
+    """Return what gives each thread that calls it, and what it starts, cores of its own."""
+    if not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    cores = sorted(os.sched_getaffinity(0))
+    shares = iter([set(cores[k::parallel]) or set(cores) for k in range(parallel)])
+    # Threads beyond the cores would wait for each other in every layer.
+    return lambda: os.sched_setaffinity(0, next(shares))
 
 
 def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
@@ -197,7 +202,7 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
         ensure(options.data, split=split)
     commands = Commands(out)
     runs = _runs(plans)
-    pool = ThreadPoolExecutor(options.parallel)
+    pool = ThreadPoolExecutor(options.parallel, initializer=own_cores(options.parallel))
     try:
         waiting = [pool.submit(train, planned, options, out, commands) for planned in runs]
         for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
