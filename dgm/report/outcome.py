@@ -174,10 +174,9 @@ def judge(expected: Expectation, groups: Groups) -> tuple[Verdict, str]:
         other, name = Value(expected.than, 0), "the bound"
     if one is None or other is None:
         return "not measured", f"{name_of(expected.measure)} is missing"
-    told = (
-        f"{expected.of} {one.text(expected.measure)}, {name} {other.text(expected.measure)}"
-        f"{_ratio(one.mean, other.mean)}"
-    )
+    told = f"{expected.of} {one.text(expected.measure)}, {name} {other.text(expected.measure)}"
+    if other.runs:
+        told += _ratio(one.mean, other.mean)
     difference = one.mean - other.mean
     if abs(difference) <= _SURE * math.hypot(one.error, other.error):
         return "too close to tell", told
@@ -238,11 +237,12 @@ def why_best(ranking: Ranking, groups: Groups, measures: Sequence[str]) -> list[
         sign = -1 if higher_wins(measure) else 1
         order = sorted(values, key=lambda name: sign * values[name].mean)
         place = order.index(best)
-        if place == 0:
-            rival, word = order[1], "first"
-        else:
-            rival, word = order[0], f"{_place(place + 1)}, behind {order[0]}"
+        rival = order[1] if place == 0 else order[0]
+        word = "first" if place == 0 else _place(place + 1)
         told = f"{values[best].text(measure)} against {values[rival].text(measure)} of {rival}"
+        if values[best].mean == values[rival].mean:
+            said.append(f"In {name_of(measure)} it is level with {rival}: {told}.")
+            continue
         close = _SURE * math.hypot(values[best].error, values[rival].error)
         chance = abs(values[best].mean - values[rival].mean) <= close
         said.append(
@@ -252,4 +252,4 @@ def why_best(ranking: Ranking, groups: Groups, measures: Sequence[str]) -> list[
 
 
 def _place(place: int) -> str:
-    return {2: "second", 3: "third"}.get(place, f"number {place}")
+    return {2: "second", 3: "third"}.get(place, f"number {place} of all")
