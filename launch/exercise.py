@@ -44,7 +44,7 @@ _FILE = (
     "show",
 )
 _GROUP = ("trainer", "set", "scales", "like", "group")
-_SCALE = ("config", "set", "seeds", "measure", "then")
+_SCALE = ("config", "set", "seeds", "measure", "then", "like", "group")
 _EXPECT = ("says", "lower", "higher", "of", "than")
 
 
@@ -106,9 +106,10 @@ def _plan_group(
     seeds = seeds or at.get("seeds", 1)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise UserError(f"{path} has seeds {seeds} at scale {scale}: give 1 or more")
-    if "like" in group:
-        other = path.parent / _text(path, group, "like")
-        theirs, wanted = _read(other), _text(path, group, "group")
+    taken = {**group, **own}
+    if "like" in taken:
+        other = path.parent / _text(path, taken, "like")
+        theirs, wanted = _read(other), _text(path, taken, "group")
         if wanted not in _object(other, theirs, "groups"):
             raise UserError(f"{path} takes group {wanted} of {other.name}, which has none")
         return [replace(r, group=name) for r in _plan_group(other, theirs, wanted, scale, seeds)]
