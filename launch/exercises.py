@@ -29,6 +29,7 @@ from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
+from launch import denoise, evaluate, explore, sample
 from launch.command import FAULT, MISTAKE, STOPPED, parse, parse_options, run
 from launch.exercise import FOLDER, Plan, PlannedRun, names_of_exercises, read_plan
 from launch.families import FAMILIES
@@ -37,6 +38,7 @@ from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[1]
 _DONE = "done.jsonl"  # the commands that ended well
+_SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
 _FAMILY = {"ddpm": "diffusion"}  # of a trainer, where it has another name
 
 
@@ -127,6 +129,8 @@ def choose(options: Namespace) -> list[Plan]:
     for planned in _runs(plans):
         module = FAMILIES[_FAMILY.get(planned.trainer, planned.trainer)]
         parse(module.Config, "", _keys(planned, options.data, Path("run")))
+        for script, *words in planned.then:
+            parse_options(_SCRIPTS[script].make_parser(), ["run", *words])
     return plans
 
 

@@ -118,12 +118,15 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, told: object, said: st
 def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: Path) -> None:
     wrong = {**GOOD, "groups": {"plain": {"set": {"vae.betta": 1.0}}}, "expect": []}
     own = written(tmp_path / "own", wrong).parent
+    scale = {**GOOD["scales"]["small"], "then": ["sample --per_klass 2"]}
+    other = written(tmp_path / "other", {**GOOD, "scales": {"small": scale}}).parent
     mistakes: dict[tuple[object, ...], str] = {
         ("--only", "week9"): "--only names 'week9': choose of families, week1_gan",
         ("--scale", "huge"): "has no scale huge: choose of small, medium, full",
         ("--parallel", 0): "--parallel is 0: choose 1 or more",
         ("--exercises", tmp_path / "none"): "holds no exercise: name a folder of them",
         ("--exercises", own): "vae.betta",
+        ("--exercises", other): "per_klass",
         ("--data", "mnist"): "mnist",
     }
     for words, said in mistakes.items():
