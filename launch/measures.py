@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 _YARDSTICK = 2000  # test images whose neighbours are looked for, at most
 _SHOWN = 20  # images on a sheet
-_TIMED = 50  # images of which the making is timed
+_TIMED = 20  # images of which the making is timed
 _PUBLISHED = {"frechet": "fid", "kernel": "kid", "score": "inception_score"}
 _OWN = {"frechet": "fd", "kernel": "kd"}
 
