@@ -10,6 +10,8 @@ from dgm.report.denoising import show_denoised
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import images
 from dgm.report.outcome import (
+    CLOSE,
+    SURE,
     Expectation,
     Groups,
     Value,
@@ -68,7 +70,11 @@ def _expected(exercise: Exercise, groups: Groups) -> Html | None:
         verdict, told = judge(expected, groups)
         rows.append([expected.says, name_of(expected.measure), told, verdict])
     heads = ["expected", "by", "what came out", "it"]
-    note = "What was expected stands in the exercise's file; what came out is computed."
+    note = (
+        "What was expected stands in the exercise's file; what came out is computed. Too close to "
+        f"tell is what lies within {SURE:g} standard errors over seeds, without seeds within "
+        f"{100 * CLOSE:g} %."
+    )
     return join(
         element("h2", "Expected beforehand, and what came out"),
         element("p", note, class_="note"),

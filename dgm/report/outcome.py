@@ -19,7 +19,10 @@ from dgm.report.read import SPREAD, Curve, Run
 Groups = Mapping[str, Sequence[Run]]
 Verdict = Literal["held", "did not hold", "too close to tell", "not measured"]
 
-_SURE = 2.0  # standard errors of a difference within which it may be chance
+SURE = 2.0
+"""Standard errors of a difference within which it may be chance."""
+CLOSE = 0.01
+"""Share within which it may be chance where no seeds tell how far figures scatter."""
 WALL = "wall time"
 SPEED = "images/s"
 BITS = "bits per dimension"
@@ -60,7 +63,7 @@ class Value:
             return duration(self.mean)
         share = is_share(measure) or measure.startswith((_SPREAD_OF, _AFTER))
         mean = percent(self.mean) if share else figure(measure, self.mean)
-        if self.spread is None:
+        if not self.spread:
             return mean
         return f"{mean} ± {100 * self.spread if share else self.spread:.2g}{' %' * share}"
 
@@ -124,7 +127,8 @@ def name_of(measure: str) -> str:
     named = part in ("exact", "bound") or name.startswith(
         ("distances", "precision", "cost", "class")
     )
-    return label(part) if named else f"{name.split('_')[0]}: {label(part)}"
+    about = name.split("_")[0]
+    return label(part) if named or label(part) == about else f"{about}: {label(part)}"
 
 
 def higher_wins(measure: str) -> bool | None:
@@ -177,17 +181,24 @@ def judge(expected: Expectation, groups: Groups) -> tuple[Verdict, str]:
     told = f"{expected.of} {one.text(expected.measure)}, {name} {other.text(expected.measure)}"
     if other.runs:
         told += _ratio(one.mean, other.mean)
-    difference = one.mean - other.mean
-    if abs(difference) <= _SURE * math.hypot(one.error, other.error):
+    if _may_be_chance(one, other):
         return "too close to tell", told
-    return ("held" if (difference < 0) == expected.lower else "did not hold"), told
+    return ("held" if (one.mean < other.mean) == expected.lower else "did not hold"), told
+
+
+def _may_be_chance(one: Value, other: Value) -> bool:
+    error = math.hypot(one.error, other.error)
+    if not error and other.runs:
+        return abs(one.mean - other.mean) <= CLOSE * max(abs(one.mean), abs(other.mean))
+    return abs(one.mean - other.mean) <= SURE * error
 
 
 def _ratio(one: float, other: float) -> str:
     if one <= 0 or other <= 0:
         return ""
     low, high = sorted((one, other))
-    return f" ({number(high / low)} times)"
+    times = number(high / low)
+    return "" if times == "1" else f" ({times} times)"
 
 
 @dataclass(frozen=True)
@@ -243,8 +254,7 @@ def why_best(ranking: Ranking, groups: Groups, measures: Sequence[str]) -> list[
         if values[best].mean == values[rival].mean:
             said.append(f"In {name_of(measure)} it is level with {rival}: {told}.")
             continue
-        close = _SURE * math.hypot(values[best].error, values[rival].error)
-        chance = abs(values[best].mean - values[rival].mean) <= close
+        chance = _may_be_chance(values[best], values[rival])
         said.append(
             f"In {name_of(measure)} it is {word}: {told}{', which may be chance' * chance}."
         )

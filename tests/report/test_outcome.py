@@ -89,6 +89,8 @@ def test_an_expectation_holds_or_does_not_by_its_figures(tmp_path: Path) -> None
     assert judge(expects("b", lower=False), groups)[0] == "did not hold"
     assert judge(expects(1.5), groups) == ("did not hold", "a 2, the bound 1.5")
     assert judge(expects("b", measure="cost/nothing"), groups)[0] == "not measured"
+    groups["c"] = [opened(tmp_path / "c", 2.0001)]  # one run each: nobody knows how they scatter
+    assert judge(expects("c"), groups) == ("too close to tell", "a 2, c 2")
 
 
 def test_what_seeds_scatter_by_is_no_outcome(tmp_path: Path) -> None:
