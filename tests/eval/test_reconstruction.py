@@ -45,10 +45,10 @@ class Shifted(small_vae.VAEObjective):
         return (z + self.shift) / 127.5 - 1
 
 
-def test_a_known_error_is_found_in_grey_levels() -> None:
+def test_a_known_error_is_found_in_grey_levels(engine: Engine) -> None:
     objective = Shifted(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
     data = Noise(16)
-    found = reconstruction_error(Engine("no"), objective, {}, data, torch.arange(12), 0)
+    found = reconstruction_error(engine, objective, {}, data, torch.arange(12), 0)
     assert found["rms_error_grey_levels"] == pytest.approx(5)
     assert found["psnr_db"] == pytest.approx(20 * math.log10(255 / 5))
     real = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).double()
@@ -56,11 +56,11 @@ def test_a_known_error_is_found_in_grey_levels() -> None:
     assert found["ssim"] == pytest.approx(float(alike))
 
 
-def test_it_is_the_error_of_decoded_means_and_small_images_have_no_ssim() -> None:
+def test_it_is_the_error_of_decoded_means_and_small_images_have_no_ssim(engine: Engine) -> None:
     torch.manual_seed(0)
     net, objective, data = small_vae.net(), small_vae.objective(), Noise()
     index = torch.tensor([7, 2, 3])
-    found = reconstruction_error(Engine("no"), objective, {"vae": net}, data, index, 0)
+    found = reconstruction_error(engine, objective, {"vae": net}, data, index, 0)
     real = torch.from_numpy(data.images(index.numpy())).permute(0, 3, 1, 2).double()
     with torch.no_grad():
         again = net.decoder(net.encoder(real / 127.5 - 1).mu).mean.clamp(-1, 1)
