@@ -24,25 +24,20 @@ import yaml
 
 from dgm.errors import UserError
 from dgm.report.exercise import PICTURES, Exercise
-from dgm.report.outcome import Expectation, is_measure
-from launch.command import CONFIGS, one_line
+from dgm.report.measure import Measure, read_measure
+from dgm.report.outcome import Expectation
+from launch import denoise, evaluate, explore, sample
+from launch.command import CONFIGS, one_line, parse_options
+from launch.families import FAMILIES
 
 FOLDER = CONFIGS / "exercises"
-TRAINERS = ("ddpm", "gan", "vae", "flow")
-_SCRIPTS = ("sample", "denoise", "explore")
+TRAINERS = {module.__name__.rpartition("train_")[2]: module for module in FAMILIES.values()}
+"""Modules of the training scripts, by what follows train_ in their names."""
+_SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
 
 _FILE = (
-    "title",
-    "asks",
-    "trainer",
-    "groups",
-    "scales",
-    "expect",
-    "compare",
-    "rank_by",
-    "least",
-    "show",
-)
+    "title", "asks", "trainer", "groups", "scales", "expect", "compare", "rank_by", "least", "show",
+)  # fmt: skip
 _GROUP = ("trainer", "set", "scales", "like", "group")
 _SCALE = ("config", "set", "seeds", "measure", "then", "like", "group")
 _EXPECT = ("says", "lower", "higher", "of", "than")
@@ -97,13 +92,14 @@ def read_plan(path: Path, scale: str) -> Plan:
 
 
 def _plan_group(
-    path: Path, told: dict[str, Any], name: str, scale: str, seeds: int | None = None
+    path: Path, told: dict[str, Any], name: str, scale: str, wanted_seeds: int | None = None
 ) -> list[PlannedRun]:
+    """Plan the runs of a group; with `wanted_seeds` for another file, which takes it."""
     group = _object(path, told["groups"], name)
     _check_keys(path, f"groups.{name}", group, _GROUP)
     whole, own = _scale(path, told, scale), _scale(path, group, scale)
     at = {**whole, **own}
-    seeds = seeds or at.get("seeds", 1)
+    seeds = wanted_seeds or at.get("seeds", 1)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise UserError(f"{path} has seeds {seeds} at scale {scale}: give 1 or more")
     taken = {**group, **own}
@@ -112,6 +108,8 @@ def _plan_group(
         theirs, wanted = _read(other), _text(path, taken, "group")
         if wanted not in _object(other, theirs, "groups"):
             raise UserError(f"{path} takes group {wanted} of {other.name}, which has none")
+        if wanted_seeds is not None:  # or two files could send each other round for ever
+            raise UserError(f"{path} takes group {name} of {other.name} itself: take it from there")
         return [replace(r, group=name) for r in _plan_group(other, theirs, wanted, scale, seeds)]
     trainer = group.get("trainer", told.get("trainer"))
     if trainer not in TRAINERS:
@@ -136,12 +134,14 @@ def _then(path: Path, at: dict[str, Any]) -> tuple[list[tuple[str, ...]], list[t
     lines = at.get("measure", [])
     lines = [lines] if isinstance(lines, str) else _list(path, at, "measure")
     measure = [("evaluate", *_words(path, line)) for line in lines]
-    then = []
-    for line in _list(path, at, "then"):
-        script, *words = _words(path, line) or [""]
+    then = [_words(path, line) or ("",) for line in _list(path, at, "then")]
+    for script, *words in [*measure, *then]:
         if script not in _SCRIPTS:
             raise UserError(f"{path} then runs '{script}': choose of {', '.join(_SCRIPTS)}")
-        then.append((script, *words))
+        try:
+            parse_options(_SCRIPTS[script].make_parser(), ["RUN", *words])
+        except UserError as error:
+            raise UserError(f"{path} runs {shlex.join([script, *words])}: {error}") from None
     return measure, then
 
 
@@ -161,8 +161,7 @@ def _expectation(path: Path, found: Any, groups: Collection[str]) -> Expectation
     if ("lower" in found) == ("higher" in found):
         raise UserError(f"{path} expects neither lower nor higher, or both: give one")
     lower = "lower" in found
-    measure = _text(path, found, "lower" if lower else "higher")
-    _check_measure(path, measure)
+    measure = _measure(path, found["lower" if lower else "higher"])
     of, than = _text(path, found, "of"), found.get("than")
     for group in (of, than):
         if isinstance(group, str) and group not in groups:
@@ -172,19 +171,17 @@ def _expectation(path: Path, found: Any, groups: Collection[str]) -> Expectation
     return Expectation(_text(path, found, "says"), measure, lower, of, than)
 
 
-def _measures(path: Path, told: dict[str, Any], key: str) -> list[str]:
-    found = _list(path, told, key)
-    for measure in found:
-        _check_measure(path, measure)
-    return found
+def _measures(path: Path, told: dict[str, Any], key: str) -> list[Measure]:
+    return [_measure(path, text) for text in _list(path, told, key)]
 
 
-def _check_measure(path: Path, measure: object) -> None:
-    if not isinstance(measure, str) or not is_measure(measure):
+def _measure(path: Path, text: object) -> Measure:
+    try:
+        return read_measure(str(text))
+    except ValueError:
         raise UserError(
-            f"{path} names the measure '{measure}': give NAME/PART of evaluation.json, wall time, "
-            "images/s, or final, least or least after with a metric of metrics.jsonl"
-        )
+            f"{path} names the measure '{text}', which is none: see dgm/report/measure.py"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

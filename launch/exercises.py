@@ -29,17 +29,13 @@ from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
-from launch import denoise, evaluate, explore, sample
 from launch.command import FAULT, MISTAKE, STOPPED, parse, parse_options, run
-from launch.exercise import FOLDER, Plan, PlannedRun, names_of_exercises, read_plan
-from launch.families import FAMILIES
+from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
 from launch.report import open_run
 from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[1]
 _DONE = "done.jsonl"  # the commands that ended well
-_SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
-_FAMILY = {"ddpm": "diffusion"}  # of a trainer, where it has another name
 
 
 def make_parser() -> ArgumentParser:
@@ -121,16 +117,14 @@ def choose(options: Namespace) -> list[Plan]:
     known = names_of_exercises(folder)
     if not known:
         raise UserError(f"--exercises is {folder}, which holds no exercise: name a folder of them")
-    names = known if options.only is None else options.only.split(",")
+    names = known if options.only is None else list(dict.fromkeys(options.only.split(",")))
     for name in names:
         if name not in known:
             raise UserError(f"--only names '{name}': choose of {', '.join(known)}")
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
     for planned in _runs(plans):
-        module = FAMILIES[_FAMILY.get(planned.trainer, planned.trainer)]
-        parse(module.Config, "", _keys(planned, options.data, Path("run")))
-        for script, *words in planned.then:
-            parse_options(_SCRIPTS[script].make_parser(), ["run", *words])
+        keys = _keys(planned, options.data, Path("run"))
+        parse(TRAINERS[planned.trainer].Config, "", keys)
     return plans
 
 
@@ -235,6 +229,8 @@ def main() -> int:
     plans = choose(options)
     data = options.data.rstrip("/").split("/")[-1].removeprefix("folder:")
     out = Path(options.out or f"runs/exercises/{data}-{options.scale}")
+    if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
+        raise UserError(f"--out is {out}, where a file stands: name a folder of runs and pages")
     try:
         answer(options, plans, out)
     except CommandError as failed:

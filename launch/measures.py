@@ -11,30 +11,22 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dgm import images
-from dgm.diffusion.objective import DiffusionObjective
-from dgm.eval import timesteps
 from dgm.eval.classifier import classify
 from dgm.eval.cost import sampling_cost
 from dgm.eval.distances import SCORE_SPLITS, class_score, kernel_distance
 from dgm.eval.diversity import diversity_by_class
-from dgm.eval.during import has_likelihood
 from dgm.eval.frechet import Moments, frechet_distance
-from dgm.eval.likelihood import bits_per_dim
 from dgm.eval.manifold import COVERAGE_NEIGHBOURS, overlap
 from dgm.eval.neighbours import Near, memorisation, nearest_first
-from dgm.eval.reconstruction import reconstruction_error
 from dgm.report.read import SPREAD
 from dgm.rng import permutation
-from dgm.vae.objective import VAEObjective
-from launch.subject import Made, Subject
-
-Figures = dict[str, Any]
+from launch.on_test_images import bits, bits_by_ode, loss_by_timestep, reconstruction
+from launch.subject import Figures, Made, Subject
 
 _YARDSTICK = 2000  # test images whose neighbours are looked for, at most
 _SHOWN = 20  # images on a sheet
@@ -171,54 +163,6 @@ def _flat(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).flatten(1)
 
 
-def bits(subject: Subject) -> Figures:
-    """Measure bits per dimension of test images, with their terms."""
-    options, index = subject.options, _tested(subject)
-    objective = has_likelihood(subject.trained.objective, "--measure", "distances")
-    told = {"num_test_images": len(index), "importance_samples": options.importance_samples}
-    engine, nets, test = subject.engine, subject.nets, subject.test
-    if isinstance(objective, DiffusionObjective):
-        found = timesteps.bound_by_timestep(engine, objective, nets, test, index, options.seed)
-        return {"num_test_images": len(index), **found}
-    found = bits_per_dim(
-        engine, objective, nets, test, index, options.seed,
-        importance_samples=options.importance_samples,
-    )  # fmt: skip
-    return {**told, **found}
-
-
-def bits_by_ode(subject: Subject) -> Figures:
-    """Measure bits per dimension of test images by the probability-flow ODE."""
-    steps, index = subject.options.ode_steps, _tested(subject)
-    found = timesteps.bits_by_ode(
-        subject.engine, _diffusion(subject), subject.nets, subject.test, index,
-        subject.options.seed, steps,
-    )  # fmt: skip
-    how = f"uniform dequantisation, Heun in at most {steps} steps, one Rademacher probe"
-    return {"num_test_images": len(index), "how": how, **found}
-
-
-def loss_by_timestep(subject: Subject) -> Figures:
-    """Measure the loss of test images by quarter of the timesteps."""
-    index = _tested(subject)
-    found = timesteps.loss_by_timestep(
-        subject.engine, _diffusion(subject), subject.nets, subject.test, index,
-        subject.options.seed,
-    )  # fmt: skip
-    return {"num_test_images": len(index), **found}
-
-
-def reconstruction(subject: Subject) -> Figures:
-    """Measure what is left of test images that go through a VAE's latents."""
-    index = _tested(subject)
-    objective = subject.trained.objective
-    assert isinstance(objective, VAEObjective), "choose_measures has asked"
-    found = reconstruction_error(
-        subject.engine, objective, subject.nets, subject.test, index, subject.options.seed
-    )
-    return {"num_test_images": len(index), **found}
-
-
 def cost(subject: Subject) -> Figures:
     """Count parameters and time the making of images."""
     trained = subject.trained
@@ -252,16 +196,6 @@ MEASURES = {
     "reconstruction": Measure(reconstruction, of_family="vae"),
     "cost": Measure(cost, 1),
 }
-
-
-def _diffusion(subject: Subject) -> DiffusionObjective:
-    objective = subject.trained.objective
-    assert isinstance(objective, DiffusionObjective), "choose_measures has asked"
-    return objective
-
-
-def _tested(subject: Subject) -> torch.Tensor:
-    return permutation(subject.options.seed, 0, len(subject.test))[: subject.options.num_test]
 
 
 def _compared(subject: Subject) -> Figures:

@@ -27,6 +27,9 @@ from shards.build import ensure
 from shards.folders import cache_root
 from shards.read import Shards, open_shards
 
+Figures = dict[str, Any]
+"""What a measure gives, by name."""
+
 _AT_ONCE = 5000  # images that are held as floats
 
 

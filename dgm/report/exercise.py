@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dgm.report.denoising import show_denoised
 from dgm.report.markup import Html, element, join
+from dgm.report.measure import Measure
 from dgm.report.numbers import images
 from dgm.report.outcome import (
     CLOSE,
     SURE,
     Expectation,
     Groups,
-    Value,
-    higher_wins,
     judge,
     measure_group,
-    name_of,
-    rank,
-    why_best,
+    name_best,
 )
 from dgm.report.page import side_by_side, whole_page
 from dgm.report.pictures import show_generated, show_kind, show_samples
 from dgm.report.read import Run
-from dgm.report.tables import listing
+from dgm.report.tables import Column, listing, sortable
 
-PICTURES = ("samples", "generated", "reconstructions", "denoised")
-"""What of each run can be shown."""
 _NOTHING = "–"
 _GRIDS = 3  # of samples through training
+PICTURES: dict[str, tuple[str, Callable[[Run], Html | None]]] = {
+    "samples": (
+        "Samples through training", lambda run: show_samples(run.folder, run.name, _GRIDS),
+    ),
+    "generated": (
+        "One image of each class", lambda run: show_generated(run.folder, run.name),
+    ),
+    "reconstructions": (
+        "Images and their reconstructions",
+        lambda run: show_kind(run.folder, "reconstructions", run.name),
+    ),
+    "denoised": (
+        "Real images, noised a part of the way and denoised",
+        lambda run: show_denoised(run.folder, run.name),
+    ),
+}  # fmt: skip
+"""What of each run can be shown: a title, and how."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Exercise:
     title: str
     asks: str
     expectations: Sequence[Expectation] = ()
-    compare: Sequence[str] = ()  # measures of groups
-    rank_by: Sequence[str] = ()  # measures by which the best is named
+    compare: Sequence[Measure] = ()  # of groups
+    rank_by: Sequence[Measure] = ()  # by which the best is named
     least: bool = False  # of every loss
     show: Sequence[str] = ()
 
@@ -68,7 +80,7 @@ def _expected(exercise: Exercise, groups: Groups) -> Html | None:
     rows: list[list[object]] = []
     for expected in exercise.expectations:
         verdict, told = judge(expected, groups)
-        rows.append([expected.says, name_of(expected.measure), told, verdict])
+        rows.append([expected.says, expected.measure.name, told, verdict])
     heads = ["expected", "by", "what came out", "it"]
     note = (
         "What was expected stands in the exercise's file; what came out is computed. Too close to "
@@ -85,52 +97,28 @@ def _expected(exercise: Exercise, groups: Groups) -> Html | None:
 def _compared(exercise: Exercise, groups: Groups) -> Html | None:
     if not exercise.compare:
         return None
-    found = {
-        name: [measure_group(runs, measure) for measure in exercise.compare]
-        for name, runs in groups.items()
-    }
-    columns = list(zip(*found.values(), strict=True))
-    best = [_best(list(c), m) for c, m in zip(columns, exercise.compare, strict=True)]
-    heads = [element("th", name_of(m), scope="col", class_="number") for m in exercise.compare]
-    rows = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            element("td", len(groups[name]), class_="number"),
-            *(
-                element(
-                    "td", _NOTHING if value is None else value.text(measure),
-                    class_="number best" if row in best[k] else "number",
-                )
-                for k, (value, measure) in enumerate(zip(values, exercise.compare, strict=True))
-            ),
+    names, counts = list(groups), [len(runs) for runs in groups.values()]
+    columns = [Column("", names, names), Column("runs", counts, [str(n) for n in counts])]
+    for measure in exercise.compare:
+        found = [measure_group(runs, measure) for runs in groups.values()]
+        columns.append(
+            Column(
+                measure.name,
+                [None if value is None else value.mean for value in found],
+                [_NOTHING if v is None else measure.write(v.mean, v.spread) for v in found],
+                measure.higher,
+            )
         )
-        for row, (name, values) in enumerate(found.items())
-    ]  # fmt: skip
     caption = (
         "Means over runs that differ in their seed, ± their standard deviation; of one run, that "
         "over seeds of its images. The best of a column is shaded."
     )
-    head = element("tr", element("th", "", scope="col"), element("th", "runs", scope="col"), *heads)
-    table = element(
-        "table", element("caption", caption), element("thead", head), element("tbody", *rows)
-    )
-    ranking = rank(groups, exercise.rank_by) if exercise.rank_by else None
-    said = [] if ranking is None else why_best(ranking, groups, exercise.rank_by)
+    said = [element("li", sentence) for sentence in name_best(groups, exercise.rank_by)]
     return join(
         element("h2", "Compared"),
-        element("div", table, class_="scroll"),
-        element("ul", *(element("li", sentence) for sentence in said)) if said else None,
+        sortable(caption, columns),
+        element("ul", *said) if said else None,
     )
-
-
-def _best(values: list[Value | None], measure: str) -> set[int]:
-    higher = higher_wins(measure)
-    known = [value.mean for value in values if value is not None]
-    if higher is None or len(set(known)) < 2:
-        return set()
-    best = max(known) if higher else min(known)
-    return {row for row, value in enumerate(values) if value is not None and value.mean == best}
 
 
 def _least(runs: list[Run]) -> Html:
@@ -146,21 +134,9 @@ def _least(runs: list[Run]) -> Html:
 
 def _pictures(kind: str, groups: Groups) -> Html | None:
     """Show pictures of one kind, of the first run of each group."""
+    title, show = PICTURES[kind]
     parts = []
-    for name, runs in groups.items():
-        run = runs[0]
-        ways = {
-            "samples": lambda run: show_samples(run.folder, run.name, _GRIDS),
-            "generated": lambda run: show_generated(run.folder, run.name),
-            "denoised": lambda run: show_denoised(run.folder, run.name),
-        }
-        shown = ways.get(kind, lambda run: show_kind(run.folder, kind, run.name))(run)
-        if shown is not None:
+    for name, (run, *_) in groups.items():
+        if (shown := show(run)) is not None:
             parts += [element("h3", name), shown]
-    titles = {
-        "samples": "Samples through training",
-        "generated": "One image of each class",
-        "reconstructions": "Images and their reconstructions",
-        "denoised": "Real images, noised a part of the way and denoised",
-    }
-    return join(element("h2", titles[kind]), *parts) if parts else None
+    return join(element("h2", title), *parts) if parts else None

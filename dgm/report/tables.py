@@ -19,7 +19,7 @@ _NOTHING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of runs: a value for each, and how it is shown."""
+    """A column of a table: a value for each row, and how it is shown."""
 
     name: str
     values: list[Any]  # None where a run has none
@@ -29,7 +29,7 @@ class Column:
     def best(self) -> set[int]:
         """Number the rows with the best value, where there is something to compare."""
         known = [value for value in self.values if value is not None]
-        if self.higher is None or len(known) < 2:
+        if self.higher is None or len(set(known)) < 2:
             return set()
         best = max(known) if self.higher else min(known)
         return {row for row, value in enumerate(self.values) if value == best}
@@ -42,10 +42,15 @@ def table_of_runs(runs: list[Run]) -> Html:
     if len({run.family for run in runs}) > 1:
         columns.append(Column("family", [r.family for r in runs], [r.family for r in runs]))
     columns += [*settings, *_results(runs)]
+    return sortable("Settings that differ, and results. The best of a column is shaded.", columns)
+
+
+def sortable(caption: str, columns: list[Column]) -> Html:
+    """Show columns of as many values each; the first names the rows, a click on a head sorts."""
     best = [column.best() for column in columns]
     rows = [
-        element("tr", *(_cell(c, row, row in best[k]) for k, c in enumerate(columns)))
-        for row in range(len(runs))
+        element("tr", *(_cell(c, row, row in best[k], k == 0) for k, c in enumerate(columns)))
+        for row in range(len(columns[0].values))
     ]
     heads = [
         element(
@@ -56,7 +61,7 @@ def table_of_runs(runs: list[Run]) -> Html:
     ]  # fmt: skip
     table = element(
         "table",
-        element("caption", "Settings that differ, and results. The best of a column is shaded."),
+        element("caption", caption),
         element("thead", element("tr", *heads)),
         element("tbody", *rows),
         class_="sortable",
@@ -205,14 +210,14 @@ def _text(value: float | None) -> str:
     return _NOTHING if value is None else number(value)
 
 
-def _cell(column: Column, row: int, best: bool) -> Html:
+def _cell(column: Column, row: int, best: bool, names_row: bool) -> Html:
     value = column.values[row]
     classes = ["number"] * _numeric(column.values) + ["best"] * best
     plain = value if isinstance(value, int | float | str) else as_text(value)
     return element(
-        "th" if column.name == "run" else "td",
+        "th" if names_row else "td",
         column.texts[row],
-        scope="row" if column.name == "run" else None,
+        scope="row" if names_row else None,
         class_=" ".join(classes) or None,
         data_value="" if value is None else plain,
     )

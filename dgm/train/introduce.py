@@ -11,9 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
+from dgm.train.job import Job
 from dgm.train.launched import Launched
 
 _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
+
+
+def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
+    """Print what is about to run, from where, and what changed since its last start."""
+    lines = describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+    if images_seen:
+        lines["continues at"] = f"{images_seen:,} images"
+    for name, text in lines.items():
+        print(f"{name + ':':17}{text}")
+    for key, (before, now) in job.changed.items():
+        print(f"{'changed:':17}{key} from {before} to {now}")
 
 
 def describe(

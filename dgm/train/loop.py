@@ -20,7 +20,7 @@ from dgm.train.ema import Ema
 from dgm.train.energy import EnergyMeter, find_counters
 from dgm.train.fit import fitting
 from dgm.train.health import FiniteWatch
-from dgm.train.introduce import describe
+from dgm.train.introduce import introduce
 from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
 from dgm.train.optim import learning_rate
 from dgm.train.run_folder import record_start
@@ -157,13 +157,7 @@ class Run:
         self.metrics: MetricsFile | None = None
         nets = engine.copies()
         if engine.is_main:
-            lines = describe(engine, nets, job.objective, job.image_shape, self.batches.micro_batch)
-            for name, text in lines.items():
-                print(f"{name + ':':17}{text}")
-            if self.images_seen:
-                print(f"{'continues at:':17}{self.images_seen:,} images")
-            for key, (before, now) in job.changed.items():
-                print(f"{'changed:':17}{key} from {before} to {now}")
+            introduce(job, nets, self.batches.micro_batch, self.images_seen)
             record_start(job.folder, engine, self.images_seen, job.changed)
             self.metrics = MetricsFile(job.folder / "metrics.jsonl", self.images_seen)
         start_trackers(engine, job.settings, self.step)

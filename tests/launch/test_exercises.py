@@ -103,6 +103,8 @@ WRONG: list[tuple[object, str]] = [
     ({**GOOD, "expect": [{**GOOD["expect"][0], "than": True}]}, "something than 'True'"),
     ({**GOOD, "groups": {"a": {"like": "two.yaml", "group": "b"}}}, "two.yaml cannot be read"),
     ({**GOOD, "groups": {"a": {"like": "one.yaml", "group": "b"}}}, "takes group b of one.yaml"),
+    ({**GOOD, "groups": {"a": {"like": "one.yaml", "group": "a"}}}, "take it from there"),
+    ({**GOOD, "scales": {"small": {"config": "a", "then": ["sample --per_klass 2"]}}}, "per_klass"),
 ]
 
 
@@ -118,15 +120,12 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, told: object, said: st
 def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: Path) -> None:
     wrong = {**GOOD, "groups": {"plain": {"set": {"vae.betta": 1.0}}}, "expect": []}
     own = written(tmp_path / "own", wrong).parent
-    scale = {**GOOD["scales"]["small"], "then": ["sample --per_klass 2"]}
-    other = written(tmp_path / "other", {**GOOD, "scales": {"small": scale}}).parent
     mistakes: dict[tuple[object, ...], str] = {
         ("--only", "week9"): "--only names 'week9': choose of families, week1_gan",
         ("--scale", "huge"): "has no scale huge: choose of small, medium, full",
         ("--parallel", 0): "--parallel is 0: choose 1 or more",
         ("--exercises", tmp_path / "none"): "holds no exercise: name a folder of them",
         ("--exercises", own): "vae.betta",
-        ("--exercises", other): "per_klass",
         ("--data", "mnist"): "mnist",
     }
     for words, said in mistakes.items():
@@ -135,6 +134,9 @@ def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: P
         assert done.code == 2 and len(lines) == 1, (words, done.stderr)
         assert lines[0].startswith("error: ") and said in lines[0], lines
         assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("")
+    done = run_warm(SCRIPT, "--out", tmp_path / "out" / "here")
+    assert done.code == 2 and "out/here, where a file stands: name a folder" in done.stderr
 
 
 @pytest.fixture

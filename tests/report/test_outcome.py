@@ -13,19 +13,15 @@ import pytest
 from written_runs import write_run
 
 from dgm.report.exercise import Exercise, exercise_page
-from dgm.report.outcome import (
-    Expectation,
-    is_measure,
-    judge,
-    measure_group,
-    name_of,
-    rank,
-    value_of,
-    why_best,
-)
+from dgm.report.measure import read_measure
+from dgm.report.outcome import Expectation, judge, measure_group, name_best
 from dgm.report.read import Run, read_run
 
-FD = "distances_cifar/fd_cifar"
+FD = read_measure("distances_cifar/fd_cifar")
+
+
+def value_of(run: Run, text: str) -> float | None:
+    return read_measure(text).of(run)
 
 
 def opened(folder: Path, fd: float | None = None, family: str = "gan", **more: Any) -> Run:
@@ -36,13 +32,13 @@ def opened(folder: Path, fd: float | None = None, family: str = "gan", **more: A
     return read_run(folder, folder.name, family, {})
 
 
-def expects(than: str | float, lower: bool = True, measure: str = FD) -> Expectation:
-    return Expectation("a is better", measure, lower, "a", than)
+def expects(than: str | float, lower: bool = True, measure: str = FD.key) -> Expectation:
+    return Expectation("a is better", read_measure(measure), lower, "a", than)
 
 
 def test_measures_are_read_from_logs_and_files(tmp_path: Path) -> None:
     run = opened(tmp_path / "a", 4.0)
-    assert value_of(run, FD) == 4.0
+    assert FD.of(run) == 4.0
     assert value_of(run, "final train/loss") == 2.5
     assert value_of(run, "least train/loss") == 1.0
     assert value_of(run, "least after train/loss") == 0.5
@@ -69,18 +65,40 @@ def test_bits_are_exact_before_they_are_a_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "measure", ["fd", "worst train/loss", "denoised x/psnr", "spread of nothing", ""]
+    "text", ["fd", "worst train/loss", "denoised x/psnr", "spread of nothing", "a/", "/a"]
 )
-def test_what_is_no_measure_is_seen_before_anything_runs(measure: str) -> None:
-    assert not is_measure(measure)
-    assert is_measure(FD) and is_measure(f"spread of {FD}") and is_measure("least train/loss")
+def test_what_is_no_measure_is_seen_before_anything_runs(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text.removeprefix("spread of "))):
+        read_measure(text)
 
 
-def test_names_are_as_people_write_them() -> None:
-    assert name_of(FD) == "FD-cifar"
-    assert name_of("bits_per_dim/bound") == "bits/dim, bound"
-    assert name_of("reconstruction/rms_error_grey_levels") == "reconstruction: error in grey levels"
-    assert name_of("denoised 50/psnr_db_denoised") == "PSNR, dB, denoised from 50 steps of noise"
+@pytest.mark.parametrize(
+    ("text", "name", "higher", "written"),
+    [
+        (FD.key, "FD-cifar", False, "0.25 ± 0.12"),
+        ("class_consistency/class_consistency", "class consistency", True, "25.0 % ± 12.5 %"),
+        ("bits_per_dim/bound", "bits/dim, bound", False, "0.25 ± 0.12"),
+        ("diversity_cifar/diversity", "diversity", None, "0.25 ± 0.12"),
+        (
+            "reconstruction/rms_error_grey_levels", "reconstruction: error in grey levels", False,
+            "0.25 ± 0.12",
+        ),
+        (
+            "denoised 50/psnr_db_denoised", "PSNR, dB, denoised from 50 steps of noise", True,
+            "0.25 ± 0.12",
+        ),
+        ("least after train/loss", "least after train/loss", None, "25.0 % ± 12.5 %"),
+        (f"spread of {FD.key}", "spread over runs of FD-cifar", False, "25.0 % ± 12.5 %"),
+        ("wall time", "wall time", False, "0.2 s ± 0.1 s"),
+        ("images/s", "images/s", True, "0.25 ± 0.12"),
+    ],
+)  # fmt: skip
+def test_a_measure_is_written_as_people_do(
+    text: str, name: str, higher: bool | None, written: str
+) -> None:
+    measure = read_measure(text)
+    assert (measure.name, measure.higher) == (name, higher)
+    assert measure.write(0.25, 0.125) == written
 
 
 def test_an_expectation_holds_or_does_not_by_its_figures(tmp_path: Path) -> None:
@@ -103,9 +121,9 @@ def test_what_seeds_scatter_by_is_no_outcome(tmp_path: Path) -> None:
     assert value is not None and value.spread == stdev([2.0, 4.0])
     assert value.error == pytest.approx(stdev([2.0, 4.0]) / math.sqrt(2))
     assert judge(expects("b"), groups)[0] == "too close to tell"
-    spread = measure_group(groups["a"], f"spread of {FD}")
+    spread = measure_group(groups["a"], read_measure(f"spread of {FD.key}"))
     assert spread is not None and spread.mean == pytest.approx(stdev([2.0, 4.0]) / 3)
-    assert measure_group(groups["a"][:1], f"spread of {FD}") is None
+    assert measure_group(groups["a"][:1], read_measure(f"spread of {FD.key}")) is None
     # Of one run, the scatter over seeds of its images.
     more = {"num_seeds": 4, "spread_over_seeds": {"fd_cifar": 1.0}}
     one = {"a": [opened(tmp_path / "c", 2.0, **more)], "b": [opened(tmp_path / "d", 2.9)]}
@@ -115,17 +133,15 @@ def test_what_seeds_scatter_by_is_no_outcome(tmp_path: Path) -> None:
 def test_the_best_is_named_with_its_figures(tmp_path: Path) -> None:
     fds = {"a": 2.0, "b": 3.0, "c": 4.0}
     groups = {name: [opened(tmp_path / name, fd, score_cifar=fd)] for name, fd in fds.items()}
-    measures = [FD, "final train/loss", "distances_cifar/score_cifar"]
-    ranking = rank(groups, measures)
-    assert ranking is not None
+    measures = [FD, *map(read_measure, ("final train/loss", "distances_cifar/score_cifar"))]
     # a: 1 + 1 + 3, b: 2 + 1 + 2, c: 3 + 1 + 1: equal, and the first measure decides.
-    assert ranking.sums == {"a": 5, "b": 5, "c": 5} and ranking.names == ["a", "b", "c"]
-    said = why_best(ranking, groups, measures)
+    said = name_best(groups, measures)
     assert said[0].startswith("Best is a, by the sum of its places in 3 measures (a 5, b 5, c 5")
     assert said[1] == "In FD-cifar it is first: 2 against 3 of b."
     assert said[2] == "In final train/loss it is level with b: 2.5 against 2.5 of b."
     assert said[3] == "In score-cifar it is third: 2 against 4 of c."
-    assert rank({**groups, "d": [opened(tmp_path / "d")]}, measures) is None
+    assert name_best({**groups, "d": [opened(tmp_path / "d")]}, measures) == []
+    assert name_best({"a": groups["a"]}, measures) == [] == name_best(groups, [])
 
 
 def test_the_page_shows_what_was_expected_and_escapes_it(tmp_path: Path) -> None:
@@ -138,7 +154,7 @@ def test_the_page_shows_what_was_expected_and_escapes_it(tmp_path: Path) -> None
         title="One <i>",
         asks="Which & why?",
         expectations=[Expectation("<b>less</b>", FD, True, "<a>", "b")],
-        compare=[FD, "wall time"],
+        compare=[FD, read_measure("wall time")],
         rank_by=[FD],
         least=True,
         show=["samples", "generated", "reconstructions", "denoised"],
@@ -151,4 +167,4 @@ def test_the_page_shows_what_was_expected_and_escapes_it(tmp_path: Path) -> None
     assert "100 images" not in page and "200 images" in page  # where the loss was least
     assert "Best is" not in page  # c was not measured
     compared = page[page.index("<h2>Compared") : page.index("<h2>The least of each loss")]
-    assert re.findall(r'best">([^<]*)', compared) == ["2"] and "&#8211;" in compared
+    assert re.findall(r'best"[^>]*>([^<]*)', compared) == ["2"] and "&#8211;" in compared

@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from dgm.report.read import Run, read_run
+
 ENVIRONMENT = {
     "git_commit": "0123456789abcdef",
     "git_dirty": False,
@@ -80,3 +82,10 @@ def write_picture(path: Path) -> None:
     """Write a small PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(path, "PNG")
+
+
+def opened(folder: Path, name: str | None = None, family: str = "diffusion") -> Run:
+    """Read a run folder as the report does."""
+    return read_run(
+        folder, name or folder.name, family, {"optim.lr": 2e-4, "data.source": "cifar10"}
+    )
