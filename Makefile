@@ -11,7 +11,7 @@ NAME := $(shell basename "$(DATA)")
 # The small configuration for the shapes, or that for images like CIFAR-10's.
 CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).yaml
 ARGS ?=
-# of the exercises: small (half an hour on two cores), medium (hours), full (GPUs)
+# of the exercises: small (17 minutes on two cores), medium (hours), full (GPUs)
 SCALE ?= small
 export PYTHONUNBUFFERED = 1
 
