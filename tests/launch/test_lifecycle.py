@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from processes import kill_all
 from tiny import LAUNCH
 
 from dgm.train import checkpoint
-from dgm.train.lock import LOCK
+from dgm.train.lock import LOCK, WAIT, RunLock
 
 SCRIPT = LAUNCH / "train_vae.py"
 STOPPED = "stopped before its first step: run the same command to continue"
@@ -31,10 +32,10 @@ def start(
     """Return a starter of a run that trains for ever; none of its processes outlives the test."""
     started: list[subprocess.Popen] = []
 
-    def go(*options: object, processes: int = 1) -> subprocess.Popen:
+    def go(*options: object, **how: Any) -> subprocess.Popen:
         words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
         words += ["--run.trackers=[]", f"--train.total_images={10**9}", *options]
-        started.append(start_script(*words, processes=processes))
+        started.append(start_script(*words, **how))
         return started[-1]
 
     yield go
@@ -44,7 +45,7 @@ def start(
         process.communicate()
 
 
-def until(happened: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
+def until(happened: Callable[[], bool], what: str, timeout_s: float = 150) -> None:
     end = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < end, what
@@ -54,26 +55,6 @@ def until(happened: Callable[[], bool], what: str, timeout_s: float = 90) -> Non
 def begun(folder: Path) -> bool:
     path = folder / "metrics.jsonl"
     return path.exists() and len(path.read_bytes().splitlines()) >= 2
-
-
-@pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Make shards whose index never comes, and what waits until someone reads it."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    os.mkfifo(folder / "index.json")
-    held: list[int] = []
-
-    def read() -> bool:
-        try:
-            held.append(os.open(folder / "index.json", os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # nobody has opened it yet
-            return False
-        return True
-
-    yield folder, lambda: until(read, "nobody read the index")
-    for descriptor in held:
-        os.close(descriptor)
 
 
 def test_a_run_folder_in_use_is_refused_and_one_whose_process_was_killed_is_not(
@@ -101,30 +82,33 @@ def test_a_run_folder_in_use_is_refused_and_one_whose_process_was_killed_is_not(
     assert not (folder / LOCK).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_run_that_is_asked_to_stop_as_it_opens_its_shards_stops_at_once(
-    start: Callable, hanging: tuple[Path, Callable], tmp_path: Path, number: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_before_its_first_step_stops_at_once(
+    start: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:
-    shards, wait = hanging
-    process = start("--data.shards", shards)
-    wait()
+    (tmp_path / "run").mkdir()
+    held = RunLock(tmp_path / "run")
+    held.take()
+    process = start(variables={WAIT: "600"})
+    told = process.stderr.readline()  # everything is made, and nothing in the folder touched
+    assert told.startswith(f"waiting up to 600 s for process {os.getpid()} on "), told
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out.splitlines()[-1], err) == (75, STOPPED, "")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    held.release()
 
 
 def test_a_run_whose_shards_hang_ends_after_the_time_that_was_set(
-    start: Callable, hanging: tuple[Path, Callable]
+    start: Callable, tmp_path: Path
 ) -> None:
-    shards, wait = hanging
-    process = start("--data.shards", shards, "--train.timeout_minutes=0.03")
-    wait()
-    _, err = process.communicate(timeout=30)
+    os.mkfifo(tmp_path / "never.tar")
+    process = start("--data.shards", tmp_path / "never.tar", "--train.timeout_minutes=0.05")
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert err.startswith("error: nothing was done for 0.03 minutes (train.timeout_minutes) while")
+    assert err.startswith("error: nothing was done for 0.05 minutes (train.timeout_minutes) while")
     assert "while opening or building shards: look at the disk" in err.splitlines()[0]
-    assert "in load_index" in err, "the threads are not shown"
+    assert "in ensure" in err, "the threads are not shown"
 
 
 def test_a_save_ends_whole_however_often_it_is_asked_to_stop(
