@@ -100,7 +100,7 @@ def find_fault(path: Path) -> str | None:
         for name in FILES:
             if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -127,7 +127,7 @@ def remove_partial(folder: Path) -> None:
 def _complete_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted((p.name for p in folder.iterdir() if p.name.isdigit()), key=int)
+    return sorted((p.name for p in folder.iterdir() if p.name.isdecimal()), key=int)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,32 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl`; a line torn by a kill, which can only be the last, is left out."""
+    """Read `metrics.jsonl`; a line torn by a kill, which can only be the last, is left out.
+
+    So is any other that is damaged, which a warning names.
+    """
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    lines: list[dict[str, float]] = []
+    texts = path.read_bytes().split(b"\n")
+    for number, text in enumerate(texts, 1):
+        line = _as_line(text)
+        if line is not None and (not lines or line["images_seen"] > lines[-1]["images_seen"]):
+            lines.append(line)
+        elif text and number < len(texts):  # behind the last newline is nothing, or a torn line
+            warnings.warn(f"{path} is damaged in line {number}, which is left out", stacklevel=2)
     return lines
+
+
+def _as_line(text: bytes) -> dict[str, float] | None:
+    """Read a line of numbers; None where it is none."""
+    try:
+        line = json.loads(text.decode())
+        good = type(line["images_seen"]) is int
+        good &= all(type(value) in (int, float) for value in line.values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return line if good else None
 
 
 class Clock:
