@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,12 @@ def load_index(path: Path) -> Index:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("version")
         if version != VERSION:
-            raise ShardError(f"{path} has version {version}, this code reads {VERSION}; {rebuild}")
+            raise ShardError(
+                f"{path} has version {version!r}, this code reads {VERSION}; {rebuild}"
+            )
         index = _parse_index(content)
-        if content.pop("total") != index.total:
-            raise ValueError("total is not the sum of the counts")
+        if (total := content.pop("total")) != index.total:
+            raise ValueError(f"total {total!r} is not the sum of the counts")
         # Those that were written before there was a checksum have none.
         if content.pop("checksum", index.checksum) != index.checksum:
             raise ValueError("checksum is not that of the rest")
@@ -116,11 +119,12 @@ def _parse_index(content: dict[str, Any]) -> Index:
     shards = tuple(ShardFile(**shard) for shard in content["shards"])
     for shard in shards:
         name = _text(shard.name, "name")
-        if Path(name).name != name or name in ("", "..") or "\0" in name:
-            raise ValueError(f"shard name {name!r} is not that of a file beside it")
+        if Path(name).name != name or name in ("", "..") or not name.isprintable():
+            raise ValueError(f"shard name {name!r} is not plain")
         _count(shard.count, "count")
         _count(shard.size, "size")
-        _text(shard.sha256, "sha256")
+        if not re.fullmatch(r"([0-9a-f]{64})?", _text(shard.sha256, "sha256")):
+            raise ValueError(f"sha256 is {shard.sha256!r}")
     if channels != 3:
         raise ValueError(f"image_shape {content['image_shape']} is not [H, W, 3]")
     if len({shard.name for shard in shards}) != len(shards):
@@ -153,10 +157,10 @@ def _parse_layout(
     width = len(str(len(content["classes"]) - 1))
     end = max(layout.pixel_offset + pixels, layout.label_offset + width)
     if end > layout.stride + min(layout.pixel_offset, layout.label_offset):
-        raise ValueError("samples of layout overlap")
+        raise ValueError("samples cannot be laid out so, for they overlap")
     for shard in shards:
         if (shard.count - 1) * layout.stride + end > shard.size:
-            raise ValueError(f"{shard.name} is too small for its count")
+            raise ValueError(f"{shard.name} cannot be laid out so, for it is too small")
     return layout
 
 

@@ -55,9 +55,11 @@ def fetch(spec: str, progress: bool = True) -> Path:
     return folder
 
 
-def without_password(url: str) -> str:
-    """Leave out of an address what lets its owner in."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "***@", url)
+def without_password(text: str) -> str:
+    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
+    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
+    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
+    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
 
 
 def _expand(spec: str) -> list[str]:
@@ -71,7 +73,7 @@ def _expand(spec: str) -> list[str]:
         raise ShardError(f"{shown} stands for more than {_MAX_TARS:,} tars; give fewer")
     try:
         return expand_urls(spec)
-    except (ValueError, LookupError, RecursionError) as error:
+    except (ValueError, LookupError, AssertionError, RecursionError) as error:  # as it has them
         reason = without_password(" ".join(str(error).split()))
         raise ShardError(f"{shown} is no list of addresses ({reason}); correct it") from None
 

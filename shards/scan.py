@@ -143,9 +143,9 @@ def _check_end(path: Path, end: int) -> None:
         if len(block) < BLOCK:
             raise ShardError(f"{path} is truncated: no end-of-archive mark; get it again")
         while block:
-            if block.strip(b"\0"):
-                at = stream.tell() - len(block.lstrip(b"\0"))
-                raise ShardError(f"{path} is damaged before byte {at}; get it again")
+            if rest := block.lstrip(b"\0"):
+                at = end if stream.tell() == end + BLOCK else stream.tell() - len(rest)
+                raise ShardError(f"{path} is damaged at byte {at}; get it again")
             block = stream.read(_MAX_HEADER)
 
 

@@ -56,7 +56,8 @@ class Record:
             kinds["pid"] = int
         if isinstance(found, dict) and "total_images" in found:
             kinds["total_images"] = int
-        return found if _has(found, kinds) else {}
+        good = _has(found, kinds) and 0 <= found.get("pid", 0) < 2**31
+        return found if good else {}
 
     def add(self, event: str, **what: Any) -> None:
         """Add a line to the history."""

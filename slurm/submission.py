@@ -195,16 +195,19 @@ def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> Non
 def _in_a_line(name: str, value: str) -> str:
     """Write a value for a line of #SBATCH, where a backslash takes away the next one's meaning."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", name) or not value.isprintable():
+        told = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
         raise SlurmError(
-            f"{name if name.isprintable() else repr(name)} is {value!r}, which does not fit a line of #SBATCH: leave out line breaks and "
-            "other characters that cannot be printed, also of run.dir"
+            f"{told}, which does not fit a line of #SBATCH: leave out line breaks and other "
+            "characters that cannot be printed, also of run.dir"
         )
     return value.replace("\\", "\\\\")
 
 
 def without_password(text: str) -> str:
-    """Leave out of addresses what lets their owner in."""
-    return re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
+    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
+    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
+    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
+    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
 
 
 def _say_end(plan: Plan) -> None:

@@ -43,10 +43,11 @@ HARD = [
 ]  # fmt: skip
 # YAML takes these for nothing at all, and so do all options that may be null.
 NOTHING = ("null", "Null", "NULL", "~", "#", "&", "!")
+ENDS = "--"  # to argparse the end of options, also as a value: it says that there is none
 HARD_TEXT = st.one_of(
     st.sampled_from(HARD),
     st.text("ab $`'\"\\\n\t#:-{}[]&*!|>%@,?=~é☃", max_size=8),
-).filter(lambda text: not text.strip().startswith(NOTHING))
+).filter(lambda text: text != ENDS and not text.strip().startswith(NOTHING))
 
 STAND_IN = """
 import json, os, sys
@@ -188,13 +189,13 @@ def words_of_slurm(line: str) -> list[str]:
         elif letter in "'\"":
             quote, begun = letter, True
         elif letter.isspace():
-            words, word, begun = (words + [word] if begun else words), "", False
+            words, word, begun = ([*words, word] if begun else words), "", False
         elif letter == "#" and words:
             break
         else:
             word, begun = word + letter, True
     assert not quote
-    return words + [word] if begun else words
+    return [*words, word] if begun else words
 
 
 @examples(60)
