@@ -70,10 +70,14 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
         return _parse(path, text, as_written)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
+        last = text.rstrip().count("\n")
+        if mark and mark.line > last:  # the end is reached: of what?
+            mark = getattr(error, "context_mark", None) or mark
         position = getattr(error, "position", None)  # of a character that YAML does not know
         line = mark.line if mark else text.count("\n", 0, position) if position else 0
+        line = min(line, last)
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        tab = "\t" in text.split("\n")[min(line, text.count("\n"))]
+        tab = "\t" in text.split("\n")[line]
         remedy = "indent by spaces, not by tabs" if tab else "mend that line"
         reason = " ".join(reason.split())
         raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None

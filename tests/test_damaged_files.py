@@ -112,7 +112,7 @@ def bomb(letters: str, inside: str) -> str:
     [
         ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", ["gives c twice, in lines 3 and 5", "remove one"]),
         ("a:\n\tb: 1\n", ["line 2", "not by tabs"]),
-        ("a: 1\nb: [\n", ["line 3", "mend"]),
+        ("a: 1\nb: [\n", ["line 2", "mend"]),
         ("- a\n", ["not a YAML file of keys", "KEY: VALUE"]),
         ("a: 1\n---\nb: 1\n", ["line 2", "another document"]),
         (bomb("abcdefghijkl", "[x]"), ["more than 20,000 values", "line 6", "aliases"]),

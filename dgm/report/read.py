@@ -237,8 +237,10 @@ def as_object(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and _is_flat(found, _MAX_DEPTH) else None
 
 
-def _int(digits: str) -> float:
-    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+def _int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("beyond all bounds")
+    return int(digits)
 
 
 def _is_flat(found: object, depth: int) -> bool:
