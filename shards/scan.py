@@ -8,7 +8,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from shards.errors import ShardError
 from shards.format import BLOCK
@@ -93,7 +93,10 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     size = path.stat().st_size
     previous = -1
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:
+        with (
+            path.open("rb") as stream,
+            tarfile.open(fileobj=cast(BinaryIO, _Headers(stream)), mode="r:") as tar,
+        ):
             for info in tar:
                 _check_member(path, info)
                 if info.offset <= previous:
