@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested
+from dgm.yaml_file import read_yaml
 from shards.errors import ShardError
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
@@ -56,13 +56,7 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
 
 def _check_file(path: str, known: Collection[str]) -> None:
     # jsonargparse names neither the file nor the whole key of what it does not understand.
-    try:
-        keys = yaml.safe_load(Path(path).read_text()) or {}
-        unknown = [key for key, _ in flatten_nested(keys) if key not in known]
-    except OSError:
-        return  # this it says well
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file of keys: {one_line(str(error))}") from None
+    unknown = [key for key, _ in flatten_nested(read_yaml(Path(path))) if key not in known]
     if unknown:
         if any(key.startswith(f"{unknown[0]}.") for key in known):
             raise UserError(f"{path} gives the section {unknown[0]} no keys: add or remove it")

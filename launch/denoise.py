@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -34,8 +33,7 @@ from dgm.train.run_folder import write_whole
 from launch.command import parse_options, read_list, run
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
-from launch.trained import open_trained
-from shards.read import open_shards
+from launch.trained import open_data, open_trained
 
 _BATCH = 100  # images at a time
 
@@ -139,8 +137,7 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
         )
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
-    settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
-    subject = Subject(options, engine, trained, open_shards(settings["shards"]), settings)
+    subject = Subject(options, engine, trained, *open_data(Path(options.run)))
     denoiser = Denoiser(subject, objective)
     found = []
     for steps in asked:

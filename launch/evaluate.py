@@ -20,7 +20,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
@@ -33,8 +32,8 @@ from launch.command import parse_options, run
 from launch.measures import MEASURES
 from launch.sample import choose_checkpoint
 from launch.subject import Subject, open_on_all
+from launch.trained import open_data
 from launch.training import identify
-from shards.read import open_shards
 
 _ONE_OR_MORE = ("per_class", "num_images", "seeds", "epochs", "num_test", "ode_steps")
 
@@ -93,8 +92,7 @@ def open_subject(options: Namespace, engine: Engine, folder: Path) -> Subject:
                 f"{trained.images_seen:,} images seen",
                 flush=True,
             )
-    settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-    return Subject(options, engine, trained, open_shards(settings["shards"]), settings, folder)
+    return Subject(options, engine, trained, *open_data(folder), folder)
 
 
 def measure(subject: Subject, names: list[str]) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def keep(found: dict[str, Any], path: Path) -> None:
     if path.exists():
         try:
             before = json.loads(path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             warnings.warn(f"{path} is written anew: it is damaged", stacklevel=2)
     same = isinstance(before, dict) and before.get("checkpoint") == found["checkpoint"]
     write_whole(path, json.dumps({**(before if same else {}), **found}, indent=1) + "\n")

@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dgm.errors import UserError
 from dgm.report.exercise import PICTURES, Exercise
 from dgm.report.measure import Measure, read_measure
 from dgm.report.outcome import Expectation
+from dgm.yaml_file import read_yaml
 from launch import denoise, evaluate, explore, sample
-from launch.command import CONFIGS, one_line, parse_options
+from launch.command import CONFIGS, parse_options
 from launch.families import FAMILIES
 
 FOLDER = CONFIGS / "exercises"
@@ -185,12 +184,7 @@ def _measure(path: Path, text: object) -> Measure:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(str(error))}): mend it") from None
-    if not isinstance(told, dict):
-        raise UserError(f"{path} is no YAML file of keys: see launch/exercise.py")
+    told = read_yaml(path)
     _check_keys(path, "the file", told, _FILE)
     return told
 

@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -32,8 +31,7 @@ from launch.command import parse_options, read_list, run
 from launch.explorer import Explorer
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
-from launch.trained import Trained, open_trained
-from shards.read import open_shards
+from launch.trained import Trained, open_data, open_trained
 
 VARIED = {
     "diffusion": ("guidance", "steps"),
@@ -123,8 +121,7 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
         raise UserError(f"--num_images is {options.num_images}: choose 2 or more")
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     settings, notes = choose_settings(options, trained)
-    data = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
-    explorer = Explorer(Subject(options, engine, trained, open_shards(data["shards"]), data))
+    explorer = Explorer(Subject(options, engine, trained, *open_data(Path(options.run))))
     found: dict[str, Any] = {
         "family": trained.family,
         "images_seen": trained.images_seen,

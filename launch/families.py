@@ -6,9 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from dgm.errors import UserError
+from dgm.yaml_file import read_yaml
 from launch import train_ddpm, train_flow, train_gan, train_vae
 from launch.command import parse
 from launch.training import Parts
@@ -23,12 +22,8 @@ FAMILIES: dict[str, ModuleType] = {
 
 def family_of(path: Path) -> str:
     """Say of which family a run's config.yaml is; raises UserError where it is of none."""
-    try:
-        sections = yaml.safe_load(path.read_text()) or {}
-        found = [name for name in FAMILIES if name in sections]
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}): restore it") from None
+    sections = read_yaml(path)
+    found = [name for name in FAMILIES if name in sections]
     if len(found) != 1:
         raise UserError(
             f"{path} has {len(found)} of the sections {', '.join(FAMILIES)}: a run has one"

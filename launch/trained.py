@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,7 +13,9 @@ from dgm.errors import UserError
 from dgm.objective import Objective
 from dgm.train import checkpoint
 from dgm.train.weights import in_channels_last, load_nets
-from launch.families import rebuild
+from launch.families import open_config, rebuild
+from shards.read import Shards, open_shards
+from shards.remote import is_remote
 
 
 @dataclass
@@ -66,6 +68,19 @@ def open_trained(
         net.requires_grad_(False)
     seen = loaded.state["images_seen"]
     return Trained(family, parts.objective, nets, classes, seen, fingerprint)
+
+
+def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
+    """Open a run's train images; give its settings of data too. Raises UserError."""
+    path = folder / "config.yaml"
+    found = asdict(open_config(path).data)
+    where, test = found.get("shards"), str(found.get("test_shards"))
+    # A run notes the folder that it read. What somebody else wrote there could be a command.
+    if not isinstance(where, str) or is_remote(where):
+        raise UserError(f"{path} has data.shards {where}: name the folder of its train shards")
+    if test.startswith("pipe:"):
+        raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
+    return open_shards(where), found
 
 
 def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from dgm.addresses import without_password
 from dgm.errors import UserError, disk_fault, naming
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Objective
@@ -140,7 +142,9 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
         data_id=real.data_id,
         image_shape=images.image_shape,
         classes=images.classes,
-        settings={key: value for key, value, _ in flatten(config)},
+        settings={
+            k: without_password(v) if isinstance(v, str) else v for k, v, _ in flatten(config)
+        },  # as trackers are told
         evaluation=make_evaluation(measured, parts.objective, engine, real, cache_root()),
         eval_every_images=measured.every_images,
     )
@@ -184,7 +188,10 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
 def _say_lowest(folder: Path) -> None:
     path = folder / "minima.json"
     if path.exists():
-        for name, least in json.loads(path.read_text()).items():
-            if name.startswith("eval/") or "loss" in name:
-                where = f"after {least['images_seen']:,} images"
-                print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")
+        try:
+            for name, least in json.loads(path.read_text()).items():
+                if name.startswith("eval/") or "loss" in name:
+                    where = f"after {least['images_seen']:,} images"
+                    print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            warnings.warn(f"{path} is damaged; the next log writes it anew", stacklevel=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import ShardError
-from shards.format import BLOCK, Layout, npy_header, parse_labels, sample_key
+from shards.format import BLOCK, Layout, fixed_layout, npy_header, parse_labels, sample_key
 
 _CHUNK = 4096  # samples at a time, so that memory stays bounded
 _NAME = slice(0, 100)
@@ -28,6 +28,8 @@ def check_samples(
 
     Raises ShardError that names the shard and its first damaged sample.
     """
+    if layout != fixed_layout(image_shape):
+        raise ShardError(f"{path} is not laid out as its index says; build it again")
     size = path.stat().st_size
     if size < count * layout.stride + 2 * BLOCK:
         raise ShardError(f"{path} is truncated: {size} bytes for {count} samples; build it again")

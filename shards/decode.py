@@ -52,7 +52,8 @@ def readable(path: Path, index: Index | None) -> tuple[Path, Index]:
         if (place / INDEX).is_file():
             return place, load_index(place / INDEX)
     if known.is_file():
-        return folder, load_index(known)
+        with suppress(ShardError):  # a damaged one is made again
+            return folder, load_index(known)
     scan = _scan(paths, index.classes if index else None)
     layout = _common_layout(scan)
     if layout is not None:

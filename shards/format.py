@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,15 @@ class Index:
         """Number of images in all shards."""
         return sum(shard.count for shard in self.shards)
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of all that it says; nothing else tells that a class or an offset changed."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
     def to_json(self) -> str:
         """Return the text of `index.json`, the same for the same content."""
-        return (
-            json.dumps({"version": VERSION, "total": self.total, **asdict(self)}, indent=1) + "\n"
-        )
+        content = {"version": VERSION, "total": self.total, **asdict(self)}
+        return json.dumps({**content, "checksum": self.checksum}, indent=1) + "\n"
 
 
 def load_index(path: Path) -> Index:
@@ -85,45 +90,90 @@ def load_index(path: Path) -> Index:
     rebuild = "build the shards again with python -m shards.build"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
+        version = content.pop("version")
         if version != VERSION:
-            raise ShardError(f"{path} has version {version}, this code reads {VERSION}; {rebuild}")
+            raise ShardError(
+                f"{path} has version {version!r}, this code reads {VERSION}; {rebuild}"
+            )
         index = _parse_index(content)
-        if content["total"] != index.total:
-            raise ValueError(f"total {content['total']} is not the sum of the counts")
+        if (total := content.pop("total")) != index.total:
+            raise ValueError(f"total {total!r} is not the sum of the counts")
+        # Those that were written before there was a checksum have none.
+        if content.pop("checksum", index.checksum) != index.checksum:
+            raise ValueError("checksum is not that of the rest")
+        if unknown := content.keys() - asdict(index).keys():
+            raise ValueError(f"unknown key {min(unknown)}")
     except FileNotFoundError:
         raise ShardError(f"{path} does not exist; {rebuild}") from None
     except ShardError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ShardError(
-            f"{path} is damaged ({type(error).__name__}: {error}); {rebuild}"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ShardError(f"{path} is damaged ({reason}); {rebuild}") from None
     return index
 
 
 def _parse_index(content: dict[str, Any]) -> Index:
-    height, width, channels = (int(size) for size in content["image_shape"])
+    height, width, channels = (_count(size, "image_shape") for size in content["image_shape"])
+    classes = tuple(_text(name, "classes") for name in content["classes"])
     shards = tuple(ShardFile(**shard) for shard in content["shards"])
-    names = [shard.name for shard in shards]
-    if channels != 3 or height < 1 or width < 1:
+    for shard in shards:
+        name = _text(shard.name, "name")
+        if Path(name).name != name or name in ("", "..") or not name.isprintable():
+            raise ValueError(f"shard name {name!r} is not plain")
+        _count(shard.count, "count")
+        _count(shard.size, "size")
+        if not re.fullmatch(r"([0-9a-f]{64})?", _text(shard.sha256, "sha256")):
+            raise ValueError(f"sha256 is {shard.sha256!r}")
+    if channels != 3:
         raise ValueError(f"image_shape {content['image_shape']} is not [H, W, 3]")
-    if any(Path(name).name != name for name in names) or len(set(names)) != len(names):
-        raise ValueError(f"shard names {names} are not plain and distinct file names")
-    if not content["classes"]:
-        raise ValueError("no classes")
-    if not shards or any(shard.count < 1 for shard in shards):
-        raise ValueError("a shard without images, or no shard")
+    if len({shard.name for shard in shards}) != len(shards):
+        raise ValueError("a shard is named twice")
+    if not classes or not shards:
+        raise ValueError("no classes" if shards else "no shards")
+    if content["image_format"] not in IMAGE_FORMATS:
+        raise ValueError(f"image_format {content['image_format']!r} is unknown")
     return Index(
         image_shape=(height, width, channels),
         image_format=content["image_format"],
-        classes=tuple(str(name) for name in content["classes"]),
-        split=content["split"],
-        source=content["source"],
+        classes=classes,
+        split=_text(content["split"], "split"),
+        source=_text(content["source"], "source"),
         shards=shards,
-        layout=Layout(**content["layout"]) if content["layout"] else None,
-        settings=dict(content["settings"]),
+        layout=_parse_layout(content, height * width * channels, shards),
+        settings={key: _count(value, key, -(2**63)) for key, value in content["settings"].items()},
     )
+
+
+def _parse_layout(
+    content: dict[str, Any], pixels: int, shards: tuple[ShardFile, ...]
+) -> Layout | None:
+    """Read where samples lie, all of which must lie within their tars."""
+    if content["layout"] is None:
+        return None
+    layout = Layout(**content["layout"])
+    for key, value in asdict(layout).items():
+        _count(value, key)
+    width = len(str(len(content["classes"]) - 1))
+    end = max(layout.pixel_offset + pixels, layout.label_offset + width)
+    if end > layout.stride + min(layout.pixel_offset, layout.label_offset):
+        raise ValueError("samples cannot be laid out so, for they overlap")
+    for shard in shards:
+        if (shard.count - 1) * layout.stride + end > shard.size:
+            raise ValueError(f"{shard.name} cannot be laid out so, for it is too small")
+    return layout
+
+
+def _count(value: object, name: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}, no number from {least}")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, no text")
+    return value
 
 
 def npy_header(image_shape: tuple[int, int, int]) -> bytes:

@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import ShardError
-from shards.format import INDEX, Index, Layout, ShardFile, check_size, load_index, parse_labels
+from shards.format import (
+    INDEX,
+    Index,
+    Layout,
+    ShardFile,
+    check_size,
+    load_index,
+    npy_header,
+    parse_labels,
+)
 
 
 class Shards:
@@ -99,7 +108,7 @@ class Shards:
         path = self.folder / shard.name
         content = np.memmap(path, np.uint8, "r")
         size = int(np.prod(self.image_shape))
-        _check_fits(path, content, layout, shard.count, size)
+        _check_fits(path, content, layout, shard.count, self.image_shape)
         width = len(str(len(self.classes) - 1))
         pixels = np.ndarray(
             shard.count, f"V{size}", content, layout.pixel_offset, strides=(layout.stride,)
@@ -149,8 +158,12 @@ def _only(index: Index, path: Path) -> Index:
     return replace(index, shards=shards)
 
 
-def _check_fits(path: Path, content: np.ndarray, layout: Layout, count: int, size: int) -> None:
-    end = (count - 1) * layout.stride + layout.pixel_offset + size
-    # The pixels follow an npy header that ends in a newline; a wrong index would miss it.
-    if end > len(content) or content[layout.pixel_offset - 1] != ord("\n"):
-        raise ShardError(f"{path} is not laid out as its index says; build it again")
+def _check_fits(
+    path: Path, content: np.ndarray, layout: Layout, count: int, image_shape: tuple[int, int, int]
+) -> None:
+    header = npy_header(image_shape)
+    for start in (0, (count - 1) * layout.stride):  # a wrong index would miss the first or last
+        pixels = start + layout.pixel_offset
+        found = content[max(0, pixels - len(header)) : pixels].tobytes()
+        if pixels + int(np.prod(image_shape)) > len(content) or found != header:
+            raise ShardError(f"{path} is not laid out as its index says; build it again")

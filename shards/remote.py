@@ -11,6 +11,7 @@ from shards.errors import ShardError
 from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
 
 _CHUNK = 1 << 20
+_MAX_TARS = 100_000
 _CURL = {6: "host not found", 7: "no connection", 18: "cut off", 22: "not found", 28: "timed out"}
 
 
@@ -26,12 +27,16 @@ def fetch(spec: str, progress: bool = True) -> Path:
     What was fetched once is kept; delete the folder to fetch it again.
     Raises ShardError with URL and reason where a tar cannot be fetched whole.
     """
-    folder = cache_root() / "remote" / hashlib.sha256(spec.encode()).hexdigest()[:16]
+    folder = (
+        cache_root()
+        / "remote"
+        / hashlib.sha256(spec.encode(errors="surrogatepass")).hexdigest()[:16]
+    )
     if (folder / "complete").is_file():
         return folder
+    urls = _expand(spec)
     # Slow to import, and only fetching needs it.
     from tqdm import tqdm
-    from webdataset.shardlists import expand_urls
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,13 +46,51 @@ def fetch(spec: str, progress: bool = True) -> Path:
         ) from None
     hidden = None if progress else True  # None: hidden where stderr is not a terminal
     with tqdm(unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        for number, url in enumerate(expand_urls(spec)):
+        for number, url in enumerate(urls):
             final = folder / f"{number:05d}.tar"
             if not final.is_file():
                 bar.set_description(url.rpartition("/")[2])
                 _fetch_one(url, final, bar)
     (folder / "complete").touch()
     return folder
+
+
+def without_password(text: str) -> str:
+    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
+    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
+    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
+    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
+
+
+def _expand(spec: str) -> list[str]:
+    """List the addresses that braces and `::` stand for; raises ShardError."""
+    from webdataset.shardlists import expand_urls
+
+    shown = without_password(spec)
+    if any(ord(letter) < 32 for letter in spec):
+        raise ShardError(f"{shown!r} has a control character; give a plain address")
+    if _count(spec) > _MAX_TARS:
+        raise ShardError(f"{shown} stands for more than {_MAX_TARS:,} tars; give fewer")
+    try:
+        return expand_urls(spec)
+    except (ValueError, LookupError, AssertionError, RecursionError) as error:  # as it has them
+        reason = without_password(" ".join(str(error).split()))
+        raise ShardError(f"{shown} is no list of addresses ({reason}); correct it") from None
+
+
+def _count(spec: str) -> int:
+    """Say how many addresses braces stand for at most."""
+    count, commas = 1, [0]
+    for letter in spec:
+        if letter == "{":
+            commas.append(0)
+        elif letter == "," and commas:
+            commas[-1] += 1
+        elif letter == "}" and commas:
+            count *= commas.pop() + 1
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", spec):
+        count *= abs(int(last[:20]) - int(first[:20])) + 1
+    return count
 
 
 def _fetch_one(url: str, final: Path, bar) -> None:
@@ -71,7 +114,8 @@ def _fetch_one(url: str, final: Path, bar) -> None:
     except ShardError:
         raise
     except Exception as error:  # gopen lets through whatever its many handlers raise
-        raise ShardError(f"{url} could not be fetched ({_reason(error)}); check it") from None
+        shown = without_password(url)
+        raise ShardError(f"{shown} could not be fetched ({_reason(error)}); check it") from None
     finally:
         remove(temporary)
 
@@ -83,14 +127,15 @@ def _check_whole(url: str, path: Path) -> None:
         scan_tar(path)
     except ShardError as error:
         reason = str(error).replace(str(path), "what came").rpartition(";")[0]
-        raise ShardError(f"{url} could not be fetched whole ({reason}); check it") from None
+        shown = without_password(url)
+        raise ShardError(f"{shown} could not be fetched whole ({reason}); check it") from None
 
 
 def _reason(error: Exception) -> str:
     """Say what went wrong in a few words; WebDataset gives only the exit code of its command."""
     code = re.search(r": exit (\d+)", str(error))
     if code is None:
-        return f"{type(error).__name__}: {error}"
+        return without_password(f"{type(error).__name__}: {error}")
     number = int(code.group(1))
     if "curl" in str(error) and number in _CURL:
         return f"{_CURL[number]}, curl exit code {number}"

@@ -8,6 +8,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from shards.errors import ShardError
 from shards.format import BLOCK
@@ -15,6 +16,8 @@ from shards.format import BLOCK
 IMAGE_EXTENSIONS = ("npy", "png", "jpg", "jpeg", "webp")
 LABEL_EXTENSIONS = ("cls", "label", "class", "cls.txt", "label.txt", "class.txt", "json")
 _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
+_MAX_HEADER = 2**20
+_MAX_LABEL = 2**20
 _NAME = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # as WebDataset splits key and extension
 
 
@@ -64,6 +67,8 @@ def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | 
     Raises ShardError with `where` in it where there is none.
     """
     value: object
+    if member.size > _MAX_LABEL:
+        raise ShardError(f"{where} has a label of {member.size:,} bytes; correct it")
     text = content[member.offset : member.offset + member.size]
     try:
         if member.extension.rpartition(".")[2] != "json":
@@ -72,7 +77,7 @@ def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | 
             fields = json.loads(text)
             found = [fields[key] for key in _JSON_KEYS if key in fields]
             value = found[0] if found and not isinstance(found[0], bool) else None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"{where} has an unreadable label ({error}); correct it") from None
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
@@ -86,17 +91,31 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     """List (name, offset, size) of the files in a tar."""
     found = []
     size = path.stat().st_size
+    previous = -1
     try:
-        with tarfile.open(path, "r:") as tar:
+        with (
+            path.open("rb") as stream,
+            tarfile.open(fileobj=cast(BinaryIO, _Headers(stream)), mode="r:") as tar,
+        ):
             for info in tar:
-                _check_safe(path, info.name)
+                _check_member(path, info)
+                if info.offset <= previous:
+                    raise ShardError(f"{path} is damaged at byte {previous}; get it again")
+                previous = info.offset
                 if info.isreg():
                     found.append((info.name, info.offset_data, info.size))
                     if info.offset_data + info.size > size:
                         raise ShardError(f"{path} is truncated in {info.name}; get it again")
                 tar.members = []  # type: ignore[attr-defined]  # bounds memory
             end = tar.offset
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(
@@ -106,20 +125,45 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     return found
 
 
+class _Headers:
+    """A stream for reading headers only, none of which may ask for much memory."""
+
+    def __init__(self, stream: BinaryIO):
+        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
+
+    def read(self, size: int) -> bytes:
+        """Read a header, or the long name or the fields that one announces."""
+        if not 0 <= size <= _MAX_HEADER:
+            raise ValueError(f"a header of {size} bytes at byte {self.tell()}")
+        return self._read(size)
+
+
 def _check_end(path: Path, end: int) -> None:
     # tarfile takes any damage between two members for the end of the archive.
     with path.open("rb") as stream:
         stream.seek(end)
         block = stream.read(BLOCK)
-    if len(block) < BLOCK:
-        raise ShardError(f"{path} is truncated: no end-of-archive mark; get it again")
-    if any(block):
-        raise ShardError(f"{path} is damaged at byte {end}; get it again")
+        if len(block) < BLOCK:
+            raise ShardError(f"{path} is truncated: no end-of-archive mark; get it again")
+        while block:
+            if rest := block.lstrip(b"\0"):
+                at = end if stream.tell() == end + BLOCK else stream.tell() - len(rest)
+                raise ShardError(f"{path} is damaged at byte {at}; get it again")
+            block = stream.read(_MAX_HEADER)
 
 
-def _check_safe(path: Path, name: str) -> None:
+def _check_member(path: Path, info: tarfile.TarInfo) -> None:
+    name, at = info.name, f"byte {info.offset}"
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
-        raise ShardError(f"{path} holds the unsafe member {name}; remove it from the tar")
+        raise ShardError(f"{path} holds the unsafe member {name} at {at}; remove it from the tar")
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise ShardError(f"{path} holds the unsafe member {name!r} at {at}; remove it from the tar")
+    if info.size < 0:
+        raise ShardError(f"{path} is damaged at {at}; get it again")
+    if info.issparse() or not (info.isreg() or info.isdir()):
+        raise ShardError(
+            f"{path} holds {name} at {at}, a link, a device or a sparse file; store plain files"
+        )
 
 
 def _sample(path: Path, key: str, members: list[Member]) -> Sample:

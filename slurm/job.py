@@ -80,7 +80,7 @@ class Job:
 
     def snapshot(self, record: Record) -> None:
         """Keep the configuration and the command that were submitted, in the run folder."""
-        shutil.copyfile(self.config, record.folder / "config.yaml")
+        shutil.copy(self.config, record.folder / "config.yaml")
         (record.folder / "command.txt").write_text(shlex.join(self.command) + "\n")
 
 

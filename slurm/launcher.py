@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slurm.errors import SlurmError
+from slurm.yaml_file import read_yaml
 
 _ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED")
 # Those that `accelerate launch` passes on, and the trainers look at (or refuse).
@@ -31,14 +30,7 @@ def read_accelerate(path: Path) -> dict[str, str]:
     How many nodes and processes there are, the file may say for other launchers; here the job
     knows.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SlurmError(f"--accelerate-config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict):
-        raise SlurmError(f"--accelerate-config {path} is not a YAML file of keys")
+    config = read_yaml(path)
     engine = str(config.get("distributed_type", "NO")).upper()
     if engine not in _ENGINES:
         raise SlurmError(
@@ -46,12 +38,19 @@ def read_accelerate(path: Path) -> dict[str, str]:
             "NO, MULTI_GPU or DEEPSPEED"
         )
     found = _named(config, _KEYS)
-    dynamo = config.get("dynamo_config") or {}
+    dynamo = _section(path, config, "dynamo_config")
     if dynamo.get("dynamo_backend"):
         found["ACCELERATE_DYNAMO_BACKEND"] = str(dynamo["dynamo_backend"])
     if engine == "DEEPSPEED":
         found["ACCELERATE_USE_DEEPSPEED"] = "true"
-        found |= _named(config.get("deepspeed_config") or {}, _DEEPSPEED_KEYS)
+        found |= _named(_section(path, config, "deepspeed_config"), _DEEPSPEED_KEYS)
+    return found
+
+
+def _section(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name) or {}
+    if not isinstance(found, dict):
+        raise SlurmError(f"{path} has {name} {found!r}: give it keys and values")
     return found
 
 

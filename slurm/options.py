@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from slurm.errors import SlurmError
 from slurm.resources import Resources, profile_path
+from slurm.yaml_file import read_yaml
 
 NOT_SLURM = ("local", "debug")
 
@@ -116,13 +116,7 @@ def _underscored(word: str) -> str:
 
 def _read_profile(path: Path) -> list[str]:
     """Write a profile's keys as options; the command line's own come after them and win."""
-    try:
-        # Everything stays as it is written: to YAML 12:00:00 would be a number.
-        keys = yaml.load(path.read_text(), yaml.BaseLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SlurmError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(keys, dict):
-        raise SlurmError(f"{path} is not a YAML file of keys")
+    keys = read_yaml(path, as_written=True)  # to YAML 12:00:00 would be a number
     known = [f.name for f in dataclasses.fields(Resources)]
     known += ["accelerate_config", "max_parallel", "max_faults"]
     for key in keys:

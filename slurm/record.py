@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "slurm"
+_NONE: dict[str, type] = {"": int}
+_KINDS: dict[str, dict[str, type]] = {  # of what a line of the history has
+    "start": {"submission": str},
+    "end": {"submission": str, "verdict": str},
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Record:
         """Say how many images the newest checkpoint has seen; -1 where there is none."""
         folder = self.run / "checkpoints"
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        return max((int(name) for name in names if name.isdigit()), default=-1)
+        return max((int(name) for name in names if name.isdecimal()), default=-1)
 
     def write_job(self, job: dict[str, Any]) -> None:
         """Note the job that was submitted last."""
@@ -41,11 +46,18 @@ class Record:
         write_whole(self.folder / "job.json", json.dumps(job, indent=1) + "\n")
 
     def job(self) -> dict[str, Any]:
-        """Give the job that was submitted last; empty where none was."""
+        """Give the job that was submitted last; empty where none was, or its file is damaged."""
         try:
-            return json.loads((self.folder / "job.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads((self.folder / "job.json").read_text())
+        except (OSError, ValueError, RecursionError):
             return {}
+        kinds: dict[str, type] = {"job": str, "cluster": str}
+        if isinstance(found, dict) and found.get("cluster") == "local":
+            kinds["pid"] = int
+        if isinstance(found, dict) and "total_images" in found:
+            kinds["total_images"] = int
+        good = _has(found, kinds) and 0 <= found.get("pid", 0) < 2**31
+        return found if good else {}
 
     def add(self, event: str, **what: Any) -> None:
         """Add a line to the history."""
@@ -56,19 +68,26 @@ class Record:
             os.fsync(file.fileno())
 
     def history(self) -> list[dict[str, Any]]:
-        """Give all starts and ends; a line torn by a power cut is left out."""
-        return list(_lines(self.folder / "history.jsonl"))
+        """Give all starts and ends; a line torn by a power cut, or damaged, is left out."""
+        lines = _lines(self.folder / "history.jsonl")
+        return [line for line in lines if _has(line, _KINDS.get(str(line.get("event")), _NONE))]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Give what the trainer logged."""
-        return list(_lines(self.run / "metrics.jsonl"))
+        """Give what the trainer logged; a line that is damaged is left out."""
+        lines = _lines(self.run / "metrics.jsonl")
+        return [
+            line
+            for line in lines
+            if _has(line, {"images_seen": int})
+            and all(_is_number(value) for value in line.values())
+        ]
 
     def fruitless(self, submission: str) -> int:
         """Count the starts of a submission that came to nothing, in a row, up to now."""
         count = 0
         for line in self.history():
             if line["event"] == "end" and line["submission"] == submission:
-                count = count + 1 if line["verdict"] == "fault" and not line["progress"] else 0
+                count = count + 1 if line["verdict"] == "fault" and not line.get("progress") else 0
         return count
 
 
@@ -81,11 +100,25 @@ def write_whole(path: Path, text: str) -> None:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError:
         return
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         try:
-            yield json.loads(line)
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(found, dict):
+            yield found
+
+
+def _has(found: object, kinds: dict[str, type]) -> bool:
+    """Say whether an object has values of these kinds."""
+    return isinstance(found, dict) and all(
+        type(found.get(key)) is kind and (kind is not int or _is_number(found[key]))
+        for key, kind in kinds.items()
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)

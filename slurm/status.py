@@ -7,6 +7,7 @@ it was requeued, and the last error in its log. Slurm's accounting is used where
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import time
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from slurm import commands
 from slurm.commands import State
 from slurm.errors import SlurmError
 from slurm.record import FOLDER, Record
+from slurm.yaml_file import read_yaml
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
 """States that nothing leads out of by itself; all but `done` are for --only-failed."""
@@ -61,7 +63,8 @@ class Row:
         """Estimate the time left at its last speed."""
         if not self.images_per_s or self.state == "done":
             return None
-        return max(0, self.total_images - self.images_seen) / self.images_per_s
+        left = max(0, self.total_images - self.images_seen) / self.images_per_s
+        return left if math.isfinite(left) else None
 
 
 def find_runs(folder: Path) -> list[Record]:
@@ -121,8 +124,8 @@ def _row(record: Record, job: dict[str, Any], slurm: State | None) -> Row:
         total_images=job.get("total_images") or _total_images(record),
         images_per_s=last.get("time/images_per_s"),
         loss=losses[0] if losses else None,
-        requeues=max((line["restart"] for line in starts), default=0),
-        processes=starts[-1]["processes"] if starts else None,
+        requeues=max((_whole(line, "restart") or 0 for line in starts), default=0),
+        processes=_whole(starts[-1], "processes") if starts else None,
         error="" if _well(state, history) else last_error(record.log),
     )
 
@@ -135,6 +138,11 @@ def _well(state: str, history: list[dict[str, Any]]) -> bool:
     return state == "done" or ends[-1]["verdict"] in ("done", "stopped")
 
 
+def _whole(line: dict[str, Any], key: str) -> int | None:
+    value = line.get(key)
+    return value if isinstance(value, int) and 0 <= value < 2**63 else None
+
+
 def _of_this_job(record: Record, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Leave out what came before the run was submitted last."""
     return [line for line in record.history() if line["submission"] == job.get("submission")]
@@ -143,9 +151,8 @@ def _of_this_job(record: Record, job: dict[str, Any]) -> list[dict[str, Any]]:
 def _total_images(record: Record) -> int:
     """Read how long a run that was never submitted is to train."""
     try:
-        config = yaml.safe_load((record.run / "config.yaml").read_text())
-        return int(config["train"]["total_images"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return int(float(read_yaml(record.run / "config.yaml")["train"]["total_images"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return 0
 
 
@@ -166,7 +173,7 @@ def _backwards(text: str) -> Iterator[str]:
 
 def table(found: list[Row], folder: Path) -> Table:
     """Draw the rows."""
-    drawn = Table(title=f"runs in {folder}", title_justify="left")
+    drawn = Table(title=escape(f"runs in {folder}"), title_justify="left")
     drawn.add_column("run", no_wrap=True)
     for name in ("job", "state"):
         drawn.add_column(name, no_wrap=True)
@@ -177,8 +184,8 @@ def table(found: list[Row], folder: Path) -> Table:
         name = row.run.name if row.run == folder else str(row.run.relative_to(folder))
         colour = _COLOURS.get(row.state, "red" if row.state in ENDED else "")
         drawn.add_row(
-            name,
-            row.job,
+            escape(name),
+            escape(row.job),
             f"[{colour}]{row.state}[/]" if colour else row.state,
             f"{row.images_seen:,}",
             f"{row.total_images:,}",
@@ -187,7 +194,7 @@ def table(found: list[Row], folder: Path) -> Table:
             "" if row.left_s is None else _clock(row.left_s),
             str(row.requeues),
             "" if row.processes is None else str(row.processes),
-            row.error.replace("[", r"\["),
+            escape(row.error),
         )
     return drawn
 

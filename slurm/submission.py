@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-import yaml
 
 from slurm import commands, status
 from slurm.checks import Plan
@@ -30,6 +29,7 @@ from slurm.job import Job
 from slurm.options import Asked
 from slurm.record import FOLDER
 from slurm.snapshot import copy_code
+from slurm.yaml_file import write_yaml
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,30 @@ class Submission:
         copy_code(self.home / "code", self.plans[0].code)
         (self.home / "configs").mkdir()
         for plan in self.plans:
-            text = yaml.safe_dump(plan.config, sort_keys=False)
-            (self.home / "configs" / f"{plan.name or 'run'}.yaml").write_text(text)
+            text = write_yaml(plan.config)
+            path = self.home / "configs" / f"{plan.name or 'run'}.yaml"
+            path.touch(mode=0o666 if without_password(text) == text else 0o600)
+            path.write_text(text)
 
     def executor(self) -> submitit.SlurmExecutor:
         """Set up submitit for this cluster."""
         resources, options = self.asked.resources, self.asked.options
         # In the shell's place, so that Slurm's signals to the batch script reach the job.
         python = f"exec {shlex.quote(sys.executable)}"
+        if found := re.search(r"%[jtAa]", str(self.home)):
+            raise SlurmError(
+                f"run.dir leads to {self.home.parents[1]}, where submitit and Slurm would put a "
+                f"number for {found[0]}: choose another run.dir"
+            )
         executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
-        more = resources.sbatch_options()
+        task = "%A_%a" if len(self.plans) > 1 else "%j"  # as submitit names it, too
+        output = f"{executor.folder}/".replace("%", "%%") + f"{task}_0_log.out"
+        more = {
+            name: value if value is True else _in_a_line(name, str(value))
+            for name, value in {**resources.sbatch_options(), "output": output}.items()
+        }
         executor.update_parameters(
-            job_name=self.home.parents[1].name,
+            job_name=_in_a_line("job-name", self.home.parents[1].name),
             array_parallelism=options.max_parallel or 64,
             setup=[*resources.setup, f"export PYTHONPATH={shlex.quote(str(self.home / 'code'))}"],
             stderr_to_stdout=True,
@@ -168,7 +180,7 @@ def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> Non
     folder = plan.record.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(plan.config, sort_keys=False))
+    config.write_text(write_yaml(plan.config))
     os.environ.update(environment)
     sys.argv = [script, "--config", str(config)]
     try:
@@ -180,6 +192,24 @@ def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> Non
                 plan.run.rmdir()
 
 
+def _in_a_line(name: str, value: str) -> str:
+    """Write a value for a line of #SBATCH, where a backslash takes away the next one's meaning."""
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or not value.isprintable():
+        told = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
+        raise SlurmError(
+            f"{told}, which does not fit a line of #SBATCH: leave out line breaks and other "
+            "characters that cannot be printed, also of run.dir"
+        )
+    return value.replace("\\", "\\\\")
+
+
+def without_password(text: str) -> str:
+    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
+    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
+    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
+    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
+
+
 def _say_end(plan: Plan) -> None:
     row = status.rows([plan.record])[0]
     print(f"{row.state}: {plan.run}{': ' * bool(row.error)}{row.error}", flush=True)
@@ -187,7 +217,7 @@ def _say_end(plan: Plan) -> None:
 
 def note(submission: Submission, plan: Plan, **job: Any) -> None:
     """Write the job into its run folder, where status and the next submission look."""
-    command = ["python", "-m", "slurm.submit", *sys.argv[1:]]
+    command = ["python", "-m", "slurm.submit", *map(without_password, sys.argv[1:])]
     total = plan.config["train"]["total_images"]
     shared = {"submission": submission.home.name, "command": command, "set": plan.name}
     plan.record.write_job({**job, **shared, "total_images": total})

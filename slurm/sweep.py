@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slurm.errors import SlurmError
+from slurm.yaml_file import read_yaml
 
 Sets = dict[str, dict[str, Any]]
 _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
@@ -21,13 +20,8 @@ def read_sweep(path: Path) -> Sets:
 
     With both, each set is tried with each point of the grid. Raises SlurmError.
     """
-    try:
-        found = yaml.load(path.read_text(), _Loader) or {}
-    except OSError as error:
-        raise SlurmError(f"sweep {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SlurmError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or not found or found.keys() - {"sets", "grid"}:
+    found = read_yaml(path)
+    if not found or found.keys() - {"sets", "grid"}:
         raise SlurmError(f"sweep {path} needs the sections sets, grid or both, and no others")
     sets = _read_sets(path, found.get("sets", {"": {}}))
     grid = _read_grid(path, found.get("grid", {}))
@@ -52,26 +46,6 @@ def words_of(keys: dict[str, Any]) -> list[str]:
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in keys.items()
     ]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key is given twice, and 1e-3 is a number."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        """Refuse what would silently drop a set."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.YAMLError(f"{key.value} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
 
 
 def _read_sets(path: Path, sets: Any) -> Sets:

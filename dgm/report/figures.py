@@ -25,7 +25,8 @@ def save_loss_curve(folder: Path) -> Path | None:
         points = [(line["images_seen"], line[name]) for line in lines if name in line]
         seen, values = zip(*points, strict=True)
         axes.plot(seen, values, marker="." if len(points) < 3 else "", label=name)
-    axes.set(xlabel="images seen", ylabel="loss", title=folder.name)
+    axes.set(xlabel="images seen", ylabel="loss")
+    axes.set_title(folder.name, parse_math=False)  # whatever a folder is called
     if all(line[name] > 0 for line in lines for name in names if name in line):
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from dgm.addresses import without_password
+
 _WITHOUT_END = {"meta", "img", "br"}
 
 
@@ -21,7 +23,7 @@ def element(name: str, /, *inside: object, **attributes: object) -> Html:
     `class_` is the attribute class, `data_value` data-value.
     """
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{plain(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -29,7 +31,12 @@ def element(name: str, /, *inside: object, **attributes: object) -> Html:
     return Html(f"<{name}{given}>{join(*inside).text}{end}")
 
 
+def plain(value: object) -> str:
+    """Escape a value; a page is shown to others, so passwords in addresses are left out."""
+    return escape(without_password(str(value)))
+
+
 def join(*parts: object) -> Html:
     """Put parts behind each other; what is None is left out."""
-    texts = (p.text if isinstance(p, Html) else escape(str(p)) for p in parts if p is not None)
+    texts = (p.text if isinstance(p, Html) else plain(p) for p in parts if p is not None)
     return Html("".join(texts))

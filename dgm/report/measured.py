@@ -77,12 +77,12 @@ def note(name: str) -> str:
 
 def shown(name: str, found: dict[str, Any]) -> str:
     """Write a figure of a measure, with its spread over seeds."""
-    text, spread = figure(name, found[name]), found.get(SPREAD, {})
-    has_spread = isinstance(spread, dict) and name in spread
-    if not has_spread:
+    text, spreads = figure(name, found[name]), found.get(SPREAD, {})
+    spread = spreads.get(name) if isinstance(spreads, dict) else None
+    if not isinstance(spread, int | float):
         return text
     share = is_share(name)
-    return f"{text} ± {100 * spread[name] if share else spread[name]:.2g}{' %' * share}"
+    return f"{text} ± {100 * spread if share else spread:.2g}{' %' * share}"
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -22,6 +22,8 @@ ENERGY = {
 """Metrics of energy since the run began, and what each covers."""
 SPREAD = "spread_over_seeds"
 """In evaluation.json: standard deviations of figures over seeds, by their names."""
+_MAX_DEPTH = 30  # of objects in a file, and
+_MAX_DIGITS = 20  # of a whole number in it, lest what shows them fail
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
 
@@ -184,7 +186,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def newest_saved(folder: Path) -> int | None:
     """Say how many images the newest checkpoint has seen; None where there is none."""
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def flatten_figures(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -229,10 +231,21 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
 def as_object(text: str) -> dict[str, Any] | None:
     """Read a JSON object; None where it is none."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_int=_int)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and _is_flat(found, _MAX_DEPTH) else None
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("beyond all bounds")
+    return int(digits)
+
+
+def _is_flat(found: object, depth: int) -> bool:
+    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return depth > 0 and all(_is_flat(part, depth - 1) for part in inside)
 
 
 def _finite(value: object) -> TypeGuard[float]:

@@ -161,7 +161,11 @@ def _start(start: dict[str, Any]) -> Iterator[object]:
     yield str(start.get("git_commit") or "–")[:10] + " and changes" * bool(start.get("git_dirty"))
     changed = start.get("changed")
     pairs = changed.items() if isinstance(changed, dict) else ()
-    yield "; ".join(f"{key}: {' to '.join(map(as_text, values))}" for key, values in pairs) or "–"
+    yield "; ".join(f"{key}: {_change(values)}" for key, values in pairs) or "–"
+
+
+def _change(values: object) -> str:
+    return " to ".join(map(as_text, values)) if isinstance(values, list) else as_text(values)
 
 
 def _environment(run: Run) -> Html | None:

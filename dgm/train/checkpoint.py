@@ -113,7 +113,7 @@ def find_fault(path: Path) -> str | None:
         for name in FILES:
             if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from dgm.addresses import without_password
 from dgm.errors import UserError
 from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.launched import count_nodes
 from dgm.train.lock import LOCK, RunLock
+from dgm.yaml_file import read_yaml, write_yaml
 
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
@@ -105,9 +106,7 @@ def _names(folder: Path) -> set[str]:
 
 def as_yaml(config: object) -> str:
     """Write out a whole configuration."""
-    return yaml.safe_dump(
-        _nested({key: value for key, value, _ in flatten(config)}), sort_keys=False
-    )
+    return write_yaml(_nested({key: value for key, value, _ in flatten(config)}))
 
 
 def record_start(
@@ -137,7 +136,7 @@ def describe_machine() -> dict[str, object]:
         **describe_code(),
         "versions": versions,
         "devices": gpus or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [without_password(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
     }
 
 
@@ -166,18 +165,12 @@ def _git(*words: str) -> str | None:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
     try:
-        nested = yaml.safe_load(path.read_text())
-        return dict(flatten_nested(nested))
-    except (
-        OSError,
-        yaml.YAMLError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read ({reason}): restore it or move the run") from None
+        nested = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}; or restore it, or move the run") from None
+    if not nested:
+        raise UserError(f"{path} is empty: restore it or move the run")
+    return dict(flatten_nested(nested))
 
 
 def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

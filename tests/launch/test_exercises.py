@@ -81,8 +81,8 @@ def test_further_runs_differ_in_their_seed(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[object, str]] = [
-    ("[", "cannot be read"),
-    ("- a", "is no YAML file of keys"),
+    ("[", "is not YAML in line 1"),
+    ("- a", "is not a YAML file of keys"),
     ({**GOOD, "titel": "x"}, "has an unknown key titel in the file"),
     ({**GOOD, "title": ""}, "has title '': give a text"),
     ({**GOOD, "groups": {}}, "has no groups"),

@@ -47,7 +47,7 @@ def test_a_sweep_with_a_failure_and_a_damaged_run(call: Callable, tmp_path: Path
     (tmp_path / "d" / "slurm" / "job.json").write_text("{}")
     assert call(tmp_path)[:2] == (0, f"2 runs: {tmp_path}/report.html\n")
     page = (tmp_path / "report.html").read_text()
-    assert "training never began" in page and "c/config.yaml cannot be read" in page
+    assert "training never began" in page and "c/config.yaml is not YAML in line 1" in page
 
 
 def test_runs_of_one_name_are_told_apart(call: Callable, tmp_path: Path) -> None:
@@ -74,7 +74,8 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
         ),
         (
             (config.parent,),
-            f"{config} cannot be read (while parsing a flow node): restore it or move the run",
+            f"{config} is not YAML in line 1 (did not find expected node content): mend that line; "
+            "or restore it, or move the run",
         ),
         (
             (damaged.parent,),

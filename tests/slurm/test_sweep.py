@@ -55,7 +55,7 @@ def test_values_are_written_as_the_trainers_read_them() -> None:
         ("sets: {a: {}}\nlr: 3\n", ["no others"]),
         ("sets: {}\n", ["sets is {}"]),
         ("sets: {a: 3}\n", ["the set a is 3"]),
-        ("sets:\n  a: {optim.lr: 1}\n  a: {optim.lr: 2}\n", ["a is given twice"]),
+        ("sets:\n  a: {optim.lr: 1}\n  a: {optim.lr: 2}\n", ["gives a twice, in lines 2 and 3"]),
         ("grid: {optim.lr: 3}\n", ["optim.lr of the grid is 3"]),
         ("grid: {optim.lr: []}\n", ["optim.lr of the grid is []"]),
         ("grid: {optim.lr: [1, 1]}\n", ["two sets lr=1"]),

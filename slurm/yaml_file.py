@@ -1,0 +1,180 @@
+"""YAML files that people write, read with care: plain values, each key once, of bounded size.
+
+The same as dgm/yaml_file.py, for this package imports nothing of that one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from slurm.errors import SlurmError as UserError
+
+_MAX_BYTES = 2**20
+_MAX_DEPTH = 40
+_MAX_VALUES = 20_000  # with those that aliases and merges repeat
+_MAX_DIGITS = 100
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML in which 1e-4 is a number, and dates and = are texts, as in the trainers' options."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, less two
+        first: [
+            (tag, rule) for tag, rule in rules if tag not in (_TAG + "timestamp", _TAG + "value")
+        ]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that the loader would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        _TAG + "float",
+        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def write_yaml(content: dict[str, Any]) -> str:
+    """Write keys and values such that reading gives the same."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
+    """Read a YAML file of keys, an empty one as none; `as_written` leaves every value a text.
+
+    Raises SlurmError in one line that names file, line and remedy.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a YAML file") from None
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{path} has more than {_MAX_BYTES:,} bytes: name a YAML file of keys")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 text in line {line}: save it as UTF-8") from None
+    try:
+        return _parse(path, text, as_written)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        last = text.rstrip().count("\n")
+        if mark and mark.line > last:  # the end is reached: of what?
+            mark = getattr(error, "context_mark", None) or mark
+        position = getattr(error, "position", None)  # of a character that YAML does not know
+        line = mark.line if mark else text.count("\n", 0, position) if position else 0
+        line = min(line, last)
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        tab = "\t" in text.split("\n")[line]
+        remedy = "indent by spaces, not by tabs" if tab else "mend that line"
+        reason = " ".join(reason.split())
+        raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None
+
+
+def _parse(path: Path, text: str, as_written: bool) -> dict[str, Any]:
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            _refuse(
+                path, event, f"nests values deeper than {_MAX_DEPTH} levels", "write it flatter"
+            )
+        if count > 2 * _MAX_VALUES:
+            _refuse(path, event, f"has more than {_MAX_VALUES:,} values", "divide the file")
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        _Check(path, as_written).size(root)
+        try:
+            found = loader.construct_document(root)
+        except (ValueError, LookupError) as error:  # !!int of what is none
+            raise UserError(
+                f"{path} has a value that does not fit its tag ({error}): mend it"
+            ) from None
+    finally:
+        loader.dispose()
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a YAML file of keys: write lines of KEY: VALUE")
+    return found
+
+
+class _Check:
+    """Goes through the nodes of a document before anything is made of them."""
+
+    def __init__(self, path: Path, as_written: bool):
+        self.path, self.as_written = path, as_written
+        self.sizes: dict[int, int | None] = {}
+
+    def size(self, node: yaml.Node) -> int:
+        """Count the values of a node, those of an alias each time; raises SlurmError."""
+        if id(node) in self.sizes:
+            known = self.sizes[id(node)]
+            if known is None:
+                _refuse(self.path, node, "has a value that holds itself", "write it out")
+            return known
+        self.sizes[id(node)] = None
+        self.check(node)
+        count = 1 + sum(map(self.size, _inside(node)))
+        if count > _MAX_VALUES:
+            _refuse(self.path, node, f"has more than {_MAX_VALUES:,} values", "use fewer aliases")
+        self.sizes[id(node)] = count
+        return count
+
+    def check(self, node: yaml.Node) -> None:
+        if node.tag not in _PLAIN:
+            tag = node.tag.replace(_TAG, "!!")
+            _refuse(self.path, node, f"has the tag {tag}", "remove it and write a plain value")
+        if isinstance(node, yaml.MappingNode):
+            self.check_keys(node)
+        elif isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:
+                _refuse(self.path, node, "has a zero byte in a value", "remove it")
+            number = node.tag in (_TAG + "int", _TAG + "float")
+            if number and len(node.value) > _MAX_DIGITS:
+                _refuse(self.path, node, f"has a number of {len(node.value)} digits", "shorten it")
+            if self.as_written and node.tag != _TAG + "merge":
+                node.tag = _TAG + "str"
+
+    def check_keys(self, node: yaml.MappingNode) -> None:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                _refuse(
+                    self.path, key, "has a key that is a list or a mapping", "name it by a word"
+                )
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{self.path} gives {key.value} twice, in lines {lines[key.value]} and {line}: "
+                    "remove one"
+                )
+            lines[key.value] = line
+            if key.tag in _PLAIN - {_TAG + "merge"}:
+                key.tag = _TAG + "str"  # of a key, on or 1 is its name
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refuse(path: Path, at: yaml.Node | yaml.Event, what: str, remedy: str) -> NoReturn:
+    raise UserError(f"{path} {what} in line {at.start_mark.line + 1}: {remedy}")

@@ -1,0 +1,259 @@
+"""Words reach the trainer as they were written, by way of YAML, JSON, a batch script and a shell.
+
+submitit hands a job over as a pickle. It is written by `slurm.submit` into the run's own folder,
+beside the copy of the code that the job runs, and read by nobody but that job: who could change
+the one could change the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster import Cluster, log_of
+from damage import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import LAUNCH
+
+from dgm.train.run_folder import as_yaml, read_config
+from launch.command import parse
+from launch.train_ddpm import Config
+from slurm.checks import Plan
+from slurm.errors import SlurmError
+from slurm.options import Asked, Options, read_options
+from slurm.resources import Resources
+from slurm.submission import Submission, kept_on_success, submit
+from slurm.sweep import read_sweep, words_of
+from slurm.yaml_file import write_yaml
+
+TRAINER = str(LAUNCH / "train_ddpm.py")
+HARD = [
+    "two words", " around ", "it's", 'a "b"', "$HOME", "${HOME}", "`touch x`", "$(touch x)", "a;b",
+    "a&&b", "a|b", "a>b", "a\\b", "a\\", "\\n", "ä☃", "-x", "--y", "--", "a#b", "a #b", "50%", "%j",
+    "*", "?", "!x", "a=b", "a: b", "- x", "[x", "{x}", "1e3", "010", "true", "", "a,b", "'", '"',
+    "a\nb", "\n", "a\tb", "@x", "(", "~x", "2020-01-01", "1:30", "=", "<x>",
+]  # fmt: skip
+# YAML takes these for nothing at all, and so do all options that may be null.
+NOTHING = ("null", "Null", "NULL", "~", "#", "&", "!")
+ENDS = "--"  # to argparse the end of options, also as a value: it says that there is none
+HARD_TEXT = st.one_of(
+    st.sampled_from(HARD),
+    st.text("ab $`'\"\\\n\t#:-{}[]&*!|>%@,?=~é☃", max_size=8),
+).filter(lambda text: text != ENDS and not text.strip().startswith(NOTHING))
+
+STAND_IN = """
+import json, os, sys
+with open(os.environ["DGM_RUN_FOLDER"] + "/argv.json", "w") as file:
+    json.dump({"argv": sys.argv, "config": open(sys.argv[2]).read(), "cwd": os.getcwd()}, file)
+"""
+# In place of a cluster of one node: what the batch script and the job call.
+PROGRAMS = {
+    "sbatch": 'printf "%s\\0" "$@" >> "$SAID"; echo "Submitted batch job 7"',
+    "scontrol": '[ "$2" = hostnames ] && echo "$3" || echo "JobState=RUNNING Requeue=1"',
+    "srun": 'while [ "$1" != bash ]; do shift; done; SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"',
+}
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the programs first in PATH; gives the file in which sbatch notes its arguments."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, script in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    return tmp_path / "said"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Submission]:
+    """Return a maker of submissions of one run, whose trainer stands in for a real one."""
+
+    def submission(run: Path, note: str = "x", **resources) -> Submission:
+        config = {"run": {"dir": str(run)}, "note": note, "train": {"total_images": 1}}
+        plan = Plan("", run, config, (1,), 0, "")
+        script = tmp_path / "stand_in.py"
+        script.write_text(STAND_IN)
+        asked = Asked(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
+        return Submission(asked, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
+
+    return submission
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% \\ * ä☃ (1)',
+        "--run=\\",
+    ],
+)
+def test_a_batch_script_starts_the_trainer_with_its_words(
+    programs: Path, make: Callable, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    run = folder / name
+    note = "\n".join(HARD)
+    made = make(run, note, setup=["export FROM_SETUP='a  b'"])
+    with kept_on_success(made):
+        (made.home / "code" / "launch" / "stand_in.py").write_text(STAND_IN)
+        assert submit(made) == ["7"]
+    said = programs.read_text().split("\0")[:-1]
+    assert len(said) == 1 and said[0].startswith(f"{run}/slurm/now/submitit/")
+    [script] = (made.home / "submitit").glob("*_submission.sh")
+    variables = {
+        **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+        "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", script], cwd=folder, env=variables, capture_output=True, text=True, timeout=20
+    )
+    log = made.plans[0].record.log
+    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
+    found = json.loads((run / "argv.json").read_text())
+    trainer = str(made.home / "code" / "launch" / "stand_in.py")
+    assert found["argv"] == [trainer, "--config", str(run / "slurm" / "config.yaml")]
+    assert yaml.safe_load(found["config"]) == {
+        "run": {"dir": str(run)}, "note": note, "train": {"total_images": 1},
+    }  # fmt: skip
+    assert [path.name for path in folder.iterdir()] == [name]  # and nothing was touched
+
+
+@pytest.mark.parametrize(
+    ("run", "resources", "named"),
+    [
+        ("a\nb", {}, "a\\nb"),
+        ("a\n#SBATCH --wrap=x", {}, "#SBATCH"),
+        ("a\x1b[2J", {}, "x1b"),
+        ("a", {"partition": "p\n#SBATCH --wrap=x"}, "partition"),
+        ("a", {"account": "p\rq"}, "account"),
+        ("a", {"constraint": "p\x85q"}, "constraint"),
+        ("a", {"mem": "1G\ntouch x"}, "mem"),
+        ("a", {"sbatch": {"comment": "p\nq"}}, "comment"),
+        ("a", {"sbatch": {"x\ntouch x": "q"}}, "touch"),
+        ("a", {"sbatch": {"x=1 --wrap": "q"}}, "wrap"),
+    ],
+)
+def test_no_line_of_sbatch_can_be_slipped_in(
+    programs: Path, make: Callable, tmp_path: Path, run: str, resources: dict, named: str
+) -> None:
+    made = make(tmp_path / "runs" / run, **resources)
+    with pytest.raises(SlurmError) as caught, kept_on_success(made):
+        submit(made)
+    told = str(caught.value)
+    assert "\n" not in told and named in told and "line of #SBATCH" in told, told
+    assert not programs.exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["%j", "50%a", "%A/x"])
+def test_a_folder_that_slurm_would_rename_is_refused(
+    programs: Path, make: Callable, tmp_path: Path, name: str
+) -> None:
+    made = make(tmp_path / "runs" / name)
+    with pytest.raises(SlurmError, match=r"would put a number for %.: choose another run\.dir"):
+        with kept_on_success(made):
+            submit(made)
+    assert not programs.exists() and not (tmp_path / "runs").exists()
+
+
+def test_values_of_sbatch_lines_are_quoted(programs: Path, make: Callable, tmp_path: Path) -> None:
+    hard = [text for text in HARD if text.isprintable() and text != "true"]  # which is a flag
+    for text in hard:
+        made = make(tmp_path / "a", sbatch={"comment": text})
+        executor = made.executor()
+        lines = executor._make_submission_file_text("true", "x").split("\n")
+        [line] = [line for line in lines if line.startswith("#SBATCH --comment=")]
+        assert words_of_slurm(line) == ["#SBATCH", f"--comment={text}"]
+
+
+def words_of_slurm(line: str) -> list[str]:
+    """Divide a line into words as sbatch does, to which a backslash in quotes is one, too."""
+    words, word, quote, begun = [], "", "", False
+    letters = iter(line)
+    for letter in letters:
+        if letter == "\\":
+            word, begun = word + next(letters), True
+        elif quote:
+            quote, word = ("", word) if letter == quote else (quote, word + letter)
+        elif letter in "'\"":
+            quote, begun = letter, True
+        elif letter.isspace():
+            words, word, begun = ([*words, word] if begun else words), "", False
+        elif letter == "#" and words:
+            break
+        else:
+            word, begun = word + letter, True
+    assert not quote
+    return [*words, word] if begun else words
+
+
+@examples(60)
+@given(text=HARD_TEXT)
+def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(write_yaml({"sets": {"a": {"run.dir": text, "data": {"shards": text}}}}))
+    config = parse(Config, "ddpm_tiny.yaml", words_of(read_sweep(path)["a"]))
+    assert (config.run.dir, config.data.shards) == (text, text)
+    # As the trainer writes it down, the job hands it on, and the trainer reads it.
+    snapshot = tmp_path / "config.yaml"
+    snapshot.write_text(write_yaml(yaml.safe_load(as_yaml(config))))
+    again = parse(Config, "", ["--config", str(snapshot)])
+    assert again == config and read_config(snapshot)["run.dir"] == text
+
+
+@examples(60)
+@given(text=HARD_TEXT)
+def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, text: str) -> None:
+    asked = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
+    asked += [f"--setup={json.dumps([text, text])}"]
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("nodes: 1\n")
+    first = read_options([TRAINER, "--cluster", str(profile), *asked, "--", text, "--x", text])
+    profile.write_text(
+        write_yaml({"account": text, "sbatch": {"comment": text}, "setup": [text, text]})
+    )
+    second = read_options([TRAINER, "--cluster", str(profile), "--", text, "--x", text])
+    for found in (first, second):
+        resources = found.resources
+        assert resources.account == text and resources.setup == [text, text]
+        assert resources.sbatch == {"comment": text} and found.overrides == [text, "--x", text]
+
+
+def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / 'it\'s\n"$HOME" `x` \\'
+    made = make(run, "\n".join(HARD))
+    with kept_on_success(made):
+        script = made.home / "code" / "launch" / "stand_in.py"
+        script.write_text(STAND_IN)
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(dataclasses.asdict(made.job(made.plans[0]))))
+    done = subprocess.run(
+        [sys.executable, "-m", "slurm.job", str(path)], cwd=LAUNCH.parent, timeout=60
+    )
+    assert done.returncode == 0, made.plans[0].record.log.read_text()
+    found = json.loads((run / "argv.json").read_text())
+    assert found["argv"] == [str(script), "--config", str(run / "slurm" / "config.yaml")]
+
+
+@pytest.mark.slow
+def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    name = 'it\'s a "run" $HOME `touch x` ;& # 50% \\ ä☃ (1)'
+    record = cluster.submit(folder / name, steps=2)
+    cluster.wait(record, "done")
+    assert [path.name for path in folder.iterdir()] == [name], log_of(record)
+    [said] = record.folder.glob("*/submitit/*_log.out")
+    assert said.name == f"{cluster.job(record)}_0_log.out"
+    assert (record.run / "metrics.jsonl").is_file() and (record.run / "loss.png").is_file()
