@@ -27,11 +27,13 @@ from dgm.errors import UserError
 from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import classify, to_input
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
+from dgm.limits import check_range
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import parse_options, read_list, run
+from launch.command import make_options_parser, parse_options, read_list, run
+from launch.places import check_folder
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
 from launch.trained import open_trained
@@ -42,7 +44,7 @@ _BATCH = 100  # images at a time
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     parser.add_argument("run", help="run folder of a diffusion model")
     parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
     parser.add_argument("--num_images", type=int, default=200, help="test images to measure")
@@ -121,11 +123,9 @@ class Denoiser:
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Denoise from each number of steps, and from those of the curve; write the sheets."""
-    for name in ("num_images", "num_shown", "evaluations", "epochs"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
-    if options.curve < 0:
-        raise UserError(f"--curve is {options.curve}: choose 0 or more")
+    check_range(options, "--", "num_images", "num_shown", "evaluations", "epochs", least=1)
+    check_range(options, "--", "curve", least=0, most=1000)
+    check_range(options, "--", "guidance", least=0)
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     objective = trained.objective
     if not isinstance(objective, DiffusionObjective):
@@ -137,6 +137,7 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
             f"{options.run} was trained on images of side {min(objective.image_shape[:2])}, too "
             f"small for SSIM: name a run on images of {SMALLEST} or more"
         )
+    check_folder("--out", folder_of(options))
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
     settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]

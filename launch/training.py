@@ -22,6 +22,8 @@ from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, RunConfig, flatten, open_run
 from launch.command import DONE, STOPPED, parse
+from launch.places import check_folder
+from launch.room import check_room
 from shards.build import ensure
 from shards.folders import cache_root
 from shards.read import Shards, open_shards
@@ -64,11 +66,13 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     run: RunConfig = config.run
     settings: TrainConfig = config.train
     folder = Path(run.dir)
+    check_folder("run.dir", folder)
     engine = Engine(settings.mixed_precision, list(run.trackers), run.dir)
     try:
         data: DataConfig = config.data
         where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
         images = open_shards(where)
+        check_room(make_parts, config, images)
         job = make_job(
             config, engine, images, make_parts(config, images.image_shape, images.num_classes)
         )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import yaml
@@ -24,10 +24,13 @@ from rich.table import Table
 from slurm import commands
 from slurm.commands import State
 from slurm.errors import SlurmError
+from slurm.hints import hint
 from slurm.record import FOLDER, Record
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
 """States that nothing leads out of by itself; all but `done` are for --only-failed."""
+
+_LONGEST_S = 86_400
 
 _WORDS = {
     "TIMEOUT": "timed out",
@@ -197,20 +200,30 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        known = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, f"error: {message}; {hint(message, known)}\n")
+
+
 def main() -> int:
     """Show the table, once or until nothing changes any more."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = _Parser(prog="python -m slurm.status", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--watch", action="store_true", help="until every run has ended")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
     asked = parser.parse_args()
+    if not 0 < asked.every <= _LONGEST_S:
+        parser.error(f"--every is {asked.every}: choose a number above 0, at most {_LONGEST_S}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a file or a pipe has room
     try:
         records = find_runs(asked.folder)
         if not records:
-            raise SlurmError(f"there is no run in {asked.folder}: name a folder that holds some")
+            there = "there is no run in" if asked.folder.is_dir() else "there is no folder"
+            raise SlurmError(f"{there} {asked.folder}: name a folder that holds runs")
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))

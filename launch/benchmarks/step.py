@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from dgm.errors import UserError
+from dgm.limits import check_range
 from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
-from launch.benchmarks.machine import matrix_peak
+from launch.benchmarks.machine import MOST_AT_ONCE, matrix_peak
 from launch.benchmarks.peer_loops import check_installed
 from launch.benchmarks.table import print_table
 from launch.command import MISTAKE
@@ -76,9 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
-    for name in ("channels", "batch", "rounds", "steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose 1 or more")
+    check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    for option in args.options:
+        if "=" not in option:
+            raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
     wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
     if args.peers:
