@@ -23,6 +23,10 @@ from shards.cli import nearest, remedy_for
 from shards.errors import ShardError
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
+_KINDS = {
+    "int": "a whole number (int)", "float": "a number (float)", "bool": "true or false",
+    "list": "a list, as [1, 2]", "str": "a text", "NoneType": "null",
+}  # fmt: skip
 CONFIGS = Path(__file__).parent / "configs"
 
 Config = TypeVar("Config")
@@ -60,8 +64,11 @@ def _check_file(path: str, known: Collection[str]) -> None:
     try:
         keys = yaml.safe_load(Path(path).read_text()) or {}
         unknown = [key for key, _ in flatten_nested(keys) if key not in known]
-    except OSError:
-        return  # this it says well
+    except OSError as error:
+        raise UserError(
+            f"--config is '{path}', which cannot be read ({error.strerror}): "
+            "name a YAML file of keys"
+        ) from None
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a YAML file of keys: {one_line(str(error))}") from None
     if unknown:
@@ -103,12 +110,14 @@ def _plainly(said: str, known: list[str]) -> str:
     )
     if wrong:
         key, kind, other, value = wrong.groups()
-        return f"{key} is {value}: give a value of type {kind or other}"
+        choices = (other or "").removeprefix("typing.Literal")
+        wanted = f"one of {choices}" if choices.startswith("[") else f"a {choices}"
+        return f"{key} is {value}: give {_KINDS.get(kind, kind) if kind else wanted}"
     # One of several types, mostly a number or null.
     union = re.fullmatch(r'Parser key "([^"]+)": Does not .* Given value: (.*)', said)
     if union:
         kinds = re.findall(r"- Expected a <class '(\w+)'>", said)
-        told = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+        told = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
         return f"{union[1]} is {union[2]}: give {told or 'another value, see --help'}"
     return f"{said}: see --help"
 

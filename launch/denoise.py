@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -35,9 +34,8 @@ from dgm.train.run_folder import write_whole
 from launch.command import make_options_parser, parse_options, read_list, run
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
-from launch.subject import Subject
+from launch.subject import Subject, open_data
 from launch.trained import open_trained
-from shards.read import open_shards
 
 _BATCH = 100  # images at a time
 
@@ -140,8 +138,8 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     check_folder("--out", folder_of(options))
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
-    settings = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
-    subject = Subject(options, engine, trained, open_shards(settings["shards"]), settings)
+    settings, real = open_data(Path(options.run))
+    subject = Subject(options, engine, trained, real, settings)
     denoiser = Denoiser(subject, objective)
     found = []
     for steps in asked:
@@ -153,14 +151,14 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
                 folder_of(options) / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1])
             )
     curve = [denoiser(steps)[0] for steps in curve_of(total, options.curve)]
-    real = classify(subject.classifier, subject.test.images(denoiser.index))
+    seen = classify(subject.classifier, subject.test.images(denoiser.index))
     return {
         "images_seen": trained.images_seen,
         "num_images": len(denoiser.index),
         "num_timesteps": total,
         "sampler": options.sampler,
         "most_evaluations": options.evaluations,
-        "class_seen_real": float((real == denoiser.labels.cpu().numpy()).mean()),
+        "class_seen_real": float((seen == denoiser.labels.cpu().numpy()).mean()),
         "steps": found,
         "curve": curve,
     }

@@ -20,7 +20,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
@@ -35,9 +34,8 @@ from launch.command import make_options_parser, parse_options, run
 from launch.measures import MEASURES
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
-from launch.subject import Subject, open_on_all
+from launch.subject import Subject, open_data, open_on_all
 from launch.training import identify
-from shards.read import open_shards
 
 
 def make_parser() -> ArgumentParser:
@@ -93,8 +91,8 @@ def open_subject(options: Namespace, engine: Engine, folder: Path) -> Subject:
                 f"{trained.images_seen:,} images seen",
                 flush=True,
             )
-    settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-    return Subject(options, engine, trained, open_shards(settings["shards"]), settings, folder)
+    settings, real = open_data(folder)
+    return Subject(options, engine, trained, real, settings, folder)
 
 
 def measure(subject: Subject, names: list[str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -34,9 +33,8 @@ from launch.command import make_options_parser, parse_options, read_list, run
 from launch.explorer import Explorer
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
-from launch.subject import Subject
+from launch.subject import Subject, open_data
 from launch.trained import Trained, open_trained
-from shards.read import open_shards
 
 VARIED = {
     "diffusion": ("guidance", "steps"),
@@ -124,8 +122,8 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     check_folder("--out", folder_of(options))
     settings, notes = choose_settings(options, trained)
-    data = yaml.safe_load((Path(options.run) / "config.yaml").read_text())["data"]
-    explorer = Explorer(Subject(options, engine, trained, open_shards(data["shards"]), data))
+    data, real = open_data(Path(options.run))
+    explorer = Explorer(Subject(options, engine, trained, real, data))
     found: dict[str, Any] = {
         "family": trained.family,
         "images_seen": trained.images_seen,

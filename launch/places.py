@@ -16,9 +16,11 @@ def check_folder(option: str, path: Path) -> None:
 
 
 def check_file(option: str, path: Path) -> None:
-    """Raise UserError where no file can be written at `path`."""
+    """Raise UserError where no file can be written at `path`, in a folder that there is."""
     if path.is_dir():
         raise UserError(f"{option} is {path}, which is a folder: name a file in it")
+    if not os.path.lexists(path.parent):
+        raise UserError(f"{option} is {path}, but there is no folder {path.parent}: make it first")
     _check(option, path.absolute().parent, path)
 
 
@@ -26,7 +28,7 @@ def check_stem(option: str, path: Path) -> None:
     """Raise UserError where no files can be written whose paths begin with `path`."""
     if not path.name:
         raise UserError(f"{option} is {path}, which names no file: give a path without its ending")
-    check_file(option, path.with_name(f"{path.name}.png"))
+    _check(option, path.absolute().parent, path)
 
 
 def _check(option: str, folder: Path, named: Path | None = None) -> None:

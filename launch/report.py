@@ -49,8 +49,6 @@ def choose_out(wanted: str | None, folders: list[Path]) -> Path:
         )
     out = folders[0] / "report.html" if wanted is None else Path(wanted)
     check_file("--out", out)
-    if not out.parent.is_dir():
-        raise UserError(f"--out is {out}, but there is no folder {out.parent}: make it first")
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def weigh(make_parts: Callable[..., Any], config: Any, images: Shards) -> tuple[
         if not any(word in str(error) for word in _NO_TENSOR):
             raise
         raise UserError(
-            f"model.* asks for nets larger than any memory ({config.model}): choose smaller numbers"
+            f"{_sizes(config)} ask for nets larger than any memory: choose smaller numbers"
         ) from None
     return parts, sum(p.nbytes for net in parts.nets.values() for p in net.parameters())
 
@@ -39,7 +40,17 @@ def check_room(make_parts: Callable[..., Any], config: Any, images: Shards) -> N
     room = psutil.virtual_memory().total
     if copies * size > room:
         raise UserError(
-            f"model.* asks for {size / 1e9:,.1f} GB of weights, of which a run on this machine "
-            f"holds {copies} cop{'y' if copies == 1 else 'ies'} in {room / 1e9:,.1f} GB of memory: "
-            "choose smaller numbers"
+            f"{_sizes(config)} ask for {size / 1e9:,.1f} GB of weights, of which a run on this "
+            f"machine holds {copies} cop{'y' if copies == 1 else 'ies'} in {room / 1e9:,.1f} GB of "
+            "memory: choose smaller numbers"
         )
+
+
+def _sizes(config: Any) -> str:
+    """Name the settings that make nets large."""
+    found = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    return ", ".join(
+        f"model.{name} {value}"
+        for name, value in found.items()
+        if isinstance(value, int | list) and not isinstance(value, bool)
+    )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import Namespace
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from dgm.train.sampling import sample_on_all
 from launch.trained import Trained, open_trained
 from launch.training import identify
 from shards.build import ensure
+from shards.errors import ShardError
 from shards.folders import cache_root
 from shards.read import Shards, open_shards
 
@@ -145,6 +147,17 @@ class Subject:
     def forget(self) -> None:
         """Let go of what was made."""
         self._made.clear()
+
+
+def open_data(folder: Path) -> tuple[dict[str, Any], Shards]:
+    """Give the `data` section of a run's configuration, and open the images it was trained on."""
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    try:
+        return settings, open_shards(settings["shards"])
+    except ShardError as error:
+        raise UserError(
+            f"{folder} was trained on data.shards {settings['shards']}: {error}, or put them back"
+        ) from None
 
 
 def open_on_all(engine: Engine, folder: Path, wanted: int | Literal["best"] | None) -> Trained:

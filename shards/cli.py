@@ -66,7 +66,7 @@ def nearest(unknown: str, known: Iterable[str]) -> str | None:
     """Name the option that was meant by an unknown one, if one is like it."""
     known = list(known)
     longer = [option for option in known if option.startswith(unknown)]
-    return next(iter(longer or difflib.get_close_matches(unknown, known, 1)), None)
+    return next(iter(longer or difflib.get_close_matches(unknown, known, 1, cutoff=0.8)), None)
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -34,7 +34,10 @@ def read_accelerate(path: Path) -> dict[str, str]:
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise SlurmError(f"--accelerate-config {path} cannot be read: {error.strerror}") from None
+        raise SlurmError(
+            f"--accelerate-config {path} cannot be read ({error.strerror}): name one, such as "
+            "accelerate_config.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         config = None
     if not isinstance(config, dict):

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from slurm.errors import SlurmError
-from slurm.hints import dashed, hint
+from slurm.hints import dashed, plainly
 from slurm.resources import Resources, profile_path
 
 NOT_SLURM = ("local", "debug")
@@ -104,7 +104,7 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
     except ArgumentError as error:
         said = " ".join(str(error).split())
         known = [option for action in parser._actions for option in action.option_strings]
-        raise SlurmError(f"{where}{said}: {hint(said, known)}") from None
+        raise SlurmError(f"{where}{plainly(said, known)}") from None
     _check_values(chosen)
     return chosen
 

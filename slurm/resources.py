@@ -82,7 +82,7 @@ class Resources:
         if self.gpus_per_node and self.processes > self.gpus_per_node:
             raise SlurmError(
                 f"--processes-per-node is {self.processes}, but a node has {self.gpus_per_node} "
-                "GPUs: each process wants its own"
+                f"GPUs and each process wants its own: choose {self.gpus_per_node} or fewer"
             )
         try:
             shlex.split(self.python or "")

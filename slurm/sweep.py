@@ -26,7 +26,9 @@ def read_sweep(path: Path) -> Sets:
     try:
         found = yaml.load(path.read_text(), _Loader) or {}
     except OSError as error:
-        raise SlurmError(f"sweep {path} cannot be read: {error.strerror}") from None
+        raise SlurmError(
+            f"sweep {path} cannot be read ({error.strerror}): name a YAML file of sets or a grid"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SlurmError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not found or found.keys() - {"sets", "grid"}:

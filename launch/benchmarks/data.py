@@ -58,12 +58,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "batch", "repetitions", least=1)
     check_range(args, "--", "num-images", least=1, most=MOST_IMAGES)
     if args.shards is None and args.num_images < args.batch:
-        raise UserError(f"--batch {args.batch} is more than --num-images {args.num_images}: less")
+        raise UserError(
+            f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"
+        )
     with _shard_folder(args.shards, args.num_images) as folder:
         shards = Shards(folder)
         if len(shards) < args.batch:
             raise UserError(
-                f"--batch {args.batch} is more than the {len(shards)} images of {folder}: less"
+                f"--batch {args.batch} is more than the {len(shards)} images of {folder}: lower it"
             )
         tars = [str(shards.folder / shard.name) for shard in shards.index.shards]
         times = args.repetitions

@@ -100,7 +100,7 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
         return PythaeVAE(model.latent, image_shape, args.variance)
     if isinstance(model, FlowNetConfig) and model.architecture == "glow":
         return NormflowsGlow(model.levels, model.steps, model.hidden, image_shape)
-    raise UserError(f"{args.run} is neither a vae nor a glow: there is no peer for it")
+    raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
 
 
 def _show(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
