@@ -22,8 +22,8 @@ _LARGEST = 3.4e38  # what float32 holds, in which most is computed
 class Parser(argparse.ArgumentParser):
     """Parse arguments; a mistake prints `error: ...` in one line and exits with code 2."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, allow_abbrev=False, **options)
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -1,11 +1,25 @@
-"""Which option was meant by one that there is not."""
+"""What is said of a command line that cannot be understood."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
+from typing import Any, NoReturn
 
 _KINDS = {"int": "a whole number (int)", "bool": "true or false"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse arguments; a mistake prints `error: ...` in one line and exits with code 2."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        known = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, f"error: {message}; {hint(message, known)}\n")
 
 
 def plainly(said: str, known: list[str]) -> str:

@@ -6,14 +6,13 @@ it was requeued, and the last error in its log. Slurm's accounting is used where
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 import yaml
@@ -24,7 +23,7 @@ from rich.table import Table
 from slurm import commands
 from slurm.commands import State
 from slurm.errors import SlurmError
-from slurm.hints import hint
+from slurm.hints import Parser
 from slurm.record import FOLDER, Record
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
@@ -200,16 +199,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with code 2."""
-        known = [option for action in self._actions for option in action.option_strings]
-        self.exit(2, f"error: {message}; {hint(message, known)}\n")
-
-
 def main() -> int:
     """Show the table, once or until nothing changes any more."""
-    parser = _Parser(prog="python -m slurm.status", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m slurm.status", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--watch", action="store_true", help="until every run has ended")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")

@@ -1,8 +1,4 @@
-"""What each command says to bad input: `python -m tests.bad_inputs` runs all and prints a table.
-
-Of each case the line has to name the thing, its value and the remedy; the code is 2, there is no
-traceback and no second line, and nothing is left behind. Exit 1 where that does not hold.
-"""
+"""Trying bad inputs out, in a folder that holds what the commands name."""
 
 from __future__ import annotations
 
@@ -10,9 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +13,10 @@ from typing import Any
 import yaml
 
 from shards import shapes
-from tests.bad_input_cases import CASES, Case
+from tests.bad_inputs.case import Case
 
-ROOT = Path(__file__).resolve().parents[1]
-SUPPORT = ROOT / "tests" / "support"
-WITHOUT_RIGHTS = SUPPORT / "without_rights.py"
+ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
 TRAINERS = {"ddpm": "train_ddpm", "gan": "train_gan", "vae": "train_vae", "flow": "train_flow"}
 NUM_IMAGES = 120  # of the pictures
 
@@ -75,7 +67,7 @@ class World:
 
     def try_out(self, case: Case) -> tuple[Any, list[str]]:
         """Run a case; give what it left on the screen, and what is wrong with that."""
-        self.need(case.command)
+        self.need(f"{case.command} {case.needs}")
         shared = self.listing()
         if case.prepare is not None:
             case.prepare(self.folder)
@@ -138,53 +130,3 @@ def faults(case: Case, done: Any) -> list[str]:
         if getattr(case, what) not in lines[0]:
             found.append(f"no {what} '{getattr(case, what)}'")
     return found
-
-
-def run_forked(*words: object, cwd: Path, environment: dict[str, str]) -> Any:
-    """Run a script in a copy of this process, which has imported what it needs."""
-    from types import SimpleNamespace
-
-    from tests.drills import warm
-
-    with tempfile.TemporaryDirectory(prefix="said-") as said:
-        request = {
-            "words": [str(word) for word in words], "processes": 1, "cwd": str(cwd),
-            "environment": environment,
-            "stdout": f"{said}/stdout", "stderr": f"{said}/stderr",
-        }  # fmt: skip
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            warm.become(request, 0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        texts = [(Path(said) / name).read_text() for name in ("stdout", "stderr")]
-    return SimpleNamespace(code=code, stdout=texts[0], stderr=texts[1])
-
-
-def main() -> int:
-    """Run all cases, or those whose command holds a word of the command line; print a table."""
-    wanted = sys.argv[1:]
-    cases = [c for c in CASES if not wanted or any(word in c.command for word in wanted)]
-    wrong = 0
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bad-inputs-") as place:
-        environment = {"XDG_CACHE_HOME": f"{place}/cache", "CUDA_VISIBLE_DEVICES": ""}
-        world = World(
-            Path(place) / "here",
-            lambda *words, cwd: run_forked(*words, cwd=cwd, environment=environment),
-        )
-        print("| command | line | exit code |\n|---|---|---|")
-        for case in cases:
-            done, found = world.try_out(case)
-            said = " ".join(done.stderr.split()).replace(f"{world.folder}/", "").replace("|", "\\|")
-            print(f"| `{case.command}` | {said[:600]} | {done.code} |", flush=True)
-            if found:
-                wrong += 1
-                print(f"WRONG: {case.command}: {'; '.join(found)}", file=sys.stderr, flush=True)
-    took = time.monotonic() - began
-    print(f"\n{len(cases)} bad inputs, {wrong} of them not answered as promised; {took:.0f} s")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
