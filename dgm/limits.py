@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dgm.errors import UserError
-
-MOST_SEEDS = 2**64
-"""Seeds are below this: a key of the random numbers has 64 bits."""
 
 
 def check_range(
@@ -29,6 +27,7 @@ def check_range(
                 (least is None or each >= least)
                 and (above is None or each > above)
                 and (most is None or each <= most)
+                and abs(each) != math.inf
             ):
                 continue
             said = list(value) if isinstance(value, tuple) else value
