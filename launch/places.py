@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dgm.errors import UserError
 
+_LONGEST_NAME = 255  # of a file or folder, on usual file systems
+
 
 def check_folder(option: str, path: Path) -> None:
     """Raise UserError where `path` is no folder that can be written, and none can be made."""
@@ -32,6 +34,11 @@ def check_stem(option: str, path: Path) -> None:
 
 
 def _check(option: str, folder: Path, named: Path | None = None) -> None:
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in (named or folder).parts):
+        raise UserError(
+            f"{option} is {named or folder}, with a name of more than {_LONGEST_NAME} bytes: "
+            "shorten it"
+        )
     standing = next(
         p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p)
     )

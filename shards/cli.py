@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,7 +38,8 @@ class Parser(argparse.ArgumentParser):
         found = super().parse_args(args, namespace)
         for name, value in vars(found).items():
             for each in value if isinstance(value, list) else [value]:
-                if remedy := remedy_for(each, name):
+                plain = str(each) if isinstance(each, Path) else each
+                if remedy := remedy_for(plain, name):
                     self.error(f"--{name.replace('_', '-')} is {each}: {remedy}")
         return found
 
@@ -53,6 +55,8 @@ def remedy_for(value: object, name: str = "") -> str | None:
     """Say what to give instead of a value that no option takes; None where it is plain."""
     if isinstance(value, str) and not value.strip():
         return "give a value, or leave it out"
+    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+        return "give text of UTF-8, without zero bytes"
     if isinstance(value, float) and not abs(value) <= _LARGEST:
         return f"give a number, at most {_LARGEST} either way"
     if not isinstance(value, int):
@@ -60,6 +64,11 @@ def remedy_for(value: object, name: str = "") -> str | None:
     if name.split(".")[-1] == "seed":
         return None if 0 <= value < 2**64 else "choose 0 or more, below 2**64"
     return None if abs(value) < 2**63 else "choose a number below 2**63"
+
+
+def _is_utf8(text: str) -> bool:
+    # Other bytes of a command line become halves of surrogate pairs (PEP 383).
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ def marked() -> list[object]:
         needs_much = case.slow or "runs/" in case.command + case.needs
         fast = not needs_much and quick % EVERY == 0
         quick += not needs_much
-        name = case.command.replace("python launch/", "").replace("python -m ", "")
+        name = case.shown.replace("python launch/", "").replace("python -m ", "")
         found.append(pytest.param(case, id=name, marks=() if fast else pytest.mark.slow))
     return found
 

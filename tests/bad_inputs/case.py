@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-Prepare = Callable[[Path], None]
 HUGE = "1" + 30 * "0"
+_SHOWN = 60  # letters of a file
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is made in a folder before a command runs there."""
+
+    told: str  # to people
+    make: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -20,60 +28,68 @@ class Case:
     thing: str
     value: str
     remedy: str
-    prepare: Prepare | None = None  # in the folder in which the command runs
+    prepare: Preparation | None = None
     without_rights: bool = False  # as a user whom modes of files bind
     needs: str = ""  # a run or shards that `prepare` copies
     slow: bool = False
 
+    @property
+    def shown(self) -> str:
+        """Give the command, and what was prepared."""
+        where = "" if self.prepare is None else f", where {self.prepare.told}"
+        return f"`{self.command}`{where}"
 
-def train(family: str, options: str, thing: str, value: str, remedy: str, **more) -> Case:
+
+def train(family: str, options: str, thing: str, value: str, remedy: str, **more: Any) -> Case:
     """Make a case of a trainer with its smallest configuration, whose run.dir is `new`."""
     command = f"python launch/train_{family}.py --config {family}.yaml {options}"
     return Case(command, thing, value, remedy, **more)
 
 
-def written(name: str, text: str | bytes, mode: int | None = None) -> Prepare:
-    """Give what writes a file."""
+def written(name: str, text: str | bytes, mode: int | None = None) -> Preparation:
+    """Write a file."""
 
-    def write(folder: Path) -> None:
+    def make(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         if mode is not None:
             path.chmod(mode)
 
-    return write
+    held = " ".join(text.split()) if isinstance(text, str) else "all bytes"
+    held = f"holds `{held[:_SHOWN]}{'...' * (len(held) > _SHOWN)}`" if held else "is empty"
+    return Preparation(f"{name} {'may not be read' if mode == 0 else held}", make)
 
 
-def made(name: str, mode: int = 0o755) -> Prepare:
-    """Give what makes a folder."""
+def made(name: str, mode: int = 0o755) -> Preparation:
+    """Make a folder."""
 
     def make(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(mode)
 
-    return make
+    empty = "is an empty folder" if mode & 0o200 else "may not be written to"
+    return Preparation(f"{name} {empty}", make)
 
 
-def copied(source: str, target: str, change: Prepare | None = None) -> Prepare:
-    """Give what copies a folder and changes the copy."""
+def copied(source: str, target: str, told: str, change: Callable[[Path], None]) -> Preparation:
+    """Copy a folder and change the copy."""
 
-    def copy(folder: Path) -> None:
+    def make(folder: Path) -> None:
         shutil.copytree(folder / source, folder / target)
-        if change is not None:
-            change(folder / target)
+        change(folder / target)
 
-    return copy
+    return Preparation(f"{target} is {source} {told}", make)
 
 
-def all_of(*prepares: Prepare) -> Prepare:
-    """Give what does several things."""
+def all_of(*prepares: Preparation) -> Preparation:
+    """Do several things."""
 
-    def do(folder: Path) -> None:
+    def make(folder: Path) -> None:
         for prepare in prepares:
-            prepare(folder)
+            prepare.make(folder)
 
-    return do
+    return Preparation(" and ".join(prepare.told for prepare in prepares), make)
 
 
 def emptied(folder: Path) -> None:
@@ -81,8 +97,8 @@ def emptied(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints")
 
 
-def flipped(pattern: str) -> Prepare:
-    """Give what changes a byte in the middle of the first file of a pattern."""
+def flipped(pattern: str) -> Callable[[Path], None]:
+    """Give what changes a bit in the middle of the first file of a pattern."""
 
     def flip(folder: Path) -> None:
         path = sorted(folder.glob(pattern))[0]
@@ -93,18 +109,18 @@ def flipped(pattern: str) -> Prepare:
     return flip
 
 
-def picture(name: str, side: int = 32) -> Prepare:
-    """Give what draws a picture."""
+def picture(name: str, side: int = 32) -> Preparation:
+    """Draw a picture."""
 
-    def draw(folder: Path) -> None:
+    def make(folder: Path) -> None:
         from PIL import Image
 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side, side)).save(folder / name)
 
-    return draw
+    return Preparation(f"{name} is of side {side}", make)
 
 
-def linked(name: str) -> Prepare:
-    """Give what makes a link that leads to itself."""
-    return lambda folder: os.symlink(name, folder / name)
+def linked(name: str) -> Preparation:
+    """Make a link that leads to itself."""
+    return Preparation(f"{name} is a link to itself", lambda f: (f / name).symlink_to(name))

@@ -53,7 +53,7 @@ SHARDS = [
     Case(f"{VERIFY} nowhere", "nowhere", "is not a folder", "give a folder of shards"),
     Case(f"{VERIFY} pictures", "pictures", "index.json", "shards.build"),
     Case(f"{VERIFY} torn", "torn", "has changed", "build the shards again",
-         copied("shards", "torn", flipped("*.tar")), needs="shards"),
+         copied("shards", "torn", "with a bit flipped", flipped("*.tar")), needs="shards"),
     Case(f"{VERIFY} shards --quick", "--quick", "unrecognized", "--help"),
 ]  # fmt: skip
 

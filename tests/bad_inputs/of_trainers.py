@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bad_inputs.case import HUGE, Case, copied, flipped, linked, made, picture, train, written
+from tests.bad_inputs.case import (
+    HUGE,
+    Case,
+    Preparation,
+    copied,
+    flipped,
+    linked,
+    made,
+    picture,
+    train,
+    written,
+)
 
 OPTIONS = [
     # What is no key, or no value.
@@ -144,14 +155,14 @@ PLACES = [
     train("ddpm", "--data.shards=empty", "empty", "no shards", "python -m shards.build",
           prepare=made("empty")),
     train("ddpm", "--data.shards=torn", "torn", "has changed", "build the shards again",
-          prepare=copied("shards", "torn", flipped("*.tar"))),
+          prepare=copied("shards", "torn", "with a bit flipped", flipped("*.tar"))),
     train("ddpm", "--data.shards=null --data.source=mnist", "source", "'mnist'", "choose cifar10"),
     train("ddpm", "--data.shards=null --data.source=folder:nowhere", "nowhere", "does not exist",
           "one folder per class"),
     train("ddpm", "--data.shards=null --data.resize=0 --data.source=folder:pictures", "resize is",
           "0", "1 to 4096"),
     train("gan", "--data.shards=odd", "images are", "24 x 24", "data.resize 32",
-          prepare=lambda folder: _odd_shards(folder)),
+          prepare=Preparation("odd holds shards of side 24", lambda folder: _odd_shards(folder))),
 ]  # fmt: skip
 
 
@@ -160,7 +171,7 @@ def _odd_shards(folder: Path) -> None:
     from shards.build import build
 
     for name in ("odd_pictures/a/0.png", "odd_pictures/b/1.png"):
-        picture(name, 24)(folder)
+        picture(name, 24).make(folder)
     build(f"folder:{folder / 'odd_pictures'}", "train", folder / "odd", progress=False)
 
 

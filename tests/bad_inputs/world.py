@@ -70,7 +70,7 @@ class World:
         self.need(f"{case.command} {case.needs}")
         shared = self.listing()
         if case.prepare is not None:
-            case.prepare(self.folder)
+            case.prepare.make(self.folder)
         before = self.listing()
         script, *words = script_and_words(case.command)
         if case.without_rights:
