@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import itertools
 import os
 import re
@@ -17,6 +18,10 @@ from typing import Any, NoReturn
 from shards.errors import ShardError
 from shards.folders import remove_unfinished
 
+# Errors of a file system that another path, or another mode of it, mends.
+_OF_PLACES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 _LARGEST = 3.4e38  # what float32 holds, in which most is computed
 
 
@@ -104,5 +109,10 @@ def run(command: Callable[[], None]) -> NoReturn:
         command()
     except ShardError as error:
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_PLACES:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

@@ -7,7 +7,10 @@ import difflib
 import re
 from typing import Any, NoReturn
 
-_KINDS = {"int": "a whole number (int)", "bool": "true or false"}
+_KINDS = {
+    "int": "a whole number (int)", "bool": "true or false", "str": "a text",
+    "list": "a list, as [a, b]", "dict": "keys and values, as {a: b}",
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ from dgm.train.launched import Launched
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
 
-MOST_IMAGES = 2**24
+MOST_IMAGES = 2**20
 """Of a step: more fit into no memory, and are no use."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.bad_inputs.case import HUGE, Case, all_of, copied, flipped, made, picture, written
 
+LONG = 60 * "long-"
 BUILD = "python -m shards.build"
 VERIFY = "python -m shards.verify"
 PICTURES = "--source folder:mine --split train --out new"
@@ -49,6 +50,9 @@ SHARDS = [
          without_rights=True),
     Case(f"{BUILD} --source folder:mine --split test --out new", "mine", "'test'", "make",
          picture("mine/cat/0.png")),
+    Case(f"{BUILD} --source shapes --split train --out {LONG}", LONG, "File name too long",
+         "name another place"),
+    Case(f"{VERIFY} {LONG}", LONG, "File name too long", "name another place"),
     Case(f"{VERIFY}", "DIR", "required", "--help"),
     Case(f"{VERIFY} nowhere", "nowhere", "is not a folder", "give a folder of shards"),
     Case(f"{VERIFY} pictures", "pictures", "index.json", "shards.build"),
