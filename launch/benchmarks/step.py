@@ -22,11 +22,12 @@ from PIL import Image
 
 from dgm.errors import UserError
 from dgm.limits import check_range
+from launch import train_ddpm
 from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
 from launch.benchmarks.machine import MOST_AT_ONCE, matrix_peak
 from launch.benchmarks.peer_loops import check_installed
 from launch.benchmarks.table import print_table
-from launch.command import MISTAKE
+from launch.command import MISTAKE, parse
 from shards.build import ensure
 from shards.read import open_shards
 
@@ -83,6 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if "=" not in option:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
+    parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # mistakes before any work
     wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
     if args.peers:
         check_installed()

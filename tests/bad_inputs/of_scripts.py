@@ -146,6 +146,7 @@ BENCHMARKING = [
     Case(f"{BENCHMARK} noise --json nowhere/x.json", "--json is", "nowhere", "make it first"),
     Case(f"{BENCHMARK} noise --json shards", "--json is", "shards", "name a file in it"),
     Case(f"{BENCHMARK} step --options lr", "--options has", "'lr'", "key=value"),
+    Case(f"{BENCHMARK} step --options optim.lr=fast", "optim.lr is", "fast", "a number"),
     Case(f"{BENCHMARK} step --rounds 0 --png x.png", "--rounds is", "0", "1 or more"),
     Case(f"{BENCHMARK} scaling --processes 1", "--processes is", "1", "2 to 256"),
     Case(f"{BENCHMARK} scaling --links 1 2", "--links is", "[1.0, 2.0]", "three numbers above 0"),
