@@ -24,6 +24,7 @@ _REMEDIES = {
     errno.ENXIO: "look at the disk",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "choose another place",
+    errno.ELOOP: "choose another place",
     errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "let this machine open more files",

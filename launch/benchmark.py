@@ -28,6 +28,7 @@ from launch.benchmarks import (
     step,
 )
 from launch.command import run
+from launch.places import check_file
 from shards.cli import Parser
 
 COMMANDS = {
@@ -53,6 +54,9 @@ def main() -> None:
         module.add_arguments(command)
         command.add_argument("--json", type=Path, help="file to write all figures to")
     args = parser.parse_args()
+    for name in ("json", "png"):
+        if getattr(args, name, None) is not None:
+            check_file(f"--{name}", getattr(args, name))
     result = COMMANDS[args.command].measure(args)
     machine = {
         "platform": platform.platform(),

@@ -44,7 +44,16 @@ def choose_measures(subject: Subject) -> list[str]:
             f"--importance_samples is {samples}, but a {trained.family} run has no closer "
             "bound: leave it out"
         )
+    _open_what_may_be_missing(subject, names)
     return names
+
+
+def _open_what_may_be_missing(subject: Subject, names: list[str]) -> None:
+    """Open now what a measure would open only after others have taken their time."""
+    if subject.options.test_shards is not None:
+        _ = subject.test
+    if subject.options.features == "inception" and any(MEASURES[n].by_features for n in names):
+        _ = subject.features
 
 
 def _check_family(subject: Subject, name: str) -> None:

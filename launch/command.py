@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested
 from dgm.yaml_file import read_yaml
+from shards.cli import nearest, remedy_for
 from shards.errors import ShardError
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
+_KINDS = {
+    "int": "a whole number (int)", "float": "a number (float)", "bool": "true or false",
+    "list": "a list, as [1, 2]", "str": "a text", "NoneType": "null",
+}  # fmt: skip
 CONFIGS = Path(__file__).parent / "configs"
 
 Config = TypeVar("Config")
@@ -36,7 +41,8 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
     Raises UserError in one line where a key is unknown or a value does not fit.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, description=(config_class.__doc__ or "").strip())
+    description = (config_class.__doc__ or "").strip()
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     parser.add_argument("--config", action="config", help="YAML file of keys")
     parser.add_class_arguments(config_class)
     if not any(a == "--config" or a.startswith("--config=") for a in arguments):
@@ -45,32 +51,81 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
     for option, following in itertools.pairwise(["", *arguments, ""]):
         if option == "--config" or option.startswith("--config="):
             _check_file(following if option == "--config" else option[9:], defaults.keys())
-    found = parse_options(parser, _spell_out_flags(arguments, config_class))
+    found = _parse(parser, _spell_out_flags(arguments, config_class))
     del found.config
     config = config_class(**vars(found))
     for key, value, _ in flatten(config):
         if value is None and defaults[key] is not None:
             raise UserError(f"{key} is null: give a value or leave it out")
+    _check_values((key, value) for key, value, _ in flatten(config))
     return config
 
 
 def _check_file(path: str, known: Collection[str]) -> None:
     # jsonargparse names neither the file nor the whole key of what it does not understand.
-    unknown = [key for key, _ in flatten_nested(read_yaml(Path(path))) if key not in known]
+    try:
+        keys = read_yaml(Path(path))
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    unknown = [key for key, _ in flatten_nested(keys) if key not in known]
     if unknown:
         if any(key.startswith(f"{unknown[0]}.") for key in known):
             raise UserError(f"{path} gives the section {unknown[0]} no keys: add or remove it")
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"did you mean {near[0]}?" if near else "see --help for the keys"
+        near = nearest(str(unknown[0]), known)
+        hint = f"did you mean {near}?" if near else "see --help for the keys"
         raise UserError(f"{path} has an unknown key {unknown[0]}: {hint}")
+
+
+def make_options_parser(description: str | None) -> ArgumentParser:
+    """Make a parser of options for `parse_options`."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
 
 
 def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse by a parser that does not exit on errors; raises UserError in one line."""
+    found = _parse(parser, arguments)
+    positional = {action.dest for action in parser._actions if not action.option_strings}
+    _check_values((k if k in positional else f"--{k}", value) for k, value in vars(found).items())
+    return found
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise UserError(f"{one_line(str(error))}: see --help") from None
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(_plainly(one_line(str(error)), known)) from None
+
+
+def _plainly(said: str, known: list[str]) -> str:
+    """Say in our words what a parser found wrong, with what to do about it."""
+    if unknown := re.match(r"unrecognized arguments: (--[^ =]+)", said):
+        near = nearest(unknown[1], known)
+        return f"{said}: {f'did you mean {near}?' if near else 'see --help'}"
+    wrong = re.fullmatch(
+        r'Parser key "([^"]+)": Expected an? (?:<class \'(\w+)\'>|(.+?))\. Got value: (.*)', said
+    )
+    if wrong:
+        key, kind, other, value = wrong.groups()
+        choices = (other or "").removeprefix("typing.Literal")
+        wanted = f"one of {choices}" if choices.startswith("[") else f"a {choices}"
+        return f"{key} is {value}: give {_KINDS.get(kind, kind) if kind else wanted}"
+    # One of several types, mostly a number or null.
+    union = re.fullmatch(r'Parser key "([^"]+)": Does not .* Given value: (.*)', said)
+    if union:
+        kinds = re.findall(r"- Expected a <class '(\w+)'>", said)
+        told = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
+        return f"{union[1]} is {union[2]}: give {told or 'another value, see --help'}"
+    return f"{said}: see --help"
+
+
+def _check_values(given: Iterable[tuple[str, Any]]) -> None:
+    """Raise UserError where a text is empty, or a number is none or far too large."""
+    for name, value in given:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if remedy := remedy_for(each, name.removeprefix("--")):
+                said = f"'{each}'" if isinstance(each, str) else each
+                raise UserError(f"{name} is {said}: {remedy}")
 
 
 def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:

@@ -26,11 +26,13 @@ from dgm.errors import UserError
 from dgm.eval.chosen import in_turn
 from dgm.eval.classifier import classify, to_input
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
+from dgm.limits import check_range
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import parse_options, read_list, run
+from launch.command import make_options_parser, parse_options, read_list, run
+from launch.places import check_folder
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
 from launch.trained import open_data, open_trained
@@ -40,7 +42,7 @@ _BATCH = 100  # images at a time
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     parser.add_argument("run", help="run folder of a diffusion model")
     parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
     parser.add_argument("--num_images", type=int, default=200, help="test images to measure")
@@ -119,11 +121,9 @@ class Denoiser:
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Denoise from each number of steps, and from those of the curve; write the sheets."""
-    for name in ("num_images", "num_shown", "evaluations", "epochs"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
-    if options.curve < 0:
-        raise UserError(f"--curve is {options.curve}: choose 0 or more")
+    check_range(options, "--", "num_images", "num_shown", "evaluations", "epochs", least=1)
+    check_range(options, "--", "curve", least=0, most=1000)
+    check_range(options, "--", "guidance", least=0)
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     objective = trained.objective
     if not isinstance(objective, DiffusionObjective):
@@ -135,6 +135,7 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
             f"{options.run} was trained on images of side {min(objective.image_shape[:2])}, too "
             f"small for SSIM: name a run on images of {SMALLEST} or more"
         )
+    check_folder("--out", folder_of(options))
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
     subject = Subject(options, engine, trained, *open_data(Path(options.run)))
@@ -149,14 +150,14 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
                 folder_of(options) / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1])
             )
     curve = [denoiser(steps)[0] for steps in curve_of(total, options.curve)]
-    real = classify(subject.classifier, subject.test.images(denoiser.index))
+    seen = classify(subject.classifier, subject.test.images(denoiser.index))
     return {
         "images_seen": trained.images_seen,
         "num_images": len(denoiser.index),
         "num_timesteps": total,
         "sampler": options.sampler,
         "most_evaluations": options.evaluations,
-        "class_seen_real": float((real == denoiser.labels.cpu().numpy()).mean()),
+        "class_seen_real": float((seen == denoiser.labels.cpu().numpy()).mean()),
         "steps": found,
         "curve": curve,
     }

@@ -23,24 +23,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
+from dgm.eval.during import MOST_MADE
+from dgm.limits import check_range
 from dgm.report.measured import table
 from dgm.report.read import state_of
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
 from launch.choice import choose_measures
-from launch.command import parse_options, run
+from launch.command import make_options_parser, parse_options, run
 from launch.measures import MEASURES
+from launch.places import check_folder
 from launch.sample import choose_checkpoint
 from launch.subject import Subject, open_on_all
 from launch.trained import open_data
 from launch.training import identify
 
-_ONE_OR_MORE = ("per_class", "num_images", "seeds", "epochs", "num_test", "ode_steps")
-
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", help="run folders")
     add("--measure", help=f"of {', '.join(MEASURES)}, with commas; default by run")
@@ -67,11 +68,9 @@ def make_parser() -> ArgumentParser:
 
 def check(options: Namespace) -> None:
     """Raise UserError where an option has no meaning."""
-    for name in _ONE_OR_MORE:
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
-    if options.importance_samples < 0:
-        raise UserError(f"--importance_samples is {options.importance_samples}: choose 0 or more")
+    check_range(options, "--", "per_class", "num_images", least=1, most=MOST_MADE)
+    check_range(options, "--", "seeds", "epochs", "num_test", "ode_steps", least=1)
+    check_range(options, "--", "importance_samples", least=0)
     if options.per_class and options.num_images:
         raise UserError(
             f"--per_class {options.per_class} and --num_images {options.num_images} say the same: "
@@ -85,6 +84,7 @@ def check(options: Namespace) -> None:
 def open_subject(options: Namespace, engine: Engine, folder: Path) -> Subject:
     """Open a run at the checkpoint asked for; says where the run is still being written."""
     trained = open_on_all(engine, folder, choose_checkpoint(options.checkpoint))
+    check_folder("the run folder", folder)
     with contextlib.suppress(UserError):  # a damaged log is no matter here
         if engine.is_main and state_of(folder) == "still being written":
             print(

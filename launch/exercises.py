@@ -25,12 +25,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.errors import UserError
+from dgm.limits import check_range
 from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
-from launch.command import FAULT, MISTAKE, STOPPED, parse, parse_options, run
+from launch.command import FAULT, MISTAKE, STOPPED, make_options_parser, parse, parse_options, run
 from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
+from launch.places import check_folder
 from launch.report import open_run
 from shards.build import ensure
 
@@ -40,7 +42,7 @@ _DONE = "done.jsonl"  # the commands that ended well
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("--data", default="shapes", help="data.source of all runs")
     add("--scale", default="small", help="small (minutes), medium (hours on CPUs), full (GPUs)")
@@ -223,14 +225,11 @@ def main() -> int:
     options = parse_options(make_parser(), sys.argv[1:])
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    for name in ("parallel", "processes"):
-        if options[name] < 1:
-            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
+    check_range(options, "--", "parallel", "processes", least=1, most=1024)
     plans = choose(options)
     data = options.data.rstrip("/").split("/")[-1].removeprefix("folder:")
     out = Path(options.out or f"runs/exercises/{data}-{options.scale}")
-    if any(part.exists() and not part.is_dir() for part in (out, *out.parents)):
-        raise UserError(f"--out is {out}, where a file stands: name a folder of runs and pages")
+    check_folder("--out", out)
     try:
         answer(options, plans, out)
     except CommandError as failed:

@@ -24,11 +24,14 @@ from dgm import images
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
+from dgm.eval.during import MOST_MADE
+from dgm.limits import check_range
 from dgm.report.exploring import save_plots
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import parse_options, read_list, run
+from launch.command import make_options_parser, parse_options, read_list, run
 from launch.explorer import Explorer
+from launch.places import check_folder
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
 from launch.trained import Trained, open_data, open_trained
@@ -49,7 +52,7 @@ VALUES = {
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     parser.add_argument("run", help="run folder")
     for name, values in VALUES.items():
         families = " or ".join(family for family, names in VARIED.items() if name in names)
@@ -114,12 +117,10 @@ def _values(name: str, text: str, trained: Trained) -> Sequence[float]:
 
 def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Explore a run; the first process writes the sheets."""
-    for name in ("num_shown", "num_pairs", "epochs"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name} is {options[name]}: choose 1 or more")
-    if options.num_images < 2:
-        raise UserError(f"--num_images is {options.num_images}: choose 2 or more")
+    check_range(options, "--", "num_shown", "num_pairs", "epochs", least=1, most=MOST_MADE)
+    check_range(options, "--", "num_images", least=2, most=MOST_MADE)
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
+    check_folder("--out", folder_of(options))
     settings, notes = choose_settings(options, trained)
     explorer = Explorer(Subject(options, engine, trained, *open_data(Path(options.run))))
     found: dict[str, Any] = {

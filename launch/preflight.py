@@ -17,8 +17,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 from dgm.errors import UserError
 from dgm.train.batches import Batches
 from dgm.train.job import check, check_micro_batches
@@ -26,6 +24,7 @@ from dgm.train.launched import read_launch
 from dgm.train.run_folder import as_yaml, describe_code
 from launch.command import parse, run
 from launch.families import FAMILIES
+from launch.room import weigh
 from launch.training import DataConfig
 from shards.build import default_folder, ensure
 from shards.errors import ShardError
@@ -71,9 +70,7 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         find_shards(config.data, "test", build)
     if images is None:  # nothing is known of them before they are built
         return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
-    with torch.device("meta"):
-        parts = module.make_parts(config, images.image_shape, images.num_classes)
-    weights = sum(p.numel() * p.element_size() for n in parts.nets.values() for p in n.parameters())
+    parts, weights = weigh(module.make_parts, config, images)
     return {
         **answer,
         "processes": usable(config, parts.objective, images, processes),

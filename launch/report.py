@@ -19,13 +19,14 @@ from dgm.report.failures import Failure, children, find_failure
 from dgm.report.page import make_page
 from dgm.report.read import Run, read_run
 from dgm.train.run_folder import flatten, read_config, write_whole
-from launch.command import parse_options, run
+from launch.command import make_options_parser, parse_options, run
 from launch.families import FAMILIES, family_of
+from launch.places import check_file
 
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or those of sweeps")
     parser.add_argument("--out", help="the page; default RUN/report.html where one is given")
     return parser
@@ -47,10 +48,7 @@ def choose_out(wanted: str | None, folders: list[Path]) -> Path:
             f"{len(folders)} folders are given, but not --out: name the page, as --out report.html"
         )
     out = folders[0] / "report.html" if wanted is None else Path(wanted)
-    if not out.parent.is_dir():
-        raise UserError(f"--out is {out}, but there is no folder {out.parent}: make it first")
-    if out.is_dir():
-        raise UserError(f"--out is {out}, which is a folder: name a file in it")
+    check_file("--out", out)
     return out
 
 

@@ -17,18 +17,22 @@ from dgm.compiling import compile_net
 from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
 from dgm.layers import use_kernels
+from dgm.limits import check_range
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
-from launch.command import parse_options, run
+from launch.command import make_options_parser, parse_options, run
+from launch.places import check_stem
 from launch.trained import Trained, open_trained
 
 SHOWN = 20  # images of a class in the PNG; the .npz holds all
+BITS_OF_A_CLASS = 24
+MOST_OF_A_CLASS = 2**BITS_OF_A_CLASS
 KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "batch")
 
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = make_options_parser(__doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
     parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
@@ -60,7 +64,7 @@ def choose_classes(trained: Trained, wanted: str | None) -> list[int]:
     for word in (w.strip() for w in wanted.split(",")):
         if word in trained.classes:
             labels.append(trained.classes.index(word))
-        elif word.isdigit() and int(word) < len(trained.classes):
+        elif word.isdecimal() and int(word) < len(trained.classes):
             labels.append(int(word))
         else:
             known = ", ".join(trained.classes)
@@ -86,15 +90,16 @@ def choose_checkpoint(wanted: str | None) -> int | Literal["best"] | None:
         return None
     if wanted == "best":
         return "best"
-    if not wanted.isdigit():
+    if not wanted.isdecimal():
         raise UserError(f"--checkpoint is {wanted}: give the images seen of one, or best")
     return int(wanted)
 
 
 def make_images(options: Namespace, engine: Engine) -> None:
     """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
-    if options.per_class < 1:
-        raise UserError(f"--per_class is {options.per_class}: choose 1 or more")
+    check_range(options, "--", "per_class", least=1, most=MOST_OF_A_CLASS)
+    if options.out:
+        check_stem("--out", Path(options.out))
     trained = open_trained(
         Path(options.run), choose_checkpoint(options.checkpoint), options.average
     )
@@ -107,7 +112,7 @@ def make_images(options: Namespace, engine: Engine) -> None:
     labels = torch.tensor(chosen).repeat_interleave(options.per_class)
     number = torch.arange(options.per_class).repeat(len(chosen))
     # So image k of a class is the same whatever else is asked for.
-    index = (labels << 24) + number
+    index = (labels << BITS_OF_A_CLASS) + number
     knobs = choose_knobs(options, trained)
     made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
     if not engine.is_main:

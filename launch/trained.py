@@ -14,6 +14,7 @@ from dgm.objective import Objective
 from dgm.train import checkpoint
 from dgm.train.weights import in_channels_last, load_nets
 from launch.families import open_config, rebuild
+from shards.errors import ShardError
 from shards.read import Shards, open_shards
 from shards.remote import is_remote
 
@@ -80,7 +81,12 @@ def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
         raise UserError(f"{path} has data.shards {where}: name the folder of its train shards")
     if test.startswith("pipe:"):
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
-    return open_shards(where), found
+    try:
+        return open_shards(where), found
+    except ShardError as error:
+        raise UserError(
+            f"{folder} was trained on data.shards {where}: {error}, or put them back"
+        ) from None
 
 
 def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:

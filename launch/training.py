@@ -28,6 +28,8 @@ from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
 from dgm.train.stop import StopRequest
 from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse
+from launch.places import check_folder
+from launch.room import check_room
 from shards.build import ensure
 from shards.folders import cache_root, remove_unfinished
 from shards.read import Shards, open_shards
@@ -75,6 +77,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
 
 def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
     folder, minutes = Path(config.run.dir), config.train.timeout_minutes
+    check_folder("run.dir", folder)
     engine = Engine(
         config.train.mixed_precision, list(config.run.trackers), config.run.dir, minutes
     )
@@ -106,6 +109,7 @@ def _prepare(
         watchdog.doing("prepare")
     where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
     images = open_shards(where)
+    check_room(make_parts, config, images)
     job = make_job(
         config, engine, images, make_parts(config, images.image_shape, images.num_classes)
     )

@@ -9,6 +9,9 @@ _DISK = {
     errno.EROFS: "make it writable or choose another place",
     errno.EACCES: "give this user the right to it",
     errno.EPERM: "give this user the right to it",
+    errno.ENOTDIR: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose another place",
     errno.EIO: "look at the disk",
     errno.ESTALE: "look at the network disk",
 }

@@ -18,6 +18,7 @@ from shards.folders import cache_root
 from shards.images import decode_image, ordered_map
 
 SPLITS = ("train", "test")
+LARGEST_SIDE = 4096
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -62,8 +63,8 @@ def open_source(spec: str, split: str, resize: int | None = None, seed: int = 0)
     name = source_name(spec)
     if split not in SPLITS:
         raise ShardError(f"unknown split '{split}'; choose train or test")
-    if resize is not None and resize < 1:
-        raise ShardError(f"resize is {resize}; choose a side length of 1 or more")
+    if resize is not None and not 1 <= resize <= LARGEST_SIDE:
+        raise ShardError(f"resize is {resize}; choose a side length of 1 to {LARGEST_SIDE}")
     if name.startswith("folder:"):
         return _open_folder(Path(name.removeprefix("folder:")), split, resize)
     source = _open_cifar10(split) if name == "cifar10" else _open_shapes(split, seed)

@@ -10,7 +10,6 @@ only, in a folder of their own, as the user who starts them; nothing of the syst
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from slurm.errors import SlurmError
+from slurm.hints import Parser
 
 NODES = ("n1", "n2", "n3", "n4")
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")
@@ -259,7 +259,7 @@ def free_ports(count: int) -> list[int]:
 
 def main() -> int:
     """Start or end the cluster, as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.four_nodes", description=__doc__)
+    parser = Parser(prog="python -m slurm.four_nodes", description=__doc__)
     parser.add_argument("what", choices=("up", "down"))
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--after", type=int, help="down: as soon as this process has ended")

@@ -30,7 +30,10 @@ def read_accelerate(path: Path) -> dict[str, str]:
     How many nodes and processes there are, the file may say for other launchers; here the job
     knows.
     """
-    config = read_yaml(path)
+    try:
+        config = read_yaml(path)
+    except SlurmError as error:
+        raise SlurmError(f"--accelerate-config {error}") from None
     engine = str(config.get("distributed_type", "NO")).upper()
     if engine not in _ENGINES:
         raise SlurmError(

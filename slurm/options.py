@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from slurm.errors import SlurmError
+from slurm.hints import dashed, plainly
 from slurm.resources import Resources, profile_path
 from slurm.yaml_file import read_yaml
 
@@ -57,7 +58,7 @@ def read_options(arguments: list[str]) -> Asked:
     words = [_underscored(word) for word in arguments[:cut]]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="python -m slurm.submit", exit_on_error=False,
+        prog="python -m slurm.submit", exit_on_error=False, allow_abbrev=False,
         usage="python -m slurm.submit SCRIPT [--config FILE] [--sweep FILE] [options] "
         "[-- --section.key VALUE ...]",
     )  # fmt: skip
@@ -99,9 +100,24 @@ def _check(asked: Asked) -> None:
 
 def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespace:
     try:
-        return parser.instantiate(parser.parse_args(words))
+        chosen = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise SlurmError(f"{where}{' '.join(str(error).split())}: see --help") from None
+        said = " ".join(str(error).split())
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise SlurmError(f"{where}{plainly(said, known)}") from None
+    _check_values(chosen)
+    return chosen
+
+
+def _check_values(chosen: Namespace) -> None:
+    """Raise SlurmError where a text is empty or a number far too large."""
+    for name, value in vars(chosen).items():
+        flag = name if name == "script" else dashed(f"--{name}")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and not each.strip():
+                raise SlurmError(f"{flag} is '{each}': give a value, or leave it out")
+            if isinstance(each, int) and abs(each) >= 2**31:
+                raise SlurmError(f"{flag} is {each}: choose a number below 2**31")
 
 
 def _underscored(word: str) -> str:

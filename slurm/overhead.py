@@ -6,7 +6,6 @@ time goes. The trainer without its imports is measured apart, as the second run 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from slurm.errors import SlurmError
+from slurm.hints import Parser
 from slurm.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,10 @@ def measure(folder: Path, cluster: str) -> dict[str, float]:
     """Submit a run; give the seconds of each part of its start."""
     words = [sys.executable, "-m", "slurm.submit", str(TRAINER), "--config", str(CONFIG)]
     words += ["--cluster", cluster, "--", f"--run.dir={folder}", *OVERRIDES]
-    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise SlurmError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    done.check_returncode()
     record = Record(folder)
     batch = trainer = None
     until = time.monotonic() + 120
@@ -95,11 +99,13 @@ def measure(folder: Path, cluster: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.overhead", description=__doc__)
+    parser = Parser(prog="python -m slurm.overhead", description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder that the nodes see")
     parser.add_argument("--cluster", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()
+    if asked.repeats < 1:
+        parser.error(f"--repeats is {asked.repeats}: choose 1 or more")
     found = []
     for number in range(asked.repeats):
         found.append(measure(asked.folder.absolute() / f"run-{number}", asked.cluster))
@@ -115,4 +121,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slurm.errors import SlurmError
 
+MOST_NODES = 10_000
 PROFILES = Path(__file__).parent / "clusters"
 
 
@@ -54,8 +56,11 @@ class Resources:
         """Give the least and the most nodes; raises SlurmError."""
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
         least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= least <= most:
-            raise SlurmError(f"--nodes is {self.nodes}: give a number, or MIN-MAX such as 2-4")
+        if not 1 <= least <= most <= MOST_NODES:
+            raise SlurmError(
+                f"--nodes is {self.nodes}: give a number, or MIN-MAX such as 2-4, "
+                f"of {MOST_NODES} at most"
+            )
         return least, most
 
     @property
@@ -77,8 +82,14 @@ class Resources:
         if self.gpus_per_node and self.processes > self.gpus_per_node:
             raise SlurmError(
                 f"--processes-per-node is {self.processes}, but a node has {self.gpus_per_node} "
-                "GPUs: each process wants its own"
+                f"GPUs and each process wants its own: choose {self.gpus_per_node} or fewer"
             )
+        try:
+            shlex.split(self.python or "")
+        except ValueError as error:
+            raise SlurmError(
+                f"--python is {self.python}, which is no command ({error}): mend its quotes"
+            ) from None
         if self.time_s <= self.lead_s:
             raise SlurmError(
                 f"--lead-s is {self.lead_s}, but --time {self.time} leaves only {self.time_s} s: "

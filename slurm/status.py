@@ -6,7 +6,6 @@ it was requeued, and the last error in its log. Slurm's accounting is used where
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
@@ -25,11 +24,14 @@ from rich.table import Table
 from slurm import commands
 from slurm.commands import State
 from slurm.errors import SlurmError
+from slurm.hints import Parser
 from slurm.record import FOLDER, Record
 from slurm.yaml_file import read_yaml
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
 """States that nothing leads out of by itself; all but `done` are for --only-failed."""
+
+_LONGEST_S = 86_400
 
 _WORDS = {
     "TIMEOUT": "timed out",
@@ -206,18 +208,21 @@ def _clock(seconds: float) -> str:
 
 def main() -> int:
     """Show the table, once or until nothing changes any more."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = Parser(prog="python -m slurm.status", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--watch", action="store_true", help="until every run has ended")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
     asked = parser.parse_args()
+    if not 0 < asked.every <= _LONGEST_S:
+        parser.error(f"--every is {asked.every}: choose a number above 0, at most {_LONGEST_S}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a file or a pipe has room
     try:
         records = find_runs(asked.folder)
         if not records:
-            raise SlurmError(f"there is no run in {asked.folder}: name a folder that holds some")
+            there = "there is no run in" if asked.folder.is_dir() else "there is no folder"
+            raise SlurmError(f"{there} {asked.folder}: name a folder that holds runs")
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))

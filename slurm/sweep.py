@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from slurm.errors import SlurmError
 from slurm.yaml_file import read_yaml
 
+MOST_RUNS = 10_000
 Sets = dict[str, dict[str, Any]]
 _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
 
@@ -20,13 +22,20 @@ def read_sweep(path: Path) -> Sets:
 
     With both, each set is tried with each point of the grid. Raises SlurmError.
     """
-    found = read_yaml(path)
+    try:
+        found = read_yaml(path)
+    except SlurmError as error:
+        raise SlurmError(f"sweep {error}") from None
     if not found or found.keys() - {"sets", "grid"}:
         raise SlurmError(f"sweep {path} needs the sections sets, grid or both, and no others")
     sets = _read_sets(path, found.get("sets", {"": {}}))
-    grid = _read_grid(path, found.get("grid", {}))
+    grid = _read_grid(path, found["grid"]) if "grid" in found else {}
+    count = len(sets) * math.prod(len(values) for values in grid.values())
+    if count > MOST_RUNS:
+        raise SlurmError(f"sweep {path} makes {count} runs: give {MOST_RUNS} or fewer")
     whole: Sets = {}
-    for (name, keys), point in itertools.product(sets.items(), grid):
+    points = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
+    for (name, keys), point in itertools.product(sets.items(), points):
         where = "-".join(filter(None, (name, _point_name(point))))
         if where in whole:
             raise SlurmError(f"sweep {path} names two sets {where}: write differing values")
@@ -59,15 +68,15 @@ def _read_sets(path: Path, sets: Any) -> Sets:
     return read
 
 
-def _read_grid(path: Path, grid: Any) -> list[dict[str, Any]]:
-    if not isinstance(grid, dict):
+def _read_grid(path: Path, grid: Any) -> dict[str, list[Any]]:
+    if not isinstance(grid, dict) or not grid:
         raise SlurmError(f"sweep {path}: grid is {grid!r}; give keys, each with a list of values")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise SlurmError(
                 f"sweep {path}: {key} of the grid is {values!r}; give a list of values"
             )
-    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+    return grid
 
 
 def _flat(keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,10 +20,12 @@ from dgm.diffusion.prediction import (
 from dgm.diffusion.samplers import Denoiser, ddim, ddim_inverse, run_sampler
 from dgm.diffusion.schedule import make_schedule
 from dgm.errors import UserError
+from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import scale
 from dgm.rng import Draws
 
+_MOST_TIMESTEPS = 100_000
 _MAP_STEPS = 50  # of DDIM between noise and images, either way
 
 
@@ -238,20 +240,16 @@ class DiffusionObjective:
 
 
 def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
-    if config.num_timesteps < 2:
-        raise UserError(f"diffusion.num_timesteps is {config.num_timesteps}: choose 2 or more")
+    check_range(config, "diffusion.", "num_timesteps", least=2, most=_MOST_TIMESTEPS)
     if config.zero_terminal_snr and config.prediction == "eps":
         raise UserError(
             "diffusion.zero_terminal_snr true leaves diffusion.prediction 'eps' nothing to learn "
             "at the last timestep: choose v or x_0"
         )
-    if not 0 <= config.label_drop <= 1:
-        raise UserError(f"diffusion.label_drop is {config.label_drop}: choose 0 to 1")
-    if config.min_snr_gamma <= 0 or config.vlb_weight < 0:
-        raise UserError(
-            f"diffusion.min_snr_gamma is {config.min_snr_gamma}, diffusion.vlb_weight "
-            f"{config.vlb_weight}: choose positive numbers"
-        )
+    check_range(config, "diffusion.", "label_drop", least=0, most=1)
+    check_range(config, "diffusion.", "min_snr_gamma", above=0)
+    check_range(config, "diffusion.", "vlb_weight", least=0)
+    check_range(sample, "sample.", "guidance", least=0)
     if sample.guidance != 1 and (config.label_drop == 0 or not config.class_conditional):
         raise UserError(
             f"sample.guidance is {sample.guidance}, but the run trains without "
@@ -269,5 +267,4 @@ def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
         )
     if not 0 <= sample.eta <= 1:
         raise UserError(f"sample.eta is {sample.eta}: choose 0 (no noise) to 1 (as much as DDPM)")
-    if sample.batch < 1:
-        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")
+    check_range(sample, "sample.", "batch", least=1)

@@ -17,6 +17,7 @@ from dgm.diffusion.pyramid import Pyramid
 from dgm.errors import UserError
 from dgm.kernels.norm import Dropout
 from dgm.layers import Attention, group_norm, join, timestep_embedding, zeroed
+from dgm.limits import check_range
 from dgm.rng import Draws
 
 
@@ -261,17 +262,16 @@ def _check(config: UNetConfig, image_size: int) -> None:
             f"model.num_blocks {config.num_blocks} has {len(config.num_blocks)} entries: "
             f"give {levels}, one for each of model.channel_mult {config.channel_mult}"
         )
-    if levels == 0 or min(config.num_blocks) < 1 or min(config.channel_mult) < 1:
-        raise UserError(
-            f"model.num_blocks {config.num_blocks} and model.channel_mult {config.channel_mult}: "
-            "give at least one level, with numbers of 1 or more"
-        )
+    if levels == 0:
+        raise UserError("model.channel_mult is []: give at least one level, as [1]")
+    check_range(config, "model.", "num_blocks", least=1, most=100)
+    check_range(config, "model.", "channel_mult", "attention_at", "patch_size", least=1)
     if config.channels < 4 or config.channels % 4:
         raise UserError(f"model.channels is {config.channels}: choose a multiple of 4")
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}: choose 0 or more, less than 1")
     factor = config.patch_size * 2 ** (levels - 1)
-    if config.patch_size < 1 or image_size % factor:
+    if image_size % factor:
         raise UserError(
             f"images of side {image_size} do not divide by {factor} (model.patch_size "
             f"{config.patch_size}, {levels} levels of model.channel_mult): resize them or use fewer"

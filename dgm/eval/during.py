@@ -16,6 +16,7 @@ from dgm.eval.classifier import Classifier, cached_classifier, describe
 from dgm.eval.frechet import Moments, frechet_distance
 from dgm.eval.likelihood import bits_per_dim
 from dgm.images import to_uint8
+from dgm.limits import check_range
 from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
 from dgm.train.engine import Engine
@@ -24,6 +25,9 @@ from dgm.train.sampling import sample_on_all
 
 Metric = Literal["fd_classifier", "bits_per_dim"]
 SEED = 1  # of classifier and test draws: the same for all runs, so that they can be compared
+
+MOST_MADE = 1_000_000
+"""Images that are made to be measured: so many are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,8 @@ def make_evaluation(
 
     Raises UserError where the family cannot be measured so.
     """
-    if config.every_images < 0 or config.num_images < 2:
-        raise UserError(
-            f"eval.every_images is {config.every_images}, eval.num_images {config.num_images}: "
-            "choose 0 or more, and 2 or more"
-        )
+    check_range(config, "eval.", "every_images", least=0)
+    check_range(config, "eval.", "num_images", least=2, most=MOST_MADE)
     if config.every_images == 0:
         return None
     if config.metric == "bits_per_dim":

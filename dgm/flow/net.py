@@ -15,6 +15,7 @@ from dgm.errors import UserError
 from dgm.flow.coupling import Checkerboard, Coupling, conv_net, residual_net
 from dgm.flow.layers import ActNorm, Chain, InvertibleConv, Logit, Squeeze
 from dgm.layers import zeroed
+from dgm.limits import check_range
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,8 @@ def _said_of(channels: int, config: FlowNetConfig) -> int:
 
 
 def _check(config: FlowNetConfig, image_shape: tuple[int, int, int]) -> None:
-    for name in ("levels", "steps", "hidden", "blocks"):
-        value = getattr(config, name)
-        if value < 1:
-            raise UserError(f"model.{name} is {value}: choose 1 or more")
+    check_range(config, "model.", "hidden", least=1)
+    check_range(config, "model.", "levels", "steps", "blocks", least=1, most=1000)
     if not 0 <= config.logit < 0.5:
         raise UserError(f"model.logit is {config.logit}: choose 0 (none) or more, less than 0.5")
     height, width, _ = image_shape

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dgm.errors import UserError
 from dgm.flow import walk
 from dgm.flow.net import Flow, normal_log_prob
+from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import dequantize, draw_mirrored, flip_images
 from dgm.rng import Draws
@@ -155,9 +155,5 @@ class FlowObjective:
 
 
 def _check(sample: SampleConfig) -> None:
-    if not 0 < sample.temperature < math.inf:
-        raise UserError(
-            f"sample.temperature is {sample.temperature}: choose a number above 0, at most about 1"
-        )
-    if sample.batch < 1:
-        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")
+    check_range(sample, "sample.", "temperature", above=0)
+    check_range(sample, "sample.", "batch", least=1)

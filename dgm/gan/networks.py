@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dgm.errors import UserError
 from dgm.gan.batch_norm import BatchNorm
+from dgm.limits import check_range
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,8 @@ def make_nets(
     config: GanNetConfig, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> dict[str, nn.Module]:
     """Make both nets for images (H, W, C); raises UserError where they do not fit."""
-    for name in ("latent", "generator_channels", "discriminator_channels"):
-        if getattr(config, name) < 1:
-            raise UserError(f"model.{name} is {getattr(config, name)}: choose 1 or more")
+    sizes = ("latent", "generator_channels", "discriminator_channels")
+    check_range(config, "model.", *sizes, least=1)
     height, width, channels = image_shape
     doublings = round(math.log2(height / 4)) if height >= 8 else 0
     if height != width or height != 4 << doublings or doublings < 1:

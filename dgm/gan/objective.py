@@ -12,6 +12,7 @@ from dgm.errors import UserError
 from dgm.gan.augment import Augmentation, augment
 from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
 from dgm.latent_space import along_sphere
+from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import draw_mirrored, flip_images, scale
 from dgm.rng import Draws
@@ -174,12 +175,8 @@ class GanObjective:
 
 
 def _check(config: GanConfig, sample: SampleConfig) -> None:
-    if config.r1 < 0:
-        raise UserError(f"gan.r1 is {config.r1}: choose 0 or more")
-    if config.discriminator_steps < 1:
-        raise UserError(
-            f"gan.discriminator_steps is {config.discriminator_steps}: choose 1 or more"
-        )
+    check_range(config, "gan.", "r1", least=0)
+    check_range(config, "gan.", "discriminator_steps", least=1)
     if config.discriminator_lr is not None and not config.discriminator_lr > 0:
         raise UserError(
             f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"
@@ -190,7 +187,5 @@ def _check(config: GanConfig, sample: SampleConfig) -> None:
         raise UserError(
             f"gan.augment_probability is {config.augment_probability}: choose above 0, at most 1"
         )
-    if not sample.truncation > 0:
-        raise UserError(f"sample.truncation is {sample.truncation}: choose a number above 0")
-    if sample.batch < 1:
-        raise UserError(f"sample.batch is {sample.batch}: choose 1 or more")
+    check_range(sample, "sample.", "truncation", above=0)
+    check_range(sample, "sample.", "batch", least=1)

@@ -14,6 +14,7 @@ from dgm.compiling import compile_net
 from dgm.errors import UserError
 from dgm.kernels.choice import kernels_here
 from dgm.layers import recompute_activations, use_kernels
+from dgm.limits import check_range
 from dgm.objective import Nets, Objective, WholeBatch
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
@@ -22,6 +23,9 @@ from dgm.train.launched import Launched
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
 from dgm.train.watchdog import Watchdog
+
+MOST_IMAGES = 2**20
+"""Of a step: more fit into no memory, and are no use."""
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,12 @@ def with_kernels(config: TrainConfig) -> bool:
 
 def check(config: TrainConfig, asked: Launched) -> None:
     """Raise UserError where a setting makes no sense, or not with the engine that is asked for."""
-    for name in ("total_images", "log_every_images", "keep_checkpoints", "samples_per_class"):
-        value = getattr(config, name)
-        if value < 1:
-            raise UserError(f"train.{name} is {value}: choose 1 or more")
-    if config.ema_halflife_images < 0:
-        raise UserError(
-            f"train.ema_halflife_images is {config.ema_halflife_images}: choose 0 or more"
-        )
-    if not config.timeout_minutes >= 0:
-        raise UserError(
-            f"train.timeout_minutes is {config.timeout_minutes}: choose 0 (never) or more"
-        )
+    ones = ("total_images", "log_every_images", "keep_checkpoints")
+    check_range(config, "train.", *ones, least=1)
+    check_range(config, "train.", "global_batch", "micro_batch", least=1, most=MOST_IMAGES)
+    check_range(config, "train.", "samples_per_class", least=1, most=1000)
+    zeros = ("sample_every_images", "save_every_images", "ema_halflife_images", "profile_steps")
+    check_range(config, "train.", *zeros, "timeout_minutes", least=0)
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
     if asked.zero is not None and config.float64:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError
 from dgm.kernels import native, update
+from dgm.limits import check_range
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,8 @@ def torchs_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> tor
 
 
 def _check(config: OptimConfig) -> None:
-    if config.lr <= 0:
-        raise UserError(f"optim.lr is {config.lr}: choose a number above 0")
-    for name in ("eps", "weight_decay", "warmup_images", "clip_norm"):
-        if getattr(config, name) < 0:
-            raise UserError(f"optim.{name} is {getattr(config, name)}: choose 0 or more")
+    check_range(config, "optim.", "lr", above=0, most=1000)
+    check_range(config, "optim.", "eps", "weight_decay", "warmup_images", "clip_norm", least=0)
     if not all(0 <= beta < 1 for beta in config.betas):
         raise UserError(f"optim.betas is {list(config.betas)}: choose numbers from 0 to below 1")
 

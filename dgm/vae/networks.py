@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from dgm.errors import UserError
 from dgm.layers import group_norm, zeroed
+from dgm.limits import check_range
 from dgm.vae.latent import Posterior
 from dgm.vae.likelihood import Pixels
 
@@ -208,11 +209,8 @@ def _precisely(layer: nn.Linear | nn.Conv2d, h: Tensor) -> Tensor:
 
 def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     levels = len(config.channel_mult)
-    if config.latent < 1:
-        raise UserError(f"model.latent is {config.latent}: choose 1 or more")
-    for name in ("encoder_channels", "decoder_channels"):
-        if getattr(config, name) < 1:
-            raise UserError(f"model.{name} is {getattr(config, name)}: choose 1 or more")
+    check_range(config, "model.", "latent", "encoder_channels", "decoder_channels", least=1)
+    check_range(config, "model.", "num_blocks", least=0, most=100)
     if levels == 0 or min(config.channel_mult) < 1:
         raise UserError(
             f"model.channel_mult is {config.channel_mult}: give at least one level, with numbers "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
+from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import draw_mirrored, flip_images, scale
 from dgm.rng import Draws
@@ -188,14 +189,9 @@ class VAEObjective:
 
 
 def _check(config: VAEConfig) -> None:
-    for name in ("beta", "kl_warmup_images", "free_bits"):
-        value = getattr(config, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"vae.{name} is {value}: choose 0 or more")
+    check_range(config, "vae.", "beta", "kl_warmup_images", "free_bits", least=0)
 
 
 def _check_sample(config: SampleConfig) -> None:
-    if not 0 < config.temperature < math.inf:
-        raise UserError(f"sample.temperature is {config.temperature}: choose a number above 0")
-    if config.batch < 1:
-        raise UserError(f"sample.batch is {config.batch}: choose 1 or more")
+    check_range(config, "sample.", "temperature", above=0)
+    check_range(config, "sample.", "batch", least=1)

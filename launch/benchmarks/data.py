@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from dgm.errors import UserError
+from dgm.limits import check_range
 from launch.benchmarks.table import print_table
-from shards.errors import ShardError
 from shards.read import Shards
 
 ROOT = Path(__file__).resolve().parents[2]
 WEBLOADER_BATCHES = 40  # per repetition: its rate is steady, and a whole pass takes long
 WARM_UP_BATCHES = 16
+MOST_IMAGES = 1_000_000  # of those made to be read: 5 GB
 
 FIRST_BATCH = """
 import sys
@@ -53,14 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
-    for name in ("batch", "num_images", "repetitions"):
-        if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ShardError(f"{flag} is {getattr(args, name)}; choose 1 or more")
+    check_range(args, "--", "batch", "repetitions", least=1)
+    check_range(args, "--", "num-images", least=1, most=MOST_IMAGES)
+    if args.shards is None and args.num_images < args.batch:
+        raise UserError(
+            f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"
+        )
     with _shard_folder(args.shards, args.num_images) as folder:
         shards = Shards(folder)
         if len(shards) < args.batch:
-            raise ShardError(f"--batch {args.batch} is more than the {len(shards)} images")
+            raise UserError(
+                f"--batch {args.batch} is more than the {len(shards)} images of {folder}: lower it"
+            )
         tars = [str(shards.folder / shard.name) for shard in shards.index.shards]
         times = args.repetitions
         rates = {"shards.read": _reader_rates(shards, args.batch, times)}

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from dgm.errors import UserError
+from dgm.limits import check_range
+from launch.places import check_folder
 from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,8 +93,8 @@ PARTS: dict[str, Callable[[Size, list[str]], list[list[str]]] | None] = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure kernels, steps, the ladder, sampling and a training run, into one folder."""
-    if args.minutes <= 0:
-        raise UserError(f"--minutes is {args.minutes}: choose more than 0")
+    check_range(args, "--", "minutes", above=0)
+    check_folder("--out", args.out)
     size = SIZES[args.size or ("gpu" if torch.cuda.is_available() else "cpu")]
     shards = str(ensure("shapes", args.shards))
     args.out.mkdir(parents=True, exist_ok=True)

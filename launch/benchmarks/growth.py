@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgm.errors import UserError
+from dgm.limits import check_range
 from launch.benchmarks.table import medians, print_table
 from shards.build import ensure
 from shards.format import INDEX, load_index
@@ -65,9 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare data sets of more and more images: start-up, time per image, memory."""
-    for name in ("batch", "steps", "repetitions"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose 1 or more")
+    check_range(args, "--", "batch", "steps", "repetitions", least=1)
+    check_range(args, "--", "images", least=1, most=10**9)
     if min(args.images) < args.batch:
         raise UserError(f"--images has {min(args.images)}: choose at least --batch {args.batch}")
     source = ensure("shapes", args.shards)

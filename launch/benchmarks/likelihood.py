@@ -17,6 +17,7 @@ from dgm.errors import UserError
 from dgm.eval.during import has_likelihood
 from dgm.eval.likelihood import bits_per_dim
 from dgm.flow.net import FlowNetConfig
+from dgm.limits import check_range
 from dgm.rng import permutation
 from dgm.train import checkpoint
 from dgm.train.engine import Engine
@@ -26,6 +27,7 @@ from dgm.train.weights import load_nets
 from dgm.vae.networks import VAENetConfig
 from launch.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
 from launch.families import open_config
+from launch.places import check_folder
 from launch.trained import open_trained
 from launch.training import Parts, make_job
 from shards.read import open_shards
@@ -50,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare a run's bits per dimension with a public model's that saw the same images."""
-    if args.num_test < 2:
-        raise UserError(f"--num-test is {args.num_test}: choose 2 or more")
+    check_range(args, "--", "num-test", least=2)
+    check_range(args, "--", "variance", "lr", above=0)
+    check_folder("--out", args.out)
     if args.out.resolve() == args.run.resolve():
         raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
     ours = open_trained(args.run)
@@ -97,7 +100,7 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
         return PythaeVAE(model.latent, image_shape, args.variance)
     if isinstance(model, FlowNetConfig) and model.architecture == "glow":
         return NormflowsGlow(model.levels, model.steps, model.hidden, image_shape)
-    raise UserError(f"{args.run} is neither a vae nor a glow: there is no peer for it")
+    raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
 
 
 def _show(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:

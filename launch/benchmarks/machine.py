@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MOST_AT_ONCE = 65_536
+"""Images of a batch that a benchmark makes, at most."""
+
 
 def device() -> torch.device:
     """Give the GPU where there is one."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
 from dgm.kernels.choice import kernels_here
+from dgm.limits import check_range
 from dgm.rng import Draws
-from launch.benchmarks.machine import memory_bandwidth
+from launch.benchmarks.machine import MOST_AT_ONCE, memory_bandwidth
 from launch.benchmarks.table import print_table
-from shards.errors import ShardError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,8 @@ def eager_chain(images: Tensor, alpha: Tensor, sigma: Tensor) -> Noised:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare counter-based, compiled noising with the eager chain that uses `randn_like`."""
-    if args.batch < 1 or args.repetitions < 1:
-        raise ShardError("--batch and --repetitions must be 1 or more; choose larger numbers")
+    check_range(args, "--", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "repetitions", least=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stored = torch.randint(0, 256, (args.batch, 32, 32, 3), dtype=torch.uint8, device=device)
     schedule = cosine(1000)

@@ -14,11 +14,11 @@ from torch import nn
 from dgm.compiling import compile_net
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.errors import UserError
 from dgm.layers import use_kernels
+from dgm.limits import check_range
 from dgm.rng import Draws
 from dgm.train.weights import in_channels_last
-from launch.benchmarks.machine import device, wait
+from launch.benchmarks.machine import MOST_AT_ONCE, device, wait
 from launch.benchmarks.peer_loops import check_installed, diffusers_net
 from launch.benchmarks.table import medians, print_table
 
@@ -57,9 +57,8 @@ class Maker:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare making images by 50 steps of DDIM or fewer: images per second."""
-    for name in ("channels", "batch", "steps", "repetitions"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose 1 or more")
+    check_range(args, "--", "steps", "repetitions", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
     made: dict[str, Callable[[int, int], None]] = {"ours": _ours(args, classes=False)}
     if args.compile or torch.cuda.is_available():
         made["ours, compiled"] = _ours(args, classes=False, compiled=True)

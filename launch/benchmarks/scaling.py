@@ -22,11 +22,13 @@ import torch
 import torch.distributed as dist
 
 from dgm.errors import UserError
-from launch.benchmarks.machine import wait
+from dgm.limits import check_range
+from launch.benchmarks.machine import MOST_AT_ONCE, wait
 from launch.command import run
 from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST_PROCESSES = 256  # on one machine
 LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
@@ -52,16 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure DDP: bytes sent per step, how much of it hides; a model for 8, 64 and 512 GPUs."""
-    for name in ("channels", "batch", "rounds", "steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose 1 or more")
-    if args.processes < 2:
-        raise UserError(f"--processes is {args.processes}: choose 2 or more")
+    check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "processes", least=2, most=MOST_PROCESSES)
     if len(args.links) != 3 or min(args.links) <= 0:
         raise UserError(f"--links is {args.links}: give three numbers above 0")
-    for name in ("rate", "parameters"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose a number above 0")
+    check_range(args, "--", "rate", "parameters", above=0)
     if torch.cuda.is_available() and torch.cuda.device_count() < args.processes:
         raise UserError(
             f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs"

@@ -21,11 +21,13 @@ import torch
 from PIL import Image
 
 from dgm.errors import UserError
+from dgm.limits import check_range
+from launch import train_ddpm
 from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
-from launch.benchmarks.machine import matrix_peak
+from launch.benchmarks.machine import MOST_AT_ONCE, matrix_peak
 from launch.benchmarks.peer_loops import check_installed
 from launch.benchmarks.table import print_table
-from launch.command import MISTAKE
+from launch.command import MISTAKE, parse
 from shards.build import ensure
 from shards.read import open_shards
 
@@ -76,10 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
-    for name in ("channels", "batch", "rounds", "steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: choose 1 or more")
+    check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    for option in args.options:
+        if "=" not in option:
+            raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
+    parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # mistakes before any work
     wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
     if args.peers:
         check_installed()

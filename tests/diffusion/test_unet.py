@@ -165,7 +165,7 @@ def test_a_class_conditional_net_asks_for_labels():
         ({"channels": 0}, r"model\.channels is 0"),
         ({"dropout": 1.0}, r"model\.dropout is 1\.0"),
         ({"dropout": -0.1}, r"model\.dropout is -0\.1"),
-        ({"patch_size": 0}, r"model\.patch_size 0"),
+        ({"patch_size": 0}, r"model\.patch_size is 0"),
         ({"patch_size": 3}, r"side 8 do not divide by 6"),
         ({"channel_mult": [1] * 5, "num_blocks": [1] * 5}, r"side 8 do not divide by 16"),
         ({"num_heads": 3}, r"model\.num_heads 3"),

@@ -124,10 +124,10 @@ def test_published_configuration_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     "config, shape, named",
     [
-        ({"levels": 0}, SHAPE, r"model\.levels is 0: choose 1 or more"),
-        ({"steps": 0}, SHAPE, r"model\.steps is 0: choose 1 or more"),
+        ({"levels": 0}, SHAPE, r"model\.levels is 0: choose 1 to 1000"),
+        ({"steps": 0}, SHAPE, r"model\.steps is 0: choose 1 to 1000"),
         ({"hidden": -1}, SHAPE, r"model\.hidden is -1: choose 1 or more"),
-        ({"blocks": 0}, SHAPE, r"model\.blocks is 0: choose 1 or more"),
+        ({"blocks": 0}, SHAPE, r"model\.blocks is 0: choose 1 to 1000"),
         ({"logit": 0.5}, SHAPE, r"model\.logit is 0\.5: choose .* less than 0\.5"),
         ({"logit": -0.1}, SHAPE, r"model\.logit is -0\.1"),
         ({"levels": 4}, SHAPE, r"images of 8 x 8 .* 4 times, .*model\.levels 4 .*lower it"),

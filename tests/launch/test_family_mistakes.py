@@ -1,4 +1,4 @@
-"""A mistake with any family ends with code 2 and one line that says what to change."""
+"""Mistakes with the families beside those of tests/bad_inputs, and what they can do."""
 
 from __future__ import annotations
 
@@ -24,29 +24,16 @@ def assert_refused(result, *parts: str) -> None:
     ("family", "options", "parts"),
     [
         ("gan", ["--model.latent=0"], ["model.latent is 0", "1 or more"]),
-        ("gan", ["--gan.r1=-1"], ["gan.r1 is -1"]),
         ("gan", ["--gan.loss=wasserstein"], ["gan.loss", "wasserstein", "hinge"]),
-        ("gan", ["--gan.discriminator_steps=0"], ["gan.discriminator_steps is 0"]),
-        ("gan", ["--gan.augment=[blur]"], ["gan.augment", "blur", "cutout"]),
-        ("gan", ["--gan.augment_probability=0"], ["gan.augment_probability is 0", "at most 1"]),
-        ("gan", ["--train.micro_batch=4"], ["train.micro_batch 4", "BatchNorm"]),
-        ("gan", ["--eval.every_images=64", "--eval.metric=bits_per_dim"],
-         ["eval.metric is bits_per_dim", "no likelihood", "fd_classifier"]),
         ("gan", ["--eval.every_images=-1"], ["eval.every_images is -1"]),
-        ("gan", ["--diffusion.schedule=linear"], ["diffusion.schedule"]),
         ("vae", ["--model.latent=0"], ["model.latent is 0"]),
         ("vae", ["--model.encoder=round"], ["model.encoder", "round", "encoder_decoder"]),
         ("vae", ["--vae.likelihood=cauchy"], ["vae.likelihood", "cauchy", "gaussian"]),
         ("vae", ["--vae.beta=-1"], ["vae.beta is -1"]),
         ("vae", ["--vae.free_bits=-0.1"], ["vae.free_bits is -0.1"]),
-        ("vae", ["--sample.temperature=0"], ["sample.temperature is 0"]),
-        ("flow", ["--model.levels=6"], ["model.levels 6", "32 x 32", "lower it"]),
         ("flow", ["--model.steps=0"], ["model.steps is 0"]),
-        ("flow", ["--model.hidden=0"], ["model.hidden is 0"]),
         ("flow", ["--model.architecture=nice"], ["model.architecture", "nice", "realnvp"]),
         ("flow", ["--sample.temperature=-1"], ["sample.temperature is -1"]),
-        ("flow", ["--eval.every_images=64", "--data.test_shards=null"],
-         ["data.test_shards", "eval.every_images 0"]),
     ],
 )  # fmt: skip
 def test_bad_option_is_named_with_its_value_and_leaves_nothing(
@@ -86,25 +73,6 @@ def test_run_of_another_family_or_architecture_is_not_continued(
     assert_refused(start("vae"), "another family", "gan", "another run.dir")
     other = start("gan", "--model.architecture=dcgan")
     assert_refused(other, "model.architecture was 'residual', is 'dcgan'")
-
-
-@pytest.mark.slow
-def test_what_a_family_cannot_do_is_said(run_warm: Callable, runs: dict[str, Path]) -> None:
-    sample, evaluate = LAUNCH / "sample.py", LAUNCH / "evaluate.py"
-    mistakes: list[tuple[list, list[str]]] = [
-        ([evaluate, runs["gan"], "--measure", "bits_per_dim"], ["bits_per_dim", "no likelihood"]),
-        ([evaluate, runs["gan"], "--measure", "beauty"], ["'beauty'", "class_consistency"]),
-        ([evaluate, runs["flow"], "--measure", "class_consistency"], ["without classes"]),
-        ([evaluate, runs["flow"], "--importance_samples", "5"], ["--importance_samples is 5"]),
-        ([evaluate, runs["vae"], "--importance_samples", "-1"], ["--importance_samples is -1"]),
-        ([evaluate, runs["gan"], "--checkpoint", "best"], ["no best checkpoint", "eval.every"]),
-        ([sample, runs["gan"], "--guidance", "2"], ["--guidance", "gan", "truncation"]),
-        ([sample, runs["flow"], "--classes", "ring"], ["--classes is ring", "without classes"]),
-        ([sample, runs["flow"], "--temperature", "0"], ["sample.temperature is 0"]),
-        ([sample, runs["flow"], "--checkpoint", "last"], ["--checkpoint is last", "best"]),
-    ]
-    for words, parts in mistakes:
-        assert_refused(run_warm(*words), *parts)
 
 
 @pytest.mark.slow

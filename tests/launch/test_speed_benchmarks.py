@@ -83,10 +83,13 @@ def test_model_hides_sending_behind_two_thirds_of_the_step():
     "words, said",
     [
         (["growth", "--images", "10"], "--images has 10: choose at least --batch 128"),
-        (["scaling", "--processes", "1"], "--processes is 1: choose 2 or more"),
+        (["scaling", "--processes", "1"], "--processes is 1: choose 2 to 256"),
         (["scaling", "--links", "1"], "--links is [1.0]: give three numbers above 0"),
         (["sample", "--steps", "0"], "--steps is 0: choose 1 or more"),
-        (["everything", "--out", "x", "--minutes", "0"], "--minutes is 0.0: choose more than 0"),
+        (
+            ["everything", "--out", "x", "--minutes", "0"],
+            "--minutes is 0.0: choose a number above 0",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_named(run_warm: Callable, words: list[str], said: str):

@@ -50,7 +50,7 @@ def test_ladder_trains_the_same_on_every_rung(
 
 def test_sizes_that_make_no_sense_are_named(run_warm: Callable):
     done = run_warm(SCRIPT, "step", "--batch", 0)
-    assert done.code == 2 and done.stderr == "error: --batch is 0: choose 1 or more\n"
+    assert done.code == 2 and done.stderr == "error: --batch is 0: choose 1 to 65536\n"
 
 
 def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch):

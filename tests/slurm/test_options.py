@@ -52,7 +52,7 @@ def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
         (["--nodes", "4-2"], ["--nodes is 4-2", "MIN-MAX"]),
         (["--nodes", "some"], ["--nodes is some"]),
         (["--gpus-per-node", "-1"], ["--gpus-per-node is -1"]),
-        (["--gpus-per-node", "few"], ["gpus_per_node", "few"]),
+        (["--gpus-per-node", "few"], ["--gpus-per-node is few", "whole number"]),
         (["--gpus-per-node", "2", "--processes-per-node", "3"], ["each process wants its own"]),
         (["--cpus-per-process", "0"], ["--cpus-per-process is 0"]),
         (["--time", "soon"], ["--time is soon"]),
@@ -79,7 +79,7 @@ def test_mistakes_in_a_profile_name_the_file(tmp_path: Path) -> None:
             read_options([SCRIPT, "--cluster", str(profile)])
         assert "mine.yaml" in str(caught.value)
     profile.write_text("lead_s: soon")
-    with pytest.raises(SlurmError, match=r"mine\.yaml, or the command line: .*lead_s"):
+    with pytest.raises(SlurmError, match=r"mine\.yaml, or the command line: --lead-s is soon"):
         read_options([SCRIPT, "--cluster", str(profile)])
 
 

@@ -1,0 +1,165 @@
+"""Bad inputs of the other scripts of launch/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bad_inputs.case import HUGE, Case, copied, emptied, flipped, made, written
+
+SAMPLE = "python launch/sample.py"
+SAMPLING = [
+    Case(f"{SAMPLE}", "required: run", "", "see --help"),
+    Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/"),
+    Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "name one of runs/"),
+    Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
+    Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
+         copied("runs/ddpm", "young", "without checkpoints", emptied), needs="runs/ddpm"),
+    Case(f"{SAMPLE} hurt --checkpoint 32", "hurt/checkpoints", "cannot be used", "choose another",
+         copied("runs/ddpm", "hurt", "with a bit flipped", flipped("checkpoints/*/ema*")),
+         needs="runs/ddpm"),
+    Case(f"{SAMPLE} runs/ddpm --checkpoint last", "--checkpoint is", "last", "or best"),
+    Case(f"{SAMPLE} runs/ddpm --checkpoint ²", "--checkpoint is", "²", "or best"),
+    Case(f"{SAMPLE} runs/ddpm --checkpoint 99", "checkpoint", "99", "choose another"),
+    Case(f"{SAMPLE} runs/ddpm --checkpoint best", "runs/ddpm", "no best checkpoint", "eval.every"),
+    Case(f"{SAMPLE} runs/ddpm --per_class 0", "--per_class is", "0", "1 to"),
+    Case(f"{SAMPLE} runs/ddpm --per_class 100000000", "--per_class is", "100000000", "1 to"),
+    Case(f"{SAMPLE} runs/ddpm --per_klass 3", "--per_klass", "3", "did you mean --per_class?"),
+    Case(f"{SAMPLE} runs/ddpm --classes dragon", "--classes names", "'dragon'", "ring"),
+    Case(f"{SAMPLE} runs/ddpm --classes ''", "--classes is", "''", "leave it out"),
+    Case(f"{SAMPLE} runs/ddpm --seed -1", "--seed is", "-1", "0 or more"),
+    Case(f"{SAMPLE} runs/ddpm --seed {HUGE}", "--seed is", HUGE, "below 2**64"),
+    Case(f"{SAMPLE} runs/ddpm --steps 0", "sample.steps is", "0", "1 to 1000"),
+    Case(f"{SAMPLE} runs/ddpm --sampler euler", "sampler", "euler", "ddim"),
+    Case(f"{SAMPLE} runs/ddpm --guidance .nan", "--guidance is", "nan", "give a number"),
+    Case(f"{SAMPLE} runs/ddpm --guidance -2", "sample.guidance is", "-2", "0 or more"),
+    Case(f"{SAMPLE} runs/ddpm --average maybe", "average", "maybe", "true or false"),
+    Case(f"{SAMPLE} runs/ddpm --temperature 1", "--temperature", "1", "sampler, steps"),
+    Case(f"{SAMPLE} runs/gan --sampler ddim", "--sampler", "ddim", "truncation"),
+    Case(f"{SAMPLE} runs/flow --temperature 0", "sample.temperature is", "0", "above 0"),
+    Case(f"{SAMPLE} runs/flow --classes ring", "--classes is", "ring", "omit it"),
+    Case(f"{SAMPLE} runs/ddpm --out .", "--out is", ".", "give a path without its ending"),
+    Case(f"{SAMPLE} runs/ddpm --out notes/made", "--out is", "notes", "name another place",
+         written("notes", "mine")),
+    Case(f"{SAMPLE} runs/ddpm --out locked/made", "--out is", "locked", "name another place",
+         made("locked", 0o555), without_rights=True),
+]  # fmt: skip
+
+EVALUATE = "python launch/evaluate.py"
+EVALUATING = [
+    Case(f"{EVALUATE} runs/ddpm --measure beauty", "--measure names", "'beauty'", "diversity"),
+    Case(f"{EVALUATE} runs/ddpm --measure ''", "--measure is", "''", "leave it out"),
+    Case(f"{EVALUATE} runs/gan --measure bits_per_dim", "--measure is", "bits_per_dim",
+         "choose distances"),
+    Case(f"{EVALUATE} runs/flow --measure class_consistency", "--measure is", "class_consistency",
+         "choose diversity"),
+    Case(f"{EVALUATE} runs/vae --measure loss_by_timestep", "runs/vae", "loss_by_timestep",
+         "out of --measure"),
+    Case(f"{EVALUATE} runs/ddpm --num_images 1000000000000", "--num_images is", "00", "1 to 1000"),
+    Case(f"{EVALUATE} runs/ddpm --num_images 5", "generated images", "5", "--num_images"),
+    Case(f"{EVALUATE} runs/ddpm --num_images 20 --per_class 2", "--per_class", "2",
+         "leave one out"),
+    Case(f"{EVALUATE} runs/ddpm --epochs -1", "--epochs is", "-1", "1 or more"),
+    Case(f"{EVALUATE} runs/vae --importance_samples -1", "--importance_samples is", "-1",
+         "0 or more"),
+    Case(f"{EVALUATE} runs/flow --importance_samples 5", "--importance_samples is", "5",
+         "leave it out"),
+    Case(f"{EVALUATE} runs/ddpm --weights w.pth", "--weights is", "w.pth", "--features inception"),
+    Case(f"{EVALUATE} runs/ddpm --features inception --weights w.pth", "w.pth", "", "download",
+         slow=True),
+    Case(f"{EVALUATE} moved", "data.shards", "elsewhere", "put them back",
+         copied("runs/ddpm", "moved", "with other shards", lambda run: _with_other_shards(run)),
+         needs="runs/ddpm"),
+    Case(f"{EVALUATE} runs/ddpm --measure class_consistency --test_shards nowhere", "nowhere",
+         "do not exist", "build"),
+    Case(f"{EVALUATE} locked", "locked", "may not be written to", "change its mode",
+         copied("runs/ddpm", "locked", "of mode 555", lambda run: run.chmod(0o555)),
+         needs="runs/ddpm",
+         without_rights=True),
+]  # fmt: skip
+
+
+def _with_other_shards(run: Path) -> None:
+    """Let a run say that its images lie elsewhere."""
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("shards: shards", "shards: elsewhere"))
+
+
+DENOISE, EXPLORE = "python launch/denoise.py", "python launch/explore.py"
+LOOKING = [
+    Case(f"{DENOISE} runs/gan", "runs/gan", "gan run", "name one of a diffusion model"),
+    Case(f"{DENOISE} runs/ddpm --steps 50,,x", "--steps is", "'50,,x'", "whole numbers"),
+    Case(f"{DENOISE} runs/ddpm --steps ''", "--steps is", "''", "give a value"),
+    Case(f"{DENOISE} runs/ddpm --steps 0", "--steps names", "0", "1 to 1000"),
+    Case(f"{DENOISE} runs/ddpm --curve -1", "--curve is", "-1", "0 to 1000"),
+    Case(f"{DENOISE} runs/ddpm --guidance .inf", "--guidance is", "inf", "give a number"),
+    Case(f"{DENOISE} runs/ddpm --out notes", "--out is", "notes", "name another",
+         written("notes", "mine")),
+    Case(f"{EXPLORE} runs/ddpm --guidance 1,-2", "--guidance names", "-2", "0 or more"),
+    Case(f"{EXPLORE} runs/ddpm --guidance ''", "--guidance is", "''", "give a value"),
+    Case(f"{EXPLORE} runs/ddpm --steps 5,2000", "--steps names", "2000", "1 to 1000"),
+    Case(f"{EXPLORE} runs/gan --temperature 1", "--temperature", "1", "truncation"),
+    Case(f"{EXPLORE} runs/gan --truncation nan", "--truncation names", "nan", "above 0"),
+    Case(f"{EXPLORE} runs/flow --path circle", "path", "circle", "sphere"),
+    Case(f"{EXPLORE} runs/vae --num_images 1000000000000", "--num_images is", "000", "2 to 1000"),
+]  # fmt: skip
+
+REPORT = "python launch/report.py"
+REPORTING = [
+    Case(f"{REPORT} nowhere", "nowhere", "no folder", "name a run folder"),
+    Case(f"{REPORT} pictures", "pictures", "no config.yaml", "name one of runs/"),
+    Case(f"{REPORT} runs/ddpm runs/vae", "--out", "2 folders", "--out report.html"),
+    Case(f"{REPORT} runs/ddpm --out nowhere/r.html", "--out is", "nowhere", "make it first"),
+    Case(f"{REPORT} runs/ddpm --out shards", "--out is", "shards", "name a file in it"),
+    Case(f"{REPORT} runs/ddpm --out ''", "--out is", "''", "leave it out"),
+    Case(f"{REPORT} runs/ddpm --out locked/r.html", "--out is", "locked", "name another place",
+         made("locked", 0o555), without_rights=True),
+]  # fmt: skip
+
+EXERCISES = "python launch/exercises.py"
+EXERCISING = [
+    Case(f"{EXERCISES} --only week9", "--only names", "'week9'", "week1_gan"),
+    Case(f"{EXERCISES} --only ''", "--only is", "''", "leave it out"),
+    Case(f"{EXERCISES} --scale gigantic", "scale", "gigantic", "choose of small"),
+    Case(f"{EXERCISES} --data mnist", "source", "'mnist'", "choose cifar10"),
+    Case(f"{EXERCISES} --data folder:nowhere", "nowhere", "does not exist", "folder per class"),
+    Case(f"{EXERCISES} --parallel 0", "--parallel is", "0", "1 to 1024"),
+    Case(f"{EXERCISES} --processes 1000000000", "--processes is", "1000000000", "1 to 1024"),
+    Case(f"{EXERCISES} --paralel 2", "--paralel", "2", "did you mean --parallel?"),
+    Case(f"{EXERCISES} --out notes", "--out is", "notes", "name another",
+         written("notes", "mine")),
+    Case(f"{EXERCISES} --exercises nowhere", "--exercises is", "nowhere", "name a folder"),
+    Case(f"{EXERCISES} --exercises mine", "mine/one.yaml", "titel", "use title",
+         written("mine/one.yaml", "titel: x\n")),
+]  # fmt: skip
+
+BENCHMARK = "python launch/benchmark.py"
+BENCHMARKING = [
+    Case(f"{BENCHMARK}", "command", "", "--help"),
+    Case(f"{BENCHMARK} lunch", "command", "'lunch'", "'noise'"),
+    Case(f"{BENCHMARK} data --batch 0", "--batch is", "0", "1 or more"),
+    Case(f"{BENCHMARK} data --batch many", "--batch", "'many'", "int"),
+    Case(f"{BENCHMARK} data --num-images 1000000000000", "--num-images is", "000", "1 to 1000000"),
+    Case(f"{BENCHMARK} data --batch 500 --num-images 100", "--batch", "500", "--num-images 100"),
+    Case(f"{BENCHMARK} data --num 100", "--num", "100", "did you mean --num-images?"),
+    Case(f"{BENCHMARK} data --shards nowhere", "nowhere", "does not exist", "shards.build"),
+    Case(f"{BENCHMARK} noise --batch 1000000000000", "--batch is", "1000000000000", "1 to 65536"),
+    Case(f"{BENCHMARK} noise --json nowhere/x.json", "--json is", "nowhere", "make it first"),
+    Case(f"{BENCHMARK} noise --json shards", "--json is", "shards", "name a file in it"),
+    Case(f"{BENCHMARK} step --options lr", "--options has", "'lr'", "key=value"),
+    Case(f"{BENCHMARK} step --options optim.lr=fast", "optim.lr is", "fast", "a number"),
+    Case(f"{BENCHMARK} step --rounds 0 --png x.png", "--rounds is", "0", "1 or more"),
+    Case(f"{BENCHMARK} scaling --processes 1", "--processes is", "1", "2 to 256"),
+    Case(f"{BENCHMARK} scaling --links 1 2", "--links is", "[1.0, 2.0]", "three numbers above 0"),
+    Case(f"{BENCHMARK} scaling --links 1 2 nan", "--links is", "nan", "give a number"),
+    Case(f"{BENCHMARK} growth --images 10 --batch 128", "--images has", "10", "at least"),
+    Case(f"{BENCHMARK} engines --steps 2", "--steps is", "2", "10 or more"),
+    Case(f"{BENCHMARK} engines --families rnn", "--families", "'rnn'", "ddpm"),
+    Case(f"{BENCHMARK} everything --out notes", "--out is", "notes", "name another",
+         written("notes", "mine")),
+    Case(f"{BENCHMARK} likelihood runs/vae --out new --test-shards shards --variance 0",
+         "--variance is", "0", "above 0"),
+    Case(f"{BENCHMARK} likelihood runs/ddpm --out new --test-shards shards", "runs/ddpm",
+         "neither a vae nor a glow", "name one"),
+]  # fmt: skip
+
+CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING]

@@ -1,0 +1,181 @@
+"""Bad inputs of launch/train_*.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bad_inputs.case import (
+    HUGE,
+    Case,
+    Preparation,
+    copied,
+    flipped,
+    linked,
+    made,
+    picture,
+    train,
+    written,
+)
+
+OPTIONS = [
+    # What is no key, or no value.
+    train("ddpm", "--train.colour=red", "--train.colour", "red", "see --help"),
+    train("ddpm", "--train.kernel=false", "--train.kernel", "false", "mean --train.kernels?"),
+    train("gan", "--gan.los=hinge", "--gan.los", "hinge", "did you mean --gan.loss?"),
+    train("ddpm", "--train.global_bach=16", "--train.global_bach", "16", "--train.global_batch?"),
+    train("ddpm", "extra", "unrecognized arguments", "extra", "see --help"),
+    train("ddpm", "--run.dir", "--run.dir", "", "expected one argument"),
+    train("ddpm", "--run.dir=", "run.dir is", "''", "give a value, or leave it out"),
+    train("ddpm", "--data.source=", "data.source is", "''", "give a value, or leave it out"),
+    train("ddpm", "--run.trackers=[crayon]", "run.trackers", "crayon", "choose of"),
+    # Of another type.
+    train("ddpm", "--optim.lr=fast", "optim.lr", "fast", "give a number"),
+    train("ddpm", "--run.seed=1.5", "run.seed", "1.5", "a whole number"),
+    train("ddpm", "--train.micro_batch=many", "train.micro_batch", "many", "or null"),
+    train("ddpm", "--train.kernels=perhaps", "train.kernels", "perhaps", "true or false"),
+    train("ddpm", "--model.channel_mult=[1,x]", "model.channel_mult", "x", "a whole number"),
+    train("ddpm", "--optim.betas=[0.9]", "optim.betas", "[0.9]", "2 elements"),
+    train("ddpm", "--train.compile=some", "train.compile", "some", "'noise'"),
+    train("ddpm", "--diffusion.schedule=square", "diffusion.schedule", "square", "'cosine'"),
+    # Numbers that are none, or too large for anything.
+    train("ddpm", "--optim.lr=.nan", "optim.lr is", "nan", "give a number"),
+    train("ddpm", "--optim.lr=.inf", "optim.lr is", "inf", "give a number"),
+    train("ddpm", "--optim.lr=1e308", "optim.lr is", "1e+308", "at most"),
+    train("ddpm", "--optim.lr=5000", "optim.lr is", "5000", "a number above 0, at most 1000"),
+    train("vae", "--vae.beta=1e309", "vae.beta is", "inf", "give a number"),
+    train("flow", "--model.logit=.nan", "model.logit is", "nan", "give a number"),
+    train("ddpm", f"--run.seed={HUGE}", "run.seed is", HUGE, "below 2**64"),
+    train("ddpm", "--run.seed=-1", "run.seed is", "-1", "choose 0 or more"),
+    train("ddpm", f"--train.total_images={HUGE}", "train.total_images is", HUGE, "below 2**63"),
+    train("ddpm", "--train.global_batch=1000000000000", "train.global_batch", "000", "1 to 104"),
+    train("ddpm", "--train.samples_per_class=1000000", "train.samples_per_class", "000", "1 to 10"),
+    train("ddpm", "--model.channels=4000000000", "model.channels", "4000000000", "choose small"),
+    train("ddpm", "--model.channels=100000", "model.channels", "100000", "choose smaller"),
+    train("ddpm", "--model.num_blocks=[1,1000000000]", "model.num_blocks", "000", "1 to 100"),
+    train("ddpm", "--diffusion.num_timesteps=1000000000", "diffusion.num_timesteps", "00", "2 to "),
+    train("gan", "--model.latent=1000000000000000", "model.latent", "10000", "choose smaller"),
+    train("flow", "--model.levels=1000000000", "model.levels is", "1000000000", "1 to 1000"),
+    train("ddpm", "--eval.every_images=16 --eval.num_images=1000000000", "eval.num_images",
+          "1000000000", "2 to 1000000"),
+    # Numbers out of range.
+    train("ddpm", "--train.global_batch=0", "train.global_batch is", "0", "choose 1"),
+    train("ddpm", "--train.micro_batch=-4", "train.micro_batch is", "-4", "choose 1"),
+    train("ddpm", "--train.total_images=0", "train.total_images is", "0", "choose 1 or more"),
+    train("ddpm", "--train.log_every_images=0", "train.log_every_images is", "0", "1 or more"),
+    train("ddpm", "--train.save_every_images=-1", "train.save_every_images is", "-1", "0 or more"),
+    train("ddpm", "--train.keep_checkpoints=0", "train.keep_checkpoints is", "0", "1 or more"),
+    train("ddpm", "--train.ema_halflife_images=-5", "train.ema_halflife_images", "-5", "0 or more"),
+    train("ddpm", "--optim.lr=0", "optim.lr is", "0", "above 0"),
+    train("ddpm", "--optim.betas=[0.9,1.0]", "optim.betas is", "[0.9, 1.0]", "below 1"),
+    train("ddpm", "--eval.every_images=-1", "eval.every_images is", "-1", "0 or more"),
+    train("ddpm", "--diffusion.label_drop=1.5", "diffusion.label_drop is", "1.5", "0 to 1"),
+    train("ddpm", "--diffusion.min_snr_gamma=0", "diffusion.min_snr_gamma is", "0", "above 0"),
+    train("ddpm", "--sample.guidance=-1", "sample.guidance is", "-1", "0 or more"),
+    train("ddpm", "--sample.eta=2", "sample.eta is", "2", "0 (no noise) to 1"),
+    train("ddpm", "--sample.steps=1001", "sample.steps is", "1001", "1 to 1000"),
+    train("ddpm", "--model.channels=6", "model.channels is", "6", "a multiple of 4"),
+    train("ddpm", "--model.dropout=1", "model.dropout is", "1", "less than 1"),
+    train("ddpm", "--model.patch_size=0", "model.patch_size is", "0", "1 or more"),
+    train("ddpm", "--model.num_heads=0", "model.num_heads", "0", "change it"),
+    train("ddpm", "--model.channel_mult=[0,1]", "model.channel_mult is", "[0, 1]", "1 or more"),
+    train("ddpm", "--model.channel_mult=[] --model.num_blocks=[]", "model.channel_mult", "[]",
+          "at least one level"),
+    train("gan", "--gan.r1=-1", "gan.r1 is", "-1", "0 or more"),
+    train("gan", "--gan.discriminator_steps=0", "gan.discriminator_steps is", "0", "1 or more"),
+    train("gan", "--gan.augment=[blur]", "gan.augment", "blur", "'cutout'"),
+    train("gan", "--gan.augment=[color,color]", "gan.augment is", "color", "each change once"),
+    train("gan", "--gan.augment_probability=0", "gan.augment_probability", "0", "above 0"),
+    train("gan", "--sample.truncation=0", "sample.truncation is", "0", "above 0"),
+    train("vae", "--sample.temperature=0", "sample.temperature is", "0", "above 0"),
+    train("flow", "--model.hidden=0", "model.hidden is", "0", "1 or more"),
+    train("flow", "--model.logit=0.5", "model.logit is", "0.5", "less than 0.5"),
+]  # fmt: skip
+
+CONTRADICTIONS = [
+    train("ddpm", "--train.micro_batch=3", "train.micro_batch", "3", "a divisor"),
+    train("ddpm", "--sample.guidance=2 --diffusion.label_drop=0", "sample.guidance is", "2",
+          "set it to 1"),
+    train("ddpm", "--sample.variance=learned", "sample.variance is", "learned", "small or large"),
+    train("ddpm", "--diffusion.zero_terminal_snr --diffusion.prediction=eps",
+          "diffusion.prediction", "eps", "choose v or x_0"),
+    train("ddpm", "--model.channel_mult=[1,1,1,1,1,1] --model.num_blocks=[1,1,1,1,1,1]",
+          "images of side 32", "6 levels", "use fewer"),
+    train("ddpm", "--model.channel_mult=[1,2,2]", "model.num_blocks", "[1, 1]", "give 3"),
+    train("ddpm", "--train.float64 --train.mixed_precision=bf16", "train.float64", "bf16",
+          "set one"),
+    train("ddpm", "--train.compile=graphs", "train.compile is", "graphs", "auto or all"),
+    train("gan", "--train.micro_batch=4", "train.micro_batch", "4", "leave it out"),
+    train("gan", "--eval.every_images=64 --eval.metric=bits_per_dim", "eval.metric is",
+          "bits_per_dim", "fd_classifier"),
+    train("gan", "--train.activation_checkpointing=true", "train.activation_checkpointing is",
+          "true", "leave it out"),
+    train("gan", "--diffusion.schedule=linear", "--diffusion.schedule", "linear", "see --help"),
+    train("vae", "--model.channel_mult=[1] --model.num_blocks=[1] --model.encoder=encoder_decoder",
+          "model.encoder is", "encoder_decoder", "two levels or more"),
+    train("flow", "--model.levels=6", "model.levels", "6", "lower it"),
+    train("flow", "--eval.every_images=64 --data.test_shards=null", "data.test_shards", "shards",
+          "eval.every_images 0"),
+]  # fmt: skip
+
+TRAIN = "python launch/train_ddpm.py --config"
+PLACES = [
+    Case(f"{TRAIN} nowhere.yaml", "--config", "nowhere.yaml", "name a YAML file"),
+    Case(f"{TRAIN} launch", "--config", "launch", "name a YAML file"),
+    Case(f"{TRAIN}=", "--config", "''", "name a YAML file"),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "line 1", "YAML", written("bad.yaml", "train: [un\n")),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "list", "YAML file of keys",
+         written("bad.yaml", "- a list\n")),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "decode", "YAML file of keys",
+         written("bad.yaml", bytes(range(256)))),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "train.colour", "see --help for the keys",
+         written("bad.yaml", "train: {colour: red}\n")),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "train.kernel:", "did you mean train.kernels?",
+         written("bad.yaml", "train: {kernel: false}\n")),
+    Case(f"{TRAIN} bad.yaml", "train.global_batch", "null", "give a value",
+         written("bad.yaml", "train: {global_batch: null}\n")),
+    Case(f"{TRAIN} bad.yaml", "run.dir is", "zero", "without zero bytes",
+         written("bad.yaml", 'run: {dir: "zero\\0"}\n')),
+    Case(f"{TRAIN} bad.yaml", "optim.lr is", "nan", "give a number",
+         written("bad.yaml", "optim: {lr: .nan}\n")),
+    Case(f"{TRAIN} ddpm.yaml --config secret.yaml", "secret.yaml", "Permission denied",
+         "name a YAML file", written("secret.yaml", "{}", mode=0), without_rights=True),
+    # The run folder.
+    train("ddpm", "--run.dir=notes", "run.dir is", "notes", "name another",
+          prepare=written("notes", "mine")),
+    train("ddpm", "--run.dir=notes/run", "run.dir is", "notes/run", "name another",
+          prepare=written("notes", "mine")),
+    train("ddpm", "--run.dir=full", "run.dir", "full", "choose another",
+          prepare=written("full/notes.txt", "mine")),
+    train("ddpm", f"--run.dir={60 * 'long-'}", "run.dir is", "long-long", "shorten it"),
+    train("ddpm", "--run.dir=loop", "run.dir is", "loop", "name another", prepare=linked("loop")),
+    train("ddpm", "--run.dir=locked/run", "run.dir is", "locked", "name another",
+          prepare=made("locked", 0o555), without_rights=True),
+    train("ddpm", "--run.dir=runs/ddpm --optim.lr=0.5 --run.seed=7", "optim.lr was",
+          "run.seed was 0, is 7", "another run.dir"),
+    train("vae", "--run.dir=runs/ddpm", "runs/ddpm", "another family", "another run.dir"),
+    # The data.
+    train("ddpm", "--data.shards=nowhere", "nowhere", "do not exist", "python -m shards.build"),
+    train("ddpm", "--data.shards=empty", "empty", "no shards", "python -m shards.build",
+          prepare=made("empty")),
+    train("ddpm", "--data.shards=torn", "torn", "has changed", "build the shards again",
+          prepare=copied("shards", "torn", "with a bit flipped", flipped("*.tar"))),
+    train("ddpm", "--data.shards=null --data.source=mnist", "source", "'mnist'", "choose cifar10"),
+    train("ddpm", "--data.shards=null --data.source=folder:nowhere", "nowhere", "does not exist",
+          "one folder per class"),
+    train("ddpm", "--data.shards=null --data.resize=0 --data.source=folder:pictures", "resize is",
+          "0", "1 to 4096"),
+    train("gan", "--data.shards=odd", "images are", "24 x 24", "data.resize 32",
+          prepare=Preparation("odd holds shards of side 24", lambda folder: _odd_shards(folder))),
+]  # fmt: skip
+
+
+def _odd_shards(folder: Path) -> None:
+    """Build shards of images that no GAN here makes."""
+    from shards.build import build
+
+    for name in ("odd_pictures/a/0.png", "odd_pictures/b/1.png"):
+        picture(name, 24).make(folder)
+    build(f"folder:{folder / 'odd_pictures'}", "train", folder / "odd", progress=False)
+
+
+CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES]
