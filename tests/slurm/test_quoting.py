@@ -198,7 +198,7 @@ def words_of_slurm(line: str) -> list[str]:
     return [*words, word] if begun else words
 
 
-@examples(60)
+@examples(25)
 @given(text=HARD_TEXT)
 def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     path = tmp_path / "sweep.yaml"
@@ -212,7 +212,7 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     assert again == config and read_config(snapshot)["run.dir"] == text
 
 
-@examples(60)
+@examples(25)
 @given(text=HARD_TEXT)
 def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, text: str) -> None:
     asked = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
