@@ -76,10 +76,10 @@ class Submission:
         resources, options = self.asked.resources, self.asked.options
         # In the shell's place, so that Slurm's signals to the batch script reach the job.
         python = f"exec {shlex.quote(sys.executable)}"
-        if found := re.search(r"%[jtAa]", str(self.home)):
+        if found := re.search(r"%[jtAa]|\\", str(self.home)):
             raise SlurmError(
-                f"run.dir leads to {self.home.parents[1]}, where submitit and Slurm would put a "
-                f"number for {found[0]}: choose another run.dir"
+                f"run.dir leads to {self.home.parents[1]}, of which Slurm would not leave "
+                f"{found[0]} as it is: choose another run.dir"
             )
         executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
         task = "%A_%a" if len(self.plans) > 1 else "%j"  # as submitit names it, too

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dgm.errors import UserError
 from dgm.limits import check_range
 from launch.benchmarks.table import medians, print_table
 from shards.build import ensure
-from shards.format import INDEX, load_index
+from shards.format import INDEX, ShardFile, load_index
 
 ROOT = Path(__file__).resolve().parents[2]
 # A process that feeds batches as a trainer does, and tells what it took.
@@ -95,18 +95,17 @@ def _repeat(source: Path, folder: Path, count: int) -> Path:
     """Name shards anew until they hold about `count` images; their bytes are the same file's."""
     index = load_index(source / INDEX)
     folder.mkdir()
-    listed: list[dict[str, Any]] = []
+    listed: list[ShardFile] = []
     held = 0
     while held < count:
         for shard in index.shards:
             name = f"{len(listed):06d}.tar"
             os.link(source / shard.name, folder / name)
-            listed.append({**asdict(shard), "name": name})
+            listed.append(replace(shard, name=name))
             held += shard.count
             if held >= count:
                 break
-    written = json.loads((source / INDEX).read_text())
-    (folder / INDEX).write_text(json.dumps({**written, "total": held, "shards": listed}))
+    (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json())
     return folder
 
 

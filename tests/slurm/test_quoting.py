@@ -93,8 +93,8 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
 @pytest.mark.parametrize(
     "name",
     [
-        'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% \\ * ä☃ (1)',
-        "--run=\\",
+        'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% * ä☃ (1)',
+        "--run=",
     ],
 )
 def test_a_batch_script_starts_the_trainer_with_its_words(
@@ -156,12 +156,12 @@ def test_no_line_of_sbatch_can_be_slipped_in(
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["%j", "50%a", "%A/x"])
+@pytest.mark.parametrize("name", ["%j", "50%a", "%A/x", "a\\b"])
 def test_a_folder_that_slurm_would_rename_is_refused(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     made = make(tmp_path / "runs" / name)
-    with pytest.raises(SlurmError, match=r"would put a number for %.: choose another run\.dir"):
+    with pytest.raises(SlurmError, match=r"would not leave (%.|\\) as it is: choose another"):
         with kept_on_success(made):
             submit(made)
     assert not programs.exists() and not (tmp_path / "runs").exists()
@@ -198,7 +198,7 @@ def words_of_slurm(line: str) -> list[str]:
     return [*words, word] if begun else words
 
 
-@examples(60)
+@examples(25)
 @given(text=HARD_TEXT)
 def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     path = tmp_path / "sweep.yaml"
@@ -212,7 +212,7 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     assert again == config and read_config(snapshot)["run.dir"] == text
 
 
-@examples(60)
+@examples(25)
 @given(text=HARD_TEXT)
 def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, text: str) -> None:
     asked = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
@@ -250,7 +250,7 @@ def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path
 def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
-    name = 'it\'s a "run" $HOME `touch x` ;& # 50% \\ ä☃ (1)'
+    name = 'it\'s a "run" $HOME `touch x` ;& # 50% * ä☃ (1)'
     record = cluster.submit(folder / name, steps=2)
     cluster.wait(record, "done")
     assert [path.name for path in folder.iterdir()] == [name], log_of(record)
