@@ -113,7 +113,7 @@ def test_a_damaged_log_loses_no_line_without_a_word(tmp_path: Path, content: byt
     seen = [line["images_seen"] for line in found]
     assert seen == sorted(set(seen))
     texts = [text for text in content.split(b"\n") if text.strip()]
-    assert len(found) + len(left_out) == len(texts) or len(set(texts)) < len(texts)
+    assert len(texts) - 1 <= len(found) + len(left_out) <= len(texts)  # a repeated step is once
     # A run that goes on has a whole log again, and says how many lines it lost.
     _, said = told_of(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
     assert len(said) == bool(left_out) and all(str(path) in one for one in said)
