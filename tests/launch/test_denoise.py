@@ -58,7 +58,7 @@ def test_mistakes_are_one_line(run_warm: Callable, tiny_run: Callable, tmp_path:
         (run, "--steps", "0"): "--steps names 0: choose 1 to",
         (run, "--num_images", 0): "--num_images is 0: choose 1 or more",
         (run, "--epochs", 0): "--epochs is 0: choose 1 or more",
-        (run, "--curve", -1): "--curve is -1: choose 0 or more",
+        (run, "--curve", -1): "--curve is -1: choose 0 to 1000",
         (run, "--sampler", "magic"): "magic",
         (vae,): f"{vae} holds a vae run: name one of a diffusion model",
         (tmp_path,): f"{tmp_path} is not a run folder",

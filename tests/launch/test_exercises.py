@@ -123,7 +123,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: P
     mistakes: dict[tuple[object, ...], str] = {
         ("--only", "week9"): "--only names 'week9': choose of families, week1_gan",
         ("--scale", "huge"): "has no scale huge: choose of small, medium, full",
-        ("--parallel", 0): "--parallel is 0: choose 1 or more",
+        ("--parallel", 0): "--parallel is 0: choose 1 to 1024",
         ("--exercises", tmp_path / "none"): "holds no exercise: name a folder of them",
         ("--exercises", own): "vae.betta",
         ("--data", "mnist"): "mnist",
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: P
         assert not (tmp_path / "out").exists()
     (tmp_path / "out").write_text("")
     done = run_warm(SCRIPT, "--out", tmp_path / "out" / "here")
-    assert done.code == 2 and "out/here, where a file stands: name a folder" in done.stderr
+    assert done.code == 2 and "is no folder: name another place" in done.stderr
 
 
 @pytest.fixture

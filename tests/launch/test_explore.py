@@ -97,8 +97,8 @@ def test_mistakes_are_one_line(run_warm: Callable, tiny_run: Callable, tmp_path:
         (run, "--temperature", "0.7"): "--temperature 0.7 means nothing to a diffusion run",
         (flow, "--temperature", "0.7,0"): "--temperature names 0.0: choose a number above 0",
         (flow, "--sampler", "ddim"): "--sampler ddim means nothing to a flow run",
-        (run, "--num_images", 1): "--num_images is 1: choose 2 or more",
-        (run, "--num_pairs", 0): "--num_pairs is 0: choose 1 or more",
+        (run, "--num_images", 1): "--num_images is 1: choose 2 to 1000000",
+        (run, "--num_pairs", 0): "--num_pairs is 0: choose 1 to 1000000",
         (tmp_path,): f"{tmp_path} is not a run folder",
     }
     for words, said in mistakes.items():
