@@ -225,7 +225,9 @@ class Lab:
         self.expect_nothing_outside()
         if not (run / "config.yaml").exists():
             found = sorted(p.name for p in run.iterdir()) if run.exists() else []
-            self.expect(set(found) <= {".config.yaml.tmp", ".lock", "lock"}, f"left: {found}")
+            self.expect(
+                set(found) <= {".config.yaml.tmp", ".lock", "lock", "slurm"}, f"left: {found}"
+            )
             return 0
         with warnings.catch_warnings(record=True):
             warnings.simplefilter("always")
@@ -333,4 +335,3 @@ def opened(folder: Path) -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
-

@@ -32,8 +32,8 @@ _REQUEST = 1 << 20  # bytes that a request may have
 class SlowFiles:
     """The files of one folder, by node: 1 is the folder itself."""
 
-    def __init__(self, source: Path, device: int, delay_s: float):
-        self.source, self.device, self.delay_s = source, device, delay_s
+    def __init__(self, source: Path, mount: Path, device: int, delay_s: float):
+        self.mount, self.device, self.delay_s = mount, device, delay_s
         self.names = sorted(path.name for path in source.iterdir() if path.is_file())
         self.files = [os.open(source / name, os.O_RDONLY) for name in self.names]
         self.reads = 0
@@ -68,7 +68,9 @@ class SlowFiles:
             except OSError as error:
                 answer, fault = b"", error.errno or errno.EIO
             with suppress(OSError):  # who asked may have been killed
-                os.write(self.device, struct.pack("<IiQ", 16 + len(answer), -fault, unique) + answer)
+                os.write(
+                    self.device, struct.pack("<IiQ", 16 + len(answer), -fault, unique) + answer
+                )
 
     def answer(self, code: int, node: int, content: bytes) -> bytes:
         """Answer one request; raises OSError with what is to be told."""
@@ -114,7 +116,9 @@ class SlowFiles:
         for number, name in enumerate(self.names[offset:], offset + 1):
             raw = name.encode()
             padded = raw + bytes(-len(raw) % 8)
-            found += struct.pack("<QQII", number + _ROOT, number, len(raw), stat.S_IFREG >> 12) + padded
+            found += (
+                struct.pack("<QQII", number + _ROOT, number, len(raw), stat.S_IFREG >> 12) + padded
+            )
         return found
 
 
@@ -132,7 +136,7 @@ def slow_files(source: Path, place: Path, delay_s: float) -> Iterator[SlowFiles]
     if libc.mount(*words) != 0:
         os.close(device)
         raise NotPossible(f"mounting FUSE: {os.strerror(ctypes.get_errno())}")
-    files = SlowFiles(source, device, delay_s)
+    files = SlowFiles(source, place, device, delay_s)
     server = threading.Thread(target=files.serve, daemon=True)
     server.start()
     try:

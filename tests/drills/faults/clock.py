@@ -50,6 +50,4 @@ def move(lab: Lab, random: Random, number: int) -> Outcome:
     return Outcome(0, ended - began)
 
 
-FAULTS = (
-    Fault("clock moved by an hour, back or forth", "same bytes, times sound", 2, 10, move),
-)
+FAULTS = (Fault("clock moved by an hour, back or forth", "same bytes, times sound", 2, 10, move),)

@@ -108,7 +108,9 @@ _PASSED_OVER = "named, passed over, same bytes"
 _NAMED = "named, not trained on"
 FAULTS = (
     Fault("damaged shard", _NAMED, 2, 10, shards(a_tar)),
-    Fault("damaged index.json", "named, or same bytes", 2, 10, shards(lambda p, _: p / "index.json")),
+    Fault(
+        "damaged index.json", "named, or same bytes", 2, 10, shards(lambda p, _: p / "index.json")
+    ),
     *(
         Fault(f"damaged {name} of a checkpoint", _PASSED_OVER, 2, 10, part(name))
         for name in (*TENSORS, "state.json", "manifest.json")

@@ -70,9 +70,7 @@ def build(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
             out = disk / "shards"
             running = lab.start(builds.words(lab, out))
             count = 1 + number % 7
-            stopped = as_soon_as(
-                running, signal.SIGSTOP, lambda: builds.num_files(out) >= count
-            )
+            stopped = as_soon_as(running, signal.SIGSTOP, lambda: builds.num_files(out) >= count)
             lab.expect(stopped is not None and until_stopped(running), "the moment never came")
             with broken(disk, random):
                 began = go_on(running)

@@ -49,7 +49,9 @@ def kill_as_file_appears(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 FAULTS = (
-    Fault("SIGKILL after each file of a save", "continues to the same bytes", 5, 20, kill_after_file),
+    Fault(
+        "SIGKILL after each file of a save", "continues to the same bytes", 5, 20, kill_after_file
+    ),
     Fault(
         "SIGKILL as a file of a save appears",
         "continues to the same bytes",
