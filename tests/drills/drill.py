@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="file for the figures")
     asked = parser.parse_args(arguments)
     faults = choose(asked.only)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unmounting all
     folder = Path(tempfile.mkdtemp(prefix="dgm-drill-"))
     rows: list[Row] = []
     began = time.monotonic()

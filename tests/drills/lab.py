@@ -1,4 +1,4 @@
-"""The drill's laboratory: tiny shards, a run left in peace, runs to break, and what is looked at."""
+"""The laboratory: tiny shards, a run left in peace, runs to break, and what is looked at."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from dgm.report.read import read_run
 from dgm.train import checkpoint
 from shards import shapes
 from shards.build import build
-from shards.verify import check_files
 from tests.support.processes import free_port
 from tests.support.tiny import BATCH, LAUNCH, TINY
 from tests.support.warm_processes import Result, Running, Warm, plain_environment
@@ -41,11 +40,11 @@ PATIENCE_S = 120.0
 _CLOCKED = ("wall_s", "time/", "memory/", "energy/")
 
 
-class BrokenPromise(Exception):
+class BrokenPromise(Exception):  # noqa: N818 - it is none of the program
     """What was promised, and what came instead."""
 
 
-class NotPossible(Exception):
+class NotPossible(Exception):  # noqa: N818 - nor this
     """Why a fault cannot be made on this machine."""
 
 
@@ -82,7 +81,6 @@ class Lab:
         self.environment = {**environment, "HOME": str(self.home), "TMPDIR": str(self.tmp)}
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
-        self.warm = self.new_warm({})
         self.seconds = 0.0  # that the run left in peace took
         self.said = ""  # by what was started last
         self.left_outside: set[Path] = set()
@@ -174,7 +172,7 @@ class Lab:
         said = self.folder / "said" / f"{next(self.numbers):04d}"
         said.mkdir(parents=True)
         port = free_port() if processes > 1 else 0
-        return (warm or self.warm).start(
+        return (warm or self.once("warm", lambda: self.new_warm({}))).start(
             words, said, self.elsewhere, processes, port, takes_down=takes_down
         )
 

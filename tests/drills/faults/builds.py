@@ -68,7 +68,7 @@ def kill(lab: Lab, random: Random, number: int) -> Outcome:
     as_soon_as(
         running,
         signal.SIGKILL,
-        lambda: num_files(out) >= count and any(out.parent.glob(".*")) or out.exists(),
+        lambda: (num_files(out) >= count and any(out.parent.glob(".*"))) or out.exists(),
     )
     began = time.monotonic()
     lab.end(running)

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import time
-from pathlib import Path
 from random import Random
 
 from tests.drills.lab import HERE, SIGNAL_AT, STEPS, Fault, Lab, NotPossible, Outcome

@@ -27,7 +27,7 @@ def kill_after_file(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def kill_as_file_appears(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill as soon as so many files of a save can be seen from outside: they may be half-written."""
+    """Kill as soon as so many files of a save can be seen: they may be half-written."""
     count = number % NUM_FILES + 1
     run = lab.new()
     running = lab.start(lab.words(run))
