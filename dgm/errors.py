@@ -1,5 +1,51 @@
-"""The error that is the user's to mend."""
+"""The errors that are the user's to mend: mistakes, and disks that are full, closed or broken."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
     """A mistake of the user's: one line that names the thing, the value and what to change."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there or have the quota raised",
+    errno.EROFS: "make it writable or choose another place",
+    errno.EACCES: "give this user the right to it or choose another place",
+    errno.EPERM: "give this user the right to it or choose another place",
+    errno.EIO: "look at the disk",
+    errno.ESTALE: "look at the network disk",
+    errno.ETIMEDOUT: "look at the network disk",
+    errno.ENXIO: "look at the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose another place",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "let this machine open more files",
+}
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """Say in one line which file failed, why and what to do; None where no disk is at fault."""
+    if not isinstance(error, OSError) or error.errno not in _REMEDIES:
+        return None
+    names = (error.filename2, error.filename)  # of a renaming, the one that it should have become
+    name = next((os.fsdecode(n) for n in names if isinstance(n, str | bytes)), "a file")
+    why = error.strerror or os.strerror(error.errno)
+    return f"{name}: {why}: {_REMEDIES[error.errno]}, then run the same command again"
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike[str]) -> Iterator[None]:
+    """Name the file in errors of the system that do not: those of writing and of closing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from dgm.files import replacing
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -32,15 +33,12 @@ def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.n
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C] whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(partial, "PNG")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(partial, "PNG")
 
 
 def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
     """Write `arr_0` uint8 [N, H, W, C] and, where given, `arr_1` labels, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, *((images,) if labels is None else (images, labels)))
-    os.replace(partial, path)

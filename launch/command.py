@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection
@@ -17,7 +19,7 @@ from typing import NoReturn, TextIO, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from dgm.errors import UserError
+from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested
 from shards.errors import ShardError
 
@@ -103,16 +105,55 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     warnings.showwarning = _say_warning
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _keep_disk_faults_of_helpers_quiet()
     try:
         code = main() or DONE
     except (UserError, ShardError) as error:
         _say_once(f"error: {one_line(str(error))}")
+        code = MISTAKE
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        _say_once(f"error: {one_line(fault)}")
         code = MISTAKE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.stdout.flush()
     _leave_code(code)
     sys.exit(code)
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """End in the middle of anything, as from a signal's handler, without an exception.
+
+    One raised at any moment can be swallowed, in a __del__ for example.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
+        sys.stdout.flush()
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(1, f"{line}\n".encode())
+    _leave_code(code)
+    os._exit(code)
+
+
+def _keep_disk_faults_of_helpers_quiet() -> None:
+    # A tracker's thread, or a file that is closed as it is forgotten, meets a full disk as well as
+    # the main thread, which tells of it in one line.
+    in_thread, in_del = threading.excepthook, sys.unraisablehook
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or disk_fault(args.exc_value) is None:
+            in_thread(args)
+
+    def of_del(args: sys.UnraisableHookArgs) -> None:
+        if args.exc_value is None or disk_fault(args.exc_value) is None:
+            in_del(args)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_del
 
 
 def _leave_code(code: int) -> None:

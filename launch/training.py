@@ -8,22 +8,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
-from dgm.errors import UserError
+from dgm.errors import UserError, disk_fault, naming
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
+from dgm.train.checkpoint import complete_names
 from dgm.train.engine import Engine
-from dgm.train.job import Job, TrainConfig
+from dgm.train.job import Job
+from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import MAY_CHANGE, RunConfig, flatten, open_run
-from launch.command import DONE, STOPPED, parse
+from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
+from dgm.train.stop import StopRequest
+from dgm.train.watchdog import Watchdog
+from launch.command import DONE, STOPPED, leave, parse
 from shards.build import ensure
-from shards.folders import cache_root
+from shards.folders import cache_root, remove_unfinished
 from shards.read import Shards, open_shards
 
 
@@ -60,25 +64,62 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     `config_class` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
     OptimConfig, TrainConfig and EvalConfig).
     """
-    config: Any = parse(config_class, default_config, sys.argv[1:])
-    run: RunConfig = config.run
-    settings: TrainConfig = config.train
-    folder = Path(run.dir)
-    engine = Engine(settings.mixed_precision, list(run.trackers), run.dir)
+    stop = StopRequest(at_once=_leave)
     try:
-        data: DataConfig = config.data
-        where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
-        images = open_shards(where)
-        job = make_job(
-            config, engine, images, make_parts(config, images.image_shape, images.num_classes)
-        )
-        config = replace(config, data=replace(data, shards=where))
-        done = train(job, lambda: open_run(config, folder))
+        return _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
+    finally:
+        stop.close()
+
+
+def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
+    folder, minutes = Path(config.run.dir), config.train.timeout_minutes
+    engine = Engine(
+        config.train.mixed_precision, list(config.run.trackers), config.run.dir, minutes
+    )
+    watchdog, lock = Watchdog(minutes), RunLock(folder)
+    try:
+        watchdog.start()
+        job, config = _prepare(config, make_parts, engine, watchdog)
+        done = train(job, lambda: open_run(config, folder, lock), stop)
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
         engine.on_main(lambda: _say_goodbye(engine, folder, done))
         return DONE if done else STOPPED
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        raise UserError(f"{fault}; {_where_it_continues(folder)}") from error
     finally:
         engine.close()
+        watchdog.close()
+        lock.release()
+
+
+def _prepare(
+    config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
+) -> tuple[Job, Any]:
+    """Open the shards, built where missing, and put the run together; name them in its keys."""
+    data: DataConfig = config.data
+    if engine.is_main:  # the others wait for it
+        watchdog.doing("prepare")
+    where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
+    images = open_shards(where)
+    job = make_job(
+        config, engine, images, make_parts(config, images.image_shape, images.num_classes)
+    )
+    job.watchdog = watchdog
+    return job, replace(config, data=replace(data, shards=where))
+
+
+def _leave() -> NoReturn:
+    """End a process that has nothing to save yet."""
+    remove_unfinished()
+    leave(STOPPED, "stopped before its first step: run the same command to continue")
+
+
+def _where_it_continues(folder: Path) -> str:
+    saved = complete_names(folder / "checkpoints")
+    return f"it continues from {int(saved[-1]):,} images" if saved else "nothing was saved so far"
 
 
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
@@ -126,7 +167,8 @@ def open_test(data: DataConfig, engine: Engine) -> Shards:
 
 
 def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
-    engine.finish_trackers()
+    with naming(folder / "tensorboard"):
+        engine.finish_trackers()
     curve = save_loss_curve(folder)
     if not done:
         print("stopped and saved: run the same command to continue")

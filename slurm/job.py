@@ -210,6 +210,8 @@ class _Watch:
             "MASTER_PORT": str(free_port(f"{self.job.run} {place}")),
             "DGM_EXIT_CODES": str(codes),
             "DGM_RUN_FOLDER": self.job.run,
+            # A requeued job may begin before its last start is quite dead.
+            "DGM_LOCK_WAIT_S": os.environ.get("DGM_LOCK_WAIT_S", "180"),
             "PYTHONUNBUFFERED": "1",
         }
         self.child = self.nodes.start(hosts, environment)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dgm.files import replacing
 from dgm.report.markup import Html, element, join
 from dgm.report.numbers import percent
 from dgm.report.plots import Line, plot
@@ -52,9 +52,8 @@ def save_curves(points: Sequence[Mapping[str, float]], class_seen_real: float, p
         axes.grid(alpha=0.3)
         axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def denoised_figure(folder: Path, steps: int, name: str) -> float | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dgm.files import replacing
 from dgm.report.markup import Html, element, join
 from dgm.report.plots import Line, plot
 from dgm.report.studies import (
@@ -80,9 +80,8 @@ def save_plots(settings: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def show_explored(folder: Path, of: str) -> Html | None:

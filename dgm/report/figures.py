@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from dgm.files import replacing
 from dgm.train.tracking import read_metrics
 
 
@@ -31,7 +31,6 @@ def save_loss_curve(folder: Path) -> Path | None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path = folder / "loss.png"
-    partial = folder / ".loss.png.tmp"
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
     return path

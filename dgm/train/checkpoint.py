@@ -6,18 +6,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from dgm.errors import UserError, naming
 
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
@@ -65,31 +70,39 @@ def write(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in _complete_names(folder)[:-keep]:
-        if int(old) != best:
-            shutil.rmtree(folder / old)
+    for old in complete_names(folder)[:-keep]:
+        if int(old) != best:  # what is half removed has no final name either
+            os.rename(folder / old, folder / f"{_PARTIAL}{old}")
+    remove_partial(folder)
     return final
 
 
 def take_over(folder: Path) -> Path | None:
-    """Find the checkpoint to go on from; clear away what a killed process left half-written."""
-    remove_partial(folder)
-    return newest(folder, set_aside=True)
+    """Find the checkpoint to go on from; clear away what a killed process left half-written.
 
-
-def newest(folder: Path, set_aside: bool = False) -> Path | None:
-    """Find the newest whole checkpoint; name damaged ones in a warning and pass over them.
-
-    With `set_aside` they are renamed too, so that a run that goes on may write under their names.
+    Damaged ones newer than it are renamed, so that the run may write under their names. Raises
+    UserError where there are checkpoints, but none is whole.
     """
-    for name in reversed(_complete_names(folder)):
+    remove_partial(folder)
+    found, names = newest(folder), complete_names(folder)
+    if names and found is None:
+        raise UserError(
+            f"none of the {len(names)} checkpoints in {folder} is whole: restore one from a copy, "
+            "or move that folder away to begin anew"
+        )
+    for name in names[names.index(found.name) + 1 :] if found else []:
+        shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
+        os.rename(folder / name, folder / f"damaged-{name}")
+    return found
+
+
+def newest(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint; name damaged ones in a warning and pass over them."""
+    for name in reversed(complete_names(folder)):
         fault = find_fault(folder / name)
         if fault is None:
             return folder / name
         warnings.warn(f"checkpoint {folder / name} is passed over: {fault}", stacklevel=2)
-        if set_aside:
-            shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
-            os.rename(folder / name, folder / f"damaged-{name}")
     return None
 
 
@@ -100,7 +113,7 @@ def find_fault(path: Path) -> str | None:
         for name in FILES:
             if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -124,20 +137,35 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _complete_names(folder: Path) -> list[str]:
+def complete_names(folder: Path) -> list[str]:
+    """List the names of checkpoints, the newest last; whether they are whole is not looked at."""
     if not folder.is_dir():
         return []
-    return sorted((p.name for p in folder.iterdir() if p.name.isdigit()), key=int)
+    return sorted((p.name for p in folder.iterdir() if p.name.isdecimal()), key=int)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(plain, path)
+    with naming(path), _as_system_errors():
+        save_file(plain, path)
     _sync_file(path)
 
 
+@contextlib.contextmanager
+def _as_system_errors() -> Iterator[None]:
+    """Turn safetensors' errors of writing into those of the system that they tell of."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    with naming(path):
+        path.write_text(text)
     _sync_file(path)
 
 
@@ -148,7 +176,7 @@ def _describe(path: Path) -> dict[str, object]:
 
 
 def _sync_file(path: Path) -> None:
-    with open(path, "rb+") as file:
+    with naming(path), open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 

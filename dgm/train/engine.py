@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import convert_to_fp32
+from accelerate.utils import InitProcessGroupKwargs, convert_to_fp32
 from torch import Tensor, nn
 
-from dgm.errors import UserError
+from dgm.errors import UserError, disk_fault
 from dgm.train.checkpoint import FullState
 from dgm.train.launched import (
     as_plain_processes,
@@ -39,9 +39,16 @@ class Engine:
     """Train nets on one process, DDP or ZeRO, as `accelerate launch` set things up."""
 
     def __init__(
-        self, mixed_precision: str = "auto", trackers: list[str] | None = None, folder: str = "."
+        self,
+        mixed_precision: str = "auto",
+        trackers: list[str] | None = None,
+        folder: str = ".",
+        timeout_minutes: float = 30,
     ):
-        """Join the processes. `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it)."""
+        """Join the processes, which wait for each other for so long (0: for ever).
+
+        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it).
+        """
         if mixed_precision == "auto":
             bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
             mixed_precision = "bf16" if bf16 else "no"
@@ -60,6 +67,7 @@ class Engine:
                 cpu=not torch.cuda.is_available(),
                 log_with=trackers or None,
                 project_dir=folder,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_patience(timeout_minutes))],
             )
         self.device = self.accelerator.device
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -67,7 +75,7 @@ class Engine:
         self.learners: dict[str, Learner] = {}
         # Hosts agree over gloo: it never waits for the GPU, and tells at once of a process that
         # died. The first one may build shards for a while as the others wait.
-        patience = timedelta(hours=2)
+        patience = max(timedelta(hours=2), _patience(timeout_minutes))
         several = self.world_size > 1
         self._hosts: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
 
@@ -192,7 +200,8 @@ class Engine:
                 outcome[0] = work()
             except BaseException as caught:
                 error = caught
-                outcome[1] = str(caught) if isinstance(caught, ValueError) else "fault"
+                mistake = str(caught) if isinstance(caught, ValueError) else "fault"
+                outcome[1] = disk_fault(caught) or mistake
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, src=0, group=self._hosts)
         if error is not None:
@@ -229,9 +238,9 @@ class Engine:
 
     def finish_trackers(self) -> None:
         """Let the trackers write what they still hold."""
-        for tracker in self.accelerator.trackers:
+        trackers, self.accelerator.trackers = self.accelerator.trackers, []
+        for tracker in trackers:
             tracker.finish()
-        self.accelerator.trackers = []
 
     def close(self) -> None:
         """Finish the trackers and leave the group of processes."""
@@ -240,7 +249,14 @@ class Engine:
         self.learners.clear()
         self._hosts = None
         self.accelerator.free_memory()
+        with contextlib.suppress(OSError):  # a disk that is full, as was told already
+            self.finish_trackers()
         self.accelerator.end_training()
+
+
+def _patience(minutes: float) -> timedelta:
+    # A little longer than the watchdog's, which says what a process was at.
+    return timedelta(minutes=min(minutes + 1, 1e6) if minutes else 1e6)
 
 
 def _check_trackers(names: list[str]) -> None:

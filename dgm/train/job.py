@@ -21,6 +21,7 @@ from dgm.train.feed import Images
 from dgm.train.launched import Launched
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
+from dgm.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class TrainConfig:
     """Debug: train on the first batch only; a sound model's loss then falls far."""
     profile_steps: int = field(default=0, metadata=MAY_CHANGE)
     """Debug: write a trace of so many steps to profile/, for Perfetto or TensorBoard."""
+    timeout_minutes: float = field(default=30, metadata=MAY_CHANGE)
+    """Minutes without a step, a save or any other progress after which a process that hangs is
+    ended, with code 1 and a line that says in what; 0: never."""
     detect_anomaly: bool = field(default=False, metadata=MAY_CHANGE)
     """Debug: name the operation whose gradient is not finite; slow."""
 
@@ -96,6 +100,7 @@ class Job:
     # lower the better, the best checkpoint is kept.
     evaluation: Callable[[Nets], dict[str, float]] | None = None
     eval_every_images: int = 0
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
 
 def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "none"]:
@@ -142,6 +147,10 @@ def check(config: TrainConfig, asked: Launched) -> None:
     if config.ema_halflife_images < 0:
         raise UserError(
             f"train.ema_halflife_images is {config.ema_halflife_images}: choose 0 or more"
+        )
+    if not config.timeout_minutes >= 0:
+        raise UserError(
+            f"train.timeout_minutes is {config.timeout_minutes}: choose 0 (never) or more"
         )
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm import images as pictures
 from dgm.errors import UserError
 from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
@@ -20,26 +19,20 @@ from dgm.train.ema import Ema
 from dgm.train.energy import EnergyMeter, find_counters
 from dgm.train.fit import fitting
 from dgm.train.health import FiniteWatch
-from dgm.train.introduce import introduce
 from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
+from dgm.train.journal import Journal
 from dgm.train.optim import learning_rate
-from dgm.train.run_folder import record_start
 from dgm.train.sampling import draw_sheets
 from dgm.train.stop import StopRequest
-from dgm.train.tracking import (
-    Clock,
-    Meter,
-    MetricsFile,
-    Progress,
-    log_images,
-    make_profiler,
-    peak_memory_gib,
-    start_trackers,
-)
+from dgm.train.tracking import Clock, Meter, Progress, make_profiler, peak_memory_gib
 from dgm.train.weights import load_nets
 
 
-def train(job: Job, open_folder: Callable[[], dict[str, list[Any]]]) -> bool:
+def train(
+    job: Job,
+    open_folder: Callable[[], dict[str, list[Any]]],
+    stop: StopRequest | None = None,
+) -> bool:
     """Train until `total_images`, or until asked to stop; say whether the run is done.
 
     `open_folder` makes or checks the run folder and gives the keys that changed; it is called
@@ -47,7 +40,12 @@ def train(job: Job, open_folder: Callable[[], dict[str, list[Any]]]) -> bool:
     """
     run = Run(job)
     job.changed = job.engine.on_main(open_folder)
-    return run.train()
+    own = stop or StopRequest()
+    try:
+        return run.train(own)
+    finally:
+        if stop is None:
+            own.close()
 
 
 class Run:
@@ -86,18 +84,21 @@ class Run:
         fit_out(job.nets, job.config, engine.asked)
         engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
-    def train(self) -> bool:
+    def train(self, stop: StopRequest) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
+        job.watchdog.doing("start")
         self.restore()
         self.start_telling()
-        stop = StopRequest()
+        if engine.world_size > 1:
+            stop.only_note()  # else one might end as another has begun
         steps = config.profile_steps if engine.is_main else 0
         profiler = make_profiler(job.folder / "profile", steps)
         try:
             with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as trace:
                 while self.images_seen < config.total_images:
                     self.go_on()
+                    stop.only_note()
                     if trace is not None:
                         trace.step()
                     if engine.agree(stop.raised):
@@ -106,7 +107,8 @@ class Run:
             self.finish(done)
             return done
         finally:
-            stop.close()
+            stop.only_note()
+            job.watchdog.doing("save")
             self.progress.close()
 
     def go_on(self) -> None:
@@ -154,15 +156,12 @@ class Run:
     def start_telling(self) -> None:
         """Open the log, say what is about to run, start the trackers and the clock."""
         job, engine = self.job, self.engine
-        self.metrics: MetricsFile | None = None
-        nets = engine.copies()
-        if engine.is_main:
-            introduce(job, nets, self.batches.micro_batch, self.images_seen)
-            record_start(job.folder, engine, self.images_seen, job.changed)
-            self.metrics = MetricsFile(job.folder / "metrics.jsonl", self.images_seen)
-        start_trackers(engine, job.settings, self.step)
+        self.journal = Journal(
+            job, engine.copies(), self.batches.micro_batch, self.images_seen, self.step
+        )
         self.progress = Progress(self.config.total_images, self.images_seen, engine.is_main)
-        self.clock = Clock(self.images_seen)
+        self.clock = Clock(self.images_seen, job.watchdog)
+        job.watchdog.doing("step")
         self.energy.start(self.energy.total)
 
     def update(self, phase: Phase, number: int) -> bool:
@@ -250,10 +249,7 @@ class Run:
         }
         self.clock.start(self.images_seen)
         self.measured = {}
-        if self.metrics is not None:
-            self.metrics.write(line)
-        values = {k: v for k, v in line.items() if "/" in k}
-        self.engine.accelerator.log(values, step=self.step)
+        self.journal.log(line)
         losses = {k.removeprefix("train/"): v for k, v in means.items() if k.endswith("/loss")}
         self.progress.say(losses)
 
@@ -265,11 +261,7 @@ class Run:
                 engine, job.objective, self.ema.nets, len(job.classes),
                 self.config.samples_per_class, job.seed, self.batches,
             )  # fmt: skip
-            for name, sheet in sheets.items():
-                ending = "" if name == "samples" else f"-{name}"
-                path = job.folder / "samples" / f"{self.images_seen:09d}{ending}.png"
-                pictures.save_png(path, sheet)
-                log_images(engine, name, sheet, self.step)
+            self.journal.show(sheets, self.images_seen, self.step)
 
     def save(self) -> None:
         """Write a checkpoint; the log reaches the disk before it."""
@@ -278,8 +270,6 @@ class Run:
         self.watch.check()
         with self.clock.pause("save"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
-            if self.metrics is not None:
-                self.metrics.sync()
             state = {
                 "images_seen": self.images_seen,
                 "step": self.step,
@@ -298,9 +288,12 @@ class Run:
             folder = self.job.folder / "checkpoints"
             keep = self.config.keep_checkpoints
             best = self.best["images_seen"] if self.best else None
-            self.engine.on_main(
-                lambda: str(checkpoint.write(folder, self.images_seen, whole, keep, best))
-            )
+
+            def write() -> None:
+                self.journal.file.sync()
+                checkpoint.write(folder, self.images_seen, whole, keep, best)
+
+            self.engine.on_main(write)
             self.saved_at = self.images_seen
 
     def finish(self, done: bool) -> None:

@@ -19,16 +19,16 @@ import torch
 import yaml
 
 from dgm.errors import UserError
+from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.launched import count_nodes
+from dgm.train.lock import LOCK, RunLock
 
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
 
-_BEFORE_A_RUN = {
-    ".config.yaml.tmp",
-    "slurm",
-}  # a start that was killed, a job that is to train here
+# A start that was killed or is at it, a job that is to train here.
+_BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,15 @@ def flatten(
             yield key, list(value) if isinstance(value, tuple) else value, may_change
 
 
-def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
-    """Make a run folder or check that this configuration may go on in it.
+def open_run(config: object, folder: Path, lock: RunLock | None = None) -> dict[str, list[Any]]:
+    """Make a run folder or check that this configuration may go on in it, holding its lock.
 
     Gives the keys that changed, each with its value before and now. Raises UserError that shows
-    the keys that differ and may not.
+    the keys that differ and may not, or that another process trains there.
     """
+    _make(folder)
+    if lock is not None:
+        lock.take()
     now = {key: value for key, value, _ in flatten(config)}
     free = {key for key, _, may_change in flatten(config) if may_change}
     path = folder / "config.yaml"
@@ -82,14 +85,22 @@ def open_run(config: object, folder: Path) -> dict[str, list[Any]]:
                 f"run.dir {folder} holds a run with another configuration ({'; '.join(fixed)}): "
                 "use these values again or another run.dir"
             )
-    elif folder.exists() and not (folder.is_dir() and _names(folder) <= _BEFORE_A_RUN):
+    if changed or not path.exists():
+        write_whole(path, as_yaml(config))
+    return changed
+
+
+def _make(folder: Path) -> None:
+    is_run = not folder.exists() or (folder / "config.yaml").exists()
+    if not is_run and not (folder.is_dir() and _names(folder) <= _BEFORE_A_RUN):
         raise UserError(
             f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if changed or not path.exists():
-        write_whole(path, as_yaml(config))
-    return changed
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def as_yaml(config: object) -> str:
@@ -108,8 +119,8 @@ def record_start(
     write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"time": when, "images_seen": images_seen, "changed": changed, **environment}
-    with open(folder / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start) + "\n")
+    with open(folder / "starts.jsonl", "ab", buffering=0) as file:
+        append(file, json.dumps(start))
 
 
 def describe_machine() -> dict[str, object]:
@@ -157,8 +168,15 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         nested = yaml.safe_load(path.read_text())
         return dict(flatten_nested(nested))
-    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (
+        OSError,
+        yaml.YAMLError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read ({reason}): restore it or move the run") from None
 
 
@@ -180,17 +198,3 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[last] = value
     return root
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and bring it to the disk."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm.errors import naming
+from dgm.files import append, write_whole
 from dgm.train.engine import Engine
-from dgm.train.run_folder import write_whole
+from dgm.train.watchdog import Watchdog
 
 _NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
 
@@ -70,57 +75,91 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object per log, no step twice; beside it `minima.json`."""
 
     def __init__(self, path: Path, images_seen: int):
-        """Open; drop lines after `images_seen` (they will come again) and any torn last line."""
+        """Open; drop lines after `images_seen` (they will come again), and damaged ones."""
         self.path = path
-        kept = [line for line in read_metrics(path) if line["images_seen"] <= images_seen]
+        lines, damaged = scan_metrics(path)
+        if damaged:
+            some = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+            warnings.warn(
+                f"{path} is damaged in {len(damaged)} of its lines, which are dropped: {some}",
+                stacklevel=2,
+            )
+        kept = [line for line in lines if line["images_seen"] <= images_seen]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.minima: dict[str, dict[str, float]] = {}
         for line in kept:
             self._lower(line)
-        self.file = open(path, "a")  # noqa: SIM115 - held for the whole run
+        if self.minima:
+            self._write_minima()
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - held for the whole run
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one object; note which of its values are the least so far."""
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        append(self.file, json.dumps(line))
         if self._lower(line):
-            write_whole(
-                self.path.with_name("minima.json"), json.dumps(self.minima, indent=1) + "\n"
-            )
+            self._write_minima()
 
     def _lower(self, line: Mapping[str, Any]) -> bool:
         lower = {
             name: {"value": value, "images_seen": line["images_seen"]}
             for name, value in line.items()
             if name.startswith(("train/", "eval/")) and not name.endswith(_NO_MINIMUM)
+            if math.isfinite(value)
             if name not in self.minima or value < self.minima[name]["value"]
         }
         self.minima.update(lower)
         return bool(lower)
 
+    def _write_minima(self) -> None:
+        write_whole(self.path.with_name("minima.json"), json.dumps(self.minima, indent=1) + "\n")
+
     def sync(self) -> None:
         """Bring all lines to the disk."""
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            os.fsync(self.file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl`; a line torn by a kill, which can only be the last, is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """Read `metrics.jsonl` without its damaged lines, such as one torn by a power cut."""
+    return scan_metrics(path)[0]
+
+
+def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
+
+    All lines of a run have the same number of images per step; one that differs is damaged too.
+    """
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    found = {number: _line(text) for number, text in enumerate(texts, 1) if text.strip()}
+    good = {number: line for number, line in found.items() if line is not None}
+    batches = Counter(line["images_seen"] / line["step"] for line in good.values())
+    lines: dict[float, dict[str, float]] = {}
+    damaged = [number for number, line in found.items() if line is None]
+    for number, line in good.items():
+        if line["images_seen"] / line["step"] != batches.most_common(1)[0][0]:
+            damaged.append(number)
+        else:
+            lines.setdefault(line["step"], line)
+    return [lines[step] for step in sorted(lines)], sorted(damaged)
+
+
+def _line(text: bytes) -> dict[str, float] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
+        return None
+    counts = (line.get("step"), line.get("images_seen"))
+    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
 
 
 class Clock:
     """Measure images/s between logs: training and waiting for data count, pauses do not."""
 
-    def __init__(self, images_seen: int):
-        """Start now."""
+    def __init__(self, images_seen: int, watchdog: Watchdog):
+        """Start now; the watchdog is told what the run is at."""
+        self.watchdog = watchdog
         self.start(images_seen)
 
     def start(self, images_seen: int) -> None:
@@ -134,17 +173,21 @@ class Clock:
         return time.monotonic() - self.began
 
     @contextlib.contextmanager
-    def pause(self, name: str) -> Iterator[None]:
-        """Keep what is not training out of images/s: `save`, `sample` or `eval`."""
+    def pause(self, name: Literal["save", "sample", "eval"]) -> Iterator[None]:
+        """Keep what is not training out of images/s."""
+        self.watchdog.doing(name)
         began = time.monotonic()
         yield
+        self.watchdog.doing("step")
         self.pauses_s[name] = self.pauses_s.get(name, 0.0) + time.monotonic() - began
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Count as waiting for data."""
+        self.watchdog.doing("data")
         began = time.monotonic()
         yield
+        self.watchdog.doing("step")
         self.data_wait_s += time.monotonic() - began
 
     def read(self, images_seen: int) -> dict[str, float]:
@@ -194,25 +237,6 @@ class Progress:
         """Leave the last state on the screen."""
         if self.bar:
             self.bar.close()
-
-
-def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None:
-    """Start TensorBoard and whatever else `run.trackers` names, through accelerate."""
-    # A resumed run writes steps again that a killed one had already written.
-    options = {"tensorboard": {"purge_step": step + 1}}
-    engine.accelerator.init_trackers("tensorboard", init_kwargs=options)
-    for tracker in engine.accelerator.trackers:
-        if tracker.name != "tensorboard":  # there it would make a second run of its own
-            tracker.store_init_configuration(config)
-
-
-def log_images(engine: Engine, name: str, image: np.ndarray, step: int) -> None:
-    """Show one uint8 [H, W, C] picture where the tracker can show pictures."""
-    for tracker in engine.accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image(name, image, step, dataformats="HWC")
-        elif tracker.name == "wandb":
-            tracker.log_images({name: [image]}, step=step)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgm.errors import UserError
 from dgm.train import checkpoint
 from dgm.train.checkpoint import Checkpoint, FullState
 
@@ -128,6 +129,32 @@ def test_all_damaged_means_none(tmp_path: Path):
     assert len(caught) == 2
 
 
+def test_a_run_of_which_no_checkpoint_is_whole_does_not_begin_anew(tmp_path: Path):
+    for seen in (100, 200):
+        cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
+    for _ in range(2):  # nothing is moved away either, so that the second start says the same
+        with pytest.warns(UserWarning, match="passed over") as caught:
+            with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: res"):
+                checkpoint.take_over(tmp_path)
+        assert len(caught) == 2
+        assert names(tmp_path) == ["000000100", "000000200"]
+
+
+def test_an_old_one_that_is_half_removed_has_no_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint.write(tmp_path, 100, made(), keep=1)
+    removed: list[str] = []
+
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        removed.append(path.name)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)  # as if killed before it did
+    checkpoint.write(tmp_path, 200, made(), keep=1)
+    assert names(tmp_path) == [".partial-000000100", "000000200"]
+    assert removed == [".partial-000000200", ".partial-000000100"]
+
+
 def test_no_folder_means_none_without_a_warning(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -141,7 +168,7 @@ def test_a_damaged_one_set_aside_leaves_its_name_free(tmp_path: Path):
     for _ in range(2):  # the second time over what was set aside before
         cut_short(checkpoint.write(tmp_path, 200, made(), keep=3) / "state.json")
         with pytest.warns(UserWarning, match="000000200 is passed over"):
-            assert checkpoint.newest(tmp_path, set_aside=True) == tmp_path / "000000100"
+            assert checkpoint.take_over(tmp_path) == tmp_path / "000000100"
         assert names(tmp_path) == ["000000100", "damaged-000000200"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
