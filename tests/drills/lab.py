@@ -78,8 +78,11 @@ class Lab:
         for path in (*self.outside, folder / "tries"):
             path.mkdir(parents=True)
         self.home, self.tmp, self.elsewhere, self.cache = self.outside
-        environment = plain_environment(self.cache)
-        self.environment = {**environment, "HOME": str(self.home), "TMPDIR": str(self.tmp)}
+        self.environment = plain_environment(self.cache) | {
+            "HOME": str(self.home),
+            "TMPDIR": str(self.tmp),
+            "SLURM_CPUS_PER_TASK": "1",  # two threads of a net so small wait for each other
+        }
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
         self.seconds = 0.0  # that the run left in peace took

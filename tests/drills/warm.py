@@ -26,8 +26,10 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import torch._dynamo
+import torch._inductor.cudagraph_trees  # which every run asks for
 import torch.utils.tensorboard  # noqa: F401
 
 import launch.train_ddpm  # noqa: F401
