@@ -45,7 +45,8 @@ class Submitter:
         sweep = lab.folder / "sweep.yaml"
         sweep.write_text(yaml.safe_dump({"sets": SETS}))
         script = LAUNCH / "train_ddpm.py"
-        options = ["--cluster", "local", "--max-parallel", "2", "--sweep", sweep]
+        options: list[object] = ["--cluster", "local", "--max-parallel", "2", "--sweep", sweep]
+        options += ["--accelerate-config", LAUNCH.parent / "accelerate_config.yaml"]
         words = [script, "--config", lab.config, *options, "--", "--run.dir", base]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "slurm.submit", *map(str, words)],
