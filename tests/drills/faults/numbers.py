@@ -7,7 +7,7 @@ import time
 from random import Random
 
 from tests.drills.disturb import as_soon_as, go_on, leave_memory, until_stopped
-from tests.drills.lab import SIGNAL_AT, STEPS, Fault, Lab, Outcome, named_checkpoints
+from tests.drills.lab import STEPS, Fault, Lab, Outcome, named_checkpoints
 from tests.support.tiny import BATCH
 
 
@@ -28,11 +28,11 @@ def not_finite(lab: Lab, random: Random, number: int) -> Outcome:
 def no_memory(lab: Lab, random: Random, number: int) -> Outcome:
     """Leave a run less memory than its batch needs: one line, and with more it runs."""
     run = lab.new()
-    large = ("--train.global_batch=4096", "--train.total_images=8192")
+    large = ("--train.global_batch=2048", "--train.total_images=4096")
     running = lab.start(lab.words(run, *large))
     stopped = as_soon_as(running, signal.SIGSTOP, (run / "environment.json").exists)
     lab.expect(stopped is not None and until_stopped(running), "the moment never came")
-    megabytes = random.randrange(400)  # it expects to need 700
+    megabytes = random.randrange(150)  # it expects to need 350
     leave_memory(running.pids[0], megabytes)
     began = go_on(running)
     ended = lab.end(running)
