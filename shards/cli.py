@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from shards.errors import ShardError
+from shards.errors import ShardError, disk_fault
 from shards.folders import remove_unfinished
 
 
@@ -33,12 +33,15 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a `ShardError` printed as one line, 128 + n on signal n."""
+    """Run a command and exit: 0 done, 2 a mistake or full disk in one line, 128 + n on signal n."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
     try:
         command()
-    except ShardError as error:
-        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
+    except (ShardError, OSError) as error:
+        fault = disk_fault(error) if isinstance(error, OSError) else str(error)
+        if fault is None:
+            raise
+        print("error: " + " ".join(fault.splitlines()), file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

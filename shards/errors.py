@@ -1,5 +1,27 @@
-"""The error of this package."""
+"""The error of this package, and what to say of a disk's."""
+
+import errno
+import os
+
+_DISK = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there or have the quota raised",
+    errno.EROFS: "make it writable or choose another place",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EIO: "look at the disk",
+    errno.ESTALE: "look at the network disk",
+}
 
 
 class ShardError(ValueError):
     """Report the user's mistake or damaged data, in one line that names thing, value and remedy."""
+
+
+def disk_fault(error: OSError) -> str | None:
+    """Say in one line which file failed, why and what to do; None where no disk is at fault."""
+    if error.errno not in _DISK:
+        return None
+    name = error.filename2 or error.filename
+    said = os.fsdecode(name) if isinstance(name, str | bytes) else "a file"
+    return f"{said}: {os.strerror(error.errno)}; {_DISK[error.errno]}, then run the command again"

@@ -55,11 +55,11 @@ def remove_leftovers(final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; one that is gone already is fine."""
+    """Remove a file or a folder, where that can be done."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             path.unlink()
 
 
@@ -130,10 +130,16 @@ def _plain_errors(final: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise ShardError(f"no space left to write {final}; free some or move it") from error
-        if error.errno in _FORBIDDEN:
+        if error.errno in _FORBIDDEN and not _is_read(error, final):
             reason = error.strerror
             raise ShardError(f"cannot write {final} ({reason}); choose another folder") from error
         raise
+
+
+def _is_read(error: OSError, final: Path) -> bool:
+    """Say whether an error names a file that lies elsewhere, such as an image of the source."""
+    name = error.filename
+    return isinstance(name, str) and not Path(name).resolve().is_relative_to(final.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,7 +23,6 @@ _SAY: dict[What, str] = {
 }
 # Those that may take hours without hanging: as long as they compute, they get on.
 _LONG = ("save", "sample", "eval", "start", "prepare")
-_COMPUTED_S = 0.25
 
 # What hangs in a page of a mapped file keeps Python's lock, and this thread cannot run. Then the C
 # library's timer ends the process instead, a little later and with the threads only.
@@ -37,6 +36,7 @@ class Watchdog:
         """Prepare to end the process where nothing is done for so long; 0: never."""
         self.minutes, self.limit_s = minutes, 60 * minutes
         self.tick_s = min(10.0, self.limit_s / 20)
+        self.working_s = min(0.25, self.limit_s / 20)  # of the processor, more than watching takes
         self.what: What | None = None
         self.count = 0
         self._ended = threading.Event()
@@ -71,7 +71,7 @@ class Watchdog:
             idle_s += min(now - last, 2 * self.tick_s)
             last = now
             what, count = self.what, self.count
-            at_work = what in _LONG and time.process_time() - computed > _COMPUTED_S
+            at_work = what in _LONG and time.process_time() - computed > self.working_s
             if what is None or count != seen or at_work:
                 seen, idle_s, computed = count, 0.0, time.process_time()
             if what is not None and idle_s >= self.limit_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,71 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: str):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line(images)) + "\n" for images in (10, 20)) + torn)
     assert seen(path) == [10, 20]
-    MetricsFile(path, 1000).write(line(30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        MetricsFile(path, 1000).write(line(30))
     assert seen(path) == [10, 20, 30]
+
+
+GOOD = [line(images) for images in (10, 20, 30, 40)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"step": 3, "images_se',
+        b'{"step": 3, "images_seen": 30, "train/loss": "0.5"}',
+        b'{"step": NaN, "images_seen": NaN, "train/loss": 0.5}',
+        b'{"step": 7, "images_seen": 30, "train/loss": 0.5}',  # a bit flipped in the step
+        b'{"step": 3, "images_seen": 1e999, "train/loss": 0.5}',
+        b'{"step": 3, "images_seen": ' + b"9" * 400 + b"}",
+        b'{"step": 0, "images_seen": 0}',
+        b'{"step": true, "images_seen": 10}',
+        b'{"step": 3, "images_seen": 30, "train/l\xffss": 0.5}',
+        b"[3, 30]", b"null", b"\x00\x00\x00", b"[" * 100_000, b"30",
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes):
+    path = tmp_path / "metrics.jsonl"
+    texts = [json.dumps(entry).encode() for entry in GOOD]
+    path.write_bytes(b"\n".join([*texts[:2], damaged, texts[3], b""]))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged in 1 .* dropped: 3$") as told:
+        MetricsFile(path, 1000).write(line(50))
+    assert [warned.category for warned in told].count(UserWarning) == 1
+    assert read_metrics(path) == [GOOD[0], GOOD[1], GOOD[3], line(50)]
+
+
+def test_any_flipped_byte_leaves_each_step_once_and_the_rest_as_it_was(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b"".join(json.dumps(entry).encode() + b"\n" for entry in GOOD)
+    rng = np.random.default_rng(0)
+    for place in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            MetricsFile(path, 1000).write(line(50))
+        left = read_metrics(path)
+        steps = [entry["step"] for entry in left]
+        assert steps == sorted(set(steps)) and steps[-1] == 5, place
+        assert sum(entry in left for entry in GOOD) >= 2, place  # a lost newline costs two
+
+
+def test_a_repeated_step_is_read_once(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line(images)) + "\n" for images in (10, 20, 20, 10, 30)))
+    MetricsFile(path, 1000)
+    assert seen(path) == [10, 20, 30]
+
+
+def test_a_damaged_file_of_minima_is_written_anew(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, 0).write(line(10, 0.25))
+    before = (tmp_path / "minima.json").read_text()
+    (tmp_path / "minima.json").write_text("{torn")
+    MetricsFile(path, 10)
+    assert (tmp_path / "minima.json").read_text() == before
 
 
 def test_a_last_line_without_its_newline_is_whole(tmp_path: Path):
