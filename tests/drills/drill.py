@@ -76,6 +76,8 @@ def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
         else:
             for path in set((lab.folder / "tries").iterdir()) - before:
                 shutil.rmtree(path)
+        finally:
+            lab.clear()
     row.took_s = time.monotonic() - began
     return row
 

@@ -85,14 +85,21 @@ class Lab:
         }
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
+        self.running: list[Running] = []
         self.seconds = 0.0  # that the run left in peace took
         self.said = ""  # by what was started last
         self.left_outside: set[Path] = set()
 
     def close(self) -> None:
         """End what is still there; the folder stays."""
+        self.clear()
         for warm in self.warms:
             warm.close()
+
+    def clear(self) -> None:
+        """Kill what a try that was given up left running, or standing still."""
+        while self.running:
+            self.running.pop().kill()
 
     def new_warm(self, variables: dict[str, str]) -> Warm:
         """Give processes that have imported torch, with more variables."""
@@ -180,12 +187,15 @@ class Lab:
         said = self.folder / "said" / f"{next(self.numbers):04d}"
         said.mkdir(parents=True)
         port = free_port() if processes > 1 else 0
-        return (warm or self.once("warm", lambda: self.new_warm({}))).start(
+        running = (warm or self.once("warm", lambda: self.new_warm({}))).start(
             words, said, self.elsewhere, processes, port, takes_down=takes_down
         )
+        self.running.append(running)
+        return running
 
     def end(self, running: Running, patience: float = PATIENCE_S) -> Result:
         """Wait for the end of what was started; hanging breaks a promise."""
+        self.running.remove(running)
         try:
             result = running.wait(patience)
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -57,7 +58,8 @@ class Running:
 
     def kill(self) -> None:
         """Kill all its processes."""
-        os.killpg(self.group, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGKILL)
 
 
 class Warm:

@@ -7,7 +7,8 @@ import time
 from random import Random
 
 from tests.drills.disturb import as_soon_as
-from tests.drills.lab import Fault, Lab, Outcome
+from tests.drills.lab import SAVE_EVERY, Fault, Lab, Outcome
+from tests.support.tiny import BATCH
 
 NUM_FILES = 5
 
@@ -31,20 +32,18 @@ def kill_as_file_appears(lab: Lab, random: Random, number: int) -> Outcome:
     count = number % NUM_FILES + 1
     run = lab.new()
     running = lab.start(lab.words(run))
+    name = f"{random.randrange(1, 6) * SAVE_EVERY * BATCH:09d}"
     folder = run / "checkpoints"
-
-    def appears() -> bool:
-        return any(len(list(path.iterdir())) >= count for path in folder.glob(".*"))
 
     def seen() -> bool:
         try:
-            return appears()
+            return any(len(list(path.iterdir())) >= count for path in folder.glob(f"*{name}"))
         except FileNotFoundError:  # it got its final name meanwhile
-            return False
+            return True
 
-    as_soon_as(running, signal.SIGKILL, seen)
-    began = time.monotonic()
-    lab.end(running)
+    began = as_soon_as(running, signal.SIGKILL, seen) or time.monotonic()
+    killed = lab.end(running)
+    lab.expect(killed.code == -signal.SIGKILL, f"it was not killed: {killed.code}")
     return lab.look_and_continue(run, began=began)
 
 
