@@ -85,9 +85,9 @@ class Lab:
         }
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
-        self.running: list[Running] = []
+        self.running: dict[Running, float] = {}  # since when
         self.seconds = 0.0  # that the run left in peace took
-        self.said = ""  # by what was started last
+        self.said, self.took_s = "", 0.0  # by what ended last
         self.left_outside: set[Path] = set()
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Lab:
     def clear(self) -> None:
         """Kill what a try that was given up left running, or standing still."""
         while self.running:
-            self.running.pop().kill()
+            self.running.popitem()[0].kill()
 
     def new_warm(self, variables: dict[str, str]) -> Warm:
         """Give processes that have imported torch, with more variables."""
@@ -190,18 +190,18 @@ class Lab:
         running = (warm or self.once("warm", lambda: self.new_warm({}))).start(
             words, said, self.elsewhere, processes, port, takes_down=takes_down
         )
-        self.running.append(running)
+        self.running[running] = time.monotonic()
         return running
 
     def end(self, running: Running, patience: float = PATIENCE_S) -> Result:
         """Wait for the end of what was started; hanging breaks a promise."""
-        self.running.remove(running)
+        began = self.running.pop(running)
         try:
             result = running.wait(patience)
         except TimeoutError:
             self.said = (running.said / "stderr").read_text()
             raise BrokenPromise(f"it hangs: no end within {patience:.0f} s") from None
-        self.said = f"{result.stdout}{result.stderr}"
+        self.said, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
         return result
 
     def run(self, run: Path, *options: str, moment: str | None = None, **how: Any) -> Result:

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from tests.drills.disturb import cut, flip
-from tests.drills.lab import STEPS, TENSORS, Fault, Lab, Outcome, is_whole, metrics
+from tests.drills.lab import SAVE_EVERY, STEPS, TENSORS, Fault, Lab, Outcome, is_whole, metrics
 from tests.support.tiny import BATCH
 
 NEWEST = 20  # steps: what is damaged was left by a run that had four to go
@@ -30,15 +30,17 @@ def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int],
         path = pick(own, random)
         what = damage(path, random, number)
         result = lab.run(run, f"--data.shards={own}")
+        took_s = lab.took_s
         # A bit of the index that says nothing of the images may leave the run as it was.
         if result.code == 0 and path.suffix == ".json":
             lab.expect_same(run)
-            return Outcome(note=f"harmless: {what}")
+            return Outcome(0, took_s, f"harmless: {what}")
         lab.expect_mistake(result, str(own))
         lab.expect(len(metrics(run)) == NEWEST, f"it trained on {what}")
         named = path.name in result.stderr or path.suffix == ".json"
         lab.expect(named, f"{path.name} is not named after {what}: {result.stderr}")
-        return lab.look_and_continue(run, f"--data.shards={lab.shards}")
+        again = lab.look_and_continue(run, f"--data.shards={lab.shards}")
+        return Outcome(again.images_lost, took_s)
 
     return attempt
 
@@ -56,7 +58,7 @@ def part(name: str) -> Callable[[Lab, Random, int], Outcome]:
         named = f"warning: checkpoint {newest} is passed over" in result.stderr
         lab.expect(named != whole, f"{newest} with {what}: {result.stderr}")
         lab.expect_same(run)
-        return Outcome(0 if whole else 4 * BATCH)
+        return Outcome(0 if whole else SAVE_EVERY * BATCH, lab.took_s)
 
     return attempt
 
@@ -75,7 +77,7 @@ def log(lab: Lab, random: Random, number: int) -> Outcome:
     told = "metrics.jsonl" in result.stderr
     lab.expect(lost == 0 or told, f"after {what}, {lost} lines are lost, and nobody is told")
     lab.look(run)
-    return Outcome()
+    return Outcome(0, lab.took_s)
 
 
 def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
@@ -87,15 +89,16 @@ def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
         before = path.read_bytes()
         what = damage(path, random, number)
         result = lab.run(run)
+        took_s = lab.took_s
         if result.code != 0:
             lab.expect_mistake(result, str(run))
             path.write_bytes(before)
-            return lab.look_and_continue(run)
+            return Outcome(lab.look_and_continue(run).images_lost, took_s)
         lab.expect_same(run)
         if path.suffix == ".json":
             json.loads(path.read_text())
         lab.look(run)
-        return Outcome(note=f"harmless: {what}")
+        return Outcome(0, took_s, f"harmless: {what}")
 
     return attempt
 
