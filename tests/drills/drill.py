@@ -117,15 +117,16 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="dgm-drill-"))
     rows: list[Row] = []
     began = time.monotonic()
-    with opened(folder) as lab:
-        for fault in faults:
-            tries = fault.short if asked.short else fault.long
-            if tries == 0:
-                continue
-            rows.append(try_fault(fault, lab, tries, asked.seed))
-            say(rows[-1])
-    took_s = time.monotonic() - began
-    print(f"\n{table(rows)}\n\nin {took_s:.0f} s")
+    try:
+        with opened(folder) as lab:
+            for fault in faults:
+                tries = fault.short if asked.short else fault.long
+                if tries > 0:
+                    rows.append(try_fault(fault, lab, tries, asked.seed))
+                    say(rows[-1])
+    finally:  # also where it was interrupted
+        took_s = time.monotonic() - began
+        print(f"\n{table(rows)}\n\nin {took_s:.0f} s")
     if asked.json:
         found = {"took_s": took_s, "rows": [dataclasses.asdict(row) for row in rows]}
         asked.json.write_text(json.dumps(found, indent=1) + "\n")

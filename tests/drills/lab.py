@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import itertools
 import json
 import shutil
@@ -19,26 +18,24 @@ from typing import Any
 
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from dgm.report.read import read_run
 from dgm.train import checkpoint
 from shards import shapes
 from shards.build import build
 from shards.folders import cache_root
+from tests.drills.left import TENSORS, is_whole, metrics, named_checkpoints, newest_whole
 from tests.support.processes import free_port
 from tests.support.tiny import BATCH, LAUNCH, TINY
 from tests.support.warm_processes import Result, Running, Warm, plain_environment
 
 HERE = Path(__file__).parent
 SIGNAL_AT = HERE / "signal_at.py"
-TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 STEPS = 24  # more than one pass over the images
 SAVE_EVERY = 4  # steps
 NUM_IMAGES = 320
 PATIENCE_S = 120.0
 """A run of seconds that takes longer hangs."""
-_CLOCKED = ("wall_s", "time/", "memory/", "energy/")
 
 
 class BrokenPromise(Exception):  # noqa: N818 - it is none of the program
@@ -307,40 +304,6 @@ class Lab:
 
     def _outside(self) -> set[Path]:
         return {path for root in self.outside for path in root.rglob("*")}
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    """Read metrics.jsonl without what a clock or the memory says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(_CLOCKED)} for line in lines]
-
-
-def named_checkpoints(run: Path) -> list[Path]:
-    """List what has the final name of a checkpoint, oldest first."""
-    folder = run / "checkpoints"
-    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return sorted(names, key=lambda path: int(path.name))
-
-
-def newest_whole(run: Path) -> Path | None:
-    """Find the newest whole checkpoint, by our own reading."""
-    return next((path for path in reversed(named_checkpoints(run)) if is_whole(path)), None)
-
-
-def is_whole(path: Path) -> bool:
-    """Say whether all files of a checkpoint are there, as its manifest says, and can be read."""
-    try:
-        files = json.loads((path / "manifest.json").read_text())["files"]
-        for name in (*TENSORS, "state.json"):
-            content = (path / name).read_bytes()
-            found = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            if found != files[name]:
-                return False
-        for name in TENSORS:
-            load_file(path / name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return True
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 
 from tests.drills.disturb import cut, flip
-from tests.drills.lab import SAVE_EVERY, STEPS, TENSORS, Fault, Lab, Outcome, is_whole, metrics
+from tests.drills.lab import SAVE_EVERY, STEPS, Fault, Lab, Outcome
+from tests.drills.left import TENSORS, is_whole, metrics
 from tests.support.tiny import BATCH
 
 NEWEST = 20  # steps: what is damaged was left by a run that had four to go

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from random import Random
 
 from tests.drills.disturb import alive
-from tests.drills.lab import BrokenPromise, Fault, Lab, Outcome, metrics
+from tests.drills.lab import BrokenPromise, Fault, Lab, Outcome
+from tests.drills.left import num_logged
 from tests.drills.slow_files import slow_files
 
 TIMEOUT_S = 6.0
@@ -44,13 +44,6 @@ def hanging(lab: Lab, random: Random, number: int) -> Outcome:
         raise BrokenPromise(f"it ended with {ended.code}: {ended.stderr[-500:]}")
     outcome = lab.look_and_continue(run)
     return Outcome(outcome.images_lost, seconds)
-
-
-def num_logged(run: Path) -> int:
-    try:
-        return len(metrics(run))
-    except (OSError, ValueError):  # not yet there, or half a line
-        return 0
 
 
 FAULTS = (

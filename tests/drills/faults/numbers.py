@@ -7,7 +7,8 @@ import time
 from random import Random
 
 from tests.drills.disturb import as_soon_as, go_on, leave_memory, until_stopped
-from tests.drills.lab import STEPS, Fault, Lab, Outcome, named_checkpoints
+from tests.drills.lab import STEPS, Fault, Lab, Outcome
+from tests.drills.left import named_checkpoints
 from tests.support.tiny import BATCH
 
 

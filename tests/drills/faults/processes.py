@@ -7,8 +7,9 @@ import time
 from random import Random
 
 from tests.drills.disturb import alive, go_on, send, until_stopped
-from tests.drills.faults.data import GRACE_S, TIMEOUT_S, num_logged
+from tests.drills.faults.data import GRACE_S, TIMEOUT_S
 from tests.drills.lab import SIGNAL_AT, Fault, Lab, Outcome
+from tests.drills.left import num_logged
 
 LIMIT = f"--train.timeout_minutes={TIMEOUT_S / 60}"
 

@@ -9,8 +9,8 @@ from random import Random
 import psutil
 
 from tests.drills.disturb import alive
-from tests.drills.faults.data import num_logged
 from tests.drills.lab import Fault, Lab, Outcome
+from tests.drills.left import num_logged
 from tests.support.tiny import BATCH
 
 STEPS = 10_000
