@@ -6,6 +6,7 @@ import filecmp
 import itertools
 import json
 import shutil
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,7 @@ class Lab:
         }
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
-        self.running: dict[Running, float] = {}  # since when
+        self.running: dict[Running | subprocess.Popen, float] = {}  # since when
         self.seconds = 0.0  # that the run left in peace took
         self.said, self.took_s = "", 0.0  # by what ended last
         self.left_outside: set[Path] = set()

@@ -57,6 +57,7 @@ class Submitter:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        lab.running[self.process] = time.monotonic()  # ends with the drill
 
     def kill_when(self, condition: Callable[[], bool]) -> float:
         """Kill it alone as soon as a condition holds; say when."""
@@ -64,6 +65,7 @@ class Submitter:
             time.sleep(0.001)
         self.process.kill()
         self.process.wait()
+        del self.lab.running[self.process]
         return time.monotonic()
 
     def end(self) -> int:
@@ -73,6 +75,8 @@ class Submitter:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise BrokenPromise(f"submitting hangs: no end within {PATIENCE_S:.0f} s") from None
+        finally:
+            del self.lab.running[self.process]
         return self.process.returncode
 
 
