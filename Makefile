@@ -1,4 +1,4 @@
-# setup, train, exercises, test, long, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
+# setup, train, exercises, test, long, drill, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -15,7 +15,7 @@ ARGS ?=
 SCALE ?= small
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup train exercises test long check bench cluster-up cluster-down clean
+.PHONY: setup train exercises test long drill check bench cluster-up cluster-down clean
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ test: setup
 # What takes a minute each: every engine with every family, more faults, benchmarks from end to end.
 long: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+
+# Break things on purpose, and see that promises are kept: make drill [ARGS="--short"]
+drill: setup
+	$(BIN)/python -m tests.drills.drill $(ARGS)
 
 # What to run before every commit: style, types, and the tests that are fast.
 check: setup

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +16,7 @@ from cluster import Cluster
 from PIL import Image
 from processes import free_port, kill_all
 from tiny import SCRIPTS, TINY
+from warm_processes import Result, Warm, plain_environment
 
 from shards import shapes
 from shards.build import build
@@ -33,15 +29,6 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
 DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a script left on the screen."""
-
-    code: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
@@ -91,14 +78,7 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     """Give the variables of a user without a GPU, with a cache that the whole session shares."""
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
-    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS")
-    for name in (*ours, "TRITON_INTERPRET"):
-        env.pop(name, None)
-    # Several tests share the cores: a thread that spins as it waits would hold up the others.
-    env["OMP_WAIT_POLICY"] = "passive"
-    env["DS_ACCELERATOR"] = "cpu"  # as the engine sets it where there is no GPU
-    return env
+    return plain_environment(cache)
 
 
 @pytest.fixture(scope="session")
@@ -158,34 +138,25 @@ def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., R
 
 
 @pytest.fixture(scope="session")
-def warm_socket(
+def warm(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., str]]:
-    """Return a starter of processes that have imported torch and more: see drills/warm.py.
-
-    It gives the socket to ask, and starts one process for each list of modules.
-    """
-    processes: list[subprocess.Popen] = []
+) -> Iterator[Callable[..., Warm]]:
+    """Return a starter of processes that have imported torch and more, one for each list."""
+    started: list[Warm] = []
 
     @functools.cache
-    def start(*modules: str) -> str:
-        path = tmp_path_factory.mktemp("warm") / "socket"
-        command = [sys.executable, str(ROOT / "tests" / "drills" / "warm.py"), str(path), *modules]
-        processes.append(subprocess.Popen(command, env=user_environment))
-        while not path.exists():
-            assert processes[-1].poll() is None, "warm.py ended early"
-            time.sleep(0.05)
-        return str(path)
+    def start(*modules: str) -> Warm:
+        started.append(Warm(tmp_path_factory.mktemp("warm"), user_environment, modules))
+        return started[-1]
 
     yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    for each in started:
+        each.close()
 
 
 @pytest.fixture(scope="session")
 def run_warm(
-    warm_socket: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+    warm: Callable[..., Warm], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Result]:
     """Return what runs scripts as `run_script` does, save that no process has to import torch.
 
@@ -202,30 +173,10 @@ def run_warm(
         zero: str | None = None,
         variables: dict[str, str] | None = None,
     ) -> Result:
+        variables = (variables or {}) | ({} if zero is None else zero_environment(zero))
         said = tmp_path_factory.mktemp("said")
-        request = {
-            "words": [str(word) for word in words],
-            "processes": processes,
-            "port": free_port(),
-            "environment": (variables or {}) | ({} if zero is None else zero_environment(zero)),
-            "cwd": str(cwd),
-            "stdout": str(said / "stdout"),
-            "stderr": str(said / "stderr"),
-        }
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout)
-            connection.connect(warm_socket(*([] if zero is None else DEEPSPEED)))
-            stream = connection.makefile("rw")
-            stream.write(json.dumps(request) + "\n")
-            stream.flush()
-            group = int(stream.readline())
-            try:
-                codes = json.loads(stream.readline())
-            except TimeoutError:
-                os.killpg(group, signal.SIGKILL)
-                raise
-        code = next((code for code in codes if code), 0)
-        return Result(code, (said / "stdout").read_text(), (said / "stderr").read_text())
+        ready = warm(*([] if zero is None else DEEPSPEED))
+        return ready.start(words, said, cwd, processes, free_port(), variables).wait(timeout)
 
     return run
 

@@ -17,6 +17,7 @@ from dgm.train.engine import Engine
 Result = TypeVar("Result")
 
 _ON_CPU = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+_ONEDNN = "could not create a primitive"  # all that it says where it finds no memory for its code
 
 
 def fitting(
@@ -39,7 +40,8 @@ def fitting(
 def is_lack_of_memory(error: BaseException) -> bool:
     """Say whether an error is of an allocation that failed, on a GPU or not."""
     kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in _ON_CPU)
+    said = str(error)
+    return isinstance(error, kinds) or said == _ONEDNN or any(words in said for words in _ON_CPU)
 
 
 def _does_not_fit(

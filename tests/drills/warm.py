@@ -4,9 +4,9 @@
 
 Each connection asks for one script in a line of JSON: `words` (path and arguments), `processes`,
 `cwd`, more `environment`, and files for `stdout` and `stderr`. A copy of this process is forked for
-each process of the script, and the answer is their exit codes, negative where a signal ended one.
-Several processes find each other by the variables that torchrun sets, and as with torchrun the
-first that fails takes the others down.
+each process of the script. A first answer gives their `pids` and their `group`, a second their exit
+codes, negative where a signal ended one. Several processes find each other by the variables that
+torchrun sets, and as with torchrun the first that fails `takes_down` the others, if it is asked to.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import torch._dynamo
+import torch._inductor.cudagraph_trees  # which every run asks for
 import torch.utils.tensorboard  # noqa: F401
 
 import launch.train_ddpm  # noqa: F401
@@ -55,8 +57,6 @@ def answer(connection: socket.socket) -> None:
     os.setsid()
     with connection, connection.makefile("rw") as stream:
         request = json.loads(stream.readline())
-        stream.write(f"{os.getpid()}\n")  # the group to kill when patience ends
-        stream.flush()
         running: dict[int, int] = {}
         for rank in range(request["processes"]):
             child = os.fork()
@@ -64,12 +64,14 @@ def answer(connection: socket.socket) -> None:
                 connection.detach()
                 become(request, rank)
             running[child] = rank
+        stream.write(json.dumps({"group": os.getpid(), "pids": list(running)}) + "\n")
+        stream.flush()
         codes = [0] * len(running)
         while running:
             child, status = os.wait()
             rank = running.pop(child)
             codes[rank] = os.waitstatus_to_exitcode(status)
-            if codes[rank] != 0:
+            if codes[rank] != 0 and request["takes_down"]:
                 for other in running:
                     os.kill(other, signal.SIGTERM)
         stream.write(json.dumps(codes) + "\n")

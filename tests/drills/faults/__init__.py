@@ -1,0 +1,29 @@
+"""The faults that the drill makes."""
+
+from tests.drills.faults import (
+    builds,
+    clock,
+    damage,
+    data,
+    disks,
+    kills,
+    numbers,
+    processes,
+    saves,
+    soak,
+    sweeps,
+)
+
+FAULTS = (
+    *kills.FAULTS,
+    *saves.FAULTS,
+    *builds.FAULTS,
+    *sweeps.FAULTS,
+    *disks.FAULTS,
+    *damage.FAULTS,
+    *processes.FAULTS,
+    *clock.FAULTS,
+    *data.FAULTS,
+    *numbers.FAULTS,
+    *soak.FAULTS,
+)

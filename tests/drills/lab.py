@@ -1,0 +1,318 @@
+"""The laboratory: tiny shards, a run left in peace, runs to break, and what is looked at."""
+
+from __future__ import annotations
+
+import filecmp
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from dgm.report.read import read_run
+from dgm.train import checkpoint
+from shards import shapes
+from shards.build import build
+from shards.folders import cache_root
+from tests.drills.left import TENSORS, is_whole, metrics, named_checkpoints, newest_whole
+from tests.support.processes import free_port
+from tests.support.tiny import BATCH, LAUNCH, TINY
+from tests.support.warm_processes import Result, Running, Warm, plain_environment
+
+HERE = Path(__file__).parent
+SIGNAL_AT = HERE / "signal_at.py"
+STEPS = 24  # more than one pass over the images
+SAVE_EVERY = 4  # steps
+NUM_IMAGES = 320
+PATIENCE_S = 120.0
+"""A run of seconds that takes longer hangs."""
+
+
+class BrokenPromise(Exception):  # noqa: N818 - it is none of the program
+    """What was promised, and what came instead."""
+
+
+class NotPossible(Exception):  # noqa: N818 - nor this
+    """Why a fault cannot be made on this machine."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one try; the promise was held, else BrokenPromise was raised."""
+
+    images_lost: int = 0
+    seconds: float = 0.0  # from the fault to the end of what it met
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that breaks, and what is promised for it."""
+
+    name: str
+    promise: str
+    short: int  # tries
+    long: int
+    attempt: Callable[[Lab, Random, int], Outcome] = field(repr=False)  # the int counts the tries
+
+
+class Lab:
+    """A folder in which runs are broken; everything that they may write to lies in it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.numbers = folder, itertools.count()
+        self.outside = [folder / name for name in ("home", "tmp", "elsewhere", "cache")]
+        for path in (*self.outside, folder / "tries"):
+            path.mkdir(parents=True)
+        self.home, self.tmp, self.elsewhere, self.cache = self.outside
+        self.environment = plain_environment(self.cache) | {
+            "HOME": str(self.home),
+            "TMPDIR": str(self.tmp),
+            "SLURM_CPUS_PER_TASK": "1",  # two threads of a net so small wait for each other
+        }
+        self.kept: dict[str, Any] = {}  # by `once`
+        self.warms: list[Warm] = []
+        self.running: dict[Running | subprocess.Popen, float] = {}  # since when
+        self.seconds = 0.0  # that the run left in peace took
+        self.said, self.took_s = "", 0.0  # by what ended last
+        self.left_outside: set[Path] = set()
+
+    def close(self) -> None:
+        """End what is still there; the folder stays."""
+        self.clear()
+        for warm in self.warms:
+            warm.close()
+
+    def clear(self) -> None:
+        """Kill what a try that was given up left running, or standing still."""
+        while self.running:
+            self.running.popitem()[0].kill()
+
+    def new_warm(self, variables: dict[str, str]) -> Warm:
+        """Give processes that have imported torch, with more variables."""
+        folder = self.folder / "warm" / str(len(self.warms))
+        folder.mkdir(parents=True)
+        self.warms.append(Warm(folder, {**self.environment, **variables}))
+        return self.warms[-1]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Make something when it is first asked for."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+    # What runs are made of.
+
+    @cached_property
+    def pictures(self) -> Path:
+        """A class-folder tree of shapes."""
+        root = self.folder / "pictures"
+        for index in range(NUM_IMAGES):
+            folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
+        return root
+
+    @cached_property
+    def shards(self) -> Path:
+        """Shards of them, in four tars."""
+        out = self.folder / "shards"
+        build(f"folder:{self.pictures}", "train", out, shard_size=90, progress=False)
+        return out
+
+    @cached_property
+    def config(self) -> Path:
+        """The configuration of the runs; a line of the log for each step."""
+        path = self.folder / "config.yaml"
+        keys: dict[str, Any] = {**TINY["diffusion"], "data": {"shards": str(self.shards)}}
+        every = {"log": 1, "save": SAVE_EVERY, "sample": 8}
+        cadence = {f"{name}_every_images": steps * BATCH for name, steps in every.items()}
+        keys["train"] = {**keys["train"], "total_images": STEPS * BATCH, **cadence}
+        path.write_text(yaml.safe_dump(keys))
+        return path
+
+    def in_peace(self, processes: int = 1) -> Path:
+        """Give the run that nothing disturbs, on so many processes."""
+        run = self.folder / f"peaceful-{processes}"
+        if not run.exists():
+            began = time.monotonic()
+            done = self.run(run, processes=processes)
+            self.expect(done.code == 0, f"the run left in peace ended with {done.code}")
+            self.seconds = self.seconds or time.monotonic() - began
+        return run
+
+    def prepare(self) -> None:
+        """Make what every try needs; what it leaves outside of the runs is not new afterwards."""
+        compiled = cache_root().glob("kernels-*.so")
+        (self.cache / "dgm").mkdir()
+        for path in compiled:  # it takes a while: what the user has serves
+            shutil.copy(path, self.cache / "dgm")
+        warmed = self.run(self.folder / "warmed")  # else they are compiled here
+        self.expect(warmed.code == 0, f"a first run ended with {warmed.code}: {self.said}")
+        self.in_peace()
+        self.left_outside = self._outside()
+
+    # Starting.
+
+    def new(self, name: str = "run") -> Path:
+        """Give a path for one try that nothing lies at."""
+        return self.folder / "tries" / f"{next(self.numbers):04d}" / name
+
+    def words(self, run: Path, *options: str) -> list[object]:
+        """Give the command that trains into a folder."""
+        script = LAUNCH / "train_ddpm.py"
+        return [script, "--config", self.config, "--run.dir", run, *options]
+
+    def start(
+        self,
+        words: Sequence[object],
+        processes: int = 1,
+        takes_down: bool = True,
+        warm: Warm | None = None,
+    ) -> Running:
+        """Start `python WORDS`."""
+        said = self.folder / "said" / f"{next(self.numbers):04d}"
+        said.mkdir(parents=True)
+        port = free_port() if processes > 1 else 0
+        running = (warm or self.once("warm", lambda: self.new_warm({}))).start(
+            words, said, self.elsewhere, processes, port, takes_down=takes_down
+        )
+        self.running[running] = time.monotonic()
+        return running
+
+    def end(self, running: Running, patience: float = PATIENCE_S) -> Result:
+        """Wait for the end of what was started; hanging breaks a promise."""
+        began = self.running.pop(running)
+        try:
+            result = running.wait(patience)
+        except TimeoutError:
+            self.said = (running.said / "stderr").read_text()
+            raise BrokenPromise(f"it hangs: no end within {patience:.0f} s") from None
+        self.said, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
+        return result
+
+    def run(self, run: Path, *options: str, moment: str | None = None, **how: Any) -> Result:
+        """Train, up to a moment of signal_at.py or the end."""
+        driver: list[object] = [] if moment is None else [SIGNAL_AT, moment]
+        return self.end(self.start([*driver, *self.words(run, *options)], **how))
+
+    def copy(self, newest: int) -> Path:
+        """Copy the run left in peace, as if killed after its checkpoint of `newest` steps."""
+        run = self.new()
+        shutil.copytree(self.in_peace(), run)
+        for path in named_checkpoints(run):
+            if int(path.name) > newest * BATCH:
+                shutil.rmtree(path)
+        log = run / "metrics.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:newest]))
+        return run
+
+    # Looking at what is left.
+
+    def expect(self, kept: bool, otherwise: str) -> None:
+        """Raise BrokenPromise unless a promise was kept."""
+        if not kept:
+            raise BrokenPromise(otherwise)
+
+    def expect_mistake(self, result: Result, *named: str) -> None:
+        """Expect one line `error: ...` that names all of these, exit code 2 and no traceback."""
+        lines = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
+        self.expect(result.code == 2, f"exit code {result.code}, not 2: {result.stderr[-500:]}")
+        self.expect("Traceback" not in result.stderr, f"a traceback: {result.stderr[-500:]}")
+        self.expect(len(lines) == 1, f"{len(lines)} lines of error: {lines}")
+        for name in named:
+            self.expect(name in lines[0], f"{name} is not named: {lines[0]}")
+
+    def look(self, run: Path) -> int:
+        """Look at what a fault left: readable, nothing partial; give the images it has logged."""
+        self.expect_nothing_outside()
+        if not (run / "config.yaml").exists():
+            found = sorted(p.name for p in run.iterdir()) if run.exists() else []
+            self.expect(
+                set(found) <= {".config.yaml.tmp", ".lock", "lock", "slurm"}, f"left: {found}"
+            )
+            return 0
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            seen = read_run(run, "run", "diffusion", {}).images_seen
+            found = checkpoint.newest(run / "checkpoints")
+        self.expect(found == newest_whole(run), f"newest is {found}, not {newest_whole(run)}")
+        if found is not None:
+            checkpoint.read(found)
+        for path in named_checkpoints(run):
+            self.expect(is_whole(path), f"{path} has its final name, but is not whole")
+        for path in run.rglob("*.json"):
+            if not any(part.startswith((".", "damaged")) for part in path.relative_to(run).parts):
+                json.loads(path.read_text())
+        for path in (run / "samples").glob("*.png"):
+            with Image.open(path) as image:
+                image.load()
+        return seen
+
+    def look_and_continue(
+        self, run: Path, *options: str, began: float | None = None, processes: int = 1
+    ) -> Outcome:
+        """Look at what a fault left, run the same command again and compare with the peaceful run.
+
+        Images lost are those that the log has, and the run that goes on does again.
+        """
+        ended = time.monotonic()
+        seen = self.look(run)
+        saved = newest_whole(run)
+        again = self.run(run, *options, processes=processes)
+        self.expect(again.code == 0, f"continuing ended with {again.code}: {again.stderr[-500:]}")
+        self.expect_same(run, processes)
+        at = int(saved.name) if saved else 0
+        says = at == 0 or f"continues at:    {at:,} images" in again.stdout
+        self.expect(says, f"it does not say that it continues at {at:,} images")
+        return Outcome(max(seen - at, 0), ended - (ended if began is None else began))
+
+    def expect_same(self, run: Path, processes: int = 1) -> None:
+        """Compare a finished run with the one left in peace: tensors, pictures, log."""
+        self.expect_nothing_outside()
+        self.expect_same_tensors(run, processes)
+        peaceful = self.in_peace(processes)
+        self.expect(metrics(run) == metrics(peaceful), f"{run}/metrics.jsonl: other lines")
+        for path in (peaceful / "samples").iterdir():
+            same = filecmp.cmp(path, run / "samples" / path.name, shallow=False)
+            self.expect(same, f"samples/{path.name}: other bytes")
+        left = [str(path) for path in run.rglob(".partial-*")]
+        self.expect(not left, f"left behind: {left}")
+
+    def expect_same_tensors(self, run: Path, processes: int = 1) -> None:
+        """Compare weights, average and optimizer with those of the run left in peace."""
+        last = f"checkpoints/{STEPS * BATCH:09d}"
+        for name in TENSORS:
+            ours, theirs = run / last / name, self.in_peace(processes) / last / name
+            self.expect(ours.exists(), f"{ours} is missing")
+            self.expect(filecmp.cmp(ours, theirs, shallow=False), f"{ours}: other bytes")
+
+    def expect_nothing_outside(self) -> None:
+        """Expect that home, temporary folder, working folder and cache are as before."""
+        new = self._outside() - self.left_outside
+        self.expect(not new, f"written outside of the run folder: {sorted(map(str, new))[:5]}")
+
+    def _outside(self) -> set[Path]:
+        return {path for root in self.outside for path in root.rglob("*")}
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Lab]:
+    """Open a laboratory in a new folder."""
+    lab = Lab(folder)
+    try:
+        lab.prepare()
+        yield lab
+    finally:
+        lab.close()

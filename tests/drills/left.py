@@ -1,0 +1,54 @@
+"""What a run left, by our own reading of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+_CLOCKED = ("wall_s", "time/", "memory/", "energy/")
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Read metrics.jsonl without what a clock or the memory says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(_CLOCKED)} for line in lines]
+
+
+def named_checkpoints(run: Path) -> list[Path]:
+    """List what has the final name of a checkpoint, oldest first."""
+    folder = run / "checkpoints"
+    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return sorted(names, key=lambda path: int(path.name))
+
+
+def newest_whole(run: Path) -> Path | None:
+    """Find the newest whole checkpoint, by our own reading."""
+    return next((path for path in reversed(named_checkpoints(run)) if is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Say whether all files of a checkpoint are there, as its manifest says, and can be read."""
+    try:
+        files = json.loads((path / "manifest.json").read_text())["files"]
+        for name in (*TENSORS, "state.json"):
+            content = (path / name).read_bytes()
+            found = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            if found != files[name]:
+                return False
+        for name in TENSORS:
+            load_file(path / name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def num_logged(run: Path) -> int:
+    """Count the lines of the log, which may be being written."""
+    try:
+        return len(metrics(run))
+    except (OSError, ValueError):  # not yet there, or half a line
+        return 0
