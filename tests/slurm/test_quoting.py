@@ -47,7 +47,7 @@ ENDS = "--"  # to argparse the end of options, also as a value: it says that the
 HARD_TEXT = st.one_of(
     st.sampled_from(HARD),
     st.text("ab $`'\"\\\n\t#:-{}[]&*!|>%@,?=~é☃", max_size=8),
-).filter(lambda text: text != ENDS and not text.strip().startswith(NOTHING))
+).filter(lambda text: text.strip() and text != ENDS and not text.strip().startswith(NOTHING))
 
 STAND_IN = """
 import json, os, sys
