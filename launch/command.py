@@ -63,6 +63,8 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
 
 def _check_file(path: str, known: Collection[str]) -> None:
     # jsonargparse names neither the file nor the whole key of what it does not understand.
+    if not path:
+        raise UserError("--config is '': name a YAML file")
     try:
         keys = read_yaml(Path(path))
     except UserError as error:
