@@ -12,6 +12,7 @@ torchrun sets, and as with torchrun the first that fails `takes_down` the others
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -48,7 +49,9 @@ def serve(path: str) -> None:
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
-                answer(connection)
+                with contextlib.suppress(BrokenPipeError):  # who asked is gone
+                    answer(connection)
+                os._exit(1)
             connection.close()
 
 
