@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from dgm.errors import naming
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; it becomes `path`, or is removed where that fails."""
-    partial = path.with_name(f".{path.name}.tmp")
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary name to write to; it becomes `path`, or is removed where that fails.
+
+    In a `shared` folder other processes may write the same file meanwhile.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         with naming(path):
             yield partial
@@ -46,3 +54,17 @@ def append(file: FileIO, text: str) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(file.fileno(), size)
         raise
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
+) -> None:
+    """Write contiguous tensors as safetensors; raises OSError where the disk is at fault."""
+    with naming(path):
+        try:
+            save_file(dict(tensors), path, dict(header) if header else None)
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

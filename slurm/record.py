@@ -52,7 +52,7 @@ class Record:
         except (OSError, ValueError, RecursionError):
             return {}
         kinds: dict[str, type] = {"job": str, "cluster": str}
-        if isinstance(found, dict) and found.get("cluster") == "local":
+        if isinstance(found, dict) and ("pid" in found or found.get("cluster") == "local"):
             kinds["pid"] = int
         if isinstance(found, dict) and "total_images" in found:
             kinds["total_images"] = int

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgm.files import replacing, save_tensors
 from dgm.layers import use_kernels
 from dgm.pixels import scale
 from dgm.rng import permutation
@@ -98,9 +98,8 @@ def cached_classifier(
             print("training a classifier of the real images, once for this data set", flush=True)
             net = train_classifier(data, num_classes, epochs, seed, engine.device)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            save_file({key: value.contiguous() for key, value in net.state_dict().items()}, partial)
-            os.replace(partial, path)
+            with replacing(path, shared=True) as partial:
+                save_tensors(partial, {k: v.contiguous() for k, v in net.state_dict().items()})
 
     engine.on_main(train)
     net = _read(path, num_classes)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dgm.eval.features import Features
 from dgm.eval.frechet import Moments
+from dgm.files import replacing, save_tensors
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
 
@@ -94,12 +92,9 @@ def _write(path: Path, header: dict[str, object], made: Described) -> None:
         "mean": torch.from_numpy(np.ascontiguousarray(made.moments.mean)),
         "covariance": torch.from_numpy(np.ascontiguousarray(made.moments.covariance)),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"header": json.dumps(header)})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        with replacing(path, shared=True) as partial:
+            save_tensors(partial, tensors, {"header": json.dumps(header)})
+    except OSError as error:
         warnings.warn(f"{path} cannot be written and is made each time: {error}", stacklevel=2)

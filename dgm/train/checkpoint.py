@@ -6,23 +6,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dgm.errors import UserError, naming
+from dgm.files import save_tensors
 
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
@@ -146,21 +144,8 @@ def complete_names(folder: Path) -> list[str]:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with naming(path), _as_system_errors():
-        save_file(plain, path)
+    save_tensors(path, plain)
     _sync_file(path)
-
-
-@contextlib.contextmanager
-def _as_system_errors() -> Iterator[None]:
-    """Turn safetensors' errors of writing into those of the system that they tell of."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _write_text(path: Path, text: str) -> None:
