@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
-from dgm.train.stop import StopRequest
+from dgm.train.stop import SIGNALS, StopRequest
 from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse
 from launch.places import check_folder
@@ -71,8 +72,9 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     stop = StopRequest(at_once=_leave)
     try:
         return _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
-    finally:
-        stop.close()
+    finally:  # what it ends with is settled: a signal that comes now changes nothing
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:

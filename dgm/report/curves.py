@@ -154,7 +154,7 @@ def edges(
 def spread(low: float, high: float, log: bool) -> tuple[float, float]:
     """Leave some room below and above."""
     if log:
-        room = (high / low) ** 0.04
+        room = 10 ** (0.04 * (math.log10(high) - math.log10(low)))
         return low / room, high * room
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
@@ -172,7 +172,7 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    several = math.log10(high / low) > 3
+    several = math.log10(high) - math.log10(low) > 3
     factors = (1,) if several else (1, 2, 5)
     every = -(-len(decades) // 7) if several else 1
     found = [factor * 10.0**k for k in decades[::every] for factor in factors]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ SPREAD = "spread_over_seeds"
 """In evaluation.json: standard deviations of figures over seeds, by their names."""
 _MAX_DEPTH = 30  # of objects in a file, and
 _MAX_DIGITS = 20  # of a whole number in it, lest what shows them fail
+_LARGEST = 1e100  # of a number that is shown
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
 
@@ -249,5 +249,6 @@ def _is_flat(found: object, depth: int) -> bool:
 
 
 def _finite(value: object) -> TypeGuard[float]:
+    # What is larger is damage, and arithmetic with it overflows.
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    return number and abs(value) < _LARGEST  # type: ignore[arg-type]
