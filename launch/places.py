@@ -45,5 +45,9 @@ def _check(option: str, folder: Path, named: Path | None = None) -> None:
     said = f"{option} is {named or folder}, but {standing}"
     if not standing.is_dir():
         raise UserError(f"{said} is no folder: name another place")
+    if os.statvfs(standing).f_flag & os.ST_RDONLY:
+        raise UserError(
+            f"{said} lies on a read-only file system: mount it writable, or name another place"
+        )
     if not os.access(standing, os.W_OK | os.X_OK):
         raise UserError(f"{said} may not be written to: name another place, or change its mode")

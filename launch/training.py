@@ -71,10 +71,13 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     """
     stop = StopRequest(at_once=_leave)
     try:
-        return _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
-    finally:  # what it ends with is settled: a signal that comes now changes nothing
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        code = _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
+    except BaseException:
+        stop.close()
+        raise
+    for number in SIGNALS:  # all is saved and said: one that comes now changes nothing
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:

@@ -110,7 +110,9 @@ def test_a_disk_that_became_read_only_is_named(train: Callable, disk: Path) -> N
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     stopped = train(8)
     assert stopped.code == 2
-    assert_told_once(stopped.stderr, str(disk / "run"), "Read-only file system", "64 images")
+    assert_told_once(
+        stopped.stderr, str(disk / "run"), "read-only file system", "mount it writable"
+    )
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert_whole(disk / "run", 64)
     assert train(8).code == 0
