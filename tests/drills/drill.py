@@ -127,14 +127,15 @@ def main(arguments: Sequence[str]) -> int:
     finally:  # also where it was interrupted
         took_s = time.monotonic() - began
         print(f"\n{table(rows)}\n\nin {took_s:.0f} s")
+        broken = any(row.broken for row in rows)
+        if not broken:
+            shutil.rmtree(folder, ignore_errors=True)
     if asked.json:
         found = {"took_s": took_s, "rows": [dataclasses.asdict(row) for row in rows]}
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    if any(row.broken for row in rows):
+    if broken:
         print(f"kept: {folder}", file=sys.stderr)
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    return 1 if broken else 0
 
 
 def say(row: Row) -> None:
