@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgm import files
 from dgm.errors import UserError
 from dgm.train import checkpoint
 from dgm.train.checkpoint import Checkpoint, FullState
@@ -185,7 +186,7 @@ def test_an_interrupted_write_leaves_nothing_of_its_own(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    owner: Any = {"save_file": checkpoint, "write_text": Path}.get(failing, os)
+    owner: Any = {"save_file": files, "write_text": Path}.get(failing, os)
     with monkeypatch.context() as patch:
         patch.setattr(owner, failing, fail)
         with pytest.raises(type(error)):
