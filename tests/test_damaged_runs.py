@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from damage import damaged, examples, flipped, resaid
+from damage import attempt, damaged, examples, flipped, resaid
 from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
 
-from dgm.errors import UserError
 from dgm.report.page import make_page
 from dgm.report.read import read_log
 from dgm.train import checkpoint
@@ -24,16 +23,6 @@ from dgm.train.run_folder import read_config
 from dgm.train.tracking import MetricsFile, scan_metrics
 from slurm import status
 from slurm.record import Record
-
-
-def attempt(read: Callable, path: Path) -> Any:
-    """Read; an error must be ours, be one line, and name the file. None where there was one."""
-    try:
-        return read()
-    except UserError as error:
-        told = str(error)
-        assert "\n" not in told and str(path) in told, told
-        return None
 
 
 def told_of(read: Callable) -> tuple[Any, list[str]]:

@@ -1,33 +1,20 @@
-"""Nothing that a file says is run, unpacked elsewhere, or shown as HTML; no secret is written."""
+"""Nothing that a file says is run, or unpacked elsewhere."""
 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from written_runs import ENVIRONMENT, opened, write_run
 
-from dgm.addresses import without_password
 from dgm.errors import UserError
 from dgm.eval import classifier, real
 from dgm.eval.inception import inception_features
-from dgm.report.exercise import Exercise, exercise_page
-from dgm.report.failures import Failure
-from dgm.report.measure import read_measure
-from dgm.report.outcome import Expectation
-from dgm.report.page import make_page
 from dgm.train import checkpoint
-from dgm.train.run_folder import describe_machine
 from shards.errors import ShardError
 from shards.images import decode_image
 from shards.read import Shards
@@ -218,177 +205,3 @@ def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatc
     with pytest.raises(UserError, match=rf"config\.yaml has data\.{key} pipe:touch"):
         open_data(tmp_path)
     assert not (tmp_path / "ran").exists()
-
-
-# Pages
-
-EVIL = [
-    "<script>alert(1)</script>", "</style><script>x</script>", '"><img src=x onerror=alert(1)>',
-    "' onmouseover='x", "</title><svg onload=x>", "<!--", "]]><b>", "javascript:x", "&lt;i&gt;",
-    "\u2028<i>", "</pre></code><iframe>",
-]  # fmt: skip
-TAGS = {
-    "html", "head", "meta", "title", "style", "body", "main", "script", "h1", "h2", "h3", "p",
-    "table", "caption", "thead", "tbody", "tr", "th", "td", "button", "div", "ul", "li", "details",
-    "summary", "pre", "code", "figure", "figcaption", "img", "svg", "line", "polyline", "circle",
-    "text", "g", "path", "rect",
-}  # fmt: skip
-ATTRIBUTES = {
-    "lang", "charset", "http-equiv", "content", "name", "class", "scope", "type", "data-value",
-    "viewbox", "role", "aria-label", "aria-hidden", "points", "cx", "cy", "r", "x", "y", "x1", "x2",
-    "y1", "y2", "src", "alt", "width", "height", "text-anchor", "transform", "d", "colspan",
-}  # fmt: skip
-
-
-class Tags(HTMLParser):
-    """Every tag and attribute of a page, and how often scripts and styles begin."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.sources: list[str] = []
-        self.other: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_comment(self, data: str) -> None:
-        self.other.append(data)
-
-    def unknown_decl(self, data: str) -> None:
-        self.other.append(data)
-
-    def handle_pi(self, data: str) -> None:
-        self.other.append(data)
-
-
-def assert_harmless(page: str) -> None:
-    seen = Tags(page)
-    assert set(seen.tags) <= TAGS, set(seen.tags) - TAGS
-    assert seen.attributes <= ATTRIBUTES, seen.attributes - ATTRIBUTES
-    assert seen.tags.count("script") == 1 and seen.tags.count("style") == 1
-    assert not seen.other and all(source.startswith("data:image/png") for source in seen.sources)
-
-
-@pytest.mark.parametrize("evil", EVIL)
-def test_pages_hold_no_tag_or_attribute_of_others(tmp_path: Path, evil: str) -> None:
-    settings = {"data": {"source": evil}, "optim": {"note": evil, evil: evil}}
-    folder = write_run(tmp_path / "x", [3.0, 2.0, 1.0], settings=settings)
-    with open(folder / "metrics.jsonl", "a") as file:
-        for seen in (400, 500):
-            line = {"images_seen": seen, f"train/{evil}": 1.0, f"train/{evil}/loss": 2.0}
-            file.write(json.dumps({**line, f"eval/{evil}": 1.0, f"time/{evil}_s": 1.0}) + "\n")
-    environment = {**ENVIRONMENT, "engine": evil, "git_commit": evil, evil: {evil: [evil]},
-                   "command": [evil, "--x", evil], "devices": [evil]}  # fmt: skip
-    (folder / "environment.json").write_text(json.dumps(environment))
-    start = {"time": evil, "images_seen": 0, "changed": {evil: [evil, {evil: 1}]}, "engine": evil}
-    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    by_class = {f"{name}_by_class": {evil: 0.5} for name in ("class_consistency", evil)}
-    (folder / "evaluation.json").write_text(
-        json.dumps({evil: {evil: 1.0}, "x": evil, "class_consistency": by_class})
-    )
-    other = opened(write_run(tmp_path / "y", [2.0, 1.0]), evil + "2")
-    run = opened(folder, evil)
-    failures = [Failure(evil, evil, f"error: {evil}")]
-    assert_harmless(make_page(evil, [run], []))
-    assert_harmless(make_page(evil, [run, other], failures))
-    measure = read_measure(f"final train/{evil.replace(' ', '')}/loss")
-    expected = Expectation(evil, measure, True, evil, "other")
-    exercise = Exercise(evil, evil, [expected], [measure], [measure], True, ["samples"])
-    groups = {evil: [run], "other": [other]}
-    assert_harmless(exercise_page(exercise, groups, [evil, evil]))
-
-
-# Secrets
-
-SECRETS = {
-    "AWS_SECRET_ACCESS_KEY": "hidden-1", "HF_TOKEN": "hidden-2", "MY_PASSWORD": "hidden-3",
-    "WANDB_API_KEY": "hidden-4",
-}  # fmt: skip
-ADDRESS = "https://me:hidden-5@host/x/{000..004}.tar?token=hidden-6&a=1"
-
-
-def test_addresses_are_shown_without_what_lets_their_owner_in() -> None:
-    assert without_password(ADDRESS) == "https://***@host/x/{000..004}.tar?token=***&a=1"
-    assert without_password("s3://b/x?X-Amz-Signature=ab%2F&y=2") == (
-        "s3://b/x?X-Amz-Signature=***&y=2"
-    )
-    for plain in ("https://host/a@b", "a@b.c", "--key=3", "https://host/?page=3", "ssh a@b://c"):
-        assert without_password(plain) == plain
-
-
-def test_no_secret_is_written_of_machine_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SECRETS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["train_ddpm.py", "--data.shards", ADDRESS])
-    told = json.dumps(describe_machine())
-    assert "hidden" not in told and "host/x" in told
-
-
-def test_no_secret_is_shown_on_a_page(tmp_path: Path) -> None:
-    settings = {"data": {"source": "x", "shards": ADDRESS, "test_shards": ADDRESS}}
-    folder = write_run(tmp_path / "x", [3.0, 2.0, 1.0], settings=settings)
-    environment = {**ENVIRONMENT, "command": ["train_ddpm.py", f"--data.shards={ADDRESS}"]}
-    (folder / "environment.json").write_text(json.dumps(environment))
-    page = make_page("x", [opened(folder), opened(write_run(tmp_path / "y", [1.0]))], [])
-    assert "hidden-" not in page and "***@host/x" in page
-
-
-def test_a_failed_fetch_does_not_show_the_password(tmp_path: Path, monkeypatch) -> None:
-    from shards.read import open_shards
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for spec in ("none://me:hidden@127.0.0.1:9/x.tar", "file://me:hidden@127.0.0.1:9/x.tar"):
-        with pytest.raises(ShardError, match="could not be fetched") as caught:
-            open_shards(spec)
-        assert "hidden" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_no_secret_is_in_any_file_of_a_run(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path
-) -> None:
-    script = ROOT / "launch" / "train_ddpm.py"
-    words = [script, "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    done = run_warm(*words, variables=SECRETS)
-    assert done.code == 0, done.stderr
-    done = run_warm(ROOT / "launch" / "report.py", tmp_path / "run", variables=SECRETS)
-    assert done.code == 0, done.stderr
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert len(files) > 8 and not [p for p in files if b"hidden-" in p.read_bytes()]
-
-
-def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
-    """The configuration of a job keeps an address whole, for the job needs it: only we read it."""
-    code = f"""
-import sys
-from pathlib import Path
-from slurm.checks import Plan
-from slurm.options import Asked, Options
-from slurm.resources import Resources
-from slurm.submission import Submission, note
-run = Path({str(tmp_path / "run")!r})
-config = {{"data": {{"shards": {ADDRESS!r}}}, "train": {{"total_images": 1}}}}
-plan = Plan("", run, config, (1,), 0, "")
-made = Submission(Asked("x.py", Options(), Resources(gpus_per_node=0), []), run / "slurm" / "now",
-                  [plan], {{}})
-made.home.mkdir(parents=True)
-made.write()
-made.job(plan).snapshot(plan.record)
-sys.argv = ["submit", {ADDRESS!r}]
-note(made, plan, cluster="local", job="local-1", pid=1)
-"""
-    variables = {**os.environ, **SECRETS}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, timeout=60)
-    assert done.returncode == 0
-    with_secret = {
-        path.relative_to(tmp_path / "run" / "slurm"): path.stat().st_mode & 0o777
-        for path in (tmp_path / "run").rglob("*")
-        if path.is_file() and b"hidden-" in path.read_bytes()
-    }
-    assert with_secret == {Path("now/configs/run.yaml"): 0o600, Path("config.yaml"): 0o600}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from dgm.errors import UserError
+from shards.errors import ShardError
+from slurm.errors import SlurmError
 
 EXAMPLES = int(os.environ.get("DGM_EXAMPLES", "0"))
 
@@ -93,3 +98,14 @@ def _places(document: Any):
     for key, value in inside:
         yield document, key
         yield from _places(value)
+
+
+def attempt(read: Callable, *named: object) -> Any:
+    """Read; an error must be ours, be one line, and name these. None where there was one."""
+    try:
+        return read()
+    except (UserError, ShardError, SlurmError) as error:
+        told = str(error)
+        assert "\n" not in told and len(told) < 2000, told
+        assert all(str(name) in told for name in named), told
+        return None
