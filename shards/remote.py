@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from shards.addresses import without_password
 from shards.errors import ShardError
 from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
 
@@ -27,11 +28,8 @@ def fetch(spec: str, progress: bool = True) -> Path:
     What was fetched once is kept; delete the folder to fetch it again.
     Raises ShardError with URL and reason where a tar cannot be fetched whole.
     """
-    folder = (
-        cache_root()
-        / "remote"
-        / hashlib.sha256(spec.encode(errors="surrogatepass")).hexdigest()[:16]
-    )
+    name = hashlib.sha256(spec.encode(errors="surrogatepass")).hexdigest()[:16]
+    folder = cache_root() / "remote" / name
     if (folder / "complete").is_file():
         return folder
     urls = _expand(spec)
@@ -53,13 +51,6 @@ def fetch(spec: str, progress: bool = True) -> Path:
                 _fetch_one(url, final, bar)
     (folder / "complete").touch()
     return folder
-
-
-def without_password(text: str) -> str:
-    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
-    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
-    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
-    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
 
 
 def _expand(spec: str) -> list[str]:

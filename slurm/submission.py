@@ -23,6 +23,7 @@ from typing import Any
 import submitit
 
 from slurm import commands, status
+from slurm.addresses import without_password
 from slurm.checks import Plan
 from slurm.errors import SlurmError
 from slurm.job import Job
@@ -201,13 +202,6 @@ def _in_a_line(name: str, value: str) -> str:
             "characters that cannot be printed, also of run.dir"
         )
     return value.replace("\\", "\\\\")
-
-
-def without_password(text: str) -> str:
-    """Leave out of addresses what lets their owner in; as dgm/addresses.py does."""
-    text = re.sub(r"(?<=://)[^/\s@'\"]*@", "***@", text)
-    key = r"([?&][\w.-]*(?:token|secret|signature|sig|key|password)[\w.-]*=)[^&\s'\"]+"
-    return re.sub(key, r"\1***", text, flags=re.IGNORECASE)
 
 
 def _say_end(plan: Plan) -> None:

@@ -122,3 +122,11 @@ def test_package_files_do_nothing_at_import() -> None:
         for path in (ROOT / package).rglob("__init__.py"):
             body = ast.parse(path.read_text()).body
             assert all(isinstance(n, ast.Expr | ast.Import | ast.ImportFrom) for n in body), path
+
+
+def test_what_stands_in_several_packages_is_the_same() -> None:
+    """None of them may import another, so each has its own copy."""
+    copies = {
+        (ROOT / package / "addresses.py").read_text() for package in ("dgm", "shards", "slurm")
+    }
+    assert len(copies) == 1

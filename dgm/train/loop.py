@@ -168,7 +168,8 @@ class Run:
         """Take one optimizer step of a phase; say whether the average took it in on the way."""
         engine, count = self.engine, self.batches.num_micro
         stream = self.batches.step(self.images_seen, engine.device)
-        torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
+        if engine.device.type == "cuda":  # elsewhere it would import the compiler for nothing
+            torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
         with engine.learning(phase.net) as nets:
             for k in range(count):
                 with self.clock.waiting():
