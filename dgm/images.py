@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from dgm.files import replacing
+from dgm.pixels import PixelMap
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Turn [N, C, H, W] in [-1, 1] into uint8 [N, H, W, C], rounding to the nearest level."""
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round()
-    return levels.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+def to_uint8(images: Tensor, pixels: PixelMap) -> np.ndarray:
+    """Return images [N, C, H, W] of a pixel map as they are stored, uint8 [N, H, W, C]."""
+    return pixels.to_uint8(images).cpu().numpy()
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:

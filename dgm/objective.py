@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from dgm.pixels import PixelMap
 from dgm.rng import Draws
 
 Nets = Mapping[str, nn.Module]
@@ -50,6 +51,14 @@ class Objective(Protocol):
         """Give the dataclass whose fields are the knobs of `sample`."""
         ...
 
+    @property
+    def pixels(self) -> PixelMap:
+        """Return the map between stored grey levels and the images that the nets work on.
+
+        `pixels.to_uint8` is how what `sample` returns is stored.
+        """
+        ...
+
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute means over the micro-batch, []; "loss" has the gradient, the rest is logged."""
         ...
@@ -57,7 +66,7 @@ class Objective(Protocol):
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+        """Make images, [count, C, H, W] of the map `pixels`; image i by the draws of index i.
 
         `knobs` replace entries of the configuration's `sample` section.
         """

@@ -1,11 +1,84 @@
-"""Stored images as what networks take: flipped, scaled, dequantised."""
+"""Grey levels as what networks take, and back: flip, scale, dequantise, quantise."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dgm.rng import Draws
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """Map of grey levels u = 0 ... 255 to x = (u + offset) / levels_per_unit - 1, and its inverse.
+
+    Level u stands for the bin of width 1 / levels_per_unit around its x. Stored images are uint8
+    [B, H, W, C]; x is [B, C, H, W], channels_last.
+    """
+
+    levels_per_unit: float
+    offset: float
+
+    @property
+    def bin_width(self) -> float:
+        """Return the width of a grey level in x."""
+        return 1 / self.levels_per_unit
+
+    def scale(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the middle of each stored grey level's bin, [B, C, H, W]."""
+        return self.from_levels(images.to(dtype)).permute(0, 3, 1, 2)
+
+    def dequantize(
+        self, images: Tensor, draws: Draws, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return stored images with uniform noise of one grey level, [B, C, H, W].
+
+        A density p on these images bounds the mass P of the stored ones (Theis et al. 2016,
+        section 3.1): -log P <= -log p - D log(bin_width), on average over the noise.
+        """
+        noise = draws.uniform("dequantize", tuple(images.shape[1:]), dtype)
+        return self.dequantize_with(images.to(dtype), noise).permute(0, 3, 1, 2)
+
+    def dequantize_with(self, levels: Tensor, noise: Tensor) -> Tensor:
+        """Return (levels + offset + noise - 1/2) / levels_per_unit - 1; noise in [0, 1)."""
+        below = self.offset - 0.5  # of the bin's lower edge from the level
+        return _affine(levels + noise if below == 0 else levels + (noise + below), self)
+
+    def from_levels(self, levels: Tensor) -> Tensor:
+        """Return x of grey levels, which need not be whole; any shape."""
+        return _affine(levels if self.offset == 0 else levels + self.offset, self)
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        """Return the grey level of x, in [0, 255] and not rounded; any shape.
+
+        What lies outside is clipped, as it is when images are stored.
+        """
+        return ((x + 1) * self.levels_per_unit - self.offset).clamp(0, 255)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Return the stored image of x [B, C, H, W]: in whose bin each number lies, [B, H, W, C].
+
+        The inverse of `scale` and of `dequantize`; numbers outside all bins take the nearest.
+        """
+        levels = self.to_levels(x.float() if x.dtype.itemsize < 4 else x)
+        return (levels + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def convert(self, x: Tensor, to: PixelMap) -> Tensor:
+        """Return images x of this map as images of another; any shape."""
+        return x if self == to else to.from_levels(self.to_levels(x))
+
+
+def _affine(levels: Tensor, pixels: PixelMap) -> Tensor:
+    return levels * pixels.bin_width - 1
+
+
+STANDARD = PixelMap(127.5, 0.0)
+"""Level 0 at -1 and 255 at 1; the outer halves of these two bins lie outside [-1, 1]."""
+
+DEQUANTIZED = PixelMap(128.0, 0.5)
+"""256 bins that fill [-1, 1): what a density of uniformly dequantised images is learned on."""
 
 
 def draw_mirrored(draws: Draws) -> Tensor:
@@ -16,18 +89,3 @@ def draw_mirrored(draws: Draws) -> Tensor:
 def flip_images(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror those of uint8 [B, H, W, C] that `mirrored` [B] says."""
     return torch.where(mirrored[:, None, None, None], images.flip(2), images)
-
-
-def scale(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map uint8 [B, H, W, C] to [B, C, H, W] with 0 at -1 and 255 at 1, channels_last."""
-    return (images.to(dtype) * (1 / 127.5) - 1).permute(0, 3, 1, 2)
-
-
-def dequantize(images: Tensor, draws: Draws, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map uint8 [B, H, W, C] to [B, C, H, W] in [-1, 1), uniform within each grey level.
-
-    A grey level is 1/128 wide. A density on these images bounds the mass of the stored ones
-    (Theis et al. 2016, section 3.1): -log P <= -log p - D log(1/128), on average over the noise.
-    """
-    noise = draws.uniform("dequantize", tuple(images.shape[1:]), dtype)
-    return ((images.to(dtype) + noise) * (1 / 128) - 1).permute(0, 3, 1, 2)

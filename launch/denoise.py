@@ -24,9 +24,10 @@ from dgm.diffusion import partial
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.errors import UserError
 from dgm.eval.chosen import in_turn
-from dgm.eval.classifier import classify, to_input
+from dgm.eval.classifier import classify
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.limits import check_range
+from dgm.pixels import STANDARD
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -75,7 +76,7 @@ class Denoiser:
         self.pixels, self.labels = (
             torch.from_numpy(part).to(device) for part in (pixels, labels[self.index])
         )
-        self.real = to_input(pixels, device)
+        self.real = objective.pixels.scale(self.pixels)
         self.numbers = torch.from_numpy(self.index).to(device)
 
     def __call__(self, steps: int) -> tuple[dict[str, float], Tensor]:
@@ -105,15 +106,17 @@ class Denoiser:
         return torch.stack([noised, made], dim=1)
 
     def _figures(self, noised: Tensor, made: Tensor) -> dict[str, float]:
-        net, real = self.subject.classifier, self.real
+        net, real, pixels = self.subject.classifier, self.real, self.objective.pixels
         found: dict[str, float] = {}
-        for name, x in (("noised", noised.clamp(-1, 1)), ("denoised", made)):
-            x = x.float()
-            right = classify(net, images.to_uint8(x)) == self.labels.cpu().numpy()
+        levels = pixels.to_levels(real)
+        for name, x in (("noised", noised), ("denoised", made)):
+            own = pixels.to_levels(x.float())
+            right = classify(net, images.to_uint8(x, pixels)) == self.labels.cpu().numpy()
+            seen, seen_real = (STANDARD.from_levels(part) for part in (own, levels))
             found |= {
-                f"psnr_db_{name}": float(psnr(x, real).mean()),
-                f"ssim_{name}": float(ssim(x, real).mean()),
-                f"feature_distance_{name}": float(feature_distance(net, x, real).mean()),
+                f"psnr_db_{name}": float(psnr(own, levels).mean()),
+                f"ssim_{name}": float(ssim(own, levels).mean()),
+                f"feature_distance_{name}": float(feature_distance(net, seen, seen_real).mean()),
                 f"class_seen_{name}": float(right.mean()),
             }
         return found
@@ -145,7 +148,7 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
         figures, sheet = denoiser(steps)
         found.append(figures)
         if engine.is_main:
-            pixels = images.to_uint8(sheet.flatten(0, 1))
+            pixels = images.to_uint8(sheet.flatten(0, 1), objective.pixels)
             images.save_png(
                 folder_of(options) / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1])
             )

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jsonargparse import ArgumentParser, Namespace
 
+from dgm.diffusion.ode import MIN_STEPS
 from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
@@ -59,7 +60,13 @@ def make_parser() -> ArgumentParser:
     add("--checkpoint", help="its images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
     add("--importance_samples", type=int, default=0, help="of a vae's closer bound; default none")
-    add("--ode_steps", type=int, default=100, help="of bits_per_dim_ode")
+    add("--ode_steps", type=int, help="of bits_per_dim_ode, 4 or more; default by --ode_tolerance")
+    add(
+        "--ode_tolerance",
+        type=float,
+        default=0.01,
+        help="error of bits_per_dim_ode that its steps may leave, bits per dimension",
+    )
     add("--epochs", type=int, help="of the classifier; default until 20,000 images")
     add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
     add("--test_shards", help="real images to test on; default as the run's source")
@@ -69,7 +76,9 @@ def make_parser() -> ArgumentParser:
 def check(options: Namespace) -> None:
     """Raise UserError where an option has no meaning."""
     check_range(options, "--", "per_class", "num_images", least=1, most=MOST_MADE)
-    check_range(options, "--", "seeds", "epochs", "num_test", "ode_steps", least=1)
+    check_range(options, "--", "seeds", "epochs", "num_test", least=1)
+    check_range(options, "--", "ode_steps", least=MIN_STEPS)
+    check_range(options, "--", "ode_tolerance", above=0)
     check_range(options, "--", "importance_samples", least=0)
     if options.per_class and options.num_images:
         raise UserError(

@@ -26,6 +26,7 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
+from dgm.pixels import STANDARD
 from dgm.report.exploring import save_plots
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
@@ -135,7 +136,7 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     def show(name: str, caption: str, sheet: Tensor) -> None:
         found["sheets"].append({"file": f"{name}.png", "caption": caption})
         if engine.is_main:
-            pixels = images.to_uint8(sheet.flatten(0, 1))
+            pixels = images.to_uint8(sheet.flatten(0, 1), STANDARD)
             images.save_png(folder_of(options) / f"{name}.png", images.grid(pixels, sheet.shape[1]))
 
     found["interpolation"], sheet = explorer.interpolate()

@@ -21,6 +21,7 @@ from dgm.eval.real import describe_real
 from dgm.eval.settings import Judge, try_settings
 from dgm.latent_space import along_directions, along_line, along_sphere
 from dgm.objective import Encoder, Latent
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 from dgm.vae.objective import VAEObjective
 from launch.subject import Subject
@@ -76,7 +77,9 @@ class Explorer:
         if self.encodes:
             real = to_input(subject.test.images(self.ends[: len(z)].numpy()), self.engine.device)
             ends_made = torch.stack([rows[:, 0], rows[:, -1]], dim=1).flatten(0, 1)
-            found["psnr_db_of_ends"] = float(psnr(ends_made, real).mean())
+            found["psnr_db_of_ends"] = float(
+                psnr(STANDARD.to_levels(ends_made), STANDARD.to_levels(real)).mean()
+            )
             rows = torch.cat([real[0::2, None], rows, real[1::2, None]], dim=1)
         return found, rows
 
@@ -140,8 +143,11 @@ class Explorer:
         return self.objective.latents(draws), numbers // 2 % self.num_classes  # pairs of a class
 
     def _decode(self, z: Tensor, labels: Tensor) -> Tensor:
-        batch = self.subject.trained.objective.sample_config.batch
-        return walks.decode_on_all(self.engine, self.objective, self.subject.nets, z, labels, batch)
+        objective = self.subject.trained.objective
+        made = walks.decode_on_all(
+            self.engine, self.objective, self.subject.nets, z, labels, objective.sample_config.batch
+        )
+        return objective.pixels.convert(made, STANDARD)
 
     def try_settings(self, settings: list[dict[str, Any]]) -> Explored:
         """Make the same draws at each setting, and measure them beside real test images."""

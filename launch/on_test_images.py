@@ -32,12 +32,12 @@ def bits(subject: Subject) -> Figures:
 
 def bits_by_ode(subject: Subject) -> Figures:
     """Measure bits per dimension of test images by the probability-flow ODE."""
-    steps, index = subject.options.ode_steps, _tested(subject)
+    options, index = subject.options, _tested(subject)
     found = timesteps.bits_by_ode(
         subject.engine, _diffusion(subject), subject.nets, subject.test, index,
-        subject.options.seed, steps,
+        options.seed, options.ode_steps, options.ode_tolerance,
     )  # fmt: skip
-    how = f"uniform dequantisation, Heun in at most {steps} steps, one Rademacher probe"
+    how = "uniform dequantisation, Heun extrapolated by Richardson, one Rademacher probe"
     return {"num_test_images": len(index), "how": how, **found}
 
 

@@ -117,7 +117,7 @@ def make_images(options: Namespace, engine: Engine) -> None:
     made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
     if not engine.is_main:
         return
-    pixels = images.to_uint8(made)
+    pixels = images.to_uint8(made, trained.objective.pixels)
     default = Path(options.run) / "generated" / f"{trained.images_seen:09d}-seed{options.seed}"
     stem = Path(options.out) if options.out else default
     shown = pixels[(number < SHOWN).numpy()]

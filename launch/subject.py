@@ -127,13 +127,12 @@ class Subject:
     def made(self, seed: int) -> Made:
         """Make images from a seed, once, the classes in turn."""
         if seed not in self._made:
-            index = torch.arange(self.num_images)
+            index, objective = torch.arange(self.num_images), self.trained.objective
             labels = index % len(self.trained.classes)
             parts = [
                 to_uint8(
-                    sample_on_all(
-                        self.engine, self.trained.objective, self.nets, rows, labels[rows], seed
-                    )
+                    sample_on_all(self.engine, objective, self.nets, rows, labels[rows], seed),
+                    objective.pixels,
                 )
                 for rows in index.split(_AT_ONCE)
             ]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dgm.layers import recompute_activations
 from dgm.objective import Batch, Encoder, InitializedByData, Latent, Likelihood, Pictured
-from dgm.pixels import scale
 from dgm.rng import Draws
 from launch.command import parse
 from launch.families import FAMILIES
@@ -146,7 +145,9 @@ def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, fam
         assert isinstance(objective, Encoder)
         found = objective.encode(nets, given, draws)
         assert found.shape == z.shape and bool(found.isfinite().all())
-        near = (objective.decode(nets, found, given.labels) - scale(given.images)).abs()
+        near = (
+            objective.decode(nets, found, given.labels) - objective.pixels.scale(given.images)
+        ).abs()
     if family != "vae":  # which keeps but a summary
         assert near.mean() < 2 / 128  # as far as dequantising noise goes
 

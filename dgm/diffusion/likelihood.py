@@ -1,50 +1,83 @@
 """The variational bound of a diffusion model, in nats, term by term.
 
--log p(x_0) <= prior + sum over t of L_t (Ho et al. 2020, equation 5): L_t for t > 0 is the
-divergence between the true and the modelled step, L_0 a Gaussian's mass in the pixel's grey level.
+-log p(x_0) <= L_T + sum over t of L_t (Ho et al. 2020, equation 5): L_t for t > 0 is the divergence
+of the true reverse step from the modelled one, L_0 minus the logarithm of a Gaussian's mass in the
+pixel's grey level, and L_T (`prior`) the divergence of q(x_T | x_0) from N(0, 1).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dgm.diffusion.schedule import Schedule
+from dgm.pixels import PixelMap
+
+
+@dataclass(frozen=True)
+class ReverseSteps:
+    """Coefficients of q(x_{t-1} | x_t, x_0) and of the model's variances, each [T].
+
+    The mean is mean_x_0 x_0 + mean_x_t x_t (Ho et al. 2020, equation 7). The true variance of the
+    first step is 0; as in the code of Ho et al. and of Nichol and Dhariwal, that of the second step
+    stands in for it, also where the model's fixed variance is beta.
+    """
+
+    mean_x_0: Tensor
+    mean_x_t: Tensor
+    log_posterior: Tensor  # of beta_tilde
+    log_beta: Tensor
+    log_large: Tensor  # of beta, but of beta_tilde for the first step
+
+    @classmethod
+    def of(cls, schedule: Schedule, device: torch.device, dtype: torch.dtype) -> ReverseSteps:
+        """Compute them in float64, where 1 - alpha^2 of one step keeps its digits."""
+        betas, cumulative = schedule.betas, schedule.alphas_cumprod
+        before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
+        variance = betas * (1 - before) / (1 - cumulative)
+        log_posterior = torch.cat([variance[1:2], variance[1:]]).log()
+        tables = (
+            before.sqrt() * betas / (1 - cumulative),
+            (cumulative / before).sqrt() * (1 - before) / (1 - cumulative),
+            log_posterior,
+            betas.log(),
+            torch.cat([log_posterior[:1], betas[1:].log()]),
+        )
+        return cls(*(table.to(device, dtype) for table in tables))
 
 
 def term(
-    schedule: Schedule,
+    steps: ReverseSteps,
     t: Tensor,
     x_0: Tensor,
     x_t: Tensor,
     x_0_hat: Tensor,
-    variance_fraction: Tensor | None,
+    variance: Tensor | Literal["small", "large"],
+    pixels: PixelMap,
 ) -> Tensor:
-    """Compute L_t of each image, nats [B].
+    """Return L_t of each image, nats [B].
 
-    t: int64 [B]; images [B, C, H, W]; `variance_fraction` in [0, 1] picks between log beta_tilde
-    and log beta (Nichol and Dhariwal 2021, equation 15); None means beta.
+    t: int64 [B]; images [B, C, H, W]. `variance` is beta_tilde (small), beta (large), or a fraction
+    in [0, 1] of the way from log beta_tilde to log beta (Nichol and Dhariwal 2021, equation 15).
     """
-    alphas, sigmas = schedule.alphas.to(x_0), schedule.sigmas.to(x_0)
-    # In float64 first: 1 - alpha^2 of one step cancels badly in float32.
-    betas64 = schedule.betas
-    before64 = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alphas_cumprod[:-1]])
-    tilde64 = betas64 * (1 - before64) / (1 - schedule.alphas_cumprod)
-    tilde64[0] = tilde64[1]  # beta_tilde of the first step is 0, its logarithm is not needed
 
     def at(values: Tensor) -> Tensor:
-        return values.to(x_0)[t][:, None, None, None]
+        return values[t][:, None, None, None]
 
-    before = at(before64.sqrt())
-    mean_x_0 = before * at(betas64) / at(sigmas) ** 2
-    mean_x_t = (at(alphas) / before) * (1 - before**2) / at(sigmas) ** 2
+    mean_x_0, mean_x_t = at(steps.mean_x_0), at(steps.mean_x_t)
     true_mean = mean_x_0 * x_0 + mean_x_t * x_t
     mean = mean_x_0 * x_0_hat + mean_x_t * x_t
-    true_log_variance, log_beta = at(tilde64.log()), at(betas64.log())
-    fraction = torch.ones_like(x_0) if variance_fraction is None else variance_fraction
-    log_variance = fraction * log_beta + (1 - fraction) * true_log_variance
+    true_log_variance = at(steps.log_posterior)
+    if variance == "small":
+        log_variance = true_log_variance.expand_as(x_0)
+    elif variance == "large":
+        log_variance = at(steps.log_large).expand_as(x_0)
+    else:
+        log_variance = variance * at(steps.log_beta) + (1 - variance) * true_log_variance
     divergence = 0.5 * (
         log_variance
         - true_log_variance
@@ -52,32 +85,33 @@ def term(
         + (true_mean - mean) ** 2 * torch.exp(-log_variance)
         - 1
     )
-    first = grey_level_nll(x_0, mean, 0.5 * log_variance)
+    first = grey_level_nll(x_0, mean, 0.5 * log_variance, pixels)
     return torch.where((t == 0)[:, None, None, None], first, divergence).flatten(1).sum(1)
 
 
 def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
-    """Compute KL(q(x_T | x_0) || N(0, 1)) of each image, nats [B]."""
+    """Return KL(q(x_T | x_0) || N(0, 1)) of each image, nats [B]."""
     alpha2 = float(schedule.alphas_cumprod[-1])
     variance = 1 - alpha2
     kl = 0.5 * (variance + alpha2 * x_0**2 - 1 - math.log(variance))
     return kl.flatten(1).sum(1)
 
 
-def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Compute -log of a Gaussian's mass in the grey level of x (Ho et al. 2020, equation 13).
+def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor, pixels: PixelMap) -> Tensor:
+    """Return -log of a Gaussian's mass in the bin of x (Ho et al. 2020, equation 13), nats.
 
-    x holds 256 levels from -1 to 1; the first and last level reach to infinity.
+    x holds the middles of bins of `pixels`; those of levels 0 and 255 reach to infinity.
     """
-    inverse, centred, half = torch.exp(-log_scale), x - mean, 1 / 255
+    inverse, centred, half = torch.exp(-log_scale), x - mean, pixels.bin_width / 2
     # Differences are taken in the lower tail, where float32 keeps their digits.
     lower = -centred.abs()
-    mass = _below((lower + half) * inverse) - _below((lower - half) * inverse)
-    mass = torch.where(x > 0.999, _below((half - centred) * inverse), mass)
-    mass = torch.where(x < -0.999, _below((half + centred) * inverse), mass)
+    mass = _normal_cdf((lower + half) * inverse) - _normal_cdf((lower - half) * inverse)
+    levels = pixels.to_levels(x)
+    mass = torch.where(levels > 254.5, _normal_cdf((half - centred) * inverse), mass)
+    mass = torch.where(levels < 0.5, _normal_cdf((half + centred) * inverse), mass)
     return -torch.log(mass.clamp(min=1e-12))
 
 
-def _below(z: Tensor) -> Tensor:
+def _normal_cdf(z: Tensor) -> Tensor:
     # torch.special.ndtr is (1 + erf) / 2, which has no digits left at -5.
     return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgm.compiling import compiled
 from dgm.diffusion.prediction import PredictionKind, target
-from dgm.pixels import draw_mirrored, flip_images
+from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws, purpose_id
 
 
@@ -60,11 +60,11 @@ def q_sample(
     `dequantize`, uniform noise of one grey level is added to the pixels first.
     """
     shape, dtype = tuple(images.shape[1:]), alpha.dtype
-    x_0 = images.to(dtype)
+    levels = images.to(dtype)
     if dequantize:
-        x_0 = (x_0 + draws.uniform("dequantize", shape, dtype)) * (1 / 128) - 1
+        x_0 = DEQUANTIZED.dequantize_with(levels, draws.uniform("dequantize", shape, dtype))
     else:
-        x_0 = x_0 * (1 / 127.5) - 1
+        x_0 = STANDARD.from_levels(levels)
     eps = draws.normal("noise", shape, dtype)
     x_t = alpha * x_0 + sigma * eps
     # Memory stays [B, H, W, C]; the permuted view is what torch calls channels_last.
@@ -141,6 +141,7 @@ class Noising:
             *map(purpose_id, purposes),
             CHANNELS=channels, BLOCK=held, STEP_EACH=draws.step.ndim > 0, FLIP=self.flip,
             DEQUANTIZE=self.dequantize, PREDICTION=self.prediction, KEEP_X_0=self.keep_x_0,
+            BIN_WIDTH=(DEQUANTIZED if self.dequantize else STANDARD).bin_width,
             num_warps=2,
         )  # fmt: skip
         seen = [None if part is None else part.permute(0, 3, 1, 2) for part in (x_t, wanted, x_0)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dgm.diffusion import likelihood
 from dgm.diffusion.config import DiffusionConfig, SampleConfig
+from dgm.diffusion.likelihood import ReverseSteps
 from dgm.diffusion.noising import Noising
 from dgm.diffusion.prediction import (
     Denoised,
@@ -22,7 +23,7 @@ from dgm.diffusion.schedule import make_schedule
 from dgm.errors import UserError
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import scale
+from dgm.pixels import DEQUANTIZED, STANDARD
 from dgm.rng import Draws
 
 _MOST_TIMESTEPS = 100_000
@@ -56,7 +57,9 @@ class DiffusionObjective:
             config.prediction, config.label_drop, self.num_classes or 0, config.flip,
             config.dequantize, noising, keep_x_0=config.learned_variance,
         )  # fmt: skip
+        self.pixels = DEQUANTIZED if config.dequantize else STANDARD
         self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._steps_on_device: dict[torch.device, ReverseSteps] = {}
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch; every named value is a mean over images, []."""
@@ -78,7 +81,9 @@ class DiffusionObjective:
         x_0, x_t, t = shown.x_0, shown.x_t, shown.t
         assert x_0 is not None, "the noising keeps it where the variance is learned"
         x_0_hat, _ = to_x_0_and_eps(kind, output.detach(), x_t, shown.alpha, shown.sigma)
-        nats = likelihood.term(self.schedule, t, x_0, x_t, x_0_hat, (raw_variance + 1) / 2)
+        nats = likelihood.term(
+            self.reverse_steps(device), t, x_0, x_t, x_0_hat, (raw_variance + 1) / 2, self.pixels
+        )
         bits = (nats / (x_0[0].numel() * math.log(2))).mean() * config.num_timesteps
         loss = simple + config.vlb_weight * bits
         return {"loss": loss, "loss_simple": simple, "vlb_bits_per_dim": bits}
@@ -121,7 +126,7 @@ class DiffusionObjective:
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """Find the noise [B, D] of which `decode` makes these images, for their classes."""
         denoiser = self.denoiser(nets["net"], batch.labels, clip=False)
-        x_0 = scale(batch.images, self.dtype)
+        x_0 = self.pixels.scale(batch.images, self.dtype)
         steps = min(_MAP_STEPS, self.config.num_timesteps)
         return ddim_inverse(denoiser, x_0, self.schedule, steps).flatten(1)
 
@@ -139,25 +144,31 @@ class DiffusionObjective:
         """Bound -log p of stored images from above, nats: named terms, each [B].
 
         `decoder` is L_0, `steps` the sum of L_1 to L_{T-1}, `prior` L_T; one forward pass per t.
+        The variance of a step is the learned one, or as `sample.variance` says.
         """
         terms = self.nats_by_timestep(nets, batch, draws)
-        prior = likelihood.prior(self.schedule, scale(batch.images, self.dtype))
+        prior = likelihood.prior(self.schedule, self.pixels.scale(batch.images, self.dtype))
         return {"decoder": terms[:, 0], "steps": terms[:, 1:].sum(1), "prior": prior}
 
     @torch.no_grad()
     def nats_by_timestep(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """Compute the bound's terms L_0 to L_{T-1} of stored images, nats [B, T]."""
-        alphas, sigmas, _ = self._levels(batch.images.device)
+        device, variance = batch.images.device, self.sample_config.variance
+        alphas, sigmas, _ = self._levels(device)
         labels = None if self.num_classes is None else batch.labels
         denoiser = self.denoiser(nets["net"], labels, clip=True)
-        x_0, terms = scale(batch.images, self.dtype), []
+        x_0, terms = self.pixels.scale(batch.images, self.dtype), []
         for t in range(self.config.num_timesteps):
             eps = draws.at(t).normal("likelihood", self.image_shape, self.dtype)
             x_t = alphas[t] * x_0 + sigmas[t] * eps.permute(0, 3, 1, 2)
             said = denoiser(x_t, t)
-            times = torch.full((len(x_0),), t, device=x_0.device)
+            times = torch.full((len(x_0),), t, device=device)
+            fixed: Literal["small", "large"] = "small" if variance == "small" else "large"
+            chosen = fixed if said.variance_fraction is None else said.variance_fraction
             terms.append(
-                likelihood.term(self.schedule, times, x_0, x_t, said.x_0, said.variance_fraction)
+                likelihood.term(
+                    self.reverse_steps(device), times, x_0, x_t, said.x_0, chosen, self.pixels
+                )
             )
         return torch.stack(terms, dim=1)
 
@@ -169,7 +180,7 @@ class DiffusionObjective:
         """
         alphas, sigmas, snr = self._levels(batch.images.device)
         alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
-        x_0 = scale(batch.images, self.dtype)
+        x_0 = self.pixels.scale(batch.images, self.dtype)
         eps = draws.normal("noise", self.image_shape, self.dtype).permute(0, 3, 1, 2)
         x_t = alpha * x_0 + sigma * eps
         labels = None if self.num_classes is None else batch.labels
@@ -230,6 +241,12 @@ class DiffusionObjective:
         """Give the type that the net begins to compute in, so that x_t is stored in it at once."""
         rounded = torch.is_autocast_enabled(device.type) and not self.config.learned_variance
         return torch.get_autocast_dtype(device.type) if rounded else self.dtype
+
+    def reverse_steps(self, device: torch.device) -> ReverseSteps:
+        """Return the coefficients of the bound's terms, on a device."""
+        if device not in self._steps_on_device:
+            self._steps_on_device[device] = ReverseSteps.of(self.schedule, device, self.dtype)
+        return self._steps_on_device[device]
 
     def _levels(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._on_device:

@@ -9,7 +9,6 @@ from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.samplers import SamplerName, run_sampler
 from dgm.diffusion.schedule import Schedule
 from dgm.objective import Nets
-from dgm.pixels import scale
 from dgm.rng import Draws
 
 
@@ -18,7 +17,7 @@ def noise(objective: DiffusionObjective, images: Tensor, draws: Draws, steps: in
 
     q(x_t | x_0) at t = steps - 1 (Ho et al. 2020, equation 4): [B, C, H, W].
     """
-    schedule, x_0 = objective.schedule, scale(images, objective.dtype)
+    schedule, x_0 = objective.schedule, objective.pixels.scale(images, objective.dtype)
     eps = draws.normal("noise", objective.image_shape, objective.dtype).permute(0, 3, 1, 2)
     return float(schedule.alphas[steps - 1]) * x_0 + float(schedule.sigmas[steps - 1]) * eps
 

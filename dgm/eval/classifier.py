@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dgm.files import replacing, save_tensors
 from dgm.layers import use_kernels
-from dgm.pixels import scale
+from dgm.pixels import STANDARD
 from dgm.rng import permutation
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
@@ -137,4 +137,4 @@ def _parts(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
 
 def to_input(images: np.ndarray, device: torch.device) -> Tensor:
     """Turn uint8 [B, H, W, C] into floats [B, C, H, W] in [-1, 1]."""
-    return scale(torch.from_numpy(images).to(device))
+    return STANDARD.scale(torch.from_numpy(images).to(device))

@@ -141,4 +141,4 @@ def fd_classifier(
     """Measure how far `count` generated images, classes in turn, are from the real ones."""
     index = torch.arange(count)
     made = sample_on_all(engine, objective, nets, index, index % num_classes, SEED)
-    return frechet_distance(Moments.of(describe(net, to_uint8(made))), wanted)
+    return frechet_distance(Moments.of(describe(net, to_uint8(made, objective.pixels))), wanted)

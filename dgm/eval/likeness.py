@@ -1,4 +1,4 @@
-"""How alike images are, pair by pair; all take a and b [B, C, H, W] in [-1, 1] and give [B]."""
+"""How alike images are, pair by pair: of a and b [B, C, H, W], each [B]."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from torch.nn import functional
 
 from dgm.eval.classifier import Classifier
 
-_RANGE = 2.0  # from black to white
+_RANGE = 255.0  # from black to white
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
 SMALLEST = _WINDOW  # side of an image
 _K = (0.01, 0.03)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio 10 log10(L^2 / MSE), in dB; infinite for equals."""
+    """Return the peak signal-to-noise ratio 10 log10(L^2 / MSE), in dB; infinite for equals.
+
+    a, b: grey levels in [0, 255], L = 255.
+    """
     error = (a.double() - b.double()).square().mean((1, 2, 3))
     return 10 * torch.log10(_RANGE**2 / error)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the structural similarity (Wang et al. 2004, equation 13), 1 for equals.
+    """Return the structural similarity (Wang et al. 2004, equation 13), 1 for equals.
 
-    With their Gaussian window of 11 x 11, sigma 1.5, K = (0.01, 0.03), where it lies within the
-    image; the mean over places and channels. Sides are SMALLEST at least.
+    a, b: grey levels in [0, 255]. Its first factor, (2 mu_a mu_b + C1) / (mu_a^2 + mu_b^2 + C1),
+    compares means, so levels have to count from black. With the paper's Gaussian window of 11 x
+    11, sigma 1.5, and K = (0.01, 0.03), where the window lies within the image; the mean over
+    positions and channels. Sides are at least SMALLEST.
     """
     channels = a.shape[1]
     place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
@@ -47,7 +52,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
-    """Measure how differently a classifier sees a and b, 0 for equals.
+    """Measure how differently a classifier sees a and b (pixels.STANDARD), 0 for equals.
 
     As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: at each stage features of
     unit length at every place, their squared difference, the mean over places and stages.

@@ -8,7 +8,6 @@ from torch import Tensor
 from dgm.eval.likelihood import over_images
 from dgm.eval.likeness import SMALLEST, ssim
 from dgm.objective import Batch, Nets
-from dgm.pixels import scale
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
@@ -27,9 +26,10 @@ def reconstruction_error(
     """
 
     def of(given: Batch, draws: Draws) -> Tensor:
-        x = scale(given.images, objective.dtype)
-        again = objective.decode(nets, objective.encode(nets, given, draws)).to(x.dtype)
-        square = (again.double() - x.double()).square().mean((1, 2, 3)) * (_WHITE / 2) ** 2
+        x = given.images.permute(0, 3, 1, 2).double()
+        made = objective.decode(nets, objective.encode(nets, given, draws)).double()
+        again = objective.pixels.to_levels(made)
+        square = (again - x).square().mean((1, 2, 3))
         large = min(x.shape[-2:]) >= SMALLEST
         return torch.stack([square, ssim(again, x) if large else square * torch.nan], dim=1)
 

@@ -15,6 +15,7 @@ from dgm.eval.frechet import Moments, frechet_distance
 from dgm.eval.likeness import feature_distance
 from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
+from dgm.pixels import STANDARD
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 
@@ -31,13 +32,13 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, made: Tensor, labels: Tensor) -> dict[str, float]:
-        """Measure images [N, C, H, W] in [-1, 1] that are to be of the classes `labels` [N].
+        """Measure images [N, C, H, W] (pixels.STANDARD) asked for by the classes `labels` [N].
 
         `fd_classifier`, and `diversity`, the distance between two images (of a class, where there
         are any) in features; `class_consistency`, or, without classes, `class_certainty`: the
         probability of the likeliest class, on average.
         """
-        features = describe(self.net, to_uint8(made))
+        features = describe(self.net, to_uint8(made, STANDARD))
         seen = self.net.out(features.to(made.device)).cpu()
         found = {"fd_classifier": frechet_distance(Moments.of(features), self.real)}
         if self.by_class:
@@ -75,7 +76,8 @@ def try_settings(
 ) -> tuple[list[dict[str, Any]], Tensor]:
     """Make the same draws at each setting of the sampler; give figures and the first images.
 
-    `seconds_per_image` is of all processes together. Images are [settings, shown, C, H, W].
+    `seconds_per_image` is of all processes together. Images are [settings, shown, C, H, W], of
+    pixels.STANDARD.
     """
     index = torch.arange(len(labels))
     rows, first = [], []
@@ -85,6 +87,7 @@ def try_settings(
         made = sample_on_all(engine, objective, nets, index, labels, seed, **setting, **fixed)
         made[:, 0, 0, 0].tolist()  # wait for the device
         took = (time.perf_counter() - began) / len(labels)
-        rows.append({**setting, **judge(made.float(), labels), "seconds_per_image": took})
-        first.append(made[:shown].float().cpu())
+        made = objective.pixels.convert(made.float(), STANDARD)
+        rows.append({**setting, **judge(made, labels), "seconds_per_image": took})
+        first.append(made[:shown].cpu())
     return rows, torch.stack(first)

@@ -13,10 +13,10 @@ from dgm.flow import walk
 from dgm.flow.net import Flow, normal_log_prob
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import dequantize, draw_mirrored, flip_images
+from dgm.pixels import DEQUANTIZED, draw_mirrored, flip_images
 from dgm.rng import Draws
 
-_LEVEL_BITS = 7  # -log2 of the width of a grey level, 1/128
+_LEVEL_BITS = -math.log2(DEQUANTIZED.bin_width)  # 7
 _COLUMNS = 10  # of a sheet of pictures
 _PAIRS = 6
 _TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -50,6 +50,7 @@ class FlowObjective:
     phases = (Phase("likelihood", "flow"),)
     num_classes: int | None = None
     exact = True
+    pixels = DEQUANTIZED
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class FlowObjective:
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """Map stored images, dequantised, to z, [B, D]."""
-        return nets["flow"](dequantize(batch.images, draws, self.dtype))[0]
+        return nets["flow"](self.pixels.dequantize(batch.images, draws, self.dtype))[0]
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map z to images, held within [-1, 1]; there are no classes to ask for."""
@@ -113,8 +114,8 @@ class FlowObjective:
         `prior` is -log N(z), `log_det` the negated log_det, `dequantization` D log 128. Their sum
         is exact for one noise; its mean over the noise bounds -log P of the stored image.
         """
-        z, log_det = nets["flow"](dequantize(batch.images, draws, self.dtype))
-        levels = torch.full_like(log_det, z.shape[1] * math.log(128))
+        z, log_det = nets["flow"](self.pixels.dequantize(batch.images, draws, self.dtype))
+        levels = torch.full_like(log_det, -z.shape[1] * math.log(DEQUANTIZED.bin_width))
         return {"prior": -normal_log_prob(z), "log_det": -log_det, "dequantization": levels}
 
     @torch.no_grad()
@@ -151,7 +152,7 @@ class FlowObjective:
         images = batch.images
         if self.config.flip:
             images = flip_images(images, draw_mirrored(draws))
-        return dequantize(images, draws, self.dtype)
+        return self.pixels.dequantize(images, draws, self.dtype)
 
 
 def _check(sample: SampleConfig) -> None:

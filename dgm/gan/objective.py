@@ -14,7 +14,7 @@ from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_pena
 from dgm.latent_space import along_sphere
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import draw_mirrored, flip_images, scale
+from dgm.pixels import STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws
 
 
@@ -55,6 +55,7 @@ class GanObjective:
 
     # BatchNorm lets the images of a batch depend on each other.
     whole_batch = True
+    pixels = STANDARD
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class GanObjective:
         images = batch.images
         if self.config.flip:
             images = flip_images(images, draw_mirrored(draws))
-        real = scale(images, self.dtype)
+        real = self.pixels.scale(images, self.dtype)
         fake = nets["generator"](self._latent(draws, phase.name), labels)
         if phase.name == "discriminator":
             return self._discriminator_loss(nets["discriminator"], real, fake, labels, draws)

@@ -58,6 +58,7 @@ def noise(
     for_flip, for_timestep, for_label_drop, for_dequantize, for_noise,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, STEP_EACH: tl.constexpr, FLIP: tl.constexpr,
     DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
+    BIN_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Noise part of one image: images uint8 [B, count] of rows of `width` places.
 
@@ -93,9 +94,8 @@ def noise(
         clean = tl.load(images + image * count + source, here, 0).to(tl.float32)
         if DEQUANTIZE:
             u = u0 if lane == 0 else (u1 if lane == 1 else (u2 if lane == 2 else u3))
-            clean = (clean + _uniform(u)) * 0.0078125 - 1.0
-        else:
-            clean = clean * 0.00784313725490196 - 1.0
+            clean += _uniform(u)
+        clean = clean * BIN_WIDTH - 1.0
         cosine, sine = _normals(n0, n1) if lane < 2 else _normals(n2, n3)
         eps = sine if lane % 2 == 1 else cosine
         noised = alpha * clean + sigma * eps

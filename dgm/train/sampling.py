@@ -70,10 +70,11 @@ def draw_sheets(
     made = sample_on_all(engine, objective, nets, index, index // per_class, seed)
     if not engine.is_main:
         return {}
-    sheets = {"samples": grid(to_uint8(made), per_class)}
+    sheets = {"samples": grid(to_uint8(made, objective.pixels), per_class)}
     if isinstance(objective, Pictured):
         with torch.no_grad(), engine.autocast():
             drawn = objective.pictures(nets, *batches.first_images(_SHOWN, engine.device))
         for name, images in drawn.items():
-            sheets[name] = grid(to_uint8(images.flatten(0, 1)), images.shape[1])
+            sheet = to_uint8(images.flatten(0, 1), objective.pixels)
+            sheets[name] = grid(sheet, images.shape[1])
     return sheets

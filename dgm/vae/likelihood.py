@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dgm.pixels import dequantize, scale
+from dgm.pixels import DEQUANTIZED, STANDARD
 from dgm.rng import Draws
 
 LikelihoodName = Literal["discretized_logistic", "gaussian"]
@@ -33,7 +33,7 @@ def reconstruction_nll(
     if name == "discretized_logistic":
         nll = discretized_logistic_nll(images, pixels)
     else:
-        nll = gaussian_nll(dequantize(images, draws, pixels.mean.dtype), pixels)
+        nll = gaussian_nll(DEQUANTIZED.dequantize(images, draws, pixels.mean.dtype), pixels)
     return nll.flatten(1).sum(1)
 
 
@@ -44,16 +44,17 @@ def discretized_logistic_nll(images: Tensor, pixels: Pixels) -> Tensor:
     s the scale and h half a level; the first and last level reach to infinity (Salimans et al.
     2017, section 2.1).
     """
-    x, levels = scale(images, pixels.mean.dtype), images.permute(0, 3, 1, 2)
+    x, levels = STANDARD.scale(images, pixels.mean.dtype), images.permute(0, 3, 1, 2)
+    width = STANDARD.bin_width
     inverse = torch.exp(-pixels.log_scale)
-    upper = (x - pixels.mean + 1 / 255) * inverse
-    lower = (x - pixels.mean - 1 / 255) * inverse
+    upper = (x - pixels.mean + width / 2) * inverse
+    lower = (x - pixels.mean - width / 2) * inverse
     # S(a) - S(b) = S(a) S(-b) (1 - exp(b - a)): in logarithms nothing cancels, however far the
     # tail, and no mass has to be held above a least one.
     nothing = torch.zeros((), dtype=x.dtype, device=x.device)
     below = torch.where(levels == 255, nothing, functional.logsigmoid(upper))
     above = torch.where(levels == 0, nothing, functional.logsigmoid(-lower))
-    within = torch.log(-torch.expm1(-2 / 255 * inverse))
+    within = torch.log(-torch.expm1(-width * inverse))
     inner = (levels > 0) & (levels < 255)
     return -(below + above + torch.where(inner, within, nothing))
 
@@ -61,24 +62,24 @@ def discretized_logistic_nll(images: Tensor, pixels: Pixels) -> Tensor:
 def gaussian_nll(x: Tensor, pixels: Pixels) -> Tensor:
     """Bound -log of a Gaussian's mass in each grey level by its density, nats.
 
-    x holds dequantised images; a level is 1/128 wide, whose logarithm makes of the density's nats
-    nats of the stored image: on average over the dequantising noise the sum is at least -log P
-    (Theis et al. 2016, section 3.1).
+    x holds dequantised images (pixels.DEQUANTIZED); the logarithm of a level's width makes nats of
+    the stored image of the density's: on average over the dequantising noise the sum is at least
+    -log P (Theis et al. 2016, section 3.1).
     """
-    error = (x - pixels.mean) * torch.exp(-pixels.log_scale)
-    return 0.5 * error.square() + pixels.log_scale + (0.5 * math.log(2 * math.pi) + math.log(128))
+    error, width = (x - pixels.mean) * torch.exp(-pixels.log_scale), math.log(DEQUANTIZED.bin_width)
+    return 0.5 * error.square() + pixels.log_scale + (0.5 * math.log(2 * math.pi) - width)
 
 
 def draw_pixels(name: LikelihoodName, pixels: Pixels, draws: Draws) -> Tensor:
-    """Draw grey levels from p(x | z), in [-1, 1]."""
+    """Draw grey levels from p(x | z), images of the objective's pixel map."""
     mean, spread = pixels.mean, torch.exp(pixels.log_scale)
     _, channels, height, width = mean.shape
     shape = height, width, channels
     if name == "discretized_logistic":
         share = draws.uniform("pixels", shape, mean.dtype) + 2.0**-25  # neither 0 nor 1
         x = mean + spread * torch.logit(share.clamp(max=1 - 2.0**-24)).permute(0, 3, 1, 2)
-        level = torch.round((x + 1) * 127.5)
+        of = STANDARD
     else:
         x = mean + spread * draws.normal("pixels", shape, mean.dtype).permute(0, 3, 1, 2)
-        level = torch.floor((x + 1) * 128)
-    return level.clamp(0, 255) * (1 / 127.5) - 1
+        of = DEQUANTIZED
+    return of.from_levels((of.to_levels(x) + 0.5).floor())

@@ -12,7 +12,7 @@ from torch import Tensor
 from dgm.errors import UserError
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import draw_mirrored, flip_images, scale
+from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws
 from dgm.vae.latent import Posterior, kl_weight, with_free_bits
 from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
@@ -72,6 +72,8 @@ class VAEObjective:
         _check_sample(sample)
         self.config, self.sample_config = config, sample
         self.latent, self.dtype = latent, dtype
+        # The Gaussian is a density of dequantised pixels.
+        self.pixels = DEQUANTIZED if config.likelihood == "gaussian" else STANDARD
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch; every named value is a mean over images, [].
@@ -83,7 +85,9 @@ class VAEObjective:
         images = batch.images
         if config.flip:
             images = flip_images(images, draw_mirrored(draws))
-        posterior, pixels = nets[phase.net](scale(images, self.dtype), self._noise(draws))
+        posterior, pixels = nets[phase.net](
+            self.pixels.scale(images, self.dtype), self._noise(draws)
+        )
         reconstruction = reconstruction_nll(config.likelihood, images, pixels, draws)
         per_dimension = posterior.kl()
         kl, paid = per_dimension.sum(1), with_free_bits(per_dimension, config.free_bits)
@@ -174,7 +178,7 @@ class VAEObjective:
         """Draw reconstructions, interpolation and traversal of two or more images."""
         net = cast(VAE, nets["vae"])
         posterior = self._encode(nets, batch)
-        x = scale(batch.images, self.dtype)
+        x = self.pixels.scale(batch.images, self.dtype)
         return {
             "reconstructions": reconstructions(net, x, posterior.mu),
             "interpolation": interpolation(net, posterior.mu),
@@ -182,7 +186,7 @@ class VAEObjective:
         }
 
     def _encode(self, nets: Nets, batch: Batch) -> Posterior:
-        return cast(VAE, nets["vae"]).encoder(scale(batch.images, self.dtype))
+        return cast(VAE, nets["vae"]).encoder(self.pixels.scale(batch.images, self.dtype))
 
     def _noise(self, draws: Draws) -> Tensor:
         return draws.normal("posterior", (self.latent,), self.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dgm.errors import UserError
 from dgm.flow.objective import SampleConfig as FlowSampleConfig
 from dgm.objective import Batch, Likelihood, Nets, Objective, Phase
-from dgm.pixels import dequantize, draw_mirrored, flip_images
+from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws
 from dgm.vae.objective import SampleConfig as VAESampleConfig
 from shards.read import Shards
@@ -44,6 +44,7 @@ class NormflowsGlow:
     num_classes = None
     exact = True
     sample_config = FlowSampleConfig()
+    pixels = DEQUANTIZED
 
     def __init__(self, levels: int, steps: int, hidden: int, image_shape: tuple[int, int, int]):
         """Build as many levels and steps of the width as ours has."""
@@ -73,7 +74,7 @@ class NormflowsGlow:
         return {"nll": self._nats(nets["peer"], batch.images, draws)}
 
     def _nats(self, net: nn.Module, images: Tensor, draws: Draws) -> Tensor:
-        x = (dequantize(images, draws) + 1) / 2
+        x = (DEQUANTIZED.dequantize(images, draws) + 1) / 2
         return net(x) + images[0].numel() * math.log(256)
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
@@ -105,6 +106,7 @@ class PythaeVAE:
     num_classes = None
     exact = False
     sample_config = VAESampleConfig()
+    pixels = STANDARD
 
     def __init__(self, latent: int, image_shape: tuple[int, int, int], variance: float):
         """Build its nets for images of 32 x 32; raises UserError for others."""

@@ -9,10 +9,30 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from dgm.diffusion.likelihood import grey_level_nll, prior, term
+from dgm.diffusion.likelihood import ReverseSteps, prior
+from dgm.diffusion.likelihood import grey_level_nll as nll_in_bins
+from dgm.diffusion.likelihood import term as term_of
 from dgm.diffusion.schedule import Schedule, make_schedule
+from dgm.pixels import STANDARD
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+
+
+def term(
+    schedule: Schedule,
+    t: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    x_0_hat: Tensor,
+    fraction: Tensor | None,
+) -> Tensor:
+    steps = ReverseSteps.of(schedule, x_0.device, x_0.dtype)
+    variance = "large" if fraction is None else fraction
+    return term_of(steps, t, x_0, x_t, x_0_hat, variance, STANDARD)
+
+
+def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    return nll_in_bins(x, mean, log_scale, STANDARD)
 
 
 def images(count: int = 3) -> Tensor:
@@ -63,9 +83,11 @@ def test_the_first_step_is_the_mass_of_the_grey_level():
     x_t = schedule.alphas[0] * x_0 + schedule.sigmas[0] * torch.randn_like(x_0)
     x_0_hat = x_0 + 0.01 * torch.randn_like(x_0)
     nats = term(schedule, torch.zeros(3).long(), x_0, x_t, x_0_hat, None)
-    log_scale = torch.full_like(x_0, 0.5 * math.log(1e-4))  # beta of the first step is 1e-4
+    # beta_tilde of the second step, as in the code of Ho et al. 2020.
+    variance = (1e-4 + 0.0199 / 999) * schedule.sigmas[0] ** 2 / schedule.sigmas[1] ** 2
+    log_scale = torch.full_like(x_0, 0.5 * float(variance.log()))
     expected = grey_level_nll(x_0, x_0_hat, log_scale).sum((1, 2, 3))
-    torch.testing.assert_close(nats, expected, rtol=1e-9, atol=0)  # beta is known to 1e-12
+    torch.testing.assert_close(nats, expected, rtol=1e-9, atol=0)  # it is known to 1e-12
 
 
 def test_timesteps_of_a_batch_do_not_mix():

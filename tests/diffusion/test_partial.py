@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.partial import denoise, noise
-from dgm.pixels import scale
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 
 T = 40
@@ -50,7 +50,7 @@ def draws(count: int = 64) -> Draws:
 def test_noise_is_that_of_the_schedule(objective: DiffusionObjective, images: Tensor, steps: int):
     added = noise(objective, images, draws(), steps)
     level = objective.schedule.alphas_cumprod[steps - 1]
-    rest = (added - level.sqrt() * scale(images)) / (1 - level).sqrt()
+    rest = (added - level.sqrt() * STANDARD.scale(images)) / (1 - level).sqrt()
     count = rest.numel()
     assert abs(float(rest.mean())) < 4 / count**0.5
     assert float(rest.var()) == pytest.approx(1, abs=4 * (2 / count) ** 0.5)
@@ -61,16 +61,16 @@ def test_noise_is_that_of_the_schedule(objective: DiffusionObjective, images: Te
 def test_a_net_that_knows_the_images_gives_them_back(
     objective: DiffusionObjective, images: Tensor, steps: int, sampler
 ):
-    net = Knowing(objective, scale(images))
+    net = Knowing(objective, STANDARD.scale(images))
     x = noise(objective, images, draws(), steps)
     made = denoise(objective, {"net": net}, x, None, draws(), steps, sampler)
-    torch.testing.assert_close(made, scale(images), rtol=0, atol=1e-4)
+    torch.testing.assert_close(made, STANDARD.scale(images), rtol=0, atol=1e-4)
     assert max(net.seen) == steps - 1 and min(net.seen) == 0
     assert len(set(net.seen)) == steps  # every step of the schedule up to there
 
 
 def test_fewer_evaluations_skip_steps(objective: DiffusionObjective, images: Tensor):
-    net = Knowing(objective, scale(images))
+    net = Knowing(objective, STANDARD.scale(images))
     x = noise(objective, images, draws(), 20)
     denoise(objective, {"net": net}, x, None, draws(), 20, "ddim", evaluations=5)
     assert net.seen == [19, 15, 11, 7, 3]

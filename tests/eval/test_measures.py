@@ -17,6 +17,7 @@ from dgm.eval.classifier import cached_classifier, classify
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.eval.likelihood import bits_per_dim
 from dgm.objective import Batch, Nets
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from shards import shapes
@@ -44,6 +45,7 @@ class Brightness:
 
     exact = True
     num_classes = None
+    pixels = STANDARD
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         light = batch.images.double().mean((1, 2, 3))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from small_diffusion import SAMPLE, SMALL, batch, objective, unet
+from torch import Tensor, nn
 
 from dgm.eval import timesteps
 from dgm.eval.likelihood import bits_per_dim
@@ -17,6 +19,7 @@ from dgm.rng import Draws
 from dgm.train.engine import Engine
 
 TEN = replace(SMALL, num_timesteps=10)
+LONG = replace(TEN, num_timesteps=1000, schedule="cosine", prediction="v")
 INDEX = torch.tensor([4, 0, 3])
 
 
@@ -97,11 +100,46 @@ def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPa
 
 
 def test_bits_by_ode_are_nats_over_dimensions(engine: Engine):
-    made, nets, data = objective(TEN, replace(SAMPLE, steps=5)), {"net": unet()}, Given()
-    found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=2)
-    again = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=2, batch=1)
+    made, nets, data = objective(LONG), {"net": unet(LONG)}, Given()
+    found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=4, tolerance=100)
+    again = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=4, tolerance=100, batch=1)
     assert found["bound"] == pytest.approx(again["bound"], rel=1e-9)
-    assert math.isfinite(found["bound"]) and found["error"] > 0
+    assert math.isfinite(found["bound"]) and found["error"] > 0 and found["steps"] == 4
+
+
+class NarrowNormal(nn.Module):
+    """E[x_0 | x_t] of images from N(0, 0.3^2): its ODE takes more than a few steps."""
+
+    def forward(self, x: Tensor, t: Tensor, *_: object) -> Tensor:
+        alpha2 = objective(LONG).schedule.alphas_cumprod[t][:, None, None, None]
+        return alpha2.sqrt() * 0.3**2 / (alpha2 * 0.3**2 + 1 - alpha2) * x
+
+
+def test_steps_of_the_ode_double_until_the_error_is_small(engine: Engine):
+    made = objective(replace(LONG, prediction="x_0", class_conditional=False))
+    nets, data = {"net": NarrowNormal()}, Given()
+    steps, errors = [], []
+    for tolerance in (1.0, 0.05, 0.002):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = bits_by_ode(engine, made, nets, data, INDEX, 0, tolerance=tolerance)
+        assert found["discretization_error"] <= tolerance
+        steps.append(found["steps"])
+        errors.append(found["discretization_error"])
+        given = bits_by_ode(engine, made, nets, data, INDEX, 0, found["steps"], tolerance)
+        assert given == found
+    assert steps[0] == 16 and steps == sorted(steps) and steps[2] > 16, (steps, errors)
+
+
+def test_too_few_steps_of_the_ode_are_told(engine: Engine):
+    made, nets, data = objective(LONG), {"net": unet(LONG)}, Given()
+    told = r"may be off by \S+ bits per dimension in 4 steps, more than 1e-05: choose more"
+    with pytest.warns(UserWarning, match=told):
+        found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=4, tolerance=1e-5)
+    assert found["discretization_error"] > 1e-5
+    short = objective(replace(TEN, prediction="v"), replace(SAMPLE, steps=5))
+    with pytest.warns(UserWarning, match="all that the schedule has"):
+        bits_by_ode(engine, short, {"net": unet()}, data, INDEX, 0, tolerance=1e-9)
 
 
 def test_quarters_take_in_every_timestep_once():

@@ -15,12 +15,12 @@ from dgm.errors import UserError
 from dgm.flow.coupling import Coupling, conv_net
 from dgm.flow.layers import ActNorm, Chain, InvertibleConv
 from dgm.flow.net import Flow, FlowNetConfig, normal_log_prob
-from dgm.pixels import dequantize
+from dgm.pixels import DEQUANTIZED
 
 
 def images(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     whole, draws = batch(count)
-    return dequantize(whole.images, draws, dtype)
+    return DEQUANTIZED.dequantize(whole.images, draws, dtype)
 
 
 @pytest.mark.parametrize("coupling, levels", [("affine", 2), ("affine", 3), ("additive", 2)])

@@ -44,7 +44,7 @@ NOISE = {
 }
 NOISE_CONSTANTS = {
     "CHANNELS": 3, "BLOCK": 256, "STEP_EACH": True, "FLIP": True, "DEQUANTIZE": False,
-    "PREDICTION": "eps", "KEEP_X_0": False, "x_0": None,
+    "PREDICTION": "eps", "KEEP_X_0": False, "x_0": None, "BIN_WIDTH": 1 / 127.5,
 }  # fmt: skip
 MULTIPLES_OF_16 = {"channels", "segment", "groups", "count", "blocks", "width"}
 

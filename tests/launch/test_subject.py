@@ -14,6 +14,7 @@ from torch import Tensor
 from dgm.errors import UserError
 from dgm.eval.classifier import classify
 from dgm.objective import Nets
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from launch import evaluate, measures, subject
@@ -29,6 +30,7 @@ class Copies:
     """A family that makes the images of a data set: the k-th of a class asked for."""
 
     sample_config = SimpleNamespace(batch=100)
+    pixels = STANDARD
 
     def __init__(self, data: Shards, conditional: bool):
         self.num_classes = 10 if conditional else None

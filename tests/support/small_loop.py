@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.objective import Batch, Phase
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 from dgm.train import checkpoint, loop
 from dgm.train.checkpoint import Checkpoint
@@ -52,6 +53,7 @@ class TwoPhases:
 
     num_classes = None
     sample_config = None
+    pixels = STANDARD
 
     def __init__(self, phases: tuple[Phase, ...], broken_at: int | None = None):
         self.phases, self.broken_at, self.calls = phases, broken_at, 0

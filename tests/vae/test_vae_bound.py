@@ -14,7 +14,6 @@ from torch.distributions import Normal
 
 from dgm.errors import UserError
 from dgm.objective import Batch, Likelihood
-from dgm.pixels import scale
 from dgm.rng import Draws
 from dgm.vae.likelihood import Pixels, discretized_logistic_nll
 
@@ -42,7 +41,7 @@ def test_one_importance_sample_is_the_bound_with_the_kl_of_that_sample(likelihoo
     whole, draws = batch(6)
     one = made.importance_weighted_nats({"vae": vae}, whole, draws, 1)
     noise = draws.normal("posterior", (made.latent,), torch.float64)
-    ratio = vae.encoder(scale(whole.images, torch.float64)).log_ratio(noise)
+    ratio = vae.encoder(made.pixels.scale(whole.images, torch.float64)).log_ratio(noise)
     found = made.nats({"vae": vae}, whole, draws)
     torch.testing.assert_close(one, found["reconstruction_nll"] - ratio, rtol=1e-12, atol=0)
 

@@ -12,7 +12,7 @@ from small_vae import SHAPE, SMALL, TINY, batch, colours, fit, loss, net, object
 from torch import Tensor, nn
 
 from dgm.errors import UserError
-from dgm.pixels import scale
+from dgm.pixels import STANDARD
 from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
 
@@ -58,7 +58,7 @@ def test_beta_warm_up_and_free_bits_change_the_loss_and_not_the_bound():
     images = torch.where(
         draws.bits("flip", 1)[0][:, :1, None, None] >= 2**31, whole.images.flip(2), whole.images
     )
-    paid = vae.encoder(scale(images, torch.float64)).kl().clamp(min=1.7).sum(1).mean()
+    paid = vae.encoder(STANDARD.scale(images, torch.float64)).kl().clamp(min=1.7).sum(1).mean()
     assert float(paid.detach()) > float(plain["kl"].detach()) + 0.1  # so free bits are felt
     expected = (plain["reconstruction_nll"] + 0.75 * paid) / (D * math.log(2))
     torch.testing.assert_close(other["loss"], expected, rtol=1e-12, atol=0)
@@ -127,7 +127,7 @@ def test_images_are_mirrored_only_where_asked(flip: bool):
     whole, draws = batch(64)
     loss(objective(replace(SMALL, flip=flip)), seen, (whole, draws))
     assert seen.x is not None
-    stored = scale(whole.images, torch.float64)
+    stored = STANDARD.scale(whole.images, torch.float64)
     kept = (seen.x == stored).flatten(1).all(1)
     mirrored = (seen.x == stored.flip(3)).flatten(1).all(1)
     assert (kept ^ mirrored).all()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgm.errors import UserError
 from dgm.objective import Batch, Pictured
-from dgm.pixels import scale
+from dgm.pixels import STANDARD
 from dgm.rng import Draws
 from dgm.vae.networks import VAE
 from dgm.vae.objective import SampleConfig
@@ -110,7 +110,7 @@ def test_sheets_are_images_in_rows_and_columns(count: int, latent: int):
 
 def test_reconstructions_stand_beside_their_originals():
     vae, whole, made = sheets(12, 6)
-    x = scale(whole.images, torch.float64)
+    x = STANDARD.scale(whole.images, torch.float64)
     back = vae.decoder(vae.encoder(x).mu).mean.clamp(-1, 1).detach()
     sheet = made["reconstructions"]
     assert torch.equal(sheet[:, 0::2].flatten(0, 1), x[:10])
@@ -119,7 +119,7 @@ def test_reconstructions_stand_beside_their_originals():
 
 def test_interpolation_leads_from_one_reconstruction_to_the_other():
     vae, whole, made = sheets(6, 6)
-    mu = vae.encoder(scale(whole.images, torch.float64)).mu
+    mu = vae.encoder(STANDARD.scale(whole.images, torch.float64)).mu
     sheet = made["interpolation"]
     for row in range(3):
         start, end = mu[2 * row], mu[2 * row + 1]
@@ -131,7 +131,7 @@ def test_interpolation_leads_from_one_reconstruction_to_the_other():
 
 def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
     vae, whole, made = sheets(16, 6)
-    posterior = vae.encoder(scale(whole.images, torch.float64))
+    posterior = vae.encoder(STANDARD.scale(whole.images, torch.float64))
     said = posterior.kl().mean(0).detach()
     order = sorted(range(6), key=lambda dim: -float(said[dim]))
     for row, dim in enumerate(order):
