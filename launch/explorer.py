@@ -103,7 +103,10 @@ class Explorer:
             directions, changes = walks.most_changing(
                 self.engine, objective, subject.nets, z, labels, count, subject.options.seed
             )
-            rows = [{"direction": k + 1, "change_per_unit": c} for k, c in enumerate(changes)]
+            width = STANDARD.bin_width / subject.trained.objective.pixels.bin_width
+            rows = [
+                {"direction": k + 1, "change_per_unit": width * c} for k, c in enumerate(changes)
+            ]
         path = along_directions(z[0], directions, COLUMNS, reach)
         sheet = self._decode(path, labels[:1].expand(count))
         far = walks.distance_of_ends(subject.classifier, sheet)

@@ -100,15 +100,16 @@ def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
 def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor, pixels: PixelMap) -> Tensor:
     """Return -log of a Gaussian's mass in the bin of x (Ho et al. 2020, equation 13), nats.
 
-    x holds the middles of bins of `pixels`; those of levels 0 and 255 reach to infinity.
+    x may lie anywhere in a bin of `pixels`; those of levels 0 and 255 reach to infinity.
     """
-    inverse, centred, half = torch.exp(-log_scale), x - mean, pixels.bin_width / 2
+    levels = (pixels.to_levels(x) + 0.5).floor()
+    inverse, half = torch.exp(-log_scale), pixels.bin_width / 2
+    centred = pixels.from_levels(levels) - mean
     # Differences are taken in the lower tail, where float32 keeps their digits.
     lower = -centred.abs()
     mass = _normal_cdf((lower + half) * inverse) - _normal_cdf((lower - half) * inverse)
-    levels = pixels.to_levels(x)
-    mass = torch.where(levels > 254.5, _normal_cdf((half - centred) * inverse), mass)
-    mass = torch.where(levels < 0.5, _normal_cdf((half + centred) * inverse), mass)
+    mass = torch.where(levels == 255, _normal_cdf((half - centred) * inverse), mass)
+    mass = torch.where(levels == 0, _normal_cdf((half + centred) * inverse), mass)
     return -torch.log(mass.clamp(min=1e-12))
 
 

@@ -19,7 +19,9 @@ from scipy.special import log_ndtr, ndtr
 from small_diffusion import batch, objective
 from torch import Tensor, nn
 
+from dgm.diffusion.likelihood import grey_level_nll
 from dgm.diffusion.objective import DiffusionConfig, SampleConfig
+from dgm.pixels import DEQUANTIZED, STANDARD
 
 T, COUNT = 40, 3
 DIMS = 8 * 8 * 3
@@ -138,3 +140,17 @@ def test_l_0_of_a_perfect_net_is_the_mass_within_half_a_level(variance: str) -> 
     expected = -(1 - outer) * math.log2(mass) - outer * math.log2((1 + mass) / 2)
     assert -math.log2(mass) == pytest.approx(1.305, abs=0.001)
     assert float(bits.mean()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_l_0_of_dequantised_images_is_the_mass_of_their_levels_bin() -> None:
+    """Wherever in its bin an image lies: what is modelled is the stored level."""
+    levels = torch.arange(256.0, dtype=torch.float64)
+    mean = torch.linspace(-1.1, 1.1, 256, dtype=torch.float64)
+    log_scale = torch.tensor(math.log(0.03), dtype=torch.float64)
+    for pixels in (STANDARD, DEQUANTIZED):
+        width, middle = pixels.bin_width, pixels.from_levels(levels)
+        log_mass = log_mass_of_level(levels.numpy(), middle.numpy(), mean.numpy(), 0.03, width / 2)
+        expected = np.minimum(-log_mass, -math.log(1e-12))  # the mass is held at 1e-12 or more
+        for within in (-0.49, 0.0, 0.3, 0.49):
+            found = grey_level_nll(middle + within * width, mean, log_scale, pixels)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)
