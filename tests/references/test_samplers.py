@@ -1,0 +1,122 @@
+"""Samplers against exact answers: a Gaussian mixture, whose denoiser has a closed form, and scipy.
+
+Sources. E[x_0 | x_t] of x_0 ~ sum_k w_k N(m_k, s_k^2 I) and x_t = alpha x_0 + sigma eps: component k
+has the posterior weight w_k N(x_t; alpha m_k, v_k I), v_k = alpha^2 s_k^2 + sigma^2, and the mean
+m_k + alpha s_k^2 / v_k (x_t - alpha m_k). Probability-flow ODE: Song et al. 2021, "Score-based
+generative modeling through SDEs", equation 13; in lambda = log(alpha / sigma) it is
+d(x / alpha) / d(sigma / alpha) = eps, integrated by scipy.integrate.solve_ivp. Orders: DDIM 1 (Lu et
+al. 2022, "DPM-Solver", section 4.1), DPM-Solver++(2M) 2 (Lu et al. 2022, "DPM-Solver++", section
+4.2), Heun 2. Posterior of a step: Ho et al. 2020, equations 6 and 7.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from dgm.diffusion import samplers
+from dgm.diffusion.prediction import Denoised
+from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
+from dgm.diffusion.schedule import Schedule, make_schedule
+from dgm.rng import Draws
+
+# Two components far apart, two that overlap each other; all of different width. In 3 dimensions.
+WEIGHTS = torch.tensor([0.3, 0.3, 0.2, 0.2], dtype=torch.float64)
+MEANS = torch.tensor(
+    [[-2.0, -1.0, 0.5], [2.0, 1.5, -1.0], [0.3, 0.0, 0.2], [0.8, 0.4, 0.0]], dtype=torch.float64
+)
+WIDTHS = torch.tensor([0.4, 0.5, 0.5, 0.3], dtype=torch.float64)
+
+
+def mean_x_0(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    """Return E[x_0 | x_t] of the mixture for x_t [N, 3]."""
+    weights, means, widths = WEIGHTS.numpy(), MEANS.numpy(), WIDTHS.numpy()
+    variance = alpha**2 * widths**2 + sigma**2
+    apart = x[:, None] - alpha * means
+    log_weight = np.log(weights) - 1.5 * np.log(variance) - (apart**2).sum(2) / (2 * variance)
+    weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+    weight /= weight.sum(1, keepdims=True)
+    posterior = means + (alpha * widths**2 / variance)[:, None] * apart
+    return (weight[:, :, None] * posterior).sum(1)
+
+
+def mixture(schedule: Schedule) -> Denoiser:
+    def denoise(x: Tensor, t: int) -> Denoised:
+        alpha, sigma = float(schedule.alphas[t]), float(schedule.sigmas[t])
+        x_0 = torch.from_numpy(mean_x_0(x.flatten(1).numpy(), alpha, sigma)).reshape(x.shape)
+        return Denoised(x_0, (x - alpha * x_0) / sigma)
+
+    return denoise
+
+
+def latent(count: int) -> tuple[Tensor, Draws]:
+    draws = Draws.of(0, torch.arange(count))
+    return draws.normal("latent", (1, 1, 3), torch.float64).permute(0, 3, 1, 2), draws
+
+
+def flow_to(x: Tensor, schedule: Schedule) -> Tensor:
+    """Integrate the ODE from the last to the first noise level: x_t there."""
+    ratios = schedule.sigmas / schedule.alphas  # the noise level of x_t / alpha
+    first, last = float(ratios[0]), float(ratios[-1])
+
+    def slope(log_ratio: float, flat: np.ndarray) -> np.ndarray:
+        ratio = math.exp(log_ratio)
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        y = flat.reshape(-1, 3)
+        eps = (y - mean_x_0(alpha * y, alpha, alpha * ratio)) / ratio
+        return (ratio * eps).ravel()  # d ratio = ratio d log ratio
+
+    start = (x / schedule.alphas[-1]).flatten().numpy()
+    found = solve_ivp(
+        slope, (math.log(last), math.log(first)), start, method="DOP853", rtol=1e-11, atol=1e-11
+    )
+    assert found.success
+    return float(schedule.alphas[0]) * torch.from_numpy(found.y[:, -1]).reshape(x.shape)
+
+
+def endpoint(x: Tensor, schedule: Schedule) -> Tensor:
+    """Return the ODE's image: at the first noise level, then denoised, as every sampler ends."""
+    return mixture(schedule)(flow_to(x, schedule), 0).x_0
+
+
+# Equal steps in log(alpha / sigma), down to a sigma of e^-6, where x_0 and E[x_0 | x_t] agree. The
+# numbers of steps divide T, so that all of them step evenly.
+TIMESTEPS = 3840
+
+
+def refined() -> Schedule:
+    return Schedule(torch.sigmoid(2 * torch.linspace(6, -3, TIMESTEPS, dtype=torch.float64)))
+
+
+def errors_of(name: SamplerName, schedule: Schedule, counts: list[int]) -> list[float]:
+    x, draws = latent(64)
+    expected = endpoint(x, schedule)
+    denoiser = mixture(schedule)
+    return [
+        float(
+            (run_sampler(name, denoiser, x, schedule, draws, steps) - expected)
+            .flatten(1).norm(dim=1).mean()
+        )
+        for steps in counts
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+def test_errors_fall_by_the_order_of_the_method(name: SamplerName, order: int):
+    errors = errors_of(name, refined(), [160, 320, 640])
+    print(name, errors)
+    for longer, shorter in itertools.pairwise(errors):
+        assert math.log2(longer / shorter) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun"])
+def test_cosine_schedule_is_integrated_to_second_order(name: SamplerName):
+    errors = errors_of(name, make_schedule("cosine", 4000), [50, 100, 200, 400])
+    print(name, errors)
