@@ -37,7 +37,8 @@ class BatchNorm(nn.Module):
         The output has the input's dtype. Half-precision inputs are normalised, scaled and shifted
         in float32 and rounded once, as torch's own kernels do.
         """
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         by_class = weight.ndim == 2
         together = self.training and dist.is_initialized() and dist.get_world_size() > 1
         if not (by_class or together):

@@ -1,11 +1,12 @@
 """DiffAugment against the official definition.
 
 Source: Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", and the
-authors' DiffAugment_pytorch.py (github.com/mit-han-lab/data-efficient-gans): translation by
-randint(-s, s + 1) with s = int(side * 0.125 + 0.5); a cutout of size c = int(side * 0.5 + 0.5) whose
-rows are clamp(offset - c // 2 + i, 0, side - 1), i < c, for offset of randint(0, side + (1 - c % 2));
-brightness + (u - 0.5); saturation around the pixel's mean by 2 u; contrast around the image's mean by
-u + 0.5.
+authors' DiffAugment_pytorch.py (github.com/mit-han-lab/data-efficient-gans).
+
+Translation: by randint(-s, s + 1) with s = int(side * 0.125 + 0.5). Cutout: of size
+c = int(side * 0.5 + 0.5), whose rows are clamp(offset - c // 2 + i, 0, side - 1) for i < c, with
+offset of randint(0, side + (1 - c % 2)). Colour: brightness + (u - 0.5), then saturation around the
+pixel's mean by 2 u, then contrast around the image's mean by u + 0.5.
 """
 
 from __future__ import annotations
