@@ -5,8 +5,9 @@ k has the posterior weight w_k N(x_t; alpha m_k, v_k I), v_k = alpha^2 s_k^2 + s
 m_k + alpha s_k^2 / v_k (x_t - alpha m_k) (Bayes' rule). Probability-flow ODE: Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 13, in the form of Song et al. 2021,
 "Denoising diffusion implicit models", equation 14: d(x / alpha) / d(sigma / alpha) = eps, which
-scipy.integrate.solve_ivp integrates. Orders: DDIM 1 (Lu et al. 2022, "DPM-Solver"), DPM-Solver++(2M)
-2 (Lu et al. 2022, "DPM-Solver++"), Heun 2. Posterior of a step: Ho et al. 2020, equations 6 and 7.
+scipy.integrate.solve_ivp integrates. Orders: DDIM 1 (Lu et al. 2022, "DPM-Solver"),
+DPM-Solver++(2M) 2 (Lu et al. 2022, "DPM-Solver++"), Heun 2. Posterior of a step: Ho et al. 2020,
+equations 6 and 7.
 """
 
 from __future__ import annotations
