@@ -4,8 +4,9 @@ class_consistency: how often a classifier, trained on the real images, sees in g
 class that was asked for. distances: FID, KID and Inception score with --features inception, the
 same under other names in the features of a net trained on the real images. precision_recall, with
 density and coverage. diversity: how various each class is. neighbours: nearest training images.
-bits_per_dim: of the test images, exact or a bound; bits_per_dim_ode: by a diffusion model's
-probability-flow ODE. loss_by_timestep: of a diffusion model, by quarter of its timesteps.
+bits_per_dim: of the test images; a flow's are exact for dequantised data, others a bound.
+bits_per_dim_ode: by a diffusion model's probability-flow ODE. loss_by_timestep: of a diffusion
+model, by quarter of its timesteps.
 reconstruction: how far a VAE's are from the test images. cost: parameters, seconds for an image.
 """
 

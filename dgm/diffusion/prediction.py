@@ -46,14 +46,20 @@ def to_x_0_and_eps(
 def loss_weight(
     kind: PredictionKind, weighting: Weighting, snr: Tensor, gamma: float = 5.0
 ) -> Tensor:
-    """Weigh the squared error of a prediction, [B].
+    """Return the weight of the squared error of a prediction, [B].
 
-    `simple` is 1; `min_snr` is min(snr, gamma) in x_0 units (Hang et al. 2023, equation 6),
-    divided by what turns an x_0 error into an error of the prediction.
+    `simple` is 1. `min_snr` is min(snr, gamma) for x_0 (Hang et al. 2023, section 3.4),
+    min(snr, gamma) / snr for eps and min(snr, gamma) / (snr + 1) for v.
+
+    Where the SNR is 0, which only a schedule with zero terminal SNR has (Lin et al. 2024), the
+    formula gives 0: the timestep at which sampling begins would never be trained, although v and
+    x_0 have a target there (v = -x_0). Its weight is 1 instead, that of `simple`. For eps the
+    formula is undefined there; `DiffusionObjective` refuses that combination.
     """
     if weighting == "simple":
         return torch.ones_like(snr)
     clamped = snr.clamp(max=gamma)
     if kind == "eps":
         return clamped / snr
-    return clamped if kind == "x_0" else clamped / (snr + 1)
+    weight = clamped if kind == "x_0" else clamped / (snr + 1)
+    return torch.where(snr == 0, torch.ones_like(weight), weight)

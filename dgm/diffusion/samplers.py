@@ -144,22 +144,28 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, st
 
 
 def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
-    """Sample by Heun's rule on the probability-flow ODE (Karras et al. 2022, algorithm 1).
+    """Sample with Heun's method on the probability-flow ODE, in exponential form.
 
-    With alpha = cos(angle) and sigma = sin(angle) the ODE is dx / d angle = v = alpha eps - sigma
-    x_0 (Salimans and Ho 2022, appendix D), which is as tame at a level without signal as
-    elsewhere. Two evaluations a step, one in the last, which leads to no noise.
+    With alpha = cos(phi) and sigma = sin(phi) the ODE is dx / dphi = v = cos(phi) eps - sin(phi)
+    x_0 (Salimans and Ho 2022, appendix D), which has no singularity at either end. For constant
+    x_0 and eps its solution is a rotation, x_s = cos(d) x_t - sin(d) v_t with d = phi_t - phi_s.
+    The predictor is that rotation (it is DDIM's step); the corrector is the same rotation with the
+    mean of v_t and v'_t = cos(phi_t) eps' - sin(phi_t) x_0', where x_0' and eps' are the
+    predictions at the predicted point. So a step is exact for constant x_0 and eps and the method
+    of second order. Heun's method as in Karras et al. 2022 (algorithm 1) is linear in the noise
+    level in place of the rotation. Two evaluations a step; one in the last, which ends without
+    noise.
     """
     for _, here, there in _pairs(schedule, steps):
         x_0, eps, _ = denoiser(x, here.t)
-        euler = there.alpha * x_0 + there.sigma * eps
+        predicted = there.alpha * x_0 + there.sigma * eps
         if there is CLEAN:
-            return euler
-        ahead = denoiser(euler, there.t)
-        v = (here.alpha * eps - here.sigma * x_0) / 2
-        v = v + (there.alpha * ahead.eps - there.sigma * ahead.x_0) / 2
+            return predicted
+        ahead = denoiser(predicted, there.t)
+        mean_x_0, mean_eps = (x_0 + ahead.x_0) / 2, (eps + ahead.eps) / 2
+        v = here.alpha * mean_eps - here.sigma * mean_x_0
         angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
-        x = x - angle * v
+        x = math.cos(angle) * x - math.sin(angle) * v
     return x
 
 

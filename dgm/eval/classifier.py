@@ -61,9 +61,11 @@ class Classifier(nn.Module):
 def train_classifier(
     data: Images, num_classes: int, epochs: int, seed: int, device: torch.device, batch: int = 100
 ) -> Classifier:
-    """Train on all images of a data set; the same seed gives the same classifier on one machine."""
-    torch.manual_seed(seed)
-    net = Classifier(num_classes).to(device).to(memory_format=torch.channels_last)
+    """Train on all images of a data set; the same seed gives the same classifier on one machine.
+
+    The global random state is left as it was.
+    """
+    net = _initialized(num_classes, seed).to(device).to(memory_format=torch.channels_last)
     use_kernels(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     per_epoch = -(-len(data) // batch)
@@ -79,6 +81,15 @@ def train_classifier(
             optimizer.zero_grad()
             schedule.step()
     return net.eval()
+
+
+def _initialized(num_classes: int, seed: int) -> Classifier:
+    """Return a net with weights drawn from a seed, without a trace in the global random state."""
+    # The weights are drawn on the CPU, so that no other device's generator is involved: this seeds
+    # the CPU's alone, where torch.manual_seed would seed every device's.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Classifier(num_classes)
 
 
 def cached_classifier(
@@ -109,7 +120,7 @@ def cached_classifier(
 
 
 def _read(path: Path, num_classes: int) -> Classifier | None:
-    net = Classifier(num_classes)
+    net = _initialized(num_classes, 0)  # the weights are replaced
     try:
         net.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError):  # none yet, or damaged: then it is made anew

@@ -11,19 +11,25 @@ from dgm.train.engine import Engine
 
 PRECISION_NEIGHBOURS = 3  # of Kynkaanniemi et al. 2019
 COVERAGE_NEIGHBOURS = 5  # of Naeem et al. 2020
+_TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
 _AT_ONCE = 2**25  # distances that are held in memory
+_RESOLUTION = 1e-12  # of squared distances, relative to the vectors' squared norms
 _BLOCK = 10_000  # images that are looked through at once
 
 
 def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
     """Compare generated features [M, D] with real ones [N, D], as many where it can be.
 
-    precision: share of generated images within a ball around a real one, whose radius reaches its
-    third neighbour; recall: the same the other way round (Kynkaanniemi et al. 2019, equations 1 to
-    3). density: how many balls of real images, reaching their fifth neighbour, hold a generated
-    one, over five; coverage: share of these balls that hold any (Naeem et al. 2020, equations 2
-    and 3). Equal sets give precision, recall and density of 1 about, coverage 0.97. Each process
-    takes a part; all must ask.
+    precision: fraction of generated images in the ball around any real one, whose radius is the
+    distance to its third neighbour; recall: the same with the sets exchanged (Kynkaanniemi et al.
+    2019, equations 1 to 3, where the ball is closed). density: number of balls around real images,
+    out to their fifth neighbour, that a generated image lies in, over five; coverage: fraction of
+    these balls that hold any (Naeem et al. 2020, equations 2 and 3; their code, package prdc, has
+    open balls).
+
+    For two sets of one distribution density is 1 and coverage 1 - 2^-5 = 0.97 on average, whatever
+    the distribution; precision and recall are below 1 by an amount that depends on it. For a set
+    against itself all four are 1 (density: if its images differ). Collective: call on all ranks.
     """
     made, real = made.to(engine.device), real.to(engine.device)
     near_real = radii(engine, real, PRECISION_NEIGHBOURS)
@@ -32,7 +38,9 @@ def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
 
     def of_made(rows: Tensor) -> Tensor:
         parts = [
-            torch.stack([(d <= near_real).any(1), (d <= wide_real).sum(1)], dim=1)
+            torch.stack(
+                [in_closed_ball(d, near_real).any(1), in_open_ball(d, wide_real).sum(1)], dim=1
+            )
             for d in distances(made[rows], real)
         ]
         return torch.cat(parts).double()
@@ -41,7 +49,8 @@ def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
         own, first, parts = wide_real[rows], 0, []
         for d in distances(real[rows], made):
             reach = own[first : first + len(d)]
-            parts.append(torch.stack([(d <= near_made).any(1), d.min(1).values <= reach], dim=1))
+            covered = in_open_ball(d.min(1).values, reach)
+            parts.append(torch.stack([in_closed_ball(d, near_made).any(1), covered], dim=1))
             first += len(d)
         return torch.cat(parts).double()
 
@@ -49,6 +58,16 @@ def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
     recall, coverage = engine.spread(len(real), of_real).mean(0).tolist()
     density = balls / COVERAGE_NEIGHBOURS
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+
+
+def in_closed_ball(distance: Tensor, radius: Tensor) -> Tensor:
+    """Return where distance <= radius; a difference by rounding counts as a tie."""
+    return distance <= radius * (1 + _TIE)
+
+
+def in_open_ball(distance: Tensor, radius: Tensor) -> Tensor:
+    """Return where distance < radius; a difference by rounding counts as a tie."""
+    return distance < radius * (1 - _TIE)
 
 
 def radii(engine: Engine, features: Tensor, neighbours: int) -> Tensor:
@@ -83,8 +102,16 @@ def nearest(engine: Engine, queries: Tensor, base: Tensor) -> tuple[Tensor, Tens
 
 
 def distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Yield Euclidean distances of a [M, D] from b [N, D], a few rows at a time, in float64."""
+    """Yield Euclidean distances of a [M, D] from b [N, D], a few rows at a time, in float64.
+
+    Distances of less than about 1e-6 of the vectors' norms are 0, which float32 features do not
+    resolve either: so the distance between duplicates is 0.
+    """
     # By products of matrices, in float64: in float32 near neighbours would drown in rounding.
     b = b.double()
+    squares_b = b.square().sum(1)
     for part in a.split(max(1, _AT_ONCE // len(b))):
-        yield torch.cdist(part.double(), b, compute_mode="use_mm_for_euclid_dist")
+        part = part.double()
+        found = torch.cdist(part, b, compute_mode="use_mm_for_euclid_dist")
+        smallest = (part.square().sum(1)[:, None] + squares_b).mul_(_RESOLUTION).sqrt_()
+        yield found.masked_fill_(found <= smallest, 0.0)

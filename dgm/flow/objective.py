@@ -1,4 +1,4 @@
-"""The flow objective: the exact likelihood that the loop maximises, samples, interpolations."""
+"""The flow objective: the likelihood of dequantised images, samples, interpolations."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class SampleConfig:
 class FlowObjective:
     """Train one net, `flow`, by the likelihood of uniformly dequantised images.
 
-    The density of dequantised images is exact; it bounds the mass of stored ones, on average over
-    the noise.
+    The likelihood is exact for dequantised data. For stored images it is a bound: the negative log
+    density of x + u, averaged over the noise u, is at least the negative log of the mass that the
+    model gives x (Theis et al. 2016, section 3.1).
     """
 
     phases = (Phase("likelihood", "flow"),)
@@ -65,10 +66,10 @@ class FlowObjective:
         self.image_shape, self.dtype = image_shape, dtype
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute -log2 of the mass of stored images per dimension, and its parts; each [].
+        """Compute the bound on -log2 of the mass of stored images, and its parts; each [].
 
-        loss = 7 - log_prob_z - log_det, all in bits per dimension, exact for the dequantised
-        images; 7 is for the width of a grey level, 1/128.
+        loss = 7 - log_prob_z - log_det, all in bits per dimension, exact for dequantised data and
+        a bound for stored images; 7 is for the width of a grey level, 1/128.
         """
         z, log_det = nets[phase.net](self._seen(batch, draws))
         bits = 1 / (z.shape[1] * math.log(2))
@@ -112,7 +113,7 @@ class FlowObjective:
         """Compute the terms of -log p of dequantised images as mass of grey levels, nats, each [B].
 
         `prior` is -log N(z), `log_det` the negated log_det, `dequantization` D log 128. Their sum
-        is exact for one noise; its mean over the noise bounds -log P of the stored image.
+        is exact for dequantised data; its mean over the noise bounds -log P of the stored image.
         """
         z, log_det = nets["flow"](self.pixels.dequantize(batch.images, draws, self.dtype))
         levels = torch.full_like(log_det, -z.shape[1] * math.log(DEQUANTIZED.bin_width))

@@ -1,6 +1,7 @@
 """DiffAugment: the same kinds of changes to real and generated images, with gradients through.
 
-Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3. Every
+Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3, with
+the ranges of the authors' code (DiffAugment_pytorch.py of mit-han-lab/data-efficient-gans). Every
 image draws changes of its own. A change made to every image can leak into the generated ones (what
 is grey stays so under any change of saturation); one that leaves enough of them alone does not
 (Karras et al. 2020, "Training generative adversarial networks with limited data", section 2.2).
@@ -45,10 +46,10 @@ def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) 
 
 
 def _translation(x: Tensor, down: Tensor, right: Tensor, _: Tensor) -> Tensor:
-    """Move by up to an eighth of the side; what comes in is 0."""
+    """Shift by up to int(side / 8 + 0.5) pixels either way; pixels from outside are 0."""
     batch, channels, height, width = x.shape
-    rows = _places(x, height) - _whole(down, height // 8)
-    columns = _places(x, width) - _whole(right, width // 8)
+    rows = _places(x, height) - _shift(down, _rounded(height, 8))
+    columns = _places(x, width) - _shift(right, _rounded(width, 8))
     inside_rows = (rows >= 0) & (rows < height)
     inside_columns = (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
@@ -57,26 +58,40 @@ def _translation(x: Tensor, down: Tensor, right: Tensor, _: Tensor) -> Tensor:
 
 
 def _cutout(x: Tensor, down: Tensor, right: Tensor, _: Tensor) -> Tensor:
-    """Set a square of half the side to 0; its middle lies anywhere in the image."""
-    height, width = x.shape[2:]
-    rows = _places(x, height) - _anywhere(down, height) + height // 4
-    columns = _places(x, width) - _anywhere(right, width) + width // 4
-    cut_rows = (rows >= 0) & (rows < height // 2)
-    cut_columns = (columns >= 0) & (columns < width // 2)
+    """Set a square of side int(side / 2 + 0.5) to 0, clipped to the image."""
+    cut_rows, cut_columns = _cut(x, down, x.shape[2]), _cut(x, right, x.shape[3])
     return x * ~(cut_rows[:, :, None] & cut_columns[:, None])[:, None]
+
+
+def _cut(x: Tensor, chosen: Tensor, side: int) -> Tensor:
+    """Return which rows (or columns) the cutout covers, [B, side].
+
+    Its centre is uniform over the side + 1 edges between pixels if its size is even, and over the
+    `side` pixels if it is odd: the official randint(0, side + (1 - size % 2)).
+    """
+    size = _rounded(side, 2)
+    first = _integer(chosen, side + 1 - size % 2) - size // 2
+    places = _places(x, side)
+    return (places >= first) & (places < first + size)
 
 
 def _places(x: Tensor, side: int) -> Tensor:
     return torch.arange(side, device=x.device)[None, :]
 
 
-def _whole(chosen: Tensor, most: int) -> Tensor:
-    """Turn numbers in [0, 1) into whole ones from -most to most, [B, 1]."""
-    return (chosen.flatten(1) * (2 * most + 1)).floor().long() - most
+def _rounded(side: int, parts: int) -> int:
+    """Return int(side / parts + 0.5), a half rounded up."""
+    return int(side / parts + 0.5)
 
 
-def _anywhere(chosen: Tensor, side: int) -> Tensor:
-    return (chosen.flatten(1) * side).floor().long()
+def _shift(chosen: Tensor, limit: int) -> Tensor:
+    """Map numbers in [0, 1) to integers from -limit to limit, [B, 1]."""
+    return _integer(chosen, 2 * limit + 1) - limit
+
+
+def _integer(chosen: Tensor, high: int) -> Tensor:
+    """Map numbers in [0, 1) to integers in [0, high), [B, 1]."""
+    return (chosen.flatten(1) * high).floor().long()
 
 
 _CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout}

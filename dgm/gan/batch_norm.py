@@ -16,6 +16,7 @@ class BatchNorm(nn.Module):
     The batch is that of all processes together, so that a run does not depend on their number:
     torch's BatchNorm2d sees each process's part alone, its SyncBatchNorm works on GPUs only.
     With `num_classes` each class has a scale and shift of its own (Dumoulin et al. 2017).
+    With several processes a forward pass in training is collective: call on all ranks.
     """
 
     running_mean: Tensor
@@ -31,28 +32,36 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Normalise by this batch in training, else by what past ones left; labels [B]."""
-        by_class = self.weight.ndim == 2
-        weight, bias = (None, None) if by_class else (self.weight, self.bias)
-        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
-            x = self._normalize_together(x)
-            if weight is not None and bias is not None:
-                x = x * weight[:, None, None] + bias[:, None, None]
-        else:
-            x = functional.batch_norm(
-                x, self.running_mean, self.running_var, weight, bias,
-                self.training, self.momentum, self.eps,
-            )  # fmt: skip
-        if not by_class:
-            return x
-        assert labels is not None, "a BatchNorm by class is told the classes"
-        return x * self.weight[labels][:, :, None, None] + self.bias[labels][:, :, None, None]
+        """Normalise by this batch's statistics in training, else by the running ones; labels [B].
+
+        The output has the input's dtype. Half-precision inputs are normalised, scaled and shifted
+        in float32 and rounded once, as torch's own kernels do.
+        """
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        by_class = weight.ndim == 2
+        together = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        if not (by_class or together):
+            return self._normalize_alone(x, weight, bias)
+        if by_class:
+            assert labels is not None, "a class-conditional BatchNorm needs labels"
+            weight, bias = weight[labels], bias[labels]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = self._normalize_together(wide) if together else self._normalize_alone(wide)
+        return (y * weight[..., None, None] + bias[..., None, None]).to(x.dtype)
+
+    def _normalize_alone(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, weight, bias,
+            self.training, self.momentum, self.eps,
+        )  # fmt: skip
 
     def _normalize_together(self, x: Tensor) -> Tensor:
-        """Normalise by mean and variance over all processes, whose parts are equally large."""
-        wide = x.float() if x.dtype == torch.bfloat16 else x
-        var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        # In float64, for the difference below has no digits to lose.
+        """Normalise float32 or float64 by mean and variance over the equal parts of all ranks."""
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        # In float64: the difference of E[x^2] and E[x]^2 below would lose digits in float32.
         moments = torch.stack([mean.double(), var.double() + mean.double().square()])
         processes = dist.get_world_size()
         mean, square = _SumOverProcesses.apply(moments).div(processes).unbind()
@@ -63,18 +72,32 @@ class BatchNorm(nn.Module):
             unbiased = var * (count / (count - 1))
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         scale = torch.rsqrt(var + self.eps)
-        return x * scale.to(x)[:, None, None] - (mean * scale).to(x)[:, None, None]
+        return (x - mean.to(x)[:, None, None]) * scale.to(x)[:, None, None]
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Add up a tensor over processes; the gradient of every process's loss flows back to all."""
+    """Sum a tensor over processes. Collective: call on all ranks, in backward and jvp too.
+
+    The result of each rank depends on the inputs of all. So the gradient of an input is the sum of
+    the gradients of all ranks' results, and the tangent of a result the sum of all ranks' tangents:
+    backward and jvp are the same sum, through this function again, which makes higher derivatives
+    work.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return _SumOverProcesses.apply(grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _SumOverProcesses.apply(tangents[0])

@@ -1,7 +1,7 @@
 """Figures of a run by the words of an exercise's file.
 
 NAME/PART               of evaluation.json, as distances_cifar/fd_cifar
-bits per dimension      exact, else a bound, else that by the ODE
+bits per dimension      exact for dequantised data (a flow), else a bound, else that by the ODE
 final KEY, least KEY    of a metric of metrics.jsonl
 least after KEY         the share of the run at which it was least
 denoised STEPS/NAME     of denoised/denoising.json
@@ -54,7 +54,9 @@ def read_measure(text: str) -> Measure:
         of = read_measure(text.removeprefix(_SPREAD_OF))
         return Measure(text, f"spread over runs of {of.name}", of.of, False, "share", of)
     if text == "bits per dimension":
-        return Measure(text, f"{text} (exact for flows, else a bound)", _any_bits, False)
+        return Measure(
+            text, f"{text} (flows: exact for dequantised data; else a bound)", _any_bits, False
+        )
     if text == "wall time":
         return Measure(text, text, Run.wall_s, False, "seconds")
     if text == "images/s":

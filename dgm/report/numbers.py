@@ -6,7 +6,7 @@ import math
 
 _SHARES = (
     "consistency", "accuracy", "certainty", "class seen", "class_seen", "precision", "recall",
-    "coverage", "share_", "nearer_than",
+    "coverage", "share_", "nearer_than", "active_latents",
 )  # fmt: skip
 _UNITS = {
     "images_per_s": "images/s",
@@ -89,6 +89,8 @@ def higher_is_better(key: str) -> bool | None:
     if "_on_real_" in key or last.endswith("error"):  # of the judge, not of the run; of the measure
         return None
     if last.startswith(("nearer_than", "share_")):  # best where it is as of real images
+        return None
+    if last == "active_latents":  # how many a model needs depends on the data
         return None
     if is_share(key):
         return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim

@@ -19,9 +19,6 @@ from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
 from dgm.vae.networks import VAE
 from dgm.vae.pictures import decode, interpolation, reconstructions, traversal
 
-# A dimension counts as active for an image if it says more than this of it, nats.
-_ACTIVE = 0.01
-
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -100,7 +97,6 @@ class VAEObjective:
             "elbo": -(reconstruction + kl).mean(),
             "bits_per_dim_bound": (reconstruction + kl).mean() / bits,
             "beta": kl.new_full((), beta),
-            "active_latents": (per_dimension > _ACTIVE).to(kl.dtype).mean(),
         }
 
     def latents(self, draws: Draws) -> Tensor:

@@ -89,5 +89,5 @@ def test_simple_weighs_every_timestep_alike(kind: PredictionKind):
 
 
 @pytest.mark.parametrize("kind", ["v", "x_0"])
-def test_min_snr_is_finite_without_signal(kind: PredictionKind):
-    assert float(loss_weight(kind, "min_snr", torch.zeros(1))) == 0
+def test_min_snr_is_one_without_signal(kind: PredictionKind):
+    assert float(loss_weight(kind, "min_snr", torch.zeros(1))) == 1

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
-from dgm.eval import during
-from dgm.eval.classifier import cached_classifier, classify
+from dgm.eval import classifier, during
+from dgm.eval.classifier import Classifier, cached_classifier, classify, train_classifier
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.eval.likelihood import bits_per_dim
 from dgm.objective import Batch, Nets
@@ -127,6 +127,20 @@ def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:100])  # damaged: made anew
     cached_classifier(engine, tmp_path, data, "id", 2, 8, 0)
     assert "training a classifier" in capsys.readouterr().out
+
+
+def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Path, engine: Engine):
+    data = Shapes(4)
+    torch.manual_seed(5)
+    expected = Classifier(2).state_dict()
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    for name, value in classifier._initialized(2, 5).state_dict().items():
+        assert torch.equal(value, expected[name]), name  # the bits that seeding globally gives
+    train_classifier(data, 2, 1, 5, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    cached_classifier(engine, tmp_path, data, "id", 2, 1, 5)  # which also reads it from the file
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Mute:

@@ -35,6 +35,7 @@ def test_numbers_for_people() -> None:
         ("train/discriminator/accuracy", None),
         ("classifier_accuracy_on_real_test_images", None),
         ("bits_per_dim/error", None),
+        ("reconstruction/active_latents", None),
         ("num_generated", None),
     ],
 )

@@ -1,0 +1,84 @@
+"""Active latent dimensions of an encoder whose variances are known.
+
+Source: Burda et al. 2016, "Importance weighted autoencoders", section 5.2: dimension u is active if
+Cov_x(E_{q(u | x)}[u]) > 10^-2. The encoder here is linear in planted coordinates of the images, so
+that the variance of each mean is known beforehand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_vae
+import torch
+from torch import Tensor
+
+from dgm.eval.active_latents import active_latents
+from dgm.objective import Batch, Nets
+from dgm.rng import Draws
+from dgm.train.engine import Engine
+
+
+class Planted:
+    """Images whose first pixels are grey levels 100 +- 1 in every combination, twice over."""
+
+    def __init__(self, bits: int = 6, side: int = 4):
+        codes = np.arange(2 * 2**bits) % 2**bits
+        signs = 2 * (codes[:, None] >> np.arange(bits) & 1) - 1
+        self.pixels = np.full((len(codes), side, side, 3), 7, np.uint8)
+        self.pixels.reshape(len(codes), -1)[:, :bits] = 100 + signs
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        return self.pixels[index]
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        return np.zeros(len(index), np.int64)
+
+
+# Standard deviations of the means of q(u | x): 0.1 is where a dimension becomes active.
+DEVIATIONS = torch.tensor([2.0, 0.101, 0.099, 0.0, 0.5, 0.01], dtype=torch.float64)
+
+
+class Linear(small_vae.VAEObjective):
+    """Give means that are linear in the signs, about means far from 0."""
+
+    def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
+        signs = batch.images.flatten(1)[:, :6].double() - 100
+        return 30 + DEVIATIONS * signs
+
+
+def measure(engine: Engine, index: Tensor) -> dict[str, float]:
+    objective = Linear(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    return active_latents(engine, objective, {}, Planted(), index, 0)
+
+
+def test_dimensions_of_enough_variance_are_active(engine: Engine):
+    found = measure(engine, torch.arange(128))
+    assert found == {"active_latents": pytest.approx(3 / 6), "num_active": 3}
+
+
+def test_order_and_repetition_of_images_do_not_matter(engine: Engine):
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    assert measure(engine, order) == measure(engine, torch.arange(64))
+
+
+def test_images_all_alike_have_no_active_dimension(engine: Engine):
+    assert measure(engine, torch.zeros(5, dtype=torch.int64))["num_active"] == 0
+    assert measure(engine, torch.tensor([3]))["active_latents"] == 0
+
+
+def test_a_mean_far_from_the_priors_is_not_active_where_it_is_constant(engine: Engine):
+    # Its KL is large for every image, which says nothing of the image.
+    torch.manual_seed(0)
+    net, objective = small_vae.net(), small_vae.objective()
+    with torch.no_grad():
+        net.encoder.exit.weight.zero_()
+        net.encoder.exit.bias.fill_(1.0)
+    data, index = Planted(side=8), torch.arange(8)
+    given = Batch(torch.from_numpy(data.pixels[:8]), torch.zeros(8, dtype=torch.int64))
+    assert (objective.kl_by_latent({"vae": net}, given) > 0.01).all()
+    found = active_latents(engine, objective, {"vae": net}, data, index, 0)
+    assert found == {"active_latents": 0, "num_active": 0}
