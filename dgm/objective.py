@@ -80,7 +80,7 @@ class Objective(Protocol):
 class Likelihood(Protocol):
     """A family that knows how probable an image is, or a bound of it."""
 
-    exact: bool  # else a bound
+    exact: bool  # for dequantised data; else a bound
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the terms of -log p of stored images (the mass of their grey levels), each [B].

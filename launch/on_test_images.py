@@ -6,6 +6,7 @@ import torch
 
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.eval import timesteps
+from dgm.eval.active_latents import active_latents
 from dgm.eval.during import has_likelihood
 from dgm.eval.likelihood import bits_per_dim
 from dgm.eval.reconstruction import reconstruction_error
@@ -56,9 +57,10 @@ def reconstruction(subject: Subject) -> Figures:
     index = _tested(subject)
     objective = subject.trained.objective
     assert isinstance(objective, VAEObjective), "choose_measures has asked"
-    found = reconstruction_error(
+    given = (
         subject.engine, objective, subject.nets, subject.test, index, subject.options.seed
-    )
+    )  # fmt: skip
+    found = {**reconstruction_error(*given), **active_latents(*given)}
     return {"num_test_images": len(index), **found}
 
 
