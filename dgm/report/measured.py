@@ -21,6 +21,7 @@ _LABELS = {
     "bound": "bits/dim, bound",
     "importance_weighted": "bits/dim, closer bound",
     "error": "standard error of it",
+    "discretization_error": "error left by its steps, estimated",
     "loss_error": "standard error of the loss",
     "eps_mse_error": "standard error of that of eps",
     "rms_error_grey_levels": "error in grey levels",
