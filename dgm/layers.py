@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels import winograd
-from dgm.kernels.choice import Kernels, kernels_here
+from dgm.kernels.choice import Kernels, under_transform, kernels_here
 from dgm.kernels.norm import Dropout, norm_act
 
 
@@ -93,15 +93,20 @@ def join(h: Tensor, skip: Tensor) -> Tensor:
     As `torch.cat`, but for the gradient of h, which is given in channels_last: a mere view of some
     channels would be copied by each convolution that it goes back to.
     """
+    if under_transform():
+        return torch.cat([h, skip], dim=1)
     joined: Tensor = _Join.apply(h, skip)
     return joined
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, skip: Tensor) -> Tensor:
-        ctx.channels = h.shape[1]
+    def forward(h: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([h, skip], dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.channels = inputs[0].shape[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:

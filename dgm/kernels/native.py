@@ -30,8 +30,18 @@ def serves(*tensors: Tensor) -> bool:
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and library() is not None
+        and available()
     )
+
+
+def available() -> bool:
+    """Return whether the kernels could be compiled."""
+    return library() is not None
+
+
+# A constant to torch.compile, which otherwise would trace what loads the library. As
+# torch.compiler.assume_constant_result does it, without importing the compiler.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def call(name: str, *given: int | float | Tensor | None) -> int:
