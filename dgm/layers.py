@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels import winograd
-from dgm.kernels.choice import Kernels, under_transform, kernels_here
+from dgm.kernels.choice import Kernels, kernels_here, under_transform
 from dgm.kernels.norm import Dropout, norm_act
 
 
@@ -128,7 +128,11 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Attention(nn.Module):
-    """Attend over the places of an image: [B, C, H, W] to the same, with a residual."""
+    """Attend over the places of an image: [B, C, H, W] to the same, with a residual.
+
+    torch's fused attention has no second derivatives: take them under
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    """
 
     recomputable = True
 
@@ -149,6 +153,14 @@ class Attention(nn.Module):
             part.reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
             for part in qkv.unbind(2)
         )
-        h = functional.scaled_dot_product_attention(query, key, value)
+        h = _attend(query, key, value)
         h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return x + self.out(h)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query key^T / sqrt(channels)) value of [B, heads, places, channels]."""
+    if under_transform():  # torch's fused kernels have no forward-mode derivative
+        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+        return weights @ value
+    return functional.scaled_dot_product_attention(query, key, value)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgm.kernels import native
-from dgm.kernels.choice import Kernels, under_transform, refuse_transform
+from dgm.kernels.choice import Kernels, refuse_transform, under_transform
 from dgm.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dgm.kernels import native
-from dgm.kernels.choice import under_transform, refuse_transform
+from dgm.kernels.choice import refuse_transform, under_transform
 
 _CHANNELS = 32  # they come in multiples of it
 _SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
