@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from dgm.kernels import native
+
+_KIND = attrgetter("dtype", "is_cpu")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Rule:
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     """Compute the norm [] of all numbers of tensors, to 1e-7 of it; 0 without any."""
     norm = torch.empty(1)
+    _check_kinds(*grads)
     grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
     native.call("gradient_norm", len(grads), _sizes(grads), _addresses(grads), norm)
     return norm[0]
@@ -53,12 +57,12 @@ def adamw_(
 ) -> None:
     """Update weights, moments and averages in place; `steps` counts this update of each weight.
 
-    `decayed` says which weights decay; None is all. The tensors of a weight are dense and laid out
-    alike, in float32 on the CPU.
+    `decayed` says which weights decay; None is all. The tensors of a weight are dense, in float32
+    on the CPU, and all but the gradient laid out alike.
     """
     beta1, beta2 = rule.betas
-    _check_layout(weights, grads, "gradient")
-    _check_layout(weights, averages or weights, "average")
+    _check_kinds(*grads, *(averages or ()))
+    grads = laid_out_as(weights, grads)
     sizes = {t: (rule.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5) for t in set(steps)}
     kept = 1 - rule.lr * rule.weight_decay
     decays = [True] * len(weights) if decayed is None else decayed
@@ -73,7 +77,7 @@ def adamw_(
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether the numbers of a tensor fill a part of the memory, in whatever order."""
-    if tensor.is_contiguous():
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
         return True
     size = 1
     for stride, length in sorted(_layout(tensor)):
@@ -89,20 +93,24 @@ def _layout(tensor: Tensor) -> list[tuple[int, int]]:
     return [(stride, length) for stride, length in pairs if length != 1]
 
 
-def laid_out_alike(one: Tensor, other: Tensor) -> bool:
-    """Return whether the numbers of two tensors lie in memory in the same order."""
-    if one.shape != other.shape:
-        return False
-    return one.stride() == other.stride() or _layout(one) == _layout(other)
+def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients whose numbers lie in memory as those of the weights; copy where they do not.
+
+    Fused kernels go through both in that order.
+    """
+    return [
+        grad
+        if grad.stride() == weight.stride() and grad.numel() == weight.numel()
+        else torch.empty_like(weight).copy_(grad)
+        for weight, grad in zip(weights, grads, strict=True)
+    ]
 
 
-def _check_layout(weights: Sequence[Tensor], others: Sequence[Tensor], name: str) -> None:
-    for weight, other in zip(weights, others, strict=True):
-        if not laid_out_alike(weight, other):
-            raise ValueError(
-                f"the {name} of a weight has shape {tuple(other.shape)} and strides "
-                f"{other.stride()}, the weight {tuple(weight.shape)} and {weight.stride()}"
-            )
+def _check_kinds(*tensors: Tensor) -> None:
+    # All at once, as this is done in every step.
+    kinds = set(map(_KIND, tensors))
+    if kinds - {(torch.float32, True)}:
+        raise TypeError(f"expected tensors of float32 on the CPU, got {kinds}")
 
 
 def _sizes(tensors: Sequence[Tensor]) -> Tensor:
@@ -110,7 +118,4 @@ def _sizes(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    for tensor in tensors:
-        if tensor.dtype != torch.float32 or not tensor.is_cpu:
-            raise TypeError(f"expected float32 on cpu, got {tensor.dtype} on {tensor.device}")
     return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)

@@ -127,7 +127,7 @@ class AdamW:
             average if len(weights) == len(self.parameters) and _alike(average, weights) else None
         )
         update.adamw_(
-            weights, _gradients(weights),
+            weights, [p.grad for p in weights if p.grad is not None],
             [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
             None if along is None else along.weights, [m.step for m in own],
             update.Rule(
@@ -173,11 +173,7 @@ def _alike(average: Average | None, weights: list[Tensor]) -> bool:
 
 def _gradients(weights: list[Tensor]) -> list[Tensor]:
     """Return the gradients, laid out in memory as the weights, which is what fused kernels take."""
-    grads = [weight.grad for weight in weights if weight.grad is not None]
-    return [
-        grad if update.laid_out_alike(weight, grad) else torch.empty_like(weight).copy_(grad)
-        for weight, grad in zip(weights, grads, strict=True)
-    ]
+    return update.laid_out_as(weights, [p.grad for p in weights if p.grad is not None])
 
 
 def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

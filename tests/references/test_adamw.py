@@ -190,18 +190,18 @@ def test_arguments_of_a_kernel_are_checked():
 def test_tensors_of_another_type_or_layout_are_refused_or_copied():
     weight, rule = torch.randn(4, 3), update.Rule(0.1, (0.9, 0.99), 1e-8, 0.0)
     moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
-    with pytest.raises(ValueError, match="gradient of a weight has shape"):
-        update.adamw_([weight], [torch.ones(3, 4).T], *moments, None, [1], rule)
-    with pytest.raises(ValueError, match="gradient of a weight has shape"):
+    with pytest.raises(RuntimeError, match="must match the size"):
         update.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], rule)
-    with pytest.raises(TypeError, match="expected float32"):
+    with pytest.raises(TypeError, match="expected tensors of float32"):
         update.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], rule)
-    nets = [nn.Linear(3, 4) for _ in range(2)]
-    nets[1].load_state_dict(nets[0].state_dict())
-    for net, kernels in zip(nets, (True, False), strict=True):
-        net.weight.grad = torch.arange(12.0).view(3, 4).T  # of another layout
-        AdamW(net.parameters(), OptimConfig(), kernels).step(0.1)
-    torch.testing.assert_close(nets[0].weight, nets[1].weight)
+    for kernels in (True, False):
+        nets = [nn.Linear(3, 4) for _ in range(2)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        nets[0].weight.grad = torch.randn(3, 4).T  # of another layout
+        nets[1].weight.grad = nets[0].weight.grad.contiguous()
+        for net in nets:
+            AdamW(net.parameters(), OptimConfig(), kernels).step(0.1)
+        assert torch.equal(nets[0].weight, nets[1].weight)
 
 
 def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_numbers():
