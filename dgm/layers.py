@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,10 +74,18 @@ def recompute_activations(net: nn.Module) -> int:
     """
     found = [module for module in net.modules() if getattr(module, "recomputable", False)]
     for module in found:
-        module.forward = functools.partial(
-            checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        module.forward = functools.partial(_recomputed, module.forward)
     return len(found)
+
+
+def _recomputed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
+    """Compute without keeping what is within; torch cannot do so where tangents are computed."""
+    if under_transform():
+        return forward(*args, **named)
+    made: Tensor = checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=False, **named
+    )
+    return made
 
 
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.kernels import native
-from dgm.layers import use_kernels
+from dgm.layers import recompute_activations, use_kernels
 from dgm.rng import Draws
 
 # About twenty convolutions and norms one after the other round by 1e-5 of the largest number each
@@ -80,6 +80,21 @@ def test_forward_mode_and_reverse_through_it(scale_shift: bool):
         found.append([primal.detach(), tangent.detach(), *slopes])
     assert found[0][1].abs().max() > 0.1
     close(*found)
+
+
+def test_forward_mode_with_activations_computed_again():
+    net, _ = both(False)
+    again = copy.deepcopy(net)
+    assert recompute_activations(again) > 0
+    found = []
+    for each in (net, again):
+        x, x_move, t, t_move = given(torch.float32)
+        primal, tangent = torch.func.jvp(
+            lambda x, t, each=each: each(x, t, torch.tensor([0, 4])), (x, t), (x_move, t_move)
+        )
+        slopes = torch.autograd.grad((primal - tangent).square().sum(), list(each.parameters()))
+        found.append([primal, tangent, *slopes])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
