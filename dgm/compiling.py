@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dgm.kernels.choice import under_transform
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function; where compiling fails, warn once and run it as it is."""
@@ -49,7 +51,7 @@ def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) ->
     @functools.wraps(plain)
     def call(*args: Any, **named: Any) -> Any:
         nonlocal working
-        if working:
+        if working and not under_transform():  # compiled code may drop tangents
             try:
                 return fast(*args, **named)
             except failures as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels import winograd
-from dgm.kernels.choice import Kernels, kernels_here
+from dgm.kernels.choice import Kernels, kernels_here, under_transform
 from dgm.kernels.norm import Dropout, norm_act
 
 
@@ -73,10 +74,18 @@ def recompute_activations(net: nn.Module) -> int:
     """
     found = [module for module in net.modules() if getattr(module, "recomputable", False)]
     for module in found:
-        module.forward = functools.partial(
-            checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        module.forward = functools.partial(_recomputed, module.forward)
     return len(found)
+
+
+def _recomputed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
+    """Compute without keeping what is within; torch cannot do so where tangents are computed."""
+    if under_transform():
+        return forward(*args, **named)
+    made: Tensor = checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=False, **named
+    )
+    return made
 
 
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
@@ -93,15 +102,20 @@ def join(h: Tensor, skip: Tensor) -> Tensor:
     As `torch.cat`, but for the gradient of h, which is given in channels_last: a mere view of some
     channels would be copied by each convolution that it goes back to.
     """
+    if under_transform():
+        return torch.cat([h, skip], dim=1)
     joined: Tensor = _Join.apply(h, skip)
     return joined
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, skip: Tensor) -> Tensor:
-        ctx.channels = h.shape[1]
+    def forward(h: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([h, skip], dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.channels = inputs[0].shape[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +137,11 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Attention(nn.Module):
-    """Attend over the places of an image: [B, C, H, W] to the same, with a residual."""
+    """Attend over the places of an image: [B, C, H, W] to the same, with a residual.
+
+    torch's fused attention has no second derivatives: take them under
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    """
 
     recomputable = True
 
@@ -144,6 +162,14 @@ class Attention(nn.Module):
             part.reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
             for part in qkv.unbind(2)
         )
-        h = functional.scaled_dot_product_attention(query, key, value)
+        h = _attend(query, key, value)
         h = h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return x + self.out(h)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query key^T / sqrt(channels)) value of [B, heads, places, channels]."""
+    if under_transform():  # torch's fused kernels have no forward-mode derivative
+        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+        return weights @ value
+    return functional.scaled_dot_product_attention(query, key, value)

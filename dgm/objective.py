@@ -31,6 +31,7 @@ class Batch:
     images: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
     images_seen: int = 0  # by the run before this step
+    step: int = 0  # steps of the run before this one
 
 
 class Objective(Protocol):

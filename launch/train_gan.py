@@ -39,7 +39,14 @@ class Config:
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
     """Build both nets, their weights drawn from the run's seed, and their objective."""
     dtype = config.train.dtype
-    objective = GanObjective(config.gan, config.sample, config.model.latent, num_classes, dtype)
+    objective = GanObjective(
+        config.gan,
+        config.sample,
+        config.model.latent,
+        num_classes,
+        dtype,
+        sees_batch=config.model.discriminator_sees_batch,
+    )
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
     nets = make_nets(config.model, image_shape, objective.num_classes)
     lr = config.gan.discriminator_lr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from dgm.compiling import compile_net
 
@@ -31,6 +32,31 @@ def test_a_net_is_compiled_in_place():
         assert torch.equal(net(x), plain(x))
     assert seen == ["compiled"] and list(net.state_dict()) == keys
     assert torch.equal(copy.deepcopy(net)(x), plain(x)) and seen == ["compiled"]
+
+
+def test_a_compiled_net_in_forward_mode_runs_as_it_is_and_stays_compiled(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
+        seen.append("compiled")
+        return graph.forward
+
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    plain = copy.deepcopy(net)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: _dynamo(call, backend))
+    compile_net(net)
+    x, move = torch.randn(2, 5, 3)
+    expected = torch.func.jvp(plain, (x,), (move,))
+    assert all(map(torch.equal, torch.func.jvp(net, (x,), (move,)), expected))
+    with forward_ad.dual_level():
+        moved = forward_ad.unpack_dual(net(forward_ad.make_dual(x, move)))
+        assert torch.equal(moved.tangent, expected[1])
+    assert not seen
+    net(x)
+    assert seen == ["compiled"]
+    assert not [w for w in recwarn if "runs uncompiled" in str(w.message)]
 
 
 def _dynamo(call: Callable, backend: Callable) -> Callable:

@@ -39,9 +39,10 @@ def generator_loss(kind: LossName, logits_fake: Tensor) -> Tensor:
 
 
 def r1_penalty(logits_real: Tensor, real: Tensor) -> Tensor:
-    """Compute |d logits / d image|^2 of each real image (R1 of Mescheder et al. 2018).
+    """Return |d logits / d image|^2 of each real image, [B] (Mescheder et al. 2018, section 4.1).
 
-    `real` [B, C, H, W] must require a gradient; the penalty has one itself.
+    `real` [B, C, H, W] must require a gradient, and each logit depend on its own image only; the
+    penalty can be differentiated itself.
     """
     (slope,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
     return slope.square().flatten(1).sum(1)

@@ -36,6 +36,13 @@ class GanNetConfig:
     """Channels of the generator's largest features; dcgan doubles them with each halving."""
     discriminator_channels: int = 128
     """Channels of the discriminator's largest features; dcgan doubles them with each halving."""
+    discriminator_batch_norm: bool = True
+    """BatchNorm in dcgan's discriminator; gan.r1 needs it to be false. residual has none."""
+
+    @property
+    def discriminator_sees_batch(self) -> bool:
+        """Return whether the discriminator's logit of an image depends on the rest of its batch."""
+        return self.architecture == "dcgan" and self.discriminator_batch_norm
 
 
 def make_nets(
@@ -84,7 +91,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """DCGAN's discriminator: strided convolutions with BatchNorm and leaky ReLU."""
+    """DCGAN's discriminator: strided convolutions with BatchNorm and leaky ReLU.
+
+    Without BatchNorm each convolution has a bias in its place.
+    """
 
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
@@ -92,12 +102,16 @@ class Discriminator(nn.Module):
         """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.discriminator_channels << i for i in range(doublings)]
+        normalized = config.discriminator_batch_norm
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 4, 2, 1, bias=i == 0)
+            nn.Conv2d(a, b, 4, 2, 1, bias=i == 0 or not normalized)
             for i, (a, b) in enumerate(zip([image_channels, *widths], widths, strict=False))
         )
         # The first has none (Radford et al. 2016, section 3).
-        self.norms = nn.ModuleList([nn.Identity(), *(BatchNorm(width) for width in widths[1:])])
+        self.norms = nn.ModuleList(
+            BatchNorm(width) if i > 0 and normalized else nn.Identity()
+            for i, width in enumerate(widths)
+        )
         self.out = nn.Linear(widths[-1] * 16, 1)
         _draw_weights(self)
         self.classes = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dgm.compiling import uncompiled
 from dgm.errors import UserError
 from dgm.gan.augment import Augmentation, augment
 from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
@@ -26,6 +29,8 @@ class GanConfig:
     """Loss of both: non_saturating, hinge or least_squares."""
     r1: float = 0.0
     """Weight gamma of the R1 penalty, gamma / 2 |gradient|^2 on real images; 0 is without."""
+    r1_interval: int = 1
+    """Steps of the discriminator from one R1 penalty to the next, which is taken so many times."""
     augment: list[Augmentation] = field(default_factory=list)
     """DiffAugment of real and generated images: any of color, translation, cutout."""
     augment_probability: float = 1.0
@@ -64,10 +69,20 @@ class GanObjective:
         latent: int,
         num_classes: int,
         dtype: torch.dtype = torch.float32,
+        sees_batch: bool = True,
     ):
-        """Prepare for latents of a size; raises UserError where a setting makes no sense."""
+        """Prepare for latents of a size; raises UserError where a setting makes no sense.
+
+        `sees_batch`: the discriminator has BatchNorm, so a logit depends on the whole batch.
+        """
         _check(config, sample)
-        self.config, self.sample_config = config, sample
+        if config.r1 > 0 and sees_batch:
+            raise UserError(
+                f"gan.r1 is {config.r1}, but it is a penalty of each image alone, and BatchNorm in "
+                "the discriminator lets images of a batch depend on each other: set "
+                "model.discriminator_batch_norm false, or gan.r1 0"
+            )
+        self.config, self.sample_config, self.sees_batch = config, sample, sees_batch
         self.latent, self.dtype = latent, dtype
         self.num_classes = num_classes if config.class_conditional else None
         self.phases = (
@@ -78,30 +93,46 @@ class GanObjective:
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of the phase's net; every named value is a mean over images, []."""
         labels = None if self.num_classes is None else batch.labels
-        images = batch.images
-        if self.config.flip:
-            images = flip_images(images, draw_mirrored(draws))
-        real = self.pixels.scale(images, self.dtype)
+        net = nets["discriminator"]
         fake = nets["generator"](self._latent(draws, phase.name), labels)
         if phase.name == "discriminator":
-            return self._discriminator_loss(nets["discriminator"], real, fake, labels, draws)
-        # A BatchNorm there sees what it saw when the discriminator learned: real and generated.
-        _, logits = self._judge(nets["discriminator"], real, fake, labels, draws, phase.name)
+            due = self.config.r1 > 0 and batch.step % self.config.r1_interval == 0
+            real = self._real(batch, draws)
+            return self._discriminator_loss(net, real, fake, labels, draws, due)
+        if self.sees_batch:
+            # BatchNorm sees what it saw when the discriminator learned: real and generated.
+            real = self._real(batch, draws)
+            _, logits = self._judge(net, real, fake, labels, draws, phase.name)
+        else:
+            fake = self._augmented(fake.to(self.dtype), draws, f"{phase.name}/augment_fake")
+            logits = net(fake, labels).to(self.dtype)
         loss = generator_loss(self.config.loss, logits)
         return {"loss": loss.mean(), "logits_fake": logits.mean()}
 
+    def _real(self, batch: Batch, draws: Draws) -> Tensor:
+        """Return the real images, [B, C, H, W] in [-1, 1], some of them mirrored."""
+        images = batch.images
+        if self.config.flip:
+            images = flip_images(images, draw_mirrored(draws))
+        return self.pixels.scale(images, self.dtype)
+
     def _discriminator_loss(
-        self, net: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, draws: Draws
+        self,
+        net: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        labels: Tensor | None,
+        draws: Draws,
+        r1_due: bool,
     ) -> dict[str, Tensor]:
-        gamma = self.config.r1
-        real.requires_grad_(gamma > 0)
+        """Return the discriminator's loss and its parts; `r1` only where the penalty is due."""
         logits_real, logits_fake = self._judge(net, real, fake, labels, draws, "discriminator")
         loss = discriminator_loss(self.config.loss, logits_real, logits_fake)
         values = {"loss_real": loss.real.mean(), "loss_fake": loss.fake.mean()}
         total = values["loss_real"] + values["loss_fake"]
-        if gamma > 0:
-            values["r1"] = r1_penalty(logits_real, real).mean()
-            total = total + 0.5 * gamma * values["r1"]
+        if r1_due:
+            values["r1"] = self._r1(net, real, labels, draws).mean()
+            total = total + 0.5 * self.config.r1 * self.config.r1_interval * values["r1"]
         right = torch.cat([logits_real > 0, logits_fake <= 0]).to(self.dtype)
         return {
             "loss": total,
@@ -110,6 +141,20 @@ class GanObjective:
             "logits_fake": logits_fake.mean(),
             "accuracy": right.mean(),
         }
+
+    def _r1(self, net: nn.Module, real: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
+        """Return the R1 penalty of each real image, [B].
+
+        It takes a forward pass of its own that is never compiled, since AOTAutograd cannot
+        differentiate twice, and that uses the spectral norms of the pass before it.
+        """
+        real = real.detach().requires_grad_()
+        with uncompiled(), _in_eval_mode(net):
+            logits = net(self._augmented(real, draws, "discriminator/augment_real"), labels)
+            return r1_penalty(logits.to(self.dtype), real)
+
+    def _augmented(self, x: Tensor, draws: Draws, purpose: str) -> Tensor:
+        return augment(x, self.config.augment, draws, purpose, self.config.augment_probability)
 
     def _judge(
         self,
@@ -121,10 +166,9 @@ class GanObjective:
         phase: str,
     ) -> tuple[Tensor, Tensor]:
         """Give the logits of real and generated images, from one forward pass of both."""
-        kinds, probability = self.config.augment, self.config.augment_probability
         both = torch.cat([
-            augment(real, kinds, draws, f"{phase}/augment_real", probability),
-            augment(fake.to(real.dtype), kinds, draws, f"{phase}/augment_fake", probability),
+            self._augmented(real, draws, f"{phase}/augment_real"),
+            self._augmented(fake.to(real.dtype), draws, f"{phase}/augment_fake"),
         ])  # fmt: skip
         logits = net(both, None if labels is None else labels.repeat(2))
         logits_real, logits_fake = logits.to(self.dtype).chunk(2)
@@ -175,9 +219,22 @@ class GanObjective:
         return {"interpolation": made.unflatten(0, (rows, 10))}
 
 
+@contextlib.contextmanager
+def _in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a net into eval mode, in which spectral norm takes no further power iteration."""
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _check(config: GanConfig, sample: SampleConfig) -> None:
     check_range(config, "gan.", "r1", least=0)
-    check_range(config, "gan.", "discriminator_steps", least=1)
+    check_range(config, "gan.", "r1_interval", "discriminator_steps", least=1)
     if config.discriminator_lr is not None and not config.discriminator_lr > 0:
         raise UserError(
             f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"

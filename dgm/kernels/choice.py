@@ -8,9 +8,32 @@ import warnings
 from typing import Literal
 
 import torch
+from torch.autograd import forward_ad
 
 Kernels = Literal["triton", "native"]
 """In Triton, on a GPU; in C++, on a CPU."""
+
+
+def under_transform() -> bool:
+    """Return whether a transform of torch.func, or forward-mode differentiation, is going on.
+
+    A custom operator drops tangents silently and knows no torch.func.grad or vmap, so where one is,
+    torch's own operators take over.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+# To torch.compile a constant of the trace, which enters the transforms that it finds. As
+# torch.compiler.assume_constant_result marks it, without importing the compiler.
+under_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse_transform(operator: str) -> None:
+    """Raise NotImplementedError where an operator is called that would drop a tangent."""
+    if under_transform():
+        raise NotImplementedError(
+            f"{operator} has no forward-mode derivative: call it by its wrapper in dgm.kernels"
+        )
 
 
 @functools.cache

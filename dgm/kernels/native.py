@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,31 +26,81 @@ _FLAGS = (
 )  # fmt: skip
 
 
+class _Numbers:
+    """The ctypes type of a pointer to the numbers of a dense tensor on the CPU."""
+
+    def __init__(self, dtype: torch.dtype, optional: bool = False):
+        """Take tensors of one dtype, and None as a null pointer where it is `optional`."""
+        self.dtype, self.optional = dtype, optional
+
+    def from_param(self, value: object) -> ctypes.c_void_p:
+        """Convert an argument; raise TypeError where it is of another kind."""
+        if value is None and self.optional:
+            return ctypes.c_void_p(None)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected a tensor of {self.dtype}, got {type(value).__name__}")
+        if value.dtype != self.dtype or not value.is_cpu:
+            raise TypeError(f"expected {self.dtype} on cpu, got {value.dtype} on {value.device}")
+        if not (value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last)):
+            raise TypeError(f"expected a dense tensor, got strides {value.stride()}")
+        return ctypes.c_void_p(value.data_ptr())
+
+
+_LONG, _FLOAT = ctypes.c_long, ctypes.c_float
+_FLOATS, _MAYBE_FLOATS = _Numbers(torch.float32), _Numbers(torch.float32, optional=True)
+# Addresses of tensors are kept as int64 too.
+_LONGS, _MAYBE_LONGS = _Numbers(torch.int64), _Numbers(torch.int64, optional=True)
+_NORM_ACT = (
+    *[_LONG] * 4, _FLOATS, _MAYBE_FLOATS, _FLOATS, _FLOATS, *[_MAYBE_FLOATS] * 2,
+    *[_MAYBE_LONGS] * 3, *[_LONG] * 3, _FLOAT, _LONG,
+)  # fmt: skip
+
+# Arguments of each kernel, as in the C++ sources: ctypes would go by the types of Python's values,
+# and pass a whole number where a float is expected as an integer.
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "norm_act": (*_NORM_ACT, _FLOAT, *[_FLOATS] * 3),
+    "norm_act_backward": (*_NORM_ACT, *[_FLOATS] * 7),
+    "gradient_norm": (_LONG, _LONGS, _LONGS, _FLOATS),
+    "adamw": (_LONG, *[_LONGS] * 5, _MAYBE_LONGS, _FLOATS, *[_FLOAT] * 5),
+    "work_size": (_LONG, _LONG),
+    "transform_weight": (_LONG, _LONG, _FLOATS, _MAYBE_FLOATS, _MAYBE_FLOATS),
+    "convolve": (*[_LONG] * 5, *[_FLOATS] * 4),
+    "gradient_of_image": (*[_LONG] * 5, *[_FLOATS] * 3),
+    "gradient_of_weight": (*[_LONG] * 5, *[_FLOATS] * 5),
+}
+_RESULTS = {"work_size": _LONG}  # of the kernels that have one
+
+
 def serves(*tensors: Tensor) -> bool:
     """Say whether kernels here can take these tensors; warns once where none can be compiled."""
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and library() is not None
+        and available()
     )
 
 
-def call(name: str, *given: int | float | Tensor | None) -> int:
-    """Call a kernel; C++ knows whole numbers as long, others as float, and no tensor as null."""
+def available() -> bool:
+    """Return whether the kernels could be compiled."""
+    return library() is not None
+
+
+# A constant to torch.compile, which otherwise would trace what loads the library. As
+# torch.compiler.assume_constant_result does it, without importing the compiler.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def call(name: str, *given: int | float | Tensor | None) -> Any:
+    """Call a kernel by its declared types; raise TypeError or ArgumentError for any other.
+
+    Return its result, or None where it has none.
+    """
     found = library()
     assert found is not None, "who calls has asked before"
-    kernel = getattr(found, name)
-    kernel.restype = ctypes.c_long
-    result: int = kernel(*map(_word, given))
-    return result
-
-
-def _word(part: int | float | Tensor | None) -> ctypes._SimpleCData:
-    if isinstance(part, Tensor):
-        return ctypes.c_void_p(part.data_ptr())
-    if isinstance(part, float):
-        return ctypes.c_float(part)
-    return ctypes.c_void_p(None) if part is None else ctypes.c_long(part)
+    wanted = len(SIGNATURES[name])
+    if len(given) != wanted:  # ctypes itself lets further arguments pass
+        raise TypeError(f"{name} takes {wanted} arguments, got {len(given)}")
+    return getattr(found, name)(*given)
 
 
 @functools.cache
@@ -86,7 +137,11 @@ def _load() -> ctypes.CDLL:
             made = Path(folder) / path.name
             subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
             os.replace(made, path)  # several processes may be at it: the last one wins
-    return ctypes.CDLL(str(path))
+    loaded = ctypes.CDLL(str(path))
+    for kernel_name, types in SIGNATURES.items():
+        kernel = getattr(loaded, kernel_name)
+        kernel.argtypes, kernel.restype = types, _RESULTS.get(kernel_name)
+    return loaded
 
 
 def _processor() -> str:

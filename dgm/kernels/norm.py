@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgm.kernels import native
-from dgm.kernels.choice import Kernels
+from dgm.kernels.choice import Kernels, refuse_transform, under_transform
+from dgm.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
 
@@ -47,9 +48,10 @@ def norm_act(
     """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
     Step by step, or in one of our `kernels` in the dtype of x, where those take it: they want 8 k
-    places, and in C++ fp32.
+    places, and in C++ fp32. Both can be differentiated to any order; in forward mode it is done
+    step by step.
     """
-    fits = x.shape[2] * x.shape[3] % 8 == 0
+    fits = x.shape[2] * x.shape[3] % 8 == 0 and not under_transform()
     if kernels and fits and (kernels == "triton" or native.serves(x, weight)):
         return _in_one_kernel(
             x, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
@@ -112,6 +114,7 @@ def _forward(
     kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give y, and the means and inverse deviations of the groups, fp32 [B, groups]."""
+    refuse_transform("dgm::norm_act")
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     mean = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
@@ -146,16 +149,18 @@ def _backward(
     mean: Tensor,
     rstd: Tensor,
     groups: int,
+    eps: float,
     silu: bool,
     drop: float,
     purpose: int,
     kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give dx, and sums over places, fp32 [B, C]: of dz, of dz x_hat, of du."""
+    """Give dx, and sums over places, fp32 [B, C]: of dz, dz x_hat, du (empty without `added`)."""
+    refuse_transform("dgm::norm_act_backward")
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(x)
-    sums = [torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(3)]
+    sums = _sums(x, added)
     told = [*map(_flat, (added, weight, bias, scale, shift, key, index, step))]
     found = [mean, rstd, grad, dx, *sums]
     if kernels == "native":
@@ -169,6 +174,11 @@ def _backward(
         x, *told, *found, *launch.sizes, purpose, *launch.dropping, **launch.constants
     )
     return dx, sums[0], sums[1], sums[2]
+
+
+def _sums(x: Tensor, added: Maybe) -> list[Tensor]:
+    sizes = [x.shape[:2], x.shape[:2], (0,) if added is None else x.shape[:2]]
+    return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
 
 
 def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
@@ -230,15 +240,14 @@ def _(x, added, weight, bias, scale, shift, key, index, step, groups, *rest):
 
 
 @_backward.register_fake
-def _(grad, x, *rest):
-    sums = [torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(3)]
-    return torch.empty_like(x, memory_format=torch.channels_last), *sums
+def _(grad, x, added, *rest):
+    return torch.empty_like(x, memory_format=torch.channels_last), *_sums(x, added)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, groups, _, silu, drop, purpose, kernels = inputs
+    *tensors, groups, eps, silu, drop, purpose, kernels = inputs
     ctx.save_for_backward(*tensors, output[1], output[2])
-    ctx.settings = groups, silu, drop, purpose, kernels
+    ctx.settings = groups, eps, silu, drop, purpose, kernels
     ctx.mark_non_differentiable(output[1], output[2])
 
 
@@ -259,3 +268,29 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)
+
+
+def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Not mean and rstd: they are functions of x, and their derivatives are part of that by x.
+    ctx.save_for_backward(*inputs[:10])
+    ctx.settings = inputs[12:]
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradients(ctx: Any, *came: Tensor | None) -> tuple[Any, ...]:
+    *given, key, index, step = ctx.saved_tensors
+    groups, eps, silu, drop, purpose, kernels = ctx.settings
+    kept = None
+    if key is not None and drop > 0:
+        # What becomes of ones where nothing else is done: the factors of dropout.
+        x, weight = given[1].detach().float(), given[3].detach().float()
+        kept, _, _ = _forward(
+            torch.zeros_like(x), None, torch.zeros_like(weight), torch.ones_like(weight), None,
+            None, key, index, step, groups, eps, False, drop, purpose, kernels,
+        )  # fmt: skip
+    wanted = ctx.needs_input_grad[:7]
+    found = backward_of_backward(given, wanted, came, groups, eps, silu, kept)
+    return *found, *(None,) * 11
+
+
+_backward.register_autograd(_second_gradients, setup_context=_remember_backward)

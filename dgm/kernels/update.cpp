@@ -38,7 +38,7 @@ double sum_of_squares(const float* x, long size) {
 
 }  // namespace
 
-extern "C" long gradient_norm(long count, const long* sizes, float* const* grads, float* norm) {
+extern "C" void gradient_norm(long count, const long* sizes, float* const* grads, float* norm) {
   std::vector<Part> parts = cut(count, sizes);
   std::vector<double> sums(parts.size());
   at::parallel_for(0, parts.size(), 1, [&](long from, long to) {
@@ -48,15 +48,14 @@ extern "C" long gradient_norm(long count, const long* sizes, float* const* grads
   double sum = 0;
   for (double part : sums) sum += part;
   *norm = std::sqrt(sum);
-  return 0;
 }
 
-// `steps` has two numbers of each weight: the step's size, and what the root of exp_avg_sq is divided
-// by. `averages` is null where there are none.
-extern "C" long adamw(long count, const long* sizes, float* const* weights, float* const* grads,
+// `steps` has three numbers of each weight: the step's size, what the root of exp_avg_sq is divided by,
+// and what weight decay leaves of the weight. `averages` is null where there are none.
+extern "C" void adamw(long count, const long* sizes, float* const* weights, float* const* grads,
                       float* const* exp_avgs, float* const* exp_avg_sqs, float* const* averages,
                       const float* steps, float one_less_beta1, float beta2, float one_less_beta2,
-                      float eps, float kept, float share) {
+                      float eps, float share) {
   std::vector<Part> parts = cut(count, sizes);
   at::parallel_for(0, parts.size(), 1, [&](long from, long to) {
     for (long k = from; k < to; k++) {
@@ -65,7 +64,8 @@ extern "C" long adamw(long count, const long* sizes, float* const* weights, floa
       const float* __restrict grad = grads[part.tensor] + part.start;
       float* __restrict m = exp_avgs[part.tensor] + part.start;
       float* __restrict v = exp_avg_sqs[part.tensor] + part.start;
-      const float size = steps[2 * part.tensor], root = steps[2 * part.tensor + 1];
+      const float* given = steps + 3 * part.tensor;
+      const float size = given[0], root = given[1], kept = given[2];
 #pragma GCC ivdep
       for (long i = 0; i < part.size; i++) {
         m[i] += one_less_beta1 * (grad[i] - m[i]);
@@ -79,5 +79,4 @@ extern "C" long adamw(long count, const long* sizes, float* const* weights, floa
       for (long i = 0; i < part.size; i++) average[i] += share * (weight[i] - average[i]);
     }
   });
-  return 0;
 }

@@ -6,6 +6,7 @@ algorithm 2):
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
     w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
+(weight decay of some of the weights only: see `dgm.train.optim.decayed_weights`)
 and, of an average a, a = a + share (w - a). All this waits for memory alone, so what counts is how
 often numbers are read and written: here once.
 """
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from dgm.kernels import native
+
+_KIND = attrgetter("dtype", "is_cpu")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Rule:
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
-    """Compute the norm [] of all numbers of dense tensors, to 1e-7 of it."""
+    """Compute the norm [] of all numbers of tensors, to 1e-7 of it; 0 without any."""
     norm = torch.empty(1)
+    _check_kinds(*grads)
+    grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
     native.call("gradient_norm", len(grads), _sizes(grads), _addresses(grads), norm)
     return norm[0]
 
@@ -47,25 +53,69 @@ def adamw_(
     averages: Sequence[Tensor] | None,
     steps: Sequence[int],
     rule: Rule,
+    decayed: Sequence[bool] | None = None,
 ) -> None:
     """Update weights, moments and averages in place; `steps` counts this update of each weight.
 
-    The tensors of a weight are dense and laid out alike, in float32 on the CPU.
+    `decayed` says which weights decay; None is all. The tensors of a weight are dense, in float32
+    on the CPU, and all but the gradient laid out alike.
     """
     beta1, beta2 = rule.betas
+    _check_kinds(*grads, *(averages or ()))
+    grads = laid_out_as(weights, grads)
     sizes = {t: (rule.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5) for t in set(steps)}
+    kept = 1 - rule.lr * rule.weight_decay
+    decays = [True] * len(weights) if decayed is None else decayed
+    each = [(*sizes[t], kept if d else 1.0) for t, d in zip(steps, decays, strict=True)]
     native.call(
         "adamw", len(weights), _sizes(weights), _addresses(weights), _addresses(grads),
         _addresses(exp_avgs), _addresses(exp_avg_sqs),
         None if averages is None else _addresses(averages),
-        torch.tensor([sizes[t] for t in steps]), 1 - beta1, beta2, 1 - beta2, rule.eps,
-        1 - rule.lr * rule.weight_decay, rule.share,
+        torch.tensor(each, dtype=torch.float32), 1 - beta1, beta2, 1 - beta2, rule.eps, rule.share,
     )  # fmt: skip
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether the numbers of a tensor fill a part of the memory, in whatever order."""
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
+        return True
+    size = 1
+    for stride, length in sorted(_layout(tensor)):
+        if stride != size:
+            return False
+        size *= length
+    return True
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int]]:
+    # The stride of a dimension of length 1 means nothing.
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return [(stride, length) for stride, length in pairs if length != 1]
+
+
+def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients whose numbers lie in memory as those of the weights; copy where they do not.
+
+    Fused kernels go through both in that order.
+    """
+    return [
+        grad
+        if grad.stride() == weight.stride() and grad.numel() == weight.numel()
+        else torch.empty_like(weight).copy_(grad)
+        for weight, grad in zip(weights, grads, strict=True)
+    ]
+
+
+def _check_kinds(*tensors: Tensor) -> None:
+    # All at once, as this is done in every step.
+    kinds = set(map(_KIND, tensors))
+    if kinds - {(torch.float32, True)}:
+        raise TypeError(f"expected tensors of float32 on the CPU, got {kinds}")
+
+
 def _sizes(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.tensor([tensor.numel() for tensor in tensors])
+    return torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.int64)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.tensor([tensor.data_ptr() for tensor in tensors])
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)

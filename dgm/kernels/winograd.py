@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dgm.kernels import native
+from dgm.kernels.choice import refuse_transform, under_transform
 
 _CHANNELS = 32  # they come in multiples of it
 _SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
@@ -41,9 +42,12 @@ def use_in(net: nn.Module) -> None:
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Do what a layer does to x [B, C, H, W], here or where that does not fit directly."""
+    """Do what a layer does to x [B, C, H, W], here or where that does not fit directly.
+
+    It can be differentiated to any order; in forward mode torch's own convolution serves.
+    """
     height, width = x.shape[2:]
-    fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST
+    fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST and not under_transform()
     if not fits or not native.serves(x, layer.weight):
         return functional.conv2d(x, layer.weight, layer.bias, padding=1)
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
@@ -53,6 +57,7 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 @torch.library.custom_op("dgm::conv3x3", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Give y [B, K, H, W]."""
+    refuse_transform("dgm::conv3x3")
     x, weight = _last(x), _last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
@@ -68,6 +73,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """Give the gradients of x and weight; empty where not asked for."""
+    refuse_transform("dgm::conv3x3_backward")
     grad, x, weight = _last(grad), _last(x), _last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
@@ -78,7 +84,9 @@ def _backward(
         dx = _images(x, inputs)
         native.call("transform_weight", inputs, outputs, weight, u, None)
         native.call("gradient_of_image", *sizes, grad, u, dx)
-    if of_weight:
+    if of_weight and not batch:
+        dw = torch.zeros_like(weight)  # the kernel would copy a sum that it never began
+    elif of_weight:
         dw = torch.empty_like(weight)
         work = x.new_empty(native.call("work_size", inputs, outputs))
         native.call("gradient_of_weight", *sizes, x, grad, u, work, dw)
@@ -112,6 +120,37 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)
+
+
+def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradients(ctx: Any, g_dx: Tensor | None, g_dw: Tensor | None) -> tuple[Any, ...]:
+    """Differentiate dx = corr^T(grad, weight) and dw = corr(x, grad).
+
+    Both are linear in `grad` and in one more tensor, so their derivatives are made of the same
+    three convolutions, and these can be differentiated again.
+    """
+    grad, x, weight = ctx.saved_tensors
+    of_grad, of_x, of_weight, *_ = ctx.needs_input_grad
+    d_grad = d_x = d_weight = None
+    if g_dx is not None:
+        if of_grad:
+            d_grad = _forward(g_dx, weight, weight.new_zeros(len(weight)))
+        if of_weight:
+            d_weight = _backward(grad, g_dx, weight, False, True)[1]
+    if g_dw is not None:
+        if of_grad:
+            by_weight = _forward(x, g_dw, weight.new_zeros(len(weight)))
+            d_grad = by_weight if d_grad is None else d_grad + by_weight
+        if of_x:
+            d_x = _backward(grad, x, g_dw, True, False)[0]
+    return d_grad, d_x, d_weight, None, None
+
+
+_backward.register_autograd(_second_gradients, setup_context=_remember_backward)
 
 
 @register_flop_formula(torch.ops.dgm.conv3x3)

@@ -80,7 +80,8 @@ class Batches:
             self._feeds[device] = Feed(self.data, device, self.resident)
         feed = self._feeds[device]
         images, labels, index, epochs = feed.load(index, epochs)
-        return Batch(images, labels, images_seen), Draws(feed.key(self.seed), index, epochs)
+        step = images_seen // self.global_batch
+        return Batch(images, labels, images_seen, step), Draws(feed.key(self.seed), index, epochs)
 
     def _images_at(self, epochs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Name the image at each place of its epoch, int64 [B]."""

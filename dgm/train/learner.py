@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dgm.kernels.update import gradient_norm
-from dgm.train.optim import AdamW, Average, OptimConfig, learnt
+from dgm.train.optim import AdamW, Average, OptimConfig, decayed_weights, learnt
 from dgm.train.weights import frozen_copy, in_channels_last, load_moments, moments_of
 
 See = Callable[[Tensor], Tensor | None]
@@ -85,7 +85,7 @@ class Whole:
         """Make the optimizer and wrap the net; `kernels`: by kernels of our own, where some fit."""
         self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
-        self.optimizer = AdamW(net.parameters(), config, kernels)
+        self.optimizer = AdamW(net.parameters(), config, kernels, decayed_weights(net))
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.ddp = _in_ddp(net) if several else None
 

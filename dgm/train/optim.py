@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from dgm.errors import UserError
 from dgm.kernels import native, update
@@ -26,7 +28,8 @@ class OptimConfig:
     eps: float = 1e-8
     """Term that keeps the division from zero."""
     weight_decay: float = 0.0
-    """Decoupled weight decay; 0 makes it Adam."""
+    """Decoupled weight decay of the weights of linear layers and convolutions, and of nothing else:
+    neither biases nor norms, embeddings or learned scales; 0 makes it Adam."""
     warmup_images: int = 640_000
     """Images over which the rate rises linearly from zero."""
     decay: Literal["constant", "cosine"] = "constant"
@@ -52,12 +55,24 @@ class AdamW:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], config: OptimConfig, kernels: bool = False
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimConfig,
+        kernels: bool = False,
+        decayed: Iterable[nn.Parameter] | None = None,
     ):
-        """Begin without moments: a weight gets them with its first gradient."""
+        """Begin without moments: a weight gets them with its first gradient.
+
+        `decayed` are the parameters that weight decay applies to; None is all of them.
+        """
         _check(config)
         self.parameters, self.config = list(parameters), config
-        self.native = kernels and native.serves(*self.parameters)
+        self._decayed = {id(p) for p in (self.parameters if decayed is None else decayed)}
+        self.native = (
+            kernels
+            and native.serves(*self.parameters)
+            and all(map(update.is_dense, self.parameters))
+        )
         self.moments: dict[Tensor, Moments] = {}
 
     @torch.no_grad()
@@ -82,13 +97,27 @@ class AdamW:
         # The kernel wants the number of the step of each weight; few differ, and often none.
         device = weights[0].device
         steps = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
-        torch._fused_adamw_(
-            weights, [p.grad for p in weights if p.grad is not None],
-            [m.exp_avg for m in own], [m.exp_avg_sq for m in own], [], [steps[m.step] for m in own],
-            lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
-            weight_decay=self.config.weight_decay, amsgrad=False, maximize=False, found_inf=skip,
-        )  # fmt: skip
+        for decay, part in self._by_decay(weights):
+            mine = [self.moments[weight] for weight in part]
+            torch._fused_adamw_(
+                part, _gradients(part),
+                [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
+                [steps[m.step] for m in mine], lr=lr, beta1=self.config.betas[0],
+                beta2=self.config.betas[1], eps=self.config.eps, weight_decay=decay,
+                amsgrad=False, maximize=False, found_inf=skip,
+            )  # fmt: skip
         return False
+
+    def _by_decay(self, weights: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
+        """Yield weights that decay alike together, and how much; all at once where none does."""
+        decay = self.config.weight_decay
+        if decay == 0:
+            yield 0.0, weights
+            return
+        for decays in (True, False):
+            part = [weight for weight in weights if (id(weight) in self._decayed) == decays]
+            if part:
+                yield decay if decays else 0.0, part
 
     def _by_our_kernel(
         self, lr: float, weights: list[Tensor], own: list[Moments], average: Average | None
@@ -105,6 +134,7 @@ class AdamW:
                 lr, self.config.betas, self.config.eps, self.config.weight_decay,
                 0.0 if along is None else along.share,
             ),
+            [id(weight) in self._decayed for weight in weights],
         )  # fmt: skip
         return along is not None
 
@@ -141,18 +171,55 @@ def _alike(average: Average | None, weights: list[Tensor]) -> bool:
     )
 
 
+def _gradients(weights: list[Tensor]) -> list[Tensor]:
+    """Return the gradients, laid out in memory as the weights, which is what fused kernels take."""
+    return update.laid_out_as(weights, [p.grad for p in weights if p.grad is not None])
+
+
 def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Choose the weights that have a gradient."""
     return [p for p in parameters if p.grad is not None]
 
 
-def torchs_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """Make torch's own AdamW, which is what DeepSpeed takes."""
+def decayed_weights(net: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a net that weight decay applies to.
+
+    They are the weights of its linear layers and convolutions, also under a parametrization such as
+    spectral norm, and neither biases nor norms (He et al. 2019, "Bag of tricks for image
+    classification with convolutional neural networks", section 3.1), embeddings or learned scales.
+    """
+    found = []
+    for module in net.modules():
+        if not isinstance(module, nn.Linear | _ConvNd):
+            continue
+        if parametrize.is_parametrized(module, "weight"):
+            found.append(module.parametrizations["weight"].original)  # type: ignore[index, union-attr]
+        else:
+            found.append(module.weight)
+    return found
+
+
+def torchs_adamw(
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    decayed: Iterable[nn.Parameter] | None = None,
+) -> torch.optim.Optimizer:
+    """Make torch's own AdamW, which is what DeepSpeed takes.
+
+    `decayed` are the parameters that weight decay applies to; None is all of them.
+    """
     _check(config)
+    own = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": own}]
+    if config.weight_decay > 0 and decayed is not None:
+        chosen = {id(p) for p in decayed}
+        rest = [p for p in own if id(p) not in chosen]
+        groups = [{"params": [p for p in own if id(p) in chosen]}]
+        groups.append({"params": rest, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],  # DeepSpeed takes no empty one
         lr=config.lr,
-        betas=config.betas,
+        betas=(float(config.betas[0]), float(config.betas[1])),  # it takes no whole numbers
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dgm.errors import UserError
 from dgm.train.launched import Zero
 from dgm.train.learner import See, Step, clip
-from dgm.train.optim import Average, OptimConfig, learnt, torchs_adamw
+from dgm.train.optim import Average, OptimConfig, decayed_weights, learnt, torchs_adamw
 from dgm.train.weights import MOMENTS, frozen_copy, load_moments, moments_of
 
 _BUCKET = 50_000_000  # numbers sent at once; more than any net here has
@@ -66,7 +66,7 @@ class Replicated(_InDeepSpeed):
         """Make the optimizer and hand both to DeepSpeed."""
         self.net = net  # its weights stay contiguous, as DeepSpeed wants them
         self.clip_norm = config.clip_norm
-        self.optimizer = torchs_adamw(net.parameters(), config)
+        self.optimizer = torchs_adamw(net.parameters(), config, decayed_weights(net))
         self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
 
     def update(self, lr: float, see: See, average: Average | None = None) -> bool:
@@ -103,7 +103,7 @@ class Partitioned(_InDeepSpeed):
         self.net, self.zero = net, zero
         # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
         self.form = frozen_copy(net).to("meta")
-        self.optimizer = torchs_adamw(net.parameters(), config)
+        self.optimizer = torchs_adamw(net.parameters(), config, decayed_weights(net))
         check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
 

@@ -98,6 +98,21 @@ def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
     ]
 
 
+@pytest.mark.parametrize("family", ["diffusion", pytest.param("gan", marks=pytest.mark.long)])
+def test_weight_decay_is_the_same_in_every_engine(
+    losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
+) -> None:
+    # So strong that 25 steps take a share of the weights away that shows in the losses.
+    decay = f"--optim.weight_decay={20 if family == 'diffusion' else 50}"
+    moves: list[tuple[int, str | None]] = [(1, None), (2, "1"), (2, "0"), (2, "3"), (2, "2")]
+    for number, (processes, zero) in enumerate(moves, 1):
+        steps, folder = 5 * number, tmp_path / "run"
+        found = losses(family, processes, decay, zero=zero, steps=steps, folder=folder)
+    alone, without = losses(family, 1, decay, steps=STEPS), losses(family, 1, steps=STEPS)
+    assert largest_difference(found, alone) < 1e-5
+    assert largest_difference(alone, without) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("family", "processes", "zero"),
     [

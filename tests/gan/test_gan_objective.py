@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
 
 from dgm.errors import UserError
+from dgm.gan.networks import GanNetConfig
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
 from dgm.rng import Draws
 
@@ -26,7 +28,8 @@ def test_discriminator_learns_first_and_is_not_averaged():
 @pytest.mark.parametrize("kind", ["non_saturating", "hinge", "least_squares"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_parts_of_the_loss_are_told_apart(architecture, kind):
-    made, own = objective(loss=kind, r1=10.0), nets(architecture)
+    made = objective(loss=kind, r1=10.0, sees_batch=False)
+    own = nets(architecture, batch_norm=False)
     found = {k: float(v.detach()) for k, v in loss(made, own, batch(8), D).items()}
     names = ("loss", "loss_real", "loss_fake", "r1", "logits_real", "logits_fake", "accuracy")
     assert tuple(found) == names
@@ -38,6 +41,39 @@ def test_parts_of_the_loss_are_told_apart(architecture, kind):
 
 def test_r1_is_left_out_where_its_weight_is_zero():
     assert "r1" not in loss(objective(), nets(), batch(4), D)
+
+
+def test_lazy_r1_is_taken_every_few_steps_and_as_many_times():
+    made = objective(r1=10.0, r1_interval=4, sees_batch=False)
+    every, own = objective(r1=10.0, sees_batch=False), nets("residual")
+    for step in range(9):
+        found = loss(made, copy.deepcopy(own), batch(4, step=step), D)
+        whole = loss(every, copy.deepcopy(own), batch(4, step=step), D)
+        assert ("r1" in found) == (step % 4 == 0)
+        expected = found["loss_real"] + found["loss_fake"]
+        if "r1" in found:
+            assert torch.equal(found["r1"], whole["r1"])
+            expected = expected + 4 * 5 * whole["r1"]
+        torch.testing.assert_close(found["loss"], expected)
+
+
+def test_r1_leaves_spectral_norm_and_the_mode_of_the_net_alone():
+    with_r1, own = objective(r1=10.0, sees_batch=False), nets("residual")
+    without, other = objective(sees_batch=False), copy.deepcopy(own)
+    loss(with_r1, own, batch(4), D)
+    loss(without, other, batch(4), D)
+    for net, twin in zip(own.values(), other.values(), strict=True):
+        assert all(map(torch.equal, net.buffers(), twin.buffers()))
+        assert all(module.training for module in net.modules())
+
+
+def test_r1_is_refused_where_the_discriminator_has_batch_norm():
+    named = r"gan\.r1 is 10.*set model\.discriminator_batch_norm false"
+    with pytest.raises(UserError, match=named):
+        objective(r1=10.0)
+    for config in (GanNetConfig("residual"), GanNetConfig(discriminator_batch_norm=False)):
+        assert not config.discriminator_sees_batch
+    assert GanNetConfig().discriminator_sees_batch
 
 
 @pytest.mark.parametrize("classes", [None, NUM_CLASSES])
@@ -69,6 +105,22 @@ def test_real_images_pass_the_discriminator_together_with_generated_ones():
     for phase in (D, G):
         loss(made, own, batch(8), phase)
     assert seen == [16, 16]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generator_has_no_use_for_real_images_where_images_are_judged_alone(architecture):
+    config: dict[str, Any] = {"augment": ["color", "cutout"], "class_conditional": True}
+    own = nets(architecture, NUM_CLASSES, batch_norm=False)
+    alone, whole = copy.deepcopy(own), copy.deepcopy(own)
+    seen: list[int] = []
+    alone["discriminator"].register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
+    found = loss(objective(sees_batch=False, **config), alone, batch(8), G)
+    expected = loss(objective(sees_batch=True, **config), whole, batch(8), G)
+    assert seen == [8]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+    buffers = (nets["discriminator"].buffers() for nets in (alone, whole))
+    assert all(map(torch.equal, *buffers))  # one power iteration in each
 
 
 def test_images_are_mirrored_only_where_asked():
@@ -140,6 +192,7 @@ def test_interpolation_leads_from_image_to_image():
     "config, sample, named",
     [
         ({"r1": -1.0}, {}, r"gan\.r1 is -1"),
+        ({"r1_interval": 0}, {}, r"gan\.r1_interval is 0"),
         ({"discriminator_steps": 0}, {}, r"gan\.discriminator_steps is 0"),
         ({"discriminator_lr": 0.0}, {}, r"gan\.discriminator_lr is 0"),
         ({"augment": ["color", "color"]}, {}, r"gan\.augment"),

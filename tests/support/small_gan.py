@@ -16,22 +16,29 @@ NUM_CLASSES, LATENT = 3, 6
 ARCHITECTURES = ("dcgan", "residual")
 
 
-def objective(dtype: torch.dtype = torch.float64, **config: Any) -> GanObjective:
-    return GanObjective(GanConfig(**config), SampleConfig(), LATENT, NUM_CLASSES, dtype)
+def objective(
+    dtype: torch.dtype = torch.float64, sees_batch: bool = True, **config: Any
+) -> GanObjective:
+    given = (GanConfig(**config), SampleConfig(), LATENT, NUM_CLASSES, dtype)
+    return GanObjective(*given, sees_batch=sees_batch)
 
 
 def nets(
-    architecture: Any = "dcgan", classes: int | None = None, side: int = 8, width: int = 4
+    architecture: Any = "dcgan",
+    classes: int | None = None,
+    side: int = 8,
+    width: int = 4,
+    batch_norm: bool = True,
 ) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    config = GanNetConfig(architecture, LATENT, width, width)
+    config = GanNetConfig(architecture, LATENT, width, width, batch_norm)
     return {k: net.double() for k, net in make_nets(config, (side, side, 3), classes).items()}
 
 
-def batch(count: int, side: int = 8, epoch: int = 0) -> tuple[Batch, Draws]:
+def batch(count: int, side: int = 8, epoch: int = 0, step: int = 0) -> tuple[Batch, Draws]:
     index = torch.arange(count)
     images = Draws.of(9, index).uniform("noise", (side, side, 3)).mul(256).byte()
-    return Batch(images, index % NUM_CLASSES), Draws.of(0, index, epoch)
+    return Batch(images, index % NUM_CLASSES, step * count, step), Draws.of(0, index, epoch)
 
 
 def loss(

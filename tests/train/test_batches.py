@@ -162,6 +162,16 @@ def test_images_that_stay_on_the_device_are_the_same(tiny_shards: Path):
             assert torch.equal(draws.normal("a", (3,)), others.normal("a", (3,)))
 
 
+def test_a_batch_knows_how_many_steps_came_before_it():
+    for made in (
+        Batches(Numbered(50), 0, 12, None, 0, 1),
+        Batches(Numbered(50), 0, 12, 3, 1, 2),
+        Batches(Numbered(50), 0, 12, None, 0, 1, overfit_one_batch=True),
+    ):
+        for number in (0, 1, 7):
+            assert {b.step for b, _ in made.step(12 * number, CPU)} == {number}
+
+
 def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[int, int]] = []
 

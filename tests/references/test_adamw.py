@@ -1,0 +1,226 @@
+"""AdamW against torch.optim.AdamW: our kernel, torch's fused pass, and which weights decay.
+
+Source: torch.optim.AdamW of one tensor at a time (`foreach=False, fused=False`), in float64, with
+weight decay in a parameter group of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.flow.net import Flow, FlowNetConfig
+from dgm.gan.networks import GanNetConfig, make_nets
+from dgm.kernels import native, update
+from dgm.train.learner import Whole
+from dgm.train.optim import AdamW, OptimConfig, decayed_weights, torchs_adamw
+
+STEPS = 100
+DECAYED = ("conv.weight", "linear.parametrizations.weight.original", "transposed.weight")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+    "no decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.0},
+    # Whole numbers, as Python's yaml gives them for what is written without a point.
+    "whole numbers": {"lr": 1, "betas": (0, 0.99), "eps": 0, "weight_decay": 0},
+    "whole decay": {"lr": 1, "betas": (0, 0), "eps": 1, "weight_decay": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    assert native.library() is not None, "without a compiler nothing would be tested"
+
+
+class Net(nn.Module):
+    """What decays and what does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(6, 8, 3)
+        self.linear = spectral_norm(nn.Linear(5, 4))
+        self.transposed = nn.ConvTranspose2d(8, 6, 2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.embedding = nn.Embedding(3, 4)
+        self.log_scale = nn.Parameter(torch.randn(4, 1, 1))
+
+
+def reference(net: nn.Module, setting: dict[str, Any]) -> torch.optim.Optimizer:
+    named = dict(net.named_parameters())
+    rest = [p for name, p in named.items() if name not in DECAYED]
+    groups = [{"params": [named[name] for name in DECAYED]}, {"params": rest, "weight_decay": 0.0}]
+    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it takes no whole numbers
+    return torch.optim.AdamW(groups, **floats, foreach=False, fused=False)
+
+
+def gradients(net: nn.Module, step: int) -> list[Tensor]:
+    torch.manual_seed(step)
+    return [torch.randn(p.shape, dtype=torch.float64) for p in net.parameters()]
+
+
+def give(net: nn.Module, grads: list[Tensor]) -> None:
+    for parameter, grad in zip(net.parameters(), grads, strict=True):
+        parameter.grad = grad.to(parameter)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_hundred_steps_are_those_of_torch(name: str, kernels: bool):
+    setting = SETTINGS[name]
+    net = Net()
+    exact = copy.deepcopy(net).double()
+    theirs, made = reference(exact, setting), Whole(net, OptimConfig(**setting), kernels)
+    assert made.optimizer.native == kernels
+    for step in range(STEPS):
+        grads = gradients(net, step)
+        give(net, grads)
+        give(exact, grads)
+        made.optimizer.step(setting["lr"])
+        theirs.step()
+    for (key, mine), other in zip(net.named_parameters(), exact.parameters(), strict=True):
+        # A hundred roundings of 6e-8 of numbers up to the largest that a weight went through.
+        largest = float(other.detach().abs().max()) + setting["lr"] * STEPS**0.5
+        error = float((mine.detach() - other.detach()).abs().max())
+        assert error < 100 * 6e-8 * largest, key
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_gradient_of_zero_without_eps_is_not_a_number_as_in_torch(kernels: bool):
+    setting = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0, "weight_decay": 0.0}
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(net.state_dict())
+    made, theirs = AdamW(net.parameters(), OptimConfig(**setting), kernels), None
+    theirs = torch.optim.AdamW(other.parameters(), **setting, foreach=False)
+    grad = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]])
+    for each in (net, other):
+        each.weight.grad, each.bias.grad = grad.clone(), torch.ones(2)
+    made.step(0.1)
+    theirs.step()
+    assert torch.equal(net.weight.isnan(), grad == 0) and not net.bias.isnan().any()
+    torch.testing.assert_close(net.weight, other.weight, equal_nan=True)
+
+
+def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
+    config = OptimConfig(**SETTINGS["no decay"])
+    net = Net()
+    other = copy.deepcopy(net)
+    made = AdamW(net.parameters(), config, decayed=decayed_weights(net))
+    theirs = torchs_adamw(other.parameters(), config, decayed_weights(other))
+    assert len(theirs.param_groups) == 1
+    for step in range(5):
+        give(net, gradients(net, step))
+        give(other, gradients(net, step))
+        made.step(config.lr)
+        theirs.step()
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+
+
+def test_torchs_own_has_the_decay_in_a_group():
+    net = Net()
+    config = OptimConfig(**SETTINGS["decay"])
+    decays, rest = torchs_adamw(net.parameters(), config, decayed_weights(net)).param_groups
+    named = dict(net.named_parameters())
+    assert (decays["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in decays["params"]} == {id(named[name]) for name in DECAYED}
+    assert len(decays["params"]) + len(rest["params"]) == len(named)
+    bias = nn.BatchNorm2d(3)  # with nothing that decays there is one group
+    (alone,) = torchs_adamw(bias.parameters(), config, decayed_weights(bias)).param_groups
+    assert alone["weight_decay"] == 0
+
+
+def families() -> dict[str, nn.Module]:
+    gan = make_nets(GanNetConfig("residual", 8, 8, 8), (32, 32, 3), 4)
+    dcgan = make_nets(GanNetConfig("dcgan", 8, 8, 8), (32, 32, 3), 4)
+    unet = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[16])
+    return {
+        "generator": gan["generator"],
+        "discriminator": gan["discriminator"],
+        "dcgan generator": dcgan["generator"],
+        "dcgan discriminator": dcgan["discriminator"],
+        "flow": Flow(FlowNetConfig(), (32, 32, 3)),
+        "unet": UNet(unet, 32, num_classes=4),
+    }
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator", "dcgan generator",
+                                  "dcgan discriminator", "flow", "unet"])  # fmt: skip
+def test_norms_biases_embeddings_and_scales_of_a_family_are_left_alone(name: str):
+    net = families()[name]
+    decays = {id(p) for p in decayed_weights(net)}
+    found = {key for key, p in net.named_parameters() if id(p) in decays}
+    left = {key for key, p in net.named_parameters() if id(p) not in decays}
+    assert found and all(key.endswith(("weight", "weight.original")) for key in found)
+    words = ("norm", "classes", "label", "embedding", "log_scale", "log_s", "lower", "upper")
+    assert not [key for key in found if any(word in key for word in words)]
+    # What is left is named so, or a bias; and all of more than one dimension that is left is too.
+    unnamed = [key for key in left if not any(word in key for word in words)]
+    assert all("bias" in key.rsplit(".", 1)[-1] for key in unnamed), unnamed
+
+
+def test_arguments_of_a_kernel_are_checked():
+    x = torch.ones(4)
+    sizes, norm = torch.tensor([4]), torch.empty(1)
+    address = torch.tensor([x.data_ptr()])
+    native.call("gradient_norm", 1, sizes, address, norm)
+    assert float(norm) == 2
+    with pytest.raises(TypeError, match="gradient_norm takes 4 arguments, got 3"):
+        native.call("gradient_norm", 1, sizes, address)
+    with pytest.raises(TypeError, match="takes 4 arguments, got 5"):
+        native.call("gradient_norm", 1, sizes, address, norm, norm)
+    wrong: list[tuple[Any, ...]] = [
+        (1.0, sizes, address, norm),
+        (1, sizes.int(), address, norm),
+        (1, sizes, address, norm.double()),
+        (1, sizes, None, norm),
+        (1, sizes, address, torch.empty(2, 2)[:, 0]),
+        (1, sizes, address, 0.0),
+    ]
+    for arguments in wrong:
+        with pytest.raises((TypeError, native.ctypes.ArgumentError)):
+            native.call("gradient_norm", *arguments)
+
+
+def test_tensors_of_another_type_or_layout_are_refused_or_copied():
+    weight, rule = torch.randn(4, 3), update.Rule(0.1, (0.9, 0.99), 1e-8, 0.0)
+    moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
+    with pytest.raises(RuntimeError, match="must match the size"):
+        update.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], rule)
+    with pytest.raises(TypeError, match="expected tensors of float32"):
+        update.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], rule)
+    for kernels in (True, False):
+        nets = [nn.Linear(3, 4) for _ in range(2)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        nets[0].weight.grad = torch.randn(3, 4).T  # of another layout
+        nets[1].weight.grad = nets[0].weight.grad.contiguous()
+        for net in nets:
+            AdamW(net.parameters(), OptimConfig(), kernels).step(0.1)
+        assert torch.equal(nets[0].weight, nets[1].weight)
+
+
+def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_numbers():
+    assert float(update.gradient_norm([])) == 0
+    assert float(update.gradient_norm([torch.empty(0)])) == 0
+    view = torch.arange(16.0).view(4, 4)[:, 1]
+    assert float(update.gradient_norm([view])) == pytest.approx(float(view.norm()))
+    assert float(update.gradient_norm([torch.ones(1).expand(9)])) == 3
+
+
+def test_decay_follows_the_rate():
+    """One step with a gradient of zero leaves 1 - lr decay of what decays, all of the rest."""
+    for kernels in (True, False):
+        net = Net()
+        before = {name: value.detach().clone() for name, value in net.named_parameters()}
+        config = replace(OptimConfig(), weight_decay=0.5)
+        made = Whole(net, config, kernels)
+        give(net, [torch.zeros(p.shape) for p in net.parameters()])
+        made.optimizer.step(0.1)
+        for name, value in net.named_parameters():
+            factor = 0.95 if name in DECAYED else 1.0
+            torch.testing.assert_close(value.detach(), factor * before[name])
