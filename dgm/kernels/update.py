@@ -6,16 +6,16 @@ algorithm 2):
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
     w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-(weight decay of some of the weights only: see `dgm.train.optim.decayed_weights`)
-and, of an average a, a = a + share (w - a). All this waits for memory alone, so what counts is how
-often numbers are read and written: here once.
+and, of an average a, a = a + share (w - a). `dgm.train.optim.decayed_weights` says which weights
+decay. All this waits for memory alone, so what counts is how often numbers are read and written:
+here once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from dgm.kernels import native
 
 _KIND = attrgetter("dtype", "is_cpu")
+_STRIDE = methodcaller("stride")
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tens
 
     Fused kernels go through both in that order.
     """
+    if list(map(_STRIDE, grads)) == list(map(_STRIDE, weights)):  # in every step but odd ones
+        return list(grads)
     return [
-        grad
-        if grad.stride() == weight.stride() and grad.numel() == weight.numel()
-        else torch.empty_like(weight).copy_(grad)
+        grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
         for weight, grad in zip(weights, grads, strict=True)
     ]
 
