@@ -143,10 +143,14 @@ def bits_by_ode(
         count = taken(2 * count)
         found = measure(index, count)
     if not _left(found) <= tolerance:
-        what = "all that the schedule has" if count == most else f"choose more than {count} steps"
+        remedy = (
+            "the schedule has no more, measure bits_per_dim instead"
+            if count == most
+            else "give more --ode_steps, or leave it to --ode_tolerance"
+        )
         warnings.warn(
-            f"bits_per_dim_ode may be off by {_left(found):.2g} bits per dimension in {count} "
-            f"steps, more than {tolerance:g}: {what}",
+            f"bits_per_dim_ode may be off by {_left(found):.2g} bits per dimension after {count} "
+            f"steps, where {tolerance:g} are tolerated: {remedy}",
             stacklevel=2,
         )
     return {

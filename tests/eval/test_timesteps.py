@@ -133,12 +133,12 @@ def test_steps_of_the_ode_double_until_the_error_is_small(engine: Engine):
 
 def test_too_few_steps_of_the_ode_are_told(engine: Engine):
     made, nets, data = objective(LONG), {"net": unet(LONG)}, Given()
-    told = r"may be off by \S+ bits per dimension in 4 steps, more than 1e-05: choose more"
+    told = r"may be off by \S+ bits per dimension after 4 steps, where 1e-05 are tolerated: give"
     with pytest.warns(UserWarning, match=told):
         found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=4, tolerance=1e-5)
     assert found["discretization_error"] > 1e-5
     short = objective(replace(TEN, prediction="v"), replace(SAMPLE, steps=5))
-    with pytest.warns(UserWarning, match="all that the schedule has"):
+    with pytest.warns(UserWarning, match="the schedule has no more"):
         bits_by_ode(engine, short, {"net": unet()}, data, INDEX, 0, tolerance=1e-9)
 
 
