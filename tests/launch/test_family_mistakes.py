@@ -71,7 +71,7 @@ def test_run_of_another_family_or_architecture_is_not_continued(
         return run_warm(LAUNCH / SCRIPTS[family], *words, *options)
 
     assert_refused(start("vae"), "another family", "gan", "another run.dir")
-    other = start("gan", "--model.architecture=dcgan")
+    other = start("gan", "--model.architecture=dcgan", "--model.discriminator_batch_norm=false")
     assert_refused(other, "model.architecture was 'residual', is 'dcgan'")
 
 
@@ -107,7 +107,9 @@ def test_checkpoint_files_of_another_architecture_are_named(
     config = runs["gan"] / "config.yaml"
     before = config.read_text()
     try:
-        config.write_text(before.replace("architecture: residual", "architecture: dcgan"))
+        other = before.replace("architecture: residual", "architecture: dcgan")
+        other = other.replace("discriminator_batch_norm: true", "discriminator_batch_norm: false")
+        config.write_text(other)
         result = run_warm(LAUNCH / "sample.py", runs["gan"])
         assert_refused(result, "does not fit the model at", "discriminator", "config.yaml")
     finally:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dgm.compiling import uncompiled
 from dgm.gan.losses import r1_penalty
-from dgm.pixels import scale
+from dgm.pixels import STANDARD
 
 GAMMA, COUNT, NUMBERS = 10.0, 6, 3 * 8 * 8
 
@@ -57,7 +57,11 @@ def penalty_of(net: nn.Module, **config: Any) -> tuple[Tensor, list[Tensor], Ten
     config = {"flip": False, "loss": "least_squares", "sees_batch": False, **config}
     found = loss(objective(r1=GAMMA, **config), pair, given, 0)
     rest = found["loss_real"] + found["loss_fake"]
-    return found["r1"], gradients(net, found["loss"] - rest), scale(given[0].images, torch.float64)
+    return (
+        found["r1"],
+        gradients(net, found["loss"] - rest),
+        STANDARD.scale(given[0].images, torch.float64),
+    )
 
 
 @pytest.mark.parametrize("interval", [1, 16])
