@@ -35,6 +35,8 @@ class PixelMap:
     ) -> Tensor:
         """Return stored images with uniform noise of one grey level, [B, C, H, W].
 
+        In float32 a number may round up to the edge of its bin, once in about 10^5 times.
+
         A density p on these images bounds the mass P of the stored ones (Theis et al. 2016,
         section 3.1): -log P <= -log p - D log(bin_width), on average over the noise.
         """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dgm.diffusion.objective import DiffusionObjective
+from dgm.diffusion.ode import check_timesteps
 from dgm.errors import UserError
 from dgm.eval.diversity import LEAST_REAL
 from dgm.eval.during import has_likelihood
@@ -31,6 +33,8 @@ def choose_measures(subject: Subject) -> list[str]:
             raise UserError(f"--measure names '{name}': choose of {', '.join(MEASURES)}")
         _check_family(subject, name)
         _check_counts(subject, name)
+    if "bits_per_dim_ode" in names and isinstance(trained.objective, DiffusionObjective):
+        check_timesteps(trained.objective.schedule.num_timesteps)
     if "class_consistency" in names and not by_class:
         raise UserError(
             "--measure is class_consistency, but the run was trained without classes: "

@@ -61,7 +61,7 @@ def make_parser() -> ArgumentParser:
     add("--checkpoint", help="its images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
     add("--importance_samples", type=int, default=0, help="of a vae's closer bound; default none")
-    add("--ode_steps", type=int, help="of bits_per_dim_ode, 4 or more; default by --ode_tolerance")
+    add("--ode_steps", type=int, help="of bits_per_dim_ode, 8 or more; default by --ode_tolerance")
     add(
         "--ode_tolerance",
         type=float,

@@ -101,6 +101,7 @@ def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor, pixels: PixelMap)
     """Return -log of a Gaussian's mass in the bin of x (Ho et al. 2020, equation 13), nats.
 
     x may lie anywhere in a bin of `pixels`; those of levels 0 and 255 reach to infinity.
+    A mass counts as 1e-12 or more, as in the code of Ho et al.
     """
     levels = (pixels.to_levels(x) + 0.5).floor()
     inverse, half = torch.exp(-log_scale), pixels.bin_width / 2

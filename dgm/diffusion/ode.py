@@ -6,7 +6,9 @@ x_0 as the net predicts them, and the log-density along a path changes by -div v
 
 It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), dx / dtau = sigma v: where
 sigma is small, div v grows as 1 / sigma, and sigma div v does not; where alpha is small, tau is phi
-but for a constant, and finite at pure noise.
+but for a constant, and finite at pure noise. A net that predicts eps has v = (eps - sigma x) /
+alpha, whose error grows as 1 / alpha: there it is lambda = log(sigma / alpha), dx / dlambda = alpha
+sigma v.
 """
 
 from __future__ import annotations
@@ -20,20 +22,35 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion.objective import DiffusionObjective
+from dgm.diffusion.prediction import PredictionKind
 from dgm.diffusion.samplers import Denoiser
 from dgm.diffusion.schedule import Schedule
 from dgm.errors import UserError
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 
-MIN_STEPS = 4  # so that there are three paths to compare
+MIN_STEPS = 8  # so that there are four paths to compare
+MIN_TIMESTEPS = 4 * MIN_STEPS + 1
+_NOISE, _NOISE_BEFORE_LEAP, _LEAP = 1e-4, 0.01, 0.5
+_CAUTION = 8  # an order-4 value changes by 1/16 of what it changed by at half the steps
 
 
 class OdeNats(NamedTuple):
-    """The ODE's bound of each image, nats [B], and how far off it may be."""
+    """The ODE's bound of each image, nats [B], and how it has changed with the number of steps."""
 
     nats: Tensor
-    discretization_error: Tensor  # signed, so that a mean over images may be taken
+    change: Tensor  # from the bound in half the steps
+    change_before: Tensor  # of that from the bound in a quarter of the steps
+
+
+def discretization_error(found: OdeNats) -> float:
+    """Return the estimated error of the mean over images that the discretisation leaves, nats.
+
+    The last change of the mean; or an eighth of the change before, where that is more, since a
+    change may be small by chance as the error crosses zero.
+    """
+    last, before = (abs(float(change.mean())) for change in found[1:])
+    return max(last, before / _CAUTION)
 
 
 def ode_nats(
@@ -47,49 +64,53 @@ def ode_nats(
     divergence's probe, up to the error of the discretisation.
 
     Heun's rule is of order 2: of two paths, one with twice the steps of the other, the value for
-    infinitely many is fine + (fine - coarse) / 3 (Richardson 1911). The estimated error is the
-    difference of two such values, from `steps` and half as many, and from half and a quarter: that
-    of the second, so larger than that of the first, which is returned.
+    infinitely many is fine + (fine - coarse) / 3 (Richardson 1911).
 
-    Takes 3.5 evaluations of net and gradient for each step. Raise UserError for fewer than 4 steps.
+    Takes 3.75 evaluations of net and gradient for each step. Raise UserError for too few steps.
     """
     labels = None if objective.num_classes is None else batch.labels
     denoiser = objective.denoiser(nets["net"], labels, clip=False)
     x = objective.pixels.dequantize(batch.images, draws, objective.dtype)
-    fine = path(objective.schedule, steps)
-    quarter, half, whole = (
-        ode_log_density(denoiser, x, objective.schedule, fine[::stride], draws)
-        for stride in (4, 2, 1)
-    )
-    better, worse = whole + (whole - half) / 3, half + (half - quarter) / 3
-    nats = -better - x[0].numel() * math.log(objective.pixels.bin_width)
-    return OdeNats(nats, worse - better)
+    schedule, kind = objective.schedule, objective.config.prediction
+    fine = path(schedule, steps, kind)
+    plain = [
+        ode_log_density(denoiser, x, schedule, fine[::stride], draws, kind)
+        for stride in (8, 4, 2, 1)
+    ]
+    values = [fine + (fine - coarse) / 3 for coarse, fine in itertools.pairwise(plain)]
+    nats = -values[2] - x[0].numel() * math.log(objective.pixels.bin_width)
+    return OdeNats(nats, values[1] - values[2], values[0] - values[1])
 
 
 def ode_log_density(
-    denoiser: Denoiser, x: Tensor, schedule: Schedule, timesteps: list[int], draws: Draws | None
+    denoiser: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    timesteps: list[int],
+    draws: Draws | None,
+    kind: PredictionKind = "v",
 ) -> Tensor:
     """Return the log-density that the ODE gives x [B, C, H, W] at timesteps[0], nats [B].
 
-    By Heun's rule in tau through the given timesteps, two evaluations a step, the last of which
-    counts as pure noise. The divergence is estimated by one Rademacher probe for each image
-    (Hutchinson 1990), the same along its path; or computed exactly where `draws` is None, which
-    takes a pass for each pixel.
+    By Heun's rule through the given timesteps, two evaluations a step, the last of which counts as
+    pure noise; over lambda where the net's prediction is of `kind` eps, else over tau. The
+    divergence is estimated by one Rademacher probe for each image (Hutchinson 1990), the same along
+    its path; or computed exactly where `draws` is None, which takes a pass for each pixel.
     """
     probe = None if draws is None else _probe(x, draws)
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
-    tau = _tau(schedule).tolist()
+    time, rates = (values.tolist() for values in _time(schedule, kind))
     gained = x.new_zeros(len(x), dtype=torch.float64)
 
     def flow(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             out = denoiser(x, t)
-            slope = sigmas[t] * (alphas[t] * out.eps - sigmas[t] * out.x_0)
+            slope = rates[t] * (alphas[t] * out.eps - sigmas[t] * out.x_0)
             return slope.detach(), _divergence(slope, x, probe)
 
     for t, following in itertools.pairwise(timesteps):
-        step = tau[following] - tau[t]
+        step = time[following] - time[t]
         slope, divergence = flow(x, t)
         ahead, divergence_ahead = flow(x + step * slope, following)
         x = x + step / 2 * (slope + ahead)
@@ -98,42 +119,68 @@ def ode_log_density(
     return gained - 0.5 * (squares + math.log(2 * math.pi)).sum(1)
 
 
-def path(schedule: Schedule, steps: int) -> list[int]:
-    """Return timesteps from 0 to T - 1, evenly in tau, in a multiple of 4 steps.
+def path(schedule: Schedule, steps: int, kind: PredictionKind = "v") -> list[int]:
+    """Return timesteps from 0 to `_last`, about evenly in the ODE's variable.
 
-    `steps` rounded up, or about as many as the schedule has. Raise UserError where that is too few.
+    They make `steps` steps rounded up to a multiple of 8, or as many as the schedule has. Raise
+    UserError where that is too few.
     """
-    total = schedule.num_timesteps
     if steps < MIN_STEPS:
         raise UserError(f"the ODE's density takes {MIN_STEPS} steps or more, not {steps}")
-    if total <= MIN_STEPS:
-        raise UserError(
-            f"diffusion.num_timesteps is {total}, too few for the ODE's density: measure "
-            f"bits_per_dim, or train with {MIN_STEPS + 1} or more"
-        )
-    tau = _tau(schedule)
+    check_timesteps(schedule.num_timesteps)
+    total = _last(schedule, kind) + 1
+    time = _time(schedule, kind)[0][:total]
     steps = min(-(-steps // MIN_STEPS), (total - 1) // MIN_STEPS) * MIN_STEPS
 
     def nearest(count: int) -> list[int]:
-        even = torch.linspace(float(tau[0]), float(tau[-1]), count + 1, dtype=torch.float64)
-        after = torch.searchsorted(tau, even).clamp(1, total - 1)
-        closer_before = (even - tau[after - 1] < tau[after] - even).long()
+        even = torch.linspace(float(time[0]), float(time[-1]), count + 1, dtype=torch.float64)
+        after = torch.searchsorted(time, even).clamp(1, total - 1)
+        closer_before = (even - time[after - 1] < time[after] - even).long()
         return sorted({0, *(after - closer_before).tolist(), total - 1})
 
-    # Where timesteps lie far apart in tau, several points fall on one: find how many it takes.
-    most = 8 * total
-    count = bisect.bisect_left(range(most), steps + 1, key=lambda n: len(nearest(n)))
-    for more in itertools.chain(range(count, count + 64), range(count, 0, -1)):
+    # Where timesteps lie far apart, several points fall on one: find how many it takes.
+    count = bisect.bisect_left(range(8 * total), steps + 1, key=lambda n: len(nearest(n)))
+    for more in range(count, count + 64):
         found = nearest(more)
-        if (len(found) - 1) % MIN_STEPS == 0 and len(found) > MIN_STEPS:
+        if len(found) > steps and (len(found) - 1) % MIN_STEPS == 0:
             return found
-    # A schedule of few timesteps, most of them next to pure noise: evenly among those there are.
+    # Nearly all timesteps that there are: evenly among them.
     return [round(i * (total - 1) / steps) for i in range(steps + 1)]
 
 
-def _tau(schedule: Schedule) -> Tensor:
-    """Return log(sigma / (1 + alpha)) of each timestep, float64 [T]."""
-    return (schedule.sigmas / (1 + schedule.alphas)).log()
+def _last(schedule: Schedule, kind: PredictionKind) -> int:
+    """Return the timestep that counts as pure noise: T - 1, but an earlier one for eps.
+
+    There an error of the net counts 1 / alpha times, and a schedule such as the cosine one leaps
+    through lambda, so that no number of steps shows what it costs. The first timestep with an SNR
+    of 1e-4 is noise as well, or with one of 0.01 where the others lie behind a leap: N(0, 1) there
+    costs half as many nats a pixel.
+    """
+    last = schedule.num_timesteps - 1
+    if kind != "eps":
+        return last
+    snr, (time, _) = schedule.snr, _time(schedule, kind)
+    last = min(last, int((snr > _NOISE).sum()))
+    while float(time[last] - time[last - 1]) > _LEAP and float(snr[last - 1]) <= _NOISE_BEFORE_LEAP:
+        last -= 1
+    return last
+
+
+def check_timesteps(total: int) -> None:
+    """Raise UserError where a schedule has too few timesteps for the ODE's density."""
+    if total < MIN_TIMESTEPS:
+        raise UserError(
+            f"diffusion.num_timesteps is {total}, too few for bits_per_dim_ode: measure "
+            f"bits_per_dim, or train with {MIN_TIMESTEPS} or more"
+        )
+
+
+def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
+    """Return the ODE's variable at each timestep, and dphi over its change, float64 [T] each."""
+    alphas, sigmas = schedule.alphas, schedule.sigmas
+    if kind == "eps":  # which no schedule with zero terminal SNR has
+        return (sigmas / alphas).log(), alphas * sigmas
+    return (sigmas / (1 + alphas)).log(), sigmas
 
 
 def _probe(x: Tensor, draws: Draws) -> Tensor:

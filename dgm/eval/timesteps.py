@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgm.diffusion import likelihood
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.diffusion.ode import ode_nats, path
+from dgm.diffusion.ode import OdeNats, discretization_error, ode_nats, path
 from dgm.eval.likelihood import as_bits, over_images, standard_error
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
@@ -132,7 +132,7 @@ def bits_by_ode(
         return over_images(engine, data, rows, seed, bits, batch)
 
     def taken(steps: int) -> int:
-        return len(path(objective.schedule, steps)) - 1
+        return len(path(objective.schedule, steps, objective.config.prediction)) - 1
 
     count, most = taken(steps or _FIRST_STEPS), taken(objective.schedule.num_timesteps)
     if steps is None:  # a few images tell how many steps all of them need
@@ -163,7 +163,7 @@ def bits_by_ode(
 
 def _left(found: Tensor) -> float:
     """Return the estimated error of the mean that the discretisation leaves."""
-    return abs(float(found[:, 1].mean()))
+    return discretization_error(OdeNats(*found.unbind(1)))
 
 
 def quartiles(total: int) -> dict[str, slice]:

@@ -66,7 +66,7 @@ def test_runs_stand_side_by_side_and_figures_add_up(
         assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
     # Asked for another measure, the others stay.
-    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 4]
+    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 8]
     more = run_warm(EVALUATE, both[0], *options, *words)
     assert more.code == 0, more.stderr
     grown = found_in(both[0])
@@ -75,7 +75,7 @@ def test_runs_stand_side_by_side_and_figures_add_up(
     assert cost["num_parameters"] == sum(w.numel() for w in weights.values())
     assert cost["num_timed"] == 20 and cost["seconds_per_image"] > 0
     by_ode = grown.pop("bits_per_dim_ode")
-    assert by_ode["error"] > 0 and by_ode["steps"] == 4 and by_ode["discretization_error"] >= 0
+    assert by_ode["error"] > 0 and by_ode["steps"] == 8 and by_ode["discretization_error"] >= 0
     assert grown == found[0]
     # Of another checkpoint nothing stays.
     path = both[0] / "evaluation.json"
