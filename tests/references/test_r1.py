@@ -73,6 +73,21 @@ def test_of_a_linear_discriminator_it_is_the_squared_weight(interval: int):
     torch.testing.assert_close(slope, interval * GAMMA * net.weight.detach())
 
 
+def test_it_is_of_the_stored_images_before_they_are_augmented():
+    """Of x'' = M x + b with a linear D the slope is M^T w, for the M that each image draws."""
+    torch.manual_seed(0)
+    net = Linear()
+    found, _, _ = penalty_of(net, augment=["color"])
+    drawn = batch(COUNT)[1].uniform("discriminator/augment_real/color", (3,), torch.float64)
+    weight, slopes = net.weight.detach().view(3, -1), []
+    for _, saturation, contrast in drawn:
+        # Contrast about the image's mean, then saturation about each pixel's: both symmetric.
+        slope = (contrast + 0.5) * weight + (0.5 - contrast) * weight.mean()
+        slope = 2 * saturation * slope + (1 - 2 * saturation) * slope.mean(0, keepdim=True)
+        slopes.append(slope.square().sum())
+    torch.testing.assert_close(found.detach(), torch.stack(slopes).mean())
+
+
 def test_of_a_quadratic_discriminator_it_is_the_squared_affine_slope():
     torch.manual_seed(0)
     net = Quadratic()
