@@ -59,9 +59,8 @@ class Stored:
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        return (
-            torch.from_numpy(self.levels[draws.index.numpy()]).permute(0, 3, 1, 2) + 7
-        ) / 100 - 1
+        levels = torch.from_numpy(self.levels[draws.index.numpy()].astype(float))
+        return (levels.permute(0, 3, 1, 2) + 7) / 100 - 1
 
     def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         return {"shown": self.sample(nets, COUNT, None, draws).unflatten(0, (3, 4))}
