@@ -79,7 +79,7 @@ def recompute_activations(net: nn.Module) -> int:
 
 
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
-    """Compute without keeping what is within; torch cannot do so where tangents are computed."""
+    """Checkpoint the activations of `forward`; torch supports this in reverse mode only."""
     if under_transform():
         return forward(*args, **named)
     made: Tensor = checkpoint(
@@ -137,9 +137,9 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Attention(nn.Module):
-    """Attend over the places of an image: [B, C, H, W] to the same, with a residual.
+    """Self-attention over the positions of an image, with a residual: [B, C, H, W] to the same.
 
-    torch's fused attention has no second derivatives: take them under
+    torch's fused attention has no second derivatives: to compute them, run the forward pass under
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
 

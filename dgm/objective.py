@@ -31,7 +31,7 @@ class Batch:
     images: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
     images_seen: int = 0  # by the run before this step
-    step: int = 0  # steps of the run before this one
+    step: int = 0  # training steps completed before this one
 
 
 class Objective(Protocol):
@@ -56,7 +56,7 @@ class Objective(Protocol):
     def pixels(self) -> PixelMap:
         """Return the map between stored grey levels and the images that the nets work on.
 
-        `pixels.to_uint8` is how what `sample` returns is stored.
+        `pixels.to_uint8` converts what `sample` returns into stored images.
         """
         ...
 
@@ -81,7 +81,7 @@ class Objective(Protocol):
 class Likelihood(Protocol):
     """A family that knows how probable an image is, or a bound of it."""
 
-    exact: bool  # for dequantised data; else a bound
+    exact: bool  # the density of dequantised images is computed exactly, not bounded
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the terms of -log p of stored images (the mass of their grey levels), each [B].

@@ -61,12 +61,12 @@ def make_parser() -> ArgumentParser:
     add("--checkpoint", help="its images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
     add("--importance_samples", type=int, default=0, help="of a vae's closer bound; default none")
-    add("--ode_steps", type=int, help="of bits_per_dim_ode, 8 or more; default by --ode_tolerance")
+    add("--ode_steps", type=int, help="steps of bits_per_dim_ode, 8 or more; default: as needed")
     add(
         "--ode_tolerance",
         type=float,
         default=0.01,
-        help="error of bits_per_dim_ode that its steps may leave, bits per dimension",
+        help="largest discretisation error of bits_per_dim_ode, bits per dimension",
     )
     add("--epochs", type=int, help="of the classifier; default until 20,000 images")
     add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")

@@ -38,7 +38,7 @@ def bits_by_ode(subject: Subject) -> Figures:
         subject.engine, _diffusion(subject), subject.nets, subject.test, index,
         options.seed, options.ode_steps, options.ode_tolerance,
     )  # fmt: skip
-    how = "uniform dequantisation, Heun extrapolated by Richardson, one Rademacher probe"
+    how = "uniform dequantisation, Heun with Richardson extrapolation, one Rademacher probe"
     return {"num_test_images": len(index), "how": how, **found}
 
 

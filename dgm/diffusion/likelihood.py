@@ -1,8 +1,9 @@
 """The variational bound of a diffusion model, in nats, term by term.
 
--log p(x_0) <= L_T + sum over t of L_t (Ho et al. 2020, equation 5): L_t for t > 0 is the divergence
-of the true reverse step from the modelled one, L_0 minus the logarithm of a Gaussian's mass in the
-pixel's grey level, and L_T (`prior`) the divergence of q(x_T | x_0) from N(0, 1).
+-log p(x_0) <= L_T + E[L_0 + ... + L_{T-1}] over q(x_t | x_0) (Ho et al. 2020, equation 5; index t
+is t + 1 in the paper). For t > 0, L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). L_0 is
+-log of the mass that a Gaussian gives the bin of the stored pixel value (equation 13), and
+L_T = KL(q(x_T | x_0) || N(0, I)) is computed by `prior`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from dgm.pixels import PixelMap
 class ReverseSteps:
     """Coefficients of q(x_{t-1} | x_t, x_0) and of the model's variances, each [T].
 
-    The mean is mean_x_0 x_0 + mean_x_t x_t (Ho et al. 2020, equation 7). The true variance of the
-    first step is 0; as in the code of Ho et al. and of Nichol and Dhariwal, that of the second step
-    stands in for it, also where the model's fixed variance is beta.
+    The mean is mean_x_0 x_0 + mean_x_t x_t (Ho et al. 2020, equation 7). At t = 0 the posterior
+    variance beta_tilde is 0; as in the code of Ho et al. and of Nichol and Dhariwal, that of t = 1
+    is used instead, also if the model's fixed variance is beta.
     """
 
     mean_x_0: Tensor
     mean_x_t: Tensor
     log_posterior: Tensor  # of beta_tilde
     log_beta: Tensor
-    log_large: Tensor  # of beta, but of beta_tilde for the first step
+    log_large: Tensor  # of beta, but of beta_tilde at t = 0
 
     @classmethod
     def of(cls, schedule: Schedule, device: torch.device, dtype: torch.dtype) -> ReverseSteps:

@@ -4,11 +4,11 @@ With alpha = cos(phi) and sigma = sin(phi) the ODE is dx / dphi = v(x), where v 
 x_0 as the net predicts them, and the log-density along a path changes by -div v (Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 39; Chen et al. 2018).
 
-It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), dx / dtau = sigma v: where
-sigma is small, div v grows as 1 / sigma, and sigma div v does not; where alpha is small, tau is phi
-but for a constant, and finite at pure noise. A net that predicts eps has v = (eps - sigma x) /
-alpha, whose error grows as 1 / alpha: there it is lambda = log(sigma / alpha), dx / dlambda = alpha
-sigma v.
+It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), with dx / dtau = sigma v:
+at small sigma, div v grows as 1 / sigma but sigma div v stays bounded; at small alpha, tau is
+phi - pi / 2 to first order and so finite at pure noise. A net that predicts eps has
+v = (eps - sigma x) / alpha, whose error grows as 1 / alpha; it is integrated over
+lambda = log(sigma / alpha) (minus half the log-SNR) instead, with dx / dlambda = alpha sigma v.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ from dgm.rng import Draws
 MIN_STEPS = 8  # so that there are four paths to compare
 MIN_TIMESTEPS = 4 * MIN_STEPS + 1
 _NOISE, _NOISE_BEFORE_LEAP, _LEAP = 1e-4, 0.01, 0.5
-_CAUTION = 8  # an order-4 value changes by 1/16 of what it changed by at half the steps
+_RATIO = 8  # Heun extrapolated once is of order 3: twice the steps divide its change by 8
 
 
 class OdeNats(NamedTuple):
-    """The ODE's bound of each image, nats [B], and how it has changed with the number of steps."""
+    """The ODE's bound of each image with n steps, nats, and its changes with n; each [B]."""
 
     nats: Tensor
-    change: Tensor  # from the bound in half the steps
-    change_before: Tensor  # of that from the bound in a quarter of the steps
+    change: Tensor  # value at n / 2 steps minus value at n
+    change_before: Tensor  # value at n / 4 steps minus value at n / 2
 
 
 def discretization_error(found: OdeNats) -> float:
-    """Return the estimated error of the mean over images that the discretisation leaves, nats.
+    """Return the estimated discretisation error of the mean over images, nats.
 
-    The last change of the mean; or an eighth of the change before, where that is more, since a
-    change may be small by chance as the error crosses zero.
+    It is the change of the mean when the steps were last doubled or, if larger, 1/8 of the change
+    before: a single change may be small by chance where the error changes sign. As the value is of
+    order 3, its true error is usually about 1/7 of the last change.
     """
     last, before = (abs(float(change.mean())) for change in found[1:])
-    return max(last, before / _CAUTION)
+    return max(last, before / _RATIO)
 
 
 def ode_nats(
@@ -58,13 +59,13 @@ def ode_nats(
 ) -> OdeNats:
     """Return the ODE's bound on -log p of stored images, extrapolated to infinitely many steps.
 
-    The images are dequantised uniformly within the bins of the pixel map that the net was trained
-    with (Theis et al. 2016, section 3.1), and taken for images at the first noise level, where the
-    net's knowledge ends. A bound on average over the draws of dequantisation and of the
-    divergence's probe, up to the error of the discretisation.
+    Images are dequantised uniformly within the bins of the objective's pixel map (Theis et al.
+    2016, section 3.1), and their density is that of the model at the first noise level, below which
+    the net is not trained. The result bounds -log p from above in expectation over dequantisation
+    and Hutchinson's probe, up to the discretisation error.
 
-    Heun's rule is of order 2: of two paths, one with twice the steps of the other, the value for
-    infinitely many is fine + (fine - coarse) / 3 (Richardson 1911).
+    Heun's method is of order 2: from values at n and 2 n steps, fine + (fine - coarse) / 3 removes
+    the leading error (Richardson extrapolation).
 
     Takes 3.75 evaluations of net and gradient for each step. Raise UserError for too few steps.
     """
@@ -92,10 +93,10 @@ def ode_log_density(
 ) -> Tensor:
     """Return the log-density that the ODE gives x [B, C, H, W] at timesteps[0], nats [B].
 
-    By Heun's rule through the given timesteps, two evaluations a step, the last of which counts as
-    pure noise; over lambda where the net's prediction is of `kind` eps, else over tau. The
-    divergence is estimated by one Rademacher probe for each image (Hutchinson 1990), the same along
-    its path; or computed exactly where `draws` is None, which takes a pass for each pixel.
+    Integrated by Heun's method through `timesteps`, with two evaluations per step; x at the last
+    timestep is taken to be N(0, I). The variable is lambda if `kind` is eps, else tau. The
+    divergence is estimated with one Rademacher probe per image (Hutchinson 1990), fixed along the
+    path, or computed exactly if `draws` is None, at one backward pass per entry of an image.
     """
     probe = None if draws is None else _probe(x, draws)
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
@@ -126,7 +127,7 @@ def path(schedule: Schedule, steps: int, kind: PredictionKind = "v") -> list[int
     UserError where that is too few.
     """
     if steps < MIN_STEPS:
-        raise UserError(f"the ODE's density takes {MIN_STEPS} steps or more, not {steps}")
+        raise UserError(f"ode_steps is {steps}: give {MIN_STEPS} or more")
     check_timesteps(schedule.num_timesteps)
     total = _last(schedule, kind) + 1
     time = _time(schedule, kind)[0][:total]
@@ -138,23 +139,23 @@ def path(schedule: Schedule, steps: int, kind: PredictionKind = "v") -> list[int
         closer_before = (even - time[after - 1] < time[after] - even).long()
         return sorted({0, *(after - closer_before).tolist(), total - 1})
 
-    # Where timesteps lie far apart, several points fall on one: find how many it takes.
+    # Several points may round to one timestep, so search for a count that leaves enough of them.
     count = bisect.bisect_left(range(8 * total), steps + 1, key=lambda n: len(nearest(n)))
     for more in range(count, count + 64):
         found = nearest(more)
         if len(found) > steps and (len(found) - 1) % MIN_STEPS == 0:
             return found
-    # Nearly all timesteps that there are: evenly among them.
+    # The path needs nearly every timestep: space it evenly in t instead.
     return [round(i * (total - 1) / steps) for i in range(steps + 1)]
 
 
 def _last(schedule: Schedule, kind: PredictionKind) -> int:
-    """Return the timestep that counts as pure noise: T - 1, but an earlier one for eps.
+    """Return the timestep at which x_t counts as pure noise: T - 1, but an earlier one for eps.
 
-    There an error of the net counts 1 / alpha times, and a schedule such as the cosine one leaps
-    through lambda, so that no number of steps shows what it costs. The first timestep with an SNR
-    of 1e-4 is noise as well, or with one of 0.01 where the others lie behind a leap: N(0, 1) there
-    costs half as many nats a pixel.
+    Near T - 1 the error of v is the error of eps divided by alpha, and a schedule such as cosine
+    has so large gaps in lambda there that more steps cannot resolve it. For eps the path ends at
+    the first timestep with SNR <= 1e-4, or earlier, at SNR <= 0.01, if all later gaps in lambda
+    exceed 0.5. Taking x_t there for N(0, I) costs at most SNR / 2 nats per pixel (|x_0| <= 1).
     """
     last = schedule.num_timesteps - 1
     if kind != "eps":

@@ -51,10 +51,10 @@ def loss_weight(
     `simple` is 1. `min_snr` is min(snr, gamma) for x_0 (Hang et al. 2023, section 3.4),
     min(snr, gamma) / snr for eps and min(snr, gamma) / (snr + 1) for v.
 
-    Where the SNR is 0, which only a schedule with zero terminal SNR has (Lin et al. 2024), the
-    formula gives 0: the timestep at which sampling begins would never be trained, although v and
-    x_0 have a target there (v = -x_0). Its weight is 1 instead, that of `simple`. For eps the
-    formula is undefined there; `DiffusionObjective` refuses that combination.
+    At SNR 0 (zero terminal SNR, Lin et al. 2024) these formulas give v and x_0 the weight 0, so the
+    timestep where sampling starts would not be trained although its target is defined (v = -x_0).
+    The weight there is 1 instead, as for `simple`. For eps the formula is 0 / 0, and
+    `DiffusionObjective` refuses that combination.
     """
     if weighting == "simple":
         return torch.ones_like(snr)

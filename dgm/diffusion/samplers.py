@@ -151,10 +151,9 @@ def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps:
     x_0 and eps its solution is a rotation, x_s = cos(d) x_t - sin(d) v_t with d = phi_t - phi_s.
     The predictor is that rotation (it is DDIM's step); the corrector is the same rotation with the
     mean of v_t and v'_t = cos(phi_t) eps' - sin(phi_t) x_0', where x_0' and eps' are the
-    predictions at the predicted point. So a step is exact for constant x_0 and eps and the method
-    of second order. Heun's method as in Karras et al. 2022 (algorithm 1) is linear in the noise
-    level in place of the rotation. Two evaluations a step; one in the last, which ends without
-    noise.
+    predictions at the predicted point. A step is therefore exact for constant x_0 and eps, and the
+    method is of second order. Karras et al. 2022 (algorithm 1) step linearly in the noise level
+    instead. Two evaluations per step; the last step, to the clean image, takes only the predictor.
     """
     for _, here, there in _pairs(schedule, steps):
         x_0, eps, _ = denoiser(x, here.t)

@@ -15,21 +15,21 @@ _K = (0.01, 0.03)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio 10 log10(L^2 / MSE), in dB; infinite for equals.
+    """Return the peak signal-to-noise ratio 10 log10(L^2 / MSE), in dB; inf if identical.
 
-    a, b: grey levels in [0, 255], L = 255.
+    a, b: pixel values in [0, 255], L = 255.
     """
     error = (a.double() - b.double()).square().mean((1, 2, 3))
     return 10 * torch.log10(_RANGE**2 / error)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Return the structural similarity (Wang et al. 2004, equation 13), 1 for equals.
+    """Return the structural similarity (Wang et al. 2004, equation 13), 1 for identical images.
 
-    a, b: grey levels in [0, 255]. Its first factor, (2 mu_a mu_b + C1) / (mu_a^2 + mu_b^2 + C1),
-    compares means, so levels have to count from black. With the paper's Gaussian window of 11 x
-    11, sigma 1.5, and K = (0.01, 0.03), where the window lies within the image; the mean over
-    positions and channels. Sides are at least SMALLEST.
+    a, b: pixel values in [0, 255] with black 0, as the luminance factor
+    (2 mu_a mu_b + C1) / (mu_a^2 + mu_b^2 + C1) depends on the origin. 11 x 11 Gaussian window of
+    sigma 1.5 and K = (0.01, 0.03), as in the paper; the mean over channels and over positions where
+    the window lies within the image. H and W must be at least SMALLEST.
     """
     channels = a.shape[1]
     place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
@@ -52,7 +52,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
-    """Measure how differently a classifier sees a and b (pixels.STANDARD), 0 for equals.
+    """Measure how differently a classifier sees a and b (pixels.STANDARD), 0 for identical images.
 
     As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: at each stage features of
     unit length at every place, their squared difference, the mean over places and stages.

@@ -61,12 +61,12 @@ def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def in_closed_ball(distance: Tensor, radius: Tensor) -> Tensor:
-    """Return where distance <= radius; a difference by rounding counts as a tie."""
+    """Return where distance <= radius, counting those equal up to rounding as inside."""
     return distance <= radius * (1 + _TIE)
 
 
 def in_open_ball(distance: Tensor, radius: Tensor) -> Tensor:
-    """Return where distance < radius; a difference by rounding counts as a tie."""
+    """Return where distance < radius, counting those equal up to rounding as outside."""
     return distance < radius * (1 - _TIE)
 
 
@@ -104,8 +104,8 @@ def nearest(engine: Engine, queries: Tensor, base: Tensor) -> tuple[Tensor, Tens
 def distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """Yield Euclidean distances of a [M, D] from b [N, D], a few rows at a time, in float64.
 
-    Distances of less than about 1e-6 of the vectors' norms are 0, which float32 features do not
-    resolve either: so the distance between duplicates is 0.
+    Distances below about 1e-6 of the vectors' norms are set to 0: they are rounding error, and
+    duplicates must be at distance 0.
     """
     # By products of matrices, in float64: in float32 near neighbours would drown in rounding.
     b = b.double()

@@ -118,10 +118,10 @@ def bits_by_ode(
 ) -> dict[str, Any]:
     """Measure bits per dimension of stored images by the ODE's density, as `ode_nats` does.
 
-    In so many steps; None doubles them until the estimated error of the discretisation is at most
-    `tolerance`, bits per dimension, or the schedule has no more. `error` is the standard error of
-    the mean over images, `discretization_error` the estimate. Warn where that is above `tolerance`.
-    Collective: call on all ranks.
+    `steps` is the number of Heun steps; None doubles it until the estimated discretisation error
+    is at most `tolerance` bits per dimension or the schedule has no more timesteps. Return `bound`,
+    the mean over images, its standard error `error`, `discretization_error`, and `steps`. Warn if
+    `discretization_error` exceeds `tolerance`. Collective: call on all ranks.
     """
 
     def measure(rows: Tensor, steps: int) -> Tensor:
@@ -144,13 +144,13 @@ def bits_by_ode(
         found = measure(index, count)
     if not _left(found) <= tolerance:
         remedy = (
-            "the schedule has no more, measure bits_per_dim instead"
+            f"the schedule has only {most}: measure bits_per_dim instead"
             if count == most
-            else "give more --ode_steps, or leave it to --ode_tolerance"
+            else "raise --ode_steps, or omit it to double the steps until --ode_tolerance is met"
         )
         warnings.warn(
-            f"bits_per_dim_ode may be off by {_left(found):.2g} bits per dimension after {count} "
-            f"steps, where {tolerance:g} are tolerated: {remedy}",
+            f"bits_per_dim_ode has an estimated discretisation error of {_left(found):.2g} bits "
+            f"per dimension after {count} steps, above the tolerance {tolerance:g}: {remedy}",
             stacklevel=2,
         )
     return {
@@ -162,7 +162,7 @@ def bits_by_ode(
 
 
 def _left(found: Tensor) -> float:
-    """Return the estimated error of the mean that the discretisation leaves."""
+    """Return the estimated discretisation error of the mean."""
     return discretization_error(OdeNats(*found.unbind(1)))
 
 

@@ -59,9 +59,9 @@ class BatchNorm(nn.Module):
         )  # fmt: skip
 
     def _normalize_together(self, x: Tensor) -> Tensor:
-        """Normalise float32 or float64 by mean and variance over the equal parts of all ranks."""
+        """Normalise fp32 or fp64 x by mean and variance over all ranks (equal batch sizes)."""
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        # In float64: the difference of E[x^2] and E[x]^2 below would lose digits in float32.
+        # In float64: E[x^2] - E[x]^2 below cancels in float32.
         moments = torch.stack([mean.double(), var.double() + mean.double().square()])
         processes = dist.get_world_size()
         mean, square = _SumOverProcesses.apply(moments).div(processes).unbind()

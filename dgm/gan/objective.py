@@ -30,7 +30,7 @@ class GanConfig:
     r1: float = 0.0
     """Weight gamma of the R1 penalty, gamma / 2 |gradient|^2 on real images; 0 is without."""
     r1_interval: int = 1
-    """Steps of the discriminator from one R1 penalty to the next, which is taken so many times."""
+    """Discriminator steps per R1 penalty, which is scaled by this number (lazy regularisation)."""
     augment: list[Augmentation] = field(default_factory=list)
     """DiffAugment of real and generated images: any of color, translation, cutout."""
     augment_probability: float = 1.0
@@ -71,15 +71,15 @@ class GanObjective:
         dtype: torch.dtype = torch.float32,
         sees_batch: bool = True,
     ):
-        """Prepare for latents of a size; raises UserError where a setting makes no sense.
+        """Set up for latents of `latent` dimensions; raise UserError for invalid settings.
 
-        `sees_batch`: the discriminator has BatchNorm, so a logit depends on the whole batch.
+        `sees_batch`: each logit of the discriminator depends on its whole batch, by BatchNorm.
         """
         _check(config, sample)
         if config.r1 > 0 and sees_batch:
             raise UserError(
-                f"gan.r1 is {config.r1}, but it is a penalty of each image alone, and BatchNorm in "
-                "the discriminator lets images of a batch depend on each other: set "
+                f"gan.r1 is {config.r1}, but R1 needs logits that depend on one image each, and "
+                "BatchNorm in the discriminator mixes the batch: set "
                 "model.discriminator_batch_norm false, or gan.r1 0"
             )
         self.config, self.sample_config, self.sees_batch = config, sample, sees_batch
@@ -100,7 +100,7 @@ class GanObjective:
             real = self._real(batch, draws)
             return self._discriminator_loss(net, real, fake, labels, draws, due)
         if self.sees_batch:
-            # BatchNorm sees what it saw when the discriminator learned: real and generated.
+            # Real images too, so that BatchNorm has the statistics of the discriminator's phase.
             real = self._real(batch, draws)
             _, logits = self._judge(net, real, fake, labels, draws, phase.name)
         else:

@@ -15,16 +15,16 @@ Kernels = Literal["triton", "native"]
 
 
 def under_transform() -> bool:
-    """Return whether a transform of torch.func, or forward-mode differentiation, is going on.
+    """Return whether a torch.func transform or forward-mode differentiation is active.
 
-    A custom operator drops tangents silently and knows no torch.func.grad or vmap, so where one is,
-    torch's own operators take over.
+    Our custom operators silently drop tangents and have no torch.func rules, so callers then use
+    torch's own operators.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-# To torch.compile a constant of the trace, which enters the transforms that it finds. As
-# torch.compiler.assume_constant_result marks it, without importing the compiler.
+# torch.compile must evaluate this at trace time rather than trace it. The attribute is what
+# torch.compiler.assume_constant_result sets, without importing the compiler.
 under_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -32,7 +32,8 @@ def refuse_transform(operator: str) -> None:
     """Raise NotImplementedError where an operator is called that would drop a tangent."""
     if under_transform():
         raise NotImplementedError(
-            f"{operator} has no forward-mode derivative: call it by its wrapper in dgm.kernels"
+            f"{operator} has no forward-mode derivative or torch.func rule: call its wrapper in "
+            "dgm.kernels, which falls back to torch's operators"
         )
 
 

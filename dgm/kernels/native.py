@@ -55,8 +55,8 @@ _NORM_ACT = (
     *[_MAYBE_LONGS] * 3, *[_LONG] * 3, _FLOAT, _LONG,
 )  # fmt: skip
 
-# Arguments of each kernel, as in the C++ sources: ctypes would go by the types of Python's values,
-# and pass a whole number where a float is expected as an integer.
+# Argument types of each kernel, as in the C++ sources. Without them ctypes infers types from the
+# values, and would pass a Python int for a C float as an integer.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm_act": (*_NORM_ACT, _FLOAT, *[_FLOATS] * 3),
     "norm_act_backward": (*_NORM_ACT, *[_FLOATS] * 7),
@@ -85,8 +85,8 @@ def available() -> bool:
     return library() is not None
 
 
-# A constant to torch.compile, which otherwise would trace what loads the library. As
-# torch.compiler.assume_constant_result does it, without importing the compiler.
+# torch.compile must evaluate this at trace time rather than trace it. The attribute is what
+# torch.compiler.assume_constant_result sets, without importing the compiler.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -96,7 +96,7 @@ def call(name: str, *given: int | float | Tensor | None) -> Any:
     Return its result, or None where it has none.
     """
     found = library()
-    assert found is not None, "who calls has asked before"
+    assert found is not None, "no compiled kernels: check native.available() before calling"
     wanted = len(SIGNATURES[name])
     if len(given) != wanted:  # ctypes itself lets further arguments pass
         raise TypeError(f"{name} takes {wanted} arguments, got {len(given)}")

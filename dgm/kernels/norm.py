@@ -48,8 +48,8 @@ def norm_act(
     """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
     Step by step, or in one of our `kernels` in the dtype of x, where those take it: they want 8 k
-    places, and in C++ fp32. Both can be differentiated to any order; in forward mode it is done
-    step by step.
+    places, and in C++ fp32. Both are differentiable to any order in reverse mode; in forward mode
+    torch's own operators are used.
     """
     fits = x.shape[2] * x.shape[3] % 8 == 0 and not under_transform()
     if kernels and fits and (kernels == "triton" or native.serves(x, weight)):
@@ -155,7 +155,10 @@ def _backward(
     purpose: int,
     kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give dx, and sums over places, fp32 [B, C]: of dz, dz x_hat, du (empty without `added`)."""
+    """Return dx and fp32 [B, C] sums over H and W of dz, dz x_hat and du (empty without `added`).
+
+    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU.
+    """
     refuse_transform("dgm::norm_act_backward")
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
@@ -282,7 +285,7 @@ def _second_gradients(ctx: Any, *came: Tensor | None) -> tuple[Any, ...]:
     groups, eps, silu, drop, purpose, kernels = ctx.settings
     kept = None
     if key is not None and drop > 0:
-        # What becomes of ones where nothing else is done: the factors of dropout.
+        # With x = 0, weight 0, bias 1 and no SiLU the kernel returns the dropout factors alone.
         x, weight = given[1].detach().float(), given[3].detach().float()
         kept, _, _ = _forward(
             torch.zeros_like(x), None, torch.zeros_like(weight), torch.ones_like(weight), None,

@@ -1,9 +1,9 @@
 """Second derivatives of `norm_act`, by differentiating torch's own operators twice.
 
 With a = weight (1 + scale) and b = bias (1 + scale) + shift, both [B, C], `norm_act` computes
-y = kept silu(a x_hat + b). Its backward operator returns the derivatives of sum(grad y) by x, b, a
-and `added`. Here these four are computed once more in a graph, so that they can be differentiated
-in turn, to any order.
+y = dropout_factors silu(a x_hat + b). Its backward operator returns the derivatives of
+sum(grad y) by x, b, a and `added`. Here these four are computed once more in a graph, so that they
+can be differentiated in turn, to any order.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ Maybe = Tensor | None
 
 
 def backward_of_backward(
-    given: Sequence[Maybe],
-    wanted: Sequence[bool],
-    came: Sequence[Maybe],
+    inputs: Sequence[Maybe],
+    needs_grad: Sequence[bool],
+    cotangents: Sequence[Maybe],
     groups: int,
     eps: float,
     silu: bool,
-    kept: Maybe,
+    dropout_factors: Maybe,
 ) -> list[Maybe]:
-    """Return the derivatives of sum(came * results) by the `wanted` of `given`, None elsewhere.
+    """Return the vector-Jacobian products of the backward operator with `cotangents`.
 
-    `given` are grad, x, added, weight, bias, scale and shift. The results are dx and the sums that
-    the backward operator returns; `kept` [B, C, H, W] are the factors of dropout.
+    One for each of `inputs` (grad, x, added, weight, bias, scale, shift), None where not
+    `needs_grad`. The operator returns dx [B, C, H, W] and three sums [B, C]; `dropout_factors` are
+    [B, C, H, W].
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Of fresh tensors, as `grad` may be a function of x: only what happens here counts.
-        nodes = [_node(tensor) for tensor in given]
-        results = _first_derivatives(nodes, groups, eps, silu, kept)
-        used = [(r, g) for r, g in zip(results, came, strict=True) if g is not None]
-        pairs = zip(nodes, wanted, strict=True)
+        # On new nodes: `grad` may depend on x, and that path is not part of this derivative.
+        nodes = [_node(tensor) for tensor in inputs]
+        results = _first_derivatives(nodes, groups, eps, silu, dropout_factors)
+        used = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None]
+        pairs = zip(nodes, needs_grad, strict=True)
         asked = [node for node, want in pairs if want and node is not None]
         if not used or not asked:
             return [None] * len(nodes)
@@ -51,7 +52,7 @@ def backward_of_backward(
                 allow_unused=True,
             )
         )
-    return [next(found) if want else None for want in wanted]
+    return [next(found) if want else None for want in needs_grad]
 
 
 def _node(tensor: Maybe) -> Maybe:
@@ -61,10 +62,10 @@ def _node(tensor: Maybe) -> Maybe:
 
 
 def _first_derivatives(
-    given: Sequence[Any], groups: int, eps: float, silu: bool, kept: Maybe
+    inputs: Sequence[Any], groups: int, eps: float, silu: bool, dropout_factors: Maybe
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, and sums over places, fp32 [B, C]: of dz, of dz x_hat, of du."""
-    grad, x, added, weight, bias, scale, shift = given
+    """Return dx [B, C, H, W] and fp32 [B, C] sums over H and W of dz, dz x_hat and du."""
+    grad, x, added, weight, bias, scale, shift = inputs
     factor = 1.0 if scale is None else 1 + scale.float()
     a = (weight.float() * factor).expand(x.shape[:2])
     b = (bias.float() * factor + (0.0 if shift is None else shift.float())).expand(x.shape[:2])
@@ -75,7 +76,7 @@ def _first_derivatives(
     x_hat = centered * torch.rsqrt(centered.square().mean(2, keepdim=True) + eps)
     y = a[:, :, None, None] * x_hat.reshape(x.shape) + b[:, :, None, None]
     y = functional.silu(y) if silu else y
-    y = y if kept is None else y * kept
+    y = y if dropout_factors is None else y * dropout_factors
     dx, by_a, by_b, by_added = torch.autograd.grad(
         y, (x, a, b, moved), grad.float(), create_graph=True
     )

@@ -50,8 +50,8 @@ extern "C" void gradient_norm(long count, const long* sizes, float* const* grads
   *norm = std::sqrt(sum);
 }
 
-// `steps` has three numbers of each weight: the step's size, what the root of exp_avg_sq is divided by,
-// and what weight decay leaves of the weight. `averages` is null where there are none.
+// `steps` holds three floats per weight: lr / (1 - beta1^t), sqrt(1 - beta2^t), and the factor
+// 1 - lr weight_decay (1 without decay). `averages` is null if no moving average is kept.
 extern "C" void adamw(long count, const long* sizes, float* const* weights, float* const* grads,
                       float* const* exp_avgs, float* const* exp_avg_sqs, float* const* averages,
                       const float* steps, float one_less_beta1, float beta2, float one_less_beta2,

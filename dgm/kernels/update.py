@@ -7,8 +7,7 @@ algorithm 2):
     w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
 and, of an average a, a = a + share (w - a). `dgm.train.optim.decayed_weights` says which weights
-decay. All this waits for memory alone, so what counts is how often numbers are read and written:
-here once.
+decay. The update is memory-bound, so it is fused: each element is read and written only once.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Rule:
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
-    """Compute the norm [] of all numbers of tensors, to 1e-7 of it; 0 without any."""
+    """Return the L2 norm of all gradients together, fp32 [], relative error 1e-7; 0 if none."""
     norm = torch.empty(1)
     _check_kinds(*grads)
     grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
@@ -77,7 +76,7 @@ def adamw_(
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether the numbers of a tensor fill a part of the memory, in whatever order."""
+    """Return whether the elements fill one block of memory without gaps, in any dimension order."""
     if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
         return True
     size = 1
@@ -95,11 +94,11 @@ def _layout(tensor: Tensor) -> list[tuple[int, int]]:
 
 
 def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients whose numbers lie in memory as those of the weights; copy where they do not.
+    """Return gradients with the strides of their weights; those with other strides are copied.
 
     Fused kernels go through both in that order.
     """
-    if list(map(_STRIDE, grads)) == list(map(_STRIDE, weights)):  # in every step but odd ones
+    if list(map(_STRIDE, grads)) == list(map(_STRIDE, weights)):  # nearly always; cheap to check
         return list(grads)
     return [
         grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)

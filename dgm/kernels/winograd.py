@@ -42,9 +42,9 @@ def use_in(net: nn.Module) -> None:
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Do what a layer does to x [B, C, H, W], here or where that does not fit directly.
+    """Apply a 3x3 convolution to x [B, C, H, W], with our kernel or, if it cannot, with torch's.
 
-    It can be differentiated to any order; in forward mode torch's own convolution serves.
+    Differentiable to any order in reverse mode; torch's convolution is used in forward mode.
     """
     height, width = x.shape[2:]
     fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST and not under_transform()
@@ -85,7 +85,7 @@ def _backward(
         native.call("transform_weight", inputs, outputs, weight, u, None)
         native.call("gradient_of_image", *sizes, grad, u, dx)
     if of_weight and not batch:
-        dw = torch.zeros_like(weight)  # the kernel would copy a sum that it never began
+        dw = torch.zeros_like(weight)  # with an empty batch the kernel's buffer is uninitialised
     elif of_weight:
         dw = torch.empty_like(weight)
         work = x.new_empty(native.call("work_size", inputs, outputs))

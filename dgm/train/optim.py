@@ -61,7 +61,7 @@ class AdamW:
         kernels: bool = False,
         decayed: Iterable[nn.Parameter] | None = None,
     ):
-        """Begin without moments: a weight gets them with its first gradient.
+        """Start without moments: those of a weight are created with its first gradient.
 
         `decayed` are the parameters that weight decay applies to; None is all of them.
         """
@@ -109,7 +109,7 @@ class AdamW:
         return False
 
     def _by_decay(self, weights: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
-        """Yield weights that decay alike together, and how much; all at once where none does."""
+        """Yield (weight decay, weights) by group; a single group if weight_decay is 0."""
         decay = self.config.weight_decay
         if decay == 0:
             yield 0.0, weights

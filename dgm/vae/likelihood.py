@@ -62,9 +62,9 @@ def discretized_logistic_nll(images: Tensor, pixels: Pixels) -> Tensor:
 def gaussian_nll(x: Tensor, pixels: Pixels) -> Tensor:
     """Bound -log of a Gaussian's mass in each grey level by its density, nats.
 
-    x holds dequantised images (pixels.DEQUANTIZED); the logarithm of a level's width makes nats of
-    the stored image of the density's: on average over the dequantising noise the sum is at least
-    -log P (Theis et al. 2016, section 3.1).
+    x holds dequantised images (pixels.DEQUANTIZED). Subtracting log(bin_width) from the negative
+    log-density gives a bound for the stored image: on average over the dequantisation noise the
+    sum is at least -log P (Theis et al. 2016, section 3.1).
     """
     error, width = (x - pixels.mean) * torch.exp(-pixels.log_scale), math.log(DEQUANTIZED.bin_width)
     return 0.5 * error.square() + pixels.log_scale + (0.5 * math.log(2 * math.pi) - width)

@@ -48,7 +48,7 @@ def test_path_goes_from_the_first_timestep_to_the_last(prediction, kind: str, to
         schedule = make_schedule(kind, total)
         chosen = path(schedule, steps, prediction)
         last, snr = chosen[-1], schedule.snr
-        if prediction == "eps":  # noise without leaps into what is next to unknown
+        if prediction == "eps":  # ends before the large gaps in lambda near pure noise
             assert snr[last] <= 1e-4 or (snr[last] <= 0.01 and snr[last] > 2 * snr[last + 1])
         else:
             assert last == total - 1
@@ -58,7 +58,7 @@ def test_path_goes_from_the_first_timestep_to_the_last(prediction, kind: str, to
 
 
 def test_too_few_steps_or_timesteps_are_refused():
-    with pytest.raises(UserError, match="takes 8 steps or more, not 7"):
+    with pytest.raises(UserError, match="ode_steps is 7: give 8 or more"):
         path(make_schedule("linear", 1000), 7)
     with pytest.raises(UserError, match=r"diffusion\.num_timesteps is 32, too few"):
         path(make_schedule("linear", 32), 8)

@@ -102,7 +102,7 @@ def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
 def test_weight_decay_is_the_same_in_every_engine(
     losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
 ) -> None:
-    # So strong that 25 steps take a share of the weights away that shows in the losses.
+    # A weight decay strong enough to change the losses measurably within 25 steps.
     decay = f"--optim.weight_decay={20 if family == 'diffusion' else 50}"
     moves: list[tuple[int, str | None]] = [(1, None), (2, "1"), (2, "0"), (2, "3"), (2, "2")]
     for number, (processes, zero) in enumerate(moves, 1):

@@ -1,4 +1,4 @@
-"""Every test here is of small sizes."""
+"""Fixtures of the reference tests; `one_thread` and `seed` apply to each of them."""
 
 from collections.abc import Iterator
 

@@ -72,7 +72,7 @@ def give(net: nn.Module, grads: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_hundred_steps_are_those_of_torch(name: str, kernels: bool):
+def test_a_hundred_steps_match_torch(name: str, kernels: bool):
     setting = SETTINGS[name]
     net = Net()
     exact = copy.deepcopy(net).double()
@@ -92,7 +92,7 @@ def test_a_hundred_steps_are_those_of_torch(name: str, kernels: bool):
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-def test_a_gradient_of_zero_without_eps_is_not_a_number_as_in_torch(kernels: bool):
+def test_zero_gradient_with_eps_zero_gives_nan_as_torch_does(kernels: bool):
     setting = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0, "weight_decay": 0.0}
     net, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(net.state_dict())
@@ -122,7 +122,7 @@ def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
     assert all(map(torch.equal, net.parameters(), other.parameters()))
 
 
-def test_torchs_own_has_the_decay_in_a_group():
+def test_torch_adamw_decays_one_parameter_group_only():
     net = Net()
     config = OptimConfig(**SETTINGS["decay"])
     decays, rest = torchs_adamw(net.parameters(), config, decayed_weights(net)).param_groups
@@ -204,7 +204,7 @@ def test_tensors_of_another_type_or_layout_are_refused_or_copied():
         assert torch.equal(nets[0].weight, nets[1].weight)
 
 
-def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_numbers():
+def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_elements():
     assert float(update.gradient_norm([])) == 0
     assert float(update.gradient_norm([torch.empty(0)])) == 0
     view = torch.arange(16.0).view(4, 4)[:, 1]

@@ -23,8 +23,8 @@ BATCH, CHANNELS, CLASSES = 8, 4, 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CASES = list(itertools.product(DTYPES, (False, True)))
 
-# One rounding of the result: half a unit in the last place of bfloat16 is 2^-9 relative at most.
-# The other two allow for sums over 288 values in that precision.
+# bfloat16 has 8 significant bits: one rounding of the result is at most 2^-8 relative. The other
+# two tolerances allow for sums over 288 values in that precision.
 TOLERANCE = {
     "bfloat16": {"rtol": 2.0**-8, "atol": 1e-5},
     "float32": {"rtol": 2e-6, "atol": 2e-6},

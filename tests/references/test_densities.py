@@ -58,11 +58,11 @@ SETS = {
 
 
 @pytest.mark.parametrize("made, real", SETS.values(), ids=SETS)
-def test_overlap_is_theirs(engine: Engine, made: Tensor, real: Tensor):
+def test_overlap_matches_prdc_and_torch_fidelity(engine: Engine, made: Tensor, real: Tensor):
     assert overlap(engine, made, real) == pytest.approx(theirs(made, real), rel=1e-6)
 
 
-def test_a_set_against_itself_has_one_of_all(engine: Engine):
+def test_identical_sets_score_one_in_all_four_measures(engine: Engine):
     x = normal(14, 300, 6)
     ones = dict.fromkeys(("precision", "recall", "density", "coverage"), 1.0)
     assert overlap(engine, x, x.clone()) == pytest.approx(ones, rel=1e-12)
@@ -71,7 +71,7 @@ def test_a_set_against_itself_has_one_of_all(engine: Engine):
     assert theirs(x, x) == pytest.approx(ones, rel=1e-6)
 
 
-def test_coverage_of_a_class_is_prdcs(engine: Engine):
+def test_coverage_of_a_class_matches_prdc(engine: Engine):
     for made, real in ((normal(15, 60, 4), normal(16, 60, 4)), (grid(17, 60, 3), grid(18, 60, 3))):
         labels = torch.zeros(60, dtype=torch.int64)
         found = diversity_by_class(engine, made, labels, real, labels, ["one"])

@@ -28,7 +28,7 @@ DIMS = 8 * 8 * 3
 
 
 class Guess(nn.Module):
-    """A net that is wrong by a known function of x_t and t, and says a variance."""
+    """A net whose prediction is off by a known function of x_t and t, with a given variance."""
 
     def __init__(self, x_0: Tensor, fraction: float | None):
         super().__init__()

@@ -51,7 +51,7 @@ def pair(change: str, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("side", [SMALLEST, 16, 32])
-def test_ssim_is_scikit_images(change: str, side: int) -> None:
+def test_ssim_matches_scikit_image(change: str, side: int) -> None:
     image, other = pair(change, side)
     expected = structural_similarity(
         image, other, data_range=255, gaussian_weights=True, sigma=1.5,
@@ -62,13 +62,13 @@ def test_ssim_is_scikit_images(change: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_psnr_is_scikit_images(change: str) -> None:
+def test_psnr_matches_scikit_image(change: str) -> None:
     image, other = pair(change, 32)
     expected = peak_signal_noise_ratio(image, other, data_range=255)
     assert float(psnr(batched(image), batched(other))) == pytest.approx(expected, rel=1e-12)
 
 
-def test_equal_images_are_alike_without_bound() -> None:
+def test_identical_images_have_ssim_one_and_infinite_psnr() -> None:
     image = batched(smooth_image(16))
     assert float(ssim(image, image)) == pytest.approx(1) and math.isinf(psnr(image, image))
 

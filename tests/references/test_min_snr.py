@@ -3,7 +3,7 @@
 Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", section
 3.4: w = min(SNR, gamma) for x_0, min(SNR, gamma) / SNR for eps, min(SNR, gamma) / (SNR + 1) for v.
 Zero terminal SNR: Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed",
-algorithm 1; the weight at SNR 0 is 1, as in the training scripts of diffusers.
+algorithm 1. The weight 1 at SNR 0 is our choice, as these formulas give 0 there.
 """
 
 from __future__ import annotations

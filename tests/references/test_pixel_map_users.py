@@ -1,7 +1,7 @@
 """Every consumer of an objective's images takes that objective's pixel map.
 
-The map here, x = (u + 7) / 100 - 1, is nobody's: who takes another by mistake is off by many grey
-levels. The stored levels are known beforehand, so nothing is compared with our own output.
+The map here, x = (u + 7) / 100 - 1, is used by no objective, so code that assumes another map is
+off by many levels. Expected levels are known in advance, not computed by our own code.
 """
 
 from __future__ import annotations
