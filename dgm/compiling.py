@@ -26,6 +26,7 @@ def compile_net(net: nn.Module, graphs: bool = False) -> None:
 
     `graphs` records what a GPU is to do as CUDA graphs, which cost the host one launch each.
     """
+    _guard_requires_grad()
     net.compile(mode="reduce-overhead" if graphs else None)
     # In place, as a wrapper would rename every key of the state; torch calls this one instead.
     net._compiled_call_impl = _or_eager(
@@ -33,6 +34,18 @@ def compile_net(net: nn.Module, graphs: bool = False) -> None:
         net._call_impl,
         type(net).__name__,
     )
+
+
+def _guard_requires_grad() -> None:
+    """Let compiled nets notice that parameters were frozen, as a GAN's are in turn.
+
+    Dynamo skips the guards on parameters whose module dictionaries have not changed, and
+    `requires_grad_` changes none (pytorch #139476): on torch 2.11 the generator's first step runs
+    the discriminator that was compiled for frozen inputs, and its loss has no gradient. Torch 2.15
+    does not need this; the versions between were not tried.
+    """
+    if torch.__version__ < "2.15":
+        torch._dynamo.config.skip_tensor_guards_with_matching_dict_tags = False
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -57,6 +57,8 @@ def norm_act(
             x, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
         )
     u = x if added is None else x + added[:, :, None, None]
+    if under_transform():
+        u = u.contiguous()  # torch 2.11's forward-mode formula of group_norm needs it
     z = functional.group_norm(u, groups, weight, bias, eps)
     if scale_shift is not None:
         scale, shift = (part[:, :, None, None] for part in scale_shift)

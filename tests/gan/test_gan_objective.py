@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
 
+from dgm.compiling import compile_net
 from dgm.errors import UserError
 from dgm.gan.networks import GanNetConfig
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
@@ -203,3 +204,25 @@ def test_interpolation_leads_from_image_to_image():
 def test_bad_settings_are_named(config: dict[str, Any], sample: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
         GanObjective(GanConfig(**config), SampleConfig(**sample), 6, 3)
+
+
+@pytest.mark.slow
+def test_compiled_nets_learn_in_turn_as_plain_ones(monkeypatch: pytest.MonkeyPatch):
+    """Each net is frozen while the other learns, which compiled code has to notice."""
+    given = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **_: given(call, backend="aot_eager"))
+    made, plain = objective(sees_batch=False), nets("residual")
+    compiled = copy.deepcopy(plain)
+    for net in compiled.values():
+        compile_net(net)
+    for _ in range(2):
+        for number, phase in enumerate(made.phases):
+            found = []
+            for own in (plain, compiled):
+                for name, net in own.items():
+                    net.requires_grad_(name == phase.net)
+                loss(made, own, batch(4), number)["loss"].backward()
+                found.append([p.grad.clone() for p in own[phase.net].parameters()])
+                own[phase.net].zero_grad()
+            for expected, gradient in zip(*found, strict=True):
+                torch.testing.assert_close(gradient, expected)

@@ -59,8 +59,9 @@ def numbers(case: Case, seed: int, device: str, dtype: torch.dtype) -> list[Tens
 
 
 def apply(case: Case, given: list[Tensor], kernels: Kernels | None) -> Tensor:
-    x, weight, bias, *rest = given
-    added = rest.pop(0) if case.added else None
+    x, weight, bias = given[:3]
+    added = given[3] if case.added else None
+    rest = given[4:] if case.added else given[3:]
     index = torch.arange(2, device=x.device)
     dropout = Dropout(case.drop, Draws.of(7, index, index), "dropout") if case.drop else None
     scale_shift = (rest[0], rest[1]) if case.scaled else None
