@@ -163,6 +163,7 @@ def gaussian(schedule: Schedule) -> Denoiser:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, knobs",
     [
