@@ -163,7 +163,6 @@ def gaussian(schedule: Schedule) -> Denoiser:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, knobs",
     [
