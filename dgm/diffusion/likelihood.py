@@ -2,7 +2,7 @@
 
 -log p(x_0) <= L_T + E[L_0 + ... + L_{T-1}] over q(x_t | x_0) (Ho et al. 2020, equation 5; index t
 is t + 1 in the paper). For t > 0, L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). L_0 is
--log of the mass that a Gaussian gives the bin of the stored pixel value (equation 13), and
+-log of the mass that a Gaussian assigns to the stored pixel value's bin (equation 13), and
 L_T = KL(q(x_T | x_0) || N(0, I)) is computed by `prior`.
 """
 

@@ -158,12 +158,12 @@ class DiffusionObjective:
         labels = None if self.num_classes is None else batch.labels
         denoiser = self.denoiser(nets["net"], labels, clip=True)
         x_0, terms = self.pixels.scale(batch.images, self.dtype), []
+        fixed: Literal["small", "large"] = "small" if variance == "small" else "large"
         for t in range(self.config.num_timesteps):
             eps = draws.at(t).normal("likelihood", self.image_shape, self.dtype)
             x_t = alphas[t] * x_0 + sigmas[t] * eps.permute(0, 3, 1, 2)
             said = denoiser(x_t, t)
             times = torch.full((len(x_0),), t, device=device)
-            fixed: Literal["small", "large"] = "small" if variance == "small" else "large"
             chosen = fixed if said.variance_fraction is None else said.variance_fraction
             terms.append(
                 likelihood.term(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_vae
 import torch
+from array_images import ArrayImages
 from torch import Tensor
 
 from dgm.eval.likeness import ssim
@@ -17,20 +18,12 @@ from dgm.rng import Draws
 from dgm.train.engine import Engine
 
 
-class Noise:
+class Noise(ArrayImages):
     """Twelve images of noise."""
 
     def __init__(self, side: int = 8):
-        self.pixels = np.random.default_rng(0).integers(20, 200, (12, side, side, 3), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return self.pixels[index]
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        return np.zeros(len(index), np.int64)
+        pixels = np.random.default_rng(0).integers(20, 200, (12, side, side, 3), np.uint8)
+        super().__init__(pixels)
 
 
 class Shifted(small_vae.VAEObjective):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_vae
 import torch
+from array_images import ArrayImages
 from torch import Tensor
 
 from dgm.eval.active_latents import active_latents
@@ -19,23 +20,15 @@ from dgm.rng import Draws
 from dgm.train.engine import Engine
 
 
-class Planted:
+class Planted(ArrayImages):
     """Images whose first pixels are grey levels 100 +- 1 in every combination, twice over."""
 
     def __init__(self, bits: int = 6, side: int = 4):
         codes = np.arange(2 * 2**bits) % 2**bits
         signs = 2 * (codes[:, None] >> np.arange(bits) & 1) - 1
-        self.pixels = np.full((len(codes), side, side, 3), 7, np.uint8)
-        self.pixels.reshape(len(codes), -1)[:, :bits] = 100 + signs
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return self.pixels[index]
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        return np.zeros(len(index), np.int64)
+        pixels = np.full((len(codes), side, side, 3), 7, np.uint8)
+        pixels.reshape(len(codes), -1)[:, :bits] = 100 + signs
+        super().__init__(pixels)
 
 
 # Standard deviations of the means of q(u | x): 0.1 is where a dimension becomes active.

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -104,21 +105,12 @@ def true_nats(x: np.ndarray, schedule: Schedule, kind: str, amp: float) -> np.nd
     return 0.5 * (x_end**2 + math.log(2 * math.pi)) - gained
 
 
-class Stored:
+class Stored(ArrayImages):
     """Twelve stored images of such pixels, as a data set."""
 
     def __init__(self, pixels: PixelMap):
         torch.manual_seed(0)
-        self.pixels = pixels.to_uint8(MEAN + SPREAD * torch.randn(12, 3, 4, 4)).numpy()
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return self.pixels[index]
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        return np.zeros(len(index), np.int64)
+        super().__init__(pixels.to_uint8(MEAN + SPREAD * torch.randn(12, 3, 4, 4)).numpy())
 
 
 def objective_of(kind: str, schedule: str, dequantize: bool = False) -> DiffusionObjective:
