@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
-from dgm.kernels.choice import kernels_here
+from dgm.kernels.choice import kernels_for
 from dgm.limits import check_range
 from dgm.rng import Draws
 from launch.benchmarks.machine import MOST_AT_ONCE, memory_bandwidth
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     index = torch.arange(args.batch, device=device)
     labels = index % 10
     plain = Noising("eps", 0.1, 10, flip=True, dequantize=False, keep_x_0=True)
-    fused = replace(plain, way="kernel" if kernels_here() == "triton" else "compiled")
+    fused = replace(plain, way="kernel" if kernels_for(device) == "triton" else "compiled")
     step = 0
 
     def ours(noising: Noising) -> Example:
