@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BF16, FP32 = 2, 4
@@ -44,27 +44,29 @@ class Design:
 
     name: str
     joins: bool
-    """Norm and shortcut read a copied concatenation of h and skip; else they read both apart."""
+    """Norm and shortcut read a concatenation of h and skip; else they read both apart."""
     keeps_mask: bool
     """Dropout's mask is kept as bits; else it is drawn again in the backward pass."""
     folds_bias: bool
     """The first convolution's bias is part of what the norm after it adds; else a pass."""
     bias_in_epilogue: bool
     """The bias of qkv is added by the matrix product; else in a pass of its own."""
-    sums_bias_once: bool
-    """Second convolution and shortcut share one bias gradient; else each sums its own."""
+    scatters_upsampling: bool
+    """The gradient of upsampling is added up by fp32 atomics into NCHW; else it is a sum."""
     custom_operators: bool
     """Norms are called as custom operators of torch.library, which cost the host more."""
 
 
 BEFORE = Design(
     "before", joins=True, keeps_mask=False, folds_bias=False, bias_in_epilogue=False,
-    sums_bias_once=False, custom_operators=True,
+    scatters_upsampling=True, custom_operators=True,
 )  # fmt: skip
 NOW = Design(
     "now", joins=False, keeps_mask=True, folds_bias=True, bias_in_epilogue=True,
-    sums_bias_once=True, custom_operators=False,
+    scatters_upsampling=True, custom_operators=False,
 )  # fmt: skip
+NEXT = replace(NOW, name="next", joins=True, scatters_upsampling=False)
+DESIGNS = (BEFORE, NOW, NEXT)
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,17 @@ class StepCosts:
             self.add(kind, layer, "backward", **work)
         self.add(kind, layer, "backward", **work)
 
-    def bias(self, layer: str, elements: float, own_pass: bool, sums: int = 1) -> None:
-        """Add a bias: a pass over its layer's output unless fused, and its gradient's sums."""
+    def bias(self, layer: str, elements: float, own_pass: bool) -> None:
+        """Add a bias: a pass over its layer's output unless fused, and its gradient."""
         if own_pass:
             self.add(BIAS, layer, "forward", 2 * elements)
-        for _ in range(sums):  # in two kernels: parts of the batch, then their sum
-            self.add(BIAS, layer, "backward", elements, launches=2)
+        # In two kernels: parts of the batch, then their sum.
+        self.add(BIAS, layer, "backward", elements, launches=2)
 
-    def linear(self, layer: str, shape: Sequence[int]) -> None:
+    def linear(self, layer: str, shape: Sequence[int], data_gradient: bool = True) -> None:
         """Add a linear layer of the time embedding, whose bias the product adds."""
-        self.product(EMBEDDING, layer, shape, 1, 1)
-        self.add(EMBEDDING, layer, "backward", shape[0])
+        self.product(EMBEDDING, layer, shape, 1, 1, data_gradient)
+        self.add(EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
         self.keep(shape[1])
 
 

@@ -20,11 +20,10 @@ from dgm.layers import NormAct
 from dgm.limits import check_range
 from launch.benchmarks.costs import (
     ATTENTION,
-    BEFORE,
+    DESIGNS,
     FP32,
     KINDS,
     NORM,
-    NOW,
     OUTSIDE_NET,
     Operation,
     StepCosts,
@@ -118,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         for rate in args.tflops
     }  # fmt: skip
-    designs = [step_costs(net, args.image_size, design) for design in (BEFORE, NOW)]
+    designs = [step_costs(net, args.image_size, design) for design in DESIGNS]
     for costs in designs:
         modelled = sum(o.flops for o in costs.operations if o.stage == "forward")
         if not math.isclose(modelled, forward, rel_tol=1e-3):
@@ -241,16 +240,16 @@ def _print_kinds(
 
 
 def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machine) -> None:
-    names = (BEFORE.name, NOW.name)
-    heads = " ".join(f"{f'{name} {batch}':>12}" for batch in args.batch for name in names)
-    print(f"\n{'images/s, design and batch':32} {heads}")
+    names = [design.name for design in DESIGNS]
+    heads = " ".join(f"{f'{name} {batch}':>10}" for batch in args.batch for name in names)
+    print(f"\n{'images/s, design and batch':26} {heads}")
     for rate in args.tflops:
         cells = " ".join(
-            f"{found[name]['images_per_s'][str(batch)][f'{rate:g}']:>12,.0f}"
+            f"{found[name]['images_per_s'][str(batch)][f'{rate:g}']:>10,.0f}"
             for batch in args.batch
             for name in names
         )
-        print(f"{f'products at {rate:g} TFLOP/s':32} {cells}")
+        print(f"{f'products at {rate:g} TFLOP/s':26} {cells}")
     print()
     for name in names:
         kept = found[name]["memory"]

@@ -48,15 +48,18 @@ def step_costs(net: UNet, image_size: int, design: Design) -> StepCosts:
     """Walk the net (concat skips, no classes) and return the costs of one training step."""
     costs = StepCosts(design, net.config.dropout)
     sizes = [p.numel() for p in net.parameters()]
-    matrices = [p.numel() for p in net.parameters() if p.ndim > 1]
+    matrices = [p for p in net.parameters() if p.ndim > 1]
     pixels, channels = image_size**2, int(net.entry.weight.shape[1])
     add_noise_and_loss(costs, channels * pixels)
-    for stage in ("forward", "backward"):
-        costs.add(CAST, "all", stage, fixed_bytes=6 * sum(matrices), launches=len(matrices))
-        costs.add(EMBEDDING, "time", stage, launches=2)  # sines, SiLU; sums of their gradients
+    moved = (FP32 + BF16) * sum(p.numel() for p in matrices)
+    # Forward a kernel for each weight and bias; a bias's gradient is rounded where it is summed.
+    costs.add(CAST, "all", "forward", fixed_bytes=moved, launches=2 * len(matrices))
+    costs.add(CAST, "all", "backward", fixed_bytes=moved, launches=len(matrices))
+    costs.add(EMBEDDING, "time", "forward", launches=3)  # sines, and SiLU twice
+    costs.add(EMBEDDING, "time", "backward", launches=2)
     for number, layer in enumerate(net.time):
         if isinstance(layer, nn.Linear):
-            costs.linear(f"time.{number}", layer.weight.shape)
+            costs.linear(f"time.{number}", layer.weight.shape, data_gradient=number > 0)
     entry = net.entry.weight.shape
     costs.product(CONVOLUTION_3X3, "entry", entry, pixels, pixels, data_gradient=False)
     costs.keep(channels * pixels)
@@ -96,7 +99,9 @@ def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
             if isinstance(attention, Attention):
                 _attention(costs, f"{name}.attention", attention, size)
         if not isinstance(level.resize, nn.Identity):
-            size = _resize(costs, f"up{len(net.up) - 1 - i}.resize", level.resize, size)
+            # The block's second convolution and shortcut, and attention's last projection.
+            readers = 3 if isinstance(attention, Attention) else 2
+            size = _resize(costs, f"up{len(net.up) - 1 - i}.resize", level.resize, size, readers)
     return h, size
 
 
@@ -112,7 +117,8 @@ def _norm(
     sums = FP32 * channels * (3 if second else 2)
     costs.add(NORM, layer, "forward", 2 * elements, bytes=mask + small, custom=True)
     costs.add(NORM, layer, "backward", 3 * elements, bytes=mask + small + sums, custom=True)
-    costs.add(NORM, layer, "backward", bytes=sums)  # summed over images: weight and bias
+    # Summed over images to the gradients of weight and bias, each in two kernels.
+    costs.add(NORM, layer, "backward", bytes=sums, launches=4)
     costs.keep(mask, 1)
     costs.keep(elements)  # the output, which a convolution reads
 
@@ -126,8 +132,8 @@ def _block(
     x, y, own = inputs * positions, outputs * positions, h * positions
     joined = skip is None or design.joins
     if skip is not None and design.joins:
-        costs.add(JOIN, layer, "forward", 2 * x)
-        costs.add(JOIN, layer, "backward", 2 * own)
+        # In the pass that made h: it writes h into the concatenation and copies the skip.
+        costs.add(JOIN, layer, "forward", 2 * (x - own), launches=0)
     costs.keep(x if joined else own)  # a skip is kept already, on the way down
     _norm(costs, f"{layer}.norm1", block.norm1, positions)
     _convolution(costs, f"{layer}.conv1", block.conv1, positions)
@@ -135,6 +141,7 @@ def _block(
         costs.bias(f"{layer}.conv1", y, own_pass=True)
     costs.keep(y)
     costs.linear(f"{layer}.emb", block.emb.weight.shape)
+    costs.add(EMBEDDING, f"{layer}.emb", "backward", 3 * outputs)  # fp32 sums to bf16
     _norm(costs, f"{layer}.norm2", block.norm2, positions, second=True)
     _convolution(costs, f"{layer}.conv2", block.conv2, positions)
     projected = not isinstance(block.shortcut, nn.Identity)
@@ -142,12 +149,11 @@ def _block(
     for part in parts if projected else []:
         shape = (outputs, part, 1, 1)
         costs.product(SHORTCUT, f"{layer}.shortcut", shape, positions, positions)
-    # The pass that adds the shortcut adds the biases too.
+    # The pass that adds the shortcut adds both biases too, which share one gradient.
     more = len(parts) - 1 if projected else 0
     costs.add(SUM, layer, "forward", (3 + more) * y)
-    sums = 1 if design.sums_bias_once or not projected else 2
-    costs.bias(f"{layer}.conv2", y, own_pass=False, sums=sums)
-    costs.add(SUM, layer, "backward", 3 * (x if joined else own))
+    costs.bias(f"{layer}.conv2", y, own_pass=False)
+    costs.add(SUM, layer, "backward", 3 * own)
     if skip is not None:
         _skip_gradient(costs, skip)
     return int(outputs)
@@ -158,10 +164,12 @@ def _convolution(costs: StepCosts, layer: str, conv: nn.Module, positions: int) 
 
 
 def _skip_gradient(costs: StepCosts, skip: Skip) -> None:
-    """Add what a skip's two gradients cost to sum, in the pass that the way down has anyway."""
-    parts = 1 if costs.design.joins else 2  # from the norm and from the shortcut
+    """Add a skip's gradients from norm and shortcut to that from the way down.
+
+    In the pass that sums those of a block, or in one of its own.
+    """
     own_pass = not skip.into_block
-    elements = (parts + 2 * own_pass) * skip.channels * skip.positions
+    elements = (4 if own_pass else 2) * skip.channels * skip.positions
     costs.add(SUM, skip.name, "backward", elements, launches=int(own_pass))
 
 
@@ -188,20 +196,40 @@ def _attention(costs: StepCosts, layer: str, found: nn.Module, size: int) -> Non
     costs.add(SUM, layer, "backward", 3 * x)
 
 
-def _resize(costs: StepCosts, layer: str, found: nn.Module, size: int) -> int:
-    """Add the convolution that halves or doubles the image; return its new side."""
+def _resize(costs: StepCosts, layer: str, found: nn.Module, size: int, readers: int = 0) -> int:
+    """Add the convolution that halves or doubles the image; return its new side.
+
+    readers: convolutions that read the gradient of what is resized.
+    """
     up = isinstance(found, nn.Sequential)
     conv = cast(nn.Sequential, found)[1] if up else found
     outputs, inputs = _weight(conv).shape[:2]
     new = 2 * size if up else size // 2
     entering = new if up else size  # the side of what the convolution reads
     if up:
-        for stage in ("forward", "backward"):
-            costs.add(UPSAMPLE, layer, stage, inputs * (size**2 + new**2))
+        _upsample(costs, layer, inputs * size**2, readers)
     costs.product(CONVOLUTION_3X3, layer, _weight(conv).shape, entering**2, new**2)
     costs.keep(inputs * entering**2)
     costs.bias(layer, outputs * new**2, own_pass=True)
     return new
+
+
+def _upsample(costs: StepCosts, layer: str, elements: float, readers: int) -> None:
+    """Add upsampling of a feature map of so many elements to four times as many.
+
+    Forward the pass that sums the map writes it four times. The gradient of torch's own is, under
+    inductor, added up by atomics in an fp32 map that is zeroed before and rounded to bf16 after;
+    it is laid out as NCHW, so that each of its `readers` copies it into channels_last.
+    """
+    costs.add(UPSAMPLE, layer, "forward", 3 * elements)  # a kernel for the indices
+    if not costs.design.scatters_upsampling:
+        costs.add(UPSAMPLE, layer, "backward", 5 * elements)
+        return
+    costs.add(UPSAMPLE, layer, "backward", bytes=FP32 * elements)
+    adds = 4 * elements
+    costs.add(UPSAMPLE, layer, "backward", adds, bytes=2 * FP32 * adds)
+    costs.add(UPSAMPLE, layer, "backward", elements, bytes=FP32 * elements)
+    costs.add(UPSAMPLE, layer, "backward", 2 * readers * elements, launches=readers)
 
 
 def _weight(layer: nn.Module) -> Tensor:
