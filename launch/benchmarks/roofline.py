@@ -260,11 +260,14 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
         )
     for name in names:
         host = found[name]["host"]
+        below, with_graphs = (
+            f"below batch {batch}" if batch > 1 else "at no batch"
+            for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
+        )
         print(
-            f"{name}: {host['launches']} launches, {host['host_ms']:.2f} ms of the host; bound by "
-            f"launches below batch {host['launch_bound_below']}; the net as graphs: "
-            f"{host['host_ms_with_graphs']:.2f} ms, below batch "
-            f"{host['launch_bound_below_with_graphs']} (at {middle.tflops:g} TFLOP/s)"
+            f"{name}: {host['launches']} launches, {host['host_ms']:.2f} ms of the host, "
+            f"the bound {below}; the net as graphs: {host['host_ms_with_graphs']:.2f} ms, "
+            f"{with_graphs} (at {middle.tflops:g} TFLOP/s)"
         )
 
 
