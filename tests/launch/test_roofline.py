@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from launch.benchmarks.roofline import Machine, count_flops
 from launch.benchmarks.unet_costs import step_costs
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
+NAMES = [design.name for design in DESIGNS]
 H100 = Machine(500, 300, 3000, 2, 5, 75)
 INDUCTOR_KERNELS = 430 + 818
 """Kernels forward and backward in what torch 2.11's inductor generates for an H100 of the net of
@@ -184,14 +185,20 @@ def test_foreach_operations_are_split_as_torch_does():
     assert multi_tensor_launches([], 1) == 0
 
 
-def test_tables_add_up_and_are_written(run_warm: Callable, tmp_path: Path):
-    out = tmp_path / "roofline.json"
-    done = run_warm(SCRIPT, "roofline", "--batch", 64, 512, "--dropout", 0.1, "--json", out)
+@pytest.fixture(scope="module")
+def modelled(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+    """Return what the command prints and writes, with its defaults."""
+    out = tmp_path_factory.mktemp("roofline") / "roofline.json"
+    done = run_warm(SCRIPT, "roofline", "--json", out)
     assert done.code == 0, done.stderr
-    model = json.loads(out.read_text())["roofline"]
+    return done.stdout, json.loads(out.read_text())["roofline"]
+
+
+def test_tables_add_up(modelled: tuple[str, dict]):
+    printed, model = modelled
     assert model["parameters"] == 35_746_307
-    tables = done.stdout.split("\n\n")[1:4]
-    for design, table in zip(("before", "now", "next"), tables, strict=True):
+    tables = printed.split("\n\n")[1:4]
+    for design, table in zip(NAMES, tables, strict=True):
         title, *rows = table.splitlines()
         assert title.startswith(f"{design}, batch 512, 500 TFLOP/s")
         cells = [[float(cell) for cell in row[36:].split()] for row in rows]
@@ -206,11 +213,46 @@ def test_tables_add_up_and_are_written(run_warm: Callable, tmp_path: Path):
         assert cells[-1][4] == pytest.approx(total, abs=1e-3)
         kept = model[design]["memory"]
         each = (kept["kept_mb"] + kept["working_mb"]) * 1e6
-        assert (
-            kept["largest_batch"] * each
-            <= 0.9 * 80e9 - kept["fixed_mb"] * 1e6
-            < (kept["largest_batch"] + 1) * each
-        )
+        room = 0.9 * 80e9 - kept["fixed_mb"] * 1e6
+        assert kept["largest_batch"] * each <= room < (kept["largest_batch"] + 1) * each
+
+
+def test_the_page_says_what_the_command_prints(modelled: tuple[str, dict]):
+    model = modelled[1]
+    page = (SCRIPT.parents[1] / "docs" / "performance.md").read_text()
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:-1]]
+        for line in page.splitlines()
+        if len(cells := line.removeprefix("|").split("|")) > 3
+    }
+
+    def figures(values: Iterable[float], form: str) -> str:
+        shown = [f"{value:{form}}" for value in values]
+        return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
+
+    for kind in model["now"]["by_kind"]:
+        of = [model[name]["by_kind"][kind] for name in NAMES]
+        gflop, mb, ms, launches = rows[kind]
+        assert gflop == figures((o["gflop"] for o in of), ".2f").replace("0.00", ""), kind
+        fixed = f"{of[0]['fixed_mb']:,.0f} MB a step"
+        assert mb in (figures((o["mb"] for o in of), ".1f"), fixed), kind
+        assert ms == figures((o["ms"] for o in of), ".2f"), kind
+        assert launches.startswith(figures((o["launches"] for o in of), ".0f")), kind
+    for rate in ("430", "500", "570", "600"):
+        assert rows[f"{rate} TFLOP/s"] == [
+            f"{model[name]['images_per_s'][batch][rate]:,.0f}"
+            for batch in ("128", "256", "512")
+            for name in NAMES
+        ]
+    for row, part, key, form in (
+        ("kept for the backward pass, MB an image", "memory", "kept_mb", ".2f"),
+        ("largest batch in 90 % of 80 GB", "memory", "largest_batch", ",.0f"),
+        ("kernels of a step", "host", "launches", ",.0f"),
+        ("the host launches them in", "host", "host_ms", ".2f"),
+        ("so it bounds the step below batch (at 500 TFLOP/s)", "host", "launch_bound_below", ".0f"),
+    ):
+        shown = [cell.removesuffix(" ms") for cell in rows[row]]
+        assert shown == [f"{model[name][part][key]:{form}}" for name in NAMES], row
 
 
 @pytest.mark.parametrize(
