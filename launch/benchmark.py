@@ -23,6 +23,7 @@ from launch.benchmarks import (
     growth,
     likelihood,
     noise,
+    roofline,
     sample,
     scaling,
     step,
@@ -34,6 +35,7 @@ from shards.cli import Parser
 COMMANDS = {
     "data": data,
     "noise": noise,
+    "roofline": roofline,
     "likelihood": likelihood,
     "engines": engines,
     "growth": growth,
