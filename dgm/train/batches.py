@@ -61,11 +61,16 @@ class Batches:
 
     def step(self, images_seen: int, device: torch.device) -> Iterator[tuple[Batch, Draws]]:
         """Go through the micro-batches of the step that starts at `images_seen`."""
-        for k in range(self.num_micro):
-            start = images_seen + self.first + k * self.micro_batch
-            positions = torch.arange(start, start + self.micro_batch)
-            epochs, places = positions // self.length, positions % self.length
-            yield self._load(self._images_at(epochs, places), epochs, device, images_seen)
+        for index, epochs in self.numbers(images_seen):
+            yield self._load(index, epochs, device, images_seen)
+
+    def numbers(self, images_seen: int) -> torch.Tensor:
+        """Return index and epoch of a step's images: int64 [num_micro, 2, micro_batch], on the CPU."""
+        start = images_seen + self.first
+        positions = torch.arange(start, start + self.share)
+        epochs, places = positions // self.length, positions % self.length
+        both = torch.stack([self._images_at(epochs, places), epochs])
+        return both.view(2, self.num_micro, self.micro_batch).transpose(0, 1)
 
     def first_images(self, count: int, device: torch.device) -> tuple[Batch, Draws]:
         """Give the images that the run begins with, the same on every process."""
@@ -73,12 +78,16 @@ class Batches:
         epochs = torch.zeros_like(places)
         return self._load(self._images_at(epochs, places), epochs, device, 0)
 
+    def feed(self, device: torch.device) -> Feed:
+        """Return what brings images to a device."""
+        if device not in self._feeds:
+            self._feeds[device] = Feed(self.data, device, self.resident)
+        return self._feeds[device]
+
     def _load(
         self, index: torch.Tensor, epochs: torch.Tensor, device: torch.device, images_seen: int
     ) -> tuple[Batch, Draws]:
-        if device not in self._feeds:
-            self._feeds[device] = Feed(self.data, device, self.resident)
-        feed = self._feeds[device]
+        feed = self.feed(device)
         images, labels, index, epochs = feed.load(index, epochs)
         step = images_seen // self.global_batch
         return Batch(images, labels, images_seen, step), Draws(feed.key(self.seed), index, epochs)

@@ -53,8 +53,8 @@ class TrainConfig:
     compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
         default="auto", metadata=MAY_CHANGE
     )
-    """Compile nothing, the noising, the nets too (all), that as CUDA graphs; auto is `all` on a
-    GPU, else `noise`."""
+    """Compile nothing, the noising, the nets too (all), that as CUDA graphs (of whole steps on one
+    process, of the nets on several); auto is `all` on a GPU, else `noise`."""
     activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
     """Keep only what enters each block and compute the rest again in the backward pass: less
     memory, more time, the same bits."""
@@ -114,6 +114,11 @@ def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "n
     return config.compile
 
 
+def records_steps(config: TrainConfig, asked: Launched) -> bool:
+    """Say whether whole steps are recorded as CUDA graphs, which takes one process."""
+    return config.compile == "graphs" and asked.processes == 1 and asked.zero is None
+
+
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
     if what_to_compile(config) == "none":
@@ -129,7 +134,7 @@ def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
         if with_kernels(config):
             use_kernels(net)
         if compiling in ("all", "graphs") and not fetched:
-            compile_net(net, graphs=compiling == "graphs")
+            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, asked))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "

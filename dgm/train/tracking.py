@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,11 +36,14 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Take in one value, []."""
-        value = value.detach().double()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        """Take in one value for each name; values: float64 [len(names)]."""
+        for name in names:
+            if name not in self.sums:
+                self.sums[name], self.counts[name] = values.new_zeros(()), 0
+            self.counts[name] += 1
+        # In one launch.
+        torch._foreach_add_([self.sums[name] for name in names], list(values.unbind()))
 
     def means(self, engine: Engine) -> dict[str, float]:
         """Average over logs and processes, then start anew; all processes must ask."""
