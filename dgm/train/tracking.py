@@ -37,7 +37,8 @@ class Meter:
         self.counts: dict[str, int] = {}
 
     def add(self, names: Sequence[str], values: Tensor) -> None:
-        """Take in one value for each name; values: float64 [len(names)]."""
+        """Take in one value for each name; values: [len(names)]."""
+        values = values.detach().double()
         for name in names:
             if name not in self.sums:
                 self.sums[name], self.counts[name] = values.new_zeros(()), 0
