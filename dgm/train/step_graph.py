@@ -40,7 +40,7 @@ from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.job import TrainConfig, records_steps
 from dgm.train.learner import Whole
-from dgm.train.optim import AdamW, OnDevice
+from dgm.train.optim import AdamW, Moments
 from dgm.train.step import StepOutput, TrainStep
 
 Result = TypeVar("Result")
@@ -163,7 +163,7 @@ class RecordedStep:
         self.warm = 0
         self.output: StepOutput | None = None
         self.replay: Callable[[], None] | None = None
-        self._updated: OnDevice | None = None
+        self._updated: list[Moments] = []
 
     def fill(self, now: StepNumbers) -> None:
         """Give the device the numbers of a step, and its images."""
@@ -179,15 +179,16 @@ class RecordedStep:
                 return None
             assert self.replay is not None, "it was just recorded"
             self.replay()
-        assert self._updated is not None, "a step has been taken"
-        for moments in self._updated.updated:
+        for moments in self._updated:
             moments.step += 1
         return self.output
 
     def _step(self, now: StepNumbers) -> StepOutput:
         inputs = self.inputs
-        with self.optimizer.on_device(inputs.lr.float(), inputs.counts.float()) as self._updated:
-            return self._take(inputs, now)
+        with self.optimizer.on_device(inputs.lr.float(), inputs.counts.float()) as update:
+            output = self._take(inputs, now)
+        self._updated = update.updated
+        return output
 
     def _record(self, now: StepNumbers) -> bool:
         """Record a step, to write its values to memory of this object's; return whether it went."""

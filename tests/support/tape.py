@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-class NotRecordable(RuntimeError):
+class NotRecordableError(RuntimeError):
     """An operator that a CUDA graph cannot hold, or that would draw from a generator's state."""
 
 
@@ -36,11 +36,11 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
     ) -> Any:
         if _WAITS & set(func.tags) and not _indexes_by_numbers(func, args):
-            raise NotRecordable(f"{func} makes the host wait for the device")
+            raise NotRecordableError(f"{func} makes the host wait for the device")
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotRecordable(f"{func} draws from a generator")
+            raise NotRecordableError(f"{func} draws from a generator")
         if func is torch.ops.aten.lift_fresh.default:
-            raise NotRecordable("a tensor is made of the host's values")
+            raise NotRecordableError("a tensor is made of the host's values")
         made = func(*args, **(kwargs or {}))
         outputs = _tensors(made)
         given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
@@ -112,4 +112,8 @@ class TapeRecorder:
         learners = self.step.engine.learners.values()
         nets = [t.detach() for a in learners for t in (*a.net.parameters(), *a.net.buffers())]
         moments = [m for a in learners for m in a.optimizer.moments.values()]  # type: ignore[attr-defined]
-        return [*nets, *(t for m in moments for t in (m.exp_avg, m.exp_avg_sq)), self.step.watch.first_bad]
+        return [
+            *nets,
+            *(t for m in moments for t in (m.exp_avg, m.exp_avg_sq)),
+            self.step.watch.first_bad,
+        ]

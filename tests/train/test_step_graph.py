@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,37 @@ import numpy as np
 import pytest
 import torch
 from array_images import ArrayImages
+from recorded_runs import differences, train_and_count
 from small_loop import BOTH, TwoPhases, left_by, train
 from small_loop import job as small_job
-from tape import NotRecordable, TapeRecorder
+from tape import TapeRecorder
 from tiny import TINY
+from torch import Tensor, nn
 
 from dgm.errors import UserError
-from dgm.objective import Batch
+from dgm.objective import Batch, Nets, Phase
+from dgm.rng import Draws
 from dgm.train import loop
+from dgm.train.batches import Batches
 from dgm.train.engine import Engine
-from dgm.train.job import Job
+from dgm.train.job import Job, TrainConfig, records_steps
+from dgm.train.launched import Launched, Zero
+from dgm.train.optim import AdamW, OptimConfig
+from dgm.train.step import TrainStep
 from dgm.train.step_graph import WARM_UP, StepGraphs
 from launch.command import parse
 from launch.families import FAMILIES
 
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 10, 8, 16
 PIXELS = np.random.default_rng(5).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
-# A warm-up that ends and a cosine; every kind of draw is on.
-COMMON = {
-    **{"kernels": False, "global_batch": BATCH, "total_images": BATCH * STEPS},
-    **{"log_every_images": 3 * BATCH, "save_every_images": 0},
+TRAIN = {
+    "kernels": False,  # as the update is torch's on a GPU
+    "global_batch": BATCH,
+    "total_images": BATCH * STEPS,
+    "log_every_images": 3 * BATCH,
+    "save_every_images": 0,
 }
+OPTIM = {"warmup_images": 5 * BATCH, "decay": "cosine", "weight_decay": 0.1}
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "diffusion": {"diffusion": {"learned_variance": True}},
     "gan": {"gan": {"r1": 0.1, "r1_interval": 2}},
@@ -44,29 +55,34 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the device note gradients that are not finite, as it does where the host would wait."""
     monkeypatch.setattr(Engine, "host_knows_norms", False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch) -> list[TapeRecorder]:
-    """Let runs record; return their recorders."""
-    made: list[TapeRecorder] = []
+def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], TapeRecorder]:
+    """Return a trainer that records steps, and gives what recorded them."""
 
-    def graphs(config: Any, step: Any, batches: Any) -> StepGraphs:
-        made.append(TapeRecorder(step))
-        return StepGraphs(step, batches, made[-1])
+    def train_recorded(made: Job) -> TapeRecorder:
+        recorders: list[TapeRecorder] = []
 
-    monkeypatch.setattr(loop, "step_graphs", graphs)
-    return made
+        def graphs(config: TrainConfig, step: TrainStep, batches: Batches) -> StepGraphs:
+            recorders.append(TapeRecorder(step))
+            return StepGraphs(step, batches, recorders[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "step_graphs", graphs)
+            train(made)
+        return recorders[0]
+
+    return train_recorded
 
 
-def job(family: str, folder: Path, train: dict[str, Any]) -> Job:
+def job(family: str, folder: Path, **train: Any) -> Job:
     """Make the smallest run of a family on images of noise."""
-    given = {**TINY[family], **{k: {**TINY[family].get(k, {}), **v} for k, v in OF_FAMILY[family].items()}}
-    given["optim"] = {**given["optim"], "warmup_images": 5 * BATCH, "decay": "cosine", "weight_decay": 0.1}
-    given["train"] = {**given["train"], **COMMON, **train}
-    path = folder.with_suffix(".json")
-    path.write_text(json.dumps(given))
+    of_family, settings = OF_FAMILY[family], dict(TINY[family])
+    for section, changes in {**of_family, "optim": OPTIM, "train": TRAIN | train}.items():
+        settings[section] = {**settings.get(section, {}), **changes}
+    path = folder.with_suffix(".json")  # which is YAML too
+    path.write_text(json.dumps(settings))
     module = FAMILIES[family]
     config = parse(module.Config, "", ["--config", str(path)])
     parts = module.make_parts(config, SHAPE, CLASSES)
@@ -78,7 +94,7 @@ def job(family: str, folder: Path, train: dict[str, Any]) -> Job:
         engine=Engine("no", [], str(folder)),
         objective=parts.objective,
         nets=parts.nets,
-        data=ArrayImages(PIXELS, np.arange(50) % CLASSES),
+        data=ArrayImages(PIXELS, np.arange(len(PIXELS)) % CLASSES),
         data_id="noise",
         image_shape=SHAPE,
         classes=tuple(map(str, range(CLASSES))),
@@ -87,29 +103,178 @@ def job(family: str, folder: Path, train: dict[str, Any]) -> Job:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    (first, log), (second, other_log) = left_by(one), left_by(other)
-    for a, b in (
-        (first.full.model, second.full.model),
-        (first.full.optimizer, second.full.optimizer),
-        (first.ema, second.ema),
-    ):
-        assert a.keys() == b.keys()
-        assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert log == other_log
+    assert differences(one, other) == dict.fromkeys(("weights", "moments", "average", "log"), 0)
+
+
+def states(made: Job) -> dict[str, Tensor]:
+    """Give the weights and moments of a run, as they are in memory."""
+    full = made.engine.full_state()
+    return {**full.model, **full.optimizer}
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["stored", "sent"])
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_replayed_steps_train_the_same_bits(
-    tmp_path: Path, record: list[TapeRecorder], family: str, resident: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, recording: Callable[[Job], TapeRecorder], family: str, resident: bool
 ):
     micro = BATCH if family == "gan" else BATCH // 2
     settings = {"images_on_device": resident, "micro_batch": micro}
-    assert train(job(family, tmp_path / "replayed", settings))
-    kinds = 3 if family == "gan" else 1
-    steps = STEPS + STEPS // 2 if family == "gan" else STEPS
-    assert (record[0].recorded, record[0].replayed) == (kinds, steps - kinds * WARM_UP)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "step_graphs", lambda *_: None)
-        assert train(job(family, tmp_path / "plain", settings))
+    recorder = recording(job(family, tmp_path / "replayed", **settings))
+    # A discriminator with and without a penalty, and a generator in every other step.
+    kinds, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
+    assert (recorder.recorded, recorder.replayed) == (kinds, steps - kinds * WARM_UP)
+    train(job(family, tmp_path / "plain", **settings))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_resumed_run_records_anew_and_trains_the_same_bits(
+    tmp_path: Path, recording: Callable[[Job], TapeRecorder], family: str
+):
+    stopping = job(family, tmp_path / "stopped")
+    calls = iter(range(STEPS))
+    stopping.engine.agree = lambda _: next(calls) == 6  # type: ignore[method-assign]
+    first = recording(stopping)
+    assert left_by(tmp_path / "stopped")[0].state["step"] == 7
+    second = recording(job(family, tmp_path / "stopped"))
+    assert first.replayed > 0 and second.replayed > 0
+    train(job(family, tmp_path / "plain"))
+    assert_same(tmp_path / "stopped", tmp_path / "plain")
+
+
+class Breaking(TwoPhases):
+    """Has a gradient that is not finite where an image is in the batch."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        broken = (draws.index == self.image).any()
+        return {**values, "loss": values["loss"] * torch.where(broken, math.nan, 1.0)}
+
+    image = 0
+
+
+@pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
+def test_a_gradient_that_is_not_finite_leaves_weights_alone(
+    tmp_path: Path, recording: Callable[[Job], TapeRecorder], step: int
+):
+    left = []
+    for name, go in (("replayed", recording), ("plain", train)):
+        objective = Breaking((Phase("a", "first"), Phase("b", "second")))
+        made = small_job(tmp_path / name, objective, kernels=False, log_every_images=64)
+        objective.image = int(Batches(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
+        with pytest.raises(UserError, match=rf"gradient of a is not finite at step {step} "):
+            go(made)
+        left.append(states(made))
+        weights = {key: value for key, value in left[-1].items() if ".step." not in key}
+        assert all(value.isfinite().all() for value in weights.values())
+    assert [key for key in left[1] if not torch.equal(left[0][key], left[1][key])] == []
+
+
+class Waiting(TwoPhases):
+    """Looks at a number of the device's in one of its phases."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        if phase.name == "b":
+            assert float(values["loss"].detach()) > 0
+        return values
+
+
+class Growing(TwoPhases):
+    """Gives a bias its first gradient in the step that is to be recorded."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        net, x = nets["first"], batch.images.flatten(1) / 255
+        bias = net.bias if batch.step >= WARM_UP else net.bias.detach()
+        return {"loss": nn.functional.linear(x, net.weight, bias).square().mean()}
+
+
+@pytest.mark.parametrize(
+    "objective, reason",
+    [(Waiting, "makes the host wait"), (Growing, "a weight has its first gradient only now")],
+)
+def test_a_step_that_cannot_be_recorded_is_said_once_and_changes_nothing(
+    tmp_path: Path,
+    recording: Callable[[Job], TapeRecorder],
+    objective: type[TwoPhases],
+    reason: str,
+):
+    phases = BOTH if objective is Waiting else BOTH[:1]
+    with pytest.warns(UserWarning, match=reason) as warned:
+        recording(small_job(tmp_path / "replayed", objective(phases), kernels=False))
+    assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
+    train(small_job(tmp_path / "plain", objective(phases), kernels=False))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+def test_it_is_known_which_kinds_of_steps_were_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        loop, "step_graphs", lambda _, step, batches: StepGraphs(step, batches, TapeRecorder(step))
+    )
+    made = small_job(tmp_path / "run", TwoPhases(BOTH), kernels=False, total_images=8 * 5)
+    assert train_and_count(made) == {"('a', None)": True, "('b', None)": False}
+
+
+def test_two_phases_of_one_net_share_its_counts(
+    tmp_path: Path, recording: Callable[[Job], TapeRecorder]
+):
+    phases = (Phase("a", "first"), Phase("b", "first", every=2))
+    assert (
+        recording(small_job(tmp_path / "replayed", TwoPhases(phases), kernels=False)).recorded == 2
+    )
+    train(small_job(tmp_path / "plain", TwoPhases(phases), kernels=False))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+class Silent(TwoPhases):
+    """Reads the number of the step, and does not say so by `variant`."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        return {**values, "loss": values["loss"] * (1 + batch.step % 2)}
+
+
+def test_a_number_of_the_hosts_stays_as_it_was_recorded(
+    tmp_path: Path, recording: Callable[[Job], TapeRecorder]
+):
+    recording(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
+    train(small_job(tmp_path / "plain", Silent(BOTH), kernels=False))
+    with pytest.raises(AssertionError):  # so these tests would show it
+        assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
+    nets = [nn.Sequential(nn.Linear(9, 7), nn.Conv2d(3, 5, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    config = OptimConfig(weight_decay=decay)
+    plain, recorded = (AdamW(net.parameters(), config, decayed=[net[0].weight]) for net in nets)
+    for step, missing in enumerate([0, 0, None, 3, None]):  # so numbers of steps differ
+        for number, (one, other) in enumerate(zip(*(n.parameters() for n in nets), strict=True)):
+            one.grad = None if number == missing else torch.randn_like(one)
+            other.grad = None if one.grad is None else one.grad.clone()
+        rate = float(np.float32(0.1 / (1 + step)))
+        plain.step(rate)
+        counts = torch.tensor(recorded.counts(), dtype=torch.float32)
+        with recorded.on_device(torch.tensor(rate), counts) as update:
+            recorded.step(math.nan)
+        for moments in update.updated:
+            moments.step += 1
+    for one, other in zip(*(n.parameters() for n in nets), strict=True):
+        assert torch.equal(one, other)
+        assert all(torch.equal(plain.state[one][k], v) for k, v in recorded.state[other].items())
+
+
+@pytest.mark.parametrize(
+    "compiling, asked, expected",
+    [
+        ("graphs", Launched(1, None), True),
+        ("graphs", Launched(2, None), False),
+        ("graphs", Launched(1, Zero(1)), False),
+        ("all", Launched(1, None), False),
+    ],
+)
+def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launched, expected: bool):
+    assert records_steps(TrainConfig(compile=compiling), asked) == expected
