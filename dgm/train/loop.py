@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from dgm.errors import UserError
-from dgm.objective import Batch, InitializedByData, Phase
-from dgm.rng import Draws
+from dgm.objective import InitializedByData, Phase
 from dgm.train import checkpoint
 from dgm.train.batches import Batches
 from dgm.train.ema import Ema
@@ -183,7 +182,8 @@ class Run:
                 p.net == phase.net and self.step % p.every == 0 for p in phases[number + 1 :]
             )
             average = None if again else self.ema.along(phase.net, seen, self.config.global_batch)
-            output = self.train_step.take(phase, self.micro_batches(), lr, now.place, average)
+            given = self.clock.timed(self.batches.step(self.images_seen, self.engine.device))
+            output = self.train_step.take(phase, given, lr, now.place, average)
         self.meter.add([self.metric(phase, name) for name in output.names], output.values)
         return output.averaged
 
@@ -198,14 +198,6 @@ class Run:
         if output is None:
             self.graphs = None  # for good, with what was recorded
         return output
-
-    def micro_batches(self) -> Iterator[tuple[Batch, Draws]]:
-        """Go through the step's micro-batches; waiting for them counts as such."""
-        given = self.batches.step(self.images_seen, self.engine.device)
-        for _ in range(self.batches.num_micro):
-            with self.clock.waiting():
-                batch = next(given)
-            yield batch
 
     def metric(self, phase: Phase, name: str) -> str:
         """Name a value; the phase shows only where there are several."""

@@ -52,7 +52,8 @@ class TrainStep:
                     with engine.autocast():
                         values = self.objective.loss(nets, batch, phase, draws)
                     found.append({name: value.detach() for name, value in values.items()})
-                    return values["loss"] / self.num_micro
+                    total = values["loss"]
+                    return total if self.num_micro == 1 else total / self.num_micro
 
                 engine.backward(phase.net, loss, last=len(found) == self.num_micro - 1)
 

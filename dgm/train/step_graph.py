@@ -90,7 +90,7 @@ class CudaRecorder:
             # Torch 2.11 leaves the allocator as if recording went on, which keeps it from reusing
             # memory (pytorch #180395); later versions have ended it, and say so.
             with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
             raise
         return graph.replay
 

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from dgm.errors import naming
 from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.watchdog import Watchdog
+
+Item = TypeVar("Item")
 
 _NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
 
@@ -193,6 +195,15 @@ class Clock:
         yield
         self.watchdog.doing("step")
         self.data_wait_s += time.monotonic() - began
+
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Go through items; waiting for each counts as waiting for data."""
+        while True:
+            with self.waiting():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def read(self, images_seen: int) -> dict[str, float]:
         """Give images/s and seconds of waiting and of each kind of pause since the start."""

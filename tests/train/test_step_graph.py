@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dgm.train.job import Job, TrainConfig, records_steps
 from dgm.train.launched import Launched, Zero
 from dgm.train.optim import AdamW, OptimConfig
 from dgm.train.step import TrainStep
-from dgm.train.step_graph import WARM_UP, StepGraphs
+from dgm.train.step_graph import WARM_UP, CudaRecorder, StepGraphs
 from launch.command import parse
 from launch.families import FAMILIES
 
@@ -278,3 +279,40 @@ def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
 )
 def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launched, expected: bool):
     assert records_steps(TrainConfig(compile=compiling), asked) == expected
+
+
+class NoGpu:
+    """What recording asks of torch.cuda, failing at its end as it does on torch 2.11."""
+
+    def __init__(self) -> None:
+        self.streams, self.ended = ["default"], list[tuple[int, Any]]()
+
+    @contextlib.contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        before = len(self.streams)
+        self.streams.append(stream)
+        try:
+            yield
+        finally:
+            del self.streams[before:]
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: Any, stream: str) -> Iterator[None]:
+        self.streams.append(stream)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_failed_is_ended(monkeypatch: pytest.MonkeyPatch):
+    fake = NoGpu()
+    for name, part in {
+        "Stream": lambda _: "side", "graph_pool_handle": lambda: (0, 1), "stream": fake.stream,
+        "graph": fake.graph, "CUDAGraph": object, "current_device": lambda: 2,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, part)
+    monkeypatch.setattr(
+        torch._C, "_cuda_endAllocateToPool", lambda *of: fake.ended.append(of), raising=False
+    )
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        CudaRecorder(torch.device("cuda")).record(lambda: None)
+    assert (fake.streams, fake.ended) == (["default"], [(2, (0, 1))])
