@@ -82,10 +82,14 @@ class CudaRecorder:
         """Return what replays the work on the current stream."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer one, as recording that failed leaves its stream the current one.
-            with torch.cuda.stream(self.stream):
-                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                    work()
+            # The outer stream, as on torch 2.11 a recording that failed leaves its own the current
+            # one. What would be compiled only now is refused, as compiling cannot be recorded.
+            with (
+                torch.compiler.set_stance("fail_on_recompile"),
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            ):
+                work()
         except BaseException:
             # Torch 2.11 leaves the allocator as if recording went on, which keeps it from reusing
             # memory (pytorch #180395); later versions have ended it, and say so.

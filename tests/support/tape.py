@@ -91,22 +91,26 @@ class TapeRecorder:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         kept = [(tensor, tensor.clone()) for tensor in self._trained()]
-        tape = Tape()
         try:
-            with tape:
-                work()
+            again = self._record(work)
         finally:
             with torch.no_grad():
                 for tensor, before in kept:
                     tensor.copy_(before)
-        tape.poison()
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            tape.replay()
+            again()
 
         return replay
+
+    def _record(self, work: Callable[[], None]) -> Callable[[], None]:
+        tape = Tape()
+        with tape:
+            work()
+        tape.poison()
+        return tape.replay
 
     def _trained(self) -> list[Tensor]:
         learners = self.step.engine.learners.values()
@@ -117,3 +121,15 @@ class TapeRecorder:
             *(t for m in moments for t in (m.exp_avg, m.exp_avg_sq)),
             self.step.watch.first_bad,
         ]
+
+
+class CompiledRecorder(TapeRecorder):
+    """Let compiled nets run again, which no tape holds; nothing may be compiled meanwhile."""
+
+    def _record(self, work: Callable[[], None]) -> Callable[[], None]:
+        def again() -> None:
+            with torch.compiler.set_stance("fail_on_recompile"):
+                work()
+
+        again()
+        return again

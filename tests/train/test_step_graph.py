@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from array_images import ArrayImages
 from recorded_runs import differences, train_and_count
 from small_loop import BOTH, TwoPhases, left_by, train
 from small_loop import job as small_job
-from tape import TapeRecorder
+from tape import CompiledRecorder, TapeRecorder
 from tiny import TINY
 from torch import Tensor, nn
 
+from dgm.diffusion import noising
 from dgm.errors import UserError
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
@@ -37,6 +39,7 @@ from launch.families import FAMILIES
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 10, 8, 16
 PIXELS = np.random.default_rng(5).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
 TRAIN = {
+    "mixed_precision": "no",
     "kernels": False,  # as the update is torch's on a GPU
     "global_batch": BATCH,
     "total_images": BATCH * STEPS,
@@ -59,14 +62,14 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], TapeRecorder]:
+def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TapeRecorder]:
     """Return a trainer that records steps, and gives what recorded them."""
 
-    def train_recorded(made: Job) -> TapeRecorder:
+    def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
         recorders: list[TapeRecorder] = []
 
         def graphs(config: TrainConfig, step: TrainStep, batches: Batches) -> StepGraphs:
-            recorders.append(TapeRecorder(step))
+            recorders.append(kind(step))
             return StepGraphs(step, batches, recorders[0])
 
         with monkeypatch.context() as patch:
@@ -92,7 +95,7 @@ def job(family: str, folder: Path, **train: Any) -> Job:
         seed=3,
         config=config.train,
         optim={name: parts.optim.get(name, config.optim) for name in parts.nets},
-        engine=Engine("no", [], str(folder)),
+        engine=Engine(config.train.mixed_precision, [], str(folder)),
         objective=parts.objective,
         nets=parts.nets,
         data=ArrayImages(PIXELS, np.arange(len(PIXELS)) % CLASSES),
@@ -116,7 +119,7 @@ def states(made: Job) -> dict[str, Tensor]:
 @pytest.mark.parametrize("resident", [True, False], ids=["stored", "sent"])
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_replayed_steps_train_the_same_bits(
-    tmp_path: Path, recording: Callable[[Job], TapeRecorder], family: str, resident: bool
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str, resident: bool
 ):
     micro = BATCH if family == "gan" else BATCH // 2
     settings = {"images_on_device": resident, "micro_batch": micro}
@@ -128,9 +131,27 @@ def test_replayed_steps_train_the_same_bits(
     assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
+@pytest.fixture
+def other_precision() -> Iterator[None]:
+    """Let accelerate forget its precision, which it settles once for a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("family", ["diffusion", "gan"])
+@pytest.mark.usefixtures("other_precision")
+def test_copies_of_weights_in_bf16_are_made_in_each_replay(
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
+):
+    recording(job(family, tmp_path / "replayed", mixed_precision="bf16"))
+    train(job(family, tmp_path / "plain", mixed_precision="bf16"))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_resumed_run_records_anew_and_trains_the_same_bits(
-    tmp_path: Path, recording: Callable[[Job], TapeRecorder], family: str
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
 ):
     stopping = job(family, tmp_path / "stopped")
     calls = iter(range(STEPS))
@@ -141,6 +162,26 @@ def test_resumed_run_records_anew_and_trains_the_same_bits(
     assert first.replayed > 0 and second.replayed > 0
     train(job(family, tmp_path / "plain"))
     assert_same(tmp_path / "stopped", tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
+    tmp_path: Path,
+    recording: Callable[..., TapeRecorder],
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    compile_as_usual = nn.Module.compile
+    monkeypatch.setattr(  # without generating code, which takes long
+        nn.Module, "compile", lambda net, **_: compile_as_usual(net, backend="aot_eager")
+    )
+    monkeypatch.setattr(noising, "_compiled", lambda function: function)  # on a GPU a kernel's work
+    settings = {"compile": "all", "micro_batch": BATCH if family == "gan" else BATCH // 2}
+    recorder = recording(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
+    assert recorder.recorded == (3 if family == "gan" else 1)
+    train(job(family, tmp_path / "plain", **settings))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
 class Breaking(TwoPhases):
@@ -156,7 +197,7 @@ class Breaking(TwoPhases):
 
 @pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
 def test_a_gradient_that_is_not_finite_leaves_weights_alone(
-    tmp_path: Path, recording: Callable[[Job], TapeRecorder], step: int
+    tmp_path: Path, recording: Callable[..., TapeRecorder], step: int
 ):
     left = []
     for name, go in (("replayed", recording), ("plain", train)):
@@ -196,7 +237,7 @@ class Growing(TwoPhases):
 )
 def test_a_step_that_cannot_be_recorded_is_said_once_and_changes_nothing(
     tmp_path: Path,
-    recording: Callable[[Job], TapeRecorder],
+    recording: Callable[..., TapeRecorder],
     objective: type[TwoPhases],
     reason: str,
 ):
@@ -219,7 +260,7 @@ def test_it_is_known_which_kinds_of_steps_were_recorded(
 
 
 def test_two_phases_of_one_net_share_its_counts(
-    tmp_path: Path, recording: Callable[[Job], TapeRecorder]
+    tmp_path: Path, recording: Callable[..., TapeRecorder]
 ):
     phases = (Phase("a", "first"), Phase("b", "first", every=2))
     assert (
@@ -238,7 +279,7 @@ class Silent(TwoPhases):
 
 
 def test_a_number_of_the_hosts_stays_as_it_was_recorded(
-    tmp_path: Path, recording: Callable[[Job], TapeRecorder]
+    tmp_path: Path, recording: Callable[..., TapeRecorder]
 ):
     recording(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
     train(small_job(tmp_path / "plain", Silent(BOTH), kernels=False))
