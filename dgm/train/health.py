@@ -41,8 +41,9 @@ class FiniteWatch:
                 raise self._error(int(place))
             return None
         # In place, as a recorded step writes to the same memory each time; places only grow.
-        torch.minimum(self.first_bad, torch.where(finite, _NOWHERE, place), out=self.first_bad)
-        return (self.first_bad != _NOWHERE).float()
+        first = self.first_bad
+        torch.minimum(first, torch.where(finite, first, place), out=first)
+        return (first != _NOWHERE).float()
 
     def check(self) -> None:
         """Raise UserError where the device noted a gradient that was not finite."""

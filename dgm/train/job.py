@@ -116,7 +116,8 @@ def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "n
 
 def records_steps(config: TrainConfig, asked: Launched) -> bool:
     """Say whether whole steps are recorded as CUDA graphs, which takes one process."""
-    return config.compile == "graphs" and asked.processes == 1 and asked.zero is None
+    alone = asked.processes == 1 and asked.zero is None
+    return config.compile == "graphs" and alone and not config.detect_anomaly  # which waits
 
 
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:

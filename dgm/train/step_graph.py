@@ -21,7 +21,8 @@ recording asks of a step (pytorch.org, "CUDA semantics", section "CUDA Graphs"),
 Recording executes nothing, and the host counts updates only after a replay, so a step that could
 not be recorded is taken as if nothing had been tried. The moving average follows a replay as it
 follows other steps, by one call: torch has no `_foreach_lerp_` with a weight on the device, and
-what does the same moves 8/3 of the memory. A run that is restarted records anew.
+what does the same moves 8/3 of the memory. A graph keeps a step's memory to itself, also while
+the run samples. A run that is restarted records anew.
 """
 
 from __future__ import annotations

@@ -320,6 +320,7 @@ def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
 )
 def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launched, expected: bool):
     assert records_steps(TrainConfig(compile=compiling), asked) == expected
+    assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), asked)
 
 
 class NoGpu:
