@@ -52,8 +52,8 @@ class TrainConfig:
     compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
         default="auto", metadata=MAY_CHANGE
     )
-    """Compile nothing, the noising, the nets too (all), that as CUDA graphs; auto is `all` on a
-    GPU, else `noise`."""
+    """Compile nothing, the noising, the nets too (all), that as CUDA graphs (of whole steps on one
+    process, of the nets on several); auto is `all` on a GPU, else `noise`."""
     activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
     """Keep only what enters each block and compute the rest again in the backward pass: less
     memory, more time, the same bits."""
@@ -113,6 +113,12 @@ def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "n
     return config.compile
 
 
+def records_steps(config: TrainConfig, asked: Launched) -> bool:
+    """Say whether whole steps are recorded as CUDA graphs, which takes one process."""
+    alone = asked.processes == 1 and asked.zero is None
+    return config.compile == "graphs" and alone and not config.detect_anomaly  # which waits
+
+
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
     if what_to_compile(config) == "none":
@@ -128,7 +134,7 @@ def fit_out(nets: Nets, config: TrainConfig, asked: Launched, device: torch.devi
         if with_kernels(config):
             use_kernels(net, device)
         if compiling in ("all", "graphs") and not fetched:
-            compile_net(net, graphs=compiling == "graphs")
+            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, asked))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "
