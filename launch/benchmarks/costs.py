@@ -63,9 +63,9 @@ BEFORE = Design(
 )  # fmt: skip
 NOW = Design(
     "now", joins=False, keeps_mask=True, folds_bias=True, bias_in_epilogue=True,
-    scatters_upsampling=True, custom_operators=False,
+    scatters_upsampling=False, custom_operators=True,
 )  # fmt: skip
-NEXT = replace(NOW, name="next", joins=True, scatters_upsampling=False)
+NEXT = replace(NOW, name="next", joins=True, custom_operators=False)
 DESIGNS = (BEFORE, NOW, NEXT)
 
 
