@@ -106,18 +106,18 @@ def test_the_backward_pass_has_no_unordered_sum():
 
 
 @pytest.mark.slow
-def test_the_compiler_leaves_it_so(monkeypatch: pytest.MonkeyPatch):
+def test_the_compiler_leaves_it_so():
+    from torch._inductor import config
     from torch._inductor.utils import run_and_get_code
 
     def run(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, str]:
         torch._dynamo.reset()
         fast = torch.compile(function, fullgraph=True, dynamic=False)
-        found, code = run_and_get_code(lambda: gradient(fast, *rows(torch.float32)))
+        # On a CPU threads add at once only where there are several.
+        with config.patch({"force_disable_caches": True, "cpp.threads": 2}):
+            found, code = run_and_get_code(lambda: gradient(fast, *rows(torch.float32)))
         return found, "\n".join(code)
 
-    # On a CPU several threads add at once only if there are several.
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.threads", 2)
     unordered = "|".join(("atomic_add", *UNORDERED))
     ours, code = run(embed)
     theirs, theirs_code = run(nn.functional.embedding)
