@@ -64,6 +64,12 @@ class TrainConfig:
     none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6, and for AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
+    tf32: bool = field(default=False, metadata=MAY_CHANGE)
+    """On a GPU round the factors of fp32 convolutions and matrix products to TF32, of 10 bits:
+    faster; without it fp32 is fp32."""
+    deterministic: bool = field(default=False, metadata=MAY_CHANGE)
+    """On a GPU take only algorithms that give the same bytes each time, on the same card with the
+    same versions: slower; on a CPU runs are reproducible without it."""
     float64: bool = False
     """Train in double precision: slow, for comparing runs where rounding would hide a fault."""
     overfit_one_batch: bool = False
