@@ -99,10 +99,10 @@ def test_designs_differ_in_bytes_as_described():
     assert shortcut == {"before": 9 * image, "now": 12 * image, "next": 9 * image}
     # 8x8 to 16x16 of 256 channels: a sum reads four maps and writes one.
     small = 2 * 256 * 8 * 8
-    (upsampled,) = found(of["next"], "up2.resize", UPSAMPLE, "backward")
+    (upsampled,) = found(of["now"], "up2.resize", UPSAMPLE, "backward")
     assert upsampled.bytes == 5 * small
     # Zeroed and rounded in fp32, atomics on four times as many, two convolutions that copy.
-    scattered = found(of["now"], "up2.resize", UPSAMPLE, "backward")
+    scattered = found(of["before"], "up2.resize", UPSAMPLE, "backward")
     assert sum(o.bytes for o in scattered) == (2 + (4 + 16) + 3 + 4) * small
 
 
