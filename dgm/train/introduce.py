@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgm.kernels.precompile import collect
+from dgm.kernels.precompile import collect_on
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -82,7 +82,11 @@ def measure(
         nets[phase.net].requires_grad_(True)
         kept = _Kept(nets)
         counter = FlopCounterMode(display=False)
-        with torch.compiler.set_stance("force_eager"), engine.autocast(), collect() as kernels:
+        with (
+            torch.compiler.set_stance("force_eager"),
+            engine.autocast(),
+            collect_on(engine.device) as kernels,
+        ):
             with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
                 objective.loss(nets, batch, phase, draws)
         kernels.compile()
