@@ -19,7 +19,6 @@ import torch
 from launch.benchmarks import (
     data,
     engines,
-    everything,
     growth,
     likelihood,
     noise,
@@ -40,7 +39,6 @@ COMMANDS = {
     "step": step,
     "sample": sample,
     "scaling": scaling,
-    "everything": everything,
 }
 
 
