@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from dgm.errors import UserError
 
-DIFFUSERS, LUCIDRAINS = "diffusers, as its example", "lucidrains"
-DIFFUSERS_COMPILED = "diffusers, channels_last, compiled"
+DIFFUSERS, DIFFUSERS_COMPILED, LUCIDRAINS = "diffusers", "diffusers-compiled", "lucidrains"
 PEERS = DIFFUSERS, DIFFUSERS_COMPILED, LUCIDRAINS
 MIN_BATCH = 16  # of lucidrains' Trainer
 

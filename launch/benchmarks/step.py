@@ -64,6 +64,9 @@ LADDER = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--peers", action="store_true", help="compare with others' loops")
+    parser.add_argument(
+        "--loops", nargs="+", choices=(OURS, *PEERS), help="some of them; default ours alone"
+    )
     parser.add_argument("--ladder", action="store_true", help="add one thing at a time to ours")
     parser.add_argument("--channels", type=int, default=64, help="width of the first level")
     parser.add_argument("--batch", type=int, default=32)
@@ -87,16 +90,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
     parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # mistakes before any work
-    wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
-    if args.peers:
+    chosen = list(dict.fromkeys(args.loops or ([OURS, *PEERS] if args.peers else [OURS])))
+    if peers := [name for name in chosen if name != OURS]:
         check_installed()
         check_batch(args.batch)
-        wanted |= {name: {"loop": name} for name in PEERS}
+    wanted = {name: {"loop": name, "options": options} for name in chosen}
     if args.ladder:
         wanted = _rungs(options)
     shards = str(ensure("shapes", args.shards))
     with tempfile.TemporaryDirectory(prefix="step-") as folder:
-        if args.peers:
+        if peers:
             count = num_pictures(args.batch, WARM_UP + args.rounds * args.steps)
             _write_pictures(shards, Path(folder) / "pictures", count)
         found = _race(wanted, args, shards, Path(folder))

@@ -1,0 +1,234 @@
+"""Kernels against float64 and against the draws of the eager CPU; AdamW against torch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgm.diffusion.noising import Noising
+from dgm.diffusion.schedule import linear
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.kernels.norm import Dropout
+from dgm.layers import NormAct
+from dgm.rng import Draws
+from dgm.train.optim import AdamW, OptimConfig
+from tests.gpu.checks.registry import Context, Group, apart
+
+GROUP = Group()
+SEED = 2**40 + 7  # both halves of the key count
+LIMITS = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+
+
+@GROUP.check("draws: Philox, integers and dropout masks, bit for bit", quick=True)
+def draws_are_equal(context: Context) -> str:
+    """The integers of eager draws do not depend on the device."""
+    index = torch.arange(64)
+    own, theirs = (_draws(index, device) for device in (context.device, "cpu"))
+    for made, expected in zip(own.bits("noise", 3072), theirs.bits("noise", 3072), strict=True):
+        assert torch.equal(made.cpu(), expected), "Philox differs"
+    made, expected = own.integers("timestep", 1000), theirs.integers("timestep", 1000)
+    assert torch.equal(made.cpu(), expected), "integers differ"
+    masks = [d.keep_mask("dropout", (8, 8, 32), 0.1).cpu() for d in (own, theirs)]
+    assert torch.equal(*masks), "masks differ"
+    uniform = [d.uniform("noise", (32, 32, 3)).cpu() for d in (own, theirs)]
+    assert torch.equal(*uniform), "uniform numbers differ"
+    normal = [d.normal("noise", (32, 32, 3)).cpu() for d in (own, theirs)]
+    return f"normal numbers {apart(*normal):.1e} apart"
+
+
+@GROUP.check("noise kernel: timesteps, labels, flips and x_t are the eager CPU's", quick=True)
+def noise_is_equal(context: Context) -> str:
+    """Timesteps and labels are equal, images up to rounding."""
+    count = 3 if not context.gpu else 257
+    schedule, worst = linear(1000), 0.0
+    images = Draws.of(9, torch.arange(count)).uniform("noise", (32, 32, 3)).mul(256).byte()
+    index = torch.arange(count)
+
+    def given(device: str) -> list[Any]:
+        levels = (part.float().to(device) for part in (schedule.alphas, schedule.sigmas))
+        steps = (index % 2).to(device)
+        draws = Draws.of(SEED, (1000 * index + 3).to(device), steps)
+        return [images.to(device), (index % 10).to(device), *levels, draws]
+
+    for prediction, dequantize in (("eps", False), ("v", True), ("x_0", False)):
+        plain = Noising(prediction, 0.3, 10, flip=True, dequantize=dequantize, keep_x_0=True)
+        fused = dataclasses.replace(plain, way="kernel")
+        made, expected = fused(*given(context.device)), plain(*given("cpu"))
+        assert torch.equal(made.t.cpu(), expected.t), "timesteps differ"
+        assert torch.equal(made.told.cpu(), expected.told), "dropped labels differ"
+        for part in ("x_t", "wanted", "x_0"):
+            pair = getattr(made, part).cpu(), getattr(expected, part)
+            torch.testing.assert_close(*pair, rtol=2e-6, atol=4e-6)
+            worst = max(worst, apart(*pair))
+    rounded = fused(*given(context.device), torch.bfloat16)
+    assert rounded.x_t.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.x_t.cpu().float(), expected.x_t, rtol=8e-3, atol=1e-5)
+    return f"images at most {worst:.1e} apart"
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A normalisation of the U-Net: its layer and the shapes of what it is given, without [B]."""
+
+    groups: int
+    channels: int
+    silu: bool
+    image: tuple[int, ...]
+    added: int | None
+    dropout: bool
+
+    def __str__(self) -> str:
+        words = ["x".join(map(str, self.image)), f"{self.groups} groups"]
+        words += ["SiLU"] * self.silu + ["added"] * bool(self.added) + ["dropout"] * self.dropout
+        return " ".join(words)
+
+
+@functools.cache
+def launches() -> tuple[Launch, ...]:
+    """List every different normalisation of the 35.7 M U-Net, from a pass without memory."""
+    found: list[Launch] = []
+
+    def see(module: Any, args: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        told = named.get("added", args[1] if len(args) > 1 else None)
+        dropout = named.get("dropout", args[3] if len(args) > 3 else None)
+        drops = dropout is not None and dropout.share > 0
+        width = None if told is None else told.shape[1]
+        found.append(
+            Launch(
+                module.num_groups, module.num_channels, module.silu, tuple(args[0].shape[1:]),
+                width, drops,
+            )
+        )  # fmt: skip
+
+    with torch.device("meta"), torch.no_grad():
+        net = UNet(UNetConfig(dropout=0.1), 32, 3, num_classes=10)
+        for module in net.modules():
+            if isinstance(module, NormAct):
+                module.register_forward_hook(see, with_kwargs=True)
+        index = torch.zeros(2, dtype=torch.int64)
+        net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
+    return tuple(dict.fromkeys(found))
+
+
+def _chosen(context: Context) -> tuple[Launch, ...]:
+    """Choose all on a GPU, and of an interpreter the two smallest, one of them with dropout."""
+    if context.gpu:
+        return launches()
+    by_size = sorted(launches(), key=lambda launch: torch.Size(launch.image).numel())
+    return by_size[0], next(launch for launch in by_size if launch.dropout)
+
+
+def _draws(index: Tensor, device: str) -> Draws:
+    return Draws.of(SEED, (index + 3).to(device), index.to(device))
+
+
+def _both_ways(launch: Launch, device: str, dtype: torch.dtype, rounded: torch.dtype) -> Any:
+    """Return y and all gradients, of numbers that `rounded` holds exactly."""
+    generator = torch.Generator().manual_seed(0)
+    count, index = 3, torch.arange(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(rounded).to(torch.float64)
+
+    layout = torch.channels_last
+    x = (2 * normal(count, *launch.image) + 3).to(rounded).double().contiguous(memory_format=layout)
+    grad = normal(count, *launch.image).contiguous(memory_format=layout)
+    told = None if launch.added is None else normal(count, launch.added)
+    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    layer = NormAct(launch.groups, launch.channels, launch.silu)
+    for number, part in enumerate((layer.weight, layer.bias)):
+        values = torch.randn(part.shape, generator=torch.Generator().manual_seed(number))
+        part.data.copy_(values)
+    layer = layer.to(device, weights)
+    layer.kernels = None if dtype == torch.float64 else "triton"
+    leaves = {
+        name: part.detach().to(device, dtype, copy=True).requires_grad_()
+        for name, part in {"x": x, "added": told}.items()
+        if part is not None
+    }
+    dropout = Dropout(0.1, _draws(index, device), "dropout/up3.1") if launch.dropout else None
+    y = layer(leaves["x"], leaves.get("added"), None, dropout)
+    y.backward(grad.to(device, dtype))
+    made = {"y": y.detach(), "weight": layer.weight.grad, "bias": layer.bias.grad}
+    return made | {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def _norms(context: Context, dtype: torch.dtype) -> str:
+    worst: dict[str, float] = {}
+    for launch in _chosen(context):
+        expected = _both_ways(launch, "cpu", torch.float64, dtype)
+        made = _both_ways(launch, context.device, dtype, dtype)
+        for part, value in expected.items():
+            error = apart(made[part], value)
+            assert error < LIMITS[dtype], f"{part} of {launch} is {error:.1e} apart"
+            worst[part] = max(worst.get(part, 0.0), error)
+    errors = ", ".join(f"{part} {error:.1e}" for part, error in worst.items())
+    return f"{len(_chosen(context))} of {len(launches())} shapes: {errors}"
+
+
+@GROUP.check("norm kernel both ways against float64, fp32", 100, quick=True)
+def norm_fp32(context: Context) -> str:
+    """At every shape of the 35.7 M U-Net."""
+    return _norms(context, torch.float32)
+
+
+@GROUP.check("norm kernel both ways against float64, bf16", 100)
+def norm_bf16(context: Context) -> str:
+    """At every shape of the 35.7 M U-Net."""
+    return _norms(context, torch.bfloat16)
+
+
+@GROUP.check("norm kernel drops what the eager CPU drops, bit for bit", quick=True)
+def dropout_is_equal(context: Context) -> str:
+    """A feature is zero where, and only where, the mask drops it; so is its gradient."""
+    checked = 0
+    for launch in _chosen(context):
+        if not launch.dropout:
+            continue
+        index = torch.arange(3)
+        layer = NormAct(launch.groups, launch.channels, launch.silu).to(context.device)
+        layer.kernels = "triton"
+        torch.manual_seed(1)
+        x = torch.randn(3, *launch.image).contiguous(memory_format=torch.channels_last)
+        x = x.to(context.device).requires_grad_()
+        told = None if launch.added is None else torch.zeros(3, launch.added, device=x.device)
+        purpose = "dropout/down0.0"
+        y = layer(x, told, None, Dropout(0.1, _draws(index, context.device), purpose))
+        channels, *sides = launch.image
+        mask = _draws(index, "cpu").keep_mask(purpose, (*sides, channels), 0.1).permute(0, 3, 1, 2)
+        assert torch.equal(y.detach().cpu() != 0, mask), f"another mask: {launch}"
+        checked += mask.numel()
+    return f"{checked:,} features"
+
+
+@GROUP.check("AdamW is torch's, and a step that is skipped leaves the weights alone", quick=True)
+def optimizer_is_torchs(context: Context) -> str:
+    """Against torch.optim.AdamW in float64."""
+    torch.manual_seed(0)
+    shapes = (64, 32, 3, 3), (16, 8, 1, 1), (64,)
+    first = [torch.randn(shape) for shape in shapes]
+    first[0] = first[0].contiguous(memory_format=torch.channels_last)
+    config = OptimConfig(lr=1e-2, weight_decay=0.1)
+    ours = [torch.nn.Parameter(part.to(context.device, copy=True)) for part in first]
+    theirs = [torch.nn.Parameter(part.double()) for part in first]
+    made = AdamW(ours, config)
+    expected = torch.optim.AdamW(
+        theirs, lr=1e-2, betas=config.betas, eps=config.eps, weight_decay=0.1
+    )
+    off, on = (torch.full((), value, device=context.device) for value in (0.0, 1.0))
+    for _ in range(5):
+        for own, their in zip(ours, theirs, strict=True):
+            their.grad = torch.randn_like(their)
+            own.grad = torch.empty_like(own).copy_(their.grad)
+        made.step(1e-2, off)
+        expected.step()
+    worst = max(apart(own, their) for own, their in zip(ours, theirs, strict=True))
+    assert worst < 1e-6, f"{worst:.1e} apart"
+    before = [part.detach().clone() for part in ours]
+    made.step(1e-2, on)
+    assert all(map(torch.equal, ours, before)), "a step was taken that was to be skipped"
+    return f"{worst:.1e} apart after five steps"
