@@ -9,6 +9,7 @@ checked on the CPU, kernels in Triton's interpreter.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import queue
@@ -21,21 +22,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is first imported
 
 from dgm.errors import UserError, disk_fault
 from shards.cli import Parser
 from tests.gpu.checks import kernels, runs, steps
 from tests.gpu.checks.registry import Check, Context, Report, carry_out
-from tests.gpu.processes import kill_group
+from tests.gpu.processes import end_on_signals, kill_group
 
+ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"kernels": kernels.GROUP, "steps": steps.GROUP}
 START_S = 60.0  # of a process: imports, and the GPU's own
 
@@ -55,6 +52,8 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.shards / "index.json").exists():
         raise UserError(f"SHARDS is {args.shards}, which holds no index.json: name train shards")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is first imported
     scratch = args.scratch or Path(tempfile.mkdtemp(prefix="checks-"))
     context = Context(
         args.shards.resolve(), scratch.resolve(), torch.cuda.is_available(), args.quick
@@ -71,6 +70,7 @@ def main() -> int:
 def check_all(context: Context, args: Any) -> int:
     """Make the chosen groups of checks beside each other on a GPU, else one after the other."""
     start = time.monotonic()
+    end_on_signals(at_once=True)
     if not context.gpu:
         print("no GPU: checked on the CPU, kernels in Triton's interpreter", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +100,8 @@ def work(group: str, context: Context, done: list[str]) -> int:
     """Make a group's checks that are not `done`; one line of JSON before and after each."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    if not context.gpu and importlib.util.find_spec("tests.support.interpreted") is not None:
+        importlib.import_module("tests.support.interpreted").mend_interpreter()
     for check in GROUPS[group].chosen(context):
         if check.name in done:
             continue

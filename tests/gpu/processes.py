@@ -6,11 +6,16 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 GRACE_S = 4.0  # between being asked to end and being killed
+_stopped = threading.Event()
 
 
 class CommandError(RuntimeError):
@@ -25,6 +30,8 @@ def run_command(
     At its time limit the whole group is asked to end, so that it can save, and then killed. Raises
     CommandError where it took too long or its exit code is not 0.
     """
+    if _stopped.is_set():
+        raise CommandError("stopped before it began")
     start = time.monotonic()
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -48,6 +55,14 @@ def run_command(
         raise CommandError(f"ended with code {code}: {last_line(log)}")
 
 
+def stop_all() -> None:
+    """Kill all that this process started, in any thread, and start no more."""
+    _stopped.set()
+    for number in _descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(number, signal.SIGKILL)
+
+
 def kill_group(process: subprocess.Popen, started: Sequence[int] = ()) -> None:
     """Kill a process that leads a group, all of its descendants, and others that it `started`."""
     children = {*started, *_descendants(process.pid)}
@@ -56,6 +71,23 @@ def kill_group(process: subprocess.Popen, started: Sequence[int] = ()) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(number, signal.SIGKILL)
     process.wait()
+
+
+def end_on_signals(at_once: bool = False) -> None:
+    """End with all that this process started where it is asked to end.
+
+    By SystemExit, so that what was found can be packed, or `at_once`.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        stop_all()
+        if at_once:
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def _signal_group(number: int, what: signal.Signals) -> None:

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-BEGAN = time.monotonic()
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dgm.errors import UserError, disk_fault
 from shards.cli import Parser
 from tests.gpu.parts import FIRST, RESERVE_S, make_parts
+from tests.gpu.processes import end_on_signals
 from tests.gpu.schedule import Budget, Outcome, check_budget, run_parts
-from tests.gpu.session import PREPARED, Session
+from tests.gpu.session import PREPARED, ROOT, Session
 
-MISTAKE, STOPPED = 2, 143
+BEGAN = time.monotonic()
+MISTAKE = 2
 
 
 def main() -> int:
@@ -48,8 +44,7 @@ def main() -> int:
         session.check_machine(60)
         session.check_packages(30)
         args.out.mkdir(parents=True, exist_ok=True)
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)
+        end_on_signals()
         session.summary |= {"seconds": budget.seconds, **_commit()}
         print(json.dumps(session.summary["machine"]), flush=True)
         try:
@@ -99,11 +94,6 @@ def _commit() -> dict[str, object]:
     """Return the commit that `prepare` wrote down, for a copy without .git."""
     path = PREPARED / "commit.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ class Session:
         wheels = sorted((PREPARED / "wheels").glob("*.whl"))
         if wheels and not self.dry_run:
             site = self.scratch / "site"
-            options = "--no-index --no-deps --no-compile --no-cache-dir --upgrade --quiet".split()
+            options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade"]
             self.python(
-                "pip", ["-m", "pip", "install", *options, "--target", site, *wheels], seconds
+                "pip", ["-m", "pip", "install", "-q", *options, "--target", site, *wheels], seconds
             )
             paths = (str(site), self.env.get("PYTHONPATH"))
             self.env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

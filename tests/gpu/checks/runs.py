@@ -57,19 +57,24 @@ class Runs:
         """Take `jobs` processes at a time; none outlives `ends`, by time.monotonic()."""
         self.context, self.jobs, self.ends = context, jobs, ends
         self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
+        self.asked = concurrent.futures.ThreadPoolExecutor(1)  # for those that somebody waits for
         self.futures: dict[Run, concurrent.futures.Future[Path]] = {}
         self.lock = threading.Lock()
 
     def start(self, runs: Sequence[Run]) -> None:
-        """Put runs into the queue, if they are not in it."""
-        with self.lock:
+        """Begin runs before they are asked for, where several processes may run."""
+        if self.jobs > 1:
             for run in runs:
-                if run not in self.futures:
-                    self.futures[run] = self.pool.submit(self.train, run)
+                self._submit(run, self.pool)
+
+    def _submit(self, run: Run, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        with self.lock:
+            if run not in self.futures:
+                self.futures[run] = pool.submit(self.train, run)
 
     def result(self, run: Run) -> Path:
         """Wait for a run and return its folder."""
-        self.start([run])
+        self._submit(run, self.asked)
         return self.futures[run].result(self._limit())
 
     def _limit(self) -> float:
@@ -82,7 +87,7 @@ class Runs:
         log = context.scratch / f"{run.name}-{run.images}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        env |= {"NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        env["NVIDIA_TF32_OVERRIDE"] = "0"  # losses are compared in fp32
         if run.cpu:
             env["CUDA_VISIBLE_DEVICES"] = ""
         if self.jobs > 1:
@@ -94,7 +99,8 @@ class Runs:
 
     def close(self) -> None:
         """Start no more."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.asked):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 CPU, EAGER = Run("cpu", cpu=True), Run("eager")
