@@ -6,16 +6,19 @@ import concurrent.futures
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.gpu.processes import CommandError
 from tests.gpu.schedule import Outcome, Part
-from tests.gpu.session import PREPARED, Session
+from tests.gpu.session import Session
 
+START_S = 13.0  # before the first part: wheels, and what the machine is
 RESERVE_S = 15.0  # for packing
+GRAPHS = ("train.compile=graphs",)
 FIRST = 3  # parts without which a session makes no sense
 
 
@@ -44,19 +47,18 @@ DRY_RUN = Sizes(32, "no", 16, 16, 16, 1, 1, 2, 2, 1, 1, TINY, ("--quick",))
 
 
 def make_parts(session: Session) -> list[Part]:
-    """List the parts with their seconds: 560 in all, with those that the reserve keeps back."""
+    """List the parts with their seconds: 560 in all, with the start and the reserve."""
     work = Work(session, DRY_RUN if session.dry_run else ON_GPU)
     small = work.sizes.small_batch
-    graphs = ["train.compile=graphs"]
     eager = ["train.compile=none", "train.kernels=false"]
     return [
-        Part("setup", 25, 15, work.set_up),
+        Part("setup", 12, 10, work.set_up),
         Part("together", 165, 60, work.together),
-        Part("rate", 70, 30, work.rate),
+        Part("rate", 65, 30, work.rate),
         Part("noise", 15, 12, work.noise),
-        Part("peers", 90, 40, work.peers, work.no_peers),
-        Part("training", 100, 40, work.train),
-        Part("graphs", 45, 25, lambda s: work.ours("graphs", small, s, graphs), work.no_gpu),
+        Part("peers", 105, 40, work.peers, work.no_peers),
+        Part("training", 95, 40, work.train),
+        Part("graphs", 40, 25, lambda s: work.ours("graphs", small, s, GRAPHS), work.no_gpu),
         Part("eager", 35, 20, lambda s: work.ours("eager", small, s, eager)),
     ]
 
@@ -67,6 +69,7 @@ class Work:
     def __init__(self, session: Session, sizes: Sizes):
         """Keep where to work, and how large what is measured is."""
         self.session, self.sizes = session, sizes
+        self._missing: list[str] | None = None  # peers, when it was looked for
         self.shapes, self.cifar = session.scratch / "shapes", session.scratch / "cifar"
 
     def no_gpu(self) -> str | None:
@@ -75,9 +78,10 @@ class Work:
 
     def no_peers(self) -> str | None:
         """Say which peer is not installed."""
-        modules = "diffusers", "denoising_diffusion_pytorch"
-        missing = [name for name in modules if not self.session.has(name)]
-        return f"{', '.join(missing)} not installed" if missing else None
+        if self._missing is None:
+            modules = "diffusers", "denoising_diffusion_pytorch"
+            self._missing = [name for name in modules if not self.session.has(name)]
+        return f"{', '.join(self._missing)} not installed" if self._missing else None
 
     def set_up(self, seconds: float) -> str:
         """Unpack what was prepared, and build the shards of the shapes."""
@@ -90,7 +94,7 @@ class Work:
         """Check correctness, compile what is timed later and build shards, beside each other."""
         ends = time.monotonic() + seconds
         tasks: dict[str, Callable[[], str]] = {"checks": lambda: self._check(_until(ends))}
-        if (PREPARED / "cifar.tar.gz").exists():
+        if (self.session.prepared / "cifar.tar.gz").exists():
             tasks["shards of CIFAR"] = lambda: self._cifar(_until(ends))
         if not self.session.dry_run:  # which compiles nothing
             tasks["compiling the steps"] = lambda: self._compile_steps(ends)
@@ -113,7 +117,16 @@ class Work:
         return outcome.state == "done"
 
     def _shards(self, source: str, folder: Path, seconds: float) -> None:
-        words = ["-m", "shards.build", "--source", source, "--split", "train", "--out", folder]
+        words: list[str | Path] = [
+            "-m",
+            "shards.build",
+            "--source",
+            source,
+            "--split",
+            "train",
+            "--out",
+            folder,
+        ]
         self.session.python(f"shards-{folder.name}", words, seconds)
 
     def _cifar(self, seconds: float) -> str:
@@ -126,7 +139,7 @@ class Work:
 
     def _check(self, seconds: float) -> str:
         session = self.session
-        words = ["tests/gpu/check.py", session.pack_folder, self.shapes]
+        words: list[str | Path] = ["tests/gpu/check.py", session.pack_folder, self.shapes]
         words += ["--seconds", f"{seconds - 5:.0f}", "--scratch", session.scratch / "checks"]
         try:
             session.python("checks", [*words, *self.sizes.checks], seconds)
@@ -140,19 +153,28 @@ class Work:
         return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def _compile_steps(self, ends: float) -> str:
-        batches = {self.sizes.batch: "ours", self.sizes.peers_batch: "ours"}
-        for batch, loop in batches.items():
-            self._step(
-                f"compile-{loop}-{batch}", batch, _until(ends), ["--loops", loop], brief=True
-            )
-        return f"batches {', '.join(map(str, batches))}"
+        """Compile our steps: each batch that is timed, and nothing else."""
+        sizes = self.sizes
+        steps = [(sizes.batch, ()), (sizes.peers_batch, ()), (sizes.small_batch, GRAPHS)]
+
+        def step(batch: int, options: Sequence[str]) -> None:
+            self._step(f"compile-ours-{batch}", batch, _until(ends), options=options, brief=True)
+
+        return _in_order({f"{b} {''.join(o)}".strip(): partial(step, b, o) for b, o in steps})
 
     def _compile_training(self, ends: float) -> str:
-        self._training("compile-training", 3, _until(ends), self.session.scratch / "first", False)
+        """Compile our training with its sampling, and diffusers' step."""
+        work: dict[str, Callable[[], Any]] = {
+            "training": lambda: self._training(
+                "compile-training", 3, _until(ends), self.session.scratch / "first", False
+            )
+        }
+        batch, loops = self.sizes.peers_batch, ["--loops", "diffusers-compiled"]
         if self.no_peers() is None:
-            batch, loops = self.sizes.peers_batch, ["--loops", "diffusers-compiled"]
-            self._step(f"compile-diffusers-{batch}", batch, _until(ends), loops, brief=True)
-        return "our training, diffusers' step"
+            work[f"diffusers at {batch}"] = lambda: self._step(
+                f"compile-diffusers-{batch}", batch, _until(ends), loops, brief=True
+            )
+        return _in_order(work)
 
     def _step(
         self, name: str, batch: int, seconds: float, words: Sequence[str] = (),
@@ -243,6 +265,20 @@ class Work:
         words = [f"--{key}={value}" for key, value in options.items()]
         words += [f"--{option}" for option in sizes.options]
         self.session.python(name, ["launch/train_ddpm.py", *words], seconds)
+
+
+def _in_order(work: Mapping[str, Callable[[], Any]]) -> str:
+    """Do what the time allows; raises CommandError where not even the first was done."""
+    done: list[str] = []
+    for name, do in work.items():
+        try:
+            do()
+        except CommandError as error:
+            if not done:
+                raise
+            return f"{', '.join(done)}; not {name}: {error}"
+        done.append(name)
+    return ", ".join(done)
 
 
 def _until(ends: float) -> float:

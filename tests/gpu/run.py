@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dgm.errors import UserError, disk_fault
 from shards.cli import Parser
-from tests.gpu.parts import FIRST, RESERVE_S, make_parts
+from tests.gpu.parts import FIRST, RESERVE_S, START_S, make_parts
 from tests.gpu.processes import end_on_signals
 from tests.gpu.schedule import Budget, Outcome, check_budget, run_parts
-from tests.gpu.session import PREPARED, ROOT, Session
+from tests.gpu.session import ROOT, Session
 
 BEGAN = time.monotonic()
 MISTAKE = 2
@@ -32,20 +32,21 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("seconds", metavar="SECONDS", help="for all of it, as 560")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="new folder")
+    parser.add_argument("--prepared", type=Path, default=ROOT / ".gpu", help="by prepare.py")
     parser.add_argument("--dry-run", action="store_true", help="small sizes, on the CPU")
     args = parser.parse_args()
     budget = Budget(read_seconds(args.seconds), RESERVE_S, BEGAN)
     with tempfile.TemporaryDirectory(prefix="gpu-", ignore_cleanup_errors=True) as scratch:
-        session = Session(args.out, Path(scratch), args.dry_run)
+        session = Session(args.out, Path(scratch), args.prepared, args.dry_run)
         parts = make_parts(session)
-        check_budget(budget.seconds, parts, RESERVE_S, FIRST)
+        check_budget(budget.seconds, parts, START_S + RESERVE_S, FIRST)
         check_out(args.out)
         session.install_wheels(60)
         session.check_machine(60)
         session.check_packages(30)
         args.out.mkdir(parents=True, exist_ok=True)
         end_on_signals()
-        session.summary |= {"seconds": budget.seconds, **_commit()}
+        session.summary |= {"seconds": budget.seconds, **_commit(args.prepared)}
         print(json.dumps(session.summary["machine"]), flush=True)
         try:
             outcomes = run_parts(parts, budget, session.report)
@@ -90,9 +91,9 @@ def show(session: Session, outcomes: dict[str, Outcome], budget: Budget) -> None
     print(f"{budget.elapsed():.0f} of {budget.seconds:g} s; {session.out / 'all.tar.gz'}")
 
 
-def _commit() -> dict[str, object]:
+def _commit(prepared: Path) -> dict[str, object]:
     """Return the commit that `prepare` wrote down, for a copy without .git."""
-    path = PREPARED / "commit.json"
+    path = prepared / "commit.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 

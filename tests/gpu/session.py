@@ -18,7 +18,6 @@ from tests.gpu.processes import CommandError, last_line, run_command
 from tests.gpu.schedule import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-PREPARED = ROOT / ".gpu"
 LARGEST = 4 * 2**20  # bytes of a packed file
 NEEDED = ("jsonargparse", "webdataset", "accelerate", "safetensors", "torchvision", "yaml", "PIL")
 
@@ -26,9 +25,10 @@ NEEDED = ("jsonargparse", "webdataset", "accelerate", "safetensors", "torchvisio
 class Session:
     """Folders and environment of one session; what it finds is packed again after each part."""
 
-    def __init__(self, out: Path, scratch: Path, dry_run: bool):
-        """Pack into `out`, a folder that there is; work in `scratch`."""
+    def __init__(self, out: Path, scratch: Path, prepared: Path, dry_run: bool):
+        """Pack into `out`, work in `scratch`, and take what was `prepared`."""
         self.out, self.scratch, self.dry_run = out, scratch, dry_run
+        self.prepared = prepared
         self.pack_folder, self.training = scratch / "pack", scratch / "training"
         self.pack_folder.mkdir()
         self.summary: dict[str, Any] = {"dry_run": dry_run, "parts": {}, "figures": {}}
@@ -61,7 +61,7 @@ class Session:
 
     def install_wheels(self, seconds: float) -> str:
         """Install what `prepare` fetched beside the scratch files; raises CommandError."""
-        wheels = sorted((PREPARED / "wheels").glob("*.whl"))
+        wheels = sorted((self.prepared / "wheels").glob("*.whl"))
         if wheels and not self.dry_run:
             site = self.scratch / "site"
             options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade"]
@@ -105,7 +105,7 @@ class Session:
 
     def unpack(self, name: str, folder: Path) -> bool:
         """Unpack an archive of `prepare` into a folder; return whether there is one."""
-        archive = PREPARED / name
+        archive = self.prepared / name
         if not archive.exists():
             return False
         with tarfile.open(archive) as tar:

@@ -26,6 +26,20 @@ SCRIPT = ROOT / "tests" / "gpu" / "run.py"
 PYTHONS = [sys.executable, *filter(None, [os.environ.get("DGM_PYTHON_2_11")])]
 
 
+@pytest.fixture
+def prepared(shape_pictures: Path, tmp_path: Path) -> Path:
+    """Prepare little: some pictures, a commit and a cache of Triton."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as tar:
+        for picture in sorted(shape_pictures.rglob("*.png"))[:64]:
+            tar.add(picture, Path("cifar", "train", picture.parent.name, picture.name))
+    with tarfile.open(folder / "triton.tar.gz", "w:gz") as tar:
+        tar.add(folder, "kernels", recursive=False)
+    (folder / "commit.json").write_text('{"git_commit": "abc", "git_dirty": false}')
+    return folder
+
+
 def run_session(
     *words: object, python: str = sys.executable, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
@@ -40,15 +54,22 @@ def run_session(
 @pytest.mark.timeout(700)  # it takes one to two minutes
 @pytest.mark.parametrize("python", PYTHONS)
 def test_dry_run_keeps_its_budget_and_packs_what_it_found(
-    python: str, user_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: str,
+    prepared: Path,
+    user_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", user_environment["XDG_CACHE_HOME"])
     out, start = tmp_path / "out", time.monotonic()
-    done = run_session(400, "--dry-run", "--out", out, python=python, timeout=500)
+    words = ["400", "--dry-run", "--out", out, "--prepared", prepared]
+    done = run_session(*words, python=python, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.monotonic() - start < 400
     assert sorted(path.name for path in out.iterdir()) == ["all.tar.gz", "summary.json"]
     summary = json.loads((out / "summary.json").read_text())
+    assert summary["git_commit"] == "abc"
+    assert summary["parts"]["setup"]["said"].endswith("Triton's cache filled")
     states = {name: part["state"] for name, part in summary["parts"].items()}
     assert states.pop("graphs") == "left out"
     peers = states.pop("peers")
@@ -59,6 +80,7 @@ def test_dry_run_keeps_its_budget_and_packs_what_it_found(
         tar.extractall(tmp_path / "all", filter="data")
     assert {"checks.json", "ours-16.json", "noise.json", "training/metrics.jsonl"} <= names
     assert any(name.startswith("training/samples/") for name in names)
+    assert "cifar" in (tmp_path / "all" / "training" / "config.yaml").read_text()
     assert not any("checkpoints" in name for name in names)
     ours = json.loads((tmp_path / "all" / "ours-16.json").read_text())["step"]
     assert ours["loops"]["ours"]["images_per_s"][0] > 0 and ours["profile"]["shares"]
@@ -99,7 +121,7 @@ def test_session_that_is_stopped_packs_what_there_is(tmp_path: Path):
         (["soon"], "SECONDS is soon: give a number of seconds, as 560"),
         (["nan"], "SECONDS is nan: give a number of seconds, as 560"),
         (["0"], "SECONDS is 0: give a number of seconds, as 560"),
-        (["60"], "SECONDS is 60: give 120 or more, which setup, together, rate take"),
+        (["60"], "SECONDS is 60: give 128 or more, which setup, together, rate take"),
         (["560", "--out", "full"], "--out is full, which is not empty: name a new folder, or"),
         (["560", "--out", "full/file"], "--out is full/file, which is no folder: name another"),
     ],

@@ -64,7 +64,7 @@ def noise_is_equal(context: Context) -> str:
             pair = getattr(made, part).cpu(), getattr(expected, part)
             torch.testing.assert_close(*pair, rtol=2e-6, atol=4e-6)
             worst = max(worst, apart(*pair))
-    rounded = fused(*given(context.device), torch.bfloat16)
+    rounded = fused(*given(context.device), dtype=torch.bfloat16)
     assert rounded.x_t.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.x_t.cpu().float(), expected.x_t, rtol=8e-3, atol=1e-5)
     return f"images at most {worst:.1e} apart"

@@ -218,7 +218,7 @@ def add_checks(runs: Runs, context: Context) -> Group:
         limit = 1e-2 if family == "gan" else CLOSE
         add(
             f"losses of {family} are the CPU's",
-            lambda c, pair=pair, limit=limit: compare.close(*pair, limit), [*pair],
+            lambda c, pair=pair, limit=limit: compare.close(pair[0], pair[1], limit), [*pair],
         )  # fmt: skip
     for family in FAMILIES:
         run = auto(family)

@@ -46,15 +46,17 @@ def make_run(context: Context, *options: str) -> Any:
 @GROUP.check("no step waits for the GPU", 100, needs_gpu=True)
 def no_step_waits(context: Context) -> str:
     """In torch's mode that raises where the host would wait."""
-    run = make_run(context)
-    run.go_on()
-    run.go_on()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run.go_on()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return "three steps"
+    for compiling in ("none", "auto"):
+        run = make_run(context, f"--train.compile={compiling}")
+        for _ in range(2):  # compiles, and makes what is made once
+            run.go_on()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run.go_on()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.engine.close()
+    return "neither eager nor compiled"
 
 
 @contextlib.contextmanager
