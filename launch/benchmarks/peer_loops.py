@@ -102,8 +102,9 @@ class Lucidrains:
     def __init__(self, asked: dict[str, Any]):
         import denoising_diffusion_pytorch as package
 
-        # Its blocks are leaner: 70 channels make the 9 million parameters of DDPM's 64.
-        width = round(asked["channels"] * 70 / 64)
+        # Its blocks are leaner: 70 channels make the 9 million parameters of DDPM's 64. An odd
+        # number fails in its embedding of time.
+        width = 2 * round(asked["channels"] * 35 / 64)
         self.net: nn.Module = package.Unet(dim=width, dim_mults=(1, 2, 2, 2))
         diffusion = package.GaussianDiffusion(self.net, image_size=32, timesteps=1000)
         self.trainer: Any = package.Trainer(
