@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
-from dgm.kernels.choice import kernels_here
 from dgm.limits import check_range
 from dgm.rng import Draws
 from launch.benchmarks.machine import (
@@ -97,7 +97,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def _ways(dtype: torch.dtype) -> dict[str, Way]:
     plain = Noising("eps", LABEL_DROP, CLASSES, flip=True, dequantize=False, keep_x_0=True)
-    fused = replace(plain, way="kernel" if kernels_here() == "triton" else "compiled")
+    in_triton = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    fused = replace(plain, way="kernel" if in_triton else "compiled")
 
     def ours(noising: Noising) -> Way:
         return lambda given: noising(

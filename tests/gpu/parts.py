@@ -52,7 +52,7 @@ def make_parts(session: Session) -> list[Part]:
     small = work.sizes.small_batch
     eager = ["train.compile=none", "train.kernels=false"]
     return [
-        Part("setup", 12, 10, work.set_up),
+        Part("setup", 12, 10, work.set_up, essential=True),
         Part("together", 165, 60, work.together),
         Part("rate", 65, 30, work.rate),
         Part("noise", 15, 12, work.noise),

@@ -19,6 +19,7 @@ class Part:
     least: float  # with less it is left out
     work: Callable[[float], str]
     needs: Callable[[], str | None] = lambda: None  # why it cannot be done here
+    essential: bool = False  # without it nothing works: it may take the others' time
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Budget:
 
 def limit_of(part: Part, later: Sequence[Part], left: float) -> float:
     """Return a part's limit: its seconds, and what the plan does not need for the `later` ones."""
+    if part.essential:
+        return left
     surplus = left - part.seconds - sum(other.seconds for other in later)
     return min(left, part.seconds + max(0.0, surplus))
 

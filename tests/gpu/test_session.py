@@ -208,6 +208,7 @@ def test_unused_time_flows_to_later_parts():
     assert limit_of(parts[0], parts[1:], 300) == 100
     assert limit_of(parts[1], parts[2:], 290) == 190  # the first one left 90
     assert limit_of(parts[2], [], 30) == 30  # the others took longer
+    assert limit_of(Part("essential", 100, 20, str, essential=True), parts, 250) == 250
 
 
 def test_a_part_that_fails_or_does_not_fit_leaves_the_others_theirs():
