@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels import winograd
-from dgm.kernels.choice import Kernels, kernels_here, under_transform
-from dgm.kernels.norm import Dropout, norm_act
+from dgm.kernels.choice import Kernels, kernels_for, under_transform
+from dgm.kernels.norm import Dropout, chosen, norm_act
 
 
 class NormAct(nn.GroupNorm):
@@ -33,8 +33,9 @@ class NormAct(nn.GroupNorm):
         added: Tensor | None = None,
         scale_shift: tuple[Tensor, Tensor] | None = None,
         dropout: Dropout | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
-        """Normalise x + added; added, scale and shift are [B, C]."""
+        """Normalise x + added, the channels of `skip` behind those of x; the others are [B, C]."""
         if dropout is not None and dropout.share == 0:
             dropout = None
         return norm_act(
@@ -48,7 +49,46 @@ class NormAct(nn.GroupNorm):
             self.silu,
             dropout,
             self.kernels,
+            skip,
         )
+
+    def reads_apart(self, x: Tensor) -> bool:
+        """Return whether x and `skip` are read as they are, rather than copied into one."""
+        return chosen(self.kernels, x, self.weight, self.num_groups) == "triton"
+
+
+class DeferredBiasConv2d(nn.Conv2d):
+    """A convolution whose bias is left to what follows, so that no pass over the image adds it."""
+
+    native = False  # by a kernel of our own; `use_kernels` sets it
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return the convolution without bias, and `added` [B, C] plus the bias."""
+        assert self.bias is not None, "without a bias there is nothing to leave"
+        bias = self.bias.expand(len(x), -1) if added is None else added + self.bias
+        if self.native:
+            return winograd.convolve(self, x, bias=False), bias
+        return self._conv_forward(x, self.weight, None), bias
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution as a matrix product over the positions of channels_last images."""
+
+    def __init__(self, inputs: int, outputs: int):
+        """Map `inputs` channels to `outputs`."""
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map [B, C, H, W]; the channels of `skip` follow those of x, which no copy then joins."""
+        weight = self.weight.flatten(1)
+        x = x.permute(0, 2, 3, 1)
+        if skip is None:
+            y = functional.linear(x, weight, self.bias)
+        else:
+            of_x, of_skip = weight.split([x.shape[-1], skip.shape[1]], dim=1)
+            y = functional.linear(x, of_x, self.bias)
+            y = y + functional.linear(skip.permute(0, 2, 3, 1), of_skip)
+        return y.permute(0, 3, 1, 2)
 
 
 def group_norm(channels: int, silu: bool = False) -> NormAct:
@@ -57,12 +97,17 @@ def group_norm(channels: int, silu: bool = False) -> NormAct:
     return NormAct(groups, channels, silu)
 
 
-def use_kernels(net: nn.Module) -> None:
-    """Let kernels of our own do what a net does, where there are some for this machine."""
-    kernels = kernels_here()
+def use_kernels(net: nn.Module, device: torch.device | None = None) -> None:
+    """Let kernels of our own do what a net does on a device, where there are some for it.
+
+    None is the device of the net's parameters.
+    """
+    kernels = kernels_for(next(net.parameters()).device if device is None else device)
     for module in net.modules():
         if isinstance(module, NormAct):
             module.kernels = kernels
+        elif isinstance(module, DeferredBiasConv2d):
+            module.native = kernels == "native" and winograd.suits(module)
     if kernels == "native":
         winograd.use_in(net)
 
@@ -123,7 +168,10 @@ class _Join(torch.autograd.Function):
         return of_h, grad[:, ctx.channels :]
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+Conv = TypeVar("Conv", bound=nn.Conv2d)
+
+
+def zeroed(layer: Conv) -> Conv:
     """Let a convolution output zero at first, so that its block begins as the identity.
 
     All other layers keep torch's initialisation: it makes weights smaller than DDPM's variance
@@ -150,8 +198,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = PointwiseConv2d(channels, 3 * channels)
+        self.out = zeroed(PointwiseConv2d(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Give x plus what attention adds to it."""

@@ -52,6 +52,14 @@ def purpose_id(purpose: str) -> int:
     return zlib.crc32(purpose.encode())
 
 
+def int32(number: int) -> int:
+    """Return the signed 32-bit integer with the bits of an unsigned one.
+
+    Triton compiles a kernel anew for an integer that needs 64 bits.
+    """
+    return number - 2**32 if number >= 2**31 else number
+
+
 # As torch.compiler.assume_constant_result marks it, which would import the compiler, for seconds,
 # also where nothing is compiled.
 purpose_id._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from dgm.compiling import compiled
 from dgm.diffusion.prediction import PredictionKind, target
+from dgm.kernels import precompile
+from dgm.kernels.choice import has_triton, triton_takes
 from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
-from dgm.rng import Draws, purpose_id
+from dgm.rng import Draws, int32, purpose_id
 
 
 class Chosen(NamedTuple):
@@ -88,7 +90,8 @@ class Noising:
     """Make examples of stored images.
 
     way: `eager` is the reference; `compiled` is two compiled passes, which turn to eager with a
-    warning where no compiler is at hand; `kernel` is one pass in Triton, on a GPU.
+    warning where no compiler is at hand; `kernel` is one pass in Triton for images on a GPU, else
+    as `compiled`.
     """
 
     prediction: PredictionKind
@@ -104,7 +107,7 @@ class Noising:
         dtype: torch.dtype | None = None,
     ) -> Example:  # fmt: skip
         """Noise uint8 [B, H, W, C] to levels of alphas and sigmas [T]; `dtype` is that of x_t."""
-        if self.way == "kernel":
+        if self.way == "kernel" and triton_takes(images.device) and has_triton():
             return self._in_one_kernel(images, labels, alphas, sigmas, draws, dtype)
         eager = self.way == "eager"
         draw, finish = (choose, _noised) if eager else (_compiled(choose), _compiled(_noised))
@@ -134,16 +137,20 @@ class Noising:
         t, told = torch.empty_like(labels), torch.empty_like(labels)
         blocks, held = -(-count // 4), 256
         purposes = ("flip", "timestep", "label_drop", "dequantize", "noise")
-        noise[batch, -(-blocks // held)](
+        precompile.launch(
+            noise, (batch, -(-blocks // held)),
             images.contiguous(), labels, alphas, sigmas, draws.key, draws.index, draws.step,
             x_t, wanted, x_0, t, told,
             len(alphas), self.label_drop, self.nobody, width, count, blocks,
-            *map(purpose_id, purposes),
+            *(int32(purpose_id(purpose)) for purpose in purposes),
             CHANNELS=channels, BLOCK=held, STEP_EACH=draws.step.ndim > 0, FLIP=self.flip,
             DEQUANTIZE=self.dequantize, PREDICTION=self.prediction, KEEP_X_0=self.keep_x_0,
             BIN_WIDTH=(DEQUANTIZED if self.dequantize else STANDARD).bin_width,
             num_warps=2,
         )  # fmt: skip
+        if precompile.collecting():  # nothing was written
+            plain = replace(self, way="eager")(images, labels, alphas, sigmas, draws)
+            return plain._replace(x_t=plain.x_t.to(x_t.dtype))
         seen = [None if part is None else part.permute(0, 3, 1, 2) for part in (x_t, wanted, x_0)]
         alpha, sigma = (levels[t][:, None, None, None] for levels in (alphas, sigmas))
         assert seen[0] is not None and seen[1] is not None, "the kernel wrote them"

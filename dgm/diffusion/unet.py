@@ -16,7 +16,15 @@ from torch.nn import functional
 from dgm.diffusion.pyramid import Pyramid
 from dgm.errors import UserError
 from dgm.kernels.norm import Dropout
-from dgm.layers import Attention, group_norm, join, timestep_embedding, zeroed
+from dgm.layers import (
+    Attention,
+    DeferredBiasConv2d,
+    PointwiseConv2d,
+    group_norm,
+    join,
+    timestep_embedding,
+    zeroed,
+)
 from dgm.limits import check_range
 from dgm.rng import Draws
 
@@ -57,25 +65,35 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.drop, self.purpose, self.scale_shift = config.dropout, name, config.scale_shift
         self.norm1 = group_norm(inputs, silu=True)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = DeferredBiasConv2d(inputs, outputs, 3, padding=1)
         width = 2 * outputs if config.scale_shift else outputs
         self.emb = nn.Linear(4 * config.channels, width)
         self.norm2 = group_norm(outputs, silu=True)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         same = inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
+        self.shortcut = nn.Identity() if same else PointwiseConv2d(inputs, outputs)
 
-    def forward(self, x: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
-        """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W]."""
-        h = self.conv1(self.norm1(x))
+    def forward(
+        self, x: Tensor, emb: Tensor, draws: Draws | None, skip: Tensor | None = None
+    ) -> Tensor:
+        """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W].
+
+        The inputs are the channels of x and those of `skip`.
+        """
+        if skip is not None and not self.norm1.reads_apart(x):
+            x, skip = join(x, skip), None
+        h = self.norm1(x, skip=skip)
         told = self.emb(emb)
         dropout = None if draws is None else Dropout(self.drop, draws, self.purpose)
         if self.scale_shift:
+            h, added = self.conv1(h)
             scale, shift = told.chunk(2, dim=1)
-            h = self.norm2(h, scale_shift=(scale, shift), dropout=dropout)
+            h = self.norm2(h, added=added, scale_shift=(scale, shift), dropout=dropout)
         else:
-            h = self.norm2(h, added=told, dropout=dropout)
-        return self.shortcut(x) + self.conv2(h)
+            h, added = self.conv1(h, told)
+            h = self.norm2(h, added=added, dropout=dropout)
+        shortcut = self.shortcut(x) if skip is None else self.shortcut(x, skip)
+        return shortcut + self.conv2(h)
 
 
 class Level(nn.Module):
@@ -200,7 +218,7 @@ class UNet(nn.Module):
         said: list[Tensor] = []
         for i, level in self._upwards():
             for block, attention in level.pairs():
-                h = attention(block(join(h, skips.pop()), emb, draws))
+                h = attention(block(h, emb, draws, skips.pop()))
             said += self._said(i, h)
             h = level.resize(h)
         return h, said

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import warnings
 from typing import Literal
 
 import torch
 from torch.autograd import forward_ad
+
+from dgm.kernels import precompile
 
 Kernels = Literal["triton", "native"]
 """In Triton, on a GPU; in C++, on a CPU."""
@@ -37,16 +40,33 @@ def refuse_transform(operator: str) -> None:
         )
 
 
-@functools.cache
-def kernels_here() -> Kernels | None:
-    """Say which kernels serve: on a GPU those in Triton; warns where that is not installed."""
-    if not torch.cuda.is_available():
+def kernels_for(device: torch.device) -> Kernels | None:
+    """Return the kernels that serve tensors on a device; None where there are none."""
+    if device.type == "cpu":
         return "native"
-    if importlib.util.find_spec("triton") is None:
+    return "triton" if device.type == "cuda" and has_triton() else None
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton is installed; warns once where it is not."""
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
         warnings.warn(
             "Triton is not installed, so torch.compile has to do what our kernels do: "
             "pip install triton makes training faster",
             stacklevel=2,
         )
-        return None
-    return "triton"
+    return found
+
+
+def triton_takes(device: torch.device) -> bool:
+    """Return whether Triton's kernels can run on a device: a GPU, or a CPU in its interpreter."""
+    return device.type == "cuda" or _interpreted() or precompile.collecting()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+triton_takes._dynamo_marked_constant = True  # type: ignore[attr-defined]

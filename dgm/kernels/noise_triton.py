@@ -51,7 +51,13 @@ def _goal(clean, eps, alpha, sigma, PREDICTION: tl.constexpr):
     return goal
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_timesteps", "nobody", "width", "count", "blocks", "for_flip", "for_timestep",
+        "for_label_drop", "for_dequantize", "for_noise",
+    ],
+    do_not_specialize_on_alignment=["images", "labels", "key", "index", "step"],
+)  # fmt: skip
 def noise(
     images, labels, alphas, sigmas, key, index, step, x_t, wanted, x_0, t, told,
     num_timesteps, label_drop, nobody, width, count, blocks,

@@ -6,7 +6,8 @@ With u = x + added, and x_hat = u less the mean of its group, over its deviation
 
 On a GPU it is one Triton kernel each way, which reads and writes the training dtype and keeps
 channels_last; torch's own GroupNorm there returns contiguous NCHW and runs in fp32 under autocast.
-On a CPU it is one in C++ (norm.cpp), in fp32. Both keep x for the backward pass, and nothing else.
+It keeps x for the backward pass, and a bit of each element for dropout; x may come as two tensors,
+`x` and `skip`, whose channels follow each other. On a CPU it is one in C++ (norm.cpp), in fp32.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dgm.kernels import native
-from dgm.kernels.choice import Kernels, refuse_transform, under_transform
+from dgm.kernels import native, norm_gpu
+from dgm.kernels.choice import Kernels, refuse_transform, triton_takes, under_transform
 from dgm.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
@@ -44,17 +45,20 @@ def norm_act(
     silu: bool = True,
     dropout: Dropout | None = None,
     kernels: Kernels | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
-    Step by step, or in one of our `kernels` in the dtype of x, where those take it: they want 8 k
-    places, and in C++ fp32. Both are differentiable to any order in reverse mode; in forward mode
-    torch's own operators are used.
+    The channels of `skip` follow those of x; C counts both. Step by step, or in one of our
+    `kernels` in the dtype of x, where those take it: see `chosen`. Both are differentiable to any
+    order in reverse mode; in forward mode torch's own operators are used.
     """
-    fits = x.shape[2] * x.shape[3] % 8 == 0 and not under_transform()
-    if kernels and fits and (kernels == "triton" or native.serves(x, weight)):
+    kernels = chosen(kernels, x, weight, groups)
+    if skip is not None and kernels != "triton":
+        x, skip = torch.cat([x, skip], dim=1), None
+    if kernels:
         return _in_one_kernel(
-            x, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
+            x, skip, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
         )
     u = x if added is None else x + added[:, :, None, None]
     if under_transform():
@@ -65,6 +69,19 @@ def norm_act(
         z = torch.addcmul(shift, z, scale + 1)
     y = functional.silu(z) if silu else z
     return y if dropout is None else keyed_dropout(y, dropout)
+
+
+def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
+    """Return the kernels that normalise x: those asked for, or None for torch's operators.
+
+    Both want H W to be a multiple of 8; those in Triton a GPU and groups of at most 64 channels,
+    those in C++ fp32 on a CPU, which is also where a net for a GPU runs on a CPU.
+    """
+    if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
+        return None
+    if kernels == "triton" and triton_takes(x.device):
+        return kernels if norm_gpu.fits(len(weight), groups) else None
+    return "native" if native.serves(x, weight) else None
 
 
 def keyed_dropout(x: Tensor, dropout: Dropout) -> Tensor:
@@ -80,7 +97,7 @@ Maybe = Tensor | None
 
 
 def _in_one_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
+    x: Tensor, skip: Maybe, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
     scale_shift: tuple[Tensor, Tensor] | None, silu: bool, dropout: Dropout | None,
     kernels: Kernels,
 ) -> Tensor:  # fmt: skip
@@ -90,8 +107,8 @@ def _in_one_kernel(
     if dropout is not None:
         key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
         share, purpose = dropout.share, purpose_id(dropout.purpose)
-    y, _, _ = _forward(
-        x, added, weight, bias, scale, shift, key, index, step,
+    y, *_ = _forward(
+        x, skip, added, weight, bias, scale, shift, key, index, step,
         groups, eps, silu, share, purpose, kernels,
     )  # fmt: skip
     return y
@@ -100,6 +117,7 @@ def _in_one_kernel(
 @torch.library.custom_op("dgm::norm_act", mutates_args=())
 def _forward(
     x: Tensor,
+    skip: Tensor | None,
     added: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -114,32 +132,30 @@ def _forward(
     drop: float,
     purpose: int,
     kernels: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give y, and the means and inverse deviations of the groups, fp32 [B, groups]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y, the means and inverse deviations of the groups, fp32 [B, groups], and a mask.
+
+    The mask holds the dropout's bits, uint8 [B, H W / 8, C], for the kernels in Triton; else [0].
+    """
     refuse_transform("dgm::norm_act")
+    told, draws = [added, weight, bias, scale, shift], [key, index, step]
+    if kernels == "triton":
+        return norm_gpu.forward(x, skip, told, draws, groups, eps, silu, drop, purpose)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     mean = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    told = [*map(_flat, (added, weight, bias, scale, shift, key, index, step))]
-    if kernels == "native":
-        options = _options(step, silu, drop, purpose)
-        native.call("norm_act", *_sizes(x, groups), x, *told, *options, eps, y, mean, rstd)
-        return y, mean, rstd
-    from dgm.kernels import norm_triton
-
-    launch = _Launch(x, added, scale, key, step, groups, silu, drop)
-    norm_triton.forward[launch.grid](
-        x, *told, y, mean, rstd,
-        *launch.sizes, eps, purpose, *launch.dropping, **launch.constants,
-    )  # fmt: skip
-    return y, mean, rstd
+    options = _options(step, silu, drop, purpose)
+    flat = map(_flat, (*told, *draws))
+    native.call("norm_act", *_sizes(x, groups), x, *flat, *options, eps, y, mean, rstd)
+    return y, mean, rstd, x.new_empty(0, dtype=torch.uint8)
 
 
 @torch.library.custom_op("dgm::norm_act_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
+    skip: Tensor | None,
     added: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -150,40 +166,33 @@ def _backward(
     step: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    mask: Tensor,
     groups: int,
     eps: float,
     silu: bool,
     drop: float,
     purpose: int,
     kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx and fp32 [B, C] sums over H and W of dz, dz x_hat and du (empty without `added`).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
-    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU.
+    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU. What belongs to
+    a tensor that is not given is empty, [0].
     """
     refuse_transform("dgm::norm_act_backward")
+    told = [added, weight, bias, scale, shift]
+    if kernels == "triton":
+        dx, d_skip, sums = norm_gpu.backward(
+            grad, x, skip, told, mask, mean, rstd, groups, silu, drop
+        )
+        return dx, d_skip, sums[0], sums[1], sums[2]
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    dx = torch.empty_like(x)
-    sums = _sums(x, added)
-    told = [*map(_flat, (added, weight, bias, scale, shift, key, index, step))]
+    dx, sums = torch.empty_like(x), norm_gpu.empty_sums(x, skip, added)
+    options, flat = _options(step, silu, drop, purpose), map(_flat, (*told, key, index, step))
     found = [mean, rstd, grad, dx, *sums]
-    if kernels == "native":
-        options = _options(step, silu, drop, purpose)
-        native.call("norm_act_backward", *_sizes(x, groups), x, *told, *options, *found)
-        return dx, sums[0], sums[1], sums[2]
-    from dgm.kernels import norm_triton
-
-    launch = _Launch(x, added, scale, key, step, groups, silu, drop)
-    norm_triton.backward[launch.grid](
-        x, *told, *found, *launch.sizes, purpose, *launch.dropping, **launch.constants
-    )
-    return dx, sums[0], sums[1], sums[2]
-
-
-def _sums(x: Tensor, added: Maybe) -> list[Tensor]:
-    sizes = [x.shape[:2], x.shape[:2], (0,) if added is None else x.shape[:2]]
-    return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
+    native.call("norm_act_backward", *_sizes(x, groups), x, *flat, *options, *found)
+    return dx, x.new_empty(0), sums[0], sums[1], sums[2]
 
 
 def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
@@ -191,46 +200,9 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
     return batch, height * width, channels, groups
 
 
-def _dropping(drop: float) -> tuple[int, float]:
-    """Give the 16-bit number below which one is dropped, and the factor of the others."""
-    return round(drop * 65536), 1 / (1 - drop)
-
-
 def _options(step: Maybe, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
     step_each = step is not None and step.ndim > 0
-    return int(step_each), purpose, *_dropping(drop), int(silu)
-
-
-class _Launch:
-    """How a kernel is launched: some whole groups of one image for each program."""
-
-    def __init__(
-        self, x: Tensor, added: Maybe, scale: Maybe, key: Maybe, step: Maybe, groups: int,
-        silu: bool, drop: float,
-    ):  # fmt: skip
-        batch, channels, height, width = x.shape
-        group = channels // groups
-        group_p2 = _power_of_2(group)
-        held = max(1, min(_power_of_2(groups), 64 // group_p2))
-        rows = max(8, min(_power_of_2(height * width), 4096 // (held * group_p2)))
-        self.grid = (batch, -(-groups // held))
-        self.sizes = (height * width // 8, channels, groups)
-        self.dropping = _dropping(drop)
-        self.constants: dict[str, Any] = {
-            "GROUP": group,
-            "GROUP_P2": group_p2,
-            "HELD": held,
-            "ROWS": rows,
-            "HAS_ADDED": added is not None,
-            "HAS_SCALE": scale is not None,
-            "SILU": silu,
-            "DROP": key is not None and drop > 0,
-            "STEP_EACH": step is not None and step.ndim > 0,
-        }
-
-
-def _power_of_2(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+    return int(step_each), purpose, *norm_gpu.threshold_and_factor(drop), int(silu)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
@@ -238,28 +210,36 @@ def _flat(tensor: Tensor | None) -> Tensor | None:
 
 
 @_forward.register_fake
-def _(x, added, weight, bias, scale, shift, key, index, step, groups, *rest):
+def _(
+    x, skip, added, weight, bias, scale, shift, key, index, step, groups, eps, silu, drop, purpose,
+    kernels,
+):  # fmt: skip
     moments = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    return y, moments, torch.empty_like(moments)
+    dropping = kernels == "triton" and key is not None and drop > 0
+    mask = norm_gpu.empty_mask(x, skip, dropping)
+    return norm_gpu.empty_joined(x, skip), moments, torch.empty_like(moments), mask
 
 
 @_backward.register_fake
-def _(grad, x, added, *rest):
-    return torch.empty_like(x, memory_format=torch.channels_last), *_sums(x, added)
+def _(grad, x, skip, added, *rest):
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    d_skip = x.new_empty(0)
+    if skip is not None:
+        d_skip = torch.empty_like(skip, memory_format=torch.channels_last)
+    return dx, d_skip, *norm_gpu.empty_sums(x, skip, added)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, groups, eps, silu, drop, purpose, kernels = inputs
-    ctx.save_for_backward(*tensors, output[1], output[2])
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.settings = groups, eps, silu, drop, purpose, kernels
-    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, added, weight, bias, scale, shift, *rest = ctx.saved_tensors
-    dx, by_one, by_x_hat, of_added = _backward(
-        grad, x, added, weight, bias, scale, shift, *rest, *ctx.settings
+    x, skip, added, weight, bias, scale, shift, *rest = ctx.saved_tensors
+    dx, d_skip, by_one, by_x_hat, of_added = _backward(
+        grad, x, skip, added, weight, bias, scale, shift, *rest, *ctx.settings
     )
     factor = 1.0 if scale is None else 1 + scale.float()
     d_weight = (factor * by_x_hat).sum(0).to(weight.dtype)
@@ -269,7 +249,8 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if scale is not None and shift is not None:
         d_scale = (weight * by_x_hat + bias * by_one).to(scale.dtype)
         d_shift = by_one.to(shift.dtype)
-    return dx, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 9
+    d_skip = None if skip is None else d_skip
+    return dx, d_skip, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 9
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)
@@ -277,8 +258,8 @@ _forward.register_autograd(_gradients, setup_context=_remember)
 
 def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     # Not mean and rstd: they are functions of x, and their derivatives are part of that by x.
-    ctx.save_for_backward(*inputs[:10])
-    ctx.settings = inputs[12:]
+    ctx.save_for_backward(*inputs[:11])
+    ctx.settings = inputs[14:]
     ctx.set_materialize_grads(False)
 
 
@@ -288,14 +269,15 @@ def _second_gradients(ctx: Any, *came: Tensor | None) -> tuple[Any, ...]:
     kept = None
     if key is not None and drop > 0:
         # With x = 0, weight 0, bias 1 and no SiLU the kernel returns the dropout factors alone.
-        x, weight = given[1].detach().float(), given[3].detach().float()
-        kept, _, _ = _forward(
-            torch.zeros_like(x), None, torch.zeros_like(weight), torch.ones_like(weight), None,
-            None, key, index, step, groups, eps, False, drop, purpose, kernels,
+        grad, _, _, _, weight, *_ = given
+        zeros = torch.zeros_like(weight.detach(), dtype=torch.float32)
+        kept, *_ = _forward(
+            torch.zeros_like(grad.detach(), dtype=torch.float32), None, None, zeros, zeros + 1,
+            None, None, key, index, step, groups, eps, False, drop, purpose, kernels,
         )  # fmt: skip
-    wanted = ctx.needs_input_grad[:7]
+    wanted = ctx.needs_input_grad[:8]
     found = backward_of_backward(given, wanted, came, groups, eps, silu, kept)
-    return *found, *(None,) * 11
+    return *found, *(None,) * 12
 
 
 _backward.register_autograd(_second_gradients, setup_context=_remember_backward)

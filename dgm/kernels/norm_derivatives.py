@@ -29,8 +29,8 @@ def backward_of_backward(
 ) -> list[Maybe]:
     """Return the vector-Jacobian products of the backward operator with `cotangents`.
 
-    One for each of `inputs` (grad, x, added, weight, bias, scale, shift), None where not
-    `needs_grad`. The operator returns dx [B, C, H, W] and three sums [B, C]; `dropout_factors` are
+    One for each of `inputs` (grad, x, skip, added, weight, bias, scale, shift), None where not
+    `needs_grad`. The operator returns dx, d_skip and three sums [B, C]; `dropout_factors` are
     [B, C, H, W].
     """
     create_graph = torch.is_grad_enabled()
@@ -38,7 +38,8 @@ def backward_of_backward(
         # On new nodes: `grad` may depend on x, and that path is not part of this derivative.
         nodes = [_node(tensor) for tensor in inputs]
         results = _first_derivatives(nodes, groups, eps, silu, dropout_factors)
-        used = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None]
+        pairs_of = zip(results, cotangents, strict=True)
+        used = [(r, g) for r, g in pairs_of if r is not None and g is not None]
         pairs = zip(nodes, needs_grad, strict=True)
         asked = [node for node, want in pairs if want and node is not None]
         if not used or not asked:
@@ -63,9 +64,10 @@ def _node(tensor: Maybe) -> Maybe:
 
 def _first_derivatives(
     inputs: Sequence[Any], groups: int, eps: float, silu: bool, dropout_factors: Maybe
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx [B, C, H, W] and fp32 [B, C] sums over H and W of dz, dz x_hat and du."""
-    grad, x, added, weight, bias, scale, shift = inputs
+) -> tuple[Maybe, ...]:
+    """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du."""
+    grad, of_x, skip, added, weight, bias, scale, shift = inputs
+    x = of_x if skip is None else torch.cat([of_x, skip], dim=1)
     factor = 1.0 if scale is None else 1 + scale.float()
     a = (weight.float() * factor).expand(x.shape[:2])
     b = (bias.float() * factor + (0.0 if shift is None else shift.float())).expand(x.shape[:2])
@@ -77,7 +79,8 @@ def _first_derivatives(
     y = a[:, :, None, None] * x_hat.reshape(x.shape) + b[:, :, None, None]
     y = functional.silu(y) if silu else y
     y = y if dropout_factors is None else y * dropout_factors
-    dx, by_a, by_b, by_added = torch.autograd.grad(
-        y, (x, a, b, moved), grad.float(), create_graph=True
+    images = (of_x,) if skip is None else (of_x, skip)
+    *by_images, by_a, by_b, by_added = torch.autograd.grad(
+        y, (*images, a, b, moved), grad.float(), create_graph=True
     )
-    return dx, by_b, by_a, by_added
+    return by_images[0], None if skip is None else by_images[1], by_b, by_a, by_added

@@ -1,14 +1,69 @@
-"""GroupNorm, scale and shift, SiLU and dropout over [B, places, C] memory, one kernel each way.
+"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
 
-A program holds some whole groups of one image and goes over the places twice; the second time they
-come from the cache. All sums are fp32. The places are taken as eight equal segments, since the
-eight 16-bit halves of one Philox block drop one number of each (`Draws.keep_mask`).
+A program normalizes some whole groups of channels of one image. It takes the positions as eight
+equal segments of `segment` rows, since the eight 16-bit halves of one Philox block drop one element
+of each (`Draws.keep_mask`), so that one byte holds the dropout bits of eight elements. What `_load`
+returns is a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment. Where a segment is one
+tile (WHOLE), x is read once and stays in registers; else a second pass reads it again, mostly from
+the cache. Sums are accumulated by each thread and reduced once, after the loop.
+
+With JOINED the channels from `channels_of_x` on come from a second tensor, `skip`.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# The interpreter knows no inline assembly.
+INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
+# Else a kernel would be compiled anew for multiples of 16, be they integers or addresses.
+_DRAWS = ["key", "index", "step"]
+
+
+@triton.jit
+def _sigmoid(x):
+    """Return 1 / (1 + exp(-x)) to 2^-21; a third of the instructions of tl.sigmoid.
+
+    The difference is the handling of subnormal numbers, which no result here depends on.
+    """
+    if INTERPRETED:
+        y = tl.sigmoid(x)
+    else:
+        y = tl.inline_asm_elementwise(
+            """{
+            .reg .f32 e;
+            mul.ftz.f32 e, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 e, e;
+            add.ftz.f32 e, e, 0f3F800000;
+            rcp.approx.ftz.f32 $0, e;
+            }""",
+            "=f,f",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return y
+
+
+@triton.jit
+def _channels(channels, GROUP: tl.constexpr, ALIGN: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return this program's image and channels, and which of them exist, each [CHANNELS]."""
+    width: tl.constexpr = CHANNELS // GROUP * GROUP
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.multiple_of(tl.program_id(0) * width, ALIGN) + lane
+    # Compared by whole vectors, so that loads and stores stay vectorized.
+    inside = (lane // ALIGN < width // ALIGN) & (channel // ALIGN < channels // ALIGN)
+    return tl.program_id(1).to(tl.int64), channel, inside
+
+
+@triton.jit
+def _sum_of_group(value, inside, GROUP: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return at each channel the sum of `value` [CHANNELS] over the channels of its group."""
+    group = tl.arange(0, CHANNELS) // GROUP
+    same = (group[:, None] == group[None, :]) & inside[None, :]
+    return tl.sum(tl.where(same, value[None, :], 0.0), 1)
 
 
 @triton.jit
@@ -17,226 +72,323 @@ def _per_channel(pointer, image, channels, channel, inside):
 
 
 @triton.jit
-def _held(
-    added, channels, groups,
-    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HELD: tl.constexpr, HAS_ADDED: tl.constexpr,
-):  # fmt: skip
-    """Give the image and groups of this program, their channels and what is added to each."""
-    image = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * HELD + tl.arange(0, HELD)
-    lane = tl.arange(0, GROUP_P2)
-    channel = group[:, None] * GROUP + lane[None, :]
-    inside = (group[:, None] < groups) & (lane[None, :] < GROUP)
-    more = tl.zeros([HELD, GROUP_P2], tl.float32)
-    if HAS_ADDED:
-        more += _per_channel(added, image, channels, channel, inside)
-    return image, group, channel, inside, more
-
-
-@triton.jit
 def _affine(
     weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE: tl.constexpr
 ):  # fmt: skip
-    """Give weight, bias and 1 + scale of each channel, [groups, channels of a group]."""
+    """Return g and b [CHANNELS] of z = g x_hat + b."""
     w = tl.load(weight + channel, inside, 0.0).to(tl.float32)
     b = tl.load(bias + channel, inside, 0.0).to(tl.float32)
     if HAS_SCALE:
         factor = 1.0 + _per_channel(scale, image, channels, channel, inside)
-        moved = _per_channel(shift, image, channels, channel, inside)
-    else:
-        factor = tl.zeros_like(w) + 1.0
-        moved = tl.zeros_like(w)
-    return w, b, factor, moved
+        w, b = w * factor, b * factor + _per_channel(shift, image, channels, channel, inside)
+    return w, b
 
 
 @triton.jit
-def _bits(key, index, step, image, STEP_EACH: tl.constexpr, purpose, block):
-    """Draw the four lanes of Philox for counters `block` of an image."""
+def _load(
+    x, skip, more, image, segment, row, channels, channels_of_x, channel, inside,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Return the tiles of x, or of x and skip joined, plus `more` [CHANNELS]."""
+    tiles = ()
+    if JOINED:
+        first_of_skip = channels_of_x // ALIGN
+        rest = channels - channels_of_x
+        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
+        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
+        at = x + image * 8 * segment * channels_of_x
+        at += row[:, None] * channels_of_x + channel[None, :]
+        other = skip + image * 8 * segment * rest
+        other += row[:, None] * rest + (channel - channels_of_x)[None, :]
+        for s in tl.static_range(8):
+            value = tl.load(at + s * segment * channels_of_x, of_x, 0.0).to(tl.float32)
+            value += tl.load(other + s * segment * rest, of_skip, 0.0).to(tl.float32)
+            tiles = tiles + (value + more[None, :],)  # noqa: RUF005
+    else:
+        at = x + image * 8 * segment * channels
+        at += row[:, None] * channels + channel[None, :]
+        for s in tl.static_range(8):
+            value = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
+            tiles = tiles + (value + more[None, :],)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def _store(
+    value, s, x, skip, image, segment, row, channels, channels_of_x, channel, inside,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Store the tile of segment `s` where `_load` found it."""
+    value = value.to(x.dtype.element_ty)
+    place = image * 8 * segment + s * segment
+    if JOINED:
+        first_of_skip = channels_of_x // ALIGN
+        rest = channels - channels_of_x
+        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
+        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
+        at = row[:, None] * channels_of_x + channel[None, :]
+        tl.store(x + place * channels_of_x + at, value, of_x)
+        at = row[:, None] * rest + (channel - channels_of_x)[None, :]
+        tl.store(skip + place * rest + at, value, of_skip)
+    else:
+        at = row[:, None] * channels + channel[None, :]
+        tl.store(x + place * channels + at, value, inside[None, :])
+
+
+@triton.jit
+def _draw_mask(
+    mask, key, index, step, image, purpose, threshold, segment, channels, row, channel, inside,
+    STEP_EACH: tl.constexpr,
+):  # fmt: skip
+    """Write and return what is kept, [ROWS, CHANNELS]: bit s is that of segment s."""
     seed = (tl.load(key + 1) << 32) | tl.load(key)
     which = tl.load(index + image).to(tl.uint32)
     when = tl.load(step + (image if STEP_EACH else 0)).to(tl.uint32)
-    none = tl.zeros_like(block).to(tl.uint32)
-    counter = block.to(tl.uint32)
-    return tl.philox(seed, counter, none + which, none + when, none + purpose.to(tl.uint32))
+    block = (row[:, None] * channels + channel[None, :]).to(tl.uint32)
+    none = tl.zeros_like(block)
+    lanes = tl.philox(seed, block, none + which, none + when, none + purpose.to(tl.uint32))
+    kept = none
+    for lane in tl.static_range(4):
+        # Low and high half of each lane in turn.
+        kept |= ((lanes[lane] & 0xFFFF) >= threshold).to(tl.uint32) << (2 * lane)
+        kept |= ((lanes[lane] >> 16) >= threshold).to(tl.uint32) << (2 * lane + 1)
+    byte = image * segment * channels + row[:, None] * channels + channel[None, :]
+    tl.store(mask + byte, kept.to(tl.uint8), inside[None, :])
+    return kept
 
 
 @triton.jit
-def _half(a, b, c, d, SEGMENT: tl.constexpr):
-    """Give the 16-bit number of a segment: low and high halves of the four lanes in turn."""
-    if SEGMENT // 2 == 0:
-        lane = a
-    elif SEGMENT // 2 == 1:
-        lane = b
-    elif SEGMENT // 2 == 2:
-        lane = c
-    else:
-        lane = d
-    return ((lane >> 16) if SEGMENT % 2 == 1 else (lane & 0xFFFF)).to(tl.int32)
+def _drop(value, kept, s, keep_factor):
+    return tl.where(((kept >> s) & 1) != 0, value * keep_factor, 0.0)
 
 
 @triton.jit
-def _moments(
-    x, more, start, places, channels, channel, inside, eps, GROUP: tl.constexpr, ROWS: tl.constexpr
+def _sum_of_eight(tiles):
+    total = tiles[0]
+    for s in tl.static_range(1, 8):
+        total += tiles[s]
+    return total
+
+
+@triton.jit
+def _squares_of_eight(tiles, centre):
+    """Return the sum of squares of what is left of eight tiles without `centre`, which broadcasts."""
+    total = (tiles[0] - centre) * (tiles[0] - centre)
+    for s in tl.static_range(1, 8):
+        total += (tiles[s] - centre) * (tiles[s] - centre)
+    return total
+
+
+@triton.jit
+def _finish(
+    tiles, kept, y, image, segment, row, channels, channel, inside, gain, offset, keep_factor,
+    ALIGN: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """Give mean and inverse deviation of each group of x + more.
-
-    Moments of each channel, tile by tile (Chan et al. 1983), so that nothing cancels.
-    """
-    centre = tl.zeros_like(more)
-    spread = tl.zeros_like(more)
-    count = 0.0
-    for first in range(0, places, ROWS):
-        row = first + tl.arange(0, ROWS)
-        here = (row < places)[:, None, None] & inside[None, :, :]
-        at = start + row[:, None, None] * channels + channel[None, :, :]
-        u = tl.load(x + at, here, 0.0).to(tl.float32) + more[None, :, :]
-        size = tl.minimum(places - first, ROWS).to(tl.float32)
-        own = tl.sum(tl.where(here, u, 0.0), 0) / size
-        off = tl.where(here, u - own[None, :, :], 0.0)
-        apart = own - centre
-        spread += tl.sum(off * off, 0) + apart * apart * (count * size / (count + size))
-        centre += apart * (size / (count + size))
-        count += size
-    middle = tl.sum(tl.where(inside, centre, 0.0), 1) / GROUP
-    apart = tl.where(inside, centre - middle[:, None], 0.0)
-    total = tl.sum(tl.where(inside, spread, 0.0), 1) + places * tl.sum(apart * apart, 1)
-    return middle, 1.0 / tl.sqrt(total / (places * GROUP) + eps)
+    """Write y = silu(gain x + offset), with dropout."""
+    for s in tl.static_range(8):
+        z = tiles[s] * gain[None, :] + offset[None, :]
+        if SILU:
+            z = z * _sigmoid(z)
+        if DROP:
+            z = _drop(z, kept, s, keep_factor)
+        _store(z, s, y, y, image, segment, row, channels, channels, channel, inside, ALIGN, False)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["segment", "purpose", "threshold"], do_not_specialize_on_alignment=_DRAWS
+)
 def forward(
-    x, added, weight, bias, scale, shift, key, index, step, y, mean, rstd,
-    segment, channels, groups, eps, purpose, threshold, keep_factor,
-    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HELD: tl.constexpr, ROWS: tl.constexpr,
-    HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr, SILU: tl.constexpr,
-    DROP: tl.constexpr, STEP_EACH: tl.constexpr,
+    x, skip, added, weight, bias, scale, shift, key, index, step, y, mean, rstd, mask,
+    segment, channels, channels_of_x, eps, purpose, threshold, keep_factor,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    WHOLE: tl.constexpr, JOINED: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr, STEP_EACH: tl.constexpr,
 ):  # fmt: skip
-    """Write y [B, 8 segment, C], and mean and rstd [B, groups] of u = x + added."""
-    image, group, channel, inside, more = _held(
-        added, channels, groups, GROUP, GROUP_P2, HELD, HAS_ADDED
-    )
-    places = 8 * segment
-    start = image * places * channels
-
-    middle, inverse = _moments(x, more, start, places, channels, channel, inside, eps, GROUP, ROWS)
-    tl.store(mean + image * groups + group, middle, group < groups)
-    tl.store(rstd + image * groups + group, inverse, group < groups)
-
-    w, b, factor, moved = _affine(
-        weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE
-    )
-    gain = inverse[:, None] * w * factor
-    offset = (more - middle[:, None]) * gain + b * factor + moved
-    for first in range(0, segment, ROWS // 8):
-        row = first + tl.arange(0, ROWS // 8)
-        here = (row < segment)[:, None, None] & inside[None, :, :]
-        block = row[:, None, None] * channels + channel[None, :, :]
-        if DROP:
-            b0, b1, b2, b3 = _bits(key, index, step, image, STEP_EACH, purpose, block)
-        for s in tl.static_range(8):
-            at = start + s * segment * channels + block
-            z = tl.load(x + at, here, 0.0).to(tl.float32) * gain[None, :, :] + offset[None, :, :]
-            if SILU:
-                z = z * tl.sigmoid(z)
-            if DROP:
-                z = tl.where(_half(b0, b1, b2, b3, s) >= threshold, z * keep_factor, 0.0)
-            tl.store(y + at, z.to(y.dtype.element_ty), here)
-
-
-@triton.jit
-def _gradient_at(
-    x, grad, at, here, kept, gain, offset, keep_factor, SILU: tl.constexpr, DROP: tl.constexpr
-):  # fmt: skip
-    """Give x and the gradient of z at some places, fp32."""
-    value = tl.load(x + at, here, 0.0).to(tl.float32)
-    dz = tl.load(grad + at, here, 0.0).to(tl.float32)
-    if DROP:
-        dz = tl.where(kept, dz * keep_factor, 0.0)
-    if SILU:
-        z = value * gain[None, :, :] + offset[None, :, :]
-        share = tl.sigmoid(z)
-        dz = dz * share * (1.0 + z * (1.0 - share))
-    return value, dz
-
-
-@triton.jit
-def _sums(
-    x, grad, key, index, step, image, purpose, threshold, keep_factor, start, segment, channels,
-    channel, inside, gain, offset, inverse, shifted,
-    ROWS: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr, STEP_EACH: tl.constexpr,
-):  # fmt: skip
-    """Sum dz, dz x_hat and x_hat over places, for each channel."""
-    sum_1 = tl.zeros_like(gain)
-    sum_2 = tl.zeros_like(gain)
-    sum_3 = tl.zeros_like(gain)
-    for first in range(0, segment, ROWS // 8):
-        row = first + tl.arange(0, ROWS // 8)
-        here = (row < segment)[:, None, None] & inside[None, :, :]
-        block = row[:, None, None] * channels + channel[None, :, :]
-        if DROP:
-            b0, b1, b2, b3 = _bits(key, index, step, image, STEP_EACH, purpose, block)
-        for s in tl.static_range(8):
-            at = start + s * segment * channels + block
-            kept = (_half(b0, b1, b2, b3, s) >= threshold) if DROP else here
-            value, dz = _gradient_at(x, grad, at, here, kept, gain, offset, keep_factor, SILU, DROP)
-            x_hat = tl.where(here, value * inverse[None, :, :] + shifted[None, :, :], 0.0)
-            sum_1 += tl.sum(dz, 0)
-            sum_2 += tl.sum(dz * x_hat, 0)
-            sum_3 += tl.sum(x_hat, 0)
-    return sum_1, sum_2, sum_3
-
-
-@triton.jit
-def backward(
-    x, added, weight, bias, scale, shift, key, index, step, mean, rstd, grad,
-    dx, sum_dz, sum_dz_x_hat, sum_du,
-    segment, channels, groups, purpose, threshold, keep_factor,
-    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HELD: tl.constexpr, ROWS: tl.constexpr,
-    HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr, SILU: tl.constexpr,
-    DROP: tl.constexpr, STEP_EACH: tl.constexpr,
-):  # fmt: skip
-    """Write dx, and the sums over places that the other gradients are made of, each [B, C]."""
-    image, group, channel, inside, more = _held(
-        added, channels, groups, GROUP, GROUP_P2, HELD, HAS_ADDED
-    )
-    places = 8 * segment
-    start = image * places * channels
-    middle = tl.load(mean + image * groups + group, group < groups, 0.0)[:, None]
-    inverse = tl.load(rstd + image * groups + group, group < groups, 0.0)[:, None]
-    w, b, factor, moved = _affine(
-        weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE
-    )
-    gain = inverse * w * factor
-    offset = (more - middle) * gain + b * factor + moved
-    # x_hat = value * inverse + shifted
-    shifted = (more - middle) * inverse
-
-    sum_1, sum_2, sum_3 = _sums(
-        x, grad, key, index, step, image, purpose, threshold, keep_factor, start, segment, channels,
-        channel, inside, gain, offset, inverse, shifted, ROWS, SILU, DROP, STEP_EACH,
-    )  # fmt: skip
-    own = image * channels + channel
-    tl.store(sum_dz + own, sum_1, inside)
-    tl.store(sum_dz_x_hat + own, sum_2, inside)
-
-    # du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), g = weight (1 + scale), over a group
-    g = w * factor
-    number = places * GROUP
-    mean_1 = (tl.sum(tl.where(inside, g * sum_1, 0.0), 1) / number)[:, None]
-    mean_2 = (tl.sum(tl.where(inside, g * sum_2, 0.0), 1) / number)[:, None]
+    """Write y [B, 8 segment, C], the mask [B, segment, C], and mean and rstd [B, groups]."""
+    image, channel, inside = _channels(channels, GROUP, ALIGN, CHANNELS)
+    row = tl.arange(0, ROWS)
+    more = tl.zeros([CHANNELS], tl.float32)
     if HAS_ADDED:
-        whole = inverse * (g * sum_1 - places * mean_1 - sum_3 * mean_2)
-        tl.store(sum_du + own, whole, inside)
-    for first in range(0, segment, ROWS // 8):
-        row = first + tl.arange(0, ROWS // 8)
-        here = (row < segment)[:, None, None] & inside[None, :, :]
-        block = row[:, None, None] * channels + channel[None, :, :]
+        more += _per_channel(added, image, channels, channel, inside)
+    number = (8 * segment * GROUP).to(tl.float32)
+    if WHOLE:
+        kept = None
+        if DROP:  # before x is loaded, for want of registers
+            kept = _draw_mask(
+                mask, key, index, step, image, purpose, threshold, segment, channels, row, channel,
+                inside, STEP_EACH,
+            )  # fmt: skip
+        tiles = _load(
+            x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN,
+            JOINED,
+        )  # fmt: skip
+        total = tl.sum(_sum_of_eight(tiles), 0)
+        middle = _sum_of_group(total, inside, GROUP, CHANNELS) / number
+        squares = tl.sum(_squares_of_eight(tiles, middle[None, :]), 0)
+    else:
+        # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
+        centre = tl.zeros([ROWS, CHANNELS], tl.float32)
+        spread = tl.zeros([ROWS, CHANNELS], tl.float32)
+        count = 0.0
+        for first in range(0, segment, ROWS):
+            found = _load(
+                x, skip, more, image, segment, first + row, channels, channels_of_x, channel,
+                inside, ALIGN, JOINED,
+            )  # fmt: skip
+            own = _sum_of_eight(found) * 0.125
+            share = 1.0 / (count + 1.0)
+            apart = own - centre
+            spread += _squares_of_eight(found, own) + apart * apart * (8.0 * count * share)
+            centre += apart * share
+            count += 1.0
+        total = tl.sum(centre, 0) * (8.0 * count)
+        middle = _sum_of_group(total, inside, GROUP, CHANNELS) / number
+        apart = centre - middle[None, :]
+        squares = tl.sum(spread + apart * apart * (8.0 * count), 0)
+    variance = _sum_of_group(squares, inside, GROUP, CHANNELS) / number
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    groups = channels // GROUP
+    leads = inside & (channel % GROUP == 0)
+    tl.store(mean + image * groups + channel // GROUP, middle, leads)
+    tl.store(rstd + image * groups + channel // GROUP, inverse, leads)
+
+    g, b = _affine(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+    gain = inverse * g
+    if WHOLE:
+        _finish(
+            tiles, kept, y, image, segment, row, channels, channel, inside, gain,
+            b - middle * gain, keep_factor, ALIGN, SILU, DROP,
+        )  # fmt: skip
+    else:
+        for first in range(0, segment, ROWS):
+            drawn = None
+            if DROP:
+                drawn = _draw_mask(
+                    mask, key, index, step, image, purpose, threshold, segment, channels,
+                    first + row, channel, inside, STEP_EACH,
+                )  # fmt: skip
+            again = _load(
+                x, skip, more - middle, image, segment, first + row, channels, channels_of_x,
+                channel, inside, ALIGN, JOINED,
+            )  # fmt: skip
+            _finish(
+                again, drawn, y, image, segment, first + row, channels, channel, inside, gain, b,
+                keep_factor, ALIGN, SILU, DROP,
+            )  # fmt: skip
+
+
+@triton.jit
+def _load_both(
+    x, skip, grad, mask, image, segment, row, channels, channels_of_x, channel, inside,
+    more, gain, offset, keep_factor,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Return the tiles of centered u = x + more and of the gradient of z."""
+    u = _load(
+        x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN, JOINED
+    )
+    if DROP:
+        byte = image * segment * channels + row[:, None] * channels + channel[None, :]
+        kept = tl.load(mask + byte, inside[None, :], 0).to(tl.uint32)
+    at = grad + image * 8 * segment * channels
+    at += row[:, None] * channels + channel[None, :]
+    gradients = ()
+    for s in tl.static_range(8):
+        dz = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
         if DROP:
-            b0, b1, b2, b3 = _bits(key, index, step, image, STEP_EACH, purpose, block)
-        for s in tl.static_range(8):
-            at = start + s * segment * channels + block
-            kept = (_half(b0, b1, b2, b3, s) >= threshold) if DROP else here
-            value, dz = _gradient_at(x, grad, at, here, kept, gain, offset, keep_factor, SILU, DROP)
-            x_hat = value * inverse[None, :, :] + shifted[None, :, :]
-            du = inverse[None] * (g[None] * dz - mean_1[None] - x_hat * mean_2[None])
-            tl.store(dx + at, du.to(dx.dtype.element_ty), here)
+            dz = _drop(dz, kept, s, keep_factor)
+        if SILU:
+            z = u[s] * gain[None, :] + offset[None, :]
+            share = _sigmoid(z)
+            dz = dz * share * (1.0 + z * (1.0 - share))
+        gradients = gradients + (dz,)  # noqa: RUF005
+    return u, gradients
+
+
+@triton.jit
+def _sum_of_products(tiles, others):
+    total = tiles[0] * others[0]
+    for s in tl.static_range(1, 8):
+        total += tiles[s] * others[s]
+    return total
+
+
+@triton.jit
+def _write_gradient(
+    u, dz, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+    gain, slope, constant, ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    for s in tl.static_range(8):
+        du = gain[None, :] * dz[s] - slope[None, :] * u[s] - constant[None, :]
+        _store(
+            du, s, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+            ALIGN, JOINED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["segment"])
+def backward(
+    x, skip, added, weight, bias, scale, shift, mask, mean, rstd, grad,
+    dx, d_skip, sum_dz, sum_dz_x_hat, sum_du,
+    segment, channels, channels_of_x, keep_factor,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    WHOLE: tl.constexpr, JOINED: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Write dx (and d_skip), and the sums over positions of dz, dz x_hat and du, each [B, C]."""
+    image, channel, inside = _channels(channels, GROUP, ALIGN, CHANNELS)
+    row = tl.arange(0, ROWS)
+    groups = channels // GROUP
+    inverse = tl.load(rstd + image * groups + channel // GROUP, inside, 0.0)
+    more = -tl.load(mean + image * groups + channel // GROUP, inside, 0.0)
+    if HAS_ADDED:
+        more += _per_channel(added, image, channels, channel, inside)
+    g, b = _affine(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+    gain = inverse * g
+    if WHOLE:
+        u, dz = _load_both(
+            x, skip, grad, mask, image, segment, row, channels, channels_of_x, channel, inside,
+            more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+        )  # fmt: skip
+        sum_1, sum_u, sum_3 = _sum_of_eight(dz), _sum_of_products(dz, u), _sum_of_eight(u)
+    else:
+        sum_1 = tl.zeros([ROWS, CHANNELS], tl.float32)
+        sum_u = tl.zeros([ROWS, CHANNELS], tl.float32)
+        sum_3 = tl.zeros([ROWS, CHANNELS], tl.float32)
+        for first in range(0, segment, ROWS):
+            centered, by_z = _load_both(
+                x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
+                inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+            )  # fmt: skip
+            sum_1 += _sum_of_eight(by_z)
+            sum_u += _sum_of_products(by_z, centered)
+            sum_3 += _sum_of_eight(centered)
+    by_one = tl.sum(sum_1, 0)
+    by_x_hat = tl.sum(sum_u, 0) * inverse
+    own = image * channels + channel
+    tl.store(sum_dz + own, by_one, inside)
+    tl.store(sum_dz_x_hat + own, by_x_hat, inside)
+
+    # du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group
+    positions = (8 * segment).to(tl.float32)
+    number = positions * GROUP
+    constant = inverse * _sum_of_group(g * by_one, inside, GROUP, CHANNELS) / number
+    slope = _sum_of_group(g * by_x_hat, inside, GROUP, CHANNELS) / number * inverse * inverse
+    if HAS_ADDED:
+        whole = gain * by_one - positions * constant - slope * tl.sum(sum_3, 0)
+        tl.store(sum_du + own, whole, inside)
+    if WHOLE:
+        _write_gradient(
+            u, dz, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+            gain, slope, constant, ALIGN, JOINED,
+        )  # fmt: skip
+    else:
+        for first in range(0, segment, ROWS):
+            centered, by_z = _load_both(
+                x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
+                inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+            )  # fmt: skip
+            _write_gradient(
+                centered, by_z, dx, d_skip, image, segment, first + row, channels, channels_of_x,
+                channel, inside, gain, slope, constant, ALIGN, JOINED,
+            )  # fmt: skip

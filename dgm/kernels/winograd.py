@@ -7,7 +7,7 @@ rounds like sums of numbers a few times larger: about 1e-5 of the largest.
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,10 @@ _CHANNELS = 32  # they come in multiples of it
 _SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
 
 
-def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Say whether a layer is a convolution of the kind that is computed here."""
+def suits(layer: nn.Conv2d) -> bool:
+    """Return whether a convolution is of the kind that is computed here."""
     return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == (3, 3)
+        layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
         and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
@@ -37,21 +36,22 @@ def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 def use_in(net: nn.Module) -> None:
     """Let the convolutions of a net that suit be computed here."""
     for module in net.modules():
-        if suits(module):
+        if type(module) is nn.Conv2d and suits(module):
             module.forward = functools.partial(convolve, module)  # type: ignore[method-assign]
 
 
-def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
     """Apply a 3x3 convolution to x [B, C, H, W], with our kernel or, if it cannot, with torch's.
 
-    Differentiable to any order in reverse mode; torch's convolution is used in forward mode.
+    Without its bias where `bias` is False. Differentiable to any order in reverse mode; torch's
+    convolution is used in forward mode.
     """
     height, width = x.shape[2:]
     fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST and not under_transform()
     if not fits or not native.serves(x, layer.weight):
-        return functional.conv2d(x, layer.weight, layer.bias, padding=1)
-    bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
-    return _forward(x, layer.weight, bias)
+        return functional.conv2d(x, layer.weight, layer.bias if bias else None, padding=1)
+    zeros = layer.weight.new_zeros(layer.out_channels)
+    return _forward(x, layer.weight, layer.bias if bias and layer.bias is not None else zeros)
 
 
 @torch.library.custom_op("dgm::conv3x3", mutates_args=())

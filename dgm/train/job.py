@@ -12,7 +12,6 @@ from torch import nn
 
 from dgm.compiling import compile_net
 from dgm.errors import UserError
-from dgm.kernels.choice import kernels_here
 from dgm.layers import recompute_activations, use_kernels
 from dgm.limits import check_range
 from dgm.objective import Nets, Objective, WholeBatch
@@ -118,16 +117,16 @@ def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
     if what_to_compile(config) == "none":
         return "eager"
-    return "kernel" if with_kernels(config) and kernels_here() == "triton" else "compiled"
+    return "kernel" if with_kernels(config) else "compiled"
 
 
-def fit_out(nets: Nets, config: TrainConfig, asked: Launched) -> None:
+def fit_out(nets: Nets, config: TrainConfig, asked: Launched, device: torch.device) -> None:
     """Give nets what makes them faster or smaller, as configured; raises UserError naming a key."""
     compiling = what_to_compile(config)
     fetched = asked.zero is not None and asked.zero.stage == 3  # weights, as a layer needs them
     for net in nets.values():
         if with_kernels(config):
-            use_kernels(net)
+            use_kernels(net, device)
         if compiling in ("all", "graphs") and not fetched:
             compile_net(net, graphs=compiling == "graphs")
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):

@@ -81,7 +81,7 @@ class Run:
             nets = {name: net.to(engine.device) for name, net in job.nets.items()}
             with torch.no_grad():
                 job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
-        fit_out(job.nets, job.config, engine.asked)
+        fit_out(job.nets, job.config, engine.asked, engine.device)
         engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
     def train(self, stop: StopRequest) -> bool:

@@ -1,96 +1,147 @@
-"""Compile each kernel for a GPU of the given capability; print what it uses as JSON."""
+"""Compile every Triton kernel of a training step of DDPM's U-Net for a GPU that is elsewhere.
+
+`TRITON_CACHE_DIR=DIR python tests/kernels/compile_for_gpu.py 90` fills a cache which that GPU's
+machine can use, if it has the same version of Triton, and prints as JSON what each kernel uses.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+os.environ.pop("TRITON_INTERPRET", None)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
-from dgm.kernels import noise_triton, norm_triton
+from dgm.diffusion.config import DiffusionConfig, SampleConfig
+from dgm.diffusion.objective import DiffusionObjective
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.kernels import precompile
+from dgm.layers import NormAct
+from dgm.objective import Batch
+from dgm.rng import Draws
 
-BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
-NORM = {
-    **dict.fromkeys(("x", "added", "y", "grad", "dx"), BF16),
-    **dict.fromkeys(("weight", "bias", "mean", "rstd", "sum_dz", "sum_dz_x_hat", "sum_du"), FP32),
-    **dict.fromkeys(("key", "index", "step"), INT64),
-    **dict.fromkeys(("segment", "channels", "groups", "threshold"), "i32"),
-    **dict.fromkeys(("eps", "keep_factor"), "fp32"),
-    "purpose": "i64",
-}
-NORM_CONSTANTS = {
-    "GROUP": 4, "GROUP_P2": 4, "HELD": 16, "ROWS": 64, "HAS_ADDED": True, "HAS_SCALE": False,
-    "SILU": True, "DROP": True, "STEP_EACH": True, "scale": None, "shift": None,
-}  # fmt: skip
-NOISE = {
-    "images": "*u8",
-    **dict.fromkeys(("labels", "key", "index", "step", "t", "told"), INT64),
-    **dict.fromkeys(("alphas", "sigmas", "wanted"), FP32),
-    "x_t": BF16,
-    **dict.fromkeys(("num_timesteps", "nobody", "width", "count", "blocks"), "i32"),
-    "label_drop": "fp32",
-    **dict.fromkeys(
-        ("for_flip", "for_timestep", "for_label_drop", "for_dequantize", "for_noise"), "i64"
-    ),
-}
-NOISE_CONSTANTS = {
-    "CHANNELS": 3, "BLOCK": 256, "STEP_EACH": True, "FLIP": True, "DEQUANTIZE": False,
-    "PREDICTION": "eps", "KEEP_X_0": False, "x_0": None, "BIN_WIDTH": 1 / 127.5,
-}  # fmt: skip
-MULTIPLES_OF_16 = {"channels", "segment", "groups", "count", "blocks", "width"}
+BATCH = 2
+SIZE = 32
+CLASSES = 10
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def compiled(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, capability: int
-) -> dict[str, Any]:
-    """Compile one kernel as a launch of it would."""
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    aligned = {
-        (at,): [["tt.divisibility", 16]]
-        for at, name in enumerate(names)
-        if signature[name][0] == "*" or name in MULTIPLES_OF_16
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    target = GPUTarget("cuda", capability, 32)
-    made = triton.compile(source, target=target, options={"num_warps": warps}).asm
-    used = resources(made["cubin"])
-    return {
-        "registers": used["REG"],
-        "spilled_bytes": used["STACK"] + used["LOCAL"],
-        "wide_loads": bool(re.search(r"ld\.global\S*\.v[24]|ld\.global\S*\.b64", made["ptx"])),
-    }
+class AbsentGpu:
+    """What Triton asks its driver about a GPU before it compiles for it."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+    def get_device_interface(self) -> Any:
+        return torch.cuda
 
 
-def resources(binary: bytes) -> dict[str, int]:
-    """Give what a thread of a kernel uses: registers, bytes of stack, ..."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def collect(dropout: float, channels: int = 128) -> precompile.Launches:
+    """Collect the launches of a step in bf16, as a GPU would make them."""
+    net = UNet(UNetConfig(channels=channels, dropout=dropout), SIZE, num_classes=CLASSES)
+    for module in net.modules():
+        if isinstance(module, NormAct):
+            module.kernels = "triton"
+    objective = DiffusionObjective(
+        DiffusionConfig(), SampleConfig(), (SIZE, SIZE, 3), CLASSES, noising="kernel"
+    )
+    index = torch.arange(BATCH)
+    batch = Batch(torch.zeros(BATCH, SIZE, SIZE, 3, dtype=torch.uint8), index % CLASSES)
+    net = net.to(memory_format=torch.channels_last)
+    with precompile.collect() as launches, torch.autocast("cpu", torch.bfloat16):
+        objective.loss({"net": net}, batch, objective.phases[0], Draws.of(0, index, index))
+    return launches
+
+
+def used(binary: bytes) -> dict[str, Any]:
+    """Return the registers and bytes of stack of a thread, and the instructions of a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "kernel.cubin").write_bytes(binary)
-        command = [str(tool), "--dump-resource-usage", str(file)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+
+        def run(tool: str, *options: str) -> str:
+            command = [str(TOOLS / tool), *options, str(file)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        said = run("cuobjdump", "--dump-resource-usage")
+        code = run("nvdisasm")
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)(?=[@A-Z])", code, re.MULTILINE)
+    return {
+        "registers": found["REG"],
+        "spilled_bytes": found["STACK"] + found["LOCAL"],
+        "instructions": len(instructions),
+    }
+
+
+def describe(kernel: Any, options: dict[str, Any], asm: dict[str, Any]) -> dict[str, Any]:
+    """Describe a compiled kernel."""
+    flags = [name for name, value in options.items() if value is True]
+    elements = 8 * options["ROWS"] * options["CHANNELS"] if "ROWS" in options else None
+    found = used(asm["cubin"])
+    threads = 32 * options["num_warps"]
+    return {
+        "kernel": kernel.__name__,
+        "tile": {k: options[k] for k in ("ROWS", "CHANNELS", "GROUP") if k in options},
+        "flags": flags,
+        "warps": options["num_warps"],
+        **found,
+        "instructions_per_element": elements and round(found["instructions"] * threads / elements, 1),
+        "wide_loads": bool(re.search(r"ld\.global\S*\.v[24]|ld\.global\S*\.b64", asm["ptx"])),
+    }
 
 
 def main() -> None:
-    """Compile all."""
-    capability = int(sys.argv[1])
-    kernels = {
-        "norm forward": (norm_triton.forward, NORM, NORM_CONSTANTS, 4),
-        "norm backward": (norm_triton.backward, NORM, NORM_CONSTANTS, 4),
-        "noise": (noise_triton.noise, NOISE, NOISE_CONSTANTS, 2),
-    }
-    found = {name: compiled(*what, capability) for name, what in kernels.items()}
-    print(json.dumps(found))
+    """Compile all, and print what they use."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("capability", type=int)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--workers", type=int)
+    args = parser.parse_args()
+    driver.set_active(AbsentGpu(args.capability))
+    kinds: dict[Any, Any] = {}
+    for dropout in args.dropout:
+        kinds |= collect(dropout).kinds
+    launches = precompile.Launches()
+    launches.kinds = kinds
+    start, before = time.perf_counter(), _processor_s()
+    launches.compile(args.workers)
+    seconds = {"seconds": time.perf_counter() - start, "processor_s": _processor_s() - before}
+    kernels = []
+    for kernel, given, options in kinds.values():
+        made = kernel.warmup(*given, grid=(1,), **options)  # from memory
+        kernels.append(describe(kernel, options, made.asm))
+    print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}))
+
+
+def _processor_s() -> float:
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Case:
     scaled: bool = False
     silu: bool = True
     drop: float = 0.0
+    skip: int = 0
 
 
 CASES = {
@@ -43,6 +44,7 @@ CASES = {
     "with an embedding added": Case(added=True, drop=0.1),
     "scaled and shifted": Case(scaled=True, drop=0.5),
     "with everything": Case(added=True, scaled=True, silu=False, drop=0.1),
+    "of two tensors": Case(added=True, drop=0.1, skip=6),
 }
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -65,8 +67,9 @@ def apply(case: Case, given: list[Tensor], kernels: Kernels | None) -> Tensor:
     index = torch.arange(2, device=x.device)
     dropout = Dropout(case.drop, Draws.of(7, index, index), "dropout") if case.drop else None
     scale_shift = (rest[0], rest[1]) if case.scaled else None
+    x, skip = (x[:, : -case.skip], x[:, -case.skip :]) if case.skip else (x, None)
     return norm_act(
-        x, weight, bias, case.groups, 1e-6, added, scale_shift, case.silu, dropout, kernels
+        x, weight, bias, case.groups, 1e-6, added, scale_shift, case.silu, dropout, kernels, skip
     )
 
 
@@ -172,7 +175,7 @@ def test_operators_themselves_refuse_forward_mode():
     with forward_ad.dual_level():
         with pytest.raises(NotImplementedError, match="norm_act has no forward-mode derivative"):
             torch.ops.dgm.norm_act(
-                forward_ad.make_dual(x, x), None, weight, bias, *[None] * 5,
+                forward_ad.make_dual(x, x), None, None, weight, bias, *[None] * 5,
                 4, 1e-6, True, 0.0, 0, "native",
             )  # fmt: skip
 
