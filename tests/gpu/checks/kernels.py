@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -77,30 +79,32 @@ class Launch:
     groups: int
     channels: int
     silu: bool
-    image: tuple[int, ...]
-    added: int | None
+    image: tuple[int, ...]  # x
+    skip: int  # channels that are read apart
+    added: bool
     dropout: bool
 
     def __str__(self) -> str:
         words = ["x".join(map(str, self.image)), f"{self.groups} groups"]
-        words += ["SiLU"] * self.silu + ["added"] * bool(self.added) + ["dropout"] * self.dropout
-        return " ".join(words)
+        words += [f"skip of {self.skip}"] * bool(self.skip) + ["SiLU"] * self.silu
+        return " ".join(words + ["added"] * self.added + ["dropout"] * self.dropout)
 
 
 @functools.cache
 def launches() -> tuple[Launch, ...]:
     """List every different normalisation of the 35.7 M U-Net, from a pass without memory."""
     found: list[Launch] = []
+    names = [*inspect.signature(NormAct.forward).parameters][1:]
 
     def see(module: Any, args: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        told = named.get("added", args[1] if len(args) > 1 else None)
-        dropout = named.get("dropout", args[3] if len(args) > 3 else None)
-        drops = dropout is not None and dropout.share > 0
-        width = None if told is None else told.shape[1]
+        given = dict(zip(names, args, strict=False)) | named
+        skip, dropout = given.get("skip"), given.get("dropout")
+        assert given.get("scale_shift") is None, "the large net adds what it is told"
         found.append(
             Launch(
-                module.num_groups, module.num_channels, module.silu, tuple(args[0].shape[1:]),
-                width, drops,
+                module.num_groups, module.num_channels, module.silu, tuple(given["x"].shape[1:]),
+                0 if skip is None else skip.shape[1], given.get("added") is not None,
+                dropout is not None and dropout.share > 0,
             )
         )  # fmt: skip
 
@@ -110,16 +114,21 @@ def launches() -> tuple[Launch, ...]:
             if isinstance(module, NormAct):
                 module.register_forward_hook(see, with_kwargs=True)
         index = torch.zeros(2, dtype=torch.int64)
-        net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
+        # As the kernels on a GPU, which read x and skip where they are.
+        with mock.patch.object(NormAct, "reads_apart", lambda module, x: True):
+            net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
     return tuple(dict.fromkeys(found))
 
 
 def _chosen(context: Context) -> tuple[Launch, ...]:
-    """Choose all on a GPU, and of an interpreter the two smallest, one of them with dropout."""
+    """Choose all on a GPU, and for an interpreter the smallest with dropout and with a skip."""
     if context.gpu:
         return launches()
     by_size = sorted(launches(), key=lambda launch: torch.Size(launch.image).numel())
-    return by_size[0], next(launch for launch in by_size if launch.dropout)
+    return (
+        next(launch for launch in by_size if launch.dropout),
+        next(launch for launch in by_size if launch.skip),
+    )
 
 
 def _draws(index: Tensor, device: str) -> Draws:
@@ -129,30 +138,32 @@ def _draws(index: Tensor, device: str) -> Draws:
 def _both_ways(launch: Launch, device: str, dtype: torch.dtype, rounded: torch.dtype) -> Any:
     """Return y and all gradients, of numbers that `rounded` holds exactly."""
     generator = torch.Generator().manual_seed(0)
-    count, index = 3, torch.arange(3)
+    count, index, layout = 3, torch.arange(3), torch.channels_last
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(rounded).to(torch.float64)
+        return torch.randn(shape, generator=generator)
 
-    layout = torch.channels_last
-    x = (2 * normal(count, *launch.image) + 3).to(rounded).double().contiguous(memory_format=layout)
-    grad = normal(count, *launch.image).contiguous(memory_format=layout)
-    told = None if launch.added is None else normal(count, launch.added)
-    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    height, width = launch.image[1:]
+    given = {"x": 2 * normal(count, *launch.image) + 3}
+    if launch.skip:
+        given["skip"] = normal(count, launch.skip, height, width)
+    if launch.added:
+        given["added"] = normal(count, launch.channels)
+    grad = normal(count, launch.channels, height, width)
     layer = NormAct(launch.groups, launch.channels, launch.silu)
-    for number, part in enumerate((layer.weight, layer.bias)):
-        values = torch.randn(part.shape, generator=torch.Generator().manual_seed(number))
-        part.data.copy_(values)
-    layer = layer.to(device, weights)
+    for part in (layer.weight, layer.bias):
+        part.data.copy_(normal(launch.channels))
+    layer = layer.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     layer.kernels = None if dtype == torch.float64 else "triton"
-    leaves = {
-        name: part.detach().to(device, dtype, copy=True).requires_grad_()
-        for name, part in {"x": x, "added": told}.items()
-        if part is not None
-    }
+
+    def put(part: Tensor) -> Tensor:
+        part = part.to(rounded).to(device, dtype)
+        return part.contiguous(memory_format=layout) if part.ndim == 4 else part
+
+    leaves = {name: put(part).requires_grad_() for name, part in given.items()}
     dropout = Dropout(0.1, _draws(index, device), "dropout/up3.1") if launch.dropout else None
-    y = layer(leaves["x"], leaves.get("added"), None, dropout)
-    y.backward(grad.to(device, dtype))
+    y = layer(**leaves, dropout=dropout)
+    y.backward(put(grad))
     made = {"y": y.detach(), "weight": layer.weight.grad, "bias": layer.bias.grad}
     return made | {name: leaf.grad for name, leaf in leaves.items()}
 
@@ -195,9 +206,10 @@ def dropout_is_equal(context: Context) -> str:
         torch.manual_seed(1)
         x = torch.randn(3, *launch.image).contiguous(memory_format=torch.channels_last)
         x = x.to(context.device).requires_grad_()
-        told = None if launch.added is None else torch.zeros(3, launch.added, device=x.device)
+        told = torch.zeros(3, launch.channels, device=x.device) if launch.added else None
         purpose = "dropout/down0.0"
-        y = layer(x, told, None, Dropout(0.1, _draws(index, context.device), purpose))
+        dropout = Dropout(0.1, _draws(index, context.device), purpose)
+        y = layer(x, added=told, dropout=dropout)
         channels, *sides = launch.image
         mask = _draws(index, "cpu").keep_mask(purpose, (*sides, channels), 0.1).permute(0, 3, 1, 2)
         assert torch.equal(y.detach().cpu() != 0, mask), f"another mask: {launch}"
