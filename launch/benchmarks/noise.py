@@ -136,6 +136,8 @@ def _in_turn(
     inputs = [Inputs.make(batch, device, step) for step in range(_sets(batch, device))]
     times: dict[str, list[float]] = {name: [] for name in ways}
     if device.type == "cuda":
+        for way in ways.values():
+            time_launches(way, inputs, len(inputs))  # compiles and allocates
         for _ in range(5):
             for name, way in ways.items():
                 times[name].append(1e3 * time_launches(way, inputs, max(2, repetitions // 5)))

@@ -55,8 +55,8 @@ def make_parts(session: Session) -> list[Part]:
         Part("setup", 12, 10, work.set_up, essential=True),
         Part("together", 165, 60, work.together),
         Part("rate", 65, 30, work.rate),
-        Part("noise", 15, 12, work.noise),
-        Part("peers", 105, 40, work.peers, work.no_peers),
+        Part("noise", 20, 12, work.noise),
+        Part("peers", 100, 40, work.peers, work.no_peers),
         Part("training", 95, 40, work.train),
         Part("graphs", 40, 25, lambda s: work.ours("graphs", small, s, GRAPHS), work.no_gpu),
         Part("eager", 35, 20, lambda s: work.ours("eager", small, s, eager)),
@@ -238,15 +238,22 @@ class Work:
         figures, batch = self.session.summary["figures"], self.sizes.batch
         rate = figures.get(f"ours, images/s at {batch}", self.sizes.rate)
         steps = 3 if self.session.dry_run else int(rate * max(10, seconds - 40) * 0.7 / batch)
-        self._training("training", steps, seconds, self.session.training, True)
-        lines = (self.session.training / "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        try:
+            self._training("training", steps, seconds, self.session.training, True)
+        finally:
+            rows = self._note_training()
+        return f"{rows[-1]['images_seen']:,} images, loss {rows[-1]['train/loss']:.4f}"
+
+    def _note_training(self) -> list[dict[str, Any]]:
+        """Note rate and waiting of the training so far; returns the lines of its log."""
+        log, figures = self.session.training / "metrics.jsonl", self.session.summary["figures"]
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         later = rows[len(rows) // 3 :]  # the first ones wait for the compiler
         names = {"time/images_per_s": "images/s", "time/data_wait_s": "data wait in s of a log"}
         for key, title in names.items():
             if values := [row[key] for row in later if key in row]:
                 figures[f"training, {title}"] = round(statistics.median(values), 4)
-        return f"{rows[-1]['images_seen']:,} images, loss {rows[-1]['train/loss']:.4f}"
+        return rows
 
     def _training(
         self, name: str, steps: int, seconds: float, folder: Path, pictures: bool

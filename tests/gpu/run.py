@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dgm.errors import UserError, disk_fault
 from shards.cli import Parser
 from tests.gpu.parts import FIRST, RESERVE_S, START_S, make_parts
-from tests.gpu.processes import end_on_signals
+from tests.gpu.processes import CommandError, end_on_signals
 from tests.gpu.schedule import Budget, Outcome, check_budget, run_parts
 from tests.gpu.session import ROOT, Session
 
@@ -41,9 +41,12 @@ def main() -> int:
         parts = make_parts(session)
         check_budget(budget.seconds, parts, START_S + RESERVE_S, FIRST)
         check_out(args.out)
-        session.install_wheels(60)
-        session.check_machine(60)
-        session.check_packages(30)
+        try:
+            session.install_wheels(60)
+            session.check_machine(60)
+            session.check_packages(30)
+        except CommandError as error:
+            raise UserError(f"Python's packages cannot be used here: {error}") from None
         args.out.mkdir(parents=True, exist_ok=True)
         end_on_signals()
         session.summary |= {"seconds": budget.seconds, **_commit(args.prepared)}

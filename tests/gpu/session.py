@@ -60,7 +60,7 @@ class Session:
         return found
 
     def install_wheels(self, seconds: float) -> str:
-        """Install what `prepare` fetched beside the scratch files; raises CommandError."""
+        """Install what `prepare` fetched, beside the scratch files; raises UserError."""
         wheels = sorted((self.prepared / "wheels").glob("*.whl"))
         if wheels and not self.dry_run:
             site = self.scratch / "site"

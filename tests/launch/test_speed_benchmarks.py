@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 from dgm.diffusion.noising import Noised
-from launch.benchmarks import noise, sample
+from launch.benchmarks import machine, noise, sample
 from launch.benchmarks.scaling import model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
@@ -143,3 +145,36 @@ def test_model_hides_sending_behind_two_thirds_of_the_step():
 def test_settings_that_make_no_sense_are_named(run_warm: Callable, words: list[str], said: str):
     done = run_warm(SCRIPT, *words)
     assert done.code == 2 and done.stderr == f"error: {said}\n"
+
+
+class FakeEvent:
+    """A CUDA event of a machine whose device is the host."""
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def test_launches_are_timed_together_on_inputs_in_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen: list[int] = []
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def work(given: int) -> torch.Tensor:
+        seen.append(given)
+        # As many results as there are inputs are kept, so that none is written over another.
+        assert sum(ref() is not None for ref in made) == min(len(made), 3)
+        time.sleep(0.01)
+        result = torch.zeros(1)
+        made.append(weakref.ref(result))
+        return result
+
+    seconds = machine.time_launches(work, [1, 2, 3], 6)
+    assert seen == [1, 2, 1, 2, 3, 1, 2, 3]
+    assert 0.01 <= seconds < 0.02
