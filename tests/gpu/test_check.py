@@ -7,10 +7,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from dgm.diffusion import noising
+from dgm.kernels import norm_gpu
+from dgm.train.optim import AdamW
 from tests.gpu import check
 from tests.gpu.checks import registry
 from tests.gpu.checks.kernels import launches
@@ -107,3 +112,59 @@ def test_shards_that_are_none_are_named(tmp_path: Path):
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     said = f"error: SHARDS is {tmp_path}, which holds no index.json: name train shards\n"
     assert done.stderr == said
+
+
+def wrong_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = norm_gpu.threshold_and_factor
+    monkeypatch.setattr(
+        norm_gpu, "threshold_and_factor", lambda drop: (right(drop)[0], 1.0001 * right(drop)[1])
+    )
+
+
+def other_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_gpu, "int32", lambda number: 1)
+
+
+def other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = noising.purpose_id
+    monkeypatch.setattr(noising, "purpose_id", lambda purpose: right(purpose.replace("noise", "x")))
+
+
+def other_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = noising.purpose_id
+    monkeypatch.setattr(noising, "purpose_id", lambda purpose: right(purpose.replace("flip", "x")))
+
+
+def no_skipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, lr, skip: step(self, lr))
+
+
+def other_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = torch._fused_adamw_
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda *given, **named: fused(*given, **named | {"beta2": 0.998})
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault, found",
+    [
+        (wrong_factor, {"norm kernel both ways against float64, fp32"}),
+        (other_dropout, {"norm kernel both", "norm kernel drops"}),
+        (other_noise, {"noise kernel"}),
+        (other_flips, {"noise kernel"}),
+        (no_skipping, {"AdamW"}),
+        (other_moments, {"AdamW"}),
+    ],
+)
+def test_faults_are_found(
+    fault: Callable, found: set[str], context: Context, monkeypatch: pytest.MonkeyPatch
+):
+    fault(monkeypatch)
+    for each in check.GROUPS["kernels"].chosen(context):
+        expected = "failed" if each.name.startswith(tuple(found)) else "passed"
+        if expected == "passed" and each.seconds > 60:
+            continue  # seconds in the interpreter, and nothing to see
+        assert registry.carry_out(each, context)["state"] == expected, each.name

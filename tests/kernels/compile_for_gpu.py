@@ -111,7 +111,8 @@ def describe(kernel: Any, options: dict[str, Any], asm: dict[str, Any]) -> dict[
         "flags": flags,
         "warps": options["num_warps"],
         **found,
-        "instructions_per_element": elements and round(found["instructions"] * threads / elements, 1),
+        "instructions_per_element": elements
+        and round(found["instructions"] * threads / elements, 1),
         "wide_loads": bool(re.search(r"ld\.global\S*\.v[24]|ld\.global\S*\.b64", asm["ptx"])),
     }
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from dgm.compiling import compile_net
+from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.errors import UserError
-from launch.benchmarks import contestants, peer_loops, step
+from launch.benchmarks import contestants, loops, peer_loops, step
 from launch.benchmarks.contestants import LoopError, Race, run_race
 from launch.benchmarks.profiling import time_by_name
 
@@ -201,3 +203,14 @@ def test_time_is_counted_once():
     spent = time_by_name(trace.key_averages(), on_gpu=False)
     assert "annotated" not in spent and max(spent, key=lambda name: spent[name]) == "aten::mm"
     assert 0 < sum(spent.values()) <= whole
+
+
+@pytest.mark.slow
+def test_operations_of_a_compiled_net_are_counted_without_compiling_it_again():
+    config = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[])
+    net = UNet(config, 32)
+    expected = loops.gflop(net, torch.device("cpu"))
+    compile_net(net)
+    torch._dynamo.utils.counters.clear()
+    assert loops.gflop(net, torch.device("cpu")) == expected > 0
+    assert not torch._dynamo.utils.counters["stats"]
