@@ -163,10 +163,11 @@ def _attempt(loop: Contestant, request: dict[str, int], drop: Any) -> dict[str, 
 
 def _inspect(loop: Contestant, race: Race, found: dict[str, Any]) -> None:
     """Look into a loop's steps; where that fails its rates stay."""
+    timed = race.rounds * race.steps
     try:
         if race.with_parts:
-            found["parts"] = loop.ask(parts=8)
-        found["profile"] = loop.ask(profile=3)
+            found["parts"] = loop.ask(parts=min(8, timed))
+        found["profile"] = loop.ask(profile=min(3, timed))
     except LoopError as error:
         found["loops"][loop.name]["not_inspected"] = str(error)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=4, help="of a turn")
     parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
-    parser.add_argument("--seconds", type=float, help="limit for all of it; default none")
+    parser.add_argument("--seconds", type=float, help="limit of all loops together; default none")
     parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
     parser.add_argument("--png", type=Path, help="file to draw the rates in")
 
@@ -83,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
     check_range(args, "--", "rounds", "steps", least=1)
     check_range(args, "--", "seconds", above=0)
-    args.deadline = math.inf if args.seconds is None else time.monotonic() + args.seconds
+    args.deadline = _deadline(args.seconds)
     check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
     for option in args.options:
         if "=" not in option:
@@ -107,6 +108,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.png is not None:
         _draw(found, args.png)
     return found
+
+
+def _deadline(seconds: float | None) -> float:
+    """Return the end of so many seconds since the process began, by time.monotonic()."""
+    if seconds is None:
+        return math.inf
+    return time.monotonic() + seconds - (time.time() - psutil.Process().create_time())
 
 
 def _rungs(options: list[str]) -> dict[str, dict[str, Any]]:

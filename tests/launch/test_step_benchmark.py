@@ -162,6 +162,13 @@ def test_a_loop_that_fails_leaves_the_others_their_figures(race: Callable):
         assert dict(contestants.failed(loops)) == {"dies": loops["dies"]["failed"]}
 
 
+def test_time_counts_from_the_start_of_the_process():
+    began = time.time() - psutil.Process().create_time()
+    left = step._deadline(1000.0) - time.monotonic()
+    assert 0 <= 1000 - began - left < 1
+    assert step._deadline(None) == math.inf
+
+
 def test_time_is_for_all_loops_and_none_outlives_it(race: Callable):
     start = time.monotonic()
     found = race("works", "hangs", seconds=4, one_by_one=True)
