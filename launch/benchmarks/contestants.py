@@ -47,11 +47,11 @@ class Contestant:
 
     def __init__(self, name: str, asked: dict[str, Any], folder: Path, deadline: float):
         folder.mkdir()
-        self.name, self.said, self.deadline = name, folder / "said.txt", deadline
+        self.name, self.log, self.deadline = name, folder / "log.txt", deadline
         words = [sys.executable, "-m", "launch.benchmarks.loops", json.dumps(asked)]
-        with self.said.open("w") as said:
+        with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True,
             )  # fmt: skip
         self.ready = False
@@ -77,10 +77,10 @@ class Contestant:
             raise LoopError("the time was over")
         line = self.process.stdout.readline()
         if not line:
-            code, said = self.process.wait(), self.said.read_text().strip()
+            code, output = self.process.wait(), self.log.read_text().strip()
             if code == MISTAKE:
-                raise UserError(said.splitlines()[-1].removeprefix("error: "))
-            raise LoopError(f"ended with code {code}: {said[-4000:]}")
+                raise UserError(output.splitlines()[-1].removeprefix("error: "))
+            raise LoopError(f"ended with code {code}: {output[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 

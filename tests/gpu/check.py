@@ -122,7 +122,7 @@ def supervise(group: str, context: Context, report: Report, ends: float) -> None
         if len(left) == before:  # not even the first began
             break
     for name in left:
-        report.add(name, {"state": "failed", "said": "no time was left for it", "seconds": 0.0})
+        report.add(name, {"state": "failed", "detail": "no time was left for it", "seconds": 0.0})
 
 
 def _one_process(
@@ -134,9 +134,9 @@ def _one_process(
     words += [*(["--quick"] if context.quick else []), "--done", *done]
     log = context.scratch / f"{group}.txt"
     context.scratch.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as said:
+    with log.open("a") as output:
         process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output,
             text=True, start_new_session=True,
         )  # fmt: skip
     answers: queue.Queue[str] = queue.Queue()
@@ -176,7 +176,7 @@ def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
 def _give_up(running: str | None, left: dict[str, Check], report: Report, why: str) -> None:
     name = running or next(iter(left))
     seconds = left.pop(name).seconds
-    report.add(name, {"state": "failed", "said": why, "seconds": seconds})
+    report.add(name, {"state": "failed", "detail": why, "seconds": seconds})
 
 
 def compare_runs(context: Context, report: Report, ends: float, jobs: int) -> None:
@@ -185,7 +185,7 @@ def compare_runs(context: Context, report: Report, ends: float, jobs: int) -> No
     try:
         for check in runs.add_checks(everything, context).chosen(context):
             if time.monotonic() > ends:
-                found = {"state": "failed", "said": "no time was left for it", "seconds": 0.0}
+                found = {"state": "failed", "detail": "no time was left for it", "seconds": 0.0}
                 report.add(check.name, found)
                 continue
             report.add(check.name, carry_out(check, context))

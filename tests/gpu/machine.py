@@ -28,9 +28,9 @@ def check_gpu() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
-    said = " ".join(str(warning.message) for warning in caught)
+    warning = " ".join(str(each.message) for each in caught)
     if not available:
-        raise UserError(_why_not(said, driver()))
+        raise UserError(_why_not(warning, driver()))
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         major, minor = torch.cuda.get_device_capability()
         raise UserError(
@@ -39,17 +39,17 @@ def check_gpu() -> None:
         )
 
 
-def _why_not(said: str, shown: str | None) -> str:
+def _why_not(warning: str, shown: str | None) -> str:
     """Explain why torch sees no GPU: by its warning, and by what nvidia-smi shows."""
-    if "driver on your system is too old" in said:
-        found = re.search(r"found version (\d+)", said)
+    if "driver on your system is too old" in warning:
+        found = re.search(r"found version (\d+)", warning)
         version = f"supports CUDA {_cuda(int(found[1]))}" if found else "is too old"
         return (
             f"the driver {version}, torch {torch.__version__} needs CUDA {torch.version.cuda}: "
             f"update the driver, install a torch for it, or {DRY_RUN}"
         )
     if shown is not None:
-        reason = f" ({' '.join(said.split())[:200]})" if said else ""
+        reason = f" ({' '.join(warning.split())[:200]})" if warning else ""
         return (
             f"nvidia-smi shows {shown}, but torch {torch.__version__} for CUDA "
             f"{torch.version.cuda} sees no GPU{reason}: update the driver, check "

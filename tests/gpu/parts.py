@@ -224,15 +224,15 @@ class Work:
         """Compare our rate with other people's loops."""
         batch = self.sizes.peers_batch
         found = self._step(f"peers-{batch}", batch, seconds, ["--peers"])
-        said = []
+        rates = []
         for name, loop in found["loops"].items():
             if "failed" in loop:
-                said.append(f"{name} failed: {loop['failed'].strip().splitlines()[-1][:120]}")
+                rates.append(f"{name} failed: {loop['failed'].strip().splitlines()[-1][:120]}")
                 continue
             rate = statistics.median(loop["images_per_s"])
             self.session.summary["figures"][f"{name}, images/s at {batch}"] = round(rate, 1)
-            said.append(f"{name} {rate:,.0f}")
-        return f"images/s at {batch}: {', '.join(said)}"
+            rates.append(f"{name} {rate:,.0f}")
+        return f"images/s at {batch}: {', '.join(rates)}"
 
     def train(self, seconds: float) -> str:
         """Train for as many images as the measured rate makes of the time, and draw samples."""

@@ -125,7 +125,7 @@ def check_complete(wheels: dict[str, Path]) -> None:
 
 
 def read_list(path: Path) -> dict[str, str | None]:
-    """Read names and, where they are told, versions."""
+    """Read names and, where they are known, versions."""
     lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     parts = [line.partition("==") for line in lines if line]
     return {canonicalize_name(name): version or None for name, _, version in parts}

@@ -85,7 +85,7 @@ def show(session: Session, outcomes: dict[str, Outcome], budget: Budget) -> None
     print(f"\n{'part':24} {'':9} {'seconds':>8}")
     for name, part in session.summary["parts"].items():
         took = f"{part['seconds']:8.1f}" if part["state"] != "left out" else f"{'-':>8}"
-        print(f"{name:24} {part['state']:9} {took}  {part['said'][:90]}")
+        print(f"{name:24} {part['state']:9} {took}  {part['detail'][:90]}")
     print()
     for name, value in session.summary["figures"].items():
         print(f"{name:44} {value:>12,}")

@@ -27,7 +27,7 @@ class Outcome:
     """What became of a part."""
 
     state: str  # done, failed, or left out
-    said: str
+    detail: str
     seconds: float = 0.0
     limit: float | None = None
 
@@ -79,10 +79,10 @@ def run_parts(
 def _run(part: Part, limit: float) -> Outcome:
     start = time.monotonic()
     try:
-        said, state = part.work(limit), "done"
+        detail, state = part.work(limit), "done"
     except Exception as error:  # whatever it is, the others have their turn
-        said, state = str(error) or type(error).__name__, "failed"
-    return Outcome(state, said, round(time.monotonic() - start, 1), round(limit, 1))
+        detail, state = str(error) or type(error).__name__, "failed"
+    return Outcome(state, detail, round(time.monotonic() - start, 1), round(limit, 1))
 
 
 def check_budget(seconds: float, parts: Sequence[Part], reserve: float, first: int) -> None:

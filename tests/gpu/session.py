@@ -78,9 +78,9 @@ class Session:
         try:
             log = self.python("machine", words, seconds)
         except CommandError:
-            said = last_line(self.pack_folder / "machine.txt")
-            if said.startswith("error: "):
-                raise UserError(said.removeprefix("error: ")) from None
+            line = last_line(self.pack_folder / "machine.txt")
+            if line.startswith("error: "):
+                raise UserError(line.removeprefix("error: ")) from None
             raise
         self.summary["machine"] = json.loads(last_line(log))
 
@@ -117,7 +117,7 @@ class Session:
         limit = "" if outcome.limit is None else f" of {outcome.limit:.0f}"
         took = f" ({outcome.seconds:.0f}{limit} s)" if outcome.state != "left out" else ""
         with self._lock:
-            print(f"{outcome.state:9} {name}{took}: {outcome.said}", flush=True)
+            print(f"{outcome.state:9} {name}{took}: {outcome.detail}", flush=True)
             self.summary["parts"][name] = asdict(outcome)
         if packing:
             self.pack()

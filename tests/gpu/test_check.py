@@ -56,7 +56,7 @@ def test_results_are_kept_as_they_come(context: Context, tmp_path: Path):
         states.append([one["state"] for one in json.loads(report.path.read_text()).values()])
     assert states[-1] == ["passed", "failed", "skipped", "skipped"]
     assert [len(found) for found in states] == [1, 2, 3, 4]
-    assert "one is not two" in report.found["wrong"]["said"]
+    assert "one is not two" in report.found["wrong"]["detail"]
     assert "AssertionError" in report.found["wrong"]["trace"]
 
 
@@ -85,7 +85,7 @@ def test_a_check_that_hangs_is_ended_and_the_rest_go_on(
     check.supervise("kernels", context, report, time.monotonic() + 200)
     states = {name: found["state"] for name, found in report.found.items()}
     assert states.pop(hangs.name) == "failed"
-    assert "took more than" in report.found[hangs.name]["said"]
+    assert "took more than" in report.found[hangs.name]["detail"]
     assert len(states) == 1 + sum(each.quick for each in rest)
     assert set(states.values()) == {"passed"}
 

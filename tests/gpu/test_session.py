@@ -69,7 +69,7 @@ def test_dry_run_keeps_its_budget_and_packs_what_it_found(
     assert sorted(path.name for path in out.iterdir()) == ["all.tar.gz", "summary.json"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["git_commit"] == "abc"
-    assert summary["parts"]["setup"]["said"].endswith("Triton's cache filled")
+    assert summary["parts"]["setup"]["detail"].endswith("Triton's cache filled")
     states = {name: part["state"] for name, part in summary["parts"].items()}
     assert states.pop("graphs") == "left out"
     peers = states.pop("peers")
@@ -229,9 +229,9 @@ def test_a_part_that_fails_or_does_not_fit_leaves_the_others_theirs():
     assert [outcome.state for outcome in found.values()] == [
         "failed", "left out", "left out", "done",
     ]  # fmt: skip
-    assert found["fails"].said == "broken" and found["cannot"].said == "needs a GPU"
-    assert found["too long"].said == "90 s left, it takes 95"
-    assert found["works"].said == "in 90 s"  # its own ten, and what nothing else needs
+    assert found["fails"].detail == "broken" and found["cannot"].detail == "needs a GPU"
+    assert found["too long"].detail == "90 s left, it takes 95"
+    assert found["works"].detail == "in 90 s"  # its own ten, and what nothing else needs
 
 
 ORPHANS = """

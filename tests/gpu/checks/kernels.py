@@ -100,7 +100,7 @@ def launches() -> tuple[Launch, ...]:
     def see(module: Any, args: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
         given = dict(zip(names, args, strict=False)) | named
         skip, dropout = given.get("skip"), given.get("dropout")
-        assert given.get("scale_shift") is None, "the large net adds what it is told"
+        assert given.get("scale_shift") is None, "the large net adds the embedding"
         found.append(
             Launch(
                 module.num_groups, module.num_channels, module.silu, tuple(given["x"].shape[1:]),
@@ -231,10 +231,10 @@ def dropout_is_equal(context: Context) -> str:
         torch.manual_seed(1)
         x = torch.randn(3, *launch.image).contiguous(memory_format=torch.channels_last)
         x = x.to(context.device).requires_grad_()
-        told = torch.zeros(3, launch.channels, device=x.device) if launch.added else None
+        added = torch.zeros(3, launch.channels, device=x.device) if launch.added else None
         purpose = "dropout/down0.0"
         dropout = Dropout(0.1, _draws(index, context.device), purpose)
-        y = layer(x, added=told, dropout=dropout)
+        y = layer(x, added=added, dropout=dropout)
         channels, *sides = launch.image
         mask = _draws(index, "cpu").keep_mask(purpose, (*sides, channels), 0.1).permute(0, 3, 1, 2)
         assert torch.equal(y.detach().cpu() != 0, mask), f"another mask: {launch}"

@@ -71,12 +71,16 @@ def carry_out(check: Check, context: Context) -> dict[str, Any]:
     try:
         if check.needs_gpu and not context.gpu:
             raise Skipped("needs a GPU")
-        found["said"] = check.work(context)
+        found["detail"] = check.work(context)
     except Skipped as reason:
-        found |= {"state": "skipped", "said": str(reason)}
+        found |= {"state": "skipped", "detail": str(reason)}
     except Exception as error:  # whatever it is, the others have their turn
-        said = f"{type(error).__name__}: {error}"
-        found |= {"state": "failed", "said": said[:600], "trace": traceback.format_exc()[-2000:]}
+        message = f"{type(error).__name__}: {error}"
+        found |= {
+            "state": "failed",
+            "detail": message[:600],
+            "trace": traceback.format_exc()[-2000:],
+        }
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -93,7 +97,9 @@ class Report:
         """Print a result and write all of them."""
         with self._lock:
             self.found[name] = found
-            print(f"{found['state']:8} {name}: {found['said']} ({found['seconds']} s)", flush=True)
+            print(
+                f"{found['state']:8} {name}: {found['detail']} ({found['seconds']} s)", flush=True
+            )
             self._write()
 
     def _write(self) -> None:

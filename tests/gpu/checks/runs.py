@@ -93,8 +93,8 @@ class Runs:
         if self.jobs > 1:
             env["OMP_NUM_THREADS"] = "2"  # else each takes all cores from the others
         run_command([sys.executable, *run.words(context)], log, self._limit(), env, ROOT)
-        said = log.read_text()
-        assert "runs uncompiled" not in said, said[said.index("runs uncompiled") :][:300]
+        output = log.read_text()
+        assert "runs uncompiled" not in output, output[output.index("runs uncompiled") :][:300]
         return folder
 
     def close(self) -> None:
