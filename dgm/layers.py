@@ -133,6 +133,31 @@ def _recomputed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Ten
     return made
 
 
+def upsample(x: Tensor) -> Tensor:
+    """Repeat each pixel of [B, C, H, W] twice along both sides: nearest-neighbour upsampling."""
+    return repeat_pixels(x) if x.is_cuda else functional.interpolate(x, scale_factor=2)
+
+
+def repeat_pixels(x: Tensor) -> Tensor:
+    """Do what `upsample` does by broadcasting, so that the gradient is a plain sum of four pixels.
+
+    Compiled for a GPU, the backward pass of `interpolate` adds into fp32 NCHW memory by atomics: in
+    no fixed order, and in a layout that each convolution before it then has to copy.
+    """
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :]
+    twice = pixels.expand(batch, height, 2, width, 2, channels)
+    return twice.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+class Upsample(nn.Module):
+    """`upsample` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to [B, C, 2 H, 2 W]."""
+        return upsample(x)
+
+
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     """Embed t [B] in sines and cosines, float32 [B, channels] (Vaswani et al. 2017, 3.5)."""
     half = channels // 2

@@ -7,9 +7,20 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from dgm.kernels.norm import Dropout, keyed_dropout
-from dgm.layers import Attention, group_norm, timestep_embedding, zeroed
+from dgm.layers import (
+    Attention,
+    DeferredBiasConv2d,
+    PointwiseConv2d,
+    group_norm,
+    repeat_pixels,
+    timestep_embedding,
+    use_kernels,
+    zeroed,
+)
 from dgm.rng import Draws
 
 
@@ -116,3 +127,67 @@ def test_attention_keeps_channels_last():
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
     made = Attention(8, 2).to(memory_format=torch.channels_last)(x)
     assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_upsampling_by_broadcasting_is_torchs():
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weights = torch.randn(2, 6, 6, 10, dtype=torch.float64)
+    expected = functional.interpolate(x, scale_factor=2, mode="nearest")
+    made = repeat_pixels(x)
+    assert torch.equal(made, expected)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    slopes = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (made, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_upsampling_by_broadcasting_has_a_gradient_without_scattered_additions():
+    """`interpolate` compiles to atomic additions on a GPU, whose order is not fixed."""
+
+    def slope(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(repeat_pixels(x), x, grad)[0]
+
+    x, grad = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(1, 2, 8, 8)
+    graph = make_fx(slope)(x, grad).graph
+    operations = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert any("sum" in name for name in operations)
+    scattered = "upsample", "index", "scatter"
+    assert not any(word in name for name in operations for word in scattered)
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_pointwise_convolution_is_torchs(skip: int):
+    layer = PointwiseConv2d(8, 5).double()
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    parts = x.split([8 - skip, skip], dim=1) if skip else (x,)
+    made, expected = layer(*parts), functional.conv2d(x, layer.weight, layer.bias)
+    torch.testing.assert_close(made, expected)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    given = (x, layer.weight, layer.bias)
+    slopes = [torch.autograd.grad(y.sin().sum(), given) for y in (made, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_deferred_bias_is_added_to_what_follows(kernels: bool):
+    layer = DeferredBiasConv2d(32, 32, 3, padding=1)
+    if kernels:
+        use_kernels(layer)
+        assert layer.native
+    x, added = torch.randn(2, 32, 8, 8), torch.randn(2, 32)
+    expected = functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    y, bias = layer(x)
+    torch.testing.assert_close(y + bias[:, :, None, None], expected, rtol=1e-4, atol=1e-4)
+    y, more = layer(x, added)
+    torch.testing.assert_close(more, added + layer.bias)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+def test_kernels_are_those_for_the_device_of_a_net():
+    """A net on a CPU of a machine with a GPU takes those for a CPU."""
+    net = nn.Sequential(group_norm(32), nn.Conv2d(32, 32, 3, padding=1))
+    use_kernels(net, torch.device("cuda"))
+    assert net[0].kernels == "triton"
+    use_kernels(net)
+    assert net[0].kernels == "native"

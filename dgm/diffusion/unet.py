@@ -20,6 +20,7 @@ from dgm.layers import (
     Attention,
     DeferredBiasConv2d,
     PointwiseConv2d,
+    Upsample,
     group_norm,
     join,
     timestep_embedding,
@@ -269,7 +270,7 @@ def _grow(width: int, next_width: int, concat: bool, last: bool) -> nn.Module:
         return nn.Identity()
     if concat:
         conv = nn.Conv2d(width, next_width, 3, padding=1)
-        return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+        return nn.Sequential(Upsample(), conv)
     return nn.ConvTranspose2d(width, next_width, 2, stride=2)
 
 

@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dgm.errors import UserError
 from dgm.gan.batch_norm import BatchNorm
+from dgm.layers import upsample
 from dgm.limits import check_range
 
 
@@ -163,10 +164,10 @@ class _GrowingBlock(nn.Module):
         self.shortcut = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        h = self.conv1(_double(self.norm1(x, labels).relu()))
+        h = self.conv1(upsample(self.norm1(x, labels).relu()))
         h = self.conv2(self.norm2(h, labels).relu())
         # A 1x1 convolution before the doubling says the same as one after it, for a quarter.
-        return h + _double(self.shortcut(x))
+        return h + upsample(self.shortcut(x))
 
 
 class ResidualDiscriminator(nn.Module):
@@ -226,10 +227,6 @@ def _unfold(x: Tensor) -> Tensor:
 def _fold(x: Tensor) -> Tensor:
     """Turn [B, C, 4, 4] into [B, 16 C], the way back."""
     return x.permute(0, 2, 3, 1).flatten(1)
-
-
-def _double(x: Tensor) -> Tensor:
-    return functional.interpolate(x, scale_factor=2)
 
 
 def _draw_weights(net: nn.Module, xavier: bool = False) -> None:

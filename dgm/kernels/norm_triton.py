@@ -1,13 +1,9 @@
 """GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
 
-A program normalizes some whole groups of channels of one image. It takes the positions as eight
-equal segments of `segment` rows, since the eight 16-bit halves of one Philox block drop one element
-of each (`Draws.keep_mask`), so that one byte holds the dropout bits of eight elements. What `_load`
-returns is a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment. Where a segment is one
-tile (WHOLE), x is read once and stays in registers; else a second pass reads it again, mostly from
-the cache. Sums are accumulated by each thread and reduced once, after the loop.
-
-With JOINED the channels from `channels_of_x` on come from a second tensor, `skip`.
+A program normalizes some whole groups of channels of one image, eight tiles at a time, one of each
+eighth of the positions (norm_tiles_triton.py). Where these are all (WHOLE), x is read once and
+stays in registers; else a second pass reads it again, mostly from the cache. Sums are accumulated
+by each thread and reduced once, after the loop.
 """
 
 from __future__ import annotations
@@ -15,168 +11,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The interpreter knows no inline assembly.
-INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
+from dgm.kernels.norm_tiles_triton import (
+    draw_mask,
+    drop,
+    gain_and_offset,
+    load_tiles,
+    own_channels,
+    per_channel,
+    sigmoid,
+    squares_of_eight,
+    store_tile,
+    sum_of_eight,
+    sum_of_group,
+    sum_of_products,
+)
+
 # Else a kernel would be compiled anew for multiples of 16, be they integers or addresses.
 _DRAWS = ["key", "index", "step"]
-
-
-@triton.jit
-def _sigmoid(x):
-    """Return 1 / (1 + exp(-x)) to 2^-21; a third of the instructions of tl.sigmoid.
-
-    The difference is the handling of subnormal numbers, which no result here depends on.
-    """
-    if INTERPRETED:
-        y = tl.sigmoid(x)
-    else:
-        y = tl.inline_asm_elementwise(
-            """{
-            .reg .f32 e;
-            mul.ftz.f32 e, $1, 0fBFB8AA3B;
-            ex2.approx.ftz.f32 e, e;
-            add.ftz.f32 e, e, 0f3F800000;
-            rcp.approx.ftz.f32 $0, e;
-            }""",
-            "=f,f",
-            [x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    return y
-
-
-@triton.jit
-def _channels(channels, GROUP: tl.constexpr, ALIGN: tl.constexpr, CHANNELS: tl.constexpr):
-    """Return this program's image and channels, and which of them exist, each [CHANNELS]."""
-    width: tl.constexpr = CHANNELS // GROUP * GROUP
-    lane = tl.arange(0, CHANNELS)
-    channel = tl.multiple_of(tl.program_id(0) * width, ALIGN) + lane
-    # Compared by whole vectors, so that loads and stores stay vectorized.
-    inside = (lane // ALIGN < width // ALIGN) & (channel // ALIGN < channels // ALIGN)
-    return tl.program_id(1).to(tl.int64), channel, inside
-
-
-@triton.jit
-def _sum_of_group(value, inside, GROUP: tl.constexpr, CHANNELS: tl.constexpr):
-    """Return at each channel the sum of `value` [CHANNELS] over the channels of its group."""
-    group = tl.arange(0, CHANNELS) // GROUP
-    same = (group[:, None] == group[None, :]) & inside[None, :]
-    return tl.sum(tl.where(same, value[None, :], 0.0), 1)
-
-
-@triton.jit
-def _per_channel(pointer, image, channels, channel, inside):
-    return tl.load(pointer + image * channels + channel, inside, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _affine(
-    weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE: tl.constexpr
-):  # fmt: skip
-    """Return g and b [CHANNELS] of z = g x_hat + b."""
-    w = tl.load(weight + channel, inside, 0.0).to(tl.float32)
-    b = tl.load(bias + channel, inside, 0.0).to(tl.float32)
-    if HAS_SCALE:
-        factor = 1.0 + _per_channel(scale, image, channels, channel, inside)
-        w, b = w * factor, b * factor + _per_channel(shift, image, channels, channel, inside)
-    return w, b
-
-
-@triton.jit
-def _load(
-    x, skip, more, image, segment, row, channels, channels_of_x, channel, inside,
-    ALIGN: tl.constexpr, JOINED: tl.constexpr,
-):  # fmt: skip
-    """Return the tiles of x, or of x and skip joined, plus `more` [CHANNELS]."""
-    tiles = ()
-    if JOINED:
-        first_of_skip = channels_of_x // ALIGN
-        rest = channels - channels_of_x
-        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
-        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
-        at = x + image * 8 * segment * channels_of_x
-        at += row[:, None] * channels_of_x + channel[None, :]
-        other = skip + image * 8 * segment * rest
-        other += row[:, None] * rest + (channel - channels_of_x)[None, :]
-        for s in tl.static_range(8):
-            value = tl.load(at + s * segment * channels_of_x, of_x, 0.0).to(tl.float32)
-            value += tl.load(other + s * segment * rest, of_skip, 0.0).to(tl.float32)
-            tiles = tiles + (value + more[None, :],)  # noqa: RUF005
-    else:
-        at = x + image * 8 * segment * channels
-        at += row[:, None] * channels + channel[None, :]
-        for s in tl.static_range(8):
-            value = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
-            tiles = tiles + (value + more[None, :],)  # noqa: RUF005
-    return tiles
-
-
-@triton.jit
-def _store(
-    value, s, x, skip, image, segment, row, channels, channels_of_x, channel, inside,
-    ALIGN: tl.constexpr, JOINED: tl.constexpr,
-):  # fmt: skip
-    """Store the tile of segment `s` where `_load` found it."""
-    value = value.to(x.dtype.element_ty)
-    place = image * 8 * segment + s * segment
-    if JOINED:
-        first_of_skip = channels_of_x // ALIGN
-        rest = channels - channels_of_x
-        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
-        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
-        at = row[:, None] * channels_of_x + channel[None, :]
-        tl.store(x + place * channels_of_x + at, value, of_x)
-        at = row[:, None] * rest + (channel - channels_of_x)[None, :]
-        tl.store(skip + place * rest + at, value, of_skip)
-    else:
-        at = row[:, None] * channels + channel[None, :]
-        tl.store(x + place * channels + at, value, inside[None, :])
-
-
-@triton.jit
-def _draw_mask(
-    mask, key, index, step, image, purpose, threshold, segment, channels, row, channel, inside,
-    STEP_EACH: tl.constexpr,
-):  # fmt: skip
-    """Write and return what is kept, [ROWS, CHANNELS]: bit s is that of segment s."""
-    seed = (tl.load(key + 1) << 32) | tl.load(key)
-    which = tl.load(index + image).to(tl.uint32)
-    when = tl.load(step + (image if STEP_EACH else 0)).to(tl.uint32)
-    block = (row[:, None] * channels + channel[None, :]).to(tl.uint32)
-    none = tl.zeros_like(block)
-    lanes = tl.philox(seed, block, none + which, none + when, none + purpose.to(tl.uint32))
-    kept = none
-    for lane in tl.static_range(4):
-        # Low and high half of each lane in turn.
-        kept |= ((lanes[lane] & 0xFFFF) >= threshold).to(tl.uint32) << (2 * lane)
-        kept |= ((lanes[lane] >> 16) >= threshold).to(tl.uint32) << (2 * lane + 1)
-    byte = image * segment * channels + row[:, None] * channels + channel[None, :]
-    tl.store(mask + byte, kept.to(tl.uint8), inside[None, :])
-    return kept
-
-
-@triton.jit
-def _drop(value, kept, s, keep_factor):
-    return tl.where(((kept >> s) & 1) != 0, value * keep_factor, 0.0)
-
-
-@triton.jit
-def _sum_of_eight(tiles):
-    total = tiles[0]
-    for s in tl.static_range(1, 8):
-        total += tiles[s]
-    return total
-
-
-@triton.jit
-def _squares_of_eight(tiles, centre):
-    """Return the sum of squares of what is left of eight tiles without `centre`, which broadcasts."""
-    total = (tiles[0] - centre) * (tiles[0] - centre)
-    for s in tl.static_range(1, 8):
-        total += (tiles[s] - centre) * (tiles[s] - centre)
-    return total
 
 
 @triton.jit
@@ -188,10 +39,67 @@ def _finish(
     for s in tl.static_range(8):
         z = tiles[s] * gain[None, :] + offset[None, :]
         if SILU:
-            z = z * _sigmoid(z)
+            z = z * sigmoid(z)
         if DROP:
-            z = _drop(z, kept, s, keep_factor)
-        _store(z, s, y, y, image, segment, row, channels, channels, channel, inside, ALIGN, False)
+            z = drop(z, kept, s, keep_factor)
+        store_tile(
+            z, s, y, y, image, segment, row, channels, channels, channel, inside, ALIGN, False
+        )
+
+
+@triton.jit
+def _moments_of_several(
+    x, skip, more, image, segment, channels, channels_of_x, channel, inside,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    JOINED: tl.constexpr,
+):  # fmt: skip
+    """Return the mean of each channel's group and the channel's squares about it, of many tiles."""
+    row = tl.arange(0, ROWS)
+    # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
+    centre = tl.zeros([ROWS, CHANNELS], tl.float32)
+    spread = tl.zeros([ROWS, CHANNELS], tl.float32)
+    count = 0.0
+    for first in range(0, segment, ROWS):
+        found = load_tiles(
+            x, skip, more, image, segment, first + row, channels, channels_of_x, channel,
+            inside, ALIGN, JOINED,
+        )  # fmt: skip
+        own = sum_of_eight(found) * 0.125
+        share = 1.0 / (count + 1.0)
+        apart = own - centre
+        spread += squares_of_eight(found, own) + apart * apart * (8.0 * count * share)
+        centre += apart * share
+        count += 1.0
+    total = tl.sum(centre, 0) * (8.0 * count)
+    middle = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
+    apart = centre - middle[None, :]
+    return middle, tl.sum(spread + apart * apart * (8.0 * count), 0)
+
+
+@triton.jit
+def _finish_several(
+    x, skip, more, mask, key, index, step, y, image, segment, channels, channels_of_x, channel,
+    inside, gain, b, keep_factor, purpose, threshold,
+    ROWS: tl.constexpr, ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr,
+    DROP: tl.constexpr, STEP_EACH: tl.constexpr,
+):  # fmt: skip
+    """Write y and the mask of many tiles."""
+    row = tl.arange(0, ROWS)
+    for first in range(0, segment, ROWS):
+        drawn = None
+        if DROP:
+            drawn = draw_mask(
+                mask, key, index, step, image, purpose, threshold, segment, channels,
+                first + row, channel, inside, STEP_EACH,
+            )  # fmt: skip
+        again = load_tiles(
+            x, skip, more, image, segment, first + row, channels, channels_of_x,
+            channel, inside, ALIGN, JOINED,
+        )  # fmt: skip
+        _finish(
+            again, drawn, y, image, segment, first + row, channels, channel, inside, gain, b,
+            keep_factor, ALIGN, SILU, DROP,
+        )  # fmt: skip
 
 
 @triton.jit(
@@ -205,54 +113,39 @@ def forward(
     SILU: tl.constexpr, DROP: tl.constexpr, STEP_EACH: tl.constexpr,
 ):  # fmt: skip
     """Write y [B, 8 segment, C], the mask [B, segment, C], and mean and rstd [B, groups]."""
-    image, channel, inside = _channels(channels, GROUP, ALIGN, CHANNELS)
+    image, channel, inside = own_channels(channels, GROUP, ALIGN, CHANNELS)
     row = tl.arange(0, ROWS)
     more = tl.zeros([CHANNELS], tl.float32)
     if HAS_ADDED:
-        more += _per_channel(added, image, channels, channel, inside)
+        more += per_channel(added, image, channels, channel, inside)
     number = (8 * segment * GROUP).to(tl.float32)
     if WHOLE:
         kept = None
         if DROP:  # before x is loaded, for want of registers
-            kept = _draw_mask(
+            kept = draw_mask(
                 mask, key, index, step, image, purpose, threshold, segment, channels, row, channel,
                 inside, STEP_EACH,
             )  # fmt: skip
-        tiles = _load(
+        tiles = load_tiles(
             x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN,
             JOINED,
         )  # fmt: skip
-        total = tl.sum(_sum_of_eight(tiles), 0)
-        middle = _sum_of_group(total, inside, GROUP, CHANNELS) / number
-        squares = tl.sum(_squares_of_eight(tiles, middle[None, :]), 0)
+        total = tl.sum(sum_of_eight(tiles), 0)
+        middle = sum_of_group(total, inside, GROUP, CHANNELS) / number
+        squares = tl.sum(squares_of_eight(tiles, middle[None, :]), 0)
     else:
-        # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
-        centre = tl.zeros([ROWS, CHANNELS], tl.float32)
-        spread = tl.zeros([ROWS, CHANNELS], tl.float32)
-        count = 0.0
-        for first in range(0, segment, ROWS):
-            found = _load(
-                x, skip, more, image, segment, first + row, channels, channels_of_x, channel,
-                inside, ALIGN, JOINED,
-            )  # fmt: skip
-            own = _sum_of_eight(found) * 0.125
-            share = 1.0 / (count + 1.0)
-            apart = own - centre
-            spread += _squares_of_eight(found, own) + apart * apart * (8.0 * count * share)
-            centre += apart * share
-            count += 1.0
-        total = tl.sum(centre, 0) * (8.0 * count)
-        middle = _sum_of_group(total, inside, GROUP, CHANNELS) / number
-        apart = centre - middle[None, :]
-        squares = tl.sum(spread + apart * apart * (8.0 * count), 0)
-    variance = _sum_of_group(squares, inside, GROUP, CHANNELS) / number
+        middle, squares = _moments_of_several(
+            x, skip, more, image, segment, channels, channels_of_x, channel, inside,
+            GROUP, ROWS, CHANNELS, ALIGN, JOINED,
+        )  # fmt: skip
+    variance = sum_of_group(squares, inside, GROUP, CHANNELS) / number
     inverse = 1.0 / tl.sqrt(variance + eps)
     groups = channels // GROUP
     leads = inside & (channel % GROUP == 0)
     tl.store(mean + image * groups + channel // GROUP, middle, leads)
     tl.store(rstd + image * groups + channel // GROUP, inverse, leads)
 
-    g, b = _affine(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+    g, b = gain_and_offset(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
     gain = inverse * g
     if WHOLE:
         _finish(
@@ -260,21 +153,11 @@ def forward(
             b - middle * gain, keep_factor, ALIGN, SILU, DROP,
         )  # fmt: skip
     else:
-        for first in range(0, segment, ROWS):
-            drawn = None
-            if DROP:
-                drawn = _draw_mask(
-                    mask, key, index, step, image, purpose, threshold, segment, channels,
-                    first + row, channel, inside, STEP_EACH,
-                )  # fmt: skip
-            again = _load(
-                x, skip, more - middle, image, segment, first + row, channels, channels_of_x,
-                channel, inside, ALIGN, JOINED,
-            )  # fmt: skip
-            _finish(
-                again, drawn, y, image, segment, first + row, channels, channel, inside, gain, b,
-                keep_factor, ALIGN, SILU, DROP,
-            )  # fmt: skip
+        _finish_several(
+            x, skip, more - middle, mask, key, index, step, y, image, segment, channels,
+            channels_of_x, channel, inside, gain, b, keep_factor, purpose, threshold,
+            ROWS, ALIGN, JOINED, SILU, DROP, STEP_EACH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -284,7 +167,7 @@ def _load_both(
     ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """Return the tiles of centered u = x + more and of the gradient of z."""
-    u = _load(
+    u = load_tiles(
         x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN, JOINED
     )
     if DROP:
@@ -296,21 +179,36 @@ def _load_both(
     for s in tl.static_range(8):
         dz = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
         if DROP:
-            dz = _drop(dz, kept, s, keep_factor)
+            dz = drop(dz, kept, s, keep_factor)
         if SILU:
             z = u[s] * gain[None, :] + offset[None, :]
-            share = _sigmoid(z)
+            share = sigmoid(z)
             dz = dz * share * (1.0 + z * (1.0 - share))
-        gradients = gradients + (dz,)  # noqa: RUF005
+        gradients = gradients + (dz,)  # type: ignore[assignment]  # noqa: RUF005
     return u, gradients
 
 
 @triton.jit
-def _sum_of_products(tiles, others):
-    total = tiles[0] * others[0]
-    for s in tl.static_range(1, 8):
-        total += tiles[s] * others[s]
-    return total
+def _sums_of_several(
+    x, skip, grad, mask, image, segment, channels, channels_of_x, channel, inside,
+    more, gain, b, keep_factor,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, JOINED: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Return sums of dz, dz u and u over many tiles, each [ROWS, CHANNELS]."""
+    row = tl.arange(0, ROWS)
+    sum_1 = tl.zeros([ROWS, CHANNELS], tl.float32)
+    sum_u = tl.zeros([ROWS, CHANNELS], tl.float32)
+    sum_3 = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for first in range(0, segment, ROWS):
+        centered, by_z = _load_both(
+            x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
+            inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+        )  # fmt: skip
+        sum_1 += sum_of_eight(by_z)
+        sum_u += sum_of_products(by_z, centered)
+        sum_3 += sum_of_eight(centered)
+    return sum_1, sum_u, sum_3
 
 
 @triton.jit
@@ -320,7 +218,7 @@ def _write_gradient(
 ):  # fmt: skip
     for s in tl.static_range(8):
         du = gain[None, :] * dz[s] - slope[None, :] * u[s] - constant[None, :]
-        _store(
+        store_tile(
             du, s, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
             ALIGN, JOINED,
         )  # fmt: skip
@@ -336,33 +234,26 @@ def backward(
     SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """Write dx (and d_skip), and the sums over positions of dz, dz x_hat and du, each [B, C]."""
-    image, channel, inside = _channels(channels, GROUP, ALIGN, CHANNELS)
+    image, channel, inside = own_channels(channels, GROUP, ALIGN, CHANNELS)
     row = tl.arange(0, ROWS)
     groups = channels // GROUP
     inverse = tl.load(rstd + image * groups + channel // GROUP, inside, 0.0)
     more = -tl.load(mean + image * groups + channel // GROUP, inside, 0.0)
     if HAS_ADDED:
-        more += _per_channel(added, image, channels, channel, inside)
-    g, b = _affine(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+        more += per_channel(added, image, channels, channel, inside)
+    g, b = gain_and_offset(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
     gain = inverse * g
     if WHOLE:
         u, dz = _load_both(
             x, skip, grad, mask, image, segment, row, channels, channels_of_x, channel, inside,
             more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
         )  # fmt: skip
-        sum_1, sum_u, sum_3 = _sum_of_eight(dz), _sum_of_products(dz, u), _sum_of_eight(u)
+        sum_1, sum_u, sum_3 = sum_of_eight(dz), sum_of_products(dz, u), sum_of_eight(u)
     else:
-        sum_1 = tl.zeros([ROWS, CHANNELS], tl.float32)
-        sum_u = tl.zeros([ROWS, CHANNELS], tl.float32)
-        sum_3 = tl.zeros([ROWS, CHANNELS], tl.float32)
-        for first in range(0, segment, ROWS):
-            centered, by_z = _load_both(
-                x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
-                inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
-            )  # fmt: skip
-            sum_1 += _sum_of_eight(by_z)
-            sum_u += _sum_of_products(by_z, centered)
-            sum_3 += _sum_of_eight(centered)
+        sum_1, sum_u, sum_3 = _sums_of_several(
+            x, skip, grad, mask, image, segment, channels, channels_of_x, channel, inside,
+            more, gain, b, keep_factor, ROWS, CHANNELS, ALIGN, JOINED, SILU, DROP,
+        )  # fmt: skip
     by_one = tl.sum(sum_1, 0)
     by_x_hat = tl.sum(sum_u, 0) * inverse
     own = image * channels + channel
@@ -372,8 +263,8 @@ def backward(
     # du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group
     positions = (8 * segment).to(tl.float32)
     number = positions * GROUP
-    constant = inverse * _sum_of_group(g * by_one, inside, GROUP, CHANNELS) / number
-    slope = _sum_of_group(g * by_x_hat, inside, GROUP, CHANNELS) / number * inverse * inverse
+    constant = inverse * sum_of_group(g * by_one, inside, GROUP, CHANNELS) / number
+    slope = sum_of_group(g * by_x_hat, inside, GROUP, CHANNELS) / number * inverse * inverse
     if HAS_ADDED:
         whole = gain * by_one - positions * constant - slope * tl.sum(sum_3, 0)
         tl.store(sum_du + own, whole, inside)

@@ -73,7 +73,8 @@ def _fits(
         torch.cuda.empty_cache()
     images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=engine.device)
     batch = Batch(images, torch.zeros(count, dtype=torch.int64, device=engine.device))
-    draws = Draws.of(0, torch.arange(count, device=engine.device))
+    index = torch.arange(count, device=engine.device)
+    draws = Draws.of(0, index, index)
     try:
         for phase in objective.phases:
             nets[phase.net].requires_grad_(True)

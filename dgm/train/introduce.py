@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgm.kernels.precompile import collect
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -37,7 +38,7 @@ def describe(
 ) -> dict[str, str]:
     """Describe the run that is about to start, a line each.
 
-    Runs the loss once on two images, by copies of the nets.
+    Runs the loss once on two images, by copies of the nets, and compiles the kernels that it needs.
     """
     sizes, precision = _sizes(nets), _precision(engine, nets)
     flops, saved = measure(engine, nets, objective, image_shape)
@@ -74,15 +75,17 @@ def measure(
     """
     images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
     batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
-    draws = Draws.of(0, torch.arange(_TRIAL, device=engine.device))
+    index = torch.arange(_TRIAL, device=engine.device)
+    draws = Draws.of(0, index, index)  # a step of its own for each image, as in training
     flops, most = 0.0, 0.0
     for phase in objective.phases:
         nets[phase.net].requires_grad_(True)
         kept = _Kept(nets)
         counter = FlopCounterMode(display=False)
-        with torch.compiler.set_stance("force_eager"), engine.autocast():
+        with torch.compiler.set_stance("force_eager"), engine.autocast(), collect() as kernels:
             with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
                 objective.loss(nets, batch, phase, draws)
+        kernels.compile()
         nets[phase.net].requires_grad_(False)
         flops += counter.get_total_flops() / _TRIAL
         most = max(most, kept.bytes / _TRIAL)

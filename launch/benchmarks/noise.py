@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dgm.diffusion.noising import Example, Noised, Noising
 from dgm.diffusion.schedule import cosine
+from dgm.kernels.choice import kernels_for
 from dgm.limits import check_range
 from dgm.rng import Draws
 from launch.benchmarks.machine import (
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "repetitions", least=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    ways = _ways(dtype)
+    ways = _ways(dtype, device)
     times = _in_turn(ways, args.batch, args.repetitions, device)
     medians = {name: statistics.median(found) for name, found in times.items()}
     ours_ms = medians.pop("counter-based, compiled")
@@ -95,10 +95,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"ms_per_batch": times, "ratios": ratios, **bandwidth}
 
 
-def _ways(dtype: torch.dtype) -> dict[str, Way]:
+def _ways(dtype: torch.dtype, device: torch.device) -> dict[str, Way]:
     plain = Noising("eps", LABEL_DROP, CLASSES, flip=True, dequantize=False, keep_x_0=True)
-    in_triton = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-    fused = replace(plain, way="kernel" if in_triton else "compiled")
+    fused = replace(plain, way="kernel" if kernels_for(device) == "triton" else "compiled")
 
     def ours(noising: Noising) -> Way:
         return lambda given: noising(

@@ -35,7 +35,6 @@ from dgm.objective import Batch
 from dgm.rng import Draws
 
 BATCH = 2
-SIZE = 32
 CLASSES = 10
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -62,17 +61,17 @@ class AbsentGpu:
         return torch.cuda
 
 
-def collect(dropout: float, channels: int = 128) -> precompile.Launches:
-    """Collect the launches of a step in bf16, as a GPU would make them."""
-    net = UNet(UNetConfig(channels=channels, dropout=dropout), SIZE, num_classes=CLASSES)
+def collect(config: UNetConfig, size: int) -> precompile.Launches:
+    """Collect the launches of a step in bf16 on images of a size, as a GPU would make them."""
+    net = UNet(config, size, num_classes=CLASSES)
     for module in net.modules():
         if isinstance(module, NormAct):
             module.kernels = "triton"
     objective = DiffusionObjective(
-        DiffusionConfig(), SampleConfig(), (SIZE, SIZE, 3), CLASSES, noising="kernel"
+        DiffusionConfig(), SampleConfig(), (size, size, 3), CLASSES, noising="kernel"
     )
     index = torch.arange(BATCH)
-    batch = Batch(torch.zeros(BATCH, SIZE, SIZE, 3, dtype=torch.uint8), index % CLASSES)
+    batch = Batch(torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), index % CLASSES)
     net = net.to(memory_format=torch.channels_last)
     with precompile.collect() as launches, torch.autocast("cpu", torch.bfloat16):
         objective.loss({"net": net}, batch, objective.phases[0], Draws.of(0, index, index))
@@ -111,8 +110,7 @@ def describe(kernel: Any, options: dict[str, Any], asm: dict[str, Any]) -> dict[
         "flags": flags,
         "warps": options["num_warps"],
         **found,
-        "instructions_per_element": elements
-        and round(found["instructions"] * threads / elements, 1),
+        "instructions_per_element": elements and found["instructions"] * threads / elements,
         "wide_loads": bool(re.search(r"ld\.global\S*\.v[24]|ld\.global\S*\.b64", asm["ptx"])),
     }
 
@@ -122,21 +120,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--larger", action="store_true", help="also of images of 64 x 64")
     parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     driver.set_active(AbsentGpu(args.capability))
     kinds: dict[Any, Any] = {}
     for dropout in args.dropout:
-        kinds |= collect(dropout).kinds
+        kinds |= collect(UNetConfig(dropout=dropout), 32).kinds
+    if args.larger:
+        one_level = UNetConfig(channel_mult=[1], num_blocks=[1], attention_at=[])
+        kinds |= collect(one_level, 64).kinds
     launches = precompile.Launches()
     launches.kinds = kinds
     start, before = time.perf_counter(), _processor_s()
     launches.compile(args.workers)
     seconds = {"seconds": time.perf_counter() - start, "processor_s": _processor_s() - before}
     kernels = []
+    seen = set()
     for kernel, given, options in kinds.values():
         made = kernel.warmup(*given, grid=(1,), **options)  # from memory
-        kernels.append(describe(kernel, options, made.asm))
+        if made.hash not in seen:
+            seen.add(made.hash)
+            kernels.append(describe(kernel, options, made.asm))
     print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}))
 
 
