@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import subprocess
 import sys
@@ -108,6 +109,30 @@ def test_another_interpreter_is_refused(tmp_path: Path):
         prepare.check_python(str(python))
     with pytest.raises(UserError, match="No such file"):
         prepare.check_python(str(tmp_path / "nowhere"))
+
+
+COMPILES = """#!/bin/sh
+[ "$1 $2 $3 $4 $5" = "-m dgm.kernels.precompile --capability 90 --out" ] || exit 1
+mkdir -p "$6/key" && echo machine code > "$6/key/norm.cubin"
+"""
+
+
+def test_kernels_are_compiled_ahead_into_one_file(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text(COMPILES)
+    python.chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare.fill_cache(argparse.Namespace(out=out, python312=str(python)))
+    assert [path.name for path in out.iterdir()] == ["triton.tar.gz"]
+    with tarfile.open(out / "triton.tar.gz") as tar:
+        assert "key/norm.cubin" in tar.getnames()
+    python.write_text("#!/bin/sh\necho no such module\nexit 1\n")
+    with pytest.raises(UserError, match="could not be compiled ahead of time: ended with code 1"):
+        prepare.fill_cache(argparse.Namespace(out=out, python312=str(python)))
+    assert not list(out.iterdir())  # what was there belonged to another commit
+    prepare.fill_cache(argparse.Namespace(out=out, python312=None))
+    assert not list(out.iterdir())
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path):
