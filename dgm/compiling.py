@@ -17,6 +17,7 @@ from dgm.kernels.choice import under_transform
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function; where compiling fails, warn once and run it as it is."""
+    _compile_backward_at_once()
     fast = torch.compile(function, fullgraph=True, dynamic=False)
     return _or_eager(fast, function, function.__name__)
 
@@ -27,6 +28,7 @@ def compile_net(net: nn.Module, graphs: bool = False) -> None:
     `graphs` records what a GPU is to do as CUDA graphs, which cost the host one launch each.
     """
     _guard_requires_grad()
+    _compile_backward_at_once()
     net.compile(mode="reduce-overhead" if graphs else None)
     # In place, as a wrapper would rename every key of the state; torch calls this one instead.
     net._compiled_call_impl = _or_eager(
@@ -46,6 +48,17 @@ def _guard_requires_grad() -> None:
     """
     if torch.__version__ < "2.15":
         torch._dynamo.config.skip_tensor_guards_with_matching_dict_tags = False
+
+
+def _compile_backward_at_once() -> None:
+    """Compile the backward pass as the forward pass is, at the first call.
+
+    Else it is compiled as it is first run, from within `backward()`, where it is too late to run
+    the net as it is: what it cannot compile would end the run.
+    """
+    import torch._functorch.config
+
+    torch._functorch.config.force_non_lazy_backward_lowering = True
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:

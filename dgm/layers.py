@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dgm.kernels import winograd
 from dgm.kernels.choice import Kernels, kernels_for, under_transform
-from dgm.kernels.norm import Dropout, chosen, norm_act
+from dgm.kernels.norm import Dropout, norm_act, reads_apart
 
 
 class NormAct(nn.GroupNorm):
@@ -54,7 +54,7 @@ class NormAct(nn.GroupNorm):
 
     def reads_apart(self, x: Tensor) -> bool:
         """Return whether x and `skip` are read as they are, rather than copied into one."""
-        return chosen(self.kernels, x, self.weight, self.num_groups) == "triton"
+        return reads_apart(self.kernels, x, self.weight, self.num_groups)
 
 
 class DeferredBiasConv2d(nn.Conv2d):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,8 +30,8 @@ class Batch:
 
     images: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
-    images_seen: int = 0  # by the run before this step
-    step: int = 0  # training steps completed before this one
+    images_seen: int | Tensor = 0  # by the run before this step; int64 [] in a recorded step
+    step: int = 0  # training steps completed before this one; see `Varying`
 
 
 class Objective(Protocol):
@@ -148,6 +148,19 @@ class Layered(Protocol):
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
         """Name the first layer whose output for these images is not finite."""
+        ...
+
+
+@runtime_checkable
+class Varying(Protocol):
+    """A family whose loss does other work in some steps than in others.
+
+    A step that is recorded as a CUDA graph repeats the work of the step that it was recorded in, so
+    a loss that reads `Batch.step` has to say here what follows from it.
+    """
+
+    def variant(self, phase: Phase, step: int) -> Hashable:
+        """Return what tells this step's work from that of others; equal values, the same work."""
         ...
 
 

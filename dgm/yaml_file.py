@@ -80,6 +80,8 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
         tab = "\t" in text.split("\n")[line]
         remedy = "indent by spaces, not by tabs" if tab else "mend that line"
         reason = " ".join(reason.split())
+        if "nesting depth" in reason:  # PyYAML 6.0.4 on looks ahead, and gives up before we do
+            raise UserError(_too_deep(path, line + 1)) from None
         raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None
 
 
@@ -89,9 +91,7 @@ def _parse(path: Path, text: str, as_written: bool) -> dict[str, Any]:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            _refuse(
-                path, event, f"nests values deeper than {_MAX_DEPTH} levels", "write it flatter"
-            )
+            raise UserError(_too_deep(path, event.start_mark.line + 1))
         if count > 2 * _MAX_VALUES:
             _refuse(path, event, f"has more than {_MAX_VALUES:,} values", "divide the file")
     loader = _Loader(text)
@@ -174,6 +174,10 @@ def _inside(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _too_deep(path: Path, line: int) -> str:
+    return f"{path} nests values deeper than {_MAX_DEPTH} levels in line {line}: write it flatter"
 
 
 def _refuse(path: Path, at: yaml.Node | yaml.Event, what: str, remedy: str) -> NoReturn:

@@ -22,6 +22,7 @@ from launch.benchmarks import (
     growth,
     likelihood,
     noise,
+    roofline,
     sample,
     scaling,
     step,
@@ -33,6 +34,7 @@ from shards.cli import Parser
 COMMANDS = {
     "data": data,
     "noise": noise,
+    "roofline": roofline,
     "likelihood": likelihood,
     "engines": engines,
     "growth": growth,

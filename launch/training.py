@@ -84,7 +84,12 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
     folder, minutes = Path(config.run.dir), config.train.timeout_minutes
     check_folder("run.dir", folder)
     engine = Engine(
-        config.train.mixed_precision, list(config.run.trackers), config.run.dir, minutes
+        config.train.mixed_precision,
+        list(config.run.trackers),
+        config.run.dir,
+        minutes,
+        config.train.deterministic,
+        config.train.tf32,
     )
     watchdog, lock = Watchdog(minutes), RunLock(folder)
     try:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import yaml
-from cluster import Cluster
+from interpreted import mend_interpreter
+from optional import need
 from PIL import Image
 from processes import free_port, kill_all
 from tiny import SCRIPTS, TINY
@@ -20,7 +22,9 @@ from warm_processes import Result, Warm, plain_environment
 
 from shards import shapes
 from shards.build import build
-from slurm.four_nodes import FourNodes, missing_daemons
+
+if TYPE_CHECKING:
+    from cluster import Cluster
 
 # Triton asks when it is first imported whether kernels are to be interpreted.
 if not torch.cuda.is_available():
@@ -34,7 +38,10 @@ DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at
 @pytest.fixture
 def kernel_device() -> str:
     """Give the device on which kernels run: a GPU, or the CPU in Triton's interpreter."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    mend_interpreter()
+    return "cpu"
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +107,8 @@ def start_script(
         variables: dict[str, str] | None = None,
     ) -> subprocess.Popen:
         command = [sys.executable]
+        if engine is not None and engine.startswith("zero"):
+            need("deepspeed")
         if processes > 1:
             engines = ROOT / "launch" / "configs" / "accelerate"
             file = ROOT / "accelerate_config.yaml" if engine is None else engines / f"{engine}.yaml"
@@ -173,6 +182,8 @@ def run_warm(
         zero: str | None = None,
         variables: dict[str, str] | None = None,
     ) -> Result:
+        if zero is not None:
+            need("deepspeed")
         variables = (variables or {}) | ({} if zero is None else zero_environment(zero))
         said = tmp_path_factory.mktemp("said")
         ready = warm(*([] if zero is None else DEEPSPEED))
@@ -205,6 +216,11 @@ def cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, user_environment: dict[str, str]
 ) -> Iterator[Cluster]:
     """Give a real Slurm cluster of four nodes on this machine."""
+    need("submitit")
+    from cluster import Cluster
+
+    from slurm.four_nodes import FourNodes, missing_daemons
+
     missing = missing_daemons()
     if missing:
         pytest.skip(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
@@ -245,7 +261,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Turn skips into failures where nothing may be missing."""
     report = yield
-    if os.environ.get("DGM_SKIP_IS_FAILURE") and report.skipped and not hasattr(report, "wasxfail"):
+    if not hasattr(report, "wasxfail"):
+        _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Turn files that are skipped as a whole into failures too."""
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("DGM_SKIP_IS_FAILURE") and report.skipped:
         report.outcome = "failed"
         report.longrepr = f"skipped, but nothing may be missing here: {report.longrepr}"
-    return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from optional import need
 
 from tests.bad_inputs import CASES
 from tests.bad_inputs.case import Case
@@ -34,6 +35,8 @@ def world(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> World
 
 @pytest.mark.parametrize("case", marked())
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case: Case, world: World) -> None:
+    if "slurm.submit" in case.command:
+        need("submitit")
     done, wrong = world.try_out(case)
     assert not wrong, f"{wrong}\n{done.stderr}"
 

@@ -11,13 +11,25 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from dgm.compiling import compile_net
+from dgm.compiling import compile_net, compiled
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 
 
+class Net(nn.Module):
+    """Two layers. Not a bare nn.Sequential: all of its code is torch's, which dynamo of torch 2.11
+    does not compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
 def test_a_net_is_compiled_in_place():
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    net = Net()
     plain, keys = copy.deepcopy(net), list(net.state_dict())
     seen: list[str] = []
 
@@ -43,7 +55,7 @@ def test_a_compiled_net_in_forward_mode_runs_as_it_is_and_stays_compiled(
         seen.append("compiled")
         return graph.forward
 
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net = Net()
     plain = copy.deepcopy(net)
     monkeypatch.setattr(torch, "compile", lambda call, **_: _dynamo(call, backend))
     compile_net(net)
@@ -61,6 +73,42 @@ def test_a_compiled_net_in_forward_mode_runs_as_it_is_and_stays_compiled(
 
 def _dynamo(call: Callable, backend: Callable) -> Callable:
     return torch._dynamo.optimize(backend)(call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["net", "function"])
+def test_a_backward_pass_that_cannot_be_compiled_is_said_once_and_the_run_goes_on(
+    what: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    codegen, tried = GraphLowering.codegen, []
+
+    def fail_backward(graph: GraphLowering) -> object:
+        tried.append("backward" if graph.is_backward else "forward")
+        if graph.is_backward:
+            raise RuntimeError("no code for this backward pass")
+        return codegen(graph)
+
+    monkeypatch.setattr(GraphLowering, "codegen", fail_backward)
+    net = Net()
+    plain = copy.deepcopy(net)
+    if what == "net":
+        compile_net(net)
+    call = net if what == "net" else compiled(net.forward)
+    with config.patch(force_disable_caches=True):
+        for _ in range(3):
+            x = torch.randn(5, 3)
+            for forward in (call, plain):
+                forward(x).square().sum().backward()
+    assert tried == ["forward", "backward"]
+    assert all(
+        torch.equal(a.grad, b.grad)
+        for a, b in zip(net.parameters(), plain.parameters(), strict=True)
+    )
+    said = [str(w.message) for w in recwarn if "runs uncompiled" in str(w.message)]
+    assert len(said) == 1 and "RuntimeError: no code for" in said[0]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from optional import need
 from written_runs import ENVIRONMENT, opened, write_run
 
 from dgm.addresses import without_password
@@ -77,6 +78,7 @@ def test_no_secret_is_in_any_file_of_a_run(
 
 def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
     """The configuration of a job keeps an address whole, for the job needs it: only we read it."""
+    need("submitit")
     code = f"""
 import sys
 from pathlib import Path

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dgm.diffusion.pyramid import Pyramid
+from dgm.embedding import Embedding
 from dgm.errors import UserError
 from dgm.kernels.norm import Dropout
 from dgm.layers import (
@@ -133,7 +134,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             nn.Linear(4 * width, 4 * width),
         )
-        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, 4 * width)
+        self.label = None if num_classes is None else Embedding(num_classes + 1, 4 * width)
         self.entry = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
         widths = [width * m for m in config.channel_mult]
         self._build_levels(widths, image_size // patch)

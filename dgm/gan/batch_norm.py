@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgm.embedding import embed
+
 
 class BatchNorm(nn.Module):
     """Normalise the channels of [B, C, H, W] over batch and places (Ioffe and Szegedy 2015).
@@ -45,7 +47,7 @@ class BatchNorm(nn.Module):
             return self._normalize_alone(x, weight, bias)
         if by_class:
             assert labels is not None, "a class-conditional BatchNorm needs labels"
-            weight, bias = weight[labels], bias[labels]
+            weight, bias = embed(labels, weight), embed(labels, bias)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         y = self._normalize_together(wide) if together else self._normalize_alone(wide)
         return (y * weight[..., None, None] + bias[..., None, None]).to(x.dtype)

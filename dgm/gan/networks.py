@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from dgm.embedding import Embedding
 from dgm.errors import UserError
 from dgm.gan.batch_norm import BatchNorm
 from dgm.layers import upsample
@@ -117,7 +118,7 @@ class Discriminator(nn.Module):
         _draw_weights(self)
         self.classes = None
         if num_classes is not None:
-            self.classes = nn.Embedding(num_classes, widths[-1])
+            self.classes = Embedding(num_classes, widths[-1])
             nn.init.normal_(self.classes.weight, 0, 0.02)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -187,7 +188,7 @@ class ResidualDiscriminator(nn.Module):
             for i in range(halvings + 2)
         )
         self.out = nn.Linear(width, 1)
-        self.classes = None if num_classes is None else nn.Embedding(num_classes, width)
+        self.classes = None if num_classes is None else Embedding(num_classes, width)
         _draw_weights(self, xavier=True)
         for module in list(self.modules()):
             if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):

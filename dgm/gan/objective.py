@@ -96,7 +96,7 @@ class GanObjective:
         net = nets["discriminator"]
         fake = nets["generator"](self._latent(draws, phase.name), labels)
         if phase.name == "discriminator":
-            due = self.config.r1 > 0 and batch.step % self.config.r1_interval == 0
+            due = self.variant(phase, batch.step)
             real = self._real(batch, draws)
             return self._discriminator_loss(net, real, fake, labels, draws, due)
         if self.sees_batch:
@@ -108,6 +108,11 @@ class GanObjective:
             logits = net(fake, labels).to(self.dtype)
         loss = generator_loss(self.config.loss, logits)
         return {"loss": loss.mean(), "logits_fake": logits.mean()}
+
+    def variant(self, phase: Phase, step: int) -> bool:
+        """Return whether this step has the R1 penalty."""
+        due = self.config.r1 > 0 and step % self.config.r1_interval == 0
+        return due and phase.name == "discriminator"
 
     def _real(self, batch: Batch, draws: Draws) -> Tensor:
         """Return the real images, [B, C, H, W] in [-1, 1], some of them mirrored."""

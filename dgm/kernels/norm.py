@@ -53,9 +53,9 @@ def norm_act(
     `kernels` in the dtype of x, where those take it: see `chosen`. Both are differentiable to any
     order in reverse mode; in forward mode torch's own operators are used.
     """
-    kernels = chosen(kernels, x, weight, groups)
-    if skip is not None and kernels != "triton":
+    if skip is not None and not reads_apart(kernels, x, weight, groups):
         x, skip = torch.cat([x, skip], dim=1), None
+    kernels = chosen(kernels, x, weight, groups)
     if kernels:
         return _in_one_kernel(
             x, skip, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
@@ -82,6 +82,12 @@ def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> K
     if kernels == "triton" and triton_takes(x.device):
         return kernels if norm_gpu.fits(len(weight), groups) else None
     return "native" if native.serves(x, weight) else None
+
+
+def reads_apart(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Return whether x and `skip` are read as they are, rather than copied into one tensor."""
+    own = chosen(kernels, x, weight, groups)
+    return own == "triton" and norm_gpu.reads_apart(x, len(weight), groups)
 
 
 def keyed_dropout(x: Tensor, dropout: Dropout) -> Tensor:

@@ -30,6 +30,14 @@ def fits(channels: int, groups: int) -> bool:
     return channels // groups <= _LARGEST_GROUP
 
 
+def reads_apart(x: Tensor, channels: int, groups: int) -> bool:
+    """Return whether x and what completes it to `channels` can be read as they are.
+
+    Of larger images they cannot: the kernel that reads in two passes has no registers for it.
+    """
+    return Tile(x, channels, groups).whole
+
+
 def forward(
     x: Tensor, skip: Maybe, told: list[Maybe], draws: list[Maybe], groups: int, eps: float,
     silu: bool, drop: float, purpose: int,
@@ -41,7 +49,7 @@ def forward(
     from dgm.kernels import norm_triton
 
     x, skip = _channels_last(x), _channels_last(skip)
-    tile = Tile(x, skip, groups)
+    tile = Tile(x, joined_channels(x, skip), groups)
     new = dict(dtype=torch.float32, device=x.device)
     y = empty_joined(x, skip)
     mean, rstd = torch.empty(len(x), groups, **new), torch.empty(len(x), groups, **new)  # type: ignore[call-overload]
@@ -72,7 +80,7 @@ def backward(
     from dgm.kernels import norm_triton
 
     grad, x, skip = _channels_last(grad), _channels_last(x), _channels_last(skip)
-    tile = Tile(x, skip, groups)
+    tile = Tile(x, joined_channels(x, skip), groups)
     dx, d_skip = torch.empty_like(x), x.new_empty(0) if skip is None else torch.empty_like(skip)
     sums = empty_sums(x, skip, told[0])
     dropping = drop > 0 and mask.numel() > 0
@@ -88,9 +96,8 @@ def backward(
 class Tile:
     """The part of an image that a program normalizes: some whole groups of channels."""
 
-    def __init__(self, x: Tensor, skip: Maybe, groups: int):
+    def __init__(self, x: Tensor, channels: int, groups: int):
         _, of_x, height, width = x.shape
-        channels = of_x + (0 if skip is None else skip.shape[1])
         self.group = channels // groups
         segment = height * width // 8
         fewest, most = _CHANNELS
@@ -105,7 +112,7 @@ class Tile:
         self.rows = segment if self.whole else min(segment & -segment, most_rows)
         self.warps = max(1, min(16, self.rows * self.channels // (32 * _VECTOR)))
         self.sizes = (segment, channels, of_x)
-        self.joined = skip is not None
+        self.joined = channels > of_x
 
     def grid(self, images: int) -> tuple[int, int]:
         """Return the grid; programs of one image run together, as they share lines of the cache."""
@@ -122,26 +129,29 @@ class Tile:
         }  # fmt: skip
 
 
+def joined_channels(x: Tensor, skip: Maybe) -> int:
+    """Count the channels of both."""
+    return x.shape[1] + (0 if skip is None else skip.shape[1])
+
+
 def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
     """Return memory for [B, C, H, W] in channels_last, C counting the channels of both."""
-    batch, channels, height, width = x.shape
-    channels += 0 if skip is None else skip.shape[1]
     return torch.empty(
-        (batch, channels, height, width),
+        (len(x), joined_channels(x, skip), *x.shape[2:]),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
     )  # fmt: skip
 
 
 def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
     """Return memory for the bits of dropout."""
-    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
-    shape = (len(x), x.shape[2] * x.shape[3] // 8, channels) if dropping else (0,)
+    own = (len(x), x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
+    shape = own if dropping else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def empty_sums(x: Tensor, skip: Maybe, added: Maybe) -> list[Tensor]:
     """Return memory for three sums [B, C], the last empty without `added`."""
-    own = (len(x), x.shape[1] + (0 if skip is None else skip.shape[1]))
+    own = (len(x), joined_channels(x, skip))
     sizes = [own, own, (0,) if added is None else own]
     return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
 

@@ -49,9 +49,8 @@ def _finish(
 
 @triton.jit
 def _moments_of_several(
-    x, skip, more, image, segment, channels, channels_of_x, channel, inside,
+    x, more, image, segment, channels, channel, inside,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
-    JOINED: tl.constexpr,
 ):  # fmt: skip
     """Return the mean of each channel's group and the channel's squares about it, of many tiles."""
     row = tl.arange(0, ROWS)
@@ -61,8 +60,8 @@ def _moments_of_several(
     count = 0.0
     for first in range(0, segment, ROWS):
         found = load_tiles(
-            x, skip, more, image, segment, first + row, channels, channels_of_x, channel,
-            inside, ALIGN, JOINED,
+            x, x, more, image, segment, first + row, channels, channels, channel, inside, ALIGN,
+            False,
         )  # fmt: skip
         own = sum_of_eight(found) * 0.125
         share = 1.0 / (count + 1.0)
@@ -78,9 +77,9 @@ def _moments_of_several(
 
 @triton.jit
 def _finish_several(
-    x, skip, more, mask, key, index, step, y, image, segment, channels, channels_of_x, channel,
-    inside, gain, b, keep_factor, purpose, threshold,
-    ROWS: tl.constexpr, ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr,
+    x, more, mask, key, index, step, y, image, segment, channels, channel, inside,
+    gain, b, keep_factor, purpose, threshold,
+    ROWS: tl.constexpr, ALIGN: tl.constexpr, SILU: tl.constexpr,
     DROP: tl.constexpr, STEP_EACH: tl.constexpr,
 ):  # fmt: skip
     """Write y and the mask of many tiles."""
@@ -93,8 +92,8 @@ def _finish_several(
                 first + row, channel, inside, STEP_EACH,
             )  # fmt: skip
         again = load_tiles(
-            x, skip, more, image, segment, first + row, channels, channels_of_x,
-            channel, inside, ALIGN, JOINED,
+            x, x, more, image, segment, first + row, channels, channels, channel, inside, ALIGN,
+            False,
         )  # fmt: skip
         _finish(
             again, drawn, y, image, segment, first + row, channels, channel, inside, gain, b,
@@ -135,8 +134,7 @@ def forward(
         squares = tl.sum(squares_of_eight(tiles, middle[None, :]), 0)
     else:
         middle, squares = _moments_of_several(
-            x, skip, more, image, segment, channels, channels_of_x, channel, inside,
-            GROUP, ROWS, CHANNELS, ALIGN, JOINED,
+            x, more, image, segment, channels, channel, inside, GROUP, ROWS, CHANNELS, ALIGN
         )  # fmt: skip
     variance = sum_of_group(squares, inside, GROUP, CHANNELS) / number
     inverse = 1.0 / tl.sqrt(variance + eps)
@@ -154,9 +152,8 @@ def forward(
         )  # fmt: skip
     else:
         _finish_several(
-            x, skip, more - middle, mask, key, index, step, y, image, segment, channels,
-            channels_of_x, channel, inside, gain, b, keep_factor, purpose, threshold,
-            ROWS, ALIGN, JOINED, SILU, DROP, STEP_EACH,
+            x, more - middle, mask, key, index, step, y, image, segment, channels, channel, inside,
+            gain, b, keep_factor, purpose, threshold, ROWS, ALIGN, SILU, DROP, STEP_EACH,
         )  # fmt: skip
 
 
@@ -190,9 +187,8 @@ def _load_both(
 
 @triton.jit
 def _sums_of_several(
-    x, skip, grad, mask, image, segment, channels, channels_of_x, channel, inside,
-    more, gain, b, keep_factor,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, JOINED: tl.constexpr,
+    x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
     SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """Return sums of dz, dz u and u over many tiles, each [ROWS, CHANNELS]."""
@@ -202,8 +198,8 @@ def _sums_of_several(
     sum_3 = tl.zeros([ROWS, CHANNELS], tl.float32)
     for first in range(0, segment, ROWS):
         centered, by_z = _load_both(
-            x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
-            inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+            x, x, grad, mask, image, segment, first + row, channels, channels, channel, inside,
+            more, gain, b, keep_factor, ALIGN, False, SILU, DROP,
         )  # fmt: skip
         sum_1 += sum_of_eight(by_z)
         sum_u += sum_of_products(by_z, centered)
@@ -251,8 +247,8 @@ def backward(
         sum_1, sum_u, sum_3 = sum_of_eight(dz), sum_of_products(dz, u), sum_of_eight(u)
     else:
         sum_1, sum_u, sum_3 = _sums_of_several(
-            x, skip, grad, mask, image, segment, channels, channels_of_x, channel, inside,
-            more, gain, b, keep_factor, ROWS, CHANNELS, ALIGN, JOINED, SILU, DROP,
+            x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
+            ROWS, CHANNELS, ALIGN, SILU, DROP,
         )  # fmt: skip
     by_one = tl.sum(sum_1, 0)
     by_x_hat = tl.sum(sum_u, 0) * inverse
@@ -276,10 +272,10 @@ def backward(
     else:
         for first in range(0, segment, ROWS):
             centered, by_z = _load_both(
-                x, skip, grad, mask, image, segment, first + row, channels, channels_of_x, channel,
-                inside, more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+                x, x, grad, mask, image, segment, first + row, channels, channels, channel, inside,
+                more, gain, b, keep_factor, ALIGN, False, SILU, DROP,
             )  # fmt: skip
             _write_gradient(
-                centered, by_z, dx, d_skip, image, segment, first + row, channels, channels_of_x,
-                channel, inside, gain, slope, constant, ALIGN, JOINED,
+                centered, by_z, dx, dx, image, segment, first + row, channels, channels, channel,
+                inside, gain, slope, constant, ALIGN, False,
             )  # fmt: skip

@@ -61,36 +61,44 @@ class Batches:
 
     def step(self, images_seen: int, device: torch.device) -> Iterator[tuple[Batch, Draws]]:
         """Go through the micro-batches of the step that starts at `images_seen`."""
-        for k in range(self.num_micro):
-            start = images_seen + self.first + k * self.micro_batch
-            positions = torch.arange(start, start + self.micro_batch)
-            epochs, places = positions // self.length, positions % self.length
-            yield self._load(self._images_at(epochs, places), epochs, device, images_seen)
+        for index, epochs in self.numbers(images_seen):
+            yield self._load(index, epochs, device, images_seen)
+
+    def numbers(self, images_seen: int) -> torch.Tensor:
+        """Return index and epoch of a step's images, int64 [num_micro, 2, micro_batch] (CPU)."""
+        both = self._images_at(images_seen + self.first, self.share)
+        return both.view(2, self.num_micro, self.micro_batch).transpose(0, 1)
 
     def first_images(self, count: int, device: torch.device) -> tuple[Batch, Draws]:
         """Give the images that the run begins with, the same on every process."""
-        places = torch.arange(min(count, self.length))
-        epochs = torch.zeros_like(places)
-        return self._load(self._images_at(epochs, places), epochs, device, 0)
+        index, epochs = self._images_at(0, min(count, self.length))
+        return self._load(index, epochs, device, 0)
+
+    def feed(self, device: torch.device) -> Feed:
+        """Return what brings images to a device."""
+        if device not in self._feeds:
+            self._feeds[device] = Feed(self.data, device, self.resident)
+        return self._feeds[device]
 
     def _load(
         self, index: torch.Tensor, epochs: torch.Tensor, device: torch.device, images_seen: int
     ) -> tuple[Batch, Draws]:
-        if device not in self._feeds:
-            self._feeds[device] = Feed(self.data, device, self.resident)
-        feed = self._feeds[device]
+        feed = self.feed(device)
         images, labels, index, epochs = feed.load(index, epochs)
         step = images_seen // self.global_batch
         return Batch(images, labels, images_seen, step), Draws(feed.key(self.seed), index, epochs)
 
-    def _images_at(self, epochs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Name the image at each place of its epoch, int64 [B]."""
-        blocks = places // ORDER_BLOCK
-        index = torch.empty_like(places)
-        for epoch, block in torch.stack([epochs, blocks], 1).unique(dim=0).tolist():
-            here = (epochs == epoch) & (blocks == block)
-            index[here] = self._order(epoch, block)[places[here] % ORDER_BLOCK]
-        return index
+    def _images_at(self, start: int, count: int) -> torch.Tensor:
+        """Return index and epoch of the images at positions of the run, int64 [2, count]."""
+        index, epochs, position = [], [], start
+        while position < start + count:
+            epoch, place = divmod(position, self.length)
+            block, first = divmod(place, ORDER_BLOCK)
+            run = self._order(epoch, block)[first : first + start + count - position]
+            index.append(run)
+            epochs.append(torch.full_like(run, epoch))
+            position += len(run)
+        return torch.stack([torch.cat(index), torch.cat(epochs)])
 
     def _order(self, epoch: int, block: int) -> torch.Tensor:
         for key, found in self._orders:

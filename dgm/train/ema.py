@@ -59,11 +59,13 @@ class Ema:
                 torch._foreach_lerp_(self._own[name], self._weights(name, net), share)
             if not self._buffers[name]:
                 continue
-            for average, buffer in zip(self._buffers[name], net.buffers(), strict=True):
-                # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
-                if buffer.is_floating_point():
-                    average.lerp_(buffer, share)
-                else:
+            # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
+            pairs = list(zip(self._buffers[name], net.buffers(), strict=True))
+            averaged = [pair for pair in pairs if pair[1].is_floating_point()]
+            if averaged:
+                torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], share)
+            for average, buffer in pairs:
+                if not buffer.is_floating_point():
                     average.copy_(buffer)
 
     def _weights(self, name: str, net: nn.Module) -> list[Tensor]:

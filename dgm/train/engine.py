@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dgm.errors import UserError, disk_fault
 from dgm.train.checkpoint import FullState
+from dgm.train.device_settings import apply_device_settings
 from dgm.train.launched import (
     as_plain_processes,
     end_with_launcher,
@@ -44,11 +45,15 @@ class Engine:
         trackers: list[str] | None = None,
         folder: str = ".",
         timeout_minutes: float = 30,
+        deterministic: bool = False,
+        tf32: bool = False,
     ):
         """Join the processes, which wait for each other for so long (0: for ever).
 
-        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it).
+        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it). `deterministic` and `tf32`
+        hold for all of the process (`apply_device_settings`).
         """
+        apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
         if mixed_precision == "auto":
             bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
             mixed_precision = "bf16" if bf16 else "no"

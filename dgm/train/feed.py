@@ -57,12 +57,27 @@ class Feed:
         """Give images, labels, index and epochs on the device; index and epochs are int64 [B]."""
         if self.stored is not None:
             index, epochs = self._send(torch.stack([index, epochs]))[0]
-            images, labels = (part.index_select(0, index) for part in self.stored)
-            return images, labels, index, epochs
-        rows = index.numpy()
-        images, labels = map(torch.from_numpy, (self.data.images(rows), self.data.labels(rows)))
+            return *self.take(index), index, epochs
+        images, labels = self.read(index)
         images, numbers = self._send(images, torch.stack([labels, index, epochs]))
         return images, *numbers
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather images and labels that stay on the device."""
+        assert self.stored is not None, "the caller knows that they do"
+        images, labels = (part.index_select(0, index) for part in self.stored)
+        return images, labels
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Read images and labels from the shards, on the host."""
+        rows = index.numpy()
+        return torch.from_numpy(self.data.images(rows)), torch.from_numpy(self.data.labels(rows))
+
+    def overwrite(self, target: Tensor, values: Tensor) -> None:
+        """Copy the host's values into a tensor of the device, after what the device is at."""
+        # A pinned block is reused by the allocator once its copy is done.
+        pinned = values if self.stream is None else values.pin_memory()
+        target.copy_(pinned, non_blocking=True)
 
     def _send(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self.stream is None:

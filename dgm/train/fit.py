@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,7 +17,16 @@ from dgm.train.engine import Engine
 
 Result = TypeVar("Result")
 
-_ON_CPU = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+_ON_CPU = r"can't allocate memory|not enough memory|std::bad_alloc"
+# Of errors that are no torch.OutOfMemoryError, for another library asked the driver for memory.
+_ON_GPU = (
+    r"CUDA (driver )?error: out of memory",  # torch beside its allocator
+    r"CUDA (ran )?out of memory",  # torch 2.15 of what cuDNN compiles; and what is raised anew
+    r"(CUBLAS|CUSOLVER|CUDNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED",
+    r"Triton Error \[CUDA\]: out of memory",
+    r"Cuda failure (\d+ )?'out of memory'",  # NCCL
+)
+_LACK = re.compile("|".join((_ON_CPU, *_ON_GPU)))
 _ONEDNN = "could not create a primitive"  # all that it says where it finds no memory for its code
 
 
@@ -41,7 +51,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Say whether an error is of an allocation that failed, on a GPU or not."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     said = str(error)
-    return isinstance(error, kinds) or said == _ONEDNN or any(words in said for words in _ON_CPU)
+    return isinstance(error, kinds) or said == _ONEDNN or _LACK.search(said) is not None
 
 
 def _does_not_fit(

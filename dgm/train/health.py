@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,35 +13,42 @@ from dgm.rng import Draws
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
 
+_NOWHERE = 2**63 - 1  # as far as the device has seen, every gradient was finite
+
 
 class FiniteWatch:
     """Watch the norm of every gradient.
 
     On a CPU the host sees it at once, and under ZeRO. Else the host would have to wait for the
     number, so the device notes where it went wrong first and leaves all weights alone from then
-    on; `check` finds the note before anything is logged or saved.
+    on; `check` finds the note before anything is logged or saved. The place of a gradient in the
+    run is its step times the number of phases, plus its phase.
     """
 
     def __init__(self, engine: Engine, objective: Objective, batches: Batches, waits: bool):
         """Prepare; the host looks at every norm where it `waits`."""
         self.engine, self.objective, self.batches, self.waits = engine, objective, batches, waits
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=engine.device)
+        self.first_bad = torch.full((), _NOWHERE, dtype=torch.int64, device=engine.device)
 
-    def see(self, norm: Tensor, step: int, phase: int) -> Tensor | None:
-        """Take in the norm of a phase's gradient; give 1.0 where the device has to skip updates."""
-        place = step * len(self.objective.phases) + phase
-        bad = ~torch.isfinite(norm)
+    def see(self, norm: Tensor, place: int | Tensor) -> Tensor | None:
+        """Take in the norm of a gradient; give 1.0 where the device has to skip updates.
+
+        place: a number, or int64 [] on the device in a recorded step.
+        """
+        finite = norm < math.inf  # which is false for NaN too
         if self.waits:
-            if bool(bad):
-                raise self._error(place)
+            if not bool(finite):
+                raise self._error(int(place))
             return None
-        self.first_bad = torch.where(bad & (self.first_bad < 0), place, self.first_bad)
-        return (self.first_bad >= 0).float()
+        # In place, as a recorded step writes to the same memory each time; places only grow.
+        first = self.first_bad
+        torch.minimum(first, torch.where(finite, first, place), out=first)
+        return (first != _NOWHERE).float()
 
     def check(self) -> None:
         """Raise UserError where the device noted a gradient that was not finite."""
         place = int(self.first_bad)
-        if place >= 0:
+        if place != _NOWHERE:
             raise self._error(place)
 
     def _error(self, place: int) -> UserError:

@@ -52,8 +52,8 @@ class TrainConfig:
     compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
         default="auto", metadata=MAY_CHANGE
     )
-    """Compile nothing, the noising, the nets too (all), that as CUDA graphs; auto is `all` on a
-    GPU, else `noise`."""
+    """Compile nothing, the noising, the nets too (all), that as CUDA graphs (of whole steps on one
+    process, of the nets on several); auto is `all` on a GPU, else `noise`."""
     activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
     """Keep only what enters each block and compute the rest again in the backward pass: less
     memory, more time, the same bits."""
@@ -64,6 +64,12 @@ class TrainConfig:
     none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6, and for AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
+    tf32: bool = field(default=False, metadata=MAY_CHANGE)
+    """On a GPU round the factors of fp32 convolutions and matrix products to TF32, of 10 bits:
+    faster; without it fp32 is fp32."""
+    deterministic: bool = field(default=False, metadata=MAY_CHANGE)
+    """On a GPU take only algorithms that give the same bytes each time, on the same card with the
+    same versions: slower; on a CPU runs are reproducible without it."""
     float64: bool = False
     """Train in double precision: slow, for comparing runs where rounding would hide a fault."""
     overfit_one_batch: bool = False
@@ -113,6 +119,12 @@ def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "n
     return config.compile
 
 
+def records_steps(config: TrainConfig, asked: Launched) -> bool:
+    """Say whether whole steps are recorded as CUDA graphs, which takes one process."""
+    alone = asked.processes == 1 and asked.zero is None
+    return config.compile == "graphs" and alone and not config.detect_anomaly  # which waits
+
+
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
     """Say how images are to be noised."""
     if what_to_compile(config) == "none":
@@ -128,7 +140,7 @@ def fit_out(nets: Nets, config: TrainConfig, asked: Launched, device: torch.devi
         if with_kernels(config):
             use_kernels(net, device)
         if compiling in ("all", "graphs") and not fetched:
-            compile_net(net, graphs=compiling == "graphs")
+            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, asked))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from dgm.errors import UserError
 from dgm.objective import InitializedByData, Phase
@@ -23,6 +23,8 @@ from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
 from dgm.train.journal import Journal
 from dgm.train.optim import learning_rate
 from dgm.train.sampling import draw_sheets
+from dgm.train.step import StepOutput, TrainStep
+from dgm.train.step_graph import StepNumbers, step_graphs
 from dgm.train.stop import StopRequest
 from dgm.train.tracking import Clock, Meter, Progress, make_profiler, peak_memory_gib
 from dgm.train.weights import load_nets
@@ -67,6 +69,8 @@ class Run:
         self.ema = Ema(first, job.config.ema_halflife_images)
         self.meter = Meter()
         self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
+        self.train_step = TrainStep(engine, job.objective, self.watch, self.batches.num_micro)
+        self.graphs = step_graphs(job.config, self.train_step, self.batches)
         self.images_seen = self.step = 0
         self.wall_s = 0.0
         self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
@@ -166,34 +170,34 @@ class Run:
 
     def update(self, phase: Phase, number: int) -> bool:
         """Take one optimizer step of a phase; say whether the average took it in on the way."""
-        engine, count = self.engine, self.batches.num_micro
-        stream = self.batches.step(self.images_seen, engine.device)
-        if engine.device.type == "cuda":  # elsewhere it would import the compiler for nothing
-            torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
-        with engine.learning(phase.net) as nets:
-            for k in range(count):
-                with self.clock.waiting():
-                    batch, draws = next(stream)
-
-                def loss(batch=batch, draws=draws) -> Tensor:
-                    with engine.autocast():
-                        values = self.job.objective.loss(nets, batch, phase, draws)
-                    for name, value in values.items():
-                        self.meter.add(self.metric(phase, name), value)
-                    return values["loss"] / count
-
-                engine.backward(phase.net, loss, last=k == count - 1)
-
-        def see(norm: Tensor) -> Tensor | None:
-            self.meter.add(self.metric(phase, "grad_norm"), norm)
-            return self.watch.see(norm, self.step, number)
-
-        seen = self.images_seen + self.config.global_batch
+        phases, seen = self.job.objective.phases, self.images_seen + self.config.global_batch
         lr = learning_rate(self.job.optim[phase.net], seen, self.config.total_images)
-        following = self.job.objective.phases[number + 1 :]
-        again = any(p.net == phase.net and self.step % p.every == 0 for p in following)
-        average = None if again else self.ema.along(phase.net, seen, self.config.global_batch)
-        return engine.update(phase.net, lr, see, average)
+        lr = float(np.float32(lr))  # a recorded step reads it from the device
+        now = StepNumbers(self.images_seen, self.step, self.step * len(phases) + number, lr)
+        output = self.replay(phase, now)
+        if output is None:
+            if self.engine.device.type == "cuda":  # elsewhere it would import the compiler
+                torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
+            again = any(
+                p.net == phase.net and self.step % p.every == 0 for p in phases[number + 1 :]
+            )
+            average = None if again else self.ema.along(phase.net, seen, self.config.global_batch)
+            given = self.clock.timed(self.batches.step(self.images_seen, self.engine.device))
+            output = self.train_step.take(phase, given, lr, now.place, average)
+        self.meter.add([self.metric(phase, name) for name in output.names], output.values)
+        return output.averaged
+
+    def replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
+        """Take a step as it was recorded; None where steps are not, or cannot be."""
+        if self.graphs is None:
+            return None
+        recorded = self.graphs.of(phase, now.step)
+        with self.clock.waiting():
+            recorded.fill(now)
+        output = recorded.run(now)
+        if output is None:
+            self.graphs = None  # for good, with what was recorded
+        return output
 
     def metric(self, phase: Phase, name: str) -> str:
         """Name a value; the phase shows only where there are several."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,7 @@ class AdamW:
             and all(map(update.is_dense, self.parameters))
         )
         self.moments: dict[Tensor, Moments] = {}
+        self._on_device: OnDevice | None = None
 
     @torch.no_grad()
     def step(self, lr: float, skip: Tensor | None = None, average: Average | None = None) -> bool:
@@ -89,6 +91,10 @@ class AdamW:
                 self.moments[weight] = Moments(
                     0, torch.zeros_like(weight), torch.zeros_like(weight)
                 )
+        if self._on_device is not None:
+            self._on_device.updated = [self.moments[weight] for weight in weights]
+            self._fused(self._on_device.lr, weights, self._on_device.steps, skip)
+            return False
         own = [self.moments[weight] for weight in weights]
         for moments in own:
             moments.step += 1
@@ -96,17 +102,45 @@ class AdamW:
             return self._by_our_kernel(lr, weights, own, average)
         # The kernel wants the number of the step of each weight; few differ, and often none.
         device = weights[0].device
-        steps = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
+        each = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
+        steps = {weight: each[m.step] for weight, m in zip(weights, own, strict=True)}
+        self._fused(lr, weights, steps, skip)
+        return False
+
+    @contextlib.contextmanager
+    def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[OnDevice]:
+        """Update at the rate `lr` [], whatever `step` is given, by `counts` [parameters]; fp32.
+
+        They are of the device, as a recorded step needs them. A count is the number of a weight's
+        next update, see `counts`; the caller has to count what was updated.
+        """
+        self._on_device = OnDevice(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
+        try:
+            yield self._on_device
+        finally:
+            self._on_device = None
+
+    def counts(self) -> list[int]:
+        """Return the number of each parameter's next update, from 1 on."""
+        known = map(self.moments.get, self.parameters)
+        return [1 if moments is None else moments.step + 1 for moments in known]
+
+    def _fused(
+        self,
+        lr: float | Tensor,
+        weights: list[Tensor],
+        steps: Mapping[Tensor, Tensor],
+        skip: Tensor | None,
+    ) -> None:
         for decay, part in self._by_decay(weights):
             mine = [self.moments[weight] for weight in part]
             torch._fused_adamw_(
                 part, _gradients(part),
                 [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
-                [steps[m.step] for m in mine], lr=lr, beta1=self.config.betas[0],
-                beta2=self.config.betas[1], eps=self.config.eps, weight_decay=decay,
-                amsgrad=False, maximize=False, found_inf=skip,
+                [steps[weight] for weight in part],
+                lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
+                weight_decay=decay, amsgrad=False, maximize=False, found_inf=skip,
             )  # fmt: skip
-        return False
 
     def _by_decay(self, weights: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
         """Yield (weight decay, weights) by group; a single group if weight_decay is 0."""
@@ -162,6 +196,15 @@ class Moments:
     step: int
     exp_avg: Tensor
     exp_avg_sq: Tensor
+
+
+@dataclass
+class OnDevice:
+    """What a recorded update reads from the device, and what it updated."""
+
+    lr: Tensor
+    steps: dict[Tensor, Tensor]
+    updated: list[Moments] = field(default_factory=list)
 
 
 def _alike(average: Average | None, weights: list[Tensor]) -> bool:

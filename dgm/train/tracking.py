@@ -11,9 +11,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from dgm.errors import naming
 from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.watchdog import Watchdog
+
+Item = TypeVar("Item")
 
 _NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
 
@@ -36,11 +38,15 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Take in one value, []."""
-        value = value.detach().double()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        """Take in one value for each name; values: [len(names)]."""
+        values = values.detach().double()
+        for name in names:
+            if name not in self.sums:
+                self.sums[name], self.counts[name] = values.new_zeros(()), 0
+            self.counts[name] += 1
+        # In one launch.
+        torch._foreach_add_([self.sums[name] for name in names], list(values.unbind()))
 
     def means(self, engine: Engine) -> dict[str, float]:
         """Average over logs and processes, then start anew; all processes must ask."""
@@ -189,6 +195,15 @@ class Clock:
         yield
         self.watchdog.doing("step")
         self.data_wait_s += time.monotonic() - began
+
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Go through items; waiting for each counts as waiting for data."""
+        while True:
+            with self.waiting():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def read(self, images_seen: int) -> dict[str, float]:
         """Give images/s and seconds of waiting and of each kind of pause since the start."""

@@ -42,9 +42,16 @@ def with_free_bits(kl: Tensor, free_bits: float) -> Tensor:
     return kl.clamp(min=free_bits).sum(1)
 
 
-def kl_weight(beta: float, images_seen: int, warmup_images: int) -> float:
+def kl_weight(beta: float, images_seen: int | Tensor, warmup_images: int) -> float | Tensor:
     """Give the weight of the KL, which rises linearly to `beta` over `warmup_images`.
 
-    Sonderby et al. 2016 show that without such a rise many dimensions stay unused.
+    Of a tensor, int64 [], it is one too, float64 []. Sonderby et al. 2016 show that without such a
+    rise many dimensions stay unused.
     """
-    return beta * min(1.0, images_seen / warmup_images) if warmup_images else beta
+    if not warmup_images:
+        return beta
+    if isinstance(images_seen, Tensor):
+        # By a tensor, as a GPU multiplies by a number's reciprocal, which rounds differently.
+        seen = images_seen.double()
+        return beta * (seen / torch.full_like(seen, warmup_images)).clamp(max=1)
+    return beta * min(1.0, images_seen / warmup_images)

@@ -96,7 +96,7 @@ class VAEObjective:
             "kl": kl.mean(),
             "elbo": -(reconstruction + kl).mean(),
             "bits_per_dim_bound": (reconstruction + kl).mean() / bits,
-            "beta": kl.new_full((), beta),
+            "beta": kl.new_zeros(()).add_(beta),
         }
 
     def latents(self, draws: Draws) -> Tensor:

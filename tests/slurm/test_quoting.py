@@ -21,11 +21,15 @@ from cluster import Cluster, log_of
 from damage import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from optional import need
 from tiny import LAUNCH
 
 from dgm.train.run_folder import as_yaml, read_config
 from launch.command import parse
 from launch.train_ddpm import Config
+
+need("submitit")
+
 from slurm.checks import Plan
 from slurm.errors import SlurmError
 from slurm.options import Asked, Options, read_options

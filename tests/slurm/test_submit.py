@@ -14,7 +14,10 @@ import psutil
 import pytest
 import yaml
 from cluster import Cluster, until
+from optional import need
 from tiny import BATCH, LAUNCH, SCRIPTS
+
+need("submitit")
 
 from slurm import checks, commands, status, submit
 from slurm.errors import SlurmError

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tiny import BATCH, LAUNCH, SCRIPTS
 
-from slurm import commands, status, submit
+from slurm import commands, status
 from slurm.four_nodes import FourNodes
 from slurm.record import Record
 
@@ -33,6 +33,8 @@ class Cluster:
         self, folder: Path, *options: object, overrides: tuple[object, ...] = (), steps: int = 16
     ) -> Record:
         """Submit a run of so many steps."""
+        from slurm import submit  # with submitit, which may be missing where only names are needed
+
         words = [LAUNCH / SCRIPTS["diffusion"], "--config", self.config, "--cluster", "cpu"]
         words += ["--cpus-per-process", 1]
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options, "--"]

@@ -16,6 +16,7 @@ from dgm.errors import UserError
 from dgm.objective import Batch, Phase
 from dgm.rng import Draws
 from dgm.train.checkpoint import newest
+from dgm.train.fit import is_lack_of_memory
 
 
 class Greedy(small_loop.TwoPhases):
@@ -69,3 +70,54 @@ def test_other_errors_pass(tmp_path: Path):
 
     with pytest.raises(RuntimeError, match="something else"):
         small_loop.train(small_loop.job(tmp_path / "a", Broken(5)))
+
+
+HINT = "\nSearch for `cudaErrorMemoryAllocation' in the CUDA documentation for more information."
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error "
+    "(run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+)
+LACKS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total"),
+    torch.AcceleratorError(f"CUDA error: out of memory{HINT}"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate()`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    RuntimeError("CUDA ran out of memory outside PyTorch's allocator. If this workload uses many"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    torch.distributed.DistBackendError(f"{NCCL}Cuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError(f"{NCCL}Cuda failure 'out of memory'"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 1125899906842624 bytes."),
+    RuntimeError("could not create a primitive"),
+    MemoryError("Unable to allocate 1.00 PiB for an array"),
+]  # fmt: skip
+OTHERS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED"),
+    RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448. "
+                 "Reducing block sizes or `num_stages` may help."),
+    RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+    torch.distributed.DistBackendError(f"{NCCL}Cuda failure 1 'invalid argument'"),
+    RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on "
+                 "device (28)"),
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", LACKS, ids=str)
+def test_an_allocation_that_failed_is_known_by_its_words(error: Exception):
+    assert is_lack_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_other_faults_are_no_lack_of_memory(error: Exception):
+    assert not is_lack_of_memory(error)

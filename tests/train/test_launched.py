@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from optional import need
 from torch import nn
 
 from dgm.errors import UserError
@@ -109,6 +110,7 @@ def test_deepspeed_that_is_not_installed_is_named(
 
 
 def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
+    need("deepspeed")
     weights = [nn.Parameter(torch.zeros(2))]
     check_shards(torch.optim.AdamW(weights))
     with pytest.raises(UserError, match="ZeRO cannot shard the optimizer LBFGS: use AdamW"):

@@ -25,19 +25,19 @@ def seen(path: Path) -> list[float]:
 def test_means_are_over_all_values_since_the_last_log(engine: Engine):
     meter = Meter()
     for value in (1.0, 2.0, 6.0):
-        meter.add("train/loss", torch.tensor(value))
-    meter.add("train/rare", torch.tensor(5.0))
+        meter.add(["train/loss"], torch.tensor([value]))
+    meter.add(["train/rare"], torch.tensor([5.0]))
     assert meter.means(engine) == {"train/loss": 3.0, "train/rare": 5.0}
     assert meter.means(engine) == {}
-    meter.add("train/loss", torch.tensor(7.0))
+    meter.add(["train/loss"], torch.tensor([7.0]))
     assert meter.means(engine) == {"train/loss": 7.0}
 
 
 def test_sums_are_held_in_double_precision_without_a_graph(engine: Engine):
     meter = Meter()
     for _ in range(10):
-        meter.add("a", torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True))
-        meter.add("b", torch.tensor(0.1, requires_grad=True))
+        meter.add(["a"], torch.tensor([0.1], dtype=torch.bfloat16, requires_grad=True))
+        meter.add(["b"], torch.tensor([0.1], requires_grad=True))
     assert not meter.sums["a"].requires_grad and meter.sums["a"].dtype == torch.float64
     means = meter.means(engine)
     assert means["a"] == float(torch.tensor(0.1, dtype=torch.bfloat16))
@@ -49,13 +49,13 @@ def test_a_restored_meter_gives_the_same_means_to_the_last_bit(engine: Engine):
     values = torch.rand(10).tolist()
     whole, first, second = Meter(), Meter(), Meter()
     for value in values:
-        whole.add("a", torch.tensor(value))
+        whole.add(["a"], torch.tensor([value]))
     for value in values[:6]:
-        first.add("a", torch.tensor(value))
-    first.add("b", torch.tensor(2.0))
+        first.add(["a"], torch.tensor([value]))
+    first.add(["b"], torch.tensor([2.0]))
     second.restore(json.loads(json.dumps(first.state(engine))), engine)
     for value in values[6:]:
-        second.add("a", torch.tensor(value))
+        second.add(["a"], torch.tensor([value]))
     assert second.means(engine) == {**whole.means(engine), "b": 2.0}
 
 

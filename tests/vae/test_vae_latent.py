@@ -92,3 +92,10 @@ def test_extreme_posteriors_stay_finite_with_their_gradient():
         assert math.isfinite(float(total.detach()))
         assert mu.grad is not None and mu.grad.isfinite().all()
         assert spread.grad is not None and spread.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 1000, 500_000])
+def test_the_weight_of_the_kl_is_the_same_number_as_a_tensor(warmup: int):
+    for images_seen in (0, 1, 3, 7, 333, 999, 1000, 123_457, 10**9):
+        weight = kl_weight(0.7, torch.tensor(images_seen), warmup)
+        assert float(weight) == kl_weight(0.7, images_seen, warmup)

@@ -1,0 +1,45 @@
+"""Runs whose steps are recorded, held against runs whose steps are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from small_loop import left_by
+
+from dgm.train.job import Job
+from dgm.train.loop import Run
+from dgm.train.stop import StopRequest
+
+
+def train_and_count(made: Job) -> dict[str, bool]:
+    """Train; return for each kind of step (phase and variant) whether it was recorded at last."""
+    run = Run(made)
+    made.folder.mkdir(parents=True, exist_ok=True)
+    stop = StopRequest()
+    try:
+        assert run.train(stop), "nobody asks it to stop"
+    finally:
+        stop.close()
+    kinds = {} if run.graphs is None else run.graphs.steps
+    return {str(kind): step.replay is not None for kind, step in kinds.items()}
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Return the largest absolute difference of what two runs left, by its kind.
+
+    `weights`, `moments`, `average` are of the last checkpoint, `log` of all lines; 0 is bitwise.
+    """
+    (first, lines), (second, others) = left_by(one), left_by(other)
+    kinds = {
+        "weights": (first.full.model, second.full.model),
+        "moments": (first.full.optimizer, second.full.optimizer),
+        "average": (first.ema, second.ema),
+    }
+    found = {}
+    for kind, (a, b) in kinds.items():
+        assert a.keys() == b.keys(), kind
+        found[kind] = max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+    pairs = list(zip(lines, others, strict=True))
+    assert all(line.keys() == there.keys() for line, there in pairs)
+    found["log"] = max(abs(line[key] - there[key]) for line, there in pairs for key in line)
+    return found
