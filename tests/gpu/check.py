@@ -9,7 +9,6 @@ checked on the CPU, kernels in Triton's interpreter.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import queue
@@ -31,6 +30,7 @@ from shards.cli import Parser
 from tests.gpu.checks import kernels, runs, steps
 from tests.gpu.checks.registry import Check, Context, Report, carry_out
 from tests.gpu.processes import end_on_signals, kill_group
+from tests.support.interpreted import mend_interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"kernels": kernels.GROUP, "steps": steps.GROUP}
@@ -100,8 +100,8 @@ def work(group: str, context: Context, done: list[str]) -> int:
     """Make a group's checks that are not `done`; one line of JSON before and after each."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    if not context.gpu and importlib.util.find_spec("tests.support.interpreted") is not None:
-        importlib.import_module("tests.support.interpreted").mend_interpreter()
+    if not context.gpu:
+        mend_interpreter()
     for check in GROUPS[group].chosen(context):
         if check.name in done:
             continue

@@ -13,8 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgm.train.job import TrainConfig
-from tests.gpu.checks.registry import Context, Group, Skipped
+from tests.gpu.checks.registry import Context, Group
 from tests.gpu.processes import run_command
 
 GROUP = Group()
@@ -180,11 +179,6 @@ class Comparisons:
         return checksums(folder) == checksums(self.runs.result(whole))
 
 
-def is_deterministic_known() -> bool:
-    """Return whether the trainer has the key."""
-    return "deterministic" in {field.name for field in dataclasses.fields(TrainConfig)}
-
-
 def add_checks(runs: Runs, context: Context) -> Group:
     """Return the checks, and start their runs in the order in which they are asked for."""
     group, compare = Group(), Comparisons(runs, context)
@@ -202,7 +196,7 @@ def add_checks(runs: Runs, context: Context) -> Group:
     add(
         "stopped and continued with train.deterministic: same bytes",
         lambda c: deterministic(compare),
-        [*resumed("deterministic", DETERMINISTIC)] if is_deterministic_known() else [],
+        [*resumed("deterministic", DETERMINISTIC)],
     )
     add("a checkpoint of the CPU continues", lambda c: compare.moved(TO_GPU, CPU), [TO_GPU])
     add("a checkpoint continues on the CPU", lambda c: compare.moved(TO_CPU, CPU), [TO_CPU])
@@ -238,8 +232,6 @@ def free(compare: Comparisons) -> str:
 
 def deterministic(compare: Comparisons) -> str:
     """Resume with train.deterministic."""
-    if not is_deterministic_known():
-        raise Skipped("there is no train.deterministic")
     assert compare.same_bytes("deterministic", DETERMINISTIC), "other bytes"
     return "same bytes"
 
