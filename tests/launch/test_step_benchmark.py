@@ -169,10 +169,11 @@ def test_time_counts_from_the_start_of_the_process():
     assert step._deadline(None) == math.inf
 
 
+@pytest.mark.slow
 def test_time_is_for_all_loops_and_none_outlives_it(race: Callable):
     start = time.monotonic()
-    found = race("works", "hangs", seconds=4, one_by_one=True)
-    assert time.monotonic() - start < 8
+    found = race("works", "hangs", seconds=10, one_by_one=True)
+    assert 9 < time.monotonic() - start < 40
     assert found["loops"]["works"]["images_per_s"] == [30.0, 30.0]
     assert found["loops"]["hangs"]["failed"] == "the time was over"
 
