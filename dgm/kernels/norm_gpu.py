@@ -114,9 +114,9 @@ class Tile:
         self.sizes = (segment, channels, of_x)
         self.joined = channels > of_x
 
-    def grid(self, images: int) -> tuple[int, int]:
-        """Return the grid; programs of one image run together, as they share lines of the cache."""
-        return self.programs, images
+    def grid(self, images: int) -> tuple[int]:
+        """Return the number of programs."""
+        return (self.programs * images,)
 
     def options(self, told: list[Maybe], silu: bool, dropping: bool) -> dict[str, Any]:
         """Return what the kernel is compiled for."""

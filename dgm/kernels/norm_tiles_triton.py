@@ -46,11 +46,15 @@ def sigmoid(x):
 def own_channels(channels, GROUP: tl.constexpr, ALIGN: tl.constexpr, CHANNELS: tl.constexpr):
     """Return this program's image and channels, and which of them exist, each [CHANNELS]."""
     width: tl.constexpr = CHANNELS // GROUP * GROUP
+    # Programs of one image run together, as they share lines of the cache; in one dimension of the
+    # grid, since the others end at 65,535.
+    programs = (channels + width - 1) // width
+    image, part = tl.program_id(0) // programs, tl.program_id(0) % programs
     lane = tl.arange(0, CHANNELS)
-    channel = tl.multiple_of(tl.program_id(0) * width, ALIGN) + lane
+    channel = tl.multiple_of(part * width, ALIGN) + lane
     # Compared by whole vectors, so that loads and stores stay vectorized.
     inside = (lane // ALIGN < width // ALIGN) & (channel // ALIGN < channels // ALIGN)
-    return tl.program_id(1).to(tl.int64), channel, inside
+    return image.to(tl.int64), channel, inside
 
 
 @triton.jit

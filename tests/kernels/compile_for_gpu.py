@@ -1,7 +1,8 @@
 """Compile every Triton kernel of a training step of DDPM's U-Net for a GPU that is elsewhere.
 
 `TRITON_CACHE_DIR=DIR python tests/kernels/compile_for_gpu.py 90` fills a cache which that GPU's
-machine can use, if it has the same version of Triton, and prints as JSON what each kernel uses.
+machine can use, if it has the same version of Triton, and prints what each kernel uses: a table, or
+JSON with --json.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--larger", action="store_true", help="also of images of 64 x 64")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     driver.set_active(AbsentGpu(args.capability))
     kinds: dict[Any, Any] = {}
@@ -142,7 +144,32 @@ def main() -> None:
         if made.hash not in seen:
             seen.add(made.hash)
             kernels.append(describe(kernel, options, made.asm))
-    print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}))
+    if args.json:
+        print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}))
+    else:
+        show(kernels, seconds)
+
+
+def show(kernels: list[dict[str, Any]], seconds: dict[str, float]) -> None:
+    """Print a table."""
+    print(
+        f"Triton {triton.__version__}: {len(kernels)} kernels in {seconds['seconds']:.1f} s, "
+        f"{seconds['processor_s']:.1f} s of a processor\n"
+    )
+    print(
+        f"{'kernel':9} {'tile':>9} {'group':>5} {'warps':>5} {'registers':>9} {'spilled':>7} ",
+        end="",
+    )
+    print(f"{'instructions':>12} {'each':>5}  flags")
+    for kernel in kernels:
+        tile, each = kernel["tile"], kernel["instructions_per_element"]
+        shape = f"8x{tile['ROWS']}x{tile['CHANNELS']}" if "ROWS" in tile else ""
+        flags = " ".join(kernel["flags"]).lower()
+        print(
+            f"{kernel['kernel']:9} {shape:>9} {tile.get('GROUP', ''):>5} {kernel['warps']:>5} "
+            f"{kernel['registers']:>9} {kernel['spilled_bytes']:>7} {kernel['instructions']:>12} "
+            f"{'' if each is None else format(each, '.1f'):>5}  {flags}"
+        )
 
 
 def _processor_s() -> float:
