@@ -19,7 +19,6 @@ import torch
 from launch.benchmarks import (
     data,
     engines,
-    everything,
     growth,
     likelihood,
     noise,
@@ -42,7 +41,6 @@ COMMANDS = {
     "step": step,
     "sample": sample,
     "scaling": scaling,
-    "everything": everything,
 }
 
 

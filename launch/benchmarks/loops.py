@@ -7,12 +7,14 @@ Run as `python -m launch.benchmarks.loops JSON`; it then answers one JSON line f
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +24,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.train.optim import torchs_adamw
 from launch.benchmarks.machine import time_convolution
-from launch.benchmarks.peer_loops import Diffusers, Lucidrains
+from launch.benchmarks.peer_loops import (
+    DIFFUSERS,
+    DIFFUSERS_COMPILED,
+    LUCIDRAINS,
+    Diffusers,
+    Lucidrains,
+)
+from launch.benchmarks.profiling import count_conversions, time_by_name
 from launch.command import run
 
-DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
 TORCHS_CONVOLUTIONS = "aten::mkldnn_convolution", "aten::convolution_backward"
 
 
@@ -90,14 +98,13 @@ class Ours:
             self.run.go_on()
 
     def _keep_losses(self) -> None:
-        compute = self.run.job.objective.loss
+        add = self.run.meter.add  # of recorded steps too, whose loss is computed out of sight
 
-        def loss(*given: Any) -> dict[str, Tensor]:
-            found = compute(*given)
-            self.losses.append(found["loss"].detach())
-            return found
+        def keep(names: Sequence[str], values: Tensor) -> None:
+            self.losses.append(values[names.index("train/loss")].detach().clone())
+            add(names, values)
 
-        self.run.job.objective.loss = loss  # type: ignore[method-assign, assignment]
+        self.run.meter.add = keep  # type: ignore[method-assign]
 
     def without_channels_last(self) -> None:
         """Keep weights and activations as [B, C, H, W] in memory."""
@@ -187,10 +194,7 @@ class Ours:
         self.go(1)
         with torch.profiler.profile(activities=kinds, record_shapes=True) as trace:
             self.go(steps)
-        spent = {
-            event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            for event in trace.key_averages()
-        }
+        spent = time_by_name(trace.key_averages(), on_gpu)
         whole = sum(spent.values()) or 1
         most = sorted(spent.items(), key=lambda item: -item[1])[:10]
         return {
@@ -240,16 +244,6 @@ class Ours:
         return sum(count * time_convolution(*key) for key, count in seen.items())
 
 
-def count_conversions(events: Any) -> int:
-    """Count how often convolutions had to copy images into another order of memory."""
-    return sum(
-        event.name == "aten::contiguous"
-        and event.cpu_parent is not None
-        and "convolution" in event.cpu_parent.name
-        for event in events
-    )
-
-
 def _add(spent: dict[str, float], name: str, seconds: float) -> None:
     spent[name] += seconds
 
@@ -257,8 +251,10 @@ def _add(spent: dict[str, float], name: str, seconds: float) -> None:
 def gflop(net: nn.Module, device: torch.device) -> float:
     """Count what a forward pass takes for one image, a multiplication and an addition as two."""
     x, t = torch.zeros(2, 3, 32, 32, device=device), torch.zeros(2, dtype=torch.long, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x, t)
+    # Eager: a compiled net would be compiled once more, for two images.
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            net(x, t)
     return counter.get_total_flops() / 2 / 1e9
 
 
@@ -268,7 +264,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     asked = json.loads(sys.argv[1])
-    kinds: dict[str, Any] = {DIFFUSERS: Diffusers, LUCIDRAINS: Lucidrains}
+    kinds: dict[str, Any] = {
+        DIFFUSERS: Diffusers,
+        DIFFUSERS_COMPILED: functools.partial(Diffusers, compiled=True),
+        LUCIDRAINS: Lucidrains,
+    }
     loop: Loop = kinds.get(asked["loop"], Ours)(asked)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loop.go(asked["warm_up"])

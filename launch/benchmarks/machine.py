@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Given = TypeVar("Given")
 
 MOST_AT_ONCE = 65_536
 """Images of a batch that a benchmark makes, at most."""
@@ -45,7 +48,39 @@ def memory_bandwidth() -> float:
     """Measure GB/s of copying a block that no cache holds, read and written bytes both counted."""
     source = torch.zeros(2**28 if torch.cuda.is_available() else 2**26, device=device())
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_s(lambda: target.copy_(source)) / 1e9
+    if torch.cuda.is_available():
+        copies = [(source, target), (target, source)]
+        seconds = min(
+            time_launches(lambda pair: pair[1].copy_(pair[0]), copies, 8) for _ in range(3)
+        )
+    else:
+        seconds = _best_s(lambda: target.copy_(source))
+    return 2 * source.nbytes / seconds / 1e9
+
+
+def cache_bytes() -> int:
+    """Return the size of the GPU's last cache."""
+    return int(torch.cuda.get_device_properties().L2_cache_size)
+
+
+def time_launches(work: Callable[[Given], Any], inputs: Sequence[Given], repetitions: int) -> float:
+    """Time what `work` has a GPU do, in seconds of one call, by events around many.
+
+    Inputs take turns, and what it made is kept for as long as they do: else the allocator would
+    give the same memory again, and what is written would stay in the cache. The first measurement
+    includes allocating that memory.
+    """
+    kept: collections.deque[Any] = collections.deque(maxlen=len(inputs))
+    for given in inputs[:2]:
+        kept.append(work(given))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for number in range(repetitions):
+        kept.append(work(inputs[number % len(inputs)]))
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / repetitions
 
 
 def _best_s(work: Callable[[], Tensor]) -> float:

@@ -1,38 +1,39 @@
 """Whole training steps of DDPM's U-Net: our loop, others' loops, and a ladder of what makes ours.
 
-Each loop is a process of its own, and they take turns, so that the machine's moods meet all of them
-and each has a peak of memory of its own.
+Each loop is a process of its own (`contestants`); one that fails leaves the others their figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
 from dgm.errors import UserError
 from dgm.limits import check_range
+from dgm.train import step_graph
 from launch import train_ddpm
-from launch.benchmarks.loops import DIFFUSERS, LUCIDRAINS
+from launch.benchmarks.contestants import Race, failed, run_race
 from launch.benchmarks.machine import MOST_AT_ONCE, matrix_peak
-from launch.benchmarks.peer_loops import check_installed
+from launch.benchmarks.peer_loops import PEERS, check_batch, check_installed
 from launch.benchmarks.table import print_table
-from launch.command import MISTAKE, parse
+from launch.command import parse
 from shards.build import ensure
 from shards.read import open_shards
 
-ROOT = Path(__file__).resolve().parents[2]
-NUM_PICTURES = 2000  # for loops that read files
+NUM_PICTURES = 2000  # for loops that read files, at least
+MOST_PICTURES = 50_000
+WARM_UP = step_graph.WARM_UP + 2  # steps before any is timed: one of them is recorded
 OURS = "ours"
 
 
@@ -65,6 +66,9 @@ LADDER = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--peers", action="store_true", help="compare with others' loops")
+    parser.add_argument(
+        "--loops", nargs="+", choices=(OURS, *PEERS), help="some of them; default ours alone"
+    )
     parser.add_argument("--ladder", action="store_true", help="add one thing at a time to ours")
     parser.add_argument("--channels", type=int, default=64, help="width of the first level")
     parser.add_argument("--batch", type=int, default=32)
@@ -72,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=4, help="of a turn")
     parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
+    parser.add_argument("--seconds", type=float, help="limit of all loops together; default none")
     parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
     parser.add_argument("--png", type=Path, help="file to draw the rates in")
 
@@ -79,27 +84,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
     check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "seconds", above=0)
+    args.deadline = _deadline(args.seconds)
     check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
     for option in args.options:
         if "=" not in option:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
     parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # mistakes before any work
-    wanted: dict[str, dict[str, Any]] = {OURS: {"loop": OURS, "options": options}}
-    if args.peers:
+    chosen = list(dict.fromkeys(args.loops or ([OURS, *PEERS] if args.peers else [OURS])))
+    if peers := [name for name in chosen if name != OURS]:
         check_installed()
-        wanted |= {name: {"loop": name} for name in (DIFFUSERS, LUCIDRAINS)}
+        check_batch(args.batch)
+    wanted = {name: {"loop": name, "options": options} for name in chosen}
     if args.ladder:
         wanted = _rungs(options)
     shards = str(ensure("shapes", args.shards))
     with tempfile.TemporaryDirectory(prefix="step-") as folder:
-        if args.peers:
-            _write_pictures(shards, Path(folder) / "pictures")
+        if peers:
+            count = num_pictures(args.batch, WARM_UP + args.rounds * args.steps)
+            _write_pictures(shards, Path(folder) / "pictures", count)
         found = _race(wanted, args, shards, Path(folder))
     _show(found, args)
     if args.png is not None:
         _draw(found, args.png)
     return found
+
+
+def _deadline(seconds: float | None) -> float:
+    """Return the end of so many seconds since the process began, by time.monotonic()."""
+    if seconds is None:
+        return math.inf
+    return time.monotonic() + seconds - (time.time() - psutil.Process().create_time())
 
 
 def _rungs(options: list[str]) -> dict[str, dict[str, Any]]:
@@ -115,51 +131,24 @@ def _rungs(options: list[str]) -> dict[str, dict[str, Any]]:
     return rungs
 
 
-def _write_pictures(shards: str, folder: Path) -> None:
+def num_pictures(batch: int, steps: int) -> int:
+    """Return how many pictures loops that read files get: whole batches, at least one.
+
+    Enough for all steps, up to a data set like CIFAR-10, so that no loader starts its workers anew
+    within a turn.
+    """
+    asked = min(max(NUM_PICTURES, batch * steps), MOST_PICTURES)
+    return batch * max(1, asked // batch)
+
+
+def _write_pictures(shards: str, folder: Path, count: int) -> None:
     images = open_shards(shards)
     (folder / "all").mkdir(parents=True)
-    pixels = images.images(np.arange(min(NUM_PICTURES, len(images))))
-    for number, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / "all" / f"{number:05d}.png")
-
-
-class Contestant:
-    """A loop in a process of its own."""
-
-    def __init__(self, name: str, asked: dict[str, Any], folder: Path):
-        folder.mkdir()
-        self.name, self.said = name, folder / "said.txt"
-        words = [sys.executable, "-m", "launch.benchmarks.loops", json.dumps(asked)]
-        with self.said.open("w") as said:
-            self.process = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                text=True,
-            )  # fmt: skip
-        self.answer()
-
-    def ask(self, **request: int) -> dict[str, Any]:
-        """Let it do something and give what it tells."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for a line; raises UserError where a loop ended by a mistake of the user's."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            code, said = self.process.wait(), self.said.read_text().strip()
-            if code == MISTAKE:
-                raise UserError(said.splitlines()[-1].removeprefix("error: "))
-            raise RuntimeError(f"the loop {self.name} ended with code {code}:\n{said[-4000:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def close(self) -> None:
-        """End it, if it has not."""
-        self.process.kill()
-        self.process.communicate()
+    for first in range(0, count, NUM_PICTURES):
+        numbers = np.arange(first, min(first + NUM_PICTURES, count))
+        pixels = images.images(numbers % len(images))
+        for number, picture in zip(numbers, pixels, strict=True):
+            Image.fromarray(picture).save(folder / "all" / f"{number:05d}.png")
 
 
 def _race(
@@ -167,35 +156,20 @@ def _race(
 ) -> dict[str, Any]:
     usual = {
         "batch": args.batch, "channels": args.channels, "precision": args.precision,
-        "shards": shards, "pictures": str(folder / "pictures"), "warm_up": 3,
+        "shards": shards, "pictures": str(folder / "pictures"), "warm_up": WARM_UP,
         "options": [], "undone": [],
     }  # fmt: skip
-    loops: list[Contestant] = []
-    try:
-        for number, (name, asked) in enumerate(wanted.items()):
-            own = folder / str(number)
-            loops.append(Contestant(name, {**usual, **asked, "folder": str(own)}, own))
-        rates: dict[str, list[float]] = {name: [] for name in wanted}
-        for _ in range(args.rounds):
-            for loop in loops:
-                seconds = loop.ask(go=args.steps)["seconds"]
-                rates[loop.name].append(args.steps * args.batch / seconds)
-        found = {loop.name: {"images_per_s": rates[loop.name]} | loop.ask(tell=1) for loop in loops}
-        # Last, since to look into a step takes memory.
-        last = loops[-1 if args.ladder else 0]
-        parts = {} if torch.cuda.is_available() else last.ask(parts=8)
-        profile = last.ask(profile=3)
-    finally:
-        for loop in loops:
-            loop.close()
-    return {
-        "loops": found, "parts": parts, "profile": profile,
-        "batch": args.batch, "precision": args.precision,
-    }  # fmt: skip
+    on_gpu = torch.cuda.is_available()
+    race = Race(
+        args.rounds, args.steps, args.batch, args.deadline, one_by_one=on_gpu,
+        inspected=list(wanted)[-1 if args.ladder else 0], with_parts=not on_gpu,
+    )  # fmt: skip
+    asked = {name: {**usual, **own} for name, own in wanted.items()}
+    return run_race(asked, race, folder) | {"batch": args.batch, "precision": args.precision}
 
 
 def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
-    loops = found["loops"]
+    loops = {name: loop for name, loop in found["loops"].items() if "failed" not in loop}
     print_table(
         f"images/s, batch {args.batch}, {args.precision}",
         {name: loop["images_per_s"] for name, loop in loops.items()},
@@ -203,7 +177,7 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
     )
     first = next(iter(loops.values()))
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    peak = matrix_peak(dtype)
+    peak = found["peak_gflops"] = matrix_peak(dtype)
     heads = (
         f"{'first/it':>9} {'fastest':>8} {'params M':>9} {'GFLOP/img':>9} {'% peak':>7} {'GiB':>6}"
     )
@@ -222,17 +196,23 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
             f"{loop['parameters'] / 1e6:>9.2f} {loop['gflop']:>9.2f} "
             f"{100 * loop['share_of_peak']:>7.1f} {memory:>6.2f}{apart}"
         )
-    found["peak_gflops"] = peak
+    for name, reason in failed(found["loops"]):
+        print(f"{name:40} failed: {reason}")
     print(
         f"\nmatrix product, {dtype}: {peak:,.0f} GFLOP/s; "
         "a training step counts three forward passes, of direct convolutions"
     )
+    _show_inspected(found)
+
+
+def _show_inspected(found: dict[str, Any]) -> None:
     if parts := found["parts"]:
         rest = 1 - parts["forward_backward_s"] / parts["step_s"]
         rate = parts["convolutions_alone_s"] / parts["convolutions_s"]
         print(f"our step: {100 * rest:.1f} % is neither forward nor backward pass of the net")
         print(f"convolutions: {100 * rate:.0f} % of the rate of torch's alone")
-    profile = found["profile"]
+    if not (profile := found["profile"]):
+        return
     print(f"layouts converted in a step: {profile['conversions']}", end="")
     if profile["synchronisations"] is not None:
         print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
@@ -252,7 +232,7 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    loops = list(found["loops"].items())[::-1]
+    loops = [(n, loop) for n, loop in found["loops"].items() if "failed" not in loop][::-1]
     rates = [statistics.median(loop["images_per_s"]) for _, loop in loops]
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.5 * len(loops)), layout="constrained")
     bars = axes.barh([name for name, _ in loops], rates, color="#4477aa")

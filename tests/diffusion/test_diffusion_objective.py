@@ -28,7 +28,7 @@ from dgm.errors import UserError
 from dgm.objective import Batch
 from dgm.rng import Draws
 from dgm.train.weights import in_channels_last
-from launch.benchmarks.loops import count_conversions
+from launch.benchmarks.profiling import count_conversions
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
