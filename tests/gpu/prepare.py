@@ -206,10 +206,10 @@ def fill_cache(args: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.out) as scratch:
         folder, log = Path(scratch) / "cache", Path(scratch) / "log.txt"
-        words = [args.python312, "-m", "dgm.kernels.precompile", "--capability", "90"]
-        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        words = [args.python312, ROOT / "tests" / "kernels" / "compile_for_gpu.py", "90"]
+        env = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
         try:
-            run_command([*words, "--out", folder], log, 900, env, ROOT)
+            run_command(words, log, 900, env, ROOT)
         except CommandError as error:
             raise UserError(f"the kernels could not be compiled ahead of time: {error}") from None
         with tarfile.open(archive, "w:gz") as tar:
