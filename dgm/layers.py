@@ -65,7 +65,7 @@ class DeferredBiasConv2d(nn.Conv2d):
     def forward(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return the convolution without bias, and `added` [B, C] plus the bias."""
         assert self.bias is not None, "without a bias there is nothing to leave"
-        bias = self.bias.expand(len(x), -1) if added is None else added + self.bias
+        bias = self.bias.expand(x.shape[0], -1) if added is None else added + self.bias
         if self.native:
             return winograd.convolve(self, x, bias=False), bias
         return self._conv_forward(x, self.weight, None), bias

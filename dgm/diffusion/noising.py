@@ -139,7 +139,8 @@ class Noising:
         purposes = ("flip", "timestep", "label_drop", "dequantize", "noise")
         precompile.launch(
             noise, (batch, -(-blocks // held)),
-            images.contiguous(), labels, alphas, sigmas, draws.key, draws.index, draws.step,
+            images.contiguous(), labels.contiguous(), alphas, sigmas, draws.key,
+            draws.index.contiguous(), draws.step.contiguous(),
             x_t, wanted, x_0, t, told,
             len(alphas), self.label_drop, self.nobody, width, count, blocks,
             *(int32(purpose_id(purpose)) for purpose in purposes),

@@ -50,6 +50,8 @@ def kernels_for(device: torch.device) -> Kernels | None:
 @functools.cache
 def has_triton() -> bool:
     """Return whether Triton is installed; warns once where it is not."""
+    if torch.version.hip is not None:  # AMD's: our kernels hold NVIDIA's instructions
+        return False
     found = importlib.util.find_spec("triton") is not None
     if not found:
         warnings.warn(

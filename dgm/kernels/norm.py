@@ -220,7 +220,7 @@ def _(
     x, skip, added, weight, bias, scale, shift, key, index, step, groups, eps, silu, drop, purpose,
     kernels,
 ):  # fmt: skip
-    moments = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
+    moments = torch.empty(x.shape[0], groups, dtype=torch.float32, device=x.device)
     dropping = kernels == "triton" and key is not None and drop > 0
     mask = norm_gpu.empty_mask(x, skip, dropping)
     return norm_gpu.empty_joined(x, skip), moments, torch.empty_like(moments), mask

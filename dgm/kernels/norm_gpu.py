@@ -137,21 +137,21 @@ def joined_channels(x: Tensor, skip: Maybe) -> int:
 def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
     """Return memory for [B, C, H, W] in channels_last, C counting the channels of both."""
     return torch.empty(
-        (len(x), joined_channels(x, skip), *x.shape[2:]),
+        (x.shape[0], joined_channels(x, skip), *x.shape[2:]),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
     )  # fmt: skip
 
 
 def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
     """Return memory for the bits of dropout."""
-    own = (len(x), x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
+    own = (x.shape[0], x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
     shape = own if dropping else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def empty_sums(x: Tensor, skip: Maybe, added: Maybe) -> list[Tensor]:
     """Return memory for three sums [B, C], the last empty without `added`."""
-    own = (len(x), joined_channels(x, skip))
+    own = (x.shape[0], joined_channels(x, skip))
     sizes = [own, own, (0,) if added is None else own]
     return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
 

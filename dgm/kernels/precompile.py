@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -44,9 +44,14 @@ class Launches:
         from triton import AsyncCompileMode
 
         count = workers or len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(count) as pool, AsyncCompileMode(pool):
-            for kernel, given, options in self.kinds.values():
-                kernel.warmup(*given, grid=(1,), **options)
+
+        def compile_all() -> None:
+            with ThreadPoolExecutor(count) as pool, AsyncCompileMode(pool):
+                for kernel, given, options in self.kinds.values():
+                    kernel.warmup(*given, grid=(1,), **options)
+
+        # Triton 3.6 leaves the mode on where a kernel cannot be compiled: in a context of its own.
+        copy_context().run(compile_all)
         return len(self.kinds)
 
 

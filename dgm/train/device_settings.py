@@ -9,6 +9,7 @@ import warnings
 import torch
 
 from dgm.errors import UserError
+from dgm.train.launched import on_gpu
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPRODUCIBLE_WORKSPACES = (":4096:8", ":16:8")  # all that torch takes for deterministic products
@@ -51,7 +52,7 @@ def _set_algorithms(deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     # Measuring which convolution is fastest pays as shapes do not change; its choice may differ
     # from one process to the next.
-    torch.backends.cudnn.benchmark = torch.cuda.is_available() and not deterministic
+    torch.backends.cudnn.benchmark = on_gpu() and not deterministic
 
 
 def _set_precision(tf32: bool) -> None:

@@ -25,6 +25,7 @@ from dgm.train.launched import (
     as_plain_processes,
     end_with_launcher,
     keep_freed_memory,
+    on_gpu,
     read_launch,
     use_all_cores,
 )
@@ -55,7 +56,7 @@ class Engine:
         """
         apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
         if mixed_precision == "auto":
-            bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+            bf16 = on_gpu() and torch.cuda.is_bf16_supported(False)
             mixed_precision = "bf16" if bf16 else "no"
         self.precision = mixed_precision
         self.asked = read_launch(mixed_precision)
@@ -63,13 +64,13 @@ class Engine:
             import_deepspeed()  # or say now that it is missing
         _check_trackers(trackers or [])
         use_all_cores()
-        if not torch.cuda.is_available():
+        if not on_gpu():
             keep_freed_memory()
         end_with_launcher()
         with as_plain_processes():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,
-                cpu=not torch.cuda.is_available(),
+                cpu=not on_gpu(),
                 log_with=trackers or None,
                 project_dir=folder,
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=_patience(timeout_minutes))],

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgm.kernels.precompile import collect_on
+from dgm.errors import UserError
+from dgm.kernels.precompile import Launches, collect_on
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -89,11 +90,24 @@ def measure(
         ):
             with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
                 objective.loss(nets, batch, phase, draws)
-        kernels.compile()
+        _compile(kernels)
         nets[phase.net].requires_grad_(False)
         flops += counter.get_total_flops() / _TRIAL
         most = max(most, kept.bytes / _TRIAL)
     return flops, most
+
+
+def _compile(kernels: Launches) -> None:
+    try:
+        kernels.compile()
+    except Exception as error:  # of Triton, its compilers, or the folder that it keeps them in
+        said = str(error).strip().splitlines()
+        raise UserError(
+            "our kernels in Triton cannot be compiled here "
+            f"({type(error).__name__}: {said[-1] if said else 'no message'}): set train.kernels "
+            "false, or install gcc and Python's headers and let TRITON_CACHE_DIR be a folder that "
+            "can be written to"
+        ) from error
 
 
 class _Kept:

@@ -18,7 +18,7 @@ from dgm.objective import Nets, Objective, WholeBatch
 from dgm.train.batches import Batches
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
-from dgm.train.launched import Launched
+from dgm.train.launched import Launched, on_gpu
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE
 from dgm.train.watchdog import Watchdog
@@ -115,7 +115,7 @@ class Job:
 def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "none"]:
     """Say what to compile, with `auto` decided."""
     if config.compile == "auto":
-        return "all" if torch.cuda.is_available() else "noise"
+        return "all" if on_gpu() else "noise"
     return config.compile
 
 
@@ -165,7 +165,7 @@ def check(config: TrainConfig, asked: Launched) -> None:
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
     if asked.zero is not None and config.float64:
         raise UserError("train.float64 is set, but ZeRO keeps fp32 weights: use one process or DDP")
-    if config.compile == "graphs" and not torch.cuda.is_available():
+    if config.compile == "graphs" and not on_gpu():
         raise UserError("train.compile is graphs, but there is no GPU here: choose auto or all")
     if asked.zero is not None and asked.zero.stage == 3 and config.compile in ("all", "graphs"):
         raise UserError(

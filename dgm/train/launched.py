@@ -152,9 +152,15 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def on_gpu() -> bool:
+    """Return whether a GPU is used: where there is one, unless accelerate was told to take CPUs."""
+    given = os.environ.get("ACCELERATE_USE_CPU", "").lower()
+    return torch.cuda.is_available() and given not in ("1", "true", "t", "yes", "y", "on")
+
+
 def use_all_cores() -> None:
     """Share the machine's cores among its processes; the launchers set one thread for each."""
-    if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    if on_gpu() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) // processes

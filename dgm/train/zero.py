@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.errors import UserError
-from dgm.train.launched import Zero
+from dgm.train.launched import Zero, on_gpu
 from dgm.train.learner import See, Step, clip
 from dgm.train.optim import Average, OptimConfig, decayed_weights, learnt, torchs_adamw
 from dgm.train.weights import MOMENTS, frozen_copy, load_moments, moments_of
@@ -27,7 +27,7 @@ _BUCKET = 50_000_000  # numbers sent at once; more than any net here has
 
 def import_deepspeed() -> Any:
     """Import DeepSpeed without its chatter; raises UserError where it cannot be."""
-    if not torch.cuda.is_available():
+    if not on_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would look for CUDA's compiler
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
@@ -224,7 +224,7 @@ def _initialize(
     """Let DeepSpeed make its engine, on the group of processes that there is."""
     deepspeed, dist = import_deepspeed(), torch.distributed
     if not dist.is_initialized():  # one process
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if on_gpu() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     parts: dict[str, Any] = {"stage": zero.stage, "reduce_bucket_size": _BUCKET}

@@ -79,7 +79,10 @@ class Ours:
                 *asked["options"],
             ],
         )
-        self.engine = Engine(config.train.mixed_precision, list(config.run.trackers), str(folder))
+        self.engine = Engine(
+            config.train.mixed_precision, list(config.run.trackers), str(folder),
+            deterministic=config.train.deterministic, tf32=config.train.tf32,
+        )  # fmt: skip
         images = open_shards(asked["shards"])
         parts = make_parts(config, images.image_shape, images.num_classes)
         job = make_job(config, self.engine, images, parts)

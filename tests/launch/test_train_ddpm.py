@@ -225,3 +225,9 @@ def test_gradient_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
     files = saved_files(tmp_path / "run")
     assert train(*options, processes=processes).code == 2
     assert saved_files(tmp_path / "run") == files
+
+
+def test_the_noising_is_compiled_where_there_is_no_gpu(train: Callable, tmp_path: Path):
+    done = train("--train.compile", "noise", "--train.total_images", 2 * BATCH)
+    assert done.code == 0, done.stderr
+    assert len(read_metrics(tmp_path / "run")) >= 1

@@ -15,8 +15,8 @@ from torch import nn
 from dgm.errors import UserError
 from dgm.train.engine import Engine
 from dgm.train.introduce import times_held
-from dgm.train.job import TrainConfig, check
-from dgm.train.launched import Launched, Zero, count_nodes, read_launch
+from dgm.train.job import TrainConfig, check, what_to_compile
+from dgm.train.launched import Launched, Zero, count_nodes, on_gpu, read_launch
 from dgm.train.optim import OptimConfig
 from dgm.train.zero import check_shards
 
@@ -118,7 +118,8 @@ def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
 
 
 def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
-    launch(WORLD_SIZE="2")  # but nothing says how to find the other
+    Engine("no")  # accelerate keeps what it found at first, one process
+    launch(WORLD_SIZE="2")
     engine = Engine("no")
     with pytest.raises(UserError, match="asks for DDP on 2 processes, but there is one process on"):
         engine.prepare({"net": nn.Linear(2, 2)}, {"net": OptimConfig()})
@@ -190,3 +191,15 @@ def test_nodes_are_counted(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     launch(**variables)
     assert count_nodes() == nodes
+
+
+@pytest.mark.parametrize(
+    "asked, used", [("", True), ("False", True), ("True", False), ("1", False)]
+)
+def test_a_gpu_is_left_alone_where_accelerate_is_told_to_take_cpus(
+    asked: str, used: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    assert on_gpu() == used
+    assert what_to_compile(TrainConfig()) == ("all" if used else "noise")
