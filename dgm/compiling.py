@@ -51,10 +51,10 @@ def _guard_requires_grad() -> None:
 
 
 def _compile_backward_at_once() -> None:
-    """Compile the backward pass as the forward pass is, at the first call.
+    """Compile the backward pass together with the forward pass, at the first call.
 
-    Else it is compiled as it is first run, from within `backward()`, where it is too late to run
-    the net as it is: what it cannot compile would end the run.
+    By default it is compiled on its first use, inside `backward()`, where it is too late to fall
+    back to eager mode: a failure would end the run.
     """
     import torch._functorch.config
 

@@ -22,9 +22,9 @@ class Embedding(nn.Embedding):
 def embed(labels: Tensor, weight: Tensor) -> Tensor:
     """Return weight[labels]: int64 [...] and [N, D] to [..., D].
 
-    As `functional.embedding`, but for the gradient of the weight, which is a matrix product: what
-    torch's compiler makes adds the rows of one label in any order on a GPU, and their sum rounds
-    differently each time. For few classes: each label costs N multiplications, not one addition.
+    As `functional.embedding`, except that the weight's gradient is a matrix product. The code that
+    torch.compile generates adds the rows of one label in no fixed order on a GPU, so that their sum
+    rounds differently each time. For few classes: a label costs N multiplications, not an addition.
     """
     if under_transform():
         return functional.embedding(labels, weight)

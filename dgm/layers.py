@@ -35,7 +35,7 @@ class NormAct(nn.GroupNorm):
         dropout: Dropout | None = None,
         skip: Tensor | None = None,
     ) -> Tensor:
-        """Normalise x + added, the channels of `skip` behind those of x; the others are [B, C]."""
+        """Normalise concat(x, skip) + added; added, scale and shift are [B, C]."""
         if dropout is not None and dropout.share == 0:
             dropout = None
         return norm_act(
@@ -58,7 +58,7 @@ class NormAct(nn.GroupNorm):
 
 
 class DeferredBiasConv2d(nn.Conv2d):
-    """A convolution whose bias is left to what follows, so that no pass over the image adds it."""
+    """A convolution that leaves adding its bias to the next layer, which saves a pass."""
 
     native = False  # by a kernel of our own; `use_kernels` sets it
 
@@ -98,9 +98,9 @@ def group_norm(channels: int, silu: bool = False) -> NormAct:
 
 
 def use_kernels(net: nn.Module, device: torch.device | None = None) -> None:
-    """Let kernels of our own do what a net does on a device, where there are some for it.
+    """Use our own kernels in a net on `device`, where there are some for it.
 
-    None is the device of the net's parameters.
+    The default device is that of the net's parameters.
     """
     kernels = kernels_for(next(net.parameters()).device if device is None else device)
     for module in net.modules():

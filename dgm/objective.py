@@ -160,7 +160,7 @@ class Varying(Protocol):
     """
 
     def variant(self, phase: Phase, step: int) -> Hashable:
-        """Return what tells this step's work from that of others; equal values, the same work."""
+        """Return a key of the work done in this step: steps with equal keys do the same work."""
         ...
 
 

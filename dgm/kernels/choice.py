@@ -49,8 +49,8 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton is installed; warns once where it is not."""
-    if torch.version.hip is not None:  # AMD's: our kernels hold NVIDIA's instructions
+    """Return whether Triton is installed and torch is for NVIDIA; warns once if not installed."""
+    if torch.version.hip is not None:  # AMD: our kernels contain NVIDIA's PTX
         return False
     found = importlib.util.find_spec("triton") is not None
     if not found:

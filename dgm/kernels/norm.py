@@ -74,8 +74,8 @@ def norm_act(
 def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
     """Return the kernels that normalise x: those asked for, or None for torch's operators.
 
-    Both want H W to be a multiple of 8; those in Triton a GPU and groups of at most 64 channels,
-    those in C++ fp32 on a CPU, which is also where a net for a GPU runs on a CPU.
+    H W has to be a multiple of 8. Those in Triton need a GPU and groups of at most 64 channels.
+    Those in C++ need fp32 on a CPU; they are also used when Triton was asked for but x is on a CPU.
     """
     if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
         return None

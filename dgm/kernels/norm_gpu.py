@@ -31,9 +31,9 @@ def fits(channels: int, groups: int) -> bool:
 
 
 def reads_apart(x: Tensor, channels: int, groups: int) -> bool:
-    """Return whether x and what completes it to `channels` can be read as they are.
+    """Return whether x and `skip`, together of `channels`, can be read without concatenating them.
 
-    Of larger images they cannot: the kernel that reads in two passes has no registers for it.
+    Not for larger images: the kernel that reads in two passes has too few registers for it.
     """
     return Tile(x, channels, groups).whole
 

@@ -26,7 +26,7 @@ from dgm.kernels.norm_tiles_triton import (
     sum_of_products,
 )
 
-# Else a kernel would be compiled anew for multiples of 16, be they integers or addresses.
+# Not specialized on divisibility by 16, which would compile kernels again for other addresses.
 _DRAWS = ["key", "index", "step"]
 
 

@@ -4,7 +4,7 @@
         objective.loss(...)
     launches.compile()
 
-Compiled one by one as a first step meets them, the kernels of DDPM's U-Net take most of a minute.
+Otherwise the first step compiles them one by one, for some 20 s (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _collected: ContextVar[Launches | None] = ContextVar("collected", default=None)
 
 
 class Launches:
-    """Kernels and the arguments that they would have been launched with, each kind once."""
+    """Kernels and the arguments of their launches, each specialization (`kinds`) once."""
 
     def __init__(self) -> None:
         self.kinds: dict[Any, tuple[Any, list[Any], dict[str, Any]]] = {}
@@ -37,7 +37,7 @@ class Launches:
     def compile(self, workers: int | None = None) -> int:
         """Compile what Triton's cache does not hold, by threads; return how many kinds there are.
 
-        Triton's Python part holds the interpreter's lock; the rest, the greater part, does not.
+        Triton's Python code holds the GIL; the rest, which takes most of the time, does not.
         """
         if not self.kinds:
             return 0

@@ -29,7 +29,7 @@ def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> No
 
 
 def _reproducible_products() -> None:
-    """Give cuBLAS a workspace for each stream, without which sums may be split differently."""
+    """Set cuBLAS's workspace to a fixed size, without which products may be summed differently."""
     found = os.environ.setdefault(_CUBLAS, _REPRODUCIBLE_WORKSPACES[0])
     if found not in _REPRODUCIBLE_WORKSPACES:
         raise UserError(

@@ -18,7 +18,7 @@ from dgm.train.engine import Engine
 Result = TypeVar("Result")
 
 _ON_CPU = r"can't allocate memory|not enough memory|std::bad_alloc"
-# Of errors that are no torch.OutOfMemoryError, for another library asked the driver for memory.
+# Errors that are not torch.OutOfMemoryError, since it was not torch that allocated the memory.
 _ON_GPU = (
     r"CUDA (driver )?error: out of memory",  # torch beside its allocator
     r"CUDA (ran )?out of memory",  # torch 2.15 of what cuDNN compiles; and what is raised anew

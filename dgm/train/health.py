@@ -31,7 +31,7 @@ class FiniteWatch:
         self.first_bad = torch.full((), _NOWHERE, dtype=torch.int64, device=engine.device)
 
     def see(self, norm: Tensor, place: int | Tensor) -> Tensor | None:
-        """Take in the norm of a gradient; give 1.0 where the device has to skip updates.
+        """Record the norm of a gradient; return 1.0 if the device has to skip updates, else 0.0.
 
         place: a number, or int64 [] on the device in a recorded step.
         """

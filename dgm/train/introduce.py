@@ -105,8 +105,8 @@ def _compile(kernels: Launches) -> None:
         raise UserError(
             "our kernels in Triton cannot be compiled here "
             f"({type(error).__name__}: {said[-1] if said else 'no message'}): set train.kernels "
-            "false, or install gcc and Python's headers and let TRITON_CACHE_DIR be a folder that "
-            "can be written to"
+            "false, or install gcc and Python's headers and set TRITON_CACHE_DIR to a writable "
+            "folder"
         ) from error
 
 

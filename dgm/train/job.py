@@ -52,8 +52,9 @@ class TrainConfig:
     compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
         default="auto", metadata=MAY_CHANGE
     )
-    """Compile nothing, the noising, the nets too (all), that as CUDA graphs (of whole steps on one
-    process, of the nets on several); auto is `all` on a GPU, else `noise`."""
+    """What to compile: `none`; `noise`, the noising; `all`, the nets too; `graphs`, the same with
+    CUDA graphs (of whole steps on one process, of the nets on several); `auto` is `all` on a GPU,
+    else `noise`."""
     activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
     """Keep only what enters each block and compute the rest again in the backward pass: less
     memory, more time, the same bits."""
@@ -120,9 +121,10 @@ def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "n
 
 
 def records_steps(config: TrainConfig, asked: Launched) -> bool:
-    """Say whether whole steps are recorded as CUDA graphs, which takes one process."""
+    """Return whether whole steps are recorded as CUDA graphs, which requires one process."""
     alone = asked.processes == 1 and asked.zero is None
-    return config.compile == "graphs" and alone and not config.detect_anomaly  # which waits
+    # Anomaly detection makes the host wait, which cannot be recorded.
+    return config.compile == "graphs" and alone and not config.detect_anomaly
 
 
 def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:

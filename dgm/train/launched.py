@@ -153,7 +153,7 @@ def keep_freed_memory() -> None:
 
 
 def on_gpu() -> bool:
-    """Return whether a GPU is used: where there is one, unless accelerate was told to take CPUs."""
+    """Return whether a GPU is used: there is one, and accelerate is not configured for CPUs."""
     given = os.environ.get("ACCELERATE_USE_CPU", "").lower()
     return torch.cuda.is_available() and given not in ("1", "true", "t", "yes", "y", "on")
 

@@ -188,7 +188,7 @@ class Run:
         return output.averaged
 
     def replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
-        """Take a step as it was recorded; None where steps are not, or cannot be."""
+        """Take a step, by replay once it is recorded; return None where steps are not recorded."""
         if self.graphs is None:
             return None
         recorded = self.graphs.of(phase, now.step)

@@ -109,10 +109,10 @@ class AdamW:
 
     @contextlib.contextmanager
     def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[OnDevice]:
-        """Update at the rate `lr` [], whatever `step` is given, by `counts` [parameters]; fp32.
+        """Make `step` use `lr` [] instead of its argument, and `counts` [parameters]; both fp32.
 
-        They are of the device, as a recorded step needs them. A count is the number of a weight's
-        next update, see `counts`; the caller has to count what was updated.
+        They are on the device, as a recorded step needs them. A count is the number of a weight's
+        next update (see `counts`); the caller has to increment the moments' `step` afterwards.
         """
         self._on_device = OnDevice(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
         try:

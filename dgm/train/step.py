@@ -23,7 +23,7 @@ class StepOutput:
 
     names: tuple[str, ...]
     values: Tensor
-    averaged: bool  # the moving average took in the new weights on the way
+    averaged: bool  # the optimizer's pass also updated the moving average
 
 
 @dataclass

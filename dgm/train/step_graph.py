@@ -1,7 +1,8 @@
 """The whole optimizer step of a phase as one CUDA graph, where a run is bound by launches.
 
-A graph repeats the launches of one step, on the same memory, with one call of the host's. What
-recording asks of a step (pytorch.org, "CUDA semantics", section "CUDA Graphs"), and why it holds:
+A graph repeats the launches of one step, on the same memory, with one call from the host. What
+recording ("capture", in CUDA's terms) requires of a step (pytorch.org, "CUDA semantics", section
+"CUDA Graphs"), and why it holds:
 
 - The host waits for nothing and copies nothing from memory that is not pinned: `FiniteWatch` notes
   on the device, metrics leave in one tensor, draws are functions of tensors (no generator state).
@@ -14,15 +15,15 @@ recording asks of a step (pytorch.org, "CUDA semantics", section "CUDA Graphs"),
   after a step, and autocast's copies of weights are made and dropped within it. So all graphs of a
   run share one pool. What loads weights in place (`load_full_state`), samples or evaluates makes no
   graph invalid; new moments (`AdamW.put`) would, and come only before the first step.
-- Compilers, autotuning, cuDNN's plans and cuBLAS's workspaces have had their turn: the first steps
-  of each kind run unrecorded, from the same inputs and on the stream that records (gradients are
-  accumulated on the stream where autograd first met their weights). They are steps of the run.
+- Compiling, autotuning and what cuDNN and cuBLAS allocate are done by then: the first steps of each
+  kind run unrecorded, from the same inputs and on the recording stream (gradients are accumulated
+  on the stream where autograd first used their weights). They are steps of the run.
 
 Recording executes nothing, and the host counts updates only after a replay, so a step that could
-not be recorded is taken as if nothing had been tried. The moving average follows a replay as it
-follows other steps, by one call: torch has no `_foreach_lerp_` with a weight on the device, and
-what does the same moves 8/3 of the memory. A graph keeps a step's memory to itself, also while
-the run samples. A run that is restarted records anew.
+not be recorded is taken as if recording had not been tried. The moving average is updated after a
+replay, as after other steps, by one call: torch has no `_foreach_lerp_` with a weight on the
+device, and what does the same moves 8/3 times the bytes. A graph keeps a step's memory reserved,
+also while the run samples. A run that is restarted records again.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class CudaRecorder:
         """Return what replays the work on the current stream."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer stream, as on torch 2.11 a recording that failed leaves its own the current
-            # one. What would be compiled only now is refused, as compiling cannot be recorded.
+            # The outer stream context, since on torch 2.11 a failed recording leaves its stream the
+            # current one. Compiling cannot be recorded, so it raises here.
             with (
                 torch.compiler.set_stance("fail_on_recompile"),
                 torch.cuda.stream(self.stream),
@@ -171,7 +172,7 @@ class RecordedStep:
         self._updated: list[Moments] = []
 
     def fill(self, now: StepNumbers) -> None:
-        """Give the device the numbers of a step, and its images."""
+        """Copy a step's numbers and images to the device."""
         self.inputs.fill(now, self.optimizer.counts())
 
     def run(self, now: StepNumbers) -> StepOutput | None:
@@ -196,7 +197,7 @@ class RecordedStep:
         return output
 
     def _record(self, now: StepNumbers) -> bool:
-        """Record a step, to write its values to memory of this object's; return whether it went."""
+        """Record a step that writes its values to a tensor of this object; return success."""
         assert self.output is not None, "the first steps have one"
         values, known = torch.empty_like(self.output.values), len(self.optimizer.moments)
 
@@ -213,7 +214,7 @@ class RecordedStep:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(
                 f"train.compile graphs: the step cannot be recorded as a CUDA graph ({reason[0]}), "
-                "so it runs as with all",
+                "so training continues as with train.compile all",
                 stacklevel=2,
             )
             self._forget(known)

@@ -45,8 +45,8 @@ def with_free_bits(kl: Tensor, free_bits: float) -> Tensor:
 def kl_weight(beta: float, images_seen: int | Tensor, warmup_images: int) -> float | Tensor:
     """Give the weight of the KL, which rises linearly to `beta` over `warmup_images`.
 
-    Of a tensor, int64 [], it is one too, float64 []. Sonderby et al. 2016 show that without such a
-    rise many dimensions stay unused.
+    If `images_seen` is a tensor, int64 [], so is the weight, float64 []. Sonderby et al. 2016 show
+    that without such a rise many dimensions stay unused.
     """
     if not warmup_images:
         return beta

@@ -1,7 +1,7 @@
-"""Loops that are compared, each in a process of its own, with a peak of memory of its own.
+"""Run the loops that are compared, each in its own process, so that each has its own peak memory.
 
-On a CPU they take turns, so that the machine's moods meet all of them. On a GPU one runs after the
-other has ended: together they would not fit into its memory.
+On a CPU they take turns, so that changes in the machine's load affect all of them alike. On a GPU
+each starts after the previous one has ended: together they would not fit into its memory.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def end_tree(process: subprocess.Popen[str]) -> None:
 
 
 def run_race(wanted: dict[str, dict[str, Any]], race: Race, folder: Path) -> dict[str, Any]:
-    """Measure the loops: {name: figures or what it failed of}, `parts` and `profile` of one.
+    """Return `loops`, {name: figures or why it failed}, and `parts` and `profile` of one of them.
 
-    Raises UserError where the first loop ended by a user's mistake, LoopError where all failed.
+    Raises UserError if the first loop ended because of a user's mistake, LoopError if all failed.
     """
     found: dict[str, Any] = {"loops": {}, "parts": {}, "profile": {}}
     groups = [[name] for name in wanted] if race.one_by_one else [list(wanted)]

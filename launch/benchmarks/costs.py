@@ -1,8 +1,8 @@
 """What the operations of a training step ask of a GPU: FLOPs, bytes, kernel launches.
 
 Each operation reads each of its inputs and writes each of its outputs once, activations in bf16
-(2 bytes). Two designs of the code around the convolutions are described by `Design`; the arithmetic
-is the same in both. `launch.benchmarks.unet_costs` adds the layers of the U-Net.
+(2 bytes). Three designs of the code around the convolutions are described by `Design`; the
+arithmetic is the same in all. `launch.benchmarks.unet_costs` adds the layers of the U-Net.
 """
 
 from __future__ import annotations

@@ -64,11 +64,11 @@ def cache_bytes() -> int:
 
 
 def time_launches(work: Callable[[Given], Any], inputs: Sequence[Given], repetitions: int) -> float:
-    """Time what `work` has a GPU do, in seconds of one call, by events around many.
+    """Return seconds of GPU time per call of `work`, by CUDA events around many calls.
 
-    Inputs take turns, and what it made is kept for as long as they do: else the allocator would
-    give the same memory again, and what is written would stay in the cache. The first measurement
-    includes allocating that memory.
+    Calls cycle through `inputs`, and as many outputs as there are inputs are kept: otherwise the
+    allocator would reuse the same memory, and outputs would stay in the cache. The first
+    measurement includes allocating that memory.
     """
     kept: collections.deque[Any] = collections.deque(maxlen=len(inputs))
     for given in inputs[:2]:

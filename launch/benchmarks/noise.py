@@ -128,7 +128,7 @@ def _ways(dtype: torch.dtype, device: torch.device) -> dict[str, Way]:
 def _in_turn(
     ways: dict[str, Way], batch: int, repetitions: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Time the ways in turn, so that the machine's moods meet all of them; milliseconds.
+    """Return ms per batch of each way, timed in turns, so that load affects all of them alike.
 
     On a GPU by events around many launches of each.
     """
@@ -151,7 +151,7 @@ def _in_turn(
 
 
 def _sets(batch: int, device: torch.device) -> int:
-    """Return how many batches together overflow the cache of a GPU, lest they be read from it."""
+    """Return how many batches exceed the GPU's cache together, so that none is read from it."""
     if device.type == "cpu":
         return 2
     return min(MOST_SETS, 2 + 2 * cache_bytes() // (batch * 32 * 32 * 3))

@@ -27,8 +27,8 @@ MIN_BATCH = 16  # of lucidrains' Trainer
 class Diffusers:
     """The recipe of diffusers' train_unconditional.py, on files of an image folder.
 
-    As it stands there, with its defaults; or `compiled`, in channels_last and with workers that
-    read the files, as one who cares for speed would have it.
+    With its defaults; or `compiled`, in channels_last and with data loader workers, as a user would
+    tune it for speed.
     """
 
     def __init__(self, asked: dict[str, Any], compiled: bool = False):

@@ -250,9 +250,10 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
     for name in names:
         kept = found[name]["memory"]
         print(
-            f"{name}: {kept['kept_mb']:.2f} MB kept an image, {kept['working_mb']:.2f} MB besides, "
-            f"{kept['fixed_mb']:.0f} MB of weights: batch {kept['largest_batch']:,.0f} in "
-            f"{100 * args.usable:g} % of {args.memory:g} GB"
+            f"{name}: {kept['kept_mb']:.2f} MB kept per image, "
+            f"{kept['working_mb']:.2f} MB temporary, "
+            f"{kept['fixed_mb']:.0f} MB of weights, gradients, moments and average: batch "
+            f"{kept['largest_batch']:,.0f} in {100 * args.usable:g} % of {args.memory:g} GB"
         )
     for name in names:
         host = found[name]["host"]
@@ -261,9 +262,9 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
             for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
         )
         print(
-            f"{name}: {host['launches']} launches, {host['host_ms']:.2f} ms of the host, "
-            f"the bound {below}; the net as graphs: {host['host_ms_with_graphs']:.2f} ms, "
-            f"{with_graphs} (at {middle.tflops:g} TFLOP/s)"
+            f"{name}: {host['launches']} launches take the host {host['host_ms']:.2f} ms, "
+            f"which bounds the step {below}; the net as graphs: "
+            f"{host['host_ms_with_graphs']:.2f} ms, {with_graphs} (at {middle.tflops:g} TFLOP/s)"
         )
 
 

@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rates(made: dict[str, Callable[[int, int], None]], args: argparse.Namespace) -> dict[str, Any]:
-    """Time the ways in turn; one that fails leaves the others theirs, and all failing raises."""
+    """Time the ways in turn; one that fails does not stop the others. Raises if all fail."""
     rates: dict[str, list[float]] = {name: [] for name in made}
     failed: dict[str, str] = {}
     for repetition in range(args.repetitions + 1):

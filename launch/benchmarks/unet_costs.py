@@ -164,9 +164,9 @@ def _convolution(costs: StepCosts, layer: str, conv: nn.Module, positions: int) 
 
 
 def _skip_gradient(costs: StepCosts, skip: Skip) -> None:
-    """Add a skip's gradients from norm and shortcut to that from the way down.
+    """Count the sum of a skip's gradients: those of the up path are added to that of the down path.
 
-    In the pass that sums those of a block, or in one of its own.
+    It is fused into the pass that sums a block's gradients, or is a pass of its own.
     """
     own_pass = not skip.into_block
     elements = (4 if own_pass else 2) * skip.channels * skip.positions

@@ -114,7 +114,7 @@ def work(group: str, context: Context, done: list[str]) -> int:
 
 
 def supervise(group: str, context: Context, report: Report, ends: float) -> None:
-    """Have a process make a group's checks; one that hangs or dies is replaced for the rest."""
+    """Run a group's checks in a worker process, which is replaced when it hangs or dies."""
     left = {check.name: check for check in GROUPS[group].chosen(context)}
     while left and time.monotonic() < ends:
         before = len(left)

@@ -235,7 +235,7 @@ class Work:
         return f"images/s at {batch}: {', '.join(rates)}"
 
     def train(self, seconds: float) -> str:
-        """Train for as many images as the measured rate makes of the time, and draw samples."""
+        """Train for as many images as fit into the time at the measured rate, and draw samples."""
         figures, batch = self.session.summary["figures"], self.sizes.batch
         rate = figures.get(f"ours, images/s at {batch}", self.sizes.rate)
         steps = 3 if self.session.dry_run else int(rate * max(10, seconds - 40) * 0.7 / batch)

@@ -1,9 +1,9 @@
-"""Before a short time on a GPU machine without a network: `python tests/gpu/prepare.py`.
+"""Prepare a session on a GPU machine without a network: `python tests/gpu/prepare.py`.
 
 From the root of the repository, where there is a network; no GPU is needed. Fills .gpu/, which git
-ignores, with the wheels that the machine lacks, CIFAR images, the commit, and a filled cache of
-Triton's compiler; all of it together at most 64 MiB. Bring it along with the code, then, there:
-`python tests/gpu/run.py 560`.
+ignores, with the wheels that the machine lacks, CIFAR images, the commit's id, and Triton's cache
+of our compiled kernels; at most 64 MiB in all. Copy it to the GPU machine with the code, and run
+`python tests/gpu/run.py 560` there.
 """
 
 from __future__ import annotations

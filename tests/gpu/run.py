@@ -1,8 +1,8 @@
-"""All that a short time on a GPU is for: `python tests/gpu/run.py SECONDS [--out DIR]`.
+"""Check and measure on a GPU within a time limit: `python tests/gpu/run.py SECONDS [--out DIR]`.
 
-From the root of the repository, with what `prepare.py` left in .gpu/. The most valuable comes
-first; whatever fails, what there is by then lies in DIR/all.tar.gz, and in short in
-DIR/summary.json. With `--dry-run` it does the same in small sizes on the CPU.
+From the root of the repository, with what `prepare.py` left in .gpu/. The most valuable parts come
+first; whatever fails, the results so far are in DIR/all.tar.gz, and a summary in DIR/summary.json.
+With `--dry-run` it does the same in small sizes on the CPU.
 """
 
 from __future__ import annotations

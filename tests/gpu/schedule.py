@@ -60,7 +60,7 @@ def limit_of(part: Part, later: Sequence[Part], left: float) -> float:
 def run_parts(
     parts: Sequence[Part], budget: Budget, report: Callable[[str, Outcome], Any]
 ) -> dict[str, Outcome]:
-    """Run parts in order; one that fails or cannot fit leaves the others theirs."""
+    """Run parts in order; one that fails or does not fit does not stop the others."""
     outcomes: dict[str, Outcome] = {}
     for number, part in enumerate(parts):
         later = [other for other in parts[number + 1 :] if other.needs() is None]

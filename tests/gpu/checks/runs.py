@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RUN_S = 120.0  # of one training run, at most
 IMAGES, HALF = 256, 128
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-CLOSE = 1e-3  # of losses in fp32 over sixteen steps, which no other order of sums exceeds
+CLOSE = 1e-3  # for losses in fp32 over sixteen steps; reordered sums differ by less
 FAMILIES = ("ddpm", "vae", "flow", "gan")
 
 
@@ -208,7 +208,7 @@ def add_checks(runs: Runs, context: Context) -> Group:
     )  # fmt: skip
     for family in FAMILIES[1:]:
         pair = family_pair(family)
-        # Adversaries drive rounding on.
+        # Adversarial training amplifies rounding errors.
         limit = 1e-2 if family == "gan" else CLOSE
         add(
             f"losses of {family} are the CPU's",

@@ -63,7 +63,7 @@ def no_step_waits(context: Context) -> str:
 
 @contextlib.contextmanager
 def little_memory(context: Context) -> Iterator[None]:
-    """Let this process have little more memory than it has."""
+    """Limit this process to little more memory than it uses already."""
     if context.gpu:
         torch.cuda.set_per_process_memory_fraction(0.03)
         try:
