@@ -58,7 +58,7 @@ class UNetConfig:
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, told of time and class in between."""
+    """GroupNorm, SiLU, convolution, twice, with the embedding of time and class in between."""
 
     recomputable = True
 
@@ -85,14 +85,14 @@ class ResidualBlock(nn.Module):
         if skip is not None and not self.norm1.reads_apart(x):
             x, skip = join(x, skip), None
         h = self.norm1(x, skip=skip)
-        told = self.emb(emb)
+        projected = self.emb(emb)
         dropout = None if draws is None else Dropout(self.drop, draws, self.purpose)
         if self.scale_shift:
             h, added = self.conv1(h)
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = projected.chunk(2, dim=1)
             h = self.norm2(h, added=added, scale_shift=(scale, shift), dropout=dropout)
         else:
-            h, added = self.conv1(h, told)
+            h, added = self.conv1(h, projected)
             h = self.norm2(h, added=added, dropout=dropout)
         shortcut = self.shortcut(x) if skip is None else self.shortcut(x, skip)
         return shortcut + self.conv2(h)

@@ -144,15 +144,15 @@ def _forward(
     The mask holds the dropout's bits, uint8 [B, H W / 8, C], for the kernels in Triton; else [0].
     """
     refuse_transform("dgm::norm_act")
-    told, draws = [added, weight, bias, scale, shift], [key, index, step]
+    affine, draws = [added, weight, bias, scale, shift], [key, index, step]
     if kernels == "triton":
-        return norm_gpu.forward(x, skip, told, draws, groups, eps, silu, drop, purpose)
+        return norm_gpu.forward(x, skip, affine, draws, groups, eps, silu, drop, purpose)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     mean = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     options = _options(step, silu, drop, purpose)
-    flat = map(_flat, (*told, *draws))
+    flat = map(_flat, (*affine, *draws))
     native.call("norm_act", *_sizes(x, groups), x, *flat, *options, eps, y, mean, rstd)
     return y, mean, rstd, x.new_empty(0, dtype=torch.uint8)
 
@@ -186,16 +186,16 @@ def _backward(
     a tensor that is not given is empty, [0].
     """
     refuse_transform("dgm::norm_act_backward")
-    told = [added, weight, bias, scale, shift]
+    affine = [added, weight, bias, scale, shift]
     if kernels == "triton":
         dx, d_skip, sums = norm_gpu.backward(
-            grad, x, skip, told, mask, mean, rstd, groups, silu, drop
+            grad, x, skip, affine, mask, mean, rstd, groups, silu, drop
         )
         return dx, d_skip, sums[0], sums[1], sums[2]
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
     dx, sums = torch.empty_like(x), norm_gpu.empty_sums(x, skip, added)
-    options, flat = _options(step, silu, drop, purpose), map(_flat, (*told, key, index, step))
+    options, flat = _options(step, silu, drop, purpose), map(_flat, (*affine, key, index, step))
     found = [mean, rstd, grad, dx, *sums]
     native.call("norm_act_backward", *_sizes(x, groups), x, *flat, *options, *found)
     return dx, x.new_empty(0), sums[0], sums[1], sums[2]

@@ -39,12 +39,12 @@ def reads_apart(x: Tensor, channels: int, groups: int) -> bool:
 
 
 def forward(
-    x: Tensor, skip: Maybe, told: list[Maybe], draws: list[Maybe], groups: int, eps: float,
+    x: Tensor, skip: Maybe, affine: list[Maybe], draws: list[Maybe], groups: int, eps: float,
     silu: bool, drop: float, purpose: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, fp32 mean and rstd [B, groups], and the mask, uint8 [B, H W / 8, C] or [0].
 
-    `told` is added, weight, bias, scale, shift; `draws` key, index and step.
+    `affine` is added, weight, bias, scale, shift; `draws` key, index and step.
     """
     from dgm.kernels import norm_triton
 
@@ -55,8 +55,8 @@ def forward(
     mean, rstd = torch.empty(len(x), groups, **new), torch.empty(len(x), groups, **new)  # type: ignore[call-overload]
     dropping = draws[0] is not None and drop > 0
     mask = empty_mask(x, skip, dropping)
-    given = [*map(_contiguous, told), *(map(_contiguous, draws) if dropping else [None] * 3)]
-    options = tile.options(told, silu, dropping)
+    given = [*map(_contiguous, affine), *(map(_contiguous, draws) if dropping else [None] * 3)]
+    options = tile.options(affine, silu, dropping)
     options["STEP_EACH"] = dropping and draws[2] is not None and draws[2].ndim > 0
     precompile.launch(
         norm_triton.forward, tile.grid(len(x)),
@@ -65,30 +65,30 @@ def forward(
     )  # fmt: skip
     if precompile.collecting():
         y.zero_()
-        backward(y, x, skip, told, mask, mean, rstd, groups, silu, drop)
+        backward(y, x, skip, affine, mask, mean, rstd, groups, silu, drop)
     return y, mean, rstd, mask
 
 
 def backward(
-    grad: Tensor, x: Tensor, skip: Maybe, told: list[Maybe], mask: Tensor, mean: Tensor,
+    grad: Tensor, x: Tensor, skip: Maybe, affine: list[Maybe], mask: Tensor, mean: Tensor,
     rstd: Tensor, groups: int, silu: bool, drop: float,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """Return dx, d_skip (or [0]) and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
-    The last is empty where `told` has no `added`.
+    The last is empty where `affine` has no `added`.
     """
     from dgm.kernels import norm_triton
 
     grad, x, skip = _channels_last(grad), _channels_last(x), _channels_last(skip)
     tile = Tile(x, joined_channels(x, skip), groups)
     dx, d_skip = torch.empty_like(x), x.new_empty(0) if skip is None else torch.empty_like(skip)
-    sums = empty_sums(x, skip, told[0])
+    sums = empty_sums(x, skip, affine[0])
     dropping = drop > 0 and mask.numel() > 0
     precompile.launch(
         norm_triton.backward, tile.grid(len(x)),
-        x, skip, *map(_contiguous, told), mask if dropping else None, mean, rstd, grad,
-        dx, None if skip is None else d_skip, *sums[:2], None if told[0] is None else sums[2],
-        *tile.sizes, threshold_and_factor(drop)[1], **tile.options(told, silu, dropping),
+        x, skip, *map(_contiguous, affine), mask if dropping else None, mean, rstd, grad,
+        dx, None if skip is None else d_skip, *sums[:2], None if affine[0] is None else sums[2],
+        *tile.sizes, threshold_and_factor(drop)[1], **tile.options(affine, silu, dropping),
     )  # fmt: skip
     return dx, d_skip, sums
 
@@ -118,12 +118,12 @@ class Tile:
         """Return the number of programs."""
         return (self.programs * images,)
 
-    def options(self, told: list[Maybe], silu: bool, dropping: bool) -> dict[str, Any]:
+    def options(self, affine: list[Maybe], silu: bool, dropping: bool) -> dict[str, Any]:
         """Return what the kernel is compiled for."""
         return {
             "GROUP": self.group, "ROWS": self.rows, "CHANNELS": self.channels,
             "ALIGN": self.align, "WHOLE": self.whole, "JOINED": self.joined,
-            "HAS_ADDED": told[0] is not None, "HAS_SCALE": told[3] is not None,
+            "HAS_ADDED": affine[0] is not None, "HAS_SCALE": affine[3] is not None,
             "SILU": silu, "DROP": dropping,
             "num_warps": self.warps, "maxnreg": _MOST_REGISTERS,
         }  # fmt: skip

@@ -64,10 +64,10 @@ def _moments_of_several(
             False,
         )  # fmt: skip
         own = sum_of_eight(found) * 0.125
-        share = 1.0 / (count + 1.0)
+        fraction = 1.0 / (count + 1.0)
         apart = own - centre
-        spread += squares_of_eight(found, own) + apart * apart * (8.0 * count * share)
-        centre += apart * share
+        spread += squares_of_eight(found, own) + apart * apart * (8.0 * count * fraction)
+        centre += apart * fraction
         count += 1.0
     total = tl.sum(centre, 0) * (8.0 * count)
     middle = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
@@ -179,8 +179,8 @@ def _load_both(
             dz = drop(dz, kept, s, keep_factor)
         if SILU:
             z = u[s] * gain[None, :] + offset[None, :]
-            share = sigmoid(z)
-            dz = dz * share * (1.0 + z * (1.0 - share))
+            s_z = sigmoid(z)
+            dz = dz * s_z * (1.0 + z * (1.0 - s_z))
         gradients = gradients + (dz,)  # type: ignore[assignment]  # noqa: RUF005
     return u, gradients
 

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from dgm.errors import UserError, disk_fault
+from dgm.errors import UserError
 from shards.cli import Parser
 from tests.gpu.checks import kernels, runs, steps
 from tests.gpu.checks.registry import Check, Context, Report, carry_out
+from tests.gpu.command import run
 from tests.gpu.processes import end_on_signals, kill_group
 from tests.support.interpreted import mend_interpreter
 
@@ -194,11 +195,4 @@ def compare_runs(context: Context, report: Report, ends: float, jobs: int) -> No
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UserError, OSError) as error:
-        line = str(error) if isinstance(error, UserError) else disk_fault(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

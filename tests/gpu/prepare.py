@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dgm.errors import UserError, disk_fault
+from dgm.errors import UserError
 from shards.cli import Parser
+from tests.gpu.command import run
 from tests.gpu.processes import CommandError, run_command
 
 HERE = Path(__file__).resolve().parent
@@ -231,11 +232,4 @@ def check_size(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UserError, OSError) as error:
-        line = str(error) if isinstance(error, UserError) else disk_fault(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dgm.errors import UserError, disk_fault
+from dgm.errors import UserError
 from shards.cli import Parser
+from tests.gpu.command import run
 from tests.gpu.parts import FIRST, RESERVE_S, START_S, make_parts
 from tests.gpu.processes import CommandError, end_on_signals
 from tests.gpu.schedule import Budget, Outcome, check_budget, run_parts
 from tests.gpu.session import ROOT, Session
 
 BEGAN = time.monotonic()
-MISTAKE = 2
 
 
 def main() -> int:
@@ -101,11 +101,4 @@ def _commit(prepared: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UserError, OSError) as error:
-        line = str(error) if isinstance(error, UserError) else disk_fault(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(MISTAKE)
+    run(main)
