@@ -113,14 +113,14 @@ class Session:
         return True
 
     def report(self, name: str, outcome: Outcome, packing: bool = True) -> None:
-        """Print and keep what became of a part, and pack what there is."""
+        """Keep what became of a part, pack what there is, and then say so."""
         limit = "" if outcome.limit is None else f" of {outcome.limit:.0f}"
         took = f" ({outcome.seconds:.0f}{limit} s)" if outcome.state != "left out" else ""
         with self._lock:
-            print(f"{outcome.state:9} {name}{took}: {outcome.detail}", flush=True)
             self.summary["parts"][name] = asdict(outcome)
         if packing:
             self.pack()
+        print(f"{outcome.state:9} {name}{took}: {outcome.detail}", flush=True)
 
     def pack(self) -> None:
         """Write all.tar.gz and summary.json anew, whole or not at all."""
