@@ -90,15 +90,28 @@ class Contestant:
 
 
 def end_tree(process: subprocess.Popen[str]) -> None:
-    """Kill a process and all that it started: compilers, workers of loaders."""
+    """Kill a process and all that it started, compilers and workers of loaders, and await them."""
+    children: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        leader = psutil.Process(process.pid)
+        leader.suspend()  # so that it starts nothing between the listing and its end
+        children = leader.children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.kill()
     process.communicate()
+    ends = time.monotonic() + 10
+    while any(map(_runs, children)) and time.monotonic() < ends:
+        time.sleep(0.01)  # a killed process still holds its memory for a moment
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Return whether a process runs: one that nobody waited for is no more than an entry."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run_race(wanted: dict[str, dict[str, Any]], race: Race, folder: Path) -> dict[str, Any]:
