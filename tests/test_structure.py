@@ -97,15 +97,6 @@ def test_imports_have_no_cycles() -> None:
         visit(name, ())
 
 
-def test_files_stay_readable() -> None:
-    long = {
-        str(p.relative_to(ROOT)): n
-        for p in sources()
-        if (n := len(p.read_text().split("\n"))) > 320
-    }
-    assert not long
-
-
 def test_functions_stay_readable() -> None:
     long = []
     for path in sources():
