@@ -77,7 +77,7 @@ def _check_counts(subject: Subject, name: str) -> None:
     """Raise UserError where generated or real images are too few for a measure."""
     least = MEASURES[name].least
     if name in ("class_consistency", "diversity"):
-        least *= len(subject.trained.classes)
+        least *= len(subject.classes)
     if subject.num_images < least:
         raise UserError(
             f"{subject.num_images} generated images are too few for {name}: "
@@ -93,10 +93,11 @@ def _check_counts(subject: Subject, name: str) -> None:
         )
     if name == "diversity":
         labels = data.labels(np.arange(len(data)))
-        counts = np.bincount(labels, minlength=data.num_classes)
+        needed = np.flatnonzero(subject.counts)
+        counts = np.bincount(labels, minlength=data.num_classes)[needed]
         if counts.min() < LEAST_REAL:
             raise UserError(
                 f"{data.folder} holds {counts.min()} images of class "
-                f"{data.classes[counts.argmin()]}, too few for diversity: {LEAST_REAL} of each are "
+                f"{data.classes[needed[counts.argmin()]]}, too few for diversity: {LEAST_REAL} of each are "
                 "the least, else leave it out of --measure"
             )

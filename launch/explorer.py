@@ -14,6 +14,7 @@ from dgm.diffusion.objective import DiffusionObjective
 from dgm.errors import UserError
 from dgm.eval import walks
 from dgm.eval.chosen import in_turn
+from dgm.eval.class_labels import is_balanced, labels_by_frequency, uniform_labels
 from dgm.eval.classifier import to_input
 from dgm.eval.features import of_classifier
 from dgm.eval.likeness import psnr
@@ -22,7 +23,7 @@ from dgm.eval.settings import Judge, try_settings
 from dgm.latent_space import along_directions, along_line, along_sphere
 from dgm.objective import Encoder, Latent
 from dgm.pixels import STANDARD
-from dgm.rng import Draws
+from dgm.rng import Draws, permutation
 from dgm.vae.objective import VAEObjective
 from launch.subject import Subject
 from launch.training import identify
@@ -42,7 +43,6 @@ class Explorer:
         """Choose test images: classes in turn, or pairs of a class where the net is told them."""
         self.subject, self.engine = subject, subject.engine
         self.objective = cast(Latent, subject.trained.objective)
-        self.num_classes = len(subject.trained.classes)
         self.by_class = subject.trained.objective.num_classes is not None
         self.encodes = isinstance(self.objective, Encoder)
         options = subject.options
@@ -143,7 +143,8 @@ class Explorer:
             return found, torch.from_numpy(subject.test.labels(index.numpy()))
         numbers = torch.arange(count)
         draws = Draws.of(seed, numbers.to(self.engine.device))
-        return self.objective.latents(draws), numbers // 2 % self.num_classes  # pairs of a class
+        # Pairs of a class.
+        return self.objective.latents(draws), uniform_labels(count, self.subject.counts)[numbers // 2]
 
     def _decode(self, z: Tensor, labels: Tensor) -> Tensor:
         objective = self.subject.trained.objective
@@ -155,7 +156,7 @@ class Explorer:
     def try_settings(self, settings: list[dict[str, Any]]) -> Explored:
         """Make the same draws at each setting, and measure them beside real test images."""
         subject, options = self.subject, self.subject.options
-        labels = torch.arange(options.num_images) % self.num_classes
+        labels = labels_by_frequency(options.num_images, subject.counts)
         seen = describe_real(
             self.engine, cache_root(), of_classifier(subject.classifier), subject.real,
             identify(subject.real),
@@ -167,11 +168,15 @@ class Explorer:
             options.num_shown, options.seed, **fixed,
         )  # fmt: skip
         every = subject.test.labels(np.arange(len(subject.test)))
-        index = in_turn(every, options.num_images, options.seed)
+        if is_balanced(subject.counts):
+            index = in_turn(every, options.num_images, options.seed)
+        else:  # as frequent as they are, like the generated ones
+            index = permutation(options.seed, 0, len(every)).numpy()[: options.num_images]
         real = to_input(subject.test.images(index), self.engine.device)
         found = {
             "varied": list(settings[0]),
             "num_images": options.num_images,
+            "labels": subject.labels_are(),
             "real": judge(real, torch.from_numpy(every[index])),
             "rows": rows,
         }

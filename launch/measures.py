@@ -46,13 +46,13 @@ def class_consistency(subject: Subject) -> Figures:
         return {
             "class_consistency": float(hits.mean()),
             "class_consistency_by_class": {
-                name: float(hits[made.labels == label].mean())
-                for label, name in enumerate(subject.trained.classes)
+                subject.trained.classes[label]: float(hits[made.labels == label].mean())
+                for label in np.flatnonzero(subject.counts)
             },
         }
 
     accuracy = {"classifier_accuracy_on_real_test_images": float(right.mean())}
-    return {**_over_seeds(subject, one), **accuracy}
+    return {**_over_seeds(subject, one, each_class=True), **accuracy}
 
 
 def distances(subject: Subject) -> Figures:
@@ -91,7 +91,7 @@ def diversity(subject: Subject) -> Figures:
     """Measure how various the images of each class are."""
     data, real = subject.against
     by_class = subject.trained.objective.num_classes is not None
-    classes = list(data.classes)
+    classes = {int(k): data.classes[k] for k in np.flatnonzero(subject.counts)}
     real_labels = torch.from_numpy(data.labels(np.arange(len(data))))
 
     def one(made: Made) -> Figures:
@@ -112,7 +112,8 @@ def diversity(subject: Subject) -> Figures:
         }
 
     said = "asked for" if by_class else "seen by the classifier"
-    return {**_compared(subject), "classes_are": said, **_over_seeds(subject, one)}
+    found = _over_seeds(subject, one, each_class=True)
+    return {**_compared(subject), "classes_are": said, **found}
 
 
 def neighbours(subject: Subject) -> Figures:
@@ -219,18 +220,26 @@ def _named(subject: Subject) -> Callable[[str], str]:
 
 
 def _over_seeds(
-    subject: Subject, one: Callable[[Made], Figures], named: Callable[[str], str] = str
+    subject: Subject,
+    one: Callable[[Made], Figures],
+    named: Callable[[str], str] = str,
+    each_class: bool = False,
 ) -> Figures:
-    """Measure images of each seed: means, spread, and each seed's own."""
+    """Measure images of each seed: means, spread, and each seed's own.
+
+    each_class: of all classes equally many, whatever the frequencies of the data.
+    """
     found = []
     for seed in subject.seeds:
-        figures = one(subject.made(seed))
+        figures = one(subject.made(seed, each_class))
         found.append({named(name): value for name, value in figures.items()})
-    told = {
+    told: Figures = {
         "num_generated": subject.num_images,
         "num_seeds": len(found),
         "first_seed": subject.options.seed,
     }
+    if subject.trained.objective.num_classes is not None:
+        told["labels"] = subject.labels_are(each_class)
     if len(found) == 1:
         return {**told, **found[0]}
     plain = [name for name, value in found[0].items() if not isinstance(value, dict)]

@@ -67,7 +67,7 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
     }
     images = find_shards(config.data, "train", build)
     if config.eval.every_images and (config.data.shards is None or config.data.test_shards):
-        find_shards(config.data, "test", build)
+        find_shards(config.data, "test", build, None if images is None else images.classes)
     if images is None:  # nothing is known of them before they are built
         return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
     parts, weights = weigh(module.make_parts, config, images)
@@ -95,19 +95,31 @@ def usable(config: Any, objective: Any, images: Shards, processes: list[int]) ->
     return found
 
 
-def find_shards(data: DataConfig, split: str, build: bool) -> Shards | None:
-    """Open a run's shards when they are whole, or tell by None that they are still to be built."""
+def find_shards(
+    data: DataConfig, split: str, build: bool, classes: tuple[str, ...] | None = None
+) -> Shards | None:
+    """Open a run's shards when they are whole, or tell by None that they are still to be built.
+
+    classes: of the train images, for test images.
+    """
     given = data.shards if split == "train" else data.test_shards
     if given is None and not build:
         folder = default_folder(data.source, split, data.resize)
         if not (folder / INDEX).is_file():
             return None
-    return _open(data.source, given, split, data.resize)
+    return _open(data.source, given, split, data.resize, classes)
 
 
 @functools.cache  # the sets of a sweep mostly share their images
-def _open(source: str, folder: str | None, split: str, resize: int | None) -> Shards:
-    return open_shards(ensure(source, folder, split, resize))
+def _open(
+    source: str,
+    folder: str | None,
+    split: str,
+    resize: int | None,
+    classes: tuple[str, ...] | None,
+) -> Shards:
+    where = ensure(source, folder, split, resize, classes=classes)
+    return open_shards(where, resize, classes)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,14 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from dgm.errors import UserError
+from dgm.eval.class_labels import (
+    BY_FREQUENCY,
+    UNIFORM,
+    count_classes,
+    is_balanced,
+    labels_by_frequency,
+    uniform_labels,
+)
 from dgm.eval.classifier import Classifier, cached_classifier
 from dgm.eval.during import enough_epochs
 from dgm.eval.features import Features, of_classifier
@@ -38,7 +46,7 @@ class Made:
     """Images made with a run from one seed, and what the net of features sees in them."""
 
     pixels: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int64 [N]: the classes asked for, in turn
+    labels: np.ndarray  # int64 [N]: the classes asked for
     features: Tensor  # [N, D]
     logits: Tensor  # [N, classes]
 
@@ -53,7 +61,7 @@ class Subject:
     real: Shards
     settings: dict[str, Any]  # the run's `data` section
     folder: Path = Path()
-    _made: dict[int, Made] = field(default_factory=dict)
+    _made: dict[tuple[int, str], Made] = field(default_factory=dict)
 
     @cached_property
     def nets(self) -> dict[str, torch.nn.Module]:
@@ -66,9 +74,11 @@ class Subject:
         source, resize = self.settings["source"], self.settings["resize"]
         shards = self.options.test_shards or self.settings.get("test_shards")
         where = self.engine.on_main(
-            lambda: str(ensure(source, shards, split="test", resize=resize))
+            lambda: str(
+                ensure(source, shards, split="test", resize=resize, classes=self.trained.classes)
+            )
         )
-        test = open_shards(where)
+        test = open_shards(where, resize, self.trained.classes)
         if test.image_shape != self.real.image_shape:
             raise UserError(
                 f"the test images of {where} are of shape {test.image_shape}, those of training of "
@@ -113,22 +123,45 @@ class Subject:
             return self.test, self.described_test
         return self.real, self.described_train
 
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Count the train images of each class: int64 [classes]."""
+        return count_classes(self.real, self.real.num_classes)
+
+    @property
+    def classes(self) -> list[str]:
+        """Name the classes that have train images."""
+        names = self.trained.classes
+        return [name for name, count in zip(names, self.counts, strict=True) if count]
+
     @property
     def num_images(self) -> int:
         """Say how many images are made from each seed."""
         per_class = self.options.per_class
-        return per_class * len(self.trained.classes) if per_class else self.options.num_images
+        return per_class * len(self.classes) if per_class else self.options.num_images
+
+    def labels_are(self, each_class: bool = False) -> str:
+        """Return how the labels of generated images are chosen: `BY_FREQUENCY` or `UNIFORM`.
+
+        each_class: for a measure that looks at each class, which needs images of all.
+        """
+        if getattr(self.options, "per_class", None) or is_balanced(self.counts):
+            return UNIFORM
+        by_class = self.trained.objective.num_classes is not None
+        return UNIFORM if each_class and by_class else BY_FREQUENCY
 
     @property
     def seeds(self) -> range:
         """Give the seeds that images are made from."""
         return range(self.options.seed, self.options.seed + self.options.seeds)
 
-    def made(self, seed: int) -> Made:
-        """Make images from a seed, once, the classes in turn."""
-        if seed not in self._made:
+    def made(self, seed: int, each_class: bool = False) -> Made:
+        """Make images from a seed, once, of classes as `labels_are`."""
+        key = (seed, self.labels_are(each_class))
+        if key not in self._made:
             index, objective = torch.arange(self.num_images), self.trained.objective
-            labels = index % len(self.trained.classes)
+            chosen = uniform_labels if key[1] == UNIFORM else labels_by_frequency
+            labels = chosen(len(index), self.counts)
             parts = [
                 to_uint8(
                     sample_on_all(self.engine, objective, self.nets, rows, labels[rows], seed),
@@ -138,8 +171,8 @@ class Subject:
             ]
             pixels = np.concatenate(parts)
             seen = self.features.describe(self.engine, len(pixels), pixels.__getitem__)
-            self._made[seed] = Made(pixels, labels.numpy(), *seen)
-        return self._made[seed]
+            self._made[key] = Made(pixels, labels.numpy(), *seen)
+        return self._made[key]
 
     def forget(self) -> None:
         """Let go of what was made."""

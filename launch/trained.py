@@ -29,6 +29,7 @@ class Trained:
     classes: list[str]
     images_seen: int
     fingerprint: str = ""  # of the checkpoint's contents
+    image_shape: tuple[int, int, int] | None = None
 
 
 def open_trained(
@@ -68,11 +69,15 @@ def open_trained(
     for net in nets.values():
         net.requires_grad_(False)
     seen = loaded.state["images_seen"]
-    return Trained(family, parts.objective, nets, classes, seen, fingerprint)
+    shape = (height, width, channels)
+    return Trained(family, parts.objective, nets, classes, seen, fingerprint, shape)
 
 
-def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
-    """Open a run's train images; give its settings of data too. Raises UserError."""
+def open_data(folder: Path, trained: Trained | None = None) -> tuple[Shards, dict[str, Any]]:
+    """Return a run's train images, labels numbered as when it was trained; and its data settings.
+
+    Raises UserError where they cannot be opened.
+    """
     path = folder / "config.yaml"
     found = asdict(open_config(path).data)
     where, test = found.get("shards"), str(found.get("test_shards"))
@@ -81,8 +86,15 @@ def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
         raise UserError(f"{path} has data.shards {where}: name the folder of its train shards")
     if test.startswith("pipe:"):
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
+    classes = None if trained is None else trained.classes
     try:
-        return open_shards(where), found
+        images = open_shards(where, found["resize"], classes)
+        shape = images.image_shape if trained is None else trained.image_shape
+        if found["resize"] is not None and shape not in (None, images.image_shape):
+            # Older versions took shards as they were, whatever data.resize was.
+            found["resize"] = None
+            images = open_shards(where, None, classes)
+        return images, found
     except ShardError as error:
         raise UserError(
             f"{folder} was trained on data.shards {where}: {error}, or put them back"

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ from launch.places import check_folder
 from launch.room import check_room
 from shards.build import ensure
 from shards.folders import cache_root, remove_unfinished
+from shards.format import INDEX
 from shards.read import Shards, open_shards
 
 
@@ -47,7 +48,7 @@ class DataConfig:
     test_shards: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of test shards, for what eval.* measures on test images; as `shards` for null."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Side to which images of a folder are resized when shards are built."""
+    """Side to which images are cut, as centred squares, and resized, bicubic; null leaves them."""
 
 
 @dataclass
@@ -118,7 +119,7 @@ def _prepare(
     if engine.is_main:  # the others wait for it
         watchdog.doing("prepare")
     where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
-    images = open_shards(where)
+    images = open_shards(where, data.resize)
     check_room(make_parts, config, images)
     job = make_job(
         config, engine, images, make_parts(config, images.image_shape, images.num_classes)
@@ -141,7 +142,10 @@ def _where_it_continues(folder: Path) -> str:
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
     """Put together a run: a configuration, as `run_training` has it, and the family's parts."""
     real = RealImages(
-        images, images.num_classes, identify(images), lambda: open_test(config.data, engine)
+        images,
+        images.num_classes,
+        identify(images),
+        lambda: open_test(config.data, engine, images.classes),
     )
     measured: EvalConfig = config.eval
     return Job(
@@ -154,6 +158,7 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
         nets=parts.nets,
         data=images,
         data_id=real.data_id,
+        former_data_ids=former_ids(images),
         image_shape=images.image_shape,
         classes=images.classes,
         settings={
@@ -166,22 +171,41 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
 
 def identify(images: Shards) -> str:
     """Give a short name of the images' contents."""
-    sums = [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
+    return _name([f"{shard.count}:{shard.sha256}" for shard in images.index.shards])
+
+
+def former_ids(images: Shards) -> tuple[str, ...]:
+    """Return the names that older versions gave to the same images.
+
+    They knew no checksums of other people's tars that are read where they lie.
+    """
+    if (images.folder / INDEX).is_file():
+        return ()
+    return (_name([f"{shard.count}:" for shard in images.index.shards]),)
+
+
+def _name(sums: list[str]) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
-def open_test(data: DataConfig, engine: Engine) -> Shards:
-    """Open the test images that go with the train images, built where missing."""
+def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shards:
+    """Open the test images that go with the train images, built where missing.
+
+    classes: those of the train images, by which labels are numbered.
+    """
     if data.test_shards is None and data.shards is not None:
         raise UserError(
             f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
             "its test images, or set eval.every_images 0"
         )
-    return open_shards(
-        engine.on_main(
-            lambda: str(ensure(data.source, data.test_shards, split="test", resize=data.resize))
+    where = engine.on_main(
+        lambda: str(
+            ensure(
+                data.source, data.test_shards, split="test", resize=data.resize, classes=classes
+            )
         )
     )
+    return open_shards(where, data.resize, classes)
 
 
 def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.cli import Parser, run
@@ -42,7 +44,9 @@ def build(
         # Slow to import, and only writing needs it.
         from shards.write import write_folder
 
-        return write_folder(images, folder, split, image_format, shard_size, progress)
+        what = f"{out}: {len(images):,} images"
+        label = (f"building {what}", f"built {what}")
+        return write_folder(images, folder, split, image_format, shard_size, progress, label)
 
 
 def default_folder(source: str, split: str = "train", resize: int | None = None) -> Path:
@@ -67,14 +71,19 @@ def ensure(
     split: str = "train",
     resize: int | None = None,
     progress: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Return a folder of shards that is complete, unchanged since it was written and readable.
 
     Without `folder`, the default one is taken, and built where missing. With `folder` (a folder,
     a tar, or a remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is
-    compared; shards that need decoding are decoded.
-    Raises ShardError where shards are missing, damaged, or of another source.
+    compared; shards that need decoding, or hold images of another size than `resize`, are decoded.
+    `classes` are those of the train images, for test images. Open what is returned by
+    `open_shards` with the same `resize` and `classes`.
+    Raises ShardError where shards are missing, damaged, of another source, or hold images of a
+    class that is none of `classes`.
     """
+    from shards.decode import check_packed
     from shards.read import open_shards
     from shards.verify import check_files
 
@@ -91,14 +100,36 @@ def ensure(
         if not path.exists():
             raise ShardError(f"shards {path} do not exist; build them with {command} {path}")
         if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
+            check_packed(path)
             raise ShardError(f"{path} holds no shards; build them with {command} {path}")
     home = path if path.is_dir() else path.parent
     if (home / INDEX).is_file():
-        check_files(home)
-    opened = open_shards(path)
-    if opened.folder != home and (opened.folder / INDEX).is_file():
-        check_files(opened.folder)
+        check_files(home, progress)
+    opened = open_shards(path, resize, classes)
+    if opened.folder != home:
+        _check_copy(path, opened.folder, resize, progress)
+    if opened.matched_by_number:
+        warnings.warn(
+            f"classes of {path} are matched with those of the train images by number, for they "
+            "have no names in common",
+            stacklevel=2,
+        )
     return path
+
+
+def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> None:
+    """Check a decoded copy; where somebody else's is damaged, make one of one's own."""
+    from shards.decode import is_mine
+    from shards.read import locate
+    from shards.verify import check_files
+
+    try:
+        check_files(copy, progress, remedy=f"remove {copy}, and it is decoded again")
+    except ShardError as error:
+        if is_mine(copy):
+            raise
+        warnings.warn(f"decoded copy {copy} is passed over: {error}", stacklevel=2)
+        locate(path, resize, avoid=copy)
 
 
 def _build_missing(source: str, split: str, path: Path, resize: int | None, progress: bool) -> None:

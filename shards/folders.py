@@ -64,18 +64,21 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(final: Path, same: str) -> Iterator[Path]:
+def new_folder(
+    final: Path, same: str, remedy: str = "choose another folder"
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
 
+    remedy: what an error advises where `final` cannot be written.
     Where another process made `final` in the meantime, its folder stays if its file named `same`
     is byte for byte ours. Raises ShardError where it is not, or where nothing can be written.
     """
-    made = _make_parents(final)
+    made = _make_parents(final, remedy)
     remove_leftovers(final)
     temporary = temporary_sibling(final)
     _unfinished[temporary] = made
     try:
-        with _plain_errors(final):
+        with _plain_errors(final, remedy):
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
@@ -115,16 +118,16 @@ def _publish(temporary: Path, final: Path, same: str) -> None:
     _sync(final.parent)
 
 
-def _make_parents(final: Path) -> list[Path]:
+def _make_parents(final: Path, remedy: str) -> list[Path]:
     """Make the parents of `final`; return those that were missing, innermost first."""
     missing = [parent for parent in final.parents if not parent.exists()]
-    with _plain_errors(final):
+    with _plain_errors(final, remedy):
         final.parent.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 @contextmanager
-def _plain_errors(final: Path) -> Iterator[None]:
+def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -132,7 +135,7 @@ def _plain_errors(final: Path) -> Iterator[None]:
             raise ShardError(f"no space left to write {final}; free some or move it") from error
         if error.errno in _FORBIDDEN and not _is_read(error, final):
             reason = error.strerror
-            raise ShardError(f"cannot write {final} ({reason}); choose another folder") from error
+            raise ShardError(f"cannot write {final} ({reason}); {remedy}") from error
         raise
 
 

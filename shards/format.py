@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ VERSION = 1
 INDEX = "index.json"
 BLOCK = 512
 IMAGE_FORMATS = ("npy", "png")
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ShardFile:
     count: int
     size: int
     sha256: str
-    """Empty where the index was made by a scan of other people's shards."""
+    """Empty in indexes of other people's shards that older versions kept."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Index:
     """None where the shards must be decoded before they can be read in place."""
     settings: dict[str, int] = field(default_factory=dict)
     """What else decided the images: `resize`, `seed`."""
+    label_values: tuple[int, ...] | None = None
+    """The label that the tars hold for each class, ascending; None where it is the class's number.
+
+    Other people's labels may begin at 1 or have gaps.
+    """
 
     @property
     def total(self) -> int:
@@ -77,12 +84,23 @@ class Index:
     @property
     def checksum(self) -> str:
         """SHA-256 of all that it says; nothing else tells that a class or an offset changed."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._content()).encode()).hexdigest()
+
+    @property
+    def label_width(self) -> int:
+        """Number of digits of the longest label in the tars."""
+        return len(str(self.label_values[-1] if self.label_values else len(self.classes) - 1))
 
     def to_json(self) -> str:
         """Return the text of `index.json`, the same for the same content."""
-        content = {"version": VERSION, "total": self.total, **asdict(self)}
+        content = {"version": VERSION, "total": self.total, **self._content()}
         return json.dumps({**content, "checksum": self.checksum}, indent=1) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        if self.label_values is None:  # so that indexes without it keep their text and checksum
+            del content["label_values"]
+        return content
 
 
 def load_index(path: Path) -> Index:
@@ -133,6 +151,7 @@ def _parse_index(content: dict[str, Any]) -> Index:
         raise ValueError("no classes" if shards else "no shards")
     if content["image_format"] not in IMAGE_FORMATS:
         raise ValueError(f"image_format {content['image_format']!r} is unknown")
+    values = _parse_values(content)
     return Index(
         image_shape=(height, width, channels),
         image_format=content["image_format"],
@@ -140,13 +159,28 @@ def _parse_index(content: dict[str, Any]) -> Index:
         split=_text(content["split"], "split"),
         source=_text(content["source"], "source"),
         shards=shards,
-        layout=_parse_layout(content, height * width * channels, shards),
+        layout=_parse_layout(content, height * width * channels, shards, values),
         settings={key: _count(value, key, -(2**63)) for key, value in content["settings"].items()},
+        label_values=values,
     )
 
 
+def _parse_values(content: dict[str, Any]) -> tuple[int, ...] | None:
+    """Read the labels that stand for the classes: ascending, one for each."""
+    found = content.get("label_values")
+    if found is None:
+        return None
+    values = tuple(_count(value, "label_values", 0) for value in found)
+    if len(values) != len(content["classes"]) or list(values) != sorted(set(values)):
+        raise ValueError("label_values are not ascending, one for each class")
+    return values
+
+
 def _parse_layout(
-    content: dict[str, Any], pixels: int, shards: tuple[ShardFile, ...]
+    content: dict[str, Any],
+    pixels: int,
+    shards: tuple[ShardFile, ...],
+    values: tuple[int, ...] | None,
 ) -> Layout | None:
     """Read where samples lie, all of which must lie within their tars."""
     if content["layout"] is None:
@@ -154,7 +188,7 @@ def _parse_layout(
     layout = Layout(**content["layout"])
     for key, value in asdict(layout).items():
         _count(value, key)
-    width = len(str(len(content["classes"]) - 1))
+    width = len(str(values[-1] if values else len(content["classes"]) - 1))
     end = max(layout.pixel_offset + pixels, layout.label_offset + width)
     if end > layout.stride + min(layout.pixel_offset, layout.label_offset):
         raise ValueError("samples cannot be laid out so, for they overlap")
@@ -202,10 +236,15 @@ def sample_key(index: int) -> str:
     return f"{index:09d}"
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; `advance` is called with bytes read."""
+    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(view[:count])
+            advance(count)
+    return digest.hexdigest()
 
 
 def check_size(folder: Path, shard: ShardFile) -> None:

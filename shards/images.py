@@ -34,7 +34,7 @@ def decode_image(content: bytes, name: str, resize: int | None = None) -> np.nda
     if not content:
         raise ShardError(f"{name} is empty (0 bytes); delete or replace it")
     if content.startswith(b"\x93NUMPY"):
-        return _decode_npy(content, name)
+        return cut_square(_decode_npy(content, name), resize)
     from PIL import Image, ImageOps
 
     try:
@@ -54,6 +54,16 @@ def decode_image(content: bytes, name: str, resize: int | None = None) -> np.nda
     if resize is not None:
         image = ImageOps.fit(image, (resize, resize), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def cut_square(image: np.ndarray, side: int | None) -> np.ndarray:
+    """Cut uint8 [H, W, 3] to a centred square and resize it to this side, bicubic; None: as is."""
+    if side is None or image.shape[:2] == (side, side):
+        return image
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(fitted)
 
 
 def _decode_npy(content: bytes, name: str) -> np.ndarray:

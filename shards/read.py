@@ -6,7 +6,9 @@ Shards that cannot be read in place (PNG, JPEG, ...) are decoded once by `shards
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,32 +32,50 @@ class Shards:
     """(H, W, 3)"""
     classes: tuple[str, ...]
     """Names in label order."""
+    matched_by_number: bool
+    """Whether classes were matched by number, for want of names."""
     folder: Path
     """Where the tars that are mapped lie; a cache where shards had to be decoded."""
     index: Index
     """What they hold."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        resize: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         """Map the shards of a folder, or one tar.
 
+        resize: side length that images of another size are cut and resized to, once, into a cache;
+        classes: number labels by these names instead of the shards' own, as test images are by
+        those of training.
         Cheap for fixed-stride shards: reads the index, checks sizes, reads no image.
-        Raises ShardError where shards are missing, truncated or damaged.
+        Raises ShardError where shards are missing, truncated or damaged, or hold images of a class
+        that is not one of `classes`.
         """
-        self._path = Path(folder)
-        self.folder, self.index = _locate(self._path)
+        self._path, self._resize = Path(folder), resize
+        self.folder, self.index = locate(self._path, resize)
         self.image_shape = self.index.image_shape
-        self.classes = self.index.classes
+        self.classes = self.index.classes if classes is None else tuple(classes)
+        values = self.index.label_values
+        self._values = None if values is None else np.array(values)
+        self._numbers: np.ndarray | None = None
         counts = [shard.count for shard in self.index.shards]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         views = [self._map(shard) for shard in self.index.shards]
         self._pixels = [pixels for pixels, _ in views]
         self._digits = [digits for _, digits in views]
+        self.matched_by_number = False
+        if classes is not None and self.classes != self.index.classes:
+            self._match()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __reduce__(self) -> tuple[type[Shards], tuple[Path]]:
-        return Shards, (self._path,)  # a pickled map would carry all its bytes
+    def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
+        # A pickled map would carry all its bytes.
+        return Shards, (self._path, self._resize, self.classes)
 
     @property
     def num_classes(self) -> int:
@@ -72,13 +92,34 @@ class Shards:
         return images.view(np.uint8).reshape(len(images), *self.image_shape)
 
     def labels(self, index: np.ndarray) -> np.ndarray:
-        """Return the labels at these global indices: int64 [B].
+        """Return the labels at these global indices: int64 [B], each below num_classes.
 
-        Raises IndexError where an index is negative or not below len(self).
+        Raises IndexError where an index is negative or not below len(self), ShardError where a
+        tar holds a label that its index does not know.
         """
         index = self._checked(index)
         digits = self._gather(self._digits, index)
-        return parse_labels(digits.view(np.uint8).reshape(len(digits), digits.itemsize))
+        labels = parse_labels(digits.view(np.uint8).reshape(len(digits), digits.itemsize))
+        if self._values is not None:
+            stored = labels
+            labels = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)
+            if (bad := stored[self._values[labels] != stored]).size:
+                raise ShardError(f"{self._path} has label {bad[0]}, not of its index; get it again")
+        return labels if self._numbers is None else self._numbers[labels]
+
+    def _match(self) -> None:
+        """Find the number of each of the shards' own classes among those that were given."""
+        found, self.matched_by_number = match_classes(self.index.classes, self.classes)
+        if None in found:
+            labels = self.labels(np.arange(len(self)))  # one that has no image matters not
+            for label in np.unique(labels).tolist():
+                if found[label] is None:
+                    raise ShardError(
+                        f"{self._path} holds images of class {self.index.classes[label]}, which "
+                        f"the train images lack ({_some(self.classes)}); remove these images, or "
+                        "give other test shards"
+                    )
+        self._numbers = np.array([-1 if number is None else number for number in found])
 
     def _gather(self, views: list[np.ndarray], index: np.ndarray) -> np.ndarray:
         """Copy items of the shards' views, by global index, into one array."""
@@ -109,7 +150,7 @@ class Shards:
         content = np.memmap(path, np.uint8, "r")
         size = int(np.prod(self.image_shape))
         _check_fits(path, content, layout, shard.count, self.image_shape)
-        width = len(str(len(self.classes) - 1))
+        width = self.index.label_width
         pixels = np.ndarray(
             shard.count, f"V{size}", content, layout.pixel_offset, strides=(layout.stride,)
         )
@@ -119,18 +160,49 @@ class Shards:
         return pixels, digits
 
 
-def open_shards(spec: str | Path) -> Shards:
+def match_classes(
+    own: Sequence[str], given: Sequence[str]
+) -> tuple[list[int | None], bool]:
+    """Return the number of each own class among the given ones, and whether names did not help.
+
+    Classes match by name. Where no name matches and those of one side are label numbers (0, 1, ...
+    without names of their own), they match by number.
+    """
+    number = {name: label for label, name in enumerate(given)}
+    found = [number.get(name) for name in own]
+    if any(label is not None for label in found):
+        return found, False
+    if list(given) == [str(label) for label in range(len(given))]:
+        return [label if label < len(given) else None for label in range(len(own))], True
+    if all(name.isdecimal() for name in own):
+        return [int(name) if int(name) < len(given) else None for name in own], True
+    return found, False
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])}, ..."
+
+
+def open_shards(
+    spec: str | Path, resize: int | None = None, classes: Sequence[str] | None = None
+) -> Shards:
     """Open a folder of shards, one local tar, or remote tars such as `https://.../{000..004}.tar`.
 
-    Remote tars are fetched into the cache first. Raises ShardError where that fails.
+    resize, classes: as `Shards` takes them. Remote tars are fetched into the cache first. Raises
+    ShardError where that fails.
     """
     from shards.remote import fetch, is_remote
 
-    return Shards(fetch(str(spec)) if is_remote(str(spec)) else spec)
+    return Shards(fetch(str(spec)) if is_remote(str(spec)) else spec, resize, classes)
 
 
-def _locate(path: Path) -> tuple[Path, Index]:
-    """Find the fixed-stride shards for a folder or tar: its own, or a decoded copy in a cache."""
+def locate(
+    path: Path, resize: int | None = None, avoid: Path | None = None
+) -> tuple[Path, Index]:
+    """Find the fixed-stride shards for a folder or tar: its own, or a decoded copy in a cache.
+
+    avoid: a decoded copy to pass over, as `shards.decode.readable` takes it.
+    """
     folder = path if path.is_dir() else path.parent
     if (folder / INDEX).is_file():
         index = load_index(folder / INDEX)
@@ -138,7 +210,8 @@ def _locate(path: Path) -> tuple[Path, Index]:
             index = _only(index, path)
         for shard in index.shards:
             check_size(folder, shard)
-        if index.layout is not None:
+        fits = resize is None or index.image_shape[:2] == (resize, resize)
+        if index.layout is not None and fits:
             return folder, index
     else:
         index = None
@@ -146,7 +219,7 @@ def _locate(path: Path) -> tuple[Path, Index]:
             raise ShardError(f"{path} does not exist; build it with python -m shards.build")
     from shards.decode import readable
 
-    return readable(path, index)
+    return readable(path, index, resize, avoid)
 
 
 def _only(index: Index, path: Path) -> Index:

@@ -6,8 +6,10 @@ import json
 import mmap
 import re
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO, cast
 
 from shards.errors import ShardError
@@ -18,6 +20,16 @@ LABEL_EXTENSIONS = ("cls", "label", "class", "cls.txt", "label.txt", "class.txt"
 _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
 _MAX_HEADER = 2**20
 _MAX_LABEL = 2**20
+# First bytes, endings, and the program that unpacks it.
+_PACKED = (
+    (b"\x1f\x8b", (".gz", ".tgz"), "gzip"),
+    (b"\x28\xb5\x2f\xfd", (".zst", ".tzst"), "zstd"),
+    (b"\xfd7zXZ\0", (".xz", ".txz"), "xz"),
+    (b"BZh", (".bz2", ".tbz2"), "bzip2"),
+    (b"PK\3\4", (".zip",), "unzip"),
+)
+PACKED_ENDINGS = tuple(ending for _, endings, _ in _PACKED for ending in endings)
+_ENDING = re.compile(r"(\.tar)?(\.(gz|zst|xz|bz2|tgz|tzst|txz|tbz2|zip))?$", re.IGNORECASE)
 _NAME = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # as WebDataset splits key and extension
 
 
@@ -39,26 +51,33 @@ class Sample:
     label: Member
 
 
-def scan_tar(path: Path) -> list[Sample]:
-    """List the samples of a tar in order.
+def scan_tar(path: Path, scattered: Callable[[str], None] = lambda key: None) -> list[Sample]:
+    """List the samples of a tar, each all members of one key, in the order of their first ones.
 
-    Raises ShardError that names shard and key where a member is unsafe, a sample lacks its image
-    or label, or the tar is compressed, damaged or truncated.
+    `scattered` is called with the first key whose members do not follow each other. Raises
+    ShardError that names shard and key where a member is unsafe or there twice, a sample lacks its
+    image or label, or the tar is compressed, damaged or truncated.
     """
     samples: dict[str, list[Member]] = {}
-    previous = None
+    previous = apart = None
     for name, offset, size in _members(path):
         match = _NAME.match(name)
         if match is None or name.rpartition("/")[2].startswith("__"):
             continue  # WebDataset passes over these, too
         key, extension = match.group(1), match.group(2).lower()
-        if key != previous and key in samples:
-            raise ShardError(f"{path} holds key {key} twice; rename one of the samples")
-        samples.setdefault(key, []).append(Member(extension, offset, size))
+        members = samples.setdefault(key, [])
+        if any(member.extension == extension for member in members):
+            raise ShardError(f"{path} holds {name} twice; rename or remove one of them")
+        if members and key != previous and apart is None:
+            apart = key
+        members.append(Member(extension, offset, size))
         previous = key
     if not samples:
         raise ShardError(f"{path} holds no samples; remove it")
-    return [_sample(path, key, members) for key, members in samples.items()]
+    found = [_sample(path, key, members) for key, members in samples.items()]
+    if apart is not None:
+        scattered(apart)
+    return found
 
 
 def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | str:
@@ -79,8 +98,10 @@ def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | 
             value = found[0] if found and not isinstance(found[0], bool) else None
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"{where} has an unreadable label ({error}); correct it") from None
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value) and int(value) < 2**63:
         value = int(value)
+    if isinstance(value, int) and value >= 2**63:
+        raise ShardError(f"{where} has label {value}; give numbers below 2**63, or names")
     if value == "" or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
         keys = ", ".join(_JSON_KEYS)
         raise ShardError(f"{where} has no label (a number from 0, a name, or json with {keys})")
@@ -118,11 +139,32 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     ) as error:
         if isinstance(error, ShardError):
             raise
+        if (remedy := how_to_unpack(path)) is not None:
+            raise ShardError(f"{path} is no plain tar, but compressed; {remedy}") from None
         raise ShardError(
             f"{path} is no plain tar, or a truncated one ({error}); get it again, uncompressed"
         ) from None
     _check_end(path, end)
     return found
+
+
+def how_to_unpack(path: Path) -> str | None:
+    """Return what to do with an archive that is no plain tar, with a command; None for others."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+    except OSError:
+        start = b""
+    for magic, ending, program in _PACKED:
+        if start.startswith(magic) or (not start and path.name.lower().endswith(ending)):
+            name = _ENDING.sub("", path.name) or path.name
+            if program == "unzip":
+                folder = path.with_name(name if name != path.name else f"{name}-unpacked")
+                return f"unpack it by: unzip {quote(str(path))} -d {quote(str(folder))}"
+            plain = f"{name}.tar" if f"{name}.tar" != path.name else f"{name}.plain.tar"
+            to = quote(str(path.with_name(plain)))
+            return f"unpack it by: {program} -dc {quote(str(path))} > {to}"
+    return None
 
 
 class _Headers:

@@ -16,6 +16,7 @@ from shards import shapes
 from shards.errors import ShardError
 from shards.folders import cache_root
 from shards.images import decode_image, ordered_map
+from shards.scan import PACKED_ENDINGS, how_to_unpack
 
 SPLITS = ("train", "test")
 LARGEST_SIDE = 4096
@@ -51,6 +52,9 @@ def source_name(spec: str) -> str:
     kind, _, path = spec.partition(":")
     if kind == "folder" and path:
         return f"folder:{Path(path).expanduser().resolve()}"
+    if spec.lower().endswith((".tar", *PACKED_ENDINGS)) and Path(spec).is_file():
+        remedy = how_to_unpack(Path(spec)) or "give it as data.shards"
+        raise ShardError(f"source '{spec}' is an archive, no source; {remedy}")
     raise ShardError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
 
 
@@ -63,12 +67,17 @@ def open_source(spec: str, split: str, resize: int | None = None, seed: int = 0)
     name = source_name(spec)
     if split not in SPLITS:
         raise ShardError(f"unknown split '{split}'; choose train or test")
-    if resize is not None and not 1 <= resize <= LARGEST_SIDE:
-        raise ShardError(f"resize is {resize}; choose a side length of 1 to {LARGEST_SIDE}")
+    check_resize(resize)
     if name.startswith("folder:"):
         return _open_folder(Path(name.removeprefix("folder:")), split, resize)
     source = _open_cifar10(split) if name == "cifar10" else _open_shapes(split, seed)
     return source if resize is None else _resized(source, resize)
+
+
+def check_resize(resize: int | None) -> None:
+    """Raise ShardError where images cannot be resized to this side length."""
+    if resize is not None and not 1 <= resize <= LARGEST_SIDE:
+        raise ShardError(f"resize is {resize}; choose a side length of 1 to {LARGEST_SIDE}")
 
 
 def _open_shapes(split: str, seed: int) -> Source:

@@ -10,6 +10,8 @@ from pathlib import Path
 from shards.cli import Parser, run
 from shards.errors import ShardError
 from shards.format import INDEX, Index, check_size, load_index, sha256_of
+from shards.progress import progress as show_progress
+from shards.progress import size_of
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Summary:
         )
 
 
-def check_files(folder: Path) -> Index:
+def check_files(
+    folder: Path, progress: bool = True, remedy: str = "build the shards again"
+) -> Index:
     """Compare the index of a folder with its tars: missing, extra, size and SHA-256.
 
-    Raises ShardError that names the first bad shard.
+    Raises ShardError that names the first bad shard, and what to do by `remedy`.
     """
     index = load_index(folder / INDEX)
     known = {shard.name for shard in index.shards}
@@ -40,16 +44,26 @@ def check_files(folder: Path) -> Index:
         check_size(folder, shard)
     if extra:
         raise ShardError(f"{folder / extra[0]} is not in {folder / INDEX}; remove it")
-    # hashlib releases the lock: threads hash several shards at once.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        hashes = pool.map(lambda shard: sha256_of(folder / shard.name), index.shards)
-        for shard, found in zip(index.shards, hashes, strict=True):
-            if found != shard.sha256:
-                raise ShardError(
-                    f"{folder / shard.name} has changed since its index was written "
-                    f"(sha256 {found[:12]}..., not {shard.sha256[:12]}...); build the shards again"
-                )
+    hashes = checksums([folder / shard.name for shard in index.shards], progress)
+    for shard, found in zip(index.shards, hashes, strict=True):
+        if found != shard.sha256:
+            raise ShardError(
+                f"{folder / shard.name} has changed since its index was written "
+                f"(sha256 {found[:12]}..., not {shard.sha256[:12]}...); {remedy}"
+            )
     return index
+
+
+def checksums(paths: list[Path], progress: bool = True) -> list[str]:
+    """Return the SHA-256 of each file."""
+    total = sum(path.stat().st_size for path in paths)
+    what = f"{len(paths):,} shards, {size_of(total)}"
+    # hashlib releases the lock: threads hash several shards at once.
+    with (
+        show_progress(f"checking {what}", f"checked {what}", total, "B", progress) as bar,
+        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+    ):
+        return list(pool.map(lambda path: sha256_of(path, bar.advance), paths))
 
 
 def verify(folder: str | Path) -> Summary:

@@ -12,6 +12,7 @@ from shards.check import check_samples
 from shards.errors import ShardError
 from shards.format import INDEX, Index, ShardFile, fixed_layout, npy_header, sample_key, sha256_of
 from shards.images import encode_png, ordered_map
+from shards.progress import progress as show_progress
 from shards.sources import Source
 
 
@@ -22,23 +23,22 @@ def write_folder(
     image_format: str = "npy",
     shard_size: int = 10_000,
     progress: bool = True,
+    label: tuple[str, str] = ("building shards", "built shards"),
 ) -> Index:
     """Write every image of a source into tars of `shard_size` images, and `index.json`, in folder.
 
+    label: what the progress bar says, and what is said at the end where there is no terminal.
     The bytes are the same on every run. Raises ShardError where an image of the source is bad.
     """
-    from tqdm import tqdm
-
     layout = fixed_layout(source.image_shape) if image_format == "npy" else None
     shards: list[ShardFile] = []
-    hidden = None if progress else True  # None: hidden where stderr is not a terminal
-    with tqdm(total=len(source), unit="image", disable=hidden, leave=False) as bar:
+    with show_progress(*label, len(source), shown=progress) as bar:
         samples = _encoded(source, image_format)
         for first in range(0, len(source), shard_size):
             path = folder / f"{split}-{len(shards):05d}.tar"
             count = min(shard_size, len(source) - first)
             for done in _write_tar(path, first, islice(samples, count)):
-                bar.update(done)
+                bar.advance(done)
             if layout is not None:
                 check_samples(path, layout, first, count, source.image_shape, len(source.classes))
             shards.append(ShardFile(path.name, count, path.stat().st_size, sha256_of(path)))

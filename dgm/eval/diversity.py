@@ -26,9 +26,9 @@ def diversity_by_class(
     labels: Tensor,
     real: Tensor,
     real_labels: Tensor,
-    classes: list[str],
+    classes: dict[int, str],
 ) -> dict[str, dict[str, float]]:
-    """Compare generated images [M, D] with real ones [N, D], class by class.
+    """Compare generated images [M, D] with real ones [N, D], class by class: names by label.
 
     diversity_by_class: mean distance between two generated images over that of two real ones, 1
     where they are as various (or the real ones are all the same), 0 where all are the same.
@@ -40,7 +40,7 @@ def diversity_by_class(
     found: dict[str, dict[str, float]] = {
         "diversity_by_class": {}, "coverage_by_class": {}, "share_by_class": {}
     }  # fmt: skip
-    for label, name in enumerate(classes):
+    for label, name in classes.items():
         own, theirs = made[labels == label][:_MOST], real[real_labels == label]
         theirs = theirs[: max(LEAST_REAL, min(len(own), _MOST))]
         widest = spread_within(theirs)

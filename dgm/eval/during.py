@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dgm.errors import UserError
+from dgm.eval.class_labels import count_classes, labels_by_frequency
 from dgm.eval.classifier import Classifier, cached_classifier, describe
 from dgm.eval.frechet import Moments, frechet_distance
 from dgm.eval.likelihood import bits_per_dim
@@ -41,7 +42,7 @@ class EvalConfig:
     classifier trained on the real ones, FD-cifar of launch/evaluate.py; bits_per_dim: of test
     images, for models that know it."""
     num_images: int = 2000
-    """Images to generate, or test images to look at."""
+    """Images to generate, of classes as frequent as in the data, or test images to look at."""
 
 
 @dataclass
@@ -98,15 +99,16 @@ def _frechet(
     config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
 ) -> Callable[[Nets], dict[str, float]]:
     @functools.cache
-    def prepared() -> tuple[Classifier, Moments]:
+    def prepared() -> tuple[Classifier, Moments, torch.Tensor]:
         # Late, so that a mistake elsewhere is told before a minute is spent on this.
         net = judge(engine, cache, real)
-        return net, moments_of_all(net, real.train)
+        labels = labels_by_frequency(
+            config.num_images, count_classes(real.train, real.num_classes)
+        )
+        return net, moments_of_all(net, real.train), labels
 
     def measure(nets: Nets) -> dict[str, float]:
-        distance = fd_classifier(
-            engine, objective, nets, *prepared(), real.num_classes, config.num_images
-        )
+        distance = fd_classifier(engine, objective, nets, *prepared())
         return {"eval/fd_classifier": distance}
 
     return measure
@@ -135,10 +137,9 @@ def fd_classifier(
     nets: Nets,
     net: Classifier,
     wanted: Moments,
-    num_classes: int,
-    count: int,
+    labels: torch.Tensor,
 ) -> float:
-    """Measure how far `count` generated images, classes in turn, are from the real ones."""
-    index = torch.arange(count)
-    made = sample_on_all(engine, objective, nets, index, index % num_classes, SEED)
+    """Measure how far generated images of classes `labels` [N] are from the real ones."""
+    index = torch.arange(len(labels))
+    made = sample_on_all(engine, objective, nets, index, labels, SEED)
     return frechet_distance(Moments.of(describe(net, to_uint8(made, objective.pixels))), wanted)

@@ -109,6 +109,7 @@ class Job:
     # Measures averaged weights as a run goes, every process taking part. By its first value, the
     # lower the better, the best checkpoint is kept.
     evaluation: Callable[[Nets], dict[str, float]] | None = None
+    former_data_ids: tuple[str, ...] = ()  # which older versions gave to the same data
     eval_every_images: int = 0
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 

@@ -144,11 +144,12 @@ class Run:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
-        if state["data_id"] != self.job.data_id:
+        if state["data_id"] not in (self.job.data_id, *self.job.former_data_ids):
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
                 f"(id {state['data_id']}, now {self.job.data_id}): use the same or another run.dir"
             )
+        self.check_classes(state.get("classes", list(self.job.classes)))
         self.engine.load_full_state(loaded.full)
         load_nets(self.ema.nets, loaded.ema)
         self.images_seen, self.step = state["images_seen"], state["step"]
@@ -156,6 +157,16 @@ class Run:
         self.best = state.get("best")
         self.energy.start(state.get("energy_kwh", {}))
         self.meter.restore(state["meter"], self.engine)
+
+    def check_classes(self, before: list[str]) -> None:
+        """Raise UserError where labels were numbered otherwise before."""
+        now = list(self.job.classes)
+        if before != now:
+            shown = ["none" if not c else f"{len(c)} ({c[0]} to {c[-1]})" for c in (before, now)]
+            raise UserError(
+                f"run.dir {self.job.folder} was trained with other classes: {shown[0]}, while "
+                f"data.shards has {shown[1]}, numbered in ascending order: use another run.dir"
+            )
 
     def start_telling(self) -> None:
         """Open the log, say what is about to run, start the trackers and the clock."""

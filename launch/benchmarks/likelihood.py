@@ -59,8 +59,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
     ours = open_trained(args.run)
     config = open_config(args.run / "config.yaml")
-    tests = {name: open_shards(name) for name in args.test_shards}
-    images = open_shards(config.data.shards)
+    tests = {name: open_shards(name, config.data.resize) for name in args.test_shards}
+    images = open_shards(config.data.shards, config.data.resize)
     torch.manual_seed(config.run.seed)
     peer = _make_peer(config.model, images.image_shape, args)
     objective = has_likelihood(ours.objective, "the measure")

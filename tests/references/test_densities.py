@@ -74,6 +74,6 @@ def test_identical_sets_score_one_in_all_four_measures(engine: Engine):
 def test_coverage_of_a_class_matches_prdc(engine: Engine):
     for made, real in ((normal(15, 60, 4), normal(16, 60, 4)), (grid(17, 60, 3), grid(18, 60, 3))):
         labels = torch.zeros(60, dtype=torch.int64)
-        found = diversity_by_class(engine, made, labels, real, labels, ["one"])
+        found = diversity_by_class(engine, made, labels, real, labels, {0: "one"})
         expected = theirs(made, real)["coverage"]
         assert found["coverage_by_class"]["one"] == pytest.approx(expected)
