@@ -11,6 +11,9 @@ from torch import Tensor
 from dgm.files import replacing
 from dgm.pixels import PixelMap
 
+LARGEST_GRID = 4096
+"""Pixels on a side of a grid, at most: what viewers and browsers open."""
+
 
 def to_uint8(images: Tensor, pixels: PixelMap) -> np.ndarray:
     """Return images [N, C, H, W] of a pixel map as they are stored, uint8 [N, H, W, C]."""
@@ -28,6 +31,20 @@ def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.n
         top, left = gap + i // columns * height, gap + i % columns * width
         sheet[top : top + height - gap, left : left + width - gap] = image
     return sheet
+
+
+def fit_grid(
+    rows: int, columns: int, height: int, width: int, scale: int = 2, gap: int = 2
+) -> tuple[int, int]:
+    """Return how many rows and columns of images make a `grid` of `LARGEST_GRID` at most."""
+    fitting = ((LARGEST_GRID - gap) // (side * scale + gap) for side in (height, width))
+    most_rows, most_columns = (max(1, count) for count in fitting)
+    return min(rows, most_rows), min(columns, most_columns)
+
+
+def evenly(count: int, shown: int) -> list[int]:
+    """Return `shown` of the numbers 0 to `count` - 1, evenly spaced."""
+    return [i * count // shown for i in range(shown)]
 
 
 def save_png(path: Path, image: np.ndarray) -> None:

@@ -98,6 +98,6 @@ def _check_counts(subject: Subject, name: str) -> None:
         if counts.min() < LEAST_REAL:
             raise UserError(
                 f"{data.folder} holds {counts.min()} images of class "
-                f"{data.classes[needed[counts.argmin()]]}, too few for diversity: {LEAST_REAL} of each are "
-                "the least, else leave it out of --measure"
+                f"{data.classes[needed[counts.argmin()]]}, too few for diversity: {LEAST_REAL} of "
+                "each are the least, else leave it out of --measure"
             )

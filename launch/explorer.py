@@ -144,7 +144,9 @@ class Explorer:
         numbers = torch.arange(count)
         draws = Draws.of(seed, numbers.to(self.engine.device))
         # Pairs of a class.
-        return self.objective.latents(draws), uniform_labels(count, self.subject.counts)[numbers // 2]
+        return self.objective.latents(draws), uniform_labels(count, self.subject.counts)[
+            numbers // 2
+        ]
 
     def _decode(self, z: Tensor, labels: Tensor) -> Tensor:
         objective = self.subject.trained.objective

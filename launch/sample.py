@@ -95,6 +95,21 @@ def choose_checkpoint(wanted: str | None) -> int | Literal["best"] | None:
     return int(wanted)
 
 
+def choose_shown(
+    num_classes: int, per_class: int, height: int, width: int
+) -> tuple[list[int], int]:
+    """Choose which images, by class and number, the PNG shows, and in how many columns.
+
+    Of many classes they are evenly spaced.
+    """
+    if per_class == 1:  # classes in rows of as many as fit
+        rows, columns = images.fit_grid(num_classes, num_classes, height, width)
+        return images.evenly(num_classes, min(num_classes, rows * columns)), columns
+    rows, columns = images.fit_grid(num_classes, min(per_class, SHOWN), height, width)
+    classes = images.evenly(num_classes, rows)
+    return [k * per_class + number for k in classes for number in range(columns)], columns
+
+
 def make_images(options: Namespace, engine: Engine) -> None:
     """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
     check_range(options, "--", "per_class", least=1, most=MOST_OF_A_CLASS)
@@ -120,13 +135,13 @@ def make_images(options: Namespace, engine: Engine) -> None:
     pixels = images.to_uint8(made, trained.objective.pixels)
     default = Path(options.run) / "generated" / f"{trained.images_seen:09d}-seed{options.seed}"
     stem = Path(options.out) if options.out else default
-    shown = pixels[(number < SHOWN).numpy()]
-    columns = len(chosen) if options.per_class == 1 else min(options.per_class, SHOWN)
+    shown, columns = choose_shown(len(chosen), options.per_class, *pixels.shape[1:3])
     png, npz = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".npz")
-    images.save_png(png, images.grid(shown, columns))
+    images.save_png(png, images.grid(pixels[shown], columns))
     by_class = trained.objective.num_classes is not None
     images.save_npz(npz, pixels, labels.numpy() if by_class else None)
-    print(f"{len(pixels)} images: {png} and {npz}")
+    part = "" if len(shown) == len(pixels) else f" ({len(shown)} of them)"
+    print(f"{len(pixels)} images: {png}{part} and {npz}")
 
 
 def main() -> None:

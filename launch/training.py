@@ -26,6 +26,7 @@ from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
+from dgm.train.sampling import shown_classes
 from dgm.train.stop import SIGNALS, StopRequest
 from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse
@@ -125,7 +126,20 @@ def _prepare(
         config, engine, images, make_parts(config, images.image_shape, images.num_classes)
     )
     job.watchdog = watchdog
+    if engine.is_main:
+        _say_what_sheets_show(job)
     return job, replace(config, data=replace(data, shards=where))
+
+
+def _say_what_sheets_show(job: Job) -> None:
+    """Print which samples sheets have space for, where those are not all."""
+    count, per_class = len(job.classes), job.config.samples_per_class
+    classes, columns = shown_classes(count, per_class, *job.image_shape[:2])
+    if (len(classes), columns) != (count, per_class):
+        print(
+            f"samples/*.png show {len(classes)} of {count} classes, evenly spaced, and {columns} "
+            "images of each, for want of space; launch/sample.py makes all"
+        )
 
 
 def _leave() -> NoReturn:
@@ -200,9 +214,7 @@ def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shard
         )
     where = engine.on_main(
         lambda: str(
-            ensure(
-                data.source, data.test_shards, split="test", resize=data.resize, classes=classes
-            )
+            ensure(data.source, data.test_shards, split="test", resize=data.resize, classes=classes)
         )
     )
     return open_shards(where, data.resize, classes)

@@ -64,9 +64,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(
-    final: Path, same: str, remedy: str = "choose another folder"
-) -> Iterator[Path]:
+def new_folder(final: Path, same: str, remedy: str = "choose another folder") -> Iterator[Path]:
     """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
 
     remedy: what an error advises where `final` cannot be written.

@@ -160,9 +160,7 @@ class Shards:
         return pixels, digits
 
 
-def match_classes(
-    own: Sequence[str], given: Sequence[str]
-) -> tuple[list[int | None], bool]:
+def match_classes(own: Sequence[str], given: Sequence[str]) -> tuple[list[int | None], bool]:
     """Return the number of each own class among the given ones, and whether names did not help.
 
     Classes match by name. Where no name matches and those of one side are label numbers (0, 1, ...
@@ -196,9 +194,7 @@ def open_shards(
     return Shards(fetch(str(spec)) if is_remote(str(spec)) else spec, resize, classes)
 
 
-def locate(
-    path: Path, resize: int | None = None, avoid: Path | None = None
-) -> tuple[Path, Index]:
+def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> tuple[Path, Index]:
     """Find the fixed-stride shards for a folder or tar: its own, or a decoded copy in a cache.
 
     avoid: a decoded copy to pass over, as `shards.decode.readable` takes it.

@@ -10,6 +10,8 @@ from pathlib import Path
 from shards.addresses import without_password
 from shards.errors import ShardError
 from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
+from shards.progress import Progress
+from shards.progress import progress as show_progress
 
 _CHUNK = 1 << 20
 _MAX_TARS = 100_000
@@ -33,24 +35,27 @@ def fetch(spec: str, progress: bool = True) -> Path:
     if (folder / "complete").is_file():
         return folder
     urls = _expand(spec)
-    # Slow to import, and only fetching needs it.
-    from tqdm import tqdm
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShardError(
             f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to another folder"
         ) from None
-    hidden = None if progress else True  # None: hidden where stderr is not a terminal
-    with tqdm(unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
+    what = f"{len(urls):,} tar{'s' * (len(urls) > 1)} into {folder}"
+    with show_progress(f"fetching {what}", f"fetched {what}", unit="B", shown=progress) as bar:
         for number, url in enumerate(urls):
             final = folder / f"{number:05d}.tar"
             if not final.is_file():
-                bar.set_description(url.rpartition("/")[2])
+                bar.relabel(f"fetching {_name(url, number, len(urls))}")
                 _fetch_one(url, final, bar)
     (folder / "complete").touch()
     return folder
+
+
+def _name(url: str, number: int, total: int) -> str:
+    """Name a tar on the bar, without what an address may hold of keys."""
+    name = re.sub(r"[?#].*", "", url).rpartition("/")[2]
+    return name if name and not url.startswith("pipe:") else f"tar {number + 1} of {total}"
 
 
 def _expand(spec: str) -> list[str]:
@@ -84,7 +89,7 @@ def _count(spec: str) -> int:
     return count
 
 
-def _fetch_one(url: str, final: Path, bar) -> None:
+def _fetch_one(url: str, final: Path, bar: Progress) -> None:
     from webdataset.gopen import gopen
 
     remove_leftovers(final)
@@ -95,7 +100,7 @@ def _fetch_one(url: str, final: Path, bar) -> None:
             try:
                 while content := stream.read(_CHUNK):
                     out.write(content)
-                    bar.update(len(content))
+                    bar.advance(len(content))
             finally:
                 stream.close()  # raises where the command behind the stream failed
             out.flush()

@@ -102,9 +102,7 @@ def _frechet(
     def prepared() -> tuple[Classifier, Moments, torch.Tensor]:
         # Late, so that a mistake elsewhere is told before a minute is spent on this.
         net = judge(engine, cache, real)
-        labels = labels_by_frequency(
-            config.num_images, count_classes(real.train, real.num_classes)
-        )
+        labels = labels_by_frequency(config.num_images, count_classes(real.train, real.num_classes))
         return net, moments_of_all(net, real.train), labels
 
     def measure(nets: Nets) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
-from dgm.images import grid, to_uint8
+from dgm.images import evenly, fit_grid, grid, to_uint8
 from dgm.objective import Nets, Objective, Pictured
 from dgm.rng import Draws
 from dgm.train.batches import Batches
@@ -64,17 +64,31 @@ def draw_sheets(
 ) -> dict[str, np.ndarray]:
     """Draw uint8 [H, W, C] sheets by name, on the first process: samples, a row for each class.
 
-    Each process makes a part of the samples; all must ask.
+    Of many classes or images those are drawn that `shown_classes` chooses. Each process makes a
+    part of the samples; all must ask.
     """
-    index = torch.arange(per_class * num_classes)
-    made = sample_on_all(engine, objective, nets, index, index // per_class, seed)
+    shape = batches.data.images(np.arange(1)).shape[1:3]
+    classes, columns = shown_classes(num_classes, per_class, *shape)
+    labels = torch.tensor(classes).repeat_interleave(columns)
+    # An image keeps its number whatever else is shown.
+    index = labels * per_class + torch.arange(columns).repeat(len(classes))
+    made = sample_on_all(engine, objective, nets, index, labels, seed)
     if not engine.is_main:
         return {}
-    sheets = {"samples": grid(to_uint8(made, objective.pixels), per_class)}
+    sheets = {"samples": grid(to_uint8(made, objective.pixels), columns)}
     if isinstance(objective, Pictured):
         with torch.no_grad(), engine.autocast():
             drawn = objective.pictures(nets, *batches.first_images(_SHOWN, engine.device))
         for name, images in drawn.items():
-            sheet = to_uint8(images.flatten(0, 1), objective.pixels)
-            sheets[name] = grid(sheet, images.shape[1])
+            rows, columns = fit_grid(*images.shape[:2], *images.shape[3:])
+            sheet = to_uint8(images[:rows, :columns].flatten(0, 1), objective.pixels)
+            sheets[name] = grid(sheet, columns)
     return sheets
+
+
+def shown_classes(
+    num_classes: int, per_class: int, height: int, width: int
+) -> tuple[list[int], int]:
+    """Return the classes, evenly spaced, and the images of each that a sheet has space for."""
+    rows, columns = fit_grid(num_classes, per_class, height, width)
+    return evenly(num_classes, rows), columns

@@ -91,14 +91,17 @@ def test_a_class_of_one_image_is_seen(engine: Engine):
     labels = torch.arange(200) % 2
     real = torch.randn(200, 4) + 10 * labels[:, None]
     made = torch.randn(200, 4) + 10 * labels[:, None]
-    alike = diversity_by_class(engine, made, labels, real, labels, {0: "a", 1: "b"})
+    names = {0: "a", 1: "b"}
+    alike = diversity_by_class(engine, made, labels, real, labels, names)
     assert alike["diversity_by_class"]["b"] == pytest.approx(1, abs=0.1)
     assert alike["coverage_by_class"]["b"] > 0.9
     made[labels == 1] = made[1].clone()
-    found = diversity_by_class(engine, made, labels, real, labels, {0: "a", 1: "b"})
+    found = diversity_by_class(engine, made, labels, real, labels, names)
     assert found["diversity_by_class"]["b"] < 1e-6 and found["coverage_by_class"]["b"] < 0.2
     assert found["diversity_by_class"]["a"] == alike["diversity_by_class"]["a"]
-    none = diversity_by_class(engine, made[labels == 0], torch.zeros(100), real, labels, {0: "a", 1: "b"})
+    none = diversity_by_class(
+        engine, made[labels == 0], torch.zeros(100), real, labels, {0: "a", 1: "b"}
+    )
     assert none["coverage_by_class"]["b"] == 0 and none["share_by_class"] == {"a": 1, "b": 0}
 
 

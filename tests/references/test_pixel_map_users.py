@@ -90,7 +90,8 @@ def described(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[np.ndarra
 
 def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) -> None:
     numbers = Draws.of(0, torch.arange(COUNT))
-    batches: Any = SimpleNamespace(first_images=lambda *_: (None, numbers))
+    data = SimpleNamespace(images=lambda _: stored.levels[:1])
+    batches: Any = SimpleNamespace(first_images=lambda *_: (None, numbers), data=data)
     sheets = draw_sheets(engine, stored, {}, 3, 4, 0, batches)
     assert np.array_equal(sheets["samples"], grid(stored.levels, 4))
     assert np.array_equal(sheets["shown"], grid(stored.levels, 4))
