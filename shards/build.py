@@ -11,6 +11,7 @@ from shards.cli import Parser, run
 from shards.errors import ShardError
 from shards.folders import new_folder
 from shards.format import IMAGE_FORMATS, INDEX, Index, load_index
+from shards.progress import counted
 from shards.sources import SPLITS, open_source, source_name
 
 SHARD_SIZE = 10_000
@@ -44,7 +45,7 @@ def build(
         # Slow to import, and only writing needs it.
         from shards.write import write_folder
 
-        what = f"{out}: {len(images):,} images"
+        what = f"{out}: {counted(len(images), 'image')}"
         label = (f"building {what}", f"built {what}")
         return write_folder(images, folder, split, image_format, shard_size, progress, label)
 

@@ -32,7 +32,7 @@ from shards.format import (
     npy_header,
 )
 from shards.images import decode_image, ordered_map
-from shards.progress import size_of
+from shards.progress import counted, size_of
 from shards.scan import PACKED_ENDINGS, Sample, how_to_unpack, read_label, scan_tar
 from shards.sources import Source, check_resize
 from shards.verify import checksums
@@ -395,7 +395,7 @@ def _decoded(
 def _decode_into(place: Path, source: Source, path: Path, split: str) -> Index:
     from shards.write import write_folder
 
-    what = f"{len(source):,} images"
+    what = counted(len(source), "image")
     remedy = "set XDG_CACHE_HOME to a folder that can be written"
     with new_folder(place, same=INDEX, remedy=remedy) as folder:
         label = (f"decoding {what}", f"decoded {what}")

@@ -75,6 +75,11 @@ def progress(
         work.close(done if finished else None)
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a count with its noun: `1 tar`, `50,000 images`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds in words: `41 s`, `12 min`, `1 h 20 min`."""
     if seconds < 100:

@@ -10,7 +10,7 @@ from pathlib import Path
 from shards.addresses import without_password
 from shards.errors import ShardError
 from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
-from shards.progress import Progress
+from shards.progress import Progress, counted
 from shards.progress import progress as show_progress
 
 _CHUNK = 1 << 20
@@ -41,7 +41,7 @@ def fetch(spec: str, progress: bool = True) -> Path:
         raise ShardError(
             f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to another folder"
         ) from None
-    what = f"{len(urls):,} tar{'s' * (len(urls) > 1)} into {folder}"
+    what = f"{counted(len(urls), 'tar')} into {folder}"
     with show_progress(f"fetching {what}", f"fetched {what}", unit="B", shown=progress) as bar:
         for number, url in enumerate(urls):
             final = folder / f"{number:05d}.tar"

@@ -10,8 +10,8 @@ from pathlib import Path
 from shards.cli import Parser, run
 from shards.errors import ShardError
 from shards.format import INDEX, Index, check_size, load_index, sha256_of
+from shards.progress import counted, size_of
 from shards.progress import progress as show_progress
-from shards.progress import size_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def check_files(
 def checksums(paths: list[Path], progress: bool = True) -> list[str]:
     """Return the SHA-256 of each file."""
     total = sum(path.stat().st_size for path in paths)
-    what = f"{len(paths):,} shards, {size_of(total)}"
+    what = f"{counted(len(paths), 'shard')}, {size_of(total)}"
     # hashlib releases the lock: threads hash several shards at once.
     with (
         show_progress(f"checking {what}", f"checked {what}", total, "B", progress) as bar,

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import webdataset
 
 from shards.check import check_samples
 from shards.errors import ShardError
@@ -76,8 +77,6 @@ def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
 
 def _write_tar(path: Path, first: int, samples: Iterator[dict[str, bytes]]) -> Iterator[int]:
     """Write one tar; yields 1 for each sample written."""
-    import webdataset
-
     with path.open("wb") as stream:
         # Fixed owner, mode and time: the bytes are the same on every run.
         writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644)

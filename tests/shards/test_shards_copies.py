@@ -1,0 +1,168 @@
+"""Decoded copies that several users share: whose is read, whose is made, who may read it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.build import ensure
+from shards.decode import DECODED
+from shards.errors import ShardError
+from shards.format import INDEX
+from shards.read import Shards
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
+READ = """
+import sys
+import numpy as np
+from shards.build import ensure
+from shards.read import open_shards
+shards = open_shards(ensure("test", sys.argv[1]))
+print(shards.folder, shards.images(np.arange(len(shards))).sum())
+"""
+SOMEBODY = 12345  # a user's number
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+
+
+@pytest.fixture
+def tars(images, encode, write_tar, tmp_path: Path) -> Iterator[Path]:
+    """Write a folder of tars that need decoding."""
+    content = {}
+    for number, image in enumerate(images(4)):
+        content[f"{number}.cls"] = b"%d" % number
+        content[f"{number}.png"] = encode(image, "png")
+    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
+    yield folder
+    for path in (folder, *folder.glob(f"{DECODED}/**")):
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
+    """Return a reader of shards as a user whom modes bind: the folder read, and stderr's lines."""
+    script = tmp_path / "read.py"
+    script.write_text(READ)
+
+    def run(folder: Path) -> tuple[Path, list[str]]:
+        words = [sys.executable, WITHOUT_RIGHTS, script, folder]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        where, total = done.stdout.split()
+        assert int(total) == images(4).sum()
+        return Path(where), done.stderr.splitlines()
+
+    return run
+
+
+def give_away(folder: Path, mode: int) -> None:
+    """Make a copy somebody else's, its files with this mode."""
+    for path in (folder, *folder.iterdir()):
+        path.chmod(mode | (0o111 if path.is_dir() and mode else 0))
+        os.chown(path, SOMEBODY, SOMEBODY)
+
+
+@only_root
+@pytest.mark.parametrize("harm", ["files unreadable", "folder unreadable", "index cut", "tar cut"])
+def test_somebodys_copy_that_is_no_use_gives_way_to_ones_own(
+    tars: Path, read, cache: Path, harm: str
+) -> None:
+    copy = Shards(tars).folder
+    if harm == "folder unreadable":
+        give_away(copy.parent, 0o000)
+    else:
+        name = INDEX if harm == "index cut" else "train-00000.tar"
+        if harm.endswith("cut"):
+            (copy / name).write_bytes((copy / name).read_bytes()[:100])
+        give_away(copy, 0o000 if harm == "files unreadable" else 0o644)
+    found, lines = read(tars)
+    assert found.parent == cache / "dgm" / "decoded"
+    assert f"decoded copy of {tars}: {found} (4 images, " in lines[-1]
+    again, lines = read(tars)
+    assert again == found and not lines
+
+
+@only_root
+def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Path) -> None:
+    [tar] = Shards(tars).folder.glob("*.tar")
+    content = bytearray(tar.read_bytes())
+    content[2000] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(ShardError, match=r"has changed .*; remove /.*/all-\w+, and it is decoded"):
+        ensure("test", tars)  # one's own is told
+    give_away(tar.parent, 0o644)
+    found, _ = read(tars)
+    assert found.parent == cache / "dgm" / "decoded"
+    assert read(tars) == (found, [])
+
+
+@only_root
+def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
+    """Somebody's copy and index that cannot be read, in a cache that both write to."""
+    tars.chmod(0o555)
+    place, _ = read(tars)
+    assert place.parent == cache / "dgm" / "decoded"
+    give_away(place, 0o000)
+    found, _ = read(tars)
+    assert found.parent == cache / "dgm" / f"decoded-{os.geteuid()}"
+    assert read(tars) == (found, [])
+
+
+@only_root
+def test_an_index_in_the_cache_that_cannot_be_read(
+    images, encode, write_tar, tmp_path: Path, cache: Path, read
+) -> None:
+    content = {}
+    for number, image in enumerate(images(4)):
+        content |= {f"{number}.cls": b"%d" % number, f"{number}.npy": encode(image, "npy")}
+    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
+    assert read(folder) == (folder, [])
+    kept = cache / "dgm" / "index"
+    give_away(kept, 0o000)
+    kept.chmod(0o555)  # as in a folder of all where each may remove but the own
+    assert read(folder) == (folder, [])
+    [known] = (cache / "dgm" / f"index-{os.geteuid()}").iterdir()
+    assert read(folder) == (folder, []) and known.is_file()
+
+
+def test_a_copy_of_ones_own_that_is_cut_is_made_again(tars: Path, images) -> None:
+    copy = Shards(tars).folder
+    (copy / INDEX).write_text("{")
+    with pytest.warns(UserWarning, match="decoded copy .* is passed over: .*damaged"):
+        shards = Shards(tars)
+    assert shards.folder == copy
+    assert np.array_equal(shards.images(np.arange(4)), images(4))
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_copies_follow_umask_and_group(tars: Path, cache: Path, umask: int) -> None:
+    group = 4321 if os.geteuid() == 0 else os.getegid()
+    os.chown(tars, -1, group)
+    tars.chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        copy = Shards(tars).folder
+    finally:
+        os.umask(before)
+    assert copy.parent == tars / DECODED
+    for path in (copy.parent, copy, *copy.iterdir()):
+        mode = path.stat().st_mode
+        assert stat.S_IMODE(mode) & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_gid == group
+
+
+def test_the_copy_and_its_size_are_said(tars: Path, capsys) -> None:
+    copy = Shards(tars).folder
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"decoded copy of {tars}: {copy} (4 images, 30.7 kB)"
+    Shards(tars)
+    assert not capsys.readouterr().err

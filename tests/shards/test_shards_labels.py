@@ -1,0 +1,187 @@
+"""Labels of other people's shards: those that occur are numbered, test labels by train classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.build import ensure
+from shards.errors import ShardError
+from shards.format import INDEX, load_index
+from shards.read import Shards, match_classes
+from shards.sources import Source
+from shards.write import write_folder
+
+
+@pytest.fixture
+def tar_of(images, encode, write_tar, tmp_path: Path):
+    """Return a maker of a tar with one image for each label, and its folder."""
+
+    def make(labels: list[object], extension: str = "npy", name: str = "other", kind: str = "cls"):
+        content = {}
+        for number, (image, label) in enumerate(zip(images(len(labels)), labels, strict=True)):
+            content[f"{number:04d}.{kind}"] = str(label).encode()
+            content[f"{number:04d}.{extension}"] = encode(image, extension)
+        return write_tar(tmp_path / name / "a.tar", content).parent
+
+    return make
+
+
+def labels_of(shards: Shards) -> list[int]:
+    return shards.labels(np.arange(len(shards))).tolist()
+
+
+@pytest.mark.parametrize("extension", ["npy", "png"])
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        ([1, 10, 2, 1], ("1", "2", "10"), [0, 2, 1, 0]),
+        ([282, 101, 282], ("101", "282"), [1, 0, 1]),
+        ([7, 7], ("7",), [0, 0]),
+        ([20_000_000_000, 3], ("3", "20000000000"), [1, 0]),
+        ([2**63 - 1, 0], ("0", str(2**63 - 1)), [1, 0]),
+        ([0, 2, 1], ("0", "1", "2"), [0, 2, 1]),
+    ],
+)
+def test_labels_that_occur_are_numbered(
+    tar_of, extension: str, labels: list[int], classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    folder = tar_of(labels, extension)
+    for _ in range(2):  # scanned, and by what the scan kept
+        shards = Shards(folder)
+        assert (shards.folder == folder) == (extension == "npy")
+        assert shards.classes == classes and shards.num_classes == len(classes)
+        assert labels_of(shards) == numbers
+    assert labels_of(pickle.loads(pickle.dumps(shards))) == numbers
+
+
+def test_json_labels_with_gaps_are_numbered(tar_of) -> None:
+    shards = Shards(tar_of(['{"label": 9}', '{"label": 4}'], "npy", kind="json"))
+    assert shards.classes == ("4", "9") and labels_of(shards) == [1, 0]
+
+
+def test_labels_from_0_leave_the_index_as_it_was(tar_of, cache: Path) -> None:
+    Shards(tar_of([0, 1, 2]))
+    [known] = (cache / "dgm" / "index").iterdir()
+    assert "label_values" not in json.loads(known.read_text())
+
+
+@pytest.mark.parametrize("extension", ["npy", "png"])
+def test_test_labels_are_numbered_by_the_train_classes(tar_of, extension: str) -> None:
+    train = Shards(tar_of([1, 2, 3], extension, "train"))
+    test = tar_of([1, 3, 3], extension, "test")
+    assert labels_of(Shards(test, classes=train.classes)) == [0, 2, 2]
+    assert ensure("test", test, "test", classes=train.classes) == test
+    strange = tar_of([1, 4], extension, "strange")
+    with pytest.raises(ShardError, match=r"images of class 4, which the train images lack \(1, 2"):
+        ensure("test", strange, "test", classes=train.classes)
+
+
+def test_named_classes_match_by_name_whatever_their_order(images, write, tmp_path: Path) -> None:
+    write(images(4), np.array([0, 1, 2, 3]), classes=5)
+    shards = Shards(tmp_path / "shards", classes=("class3", "class2", "class1", "class0"))
+    assert labels_of(shards) == [3, 2, 1, 0]  # of class4 there are no images
+    assert shards.classes[0] == "class3" and not shards.matched_by_number
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "found", "by_number"),
+    [
+        (("b", "a"), ("a", "b"), [1, 0], False),
+        (("0", "2"), ("0", "1", "2"), [0, 2], False),
+        (("1", "3"), ("1", "2", "3"), [0, 2], False),
+        (("cat", "dog"), ("0", "1"), [0, 1], True),
+        (("0", "2"), ("cat", "dog", "owl"), [0, 2], True),
+        (("0", "3"), ("cat", "dog", "owl"), [0, None], True),
+        (("cat", "cow"), ("cat", "dog"), [0, None], False),
+        (("cat", "cow"), ("emu", "dog"), [None, None], False),
+        (("cat", "cow"), ("1", "2"), [None, None], False),
+    ],
+)
+def test_classes_match(own, given, found, by_number) -> None:
+    assert match_classes(own, given) == (found, by_number)
+
+
+def test_a_match_by_number_is_said(images, write, tar_of, tmp_path: Path) -> None:
+    write(images(3), np.arange(3), classes=3)
+    train = Shards(tar_of([0, 1, 2]))
+    with pytest.warns(UserWarning, match="matched with those of the train images by number"):
+        ensure("test", tmp_path / "shards", "test", classes=train.classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1, 0], r"some labels are numbers from 0, others names \(0 and '-1'\)"),
+        ([1, 2**63], r"some labels are numbers from 0, others names \(1 and '9223372036854775808'"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_named(tar_of, labels, message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        Shards(tar_of(labels))
+
+
+def test_a_copy_numbered_by_an_older_version_is_made_again(tar_of, images) -> None:
+    labels, folder = [282, 101], tar_of([282, 101], "png")
+    place = Shards(folder).folder
+    for path in place.iterdir():
+        path.unlink()
+    old = Source(
+        "tar", tuple(map(str, range(283))), (32, 32, 3), 2,
+        lambda: zip(images(2), labels, strict=True),
+    )  # fmt: skip
+    write_folder(old, place, "train", progress=False)
+    shards = Shards(folder)
+    assert shards.classes == ("101", "282") and labels_of(shards) == [1, 0]
+    assert np.array_equal(shards.images(np.arange(2)), images(2))
+
+
+def test_an_index_kept_by_an_older_version_is_made_again(tar_of, cache: Path) -> None:
+    folder = tar_of([282, 101])
+    Shards(folder)
+    [known] = (cache / "dgm" / "index").iterdir()
+    old = json.loads(known.read_text())
+    del old["label_values"], old["checksum"]
+    old["classes"] = [str(label) for label in range(283)]
+    old["shards"][0]["sha256"] = ""
+    known.write_text(json.dumps(old))
+    assert Shards(folder).classes == ("101", "282")
+    assert load_index(known).label_values == (101, 282)
+
+
+def test_scanned_tars_have_checksums(tar_of, images, encode, write_tar) -> None:
+    folder = tar_of([0, 1])
+    [shard] = Shards(folder).index.shards
+    assert shard.sha256 == hashlib.sha256((folder / "a.tar").read_bytes()).hexdigest()
+    content = {"0.cls": b"0", "0.npy": encode(images(1, seed=5)[0], "npy")}
+    content |= {"1.cls": b"1", "1.npy": encode(images(1, seed=6)[0], "npy")}
+    write_tar(folder / "a.tar", content)
+    [changed] = Shards(folder).index.shards
+    assert changed.count == shard.count and changed.sha256 != shard.sha256
+
+
+def test_damaged_label_values_are_named(tar_of, cache: Path, tmp_path: Path) -> None:
+    Shards(tar_of([1, 2]))
+    [known] = (cache / "dgm" / "index").iterdir()
+    for values in ([2, 1], [1], [1, 1], [-1, 2], ["1", 2], [1, 2**63], 5):
+        content = json.loads(known.read_text())
+        del content["checksum"]
+        content["label_values"] = values
+        (tmp_path / INDEX).write_text(json.dumps(content))
+        with pytest.raises(ShardError, match=r"index\.json is damaged \(.*; build"):
+            load_index(tmp_path / INDEX)
+
+
+def test_members_of_a_sample_may_lie_apart(images, encode, write_tar, tmp_path: Path) -> None:
+    pixels = images(3)
+    content = {f"{n}.cls": b"%d" % n for n in range(3)}
+    content |= {f"{n}.png": encode(image, "png") for n, image in enumerate(pixels)}
+    tar = write_tar(tmp_path / "other" / "a.tar", content)
+    with pytest.warns(UserWarning, match=r"a\.tar: members of sample 0 do .*tar --sort=name"):
+        shards = Shards(tar)
+    assert np.array_equal(shards.images(np.arange(3)), pixels) and labels_of(shards) == [0, 1, 2]

@@ -1,0 +1,74 @@
+"""Compressed tars and archives: the one line has a command that works."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.build import ensure
+from shards.errors import ShardError
+from shards.read import Shards
+from shards.sources import open_source
+
+PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+NAMES = ["a.tar.gz", "a b.tgz", "a.tar", "a.tar.xz", "a.tar.bz2"]
+
+
+@pytest.fixture
+def tar(images, encode, write_tar, tmp_path: Path) -> Path:
+    content = {}
+    for number, image in enumerate(images(3)):
+        content |= {f"{number}.cls": b"%d" % number, f"{number}.npy": encode(image, "npy")}
+    return write_tar(tmp_path / "whole.tar", content)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_that_is_named_unpacks_it(
+    tar: Path, images, tmp_path: Path, name: str, as_folder: bool
+) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    pack = PACK.get(Path(name).suffix, gzip.compress)
+    (folder / name).write_bytes(pack(tar.read_bytes()))
+    with pytest.raises(ShardError, match=r"compressed.*; unpack it by: ") as error:
+        ensure("shapes", folder if as_folder else folder / name)
+    assert len(str(error.value).splitlines()) == 1
+    command = str(error.value).partition("unpack it by: ")[2]
+    program = command.split()[0]
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} here")
+    subprocess.run(command, shell=True, check=True)
+    plain = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    if name == "a.tar":
+        (folder / name).unlink()
+    shards = Shards(ensure("shapes", folder if as_folder else plain))
+    assert np.array_equal(shards.images(np.arange(3)), images(3))
+
+
+def test_zips_and_zstandard_are_known(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat/0.png", b"x")
+    (tmp_path / "b.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    place = re.escape(str(tmp_path))
+    with pytest.raises(ShardError, match=rf"unpack it by: unzip {place}/a.zip -d {place}/a$"):
+        ensure("shapes", tmp_path / "a.zip")
+    with pytest.raises(ShardError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
+        ensure("shapes", tmp_path / "b.tar.zst")
+
+
+def test_archives_given_as_source_are_named(tar: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"whole.tar' is an archive, no source; give it as data\."):
+        open_source(str(tar), "train")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(ShardError, match=r"a.tar.gz' is an archive, .*; unpack it by: gzip -dc"):
+        open_source(str(tmp_path / "a.tar.gz"), "train")
