@@ -47,7 +47,7 @@ class Progress:
         """Show another label on the bar."""
         with self._lock:
             if self._bar is not None:
-                self._bar.set_description(label)
+                self._bar.set_description(label, refresh=self.elapsed_s > DELAY_S)
 
     def close(self, done: str | None) -> None:
         """Remove the bar; print `done` and the time, where it took long and stderr is a file."""
