@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dgm.images import grid, save_npz, save_png, to_uint8
+from dgm.images import LARGEST_GRID, evenly, fit_grid, grid, save_npz, save_png, to_uint8
 from dgm.pixels import STANDARD
+from dgm.train.sampling import shown_classes
 
 
 def levels_as_images(values: torch.Tensor) -> torch.Tensor:
@@ -106,3 +108,22 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="disk full"):
         save_npz(tmp_path / "it.npz", images + 1)
     assert (tmp_path / "it.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("side", [8, 32, 64, 256, 3000])
+def test_grids_have_a_bounded_size(side: int):
+    rows, columns = fit_grid(10_000, 10_000, side, side)
+    scale, gap = 2, 2
+    assert rows == columns >= 1
+    size = rows * (side * scale + gap) + gap
+    assert size <= LARGEST_GRID or rows == 1
+    assert size + side * scale + gap > LARGEST_GRID  # and no smaller than need be
+    assert fit_grid(3, 4, 32, 32) == (3, 4)
+
+
+def test_classes_that_are_shown_are_evenly_spaced():
+    assert evenly(10, 10) == list(range(10)) and evenly(10, 3) == [0, 3, 6]
+    classes, columns = shown_classes(1000, 100, 32, 32)
+    assert len(classes) == columns == 62 and classes[0] == 0 and max(classes) < 1000
+    assert {b - a for a, b in itertools.pairwise(classes)} <= {16, 17}
+    assert shown_classes(10, 10, 32, 32) == (list(range(10)), 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dgm.errors import UserError
+from dgm.eval.class_labels import BY_FREQUENCY, UNIFORM
 from dgm.eval.classifier import classify
 from dgm.objective import Nets
 from dgm.pixels import STANDARD
@@ -21,6 +23,7 @@ from launch import evaluate, measures, subject
 from launch.choice import choose_measures
 from launch.subject import Subject
 from launch.trained import Trained
+from shards.build import build
 from shards.read import Shards, open_shards
 
 pytestmark = pytest.mark.slow
@@ -46,6 +49,19 @@ class Copies:
         place = draws.index.numpy() // 10 % self.rows.shape[1]
         pixels = torch.from_numpy(self.data.images(self.rows[labels.numpy(), place]))
         return pixels.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+class Grey:
+    """A family whose images are grey."""
+
+    sample_config = SimpleNamespace(batch=100)
+    pixels = STANDARD
+    num_classes: int | None = 3
+
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        return torch.zeros(count, 3, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +165,31 @@ def test_too_few_real_images_are_named(
         )  # fmt: skip
         with pytest.raises(UserError, match=said):
             choose_measures(made)
+
+
+def test_labels_follow_the_frequencies_of_the_data(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape_pictures: Path
+):
+    few = tmp_path / "few"
+    for name, count in (("circle", 12), ("square", 4), ("cross", 4)):
+        folder = next(path for path in shape_pictures.iterdir() if path.name.startswith(name[:4]))
+        (few / name).mkdir(parents=True)
+        for picture in sorted(folder.iterdir())[:count]:
+            shutil.copy(picture, few / name)
+    build(f"folder:{few}", "train", tmp_path / "shards", progress=False)
+    data = open_shards(tmp_path / "shards")
+    words = ["--num_images", "10"]
+    for own, rows, each, chosen in (
+        (words, [6, 2, 2], [4, 3, 3], BY_FREQUENCY),
+        (["--per_class", "3"], [3, 3, 3], [3, 3, 3], UNIFORM),
+    ):
+        made = make(tiny_shards, tmp_path, monkeypatch, *own)
+        made.real = data
+        made.trained.classes = list(data.classes)
+        made.trained.objective = Grey()
+        assert np.bincount(made.made(1).labels).tolist() == rows
+        assert np.bincount(made.made(1, each_class=True).labels).tolist() == each
+        assert made.labels_are() == chosen and made.labels_are(each_class=True) == UNIFORM
+        assert (made.made(1) is made.made(1, each_class=True)) == (chosen == UNIFORM)
+        made.trained.objective.num_classes = None  # no class is asked for: one set serves all
+        assert made.labels_are(each_class=True) == chosen
