@@ -58,6 +58,11 @@ SHARDS = [
     Case(f"{VERIFY} pictures", "pictures", "index.json", "shards.build"),
     Case(f"{VERIFY} torn", "torn", "has changed", "build the shards again",
          copied("shards", "torn", "with a bit flipped", flipped("*.tar")), needs="shards"),
+    # Archives.
+    Case(f"{BUILD} --source mine.tar --split train --out new", "source", "'mine.tar'",
+         "give it as data.shards", written("mine.tar", "x")),
+    Case(f"{BUILD} --source mine.tgz --split train --out new", "source", "'mine.tgz'",
+         "gzip -dc mine.tgz > mine.tar", written("mine.tgz", b"\x1f\x8b" + bytes(9))),
     Case(f"{VERIFY} shards --quick", "--quick", "unrecognized", "--help"),
 ]  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 from tests.bad_inputs.case import (
@@ -180,4 +182,56 @@ def _odd_shards(folder: Path) -> None:
     build(f"folder:{folder / 'odd_pictures'}", "train", folder / "odd", progress=False)
 
 
-CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES]
+# Other people's tars: labels, compression, sizes.
+
+
+def tar_of(name: str, members: list[tuple[str, bytes]]) -> Preparation:
+    """Write a tar of these members, in which the content `png` is a picture."""
+
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture("made.png").make(folder)
+        content = (folder / "made.png").read_bytes()
+        (folder / "made.png").unlink()
+        with tarfile.open(folder / name, "w") as tar:
+            for member, data in members:
+                data = content if data == b"png" else data
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+    return Preparation(f"{name} holds {', '.join(member for member, _ in members)}", make)
+
+
+def labelled(name: str, *labels: bytes) -> Preparation:
+    """Write a tar of pictures with these labels."""
+    members = [(f"{k}.cls", label) for k, label in enumerate(labels)]
+    pictures = [(f"{k}.png", b"png") for k in range(len(labels))]
+    made_of = tar_of(name, [m for pair in zip(members, pictures, strict=True) for m in pair])
+    told = b", ".join(labels).decode()
+    return Preparation(f"{name} holds pictures with labels {told}", made_of.make)
+
+
+FOREIGN = [
+    train("vae", "--data.shards=theirs", "theirs", "(1 and 'cat')", "use one kind",
+          prepare=labelled("theirs/a.tar", b"1", b"cat")),
+    train("vae", "--data.shards=theirs", "theirs", "0 and '-1'", "use one kind",
+          prepare=labelled("theirs/a.tar", b"0", b"-1")),
+    train("vae", "--data.shards=theirs", "label", "9223372036854775808", "below 2**63, or names",
+          prepare=tar_of("theirs/a.tar", [("0.json", b'{"label": 9223372036854775808}'),
+                                          ("0.png", b"png")])),
+    train("vae", "--data.shards=theirs", "sample 0", "no label", "json with label, cls",
+          prepare=tar_of("theirs/a.tar", [("0.json", b'{"note": 1}'), ("0.png", b"png")])),
+    train("vae", "--data.shards=theirs", "holds", "0.png twice", "rename or remove",
+          prepare=tar_of("theirs/a.tar", [("0.cls", b"1"), ("0.png", b"png"), ("0.png", b"png")])),
+    train("vae", "--data.shards=theirs", "theirs holds", "compressed, such as a.tar.gz",
+          "gzip -dc theirs/a.tar.gz > theirs/a.tar",
+          prepare=written("theirs/a.tar.gz", b"\x1f\x8b" + bytes(9))),
+    train("vae", "--data.shards=theirs.zip", "theirs.zip", "compressed",
+          "unzip theirs.zip -d theirs", prepare=written("theirs.zip", b"PK\3\4" + bytes(9))),
+    train("vae", "--data.shards=null --data.source=theirs.tar", "source", "'theirs.tar'",
+          "give it as data.shards", prepare=written("theirs.tar", b"x")),
+    train("vae", "--data.resize=5000", "resize is", "5000", "1 to 4096"),
+]  # fmt: skip
+
+CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES, *FOREIGN]
