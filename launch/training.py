@@ -184,8 +184,11 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
 
 
 def identify(images: Shards) -> str:
-    """Give a short name of the images' contents."""
-    return _name([f"{shard.count}:{shard.sha256}" for shard in images.index.shards])
+    """Return a short name of the images' contents, and of their labels if numbered otherwise."""
+    sums = [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
+    if images.classes != images.index.classes:
+        sums.append(json.dumps(images.classes))
+    return _name(sums)
 
 
 def former_ids(images: Shards) -> tuple[str, ...]:

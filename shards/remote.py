@@ -117,14 +117,15 @@ def _fetch_one(url: str, final: Path, bar: Progress) -> None:
 
 
 def _check_whole(url: str, path: Path) -> None:
-    from shards.scan import scan_tar
+    from shards.scan import how_to_unpack, scan_tar
 
     try:
         scan_tar(path)
     except ShardError as error:
         reason = str(error).replace(str(path), "what came").rpartition(";")[0]
         shown = without_password(url)
-        raise ShardError(f"{shown} could not be fetched whole ({reason}); check it") from None
+        remedy = "check it" if how_to_unpack(path) is None else "give plain tars, uncompressed"
+        raise ShardError(f"{shown} could not be fetched whole ({reason}); {remedy}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -58,7 +58,7 @@ def make_nets(
     if height != width or height != 4 << doublings or doublings < 1:
         raise UserError(
             f"the images are {height} x {width}, but a GAN here makes squares of 8, 16, 32 ...: "
-            "build shards with data.resize 32"
+            "give data.resize 32"
         )
     given = (config, doublings, channels, num_classes)
     if config.architecture == "dcgan":

@@ -159,9 +159,9 @@ class Run:
         self.meter.restore(state["meter"], self.engine)
 
     def check_classes(self, before: list[str]) -> None:
-        """Raise UserError where labels were numbered otherwise before."""
+        """Raise UserError where labels were numbered otherwise before, and the nets know labels."""
         now = list(self.job.classes)
-        if before != now:
+        if before != now and self.job.objective.num_classes is not None:
             shown = ["none" if not c else f"{len(c)} ({c[0]} to {c[-1]})" for c in (before, now)]
             raise UserError(
                 f"run.dir {self.job.folder} was trained with other classes: {shown[0]}, while "

@@ -17,7 +17,9 @@ from PIL import Image
 from tiny import LAUNCH, SCRIPTS
 
 from dgm.train import checkpoint
+from launch.training import former_ids, identify
 from shards import shapes
+from shards.read import open_shards
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +61,12 @@ def test_tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path) -> Callable:
     """Return a trainer of a tiny VAE, without classes, or of another family on given shards."""
 
-    def run(shards: Path, *words: object, images: int = 32, family: str = "vae") -> Any:
+    def run(
+        shards: Path, *words: object, images: int = 32, family: str = "vae", name: str = "run"
+    ) -> Any:
         return run_warm(
             LAUNCH / SCRIPTS[family], "--config", tiny_configs[family], "--run.dir",
-            tmp_path / "run", "--data.shards", shards, f"--train.total_images={images}",
+            tmp_path / name, "--data.shards", shards, f"--train.total_images={images}",
             "--run.trackers=[]", *words,
         )  # fmt: skip
 
@@ -169,6 +173,12 @@ def test_a_run_with_labels_numbered_otherwise_is_refused_but_measured(
     line = error_of(train(train_tars, images=48, family="gan"))
     assert "was trained with other classes: 3 (0 to 5), while data.shards has 3 (3 to 7)" in line
     assert "use another run.dir" in line
+    again = train(train_tars, images=48, family="vae", name="without")
+    assert again.code == 0, again.stderr
+    rewrite(tmp_path / "without", data_id=former_id(48), classes=["0", "3", "5"])
+    # Nets that know no classes do not depend on their numbers.
+    again = train(train_tars, images=64, family="vae", name="without")
+    assert again.code == 0 and state_of(tmp_path / "without")["classes"] == ["3", "5", "7"]
     rewrite(run, classes=["7", "5", "3"])  # whatever they were, they are measured so
     words = ["--epochs", 1, "--num_images", 24, "--test_shards", test_tars]
     done = run_warm(LAUNCH / "evaluate.py", run, *words, "--measure", "class_consistency,distances")
@@ -231,3 +241,16 @@ def test_many_classes_make_no_huge_sheet(
         with np.load(tmp_path / "made.npz") as made:
             assert len(made["arr_0"]) == count
             assert sorted(set(made["arr_1"].tolist())) == list(range(100))
+
+
+def test_a_name_of_images_holds_their_checksums_and_numbers(
+    train_tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    labels = [label for label, count in COUNTS.items() for _ in range(count)]
+    other = write_tar(tmp_path / "other" / "a.tar", labels, first=300)
+    shards, others = open_shards(train_tars), open_shards(other)
+    assert len(shards) == len(others) and identify(shards) != identify(others)
+    assert former_ids(shards) == former_ids(others) == (former_id(48),)
+    assert identify(open_shards(train_tars, classes=shards.classes)) == identify(shards)
+    assert identify(open_shards(train_tars, classes=("7", "5", "3"))) != identify(shards)

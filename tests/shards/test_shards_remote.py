@@ -97,6 +97,14 @@ def test_a_failing_command_is_named(command: str, cache: Path) -> None:
     assert tars(cache) == []
 
 
+def test_compressed_remote_tars_are_named(images, write, tmp_path: Path, cache: Path) -> None:
+    write(images(2), np.arange(2))
+    said = r"fetched whole \(what came is no plain tar, but compressed\); give plain tars"
+    with pytest.raises(ShardError, match=said):
+        open_shards(f"pipe:gzip -c {tmp_path}/shards/train-00000.tar")
+    assert tars(cache) == []
+
+
 def test_an_unknown_scheme_is_named(cache: Path) -> None:
     with pytest.raises(ShardError, match=r"nothing://a.tar could not be fetched"):
         open_shards("nothing://a.tar")
