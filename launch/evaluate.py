@@ -55,8 +55,12 @@ def make_parser() -> ArgumentParser:
     )
     add("--weights", help="file of Inception's weights; default in the cache folder")
     add("--against", choices=["train", "test"], default="train", help="real images to compare with")
-    add("--num_images", type=int, help="generated images of each seed; default 500")
-    add("--per_class", type=int, help="the same by class")
+    add(
+        "--num_images",
+        type=int,
+        help="generated images of each seed, of classes as frequent as in the data; default 500",
+    )
+    add("--per_class", type=int, help="generated images of each class, equally many")
     add("--seeds", type=int, default=1, help="how many seeds to generate from: mean and spread")
     add("--checkpoint", help="its images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")

@@ -144,12 +144,12 @@ class Run:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
+        self.check_classes(state.get("classes", list(self.job.classes)))
         if state["data_id"] not in (self.job.data_id, *self.job.former_data_ids):
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
                 f"(id {state['data_id']}, now {self.job.data_id}): use the same or another run.dir"
             )
-        self.check_classes(state.get("classes", list(self.job.classes)))
         self.engine.load_full_state(loaded.full)
         load_nets(self.ema.nets, loaded.ema)
         self.images_seen, self.step = state["images_seen"], state["step"]
