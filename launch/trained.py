@@ -86,14 +86,15 @@ def open_data(folder: Path, trained: Trained | None = None) -> tuple[Shards, dic
         raise UserError(f"{path} has data.shards {where}: name the folder of its train shards")
     if test.startswith("pipe:"):
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
-    classes = None if trained is None else trained.classes
     try:
-        images = open_shards(where, found["resize"], classes)
+        images = open_shards(where, found["resize"])
         shape = images.image_shape if trained is None else trained.image_shape
         if found["resize"] is not None and shape not in (None, images.image_shape):
             # Older versions took shards as they were, whatever data.resize was.
             found["resize"] = None
-            images = open_shards(where, None, classes)
+            images = open_shards(where)
+        if trained is not None:
+            images = open_shards(where, found["resize"], trained.classes)
         return images, found
     except ShardError as error:
         raise UserError(

@@ -185,10 +185,17 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
 
 def identify(images: Shards) -> str:
     """Return a short name of the images' contents, and of their labels if numbered otherwise."""
-    sums = [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
-    if images.classes != images.index.classes:
-        sums.append(json.dumps(images.classes))
-    return _name(sums)
+    renumbered = images.classes != images.index.classes
+    return _name(_checksums(images) + [json.dumps(images.classes)] * renumbered)
+
+
+def known_as(images: Shards) -> tuple[str, ...]:
+    """Return the names that a run trained on these images may have noted, older versions' too."""
+    return (_name(_checksums(images)), *former_ids(images))
+
+
+def _checksums(images: Shards) -> list[str]:
+    return [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
 
 
 def former_ids(images: Shards) -> tuple[str, ...]:
