@@ -141,7 +141,7 @@ def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     check_folder("--out", folder_of(options))
     total = objective.schedule.num_timesteps
     asked = choose_steps(options.steps, total)
-    subject = Subject(options, engine, trained, *open_data(Path(options.run)))
+    subject = Subject(options, engine, trained, *open_data(Path(options.run), trained))
     denoiser = Denoiser(subject, objective)
     found = []
     for steps in asked:

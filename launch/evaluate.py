@@ -102,7 +102,7 @@ def open_subject(options: Namespace, engine: Engine, folder: Path) -> Subject:
                 f"{trained.images_seen:,} images seen",
                 flush=True,
             )
-    return Subject(options, engine, trained, *open_data(folder), folder)
+    return Subject(options, engine, trained, *open_data(folder, trained), folder)
 
 
 def measure(subject: Subject, names: list[str]) -> dict[str, Any]:

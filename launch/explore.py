@@ -123,7 +123,7 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     check_folder("--out", folder_of(options))
     settings, notes = choose_settings(options, trained)
-    explorer = Explorer(Subject(options, engine, trained, *open_data(Path(options.run))))
+    explorer = Explorer(Subject(options, engine, trained, *open_data(Path(options.run), trained)))
     found: dict[str, Any] = {
         "family": trained.family,
         "images_seen": trained.images_seen,

@@ -14,6 +14,7 @@ from dgm.objective import Objective
 from dgm.train import checkpoint
 from dgm.train.weights import in_channels_last, load_nets
 from launch.families import open_config, rebuild
+from launch.training import identify
 from shards.errors import ShardError
 from shards.read import Shards, open_shards
 from shards.remote import is_remote
@@ -29,6 +30,7 @@ class Trained:
     classes: list[str]
     images_seen: int
     fingerprint: str = ""  # of the checkpoint's contents
+    data_id: str = ""  # of the train images
 
 
 def open_trained(
@@ -68,11 +70,15 @@ def open_trained(
     for net in nets.values():
         net.requires_grad_(False)
     seen = loaded.state["images_seen"]
-    return Trained(family, parts.objective, nets, classes, seen, fingerprint)
+    data_id = loaded.state["data_id"]
+    return Trained(family, parts.objective, nets, classes, seen, fingerprint, data_id)
 
 
-def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
-    """Open a run's train images; give its settings of data too. Raises UserError."""
+def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:
+    """Open the images that a run was trained on; return its settings of data too.
+
+    Raises UserError where they are not there, or are others than those of the checkpoint.
+    """
     path = folder / "config.yaml"
     found = asdict(open_config(path).data)
     where, test = found.get("shards"), str(found.get("test_shards"))
@@ -82,11 +88,18 @@ def open_data(folder: Path) -> tuple[Shards, dict[str, Any]]:
     if test.startswith("pipe:"):
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
     try:
-        return open_shards(where), found
+        images = open_shards(where)
     except ShardError as error:
         raise UserError(
             f"{folder} was trained on data.shards {where}: {error}, or put them back"
         ) from None
+    if identify(images) != trained.data_id:
+        raise UserError(
+            f"{folder} was trained on other images than data.shards {where} holds now (id "
+            f"{trained.data_id}, now {identify(images)}): put them back, or name their folder as "
+            f"data.shards in {path}"
+        )
+    return images, found
 
 
 def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:

@@ -25,7 +25,7 @@ from dgm.train.job import Job
 from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
+from dgm.train.run_folder import MAY_CHANGE, RunFolder, flatten
 from dgm.train.stop import SIGNALS, StopRequest
 from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse
@@ -95,7 +95,7 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
     try:
         watchdog.start()
         job, config = _prepare(config, make_parts, engine, watchdog)
-        done = train(job, lambda: open_run(config, folder, lock), stop)
+        done = train(job, RunFolder(config, folder, lock), stop)
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
         engine.on_main(lambda: _say_goodbye(engine, folder, done))
         return DONE if done else STOPPED

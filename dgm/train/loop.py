@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from dgm.train.health import FiniteWatch
 from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
 from dgm.train.journal import Journal
 from dgm.train.optim import learning_rate
+from dgm.train.run_folder import RunFolder
 from dgm.train.sampling import draw_sheets
 from dgm.train.step import StepOutput, TrainStep
 from dgm.train.step_graph import StepNumbers, step_graphs
@@ -30,21 +30,21 @@ from dgm.train.tracking import Clock, Meter, Progress, make_profiler, peak_memor
 from dgm.train.weights import load_nets
 
 
-def train(
-    job: Job,
-    open_folder: Callable[[], dict[str, list[Any]]],
-    stop: StopRequest | None = None,
-) -> bool:
-    """Train until `total_images`, or until asked to stop; say whether the run is done.
+def train(job: Job, folder: RunFolder, stop: StopRequest | None = None) -> bool:
+    """Train until `total_images`, or until asked to stop; return whether the run is done.
 
-    `open_folder` makes or checks the run folder and gives the keys that changed; it is called
-    when the settings have been found to make sense, so that a mistake leaves no folder behind.
+    The folder is made when the settings have been found to make sense, its configuration written
+    when the newest checkpoint has been found to fit: a mistake leaves no folder and no trace.
     """
     run = Run(job)
-    job.changed = job.engine.on_main(open_folder)
+    job.changed = job.engine.on_main(folder.open)
     own = stop or StopRequest()
     try:
-        return run.train(own)
+        return run.train(own, folder)
+    except UserError:
+        if job.engine.is_main and run.images_seen == run.images_seen_at_start:
+            folder.discard()
+        raise
     finally:
         if stop is None:
             own.close()
@@ -71,7 +71,7 @@ class Run:
         self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
         self.train_step = TrainStep(engine, job.objective, self.watch, self.batches.num_micro)
         self.graphs = step_graphs(job.config, self.train_step, self.batches)
-        self.images_seen = self.step = 0
+        self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
         self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
         self.saved_at = -1
@@ -88,11 +88,12 @@ class Run:
         fit_out(job.nets, job.config, engine.asked, engine.device)
         engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
-    def train(self, stop: StopRequest) -> bool:
+    def train(self, stop: StopRequest, folder: RunFolder) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
         job.watchdog.doing("start")
         self.restore()
+        engine.on_main(folder.write_config)
         self.start_telling()
         if engine.world_size > 1:
             stop.only_note()  # else one might end as another has begun
@@ -139,23 +140,27 @@ class Run:
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
-        found = self.engine.on_main(lambda: checkpoint.take_over(folder))
+        found = self.engine.on_main(lambda: checkpoint.take_over(folder, self.check_data))
         if found is None:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
+        self.engine.load_full_state(loaded.full)
+        load_nets(self.ema.nets, loaded.ema)
+        self.images_seen, self.step = state["images_seen"], state["step"]
+        self.wall_s, self.saved_at = state["wall_s"], self.images_seen
+        self.images_seen_at_start = self.images_seen
+        self.best = state.get("best")
+        self.energy.start(state.get("energy_kwh", {}))
+        self.meter.restore(state["meter"], self.engine)
+
+    def check_data(self, state: dict[str, Any]) -> None:
+        """Raise UserError where a checkpoint was trained on other images than the job's."""
         if state["data_id"] != self.job.data_id:
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
                 f"(id {state['data_id']}, now {self.job.data_id}): use the same or another run.dir"
             )
-        self.engine.load_full_state(loaded.full)
-        load_nets(self.ema.nets, loaded.ema)
-        self.images_seen, self.step = state["images_seen"], state["step"]
-        self.wall_s, self.saved_at = state["wall_s"], self.images_seen
-        self.best = state.get("best")
-        self.energy.start(state.get("energy_kwh", {}))
-        self.meter.restore(state["meter"], self.engine)
 
     def start_telling(self) -> None:
         """Open the log, say what is about to run, start the trackers and the clock."""
