@@ -190,7 +190,7 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     curve = save_loss_curve(folder)
     if not done:
         print("stopped and saved: run the same command to continue")
-    _say_lowest(folder)
+    _print_best(folder)
     grids = sorted((folder / "samples").glob("*.png"))
     if grids:
         print(f"sample grid: {grids[-1]}")
@@ -199,13 +199,14 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     sys.stdout.flush()
 
 
-def _say_lowest(folder: Path) -> None:
+def _print_best(folder: Path) -> None:
     path = folder / "minima.json"
     if path.exists():
         try:
-            for name, least in json.loads(path.read_text()).items():
+            for name, best in json.loads(path.read_text()).items():
                 if name.startswith("eval/") or "loss" in name:
-                    where = f"after {least['images_seen']:,} images"
-                    print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")
+                    which = "highest:" if best.get("best") == "max" else "lowest:"
+                    where = f"after {best['images_seen']:,} images"
+                    print(f"{which:12} {name} {best['value']:.4f} {where}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             warnings.warn(f"{path} is damaged; the next log writes it anew", stacklevel=2)

@@ -75,9 +75,7 @@ def write(
     return final
 
 
-def take_over(
-    folder: Path, check: Callable[[dict[str, Any]], None] | None = None
-) -> Path | None:
+def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
     """Find the checkpoint to continue from; clear away what a killed process left half-written.
 
     `check` gets its state and raises where it does not fit, before anything is changed. Damaged

@@ -117,7 +117,9 @@ class RunFolder:
         """Return whether anything was trained here: a checkpoint or a line of the log."""
         log = self.path / "metrics.jsonl"
         saved = self.path / "checkpoints"
-        return (saved.is_dir() and any(saved.iterdir())) or (log.exists() and log.stat().st_size > 0)
+        return (saved.is_dir() and any(saved.iterdir())) or (
+            log.exists() and log.stat().st_size > 0
+        )
 
     def discard(self) -> None:
         """Remove a folder that this start has made, where nothing was trained in it."""
