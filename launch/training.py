@@ -188,7 +188,9 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     with naming(folder / "tensorboard"):
         engine.finish_trackers()
     curve = save_loss_curve(folder)
-    if not done:
+    if done:
+        print(f"finished: {int(complete_names(folder / 'checkpoints')[-1]):,} images seen")
+    else:
         print("stopped and saved: run the same command to continue")
     _print_best(folder)
     grids = sorted((folder / "samples").glob("*.png"))

@@ -88,12 +88,13 @@ class Run:
         fit_out(job.nets, job.config, engine.asked, engine.device)
         engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
-    def train(self, stop: StopRequest, folder: RunFolder) -> bool:
+    def train(self, stop: StopRequest, folder: RunFolder | None = None) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
         job.watchdog.doing("start")
         self.restore()
-        engine.on_main(folder.write_config)
+        if folder is not None:
+            engine.on_main(folder.write_config)
         self.start_telling()
         if engine.world_size > 1:
             stop.only_note()  # else one might end as another has begun
@@ -119,6 +120,7 @@ class Run:
     def go_on(self) -> None:
         """Take a step, and do what is due after it."""
         job, config, engine = self.job, self.config, self.engine
+        every = config.cadences
         along: dict[str, bool] = {}
         for number, phase in enumerate(job.objective.phases):
             if self.step % phase.every == 0:
@@ -130,11 +132,11 @@ class Run:
         with engine.whole() as nets:
             self.ema.update(nets, self.images_seen, config.global_batch, along)
         improved = self.due(job.eval_every_images) and self.evaluate()
-        if self.due(config.log_every_images) or self.measured:
+        if self.due(every.log) or self.measured:
             self.log()
-        if self.due(config.sample_every_images):
+        if self.due(every.sample):
             self.sample()
-        if self.due(config.save_every_images) or improved:
+        if self.due(every.save) or improved:
             self.save()
 
     def restore(self) -> None:

@@ -102,7 +102,7 @@ class RunFolder:
         if fixed and self.is_trained():
             raise UserError(
                 f"run.dir {self.path} holds a run with another configuration "
-                f"({'; '.join(_difference(key, *fixed[key], key in now) for key in fixed)}): "
+                f"({'; '.join(_difference(key, fixed[key], key in now) for key in fixed)}): "
                 "use these values again or another run.dir"
             )
         return changed
@@ -158,9 +158,9 @@ def _compare(
     return {key: [before[key], now.get(key)] for key in keys}
 
 
-def _difference(key: str, before: Any, now: Any, known: bool) -> str:
-    what = f"is {now!r}" if known else "which this version does not know"
-    return f"{key} was {before!r}, {what}"
+def _difference(key: str, values: list[Any], known: bool) -> str:
+    what = f"is {values[1]!r}" if known else "which this version does not know"
+    return f"{key} was {values[0]!r}, {what}"
 
 
 def _make(folder: Path) -> None:

@@ -16,6 +16,7 @@ from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
 from dgm.train import checkpoint, loop
 from dgm.train.health import FiniteWatch
+from dgm.train.job import Cadences, TrainConfig
 
 
 class ByData(TwoPhases):
@@ -113,6 +114,19 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
         assert train(made)
     assert left_by(folder)[0].state["best"]["images_seen"] == 32
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [32, 96]
+
+
+@pytest.mark.parametrize(
+    ("total", "log", "grid"),
+    [(64, 16, 16), (60_000, 1_200, 15_000), (102_400_000, 12_800, 1_280_000)],
+)
+def test_a_run_of_any_length_has_a_curve(total: int, log: int, grid: int):
+    every = TrainConfig(global_batch=16, total_images=total).cadences
+    assert (every.log, every.sample, every.save) == (log, grid, grid)
+    chosen = TrainConfig(
+        total_images=total, log_every_images=7, sample_every_images=0, save_every_images=9
+    )
+    assert chosen.cadences == Cadences(7, 0, 9)
 
 
 class Scored(TwoPhases):
