@@ -14,7 +14,7 @@ from dgm.kernels.precompile import Launches, collect_on
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
-from dgm.train.job import Job
+from dgm.train.job import Job, what_to_compile
 from dgm.train.launched import Launched
 
 _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
@@ -30,6 +30,8 @@ def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_see
         )
         return
     lines = describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+    if (what := what_to_compile(job.config)) != "none":
+        lines["compile"] = f"{what}, which makes the first steps slow"
     lines["length"] = f"{total:,} images" + _cadences(job)
     if images_seen:
         lines["continues at"] = f"{images_seen:,} images"

@@ -49,11 +49,11 @@ class TrainConfig:
     log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
     """Images between two lines of metrics.jsonl; null is a fiftieth of the run, 12,800 at most."""
     sample_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images between two sample grids; null is a quarter of the run, 1,280,000 at most; 0 makes
-    none but the last."""
+    """Images between two sample grids; null is a third of the run, 1,280,000 at most; 0 makes none
+    but the last."""
     save_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images between two checkpoints; null is a quarter of the run, 1,280,000 at most; 0 makes
-    none but the last."""
+    """Images between two checkpoints; null is a third of the run, 1,280,000 at most; 0 makes none
+    but the last."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """Newest checkpoints that are kept."""
     samples_per_class: int = field(default=10, metadata=MAY_CHANGE)
@@ -104,8 +104,8 @@ class TrainConfig:
 
         return Cadences(
             log=every(self.log_every_images, 50, 12_800),
-            sample=every(self.sample_every_images, 4, 1_280_000),
-            save=every(self.save_every_images, 4, 1_280_000),
+            sample=every(self.sample_every_images, 3, 1_280_000),
+            save=every(self.save_every_images, 3, 1_280_000),
         )
 
     @property

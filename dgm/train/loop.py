@@ -226,7 +226,7 @@ class Run:
     def evaluate(self) -> bool:
         """Measure the averaged weights; say whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause("eval"):
+        with self.clock.pause("eval"), self.progress.doing("evaluating"):
             found = self.job.evaluation(self.ema.nets)
         self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.measured.keys():
@@ -267,7 +267,7 @@ class Run:
 
     def sample(self) -> None:
         """Draw grids from the averaged weights: samples, and what else the family has to show."""
-        with self.clock.pause("sample"):
+        with self.clock.pause("sample"), self.progress.doing("drawing samples"):
             job, engine = self.job, self.engine
             sheets = draw_sheets(
                 engine, job.objective, self.ema.nets, len(job.classes),
@@ -280,7 +280,7 @@ class Run:
         if self.saved_at == self.images_seen:
             return
         self.watch.check()
-        with self.clock.pause("save"):
+        with self.clock.pause("save"), self.progress.doing("saving"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             state = {
                 "images_seen": self.images_seen,

@@ -28,6 +28,8 @@ from dgm.train.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
+_A_WHILE_S = 2.0  # of which people want to know what it was for
+
 
 class Meter:
     """Add up named values on the device between logs, in float64; no host waits for it."""
@@ -224,7 +226,7 @@ class Progress:
         """Begin at `start` of `total` images; nothing is shown unless `shown`."""
         self.total, self.shown, self.every_s = total, shown, every_s
         self.last, self.last_images = time.monotonic(), start
-        self.text = ""
+        self.text, self.is_first = "", True
         bar = shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
 
@@ -238,6 +240,9 @@ class Progress:
         """Move to `images_seen`."""
         if self.bar:
             self.bar.update(images_seen - self.bar.n)
+        elif self.shown and self.is_first:
+            # It compiled, and says nothing of the speed of others.
+            self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
         elif self.shown and time.monotonic() - self.last >= self.every_s:
             self._line(images_seen)
 
@@ -249,6 +254,20 @@ class Progress:
         clock = f"{left // 60:.0f}:{left % 60:02.0f}"
         say = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
         print(f"{say}  {clock} left", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what is done instead of training; in lines, afterwards where it took a while."""
+        began = time.monotonic()
+        if self.bar:
+            self.bar.set_description_str(what)
+        yield
+        took = time.monotonic() - began
+        self.last += took  # images/s leave it out
+        if self.bar:
+            self.bar.set_description_str("")
+        elif self.shown and took > _A_WHILE_S:
+            print(f"{what}: {took:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the last state on the screen."""

@@ -118,7 +118,7 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("total", "log", "grid"),
-    [(64, 16, 16), (60_000, 1_200, 15_000), (102_400_000, 12_800, 1_280_000)],
+    [(48, 16, 16), (60_000, 1_200, 20_000), (102_400_000, 12_800, 1_280_000)],
 )
 def test_a_run_of_any_length_has_a_curve(total: int, log: int, grid: int):
     every = TrainConfig(global_batch=16, total_images=total).cadences
