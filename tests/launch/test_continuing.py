@@ -1,4 +1,4 @@
-"""A run knows its images by their contents: whatever else lies where they lay is refused."""
+"""What may continue a run: its own images, known by their contents; and older configurations."""
 
 from __future__ import annotations
 
@@ -74,3 +74,21 @@ def test_tools_refuse_other_images_than_those_of_the_checkpoint(
     config.write_text(config.read_text().replace(str(shards), str(tmp_path / "moved")))
     done = run_warm(ROOT / "launch" / "denoise.py", run)
     assert done.code == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_continues_with_the_defaults_of_newer_keys(
+    run: Path, run_warm: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = run / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    newer = ("  deterministic:", "  tf32:", "  dropout:", "  learned_variance:", "  shift:")
+    older = [line for line in lines if not line.startswith(newer)]
+    assert len(lines) - 5 <= len(older) < len(lines)
+    config.write_text("".join(older))
+    done = run_warm(ROOT / "launch" / "sample.py", run)
+    assert done.code == 0, done.stderr
+    words = ["--config", tiny_config, "--run.dir", run, "--data.shards", tmp_path / "shards"]
+    done = run_warm(TRAIN, *words, "--train.total_images=320")
+    assert done.code == 0, done.stderr
+    assert "dropout" in config.read_text()
