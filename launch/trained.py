@@ -14,6 +14,7 @@ from dgm.objective import Objective
 from dgm.train import checkpoint
 from dgm.train.weights import in_channels_last, load_nets
 from launch.families import open_config, rebuild
+from launch.training import identify, known_as
 from shards.errors import ShardError
 from shards.read import Shards, open_shards
 from shards.remote import is_remote
@@ -29,6 +30,7 @@ class Trained:
     classes: list[str]
     images_seen: int
     fingerprint: str = ""  # of the checkpoint's contents
+    data_id: str = ""  # of the train images
     image_shape: tuple[int, int, int] | None = None
 
 
@@ -69,14 +71,14 @@ def open_trained(
     for net in nets.values():
         net.requires_grad_(False)
     seen = loaded.state["images_seen"]
-    shape = (height, width, channels)
-    return Trained(family, parts.objective, nets, classes, seen, fingerprint, shape)
+    data_id, shape = loaded.state["data_id"], (height, width, channels)
+    return Trained(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
 
 
-def open_data(folder: Path, trained: Trained | None = None) -> tuple[Shards, dict[str, Any]]:
-    """Return a run's train images, labels numbered as when it was trained; and its data settings.
+def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:
+    """Open the images that a run was trained on, labels numbered as then; and its data settings.
 
-    Raises UserError where they cannot be opened.
+    Raises UserError where they are not there, or are others than those of the checkpoint.
     """
     path = folder / "config.yaml"
     found = asdict(open_config(path).data)
@@ -88,18 +90,21 @@ def open_data(folder: Path, trained: Trained | None = None) -> tuple[Shards, dic
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
     try:
         images = open_shards(where, found["resize"])
-        shape = images.image_shape if trained is None else trained.image_shape
-        if found["resize"] is not None and shape not in (None, images.image_shape):
+        if found["resize"] is not None and images.image_shape != trained.image_shape:
             # Older versions took shards as they were, whatever data.resize was.
             found["resize"] = None
             images = open_shards(where)
-        if trained is not None:
-            images = open_shards(where, found["resize"], trained.classes)
-        return images, found
     except ShardError as error:
         raise UserError(
             f"{folder} was trained on data.shards {where}: {error}, or put them back"
         ) from None
+    if trained.data_id not in known_as(images):
+        raise UserError(
+            f"{folder} was trained on other images than data.shards {where} holds now (id "
+            f"{trained.data_id}, now {identify(images)}): put them back, or name their folder as "
+            f"data.shards in {path}"
+        )
+    return open_shards(where, found["resize"], trained.classes), found
 
 
 def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:

@@ -25,7 +25,7 @@ from dgm.train.job import Job
 from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
+from dgm.train.run_folder import MAY_CHANGE, RunFolder, flatten
 from dgm.train.sampling import shown_classes
 from dgm.train.stop import SIGNALS, StopRequest
 from dgm.train.watchdog import Watchdog
@@ -97,7 +97,7 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
     try:
         watchdog.start()
         job, config = _prepare(config, make_parts, engine, watchdog)
-        done = train(job, lambda: open_run(config, folder, lock), stop)
+        done = train(job, RunFolder(config, folder, lock), stop)
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
         engine.on_main(lambda: _say_goodbye(engine, folder, done))
         return DONE if done else STOPPED
@@ -234,9 +234,11 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     with naming(folder / "tensorboard"):
         engine.finish_trackers()
     curve = save_loss_curve(folder)
-    if not done:
+    if done:
+        print(f"finished: {int(complete_names(folder / 'checkpoints')[-1]):,} images seen")
+    else:
         print("stopped and saved: run the same command to continue")
-    _say_lowest(folder)
+    _print_best(folder)
     grids = sorted((folder / "samples").glob("*.png"))
     if grids:
         print(f"sample grid: {grids[-1]}")
@@ -245,13 +247,14 @@ def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
     sys.stdout.flush()
 
 
-def _say_lowest(folder: Path) -> None:
+def _print_best(folder: Path) -> None:
     path = folder / "minima.json"
     if path.exists():
         try:
-            for name, least in json.loads(path.read_text()).items():
+            for name, best in json.loads(path.read_text()).items():
                 if name.startswith("eval/") or "loss" in name:
-                    where = f"after {least['images_seen']:,} images"
-                    print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")
+                    which = "highest:" if best.get("best") == "max" else "lowest:"
+                    where = f"after {best['images_seen']:,} images"
+                    print(f"{which:12} {name} {best['value']:.4f} {where}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             warnings.warn(f"{path} is damaged; the next log writes it anew", stacklevel=2)

@@ -6,6 +6,7 @@ import ast
 import os
 import pickle
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -196,12 +197,12 @@ def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatc
 
     from dgm.train.run_folder import as_yaml
     from launch.train_ddpm import Config
-    from launch.trained import open_data
+    from launch.trained import Trained, open_data
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = Config()
     data = replace(config.data, **{"shards": str(tmp_path), key: f"pipe:touch {tmp_path}/ran"})
     (tmp_path / "config.yaml").write_text(as_yaml(replace(config, data=data)))
     with pytest.raises(UserError, match=rf"config\.yaml has data\.{key} pipe:touch"):
-        open_data(tmp_path)
+        open_data(tmp_path, Trained("diffusion", cast(Any, None), {}, [], 0))
     assert not (tmp_path / "ran").exists()

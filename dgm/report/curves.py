@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from itertools import groupby
 
+from dgm.metrics import higher_is_better
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import higher_is_better, images, number, short, unit
+from dgm.report.numbers import images, number, short, unit
 from dgm.report.read import Curve
 
 NUM_STYLES = 8  # colours and dash patterns of style.py

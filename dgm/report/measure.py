@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from dgm.metrics import higher_is_better, is_fraction
 from dgm.report.denoising import denoised_figure, name_of_figure
 from dgm.report.measured import label
-from dgm.report.numbers import duration, figure, higher_is_better, is_share, percent
+from dgm.report.numbers import duration, figure, percent
 from dgm.report.read import Curve, Run
 
 _ANY_BITS = ("bits_per_dim/exact", "bits_per_dim/bound", "bits_per_dim_ode/bound")
@@ -78,7 +79,7 @@ def read_measure(text: str) -> Measure:
 
 def _told(key: str, name: str, of: Callable[[Run], float | None]) -> Measure:
     """Make a measure whose own words say what it is and which end is the better."""
-    return Measure(key, name, of, higher_is_better(key), "share" if is_share(key) else "number")
+    return Measure(key, name, of, higher_is_better(key), "share" if is_fraction(key) else "number")
 
 
 def _any_bits(run: Run) -> float | None:

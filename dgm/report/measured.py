@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from dgm.report.numbers import figure, is_share
+from dgm.metrics import is_fraction
+from dgm.report.numbers import figure
 from dgm.report.read import SPREAD, is_detail
 
 _LABELS = {
@@ -86,7 +87,7 @@ def shown(name: str, found: dict[str, Any]) -> str:
     spread = spreads.get(name) if isinstance(spreads, dict) else None
     if not isinstance(spread, int | float):
         return text
-    share = is_share(name)
+    share = is_fraction(name)
     return f"{text} ± {100 * spread if share else spread:.2g}{' %' * share}"
 
 

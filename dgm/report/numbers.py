@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-_SHARES = (
-    "consistency", "accuracy", "certainty", "class seen", "class_seen", "precision", "recall",
-    "coverage", "share_", "nearer_than", "active_latents",
-)  # fmt: skip
+from dgm.metrics import is_fraction
+
 _UNITS = {
     "images_per_s": "images/s",
     "bits_per_dim": "bits per dimension",
@@ -68,12 +66,7 @@ def figure(name: str, value: object) -> str:
     """Write what was measured under a name: shares in percent."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return percent(value) if is_share(name) else number(value)
-
-
-def is_share(name: str) -> bool:
-    """Say whether a measure lies between 0 and 1."""
-    return any(word in name for word in _SHARES)
+    return percent(value) if is_fraction(name) else number(value)
 
 
 def unit(key: str) -> str:
@@ -81,23 +74,3 @@ def unit(key: str) -> str:
     last = key.split("/")[-1]
     known = next((unit for ending, unit in _UNITS.items() if ending in last), None)
     return known or {"lr": "learning rate", "grad_norm": "norm"}.get(last, last.replace("_", " "))
-
-
-def higher_is_better(key: str) -> bool | None:
-    """Say which of two values of a metric is the better; None where neither is."""
-    last = key.split("/")[-1]
-    if "_on_real_" in key or last.endswith("error"):  # of the judge, not of the run; of the measure
-        return None
-    if last.startswith(("nearer_than", "share_")):  # best where it is as of real images
-        return None
-    if last == "active_latents":  # how many a model needs depends on the data
-        return None
-    if is_share(key):
-        return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim
-    more = ("score_", "inception_score", "psnr", "ssim")
-    if last == "elbo" or "images_per_s" in key or last.startswith(more):
-        return True
-    begins = ("loss", "fd_", "kd_", "fid", "kid", "eps_mse", "bits_per_dim", "rms_", "seconds_")
-    lower = last.startswith(begins) or last.endswith(("nll", "distance"))
-    whole = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
-    return False if lower or whole else None

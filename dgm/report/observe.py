@@ -7,7 +7,8 @@ from bisect import bisect_left
 from itertools import pairwise
 from statistics import fmean, pstdev, variance
 
-from dgm.report.numbers import higher_is_better, images, number, percent
+from dgm.metrics import higher_is_better
+from dgm.report.numbers import images, number, percent
 from dgm.report.read import Curve, Run
 
 MIN_POINTS = 10  # logs of a curve of which anything is said

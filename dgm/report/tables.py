@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dgm.metrics import higher_is_better
 from dgm.report.markup import Html, element
 from dgm.report.measured import label, note, shown
-from dgm.report.numbers import duration, figure, higher_is_better, number
+from dgm.report.numbers import duration, figure, number
 from dgm.report.read import ENERGY, SPREAD, Run, is_detail
 
 # How it was measured, no result.

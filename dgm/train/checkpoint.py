@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,19 +75,22 @@ def write(
     return final
 
 
-def take_over(folder: Path) -> Path | None:
-    """Find the checkpoint to go on from; clear away what a killed process left half-written.
+def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
+    """Find the checkpoint to continue from; clear away what a killed process left half-written.
 
-    Damaged ones newer than it are renamed, so that the run may write under their names. Raises
-    UserError where there are checkpoints, but none is whole.
+    `check` gets its state and raises where it does not fit, before anything is changed. Damaged
+    ones newer than it are renamed, so that the run may write under their names. Raises UserError
+    where there are checkpoints, but none is whole.
     """
-    remove_partial(folder)
     found, names = newest(folder), complete_names(folder)
     if names and found is None:
         raise UserError(
             f"none of the {len(names)} checkpoints in {folder} is whole: restore one from a copy, "
             "or move that folder away to begin anew"
         )
+    if found is not None and check is not None:
+        check(read_state(found))
+    remove_partial(folder)
     for name in names[names.index(found.name) + 1 :] if found else []:
         shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
         os.rename(folder / name, folder / f"damaged-{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +14,7 @@ from dgm.kernels.precompile import Launches, collect_on
 from dgm.objective import Batch, Objective
 from dgm.rng import Draws
 from dgm.train.engine import Engine
-from dgm.train.job import Job
+from dgm.train.job import Job, what_to_compile
 from dgm.train.launched import Launched
 
 _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
@@ -21,7 +22,17 @@ _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNor
 
 def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
     """Print what is about to run, from where, and what changed since its last start."""
+    total = job.config.total_images
+    if images_seen >= total:
+        print(
+            f"already finished: {images_seen:,} of {total:,} images were seen; to train longer, "
+            "raise train.total_images"
+        )
+        return
     lines = describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+    if (what := what_to_compile(job.config)) != "none":
+        lines["compile"] = f"{what}, which makes the first steps slow"
+    lines["length"] = f"{total:,} images" + _cadences(job)
     if images_seen:
         lines["continues at"] = f"{images_seen:,} images"
     for name, text in lines.items():
@@ -43,17 +54,40 @@ def describe(
     """
     sizes, precision = _sizes(nets), _precision(engine, nets)
     flops, saved = measure(engine, nets, objective, image_shape)
-    weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
-    fixed = weights * times_held(engine.asked)
-    memory = (fixed + saved * micro_batch) / 2**30
     return {
         "parameters": sizes,
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
         "engine": engine.name,
         "device": _device(engine.device),
         "precision": precision,
-        "expected memory": f"{memory:.2f} GiB a process, and what torch itself takes",
+        "expected memory": _memory(engine, nets, saved * micro_batch),
     }
+
+
+def _memory(engine: Engine, nets: dict[str, nn.Module], activations: float) -> str:
+    """Estimate the peak that the log reports as memory/peak_gib.
+
+    activations: bytes kept for the backward pass of a micro-batch.
+    """
+    weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
+    if engine.device.type == "cuda":
+        held = weights * times_held(engine.asked)
+        return f"{(held + activations) / 2**30:.2f} GiB of the GPU a process, and CUDA's own"
+    # What the process holds now includes weights and average, and all libraries.
+    held = psutil.Process().memory_info().rss + weights * (times_held(engine.asked) - 2)
+    return f"about {(held + activations) / 2**30:.2f} GiB a process"
+
+
+def _cadences(job: Job) -> str:
+    every = job.config.cadences
+    named = {"log": every.log, "samples": every.sample, "checkpoint": every.save}
+    if job.eval_every_images:
+        named["evaluation"] = job.eval_every_images
+    listed = [
+        f"{name} every {count:,}" for name, count in named.items()
+        if 0 < count < job.config.total_images
+    ]  # fmt: skip
+    return f"; {', '.join(listed)}" if listed else ""
 
 
 def times_held(asked: Launched) -> float:

@@ -28,6 +28,15 @@ MOST_IMAGES = 2**20
 
 
 @dataclass(frozen=True)
+class Cadences:
+    """Images between two logs, sample grids and checkpoints; 0: never."""
+
+    log: int
+    sample: int
+    save: int
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long and how to train; the defaults are DDPM's for CIFAR-10."""
 
@@ -37,12 +46,14 @@ class TrainConfig:
     """Images per forward pass of a process; less than its share accumulates gradients."""
     total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
     """Images seen at which the run is done, rounded up to whole steps."""
-    log_every_images: int = field(default=12_800, metadata=MAY_CHANGE)
-    """Images between two lines of metrics.jsonl."""
-    sample_every_images: int = field(default=1_280_000, metadata=MAY_CHANGE)
-    """Images between two sample grids; 0 makes none but the last."""
-    save_every_images: int = field(default=1_280_000, metadata=MAY_CHANGE)
-    """Images between two checkpoints; 0 makes none but the last."""
+    log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Images between two lines of metrics.jsonl; null is a fiftieth of the run, 12,800 at most."""
+    sample_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Images between two sample grids; null is a third of the run, 1,280,000 at most; 0 makes none
+    but the last."""
+    save_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Images between two checkpoints; null is a third of the run, 1,280,000 at most; 0 makes none
+    but the last."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """Newest checkpoints that are kept."""
     samples_per_class: int = field(default=10, metadata=MAY_CHANGE)
@@ -82,6 +93,20 @@ class TrainConfig:
     ended, with code 1 and a line that says in what; 0: never."""
     detect_anomaly: bool = field(default=False, metadata=MAY_CHANGE)
     """Debug: name the operation whose gradient is not finite; slow."""
+
+    @property
+    def cadences(self) -> Cadences:
+        """Return how often to log, sample and save, in images."""
+
+        def every(given: int | None, fraction: int, most: int) -> int:
+            part = max(self.total_images // fraction, self.global_batch)
+            return min(part, most) if given is None else given
+
+        return Cadences(
+            log=every(self.log_every_images, 50, 12_800),
+            sample=every(self.sample_every_images, 3, 1_280_000),
+            save=every(self.save_every_images, 3, 1_280_000),
+        )
 
     @property
     def dtype(self) -> torch.dtype:

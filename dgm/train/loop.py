@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from dgm.train.health import FiniteWatch
 from dgm.train.job import Job, check, check_micro_batches, fit_out, with_kernels
 from dgm.train.journal import Journal
 from dgm.train.optim import learning_rate
+from dgm.train.run_folder import RunFolder
 from dgm.train.sampling import draw_sheets
 from dgm.train.step import StepOutput, TrainStep
 from dgm.train.step_graph import StepNumbers, step_graphs
@@ -30,21 +30,21 @@ from dgm.train.tracking import Clock, Meter, Progress, make_profiler, peak_memor
 from dgm.train.weights import load_nets
 
 
-def train(
-    job: Job,
-    open_folder: Callable[[], dict[str, list[Any]]],
-    stop: StopRequest | None = None,
-) -> bool:
-    """Train until `total_images`, or until asked to stop; say whether the run is done.
+def train(job: Job, folder: RunFolder, stop: StopRequest | None = None) -> bool:
+    """Train until `total_images`, or until asked to stop; return whether the run is done.
 
-    `open_folder` makes or checks the run folder and gives the keys that changed; it is called
-    when the settings have been found to make sense, so that a mistake leaves no folder behind.
+    The folder is made when the settings have been found to make sense, its configuration written
+    when the newest checkpoint has been found to fit: a mistake leaves no folder and no trace.
     """
     run = Run(job)
-    job.changed = job.engine.on_main(open_folder)
+    job.changed = job.engine.on_main(folder.open)
     own = stop or StopRequest()
     try:
-        return run.train(own)
+        return run.train(own, folder)
+    except UserError:
+        if job.engine.is_main and run.images_seen == run.images_seen_at_start:
+            folder.discard()
+        raise
     finally:
         if stop is None:
             own.close()
@@ -71,7 +71,7 @@ class Run:
         self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
         self.train_step = TrainStep(engine, job.objective, self.watch, self.batches.num_micro)
         self.graphs = step_graphs(job.config, self.train_step, self.batches)
-        self.images_seen = self.step = 0
+        self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
         self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
         self.saved_at = -1
@@ -88,11 +88,13 @@ class Run:
         fit_out(job.nets, job.config, engine.asked, engine.device)
         engine.prepare(job.nets, job.optim, with_kernels(job.config))
 
-    def train(self, stop: StopRequest) -> bool:
+    def train(self, stop: StopRequest, folder: RunFolder | None = None) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
         job.watchdog.doing("start")
         self.restore()
+        if folder is not None:
+            engine.on_main(folder.write_config)
         self.start_telling()
         if engine.world_size > 1:
             stop.only_note()  # else one might end as another has begun
@@ -118,6 +120,7 @@ class Run:
     def go_on(self) -> None:
         """Take a step, and do what is due after it."""
         job, config, engine = self.job, self.config, self.engine
+        every = config.cadences
         along: dict[str, bool] = {}
         for number, phase in enumerate(job.objective.phases):
             if self.step % phase.every == 0:
@@ -129,34 +132,38 @@ class Run:
         with engine.whole() as nets:
             self.ema.update(nets, self.images_seen, config.global_batch, along)
         improved = self.due(job.eval_every_images) and self.evaluate()
-        if self.due(config.log_every_images) or self.measured:
+        if self.due(every.log) or self.measured:
             self.log()
-        if self.due(config.sample_every_images):
+        if self.due(every.sample):
             self.sample()
-        if self.due(config.save_every_images) or improved:
+        if self.due(every.save) or improved:
             self.save()
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
-        found = self.engine.on_main(lambda: checkpoint.take_over(folder))
+        found = self.engine.on_main(lambda: checkpoint.take_over(folder, self.check_data))
         if found is None:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
+        self.engine.load_full_state(loaded.full)
+        load_nets(self.ema.nets, loaded.ema)
+        self.images_seen, self.step = state["images_seen"], state["step"]
+        self.wall_s, self.saved_at = state["wall_s"], self.images_seen
+        self.images_seen_at_start = self.images_seen
+        self.best = state.get("best")
+        self.energy.start(state.get("energy_kwh", {}))
+        self.meter.restore(state["meter"], self.engine)
+
+    def check_data(self, state: dict[str, Any]) -> None:
+        """Raise UserError where a checkpoint was trained on other images than the job's."""
         self.check_classes(state.get("classes", list(self.job.classes)))
         if state["data_id"] not in (self.job.data_id, *self.job.former_data_ids):
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
                 f"(id {state['data_id']}, now {self.job.data_id}): use the same or another run.dir"
             )
-        self.engine.load_full_state(loaded.full)
-        load_nets(self.ema.nets, loaded.ema)
-        self.images_seen, self.step = state["images_seen"], state["step"]
-        self.wall_s, self.saved_at = state["wall_s"], self.images_seen
-        self.best = state.get("best")
-        self.energy.start(state.get("energy_kwh", {}))
-        self.meter.restore(state["meter"], self.engine)
 
     def check_classes(self, before: list[str]) -> None:
         """Raise UserError where labels were numbered otherwise before, and the nets know labels."""
@@ -230,7 +237,7 @@ class Run:
     def evaluate(self) -> bool:
         """Measure the averaged weights; say whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause("eval"):
+        with self.clock.pause("eval"), self.progress.doing("evaluating"):
             found = self.job.evaluation(self.ema.nets)
         self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.measured.keys():
@@ -271,7 +278,7 @@ class Run:
 
     def sample(self) -> None:
         """Draw grids from the averaged weights: samples, and what else the family has to show."""
-        with self.clock.pause("sample"):
+        with self.clock.pause("sample"), self.progress.doing("drawing samples"):
             job, engine = self.job, self.engine
             sheets = draw_sheets(
                 engine, job.objective, self.ema.nets, len(job.classes),
@@ -284,7 +291,7 @@ class Run:
         if self.saved_at == self.images_seen:
             return
         self.watch.check()
-        with self.clock.pause("save"):
+        with self.clock.pause("save"), self.progress.doing("saving"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             state = {
                 "images_seen": self.images_seen,

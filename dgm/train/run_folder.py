@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +32,9 @@ MAY_CHANGE = {"may_change": True}
 
 # A start that was killed or is at it, a job that is to train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
+_WRITTEN_AT_THE_START = (
+    "config.yaml", "environment.json", "starts.jsonl", "metrics.jsonl", "tensorboard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,38 +62,105 @@ def flatten(
             yield key, list(value) if isinstance(value, tuple) else value, may_change
 
 
-def open_run(config: object, folder: Path, lock: RunLock | None = None) -> dict[str, list[Any]]:
-    """Make a run folder or check that this configuration may go on in it, holding its lock.
+class RunFolder:
+    """The folder of a run that is about to start.
 
-    Gives the keys that changed, each with its value before and now. Raises UserError that shows
-    the keys that differ and may not, or that another process trains there.
+    `open` makes or checks it and changes nothing that a run has written. `write_config` comes when
+    the newest checkpoint has been found to fit, so that a start that is refused leaves the run as
+    it was.
     """
-    _make(folder)
-    if lock is not None:
-        lock.take()
-    now = {key: value for key, value, _ in flatten(config)}
-    free = {key for key, _, may_change in flatten(config) if may_change}
-    path = folder / "config.yaml"
-    changed: dict[str, list[Any]] = {}
-    if path.exists():
-        before = read_config(path)
-        theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
-        if theirs - ours and ours - theirs:
+
+    def __init__(self, config: object, path: Path, lock: RunLock | None = None):
+        """Take the whole configuration of the run; `lock` is taken by `open`."""
+        self.config, self.path, self.lock = config, path, lock
+        self._is_new = False
+
+    def open(self) -> dict[str, list[Any]]:
+        """Make the folder, or check that this configuration may continue the run in it.
+
+        Return the keys that changed, each with its value before and now. Raises UserError that
+        names the keys that differ and may not, or where another process trains there.
+        """
+        self._is_new = not self.path.exists()
+        _make(self.path)
+        if self.lock is not None:
+            self.lock.take()
+        if not self._file.exists():
+            return {}
+        now = {key: value for key, value, _ in flatten(self.config)}
+        free = {key for key, _, may_change in flatten(self.config) if may_change}
+        try:
+            changed = _compare(now, read_config(self._file), self._defaults())
+            fixed = {key: values for key, values in changed.items() if key not in free}
+        except _OtherFamilyError as error:
+            if self.is_trained():
+                raise UserError(
+                    f"run.dir {self.path} holds a run of another family, with the sections "
+                    f"{error}: use its script or another run.dir"
+                ) from None
+            return {}
+        if fixed and self.is_trained():
             raise UserError(
-                f"run.dir {folder} holds a run of another family, with the sections "
-                f"{', '.join(sorted(theirs - ours))}: use its script or another run.dir"
-            )
-        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        changed = {k: [before.get(k), now.get(k)] for k in keys}
-        fixed = [f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items() if k not in free]
-        if fixed:
-            raise UserError(
-                f"run.dir {folder} holds a run with another configuration ({'; '.join(fixed)}): "
+                f"run.dir {self.path} holds a run with another configuration "
+                f"({'; '.join(_difference(key, fixed[key], key in now) for key in fixed)}): "
                 "use these values again or another run.dir"
             )
-    if changed or not path.exists():
-        write_whole(path, as_yaml(config))
-    return changed
+        return changed
+
+    def write_config(self) -> None:
+        """Write `config.yaml`, unless it says the same already."""
+        text = as_yaml(self.config)
+        if not self._file.exists() or self._file.read_text(encoding="utf-8") != text:
+            write_whole(self._file, text)
+
+    def is_trained(self) -> bool:
+        """Return whether anything was trained here: a checkpoint or a line of the log."""
+        log = self.path / "metrics.jsonl"
+        saved = self.path / "checkpoints"
+        return (saved.is_dir() and any(saved.iterdir())) or (
+            log.exists() and log.stat().st_size > 0
+        )
+
+    def discard(self) -> None:
+        """Remove a folder that this start has made, where nothing was trained in it."""
+        if not self._is_new or self.is_trained():
+            return
+        for name in _WRITTEN_AT_THE_START:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        if self.lock is not None:
+            self.lock.release()
+        with contextlib.suppress(OSError):  # it holds something else
+            self.path.rmdir()
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def _defaults(self) -> dict[str, Any]:
+        return {key: value for key, value, _ in flatten(type(self.config)())}
+
+
+class _OtherFamilyError(Exception):
+    """Two configurations have sections that the other lacks."""
+
+
+def _compare(
+    now: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the keys that differ. One that an older version did not write had its default."""
+    theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
+    if theirs - ours and ours - theirs:
+        raise _OtherFamilyError(", ".join(sorted(theirs - ours)))
+    before = {**{key: defaults[key] for key in now if key not in before}, **before}
+    keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
+    return {key: [before[key], now.get(key)] for key in keys}
+
+
+def _difference(key: str, values: list[Any], known: bool) -> str:
+    what = f"is {values[1]!r}" if known else "which this version does not know"
+    return f"{key} was {values[0]!r}, {what}"
 
 
 def _make(folder: Path) -> None:

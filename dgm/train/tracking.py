@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from dgm.errors import naming
 from dgm.files import append, write_whole
+from dgm.metrics import higher_is_better
 from dgm.train.engine import Engine
 from dgm.train.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
-_NO_MINIMUM = ("/lr", "/grad_norm")  # they are set or clipped, not minimised
+_A_WHILE_S = 2.0  # of which people want to know what it was for
 
 
 class Meter:
@@ -92,32 +93,35 @@ class MetricsFile:
             )
         kept = [line for line in lines if line["images_seen"] <= images_seen]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.minima: dict[str, dict[str, float]] = {}
+        self.best: dict[str, dict[str, Any]] = {}  # lowest or highest value, by the metric
         for line in kept:
-            self._lower(line)
-        if self.minima:
-            self._write_minima()
+            self._improve(line)
+        if self.best:
+            self._write_best()
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - held for the whole run
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one object; note which of its values are the least so far."""
+        """Append one object; note which of its values are the best so far."""
         append(self.file, json.dumps(line))
-        if self._lower(line):
-            self._write_minima()
+        if self._improve(line):
+            self._write_best()
 
-    def _lower(self, line: Mapping[str, Any]) -> bool:
-        lower = {
-            name: {"value": value, "images_seen": line["images_seen"]}
-            for name, value in line.items()
-            if name.startswith(("train/", "eval/")) and not name.endswith(_NO_MINIMUM)
-            if math.isfinite(value)
-            if name not in self.minima or value < self.minima[name]["value"]
-        }
-        self.minima.update(lower)
-        return bool(lower)
+    def _improve(self, line: Mapping[str, Any]) -> bool:
+        better = {}
+        for name, value in line.items():
+            higher = higher_is_better(name) if name.startswith(("train/", "eval/")) else None
+            if higher is None or not math.isfinite(value):
+                continue
+            before = self.best.get(name)
+            if before and not (value > before["value"] if higher else value < before["value"]):
+                continue
+            best = "max" if higher else "min"
+            better[name] = {"value": value, "images_seen": line["images_seen"], "best": best}
+        self.best.update(better)
+        return bool(better)
 
-    def _write_minima(self) -> None:
-        write_whole(self.path.with_name("minima.json"), json.dumps(self.minima, indent=1) + "\n")
+    def _write_best(self) -> None:
+        write_whole(self.path.with_name("minima.json"), json.dumps(self.best, indent=1) + "\n")
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
@@ -222,7 +226,7 @@ class Progress:
         """Begin at `start` of `total` images; nothing is shown unless `shown`."""
         self.total, self.shown, self.every_s = total, shown, every_s
         self.last, self.last_images = time.monotonic(), start
-        self.text = ""
+        self.text, self.is_first = "", True
         bar = shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
 
@@ -236,6 +240,9 @@ class Progress:
         """Move to `images_seen`."""
         if self.bar:
             self.bar.update(images_seen - self.bar.n)
+        elif self.shown and self.is_first:
+            # It compiled, and says nothing of the speed of others.
+            self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
         elif self.shown and time.monotonic() - self.last >= self.every_s:
             self._line(images_seen)
 
@@ -247,6 +254,20 @@ class Progress:
         clock = f"{left // 60:.0f}:{left % 60:02.0f}"
         say = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
         print(f"{say}  {clock} left", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what is done instead of training; in lines, afterwards where it took a while."""
+        began = time.monotonic()
+        if self.bar:
+            self.bar.set_description_str(what)
+        yield
+        took = time.monotonic() - began
+        self.last += took  # images/s leave it out
+        if self.bar:
+            self.bar.set_description_str("")
+        elif self.shown and took > _A_WHILE_S:
+            print(f"{what}: {took:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the last state on the screen."""

@@ -22,7 +22,7 @@ from dgm.rng import permutation
 from dgm.train import checkpoint
 from dgm.train.engine import Engine
 from dgm.train.loop import train
-from dgm.train.run_folder import open_run
+from dgm.train.run_folder import RunFolder
 from dgm.train.weights import load_nets
 from dgm.vae.networks import VAENetConfig
 from launch.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     engine = Engine("no", list(config.run.trackers), config.run.dir)
     try:
         job = make_job(config, engine, images, Parts({peer.phases[0].net: peer.net}, peer))
-        if not train(job, lambda: open_run(config, args.out)):
+        if not train(job, RunFolder(config, args.out)):
             raise UserError(f"{args.out} was stopped and saved: run the same command to continue")
         newest = checkpoint.newest(args.out / "checkpoints")
         assert newest is not None, "the loop ends with one"

@@ -53,7 +53,7 @@ class Ours:
     def __init__(self, asked: dict[str, Any]):
         from dgm.train.engine import Engine
         from dgm.train.loop import Run
-        from dgm.train.run_folder import open_run
+        from dgm.train.run_folder import RunFolder
         from launch.command import parse
         from launch.train_ddpm import Config, make_parts
         from launch.training import make_job
@@ -88,8 +88,10 @@ class Ours:
         job = make_job(config, self.engine, images, parts)
         self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
         self.run = Run(job)
-        self.engine.on_main(lambda: open_run(config, folder))
+        opened = RunFolder(config, folder)
+        self.engine.on_main(opened.open)
         self.run.restore()
+        self.engine.on_main(opened.write_config)
         self.run.start_telling()
         self._keep_losses()
         for name in asked["undone"]:

@@ -63,6 +63,10 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     assert said["engine"].strip() == "one process"
     assert said["device"].strip().startswith("cpu")
     assert said["precision"].strip() == "float32"
+    expected = float(said["expected memory"].split()[1])
+    assert 0.7 < expected / read_metrics(folder)[-1]["memory/peak_gib"] < 1.3
+    assert said["length"].strip() == "256 images; log every 16, checkpoint every 64"
+    assert said["finished"].strip() == "256 images seen"
     assert Path(said["sample grid"].strip()) == folder / "samples" / f"{STEPS * BATCH:09d}.png"
     assert Path(said["loss curve"].strip()).is_file()
     assert done.stderr == ""
@@ -124,7 +128,8 @@ def test_same_command_on_a_finished_run_ends_at_once_and_a_longer_one_continues(
     files, lines = saved_files(folder), read_metrics(folder)
     again = train()
     assert again.code == 0, again.stderr
-    assert "continues at:    256 images" in again.stdout
+    assert "already finished: 256 of 256 images were seen; to train longer" in again.stdout
+    assert "finished: 256 images seen" in again.stdout.splitlines()
     assert saved_files(folder) == files
     assert read_metrics(folder) == lines
     longer = train("--train.total_images=320", "--train.micro_batch=8")

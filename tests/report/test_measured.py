@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dgm.metrics import higher_is_better
 from dgm.report.measured import label, note, shown, table
-from dgm.report.numbers import higher_is_better
 from dgm.report.read import flatten_figures
 
 FIRST = {

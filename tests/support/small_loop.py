@@ -18,6 +18,7 @@ from dgm.train.checkpoint import Checkpoint
 from dgm.train.engine import Engine
 from dgm.train.job import Job, TrainConfig
 from dgm.train.optim import OptimConfig
+from dgm.train.run_folder import RunFolder
 from dgm.train.tracking import read_metrics
 
 SHAPE = (2, 2, 3)
@@ -96,12 +97,22 @@ def job(folder: Path, objective: TwoPhases | None = None, lr: float = 0.01, **ch
     )
 
 
-def train(made: Job) -> bool:
-    def open_folder() -> dict[str, list[Any]]:
-        made.folder.mkdir(parents=True, exist_ok=True)
+class Folder(RunFolder):
+    """A run folder without a configuration."""
+
+    def __init__(self, path: Path):
+        super().__init__(None, path)
+
+    def open(self) -> dict[str, list[Any]]:
+        self.path.mkdir(parents=True, exist_ok=True)
         return {}
 
-    return loop.train(made, open_folder)
+    def write_config(self) -> None:
+        pass
+
+
+def train(made: Job) -> bool:
+    return loop.train(made, Folder(made.folder))
 
 
 def left_by(folder: Path) -> tuple[Checkpoint, list[dict[str, float]]]:

@@ -16,6 +16,7 @@ from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
 from dgm.train import checkpoint, loop
 from dgm.train.health import FiniteWatch
+from dgm.train.job import Cadences, TrainConfig
 
 
 class ByData(TwoPhases):
@@ -102,7 +103,7 @@ def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path
     assert list(found) == [16, 24, 32, 48, 72, 80, 96]
     assert found[16] == 5.0 and found[24] is None and found[96] == 6.0
     minima = json.loads((tmp_path / "run" / "minima.json").read_text())
-    assert minima["eval/distance"] == {"value": 3.0, "images_seen": 32}
+    assert minima["eval/distance"] == {"value": 3.0, "images_seen": 32, "best": "min"}
 
 
 def test_continued_run_remembers_the_best(tmp_path: Path):
@@ -115,15 +116,38 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [32, 96]
 
 
-def test_minima_name_the_least_value_of_every_loss_and_when_it_was(tmp_path: Path):
-    for length in (48, 96):  # the second start goes on from what the first had found
-        assert train(job(tmp_path / "run", total_images=length))
+@pytest.mark.parametrize(
+    ("total", "log", "grid"),
+    [(48, 16, 16), (60_000, 1_200, 20_000), (102_400_000, 12_800, 1_280_000)],
+)
+def test_a_run_of_any_length_has_a_curve(total: int, log: int, grid: int):
+    every = TrainConfig(global_batch=16, total_images=total).cadences
+    assert (every.log, every.sample, every.save) == (log, grid, grid)
+    chosen = TrainConfig(
+        total_images=total, log_every_images=7, sample_every_images=0, save_every_images=9
+    )
+    assert chosen.cadences == Cadences(7, 0, 9)
+
+
+class Scored(TwoPhases):
+    """Has metrics of which a high value is the best, or none."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, torch.Tensor]:
+        found = super().loss(nets, batch, phase, draws)
+        return {**found, "elbo": -found["loss"], "logits_fake": found["loss"]}
+
+
+def test_the_best_value_of_each_metric_is_named_by_its_direction(tmp_path: Path):
+    for length in (48, 96):  # the second start continues from what the first had found
+        assert train(job(tmp_path / "run", Scored(BOTH), total_images=length))
     _, lines = left_by(tmp_path / "run")
-    minima = json.loads((tmp_path / "run" / "minima.json").read_text())
-    assert set(minima) == {f"train/{p}/{n}" for p in "ab" for n in ("loss", "labels")}
-    for name, least in minima.items():
-        line = min(lines, key=lambda line, name=name: line[name])
-        assert least == {"value": line[name], "images_seen": line["images_seen"]}
+    found = json.loads((tmp_path / "run" / "minima.json").read_text())
+    assert set(found) == {f"train/{p}/{n}" for p in "ab" for n in ("loss", "elbo")}
+    for name, best in found.items():
+        which = max if name.endswith("elbo") else min
+        line = which(lines, key=lambda line, name=name: line[name])
+        expected = {"value": line[name], "images_seen": line["images_seen"]}
+        assert best == {**expected, "best": which.__name__}
 
 
 class Broken(TwoPhases):

@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from dgm.errors import UserError
 from dgm.train.engine import Engine
-from dgm.train.run_folder import MAY_CHANGE, describe_machine, flatten, open_run, record_start
+from dgm.train.run_folder import MAY_CHANGE, RunFolder, describe_machine, flatten, record_start
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ def text_of(folder: Path) -> str:
     return (folder / "config.yaml").read_text()
 
 
+def start(config: object, folder: Path) -> dict[str, list[Any]]:
+    """Open a run folder and write its configuration, as a start that finds no fault does."""
+    opened = RunFolder(config, folder)
+    changed = opened.open()
+    opened.write_config()
+    return changed
+
+
+def train_in(folder: Path, config: object) -> None:
+    """Leave a run that has logged a step."""
+    start(config, folder)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "images_seen": 8}\n')
+
+
 def test_settings_are_flat_with_what_may_change():
     found = {key: (value, free) for key, value, free in flatten(Config())}
     assert found["seed"] == (0, False)
@@ -46,7 +61,7 @@ def test_settings_are_flat_with_what_may_change():
 
 def test_a_new_run_is_written_down(tmp_path: Path):
     folder = tmp_path / "runs" / "one"
-    assert open_run(Config(), folder) == {}
+    assert start(Config(), folder) == {}
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
     written = yaml.safe_load(text_of(folder))
     assert list(written) == ["seed", "model", "sample"]
@@ -55,14 +70,14 @@ def test_a_new_run_is_written_down(tmp_path: Path):
 
 
 def test_an_empty_folder_may_be_used(tmp_path: Path):
-    assert open_run(Config(), tmp_path) == {}
+    assert start(Config(), tmp_path) == {}
 
 
 def test_the_same_configuration_goes_on(tmp_path: Path):
     config = Config(3, Section(widths=[4], eps=3e-16, name="a: [b] 'c'"))
-    open_run(config, tmp_path)
+    start(config, tmp_path)
     before = text_of(tmp_path)
-    assert open_run(config, tmp_path) == {}
+    assert start(config, tmp_path) == {}
     assert text_of(tmp_path) == before
 
 
@@ -78,91 +93,142 @@ def test_the_same_configuration_goes_on(tmp_path: Path):
 def test_another_configuration_is_refused_with_key_and_values(
     tmp_path: Path, other: Config, key: str, before: str, now: str
 ):
-    open_run(Config(), tmp_path)
+    train_in(tmp_path, Config())
     text = text_of(tmp_path)
     with pytest.raises(UserError, match=re.escape(f"{key} was {before}, is {now}")) as caught:
-        open_run(other, tmp_path)
+        start(other, tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert text_of(tmp_path) == text
 
 
 def test_every_differing_key_is_named_and_free_ones_are_not(tmp_path: Path):
-    open_run(Config(), tmp_path)
+    train_in(tmp_path, Config())
     other = Config(1, Section(eps=1e-6, cadence=5), Section(name="free"))
     with pytest.raises(UserError) as caught:
-        open_run(other, tmp_path)
+        start(other, tmp_path)
     message = str(caught.value)
     assert "seed was 0, is 1" in message and "model.eps was 1e-08, is 1e-06" in message
     assert "cadence" not in message and "sample" not in message
 
 
 def test_a_free_key_may_change_and_is_written_down(tmp_path: Path):
-    open_run(Config(), tmp_path)
+    start(Config(), tmp_path)
     other = replace(Config(), model=Section(cadence=7), sample=Section(betas=(0.1, 0.2)))
-    assert open_run(other, tmp_path) == {
+    assert start(other, tmp_path) == {
         "model.cadence": [10, 7],
         "sample.betas": [[0.9, 0.999], [0.1, 0.2]],
     }
     assert yaml.safe_load(text_of(tmp_path))["model"]["cadence"] == 7
-    assert open_run(other, tmp_path) == {}
+    assert start(other, tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path: Path):
+    train_in(tmp_path, Config())
+    path, whole = tmp_path / "config.yaml", text_of(tmp_path)
+    older = "".join(line for line in whole.splitlines(True) if "eps" not in line)
+    path.write_text(older)
+    with pytest.raises(UserError, match=r"model\.eps was 1e-08, is 1e-06"):
+        start(Config(model=Section(eps=1e-6)), tmp_path)
+    assert text_of(tmp_path) == older
+    assert start(Config(), tmp_path) == {}
+    assert text_of(tmp_path) == whole
+
+
+def test_where_nothing_was_trained_another_configuration_takes_the_folder(tmp_path: Path):
+    start(Config(), tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    assert start(Config(seed=1), tmp_path) == {"seed": [0, 1]}
+    assert yaml.safe_load(text_of(tmp_path))["seed"] == 1
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
+    assert start(Config(), tmp_path) == {}
+    assert "gan" not in text_of(tmp_path)
+
+
+def test_a_start_that_is_refused_changes_nothing(tmp_path: Path):
+    train_in(tmp_path, Config())
+    before = text_of(tmp_path)
+    assert RunFolder(Config(sample=Section(eps=1)), tmp_path).open() == {"sample.eps": [1e-8, 1]}
+    assert text_of(tmp_path) == before
+
+
+def test_a_new_folder_is_removed_where_nothing_was_trained(tmp_path: Path):
+    folder = tmp_path / "run"
+    made = RunFolder(Config(), folder)
+    made.open()
+    made.write_config()
+    (folder / "tensorboard").mkdir()
+    made.discard()
+    assert not folder.exists()
+    folder.mkdir()
+    mine = RunFolder(Config(), folder)
+    mine.open()
+    mine.write_config()
+    mine.discard()
+    assert folder.exists()  # for it was there before
+    trained = RunFolder(Config(), tmp_path / "trained")
+    trained.open()
+    (tmp_path / "trained" / "metrics.jsonl").write_text("{}\n")
+    trained.discard()
+    assert (tmp_path / "trained" / "metrics.jsonl").exists()
+
+
 def test_a_key_that_is_no_more_is_refused(tmp_path: Path):
-    open_run(Config(), tmp_path)
+    train_in(tmp_path, Config())
     (tmp_path / "config.yaml").write_text(text_of(tmp_path) + "forgotten: 5\n")
-    with pytest.raises(UserError, match="forgotten was 5, is None"):
-        open_run(Config(), tmp_path)
+    with pytest.raises(UserError, match="forgotten was 5, which this version does not know"):
+        start(Config(), tmp_path)
 
 
 def test_a_run_of_another_family_is_refused(tmp_path: Path):
-    open_run(Config(), tmp_path)
+    train_in(tmp_path, Config())
     (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
     with pytest.raises(UserError, match="another family, with the sections gan: use its script"):
-        open_run(Config(), tmp_path)
+        start(Config(), tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not empty and holds no run"):
-        open_run(Config(), tmp_path)
+        start(Config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match=r"run\.dir .*file"):
-        open_run(Config(), tmp_path / "file")
+        start(Config(), tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_a_first_start_that_was_killed_as_it_wrote_may_start_again(tmp_path: Path):
     (tmp_path / ".config.yaml.tmp").write_text("seed: 0\nmod")
-    assert open_run(Config(), tmp_path) == {}
+    assert start(Config(), tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_torn_configuration_never_passes_for_another(tmp_path: Path):
-    open_run(Config(), tmp_path)
+    train_in(tmp_path, Config())
     path, whole = tmp_path / "config.yaml", text_of(tmp_path)
-    refused = 0
+    other = Config(1, Section(widths=[3], betas=(0.5, 0.9), eps=1e-6, name="x"))
     for length in range(len(whole)):
         path.write_text(whole[:length])
+        with pytest.raises(UserError):
+            start(other, tmp_path)
         try:
-            changed = open_run(Config(), tmp_path)
+            changed = start(Config(), tmp_path)
         except UserError:
-            refused += 1
-        else:  # the cut took keys only that may change
-            assert all(k.startswith("sample.") or k == "model.cadence" for k in changed)
-            assert path.read_text() == whole or not changed
-    assert refused >= whole.index("cadence")
+            continue
+        # The cut took keys that may change, or that have their defaults.
+        assert all(k.startswith("sample.") or k == "model.cadence" for k in changed)
+        assert text_of(tmp_path) == whole
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"a: [", b"\xff\xfe\x00", b"- 1\n"])
 def test_an_unreadable_configuration_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.yaml .*: .*or move the run"):
-        open_run(Config(), tmp_path)
+        start(Config(), tmp_path)
 
 
 def test_each_start_is_recorded(tmp_path: Path, engine: Engine):

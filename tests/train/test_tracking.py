@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dgm.train import tracking
 from dgm.train.engine import Engine
 from dgm.train.tracking import Meter, MetricsFile, Progress, read_metrics
 
@@ -182,9 +183,27 @@ def test_a_loss_that_is_not_a_number_can_be_read_back(tmp_path: Path):
     assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
 
 
+def test_what_takes_a_while_is_named_and_is_no_slow_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    now = [100.0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    progress = Progress(1000, 0, shown=True)
+    progress.advance(50)
+    for what, seconds in (("saving", 1), ("drawing samples", 40)):
+        with progress.doing(what):
+            now[0] += seconds
+    assert capsys.readouterr().err == "drawing samples: 40 s\n"
+    now[0] += 10
+    progress.advance(150)
+    assert "10 images/s" in capsys.readouterr().err
+
+
 def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[str]):
     progress = Progress(1000, 0, shown=True, every_s=0.0)
     progress.say({"loss": 0.25})
+    progress.advance(50)  # the first step compiles: its speed is no one's
+    assert capsys.readouterr().err == ""
     progress.advance(100)
     progress.close()
     told = capsys.readouterr().err
