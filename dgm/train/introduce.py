@@ -21,7 +21,8 @@ _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNor
 
 def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
     """Print what is about to run, from where, and what changed since its last start."""
-    lines = describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+    lines = {"data": job.data_line} if job.data_line else {}
+    lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
     if images_seen:
         lines["continues at"] = f"{images_seen:,} images"
     for name, text in lines.items():
