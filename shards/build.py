@@ -179,16 +179,15 @@ def describe_shards(path: Path, opened: Shards) -> str:
 
 def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
     """Build a default folder where it is missing or out of date."""
-    elsewhere = (
-        f"set {ROOT_VARIABLE} to a folder that can be written, or name built shards by "
-        f"{option('shards', 'DIR')}"
-    )
-    source = source_name(images.source)
+    elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
+    if images.split == "train":  # other commands have no option for these
+        elsewhere += f", or name built shards by {option('shards', 'DIR')}"
+    source, real = source_name(images.source), path.resolve()  # a link to a folder stays a link
     if not (path / INDEX).is_file():
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ShardError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
         try:
-            images.write(path, progress, elsewhere)
+            images.write(real, progress, elsewhere)
         except ShardError:
             if not (path / INDEX).is_file():  # else another process was faster
                 raise
@@ -199,7 +198,13 @@ def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
             "move it away"
         )
     if index.source_files is None:
-        return  # no folder, or built by a version that kept no listing
+        if source.startswith("folder:"):
+            print(
+                f"{path}: built by an older version, which kept no list of the images: changes of "
+                f"{_root_of(source)} are not seen; remove {path} to have it built again",
+                flush=True,
+            )
+        return
     try:
         tree = find_images(_root_of(source), images.split, images.options.holdout)
     except (NoImages, OSError) as error:
@@ -210,7 +215,7 @@ def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
         return
     if changes := _changes(path, index, tree):
         print(f"{path}: {changes}: building again", flush=True)
-        images.write(path, progress, elsewhere, swap=True)
+        images.write(real, progress, elsewhere, swap=True)
 
 
 def _root_of(source: str) -> Path:
