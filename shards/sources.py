@@ -85,9 +85,10 @@ class FolderOptions:
     @property
     def suffix(self) -> str:
         """Return what a default folder's name adds, so that no two settings share one."""
-        named = {"background": "on", "holdout": "holdout", "skip_bad": "skip-bad"}
-        parts = [(named[k], "" if k == "skip_bad" else str(v)) for k, v in self.settings.items()]
-        return "".join(f"-{name}{value}" for name, value in parts).replace(",", ".")
+        settings = self.settings
+        settings.pop("skip_bad", None)
+        named = "".join(f"-{name}-{value}" for name, value in settings.items())
+        return named.replace(",", ".") + "-skip-bad" * self.skip_bad
 
 
 DEFAULT_OPTIONS = FolderOptions()
