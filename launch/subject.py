@@ -66,7 +66,7 @@ class Subject:
         """Open the test images, built where missing. Raises UserError where there are none."""
         where, why = self._find_test
         if where is None:
-            raise UserError(f"{self.folder} has no test images: {why}")
+            raise UserError(f"there are no test images: {why}")
         test = open_shards(where)
         if test.image_shape != self.real.image_shape:
             raise UserError(

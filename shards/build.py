@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.class_folders import NoImages, Tree, describe_changes, find_images
+from shards.class_folders import NoImages, Tree, counted, describe_changes, find_images
 from shards.cli import Parser, run
 from shards.errors import ShardError, option
 from shards.folders import new_folder
@@ -68,7 +68,7 @@ class _Images:
         if self.shard_size < 1:
             raise ShardError(f"shard size is {self.shard_size}; choose 1 or more")
         images = open_source(self.source, self.split, self.resize, self.seed, self.options)
-        with new_folder(out, INDEX, swap, remedy) as folder:
+        with new_folder(out, same=INDEX, remedy=remedy, swap=swap) as folder:
             # Slow to import, and only writing needs it.
             from shards.write import write_folder
 
@@ -167,7 +167,8 @@ def ensure(
 def describe_shards(path: Path, opened: Shards) -> str:
     """Return number, classes and size of the images of shards, where they lie, and since when."""
     height, width, _ = opened.image_shape
-    text = f"{len(opened):,} images, {opened.num_classes} classes, {width} x {height}, {path}"
+    classes = "1 class" if opened.num_classes == 1 else f"{opened.num_classes:,} classes"
+    text = f"{counted(len(opened), 'image')}, {classes}, {width} x {height}, {path}"
     home = path if path.is_dir() else path.parent
     index = next((f / INDEX for f in (home, opened.folder) if (f / INDEX).is_file()), None)
     if index is None:

@@ -66,13 +66,13 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def new_folder(
-    final: Path, same: str, swap: bool = False, remedy: str = "choose another folder"
+    final: Path, same: str, remedy: str = "choose another folder", swap: bool = False
 ) -> Iterator[Path]:
     """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
 
     Where another process made `final` in the meantime, its folder stays if its file named `same`
-    is byte for byte ours. swap: take the place of a `final` that is other; open maps of its files
-    stay valid. remedy: what to do where `final` cannot be written.
+    is byte for byte ours. remedy: what an error advises where `final` cannot be written; swap:
+    take the place of a `final` that is other; open maps of its files stay valid.
     Raises ShardError where `final` is other, or where nothing can be written.
     """
     made = _make_parents(final, remedy)
@@ -84,7 +84,7 @@ def new_folder(
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
-            _publish(temporary, final, same, swap, remedy)
+            _publish(temporary, final, same, remedy, swap)
     except BaseException:
         _remove_unfinished(temporary, made)
         raise
@@ -105,7 +105,7 @@ def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
             parent.rmdir()
 
 
-def _publish(temporary: Path, final: Path, same: str, swap: bool, remedy: str) -> None:
+def _publish(temporary: Path, final: Path, same: str, remedy: str, swap: bool) -> None:
     try:
         os.rename(temporary, final)  # also replaces an empty folder
     except OSError as error:

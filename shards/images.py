@@ -54,12 +54,21 @@ class Decoded:
 
 
 @cache
+def _formats() -> tuple[str, ...]:
+    """Return the image formats that the installed Pillow decodes, in the order of its attempts."""
+    from PIL import Image
+
+    Image.preinit()  # the usual formats first, as Image.open tries them
+    Image.init()
+    return tuple(name for name in Image.ID if name in Image.OPEN.keys() - _NO_PICTURES)
+
+
+@cache
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes (`.png`) of the image formats that the installed Pillow decodes."""
     from PIL import Image
 
-    Image.init()
-    readable = Image.OPEN.keys() - _NO_PICTURES
+    readable = _formats()
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in readable)
 
 
@@ -106,7 +115,8 @@ def decode(
         with warnings.catch_warnings():
             # Pillow warns of what would take much memory, and refuses no less than twice that.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(content))
+            # Not EPS, for one, whatever the name: Pillow runs Ghostscript on it.
+            opened = Image.open(io.BytesIO(content), formats=_formats())
         with opened:
             if opened.mode in _DEEP_MODES:
                 raise ShardError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")

@@ -110,7 +110,7 @@ def test_measures_on_test_images_are_left_out_where_there_are_none(
     assert "FD-cifar" in done.stdout
     named = run_warm(EVALUATE, "run", "--measure", "bits_per_dim", *few, cwd=here)
     assert named.code == 2 and len(named.stderr.splitlines()) == 1
-    assert "run has no test images" in named.stderr and "--data.holdout 0.1" in named.stderr
+    assert "there are no test images" in named.stderr and "--data.holdout 0.1" in named.stderr
 
 
 @pytest.mark.parametrize("by_make", [False, True])
