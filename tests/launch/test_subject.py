@@ -109,7 +109,7 @@ def test_other_peoples_train_shards_have_no_test_images_of_another_source(
     made.settings = {"source": "shapes", "shards": str(tmp_path)}  # whose images are others
     assert f"trained on tar:{tmp_path}" in str(made.lacks_test)
     assert choose_measures(made) == ["distances", "precision_recall", "diversity"]
-    with pytest.raises(UserError, match="there are no test images: .* give --test_shards DIR"):
+    with pytest.raises(UserError, match=r"there are no test images: .* give --test_shards DIR"):
         _ = made.test
 
 

@@ -57,7 +57,7 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     done = run_script(SCRIPT, "--config", tiny_config, "--run.dir", folder)
     assert done.code == 0, done.stderr
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
-    names = ("parameters", "GFLOP per image", "engine", "device", "precision", "expected memory")
+    names = ("data", "parameters", "GFLOP per image", "engine", "device", "precision")
     assert list(said)[: len(names)] == list(names)
     assert said["parameters"].split() == ["net", "0.03", "M"]
     assert said["engine"].strip() == "one process"
