@@ -12,6 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from launch.preflight import find_shards
+from launch.training import DataConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATE = ROOT / "launch" / "evaluate.py"
 
@@ -142,3 +145,15 @@ def test_damaged_and_transparent_images_can_be_trained_on(train: Callable, here:
     assert folder.name.endswith("-background-0.0.0-skip-bad")
     again = train("--data.skip_bad", "--data.background=black", "--train.total_images=64")
     assert again.code == 0 and "97 images" in again.stdout and "left out" not in again.stdout
+
+
+def test_shards_are_found_before_a_job_by_the_same_settings(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    data = DataConfig(source="folder:pictures", holdout=0.2)
+    assert find_shards(data, "train", build=False) is None and not (here / "data").exists()
+    found = [find_shards(data, split, build=True) for split in ("train", "test")]
+    assert [len(shards or ()) > 0 for shards in found] == [True, True]
+    assert sum(len(shards or ()) for shards in found) == 96
+    assert find_shards(data, "train", build=False) is not None
