@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
@@ -64,22 +65,26 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(final: Path, same: str) -> Iterator[Path]:
+def new_folder(
+    final: Path, same: str, remedy: str = "choose another folder", swap: bool = False
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
 
     Where another process made `final` in the meantime, its folder stays if its file named `same`
-    is byte for byte ours. Raises ShardError where it is not, or where nothing can be written.
+    is byte for byte ours. remedy: what an error advises where `final` cannot be written; swap:
+    take the place of a `final` that is other; open maps of its files stay valid.
+    Raises ShardError where `final` is other, or where nothing can be written.
     """
-    made = _make_parents(final)
+    made = _make_parents(final, remedy)
     remove_leftovers(final)
     temporary = temporary_sibling(final)
     _unfinished[temporary] = made
     try:
-        with _plain_errors(final):
+        with _plain_errors(final, remedy):
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
-            _publish(temporary, final, same)
+            _publish(temporary, final, same, remedy, swap)
     except BaseException:
         _remove_unfinished(temporary, made)
         raise
@@ -100,31 +105,46 @@ def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
             parent.rmdir()
 
 
-def _publish(temporary: Path, final: Path, same: str) -> None:
+def _publish(temporary: Path, final: Path, same: str, remedy: str, swap: bool) -> None:
     try:
         os.rename(temporary, final)  # also replaces an empty folder
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         theirs = final / same
-        if not theirs.is_file() or theirs.read_bytes() != (temporary / same).read_bytes():
-            raise ShardError(
-                f"{final} was filled with other data meanwhile; choose another folder"
-            ) from None
+        equal = theirs.is_file() and theirs.read_bytes() == (temporary / same).read_bytes()
+        if not equal and not swap:
+            raise ShardError(f"{final} was filled with other data meanwhile; {remedy}") from None
+        if not equal:
+            _exchange(temporary, final)
         remove(temporary)
     _sync(final.parent)
 
 
-def _make_parents(final: Path) -> list[Path]:
+def _exchange(temporary: Path, final: Path) -> None:
+    """Swap two folders, at once where the system can: no moment sees `final` missing."""
+    with suppress(OSError, AttributeError):
+        here, swapped = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not libc.renameat2(here, os.fsencode(temporary), here, os.fsencode(final), swapped):
+            return
+    # A network file system, for one, cannot. The old one's name is that of a leftover.
+    old = temporary_sibling(final)
+    os.rename(final, old)
+    os.rename(temporary, final)
+    remove(old)
+
+
+def _make_parents(final: Path, remedy: str) -> list[Path]:
     """Make the parents of `final`; return those that were missing, innermost first."""
     missing = [parent for parent in final.parents if not parent.exists()]
-    with _plain_errors(final):
+    with _plain_errors(final, remedy):
         final.parent.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 @contextmanager
-def _plain_errors(final: Path) -> Iterator[None]:
+def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -132,7 +152,7 @@ def _plain_errors(final: Path) -> Iterator[None]:
             raise ShardError(f"no space left to write {final}; free some or move it") from error
         if error.errno in _FORBIDDEN and not _is_read(error, final):
             reason = error.strerror
-            raise ShardError(f"cannot write {final} ({reason}); choose another folder") from error
+            raise ShardError(f"cannot write {final} ({reason}); {remedy}") from error
         raise
 
 
