@@ -25,6 +25,8 @@ $(VENV)/.installed: requirements.lock
 	touch $@
 
 # make train [MODEL=ddpm|gan|vae|flow] [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
+# DGM_MAKE lets messages name ARGS="--data.resize 32" instead of the option alone.
+train: export DGM_MAKE := 1
 train: setup
 	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
 	    --config $(CONFIG) --data.source "$(DATA)" \

@@ -25,7 +25,7 @@ def choose_measures(subject: Subject) -> list[str]:
         }  # fmt: skip
         likelihood = by_family.get(trained.family, ["bits_per_dim"])
         names = ["distances", "precision_recall", "diversity", "neighbours", *likelihood]
-        names = ["class_consistency"] * by_class + names
+        names = _without_test(subject, ["class_consistency"] * by_class + names)
     else:
         names = list(dict.fromkeys(name.strip() for name in wanted.split(",")))
     for name in names:
@@ -52,9 +52,20 @@ def choose_measures(subject: Subject) -> list[str]:
     return names
 
 
+def _without_test(subject: Subject, names: list[str]) -> list[str]:
+    """Leave out what is measured on test images where there are none, and say so."""
+    why = subject.lacks_test
+    if why is None or subject.options.against == "test":
+        return names
+    left_out = [name for name in names if MEASURES[name].on_test]
+    if subject.engine.is_main:
+        print(f"{subject.folder}: not measured: {', '.join(left_out)}, on test images: {why}")
+    return [name for name in names if name not in left_out]
+
+
 def _open_what_may_be_missing(subject: Subject, names: list[str]) -> None:
     """Open now what a measure would open only after others have taken their time."""
-    if subject.options.test_shards is not None:
+    if subject.options.test_shards is not None or any(MEASURES[n].on_test for n in names):
         _ = subject.test
     if subject.options.features == "inception" and any(MEASURES[n].by_features for n in names):
         _ = subject.features

@@ -22,7 +22,7 @@ from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested
 from dgm.yaml_file import read_yaml
 from shards.cli import nearest, remedy_for
-from shards.errors import ShardError
+from shards.errors import ShardError, spell_options
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
 _KINDS = {
@@ -154,6 +154,7 @@ def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else."""
     warnings.showwarning = _say_warning
+    spell_options(_as_key)
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _keep_disk_faults_of_helpers_quiet()
@@ -173,6 +174,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.stdout.flush()
     _leave_code(code)
     sys.exit(code)
+
+
+def _as_key(option: str) -> str:
+    """Spell an option of `python -m shards.build` as the key that trainers have for it."""
+    name, *value = option.removeprefix("--").split(" ")
+    key = " ".join([f"--data.{name.replace('-', '_')}", *value])
+    return f'ARGS="{key}"' if os.environ.get("DGM_MAKE") else key
 
 
 def leave(code: int, line: str) -> NoReturn:

@@ -35,6 +35,7 @@ from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercis
 from launch.places import check_folder
 from launch.report import open_run
 from shards.build import ensure
+from shards.class_folders import NoTestImages
 
 ROOT = Path(__file__).resolve().parents[1]
 _DONE = "done.jsonl"  # the commands that ended well
@@ -199,7 +200,14 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
     """Train and measure all runs, then write the pages. Raises CommandError."""
     for split in ("train", "test"):
-        ensure(options.data, split=split)
+        try:
+            ensure(options.data, split=split)
+        except NoTestImages:
+            folder = options.data.removeprefix("folder:")
+            raise UserError(
+                f"--data is {options.data}, which has no test images: move the class folders into "
+                f"{folder}/train/ and put test images into {folder}/test/<class>/"
+            ) from None
     commands = Commands(out)
     runs = _runs(plans)
     pool = ThreadPoolExecutor(options.parallel, initializer=own_cores(options.parallel))

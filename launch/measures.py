@@ -183,18 +183,19 @@ class Measure:
     least: int = 0
     by_features: bool = False
     of_family: str | None = None  # that alone has what is measured
+    on_test: bool = False  # measured on test images, or beside them
 
 
 MEASURES = {
-    "class_consistency": Measure(class_consistency, 1),
+    "class_consistency": Measure(class_consistency, 1, on_test=True),
     "distances": Measure(distances, SCORE_SPLITS, by_features=True),
     "precision_recall": Measure(precision_recall, COVERAGE_NEIGHBOURS + 1, by_features=True),
     "diversity": Measure(diversity, 2, by_features=True),
-    "neighbours": Measure(neighbours, 1, by_features=True),
-    "bits_per_dim": Measure(bits),
-    "bits_per_dim_ode": Measure(bits_by_ode, of_family="diffusion"),
-    "loss_by_timestep": Measure(loss_by_timestep, of_family="diffusion"),
-    "reconstruction": Measure(reconstruction, of_family="vae"),
+    "neighbours": Measure(neighbours, 1, by_features=True, on_test=True),
+    "bits_per_dim": Measure(bits, on_test=True),
+    "bits_per_dim_ode": Measure(bits_by_ode, of_family="diffusion", on_test=True),
+    "loss_by_timestep": Measure(loss_by_timestep, of_family="diffusion", on_test=True),
+    "reconstruction": Measure(reconstruction, of_family="vae", on_test=True),
     "cost": Measure(cost, 1),
 }
 

@@ -25,8 +25,8 @@ from dgm.train.run_folder import as_yaml, describe_code
 from launch.command import parse, run
 from launch.families import FAMILIES
 from launch.room import weigh
-from launch.training import DataConfig
-from shards.build import default_folder, ensure
+from launch.training import DataConfig, ensure_split
+from shards.build import default_folder
 from shards.errors import ShardError
 from shards.format import INDEX
 from shards.read import Shards, open_shards
@@ -66,7 +66,8 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         "global_batch": config.train.global_batch,
     }
     images = find_shards(config.data, "train", build)
-    if config.eval.every_images and (config.data.shards is None or config.data.test_shards):
+    measured = config.eval.every_images and config.eval.metric == "bits_per_dim"
+    if measured and (config.data.shards is None or config.data.test_shards):
         find_shards(config.data, "test", build, None if images is None else images.classes)
     if images is None:  # nothing is known of them before they are built
         return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
@@ -104,22 +105,15 @@ def find_shards(
     """
     given = data.shards if split == "train" else data.test_shards
     if given is None and not build:
-        folder = default_folder(data.source, split, data.resize)
+        folder = default_folder(data.source, split, data.resize, data.options)
         if not (folder / INDEX).is_file():
             return None
-    return _open(data.source, given, split, data.resize, classes)
+    return _open(data, split, classes)
 
 
 @functools.cache  # the sets of a sweep mostly share their images
-def _open(
-    source: str,
-    folder: str | None,
-    split: str,
-    resize: int | None,
-    classes: tuple[str, ...] | None,
-) -> Shards:
-    where = ensure(source, folder, split, resize, classes=classes)
-    return open_shards(where, resize, classes)
+def _open(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Shards:
+    return open_shards(ensure_split(data, split, classes), data.resize, classes)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +30,10 @@ from dgm.images import to_uint8
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 from launch.trained import Trained, open_trained
-from launch.training import identify
-from shards.build import ensure
+from launch.training import DataConfig, ensure_split, identify
+from shards.class_folders import NoImages, NoTestImages
 from shards.folders import cache_root
+from shards.format import INDEX, Index, load_index
 from shards.read import Shards, open_shards
 
 Figures = dict[str, Any]
@@ -70,21 +71,47 @@ class Subject:
 
     @cached_property
     def test(self) -> Shards:
-        """Open the test images, built where missing."""
-        source, resize = self.settings["source"], self.settings["resize"]
-        shards = self.options.test_shards or self.settings.get("test_shards")
-        where = self.engine.on_main(
-            lambda: str(
-                ensure(source, shards, split="test", resize=resize, classes=self.trained.classes)
-            )
-        )
-        test = open_shards(where, resize, self.trained.classes)
+        """Open the test images, built where missing. Raises UserError where there are none."""
+        where, why = self._find_test
+        if where is None:
+            raise UserError(f"there are no test images: {why}")
+        test = open_shards(where, self.settings["resize"], self.trained.classes)
         if test.image_shape != self.real.image_shape:
             raise UserError(
                 f"the test images of {where} are of shape {test.image_shape}, those of training of "
                 f"{self.real.image_shape}: give --test_shards"
             )
         return test
+
+    @property
+    def lacks_test(self) -> str | None:
+        """Return why there are no test images; None where there are. Collective: call on all."""
+        return self._find_test[1]
+
+    @cached_property
+    def _find_test(self) -> tuple[str | None, str | None]:
+        """Return the folder of the test images, or why there is none."""
+        data = DataConfig(**self.settings)
+        origin, given = self._origin, self.options.test_shards or data.test_shards
+        if given is None and origin.source.startswith("tar:"):
+            why = f"it was trained on {origin.source}, of which only train images are known"
+            return None, f"{why}; give --test_shards DIR"
+        if given is None:
+            data = _as_built(data, origin)
+
+        def find() -> tuple[str | None, str | None]:
+            try:
+                return str(ensure_split(replace(data, test_shards=given), "test")), None
+            except (NoTestImages, NoImages) as error:
+                return None, f"{error}, or give --test_shards DIR"
+
+        return self.engine.on_main(find)
+
+    @property
+    def _origin(self) -> Index:
+        """Return the index that the train shards were built with, if they need decoding too."""
+        path = Path(self.settings.get("shards") or "") / INDEX
+        return load_index(path) if path.is_file() else self.real.index
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -177,6 +204,20 @@ class Subject:
     def forget(self) -> None:
         """Let go of what was made."""
         self._made.clear()
+
+
+def _as_built(data: DataConfig, index: Index) -> DataConfig:
+    """Return the settings by which train shards were built, for the test images beside them."""
+    settings = index.settings
+    resize = settings.get("resize")
+    return replace(
+        data,
+        source=index.source,
+        resize=None if resize is None else int(resize),
+        background=str(settings.get("background", "white")),
+        holdout=float(settings.get("holdout", 0.0)),
+        skip_bad=bool(settings.get("skip_bad", 0)),
+    )
 
 
 def open_on_all(engine: Engine, folder: Path, wanted: int | Literal["best"] | None) -> Trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import warnings
@@ -32,10 +33,13 @@ from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse
 from launch.places import check_folder
 from launch.room import check_room
-from shards.build import ensure
+from shards.build import default_folder, describe_shards, ensure
+from shards.errors import ShardError
 from shards.folders import cache_root, remove_unfinished
 from shards.format import INDEX
 from shards.read import Shards, open_shards
+from shards.remote import is_remote
+from shards.sources import FolderOptions, source_name
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,18 @@ class DataConfig:
     """Folder of test shards, for what eval.* measures on test images; as `shards` for null."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
     """Side to which images are cut, as centred squares, and resized, bicubic; null leaves them."""
+    background: str = field(default="white", metadata=MAY_CHANGE)
+    """What transparent images of a folder are composed on: white, black or R,G,B."""
+    holdout: float = field(default=0.0, metadata=MAY_CHANGE)
+    """Fraction of a folder's images that is held out as test images, chosen by file name, where
+    the folder has no test images of its own."""
+    skip_bad: bool = field(default=False, metadata=MAY_CHANGE)
+    """Leave damaged images of a folder out instead of refusing the folder."""
+
+    @property
+    def options(self) -> FolderOptions:
+        """Return how a folder's images are read."""
+        return FolderOptions(self.background, self.holdout, self.skip_bad)
 
 
 @dataclass
@@ -119,7 +135,7 @@ def _prepare(
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
         watchdog.doing("prepare")
-    where = engine.on_main(lambda: str(ensure(data.source, data.shards, resize=data.resize)))
+    where = engine.on_main(lambda: str(ensure_split(data, "train")))
     images = open_shards(where, data.resize)
     check_room(make_parts, config, images)
     job = make_job(
@@ -128,7 +144,8 @@ def _prepare(
     job.watchdog = watchdog
     if engine.is_main:
         _say_what_sheets_show(job)
-    return job, replace(config, data=replace(data, shards=where))
+        job.data_line = describe_shards(Path(where), images)
+    return job, replace(config, data=with_whole_paths(replace(data, shards=where)))
 
 
 def _say_what_sheets_show(job: Job) -> None:
@@ -212,21 +229,56 @@ def _name(sums: list[str]) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
+def ensure_split(data: DataConfig, split: str, classes: Sequence[str] | None = None) -> Path:
+    """Return the folder of a run's train or test shards, built where missing, checked.
+
+    classes: of the train images, by which labels of test images are numbered.
+    """
+    given = data.shards if split == "train" else data.test_shards
+    # A run's config.yaml names its train shards, beside which those of the test images lie.
+    root = beside_which(data) if split == "test" else None
+    return ensure(
+        data.source, given, split, data.resize, options=data.options, root=root, classes=classes
+    )
+
+
+def beside_which(data: DataConfig) -> Path | None:
+    """Return the folder in which data.shards lie if a trainer built them by default."""
+    if data.shards is None:
+        return None
+    shards = Path(os.path.expanduser(data.shards))
+    try:
+        name = default_folder(data.source, "train", data.resize, data.options).name
+    except ShardError:  # of a source that is unknown: the shards come from elsewhere
+        return None
+    return shards.parent if shards.name == name else None
+
+
+def with_whole_paths(data: DataConfig) -> DataConfig:
+    """Make paths absolute, so that they hold in any working directory."""
+    source = data.source
+    if source.startswith("folder:"):
+        source = source_name(source)
+    return replace(
+        data, source=source, shards=_whole(data.shards), test_shards=_whole(data.test_shards)
+    )
+
+
+def _whole(path: str | None) -> str | None:
+    return path if path is None or is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
 def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shards:
     """Open the test images that go with the train images, built where missing.
 
     classes: those of the train images, by which labels are numbered.
     """
-    if data.test_shards is None and data.shards is not None:
+    if data.test_shards is None and data.shards is not None and beside_which(data) is None:
         raise UserError(
             f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
             "its test images, or set eval.every_images 0"
         )
-    where = engine.on_main(
-        lambda: str(
-            ensure(data.source, data.test_shards, split="test", resize=data.resize, classes=classes)
-        )
-    )
+    where = engine.on_main(lambda: str(ensure_split(data, "test", classes)))
     return open_shards(where, data.resize, classes)
 
 

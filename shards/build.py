@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from shards.class_folders import NoImages, Tree, describe_changes, find_images
 from shards.cli import Parser, run
-from shards.errors import ShardError
+from shards.errors import ShardError, option
 from shards.folders import new_folder
-from shards.format import IMAGE_FORMATS, INDEX, Index, load_index
+from shards.format import IMAGE_FORMATS, INDEX, SOURCE_FILES, Index, load_index
 from shards.progress import counted
-from shards.sources import SPLITS, open_source, source_name
+from shards.sources import DEFAULT_OPTIONS, SPLITS, FolderOptions, open_source, source_name
+
+if TYPE_CHECKING:
+    from shards.read import Shards
 
 SHARD_SIZE = 10_000
+ROOT_VARIABLE = "DGM_DATA"
+"""Names the folder of default shards; `data` under the working directory without it."""
 
 
 def build(
@@ -26,44 +36,83 @@ def build(
     resize: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    options: FolderOptions = DEFAULT_OPTIONS,
 ) -> Index:
     """Write the images of a source as shards into the folder `out`, whole or not at all.
 
+    Prints what was left out or changed of the images.
     Raises ShardError where `out` holds anything, or an argument or an image is bad.
     """
-    if image_format not in IMAGE_FORMATS:
-        raise ShardError(f"unknown image format '{image_format}'; choose npy or png")
-    if shard_size < 1:
-        raise ShardError(f"shard size is {shard_size}; choose 1 or more")
-    out = out.expanduser().resolve()  # a link to a folder stays a link
+    out = Path(os.path.expanduser(out)).resolve()  # a link to a folder stays a link
     if out.exists() and not out.is_dir():
         raise ShardError(f"{out} is a file; choose another folder for --out")
     if out.is_dir() and any(out.iterdir()):
         raise ShardError(f"{out} exists and is not empty; remove it or choose another --out")
-    images = open_source(source, split, resize, seed)
-    with new_folder(out, same=INDEX) as folder:
-        # Slow to import, and only writing needs it.
-        from shards.write import write_folder
+    images = _Images(source, split, resize, options, seed, image_format, shard_size)
+    return images.write(out, progress, remedy="choose another folder")
 
+
+@dataclass(frozen=True)
+class _Images:
+    """What shards are built of, and how."""
+
+    source: str
+    split: str
+    resize: int | None
+    options: FolderOptions
+    seed: int = 0
+    image_format: str = "npy"
+    shard_size: int = SHARD_SIZE
+
+    def write(self, out: Path, progress: bool, remedy: str, swap: bool = False) -> Index:
+        if self.image_format not in IMAGE_FORMATS:
+            raise ShardError(f"unknown image format '{self.image_format}'; choose npy or png")
+        if self.shard_size < 1:
+            raise ShardError(f"shard size is {self.shard_size}; choose 1 or more")
+        images = open_source(self.source, self.split, self.resize, self.seed, self.options)
         what = f"{out}: {counted(len(images), 'image')}"
-        label = (f"building {what}", f"built {what}")
-        return write_folder(images, folder, split, image_format, shard_size, progress, label)
+        with new_folder(out, same=INDEX, remedy=remedy, swap=swap) as folder:
+            # Slow to import, and only writing needs it.
+            from shards.write import write_folder
+
+            index = write_folder(
+                images, folder, self.split, self.image_format, self.shard_size, progress,
+                (f"building {what}", f"built {what}"),
+            )  # fmt: skip
+        for line in images.notes:
+            print(line, flush=True)
+        return index
 
 
-def default_folder(source: str, split: str = "train", resize: int | None = None) -> Path:
+def default_root() -> Path:
+    """Return the folder of default shards: `$DGM_DATA`, by default `data`."""
+    return Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or "data"))
+
+
+def default_folder(
+    source: str,
+    split: str = "train",
+    resize: int | None = None,
+    options: FolderOptions = DEFAULT_OPTIONS,
+    root: Path | None = None,
+) -> Path:
     """Return where a trainer keeps the shards of a source: `data/<source>`.
 
-    A folder source adds a hash of its path, the test split and a resize their value.
+    A folder source adds a hash of its path and those of `options` that are not the defaults, the
+    test split and a resize their value. root: taken instead of `default_root()`.
     """
     name = source_name(source)
+    added = ""
     if name.startswith("folder:"):
         path = name.removeprefix("folder:")
-        name = f"folder-{Path(path).name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+        name, added = f"folder-{Path(path).name}-{digest}", options.suffix
     if resize is not None:
         name += f"-{resize}"
+    name += added
     if split != "train":
         name += f"-{split}"
-    return Path("data") / name
+    return (default_root() if root is None else root) / name
 
 
 def ensure(
@@ -72,32 +121,36 @@ def ensure(
     split: str = "train",
     resize: int | None = None,
     progress: bool = True,
+    options: FolderOptions = DEFAULT_OPTIONS,
+    root: Path | None = None,
     classes: Sequence[str] | None = None,
 ) -> Path:
     """Return a folder of shards that is complete, unchanged since it was written and readable.
 
-    Without `folder`, the default one is taken, and built where missing. With `folder` (a folder,
-    a tar, or a remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is
-    compared; shards that need decoding, or hold images of another size than `resize`, are decoded.
+    Without `folder`, the default one (below `root`) is taken, and built where it is missing or
+    where the images of a folder source have changed since. With `folder` (a folder, a tar, or a
+    remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is compared;
+    shards that need decoding, or hold images of another size than `resize`, are decoded.
     `classes` are those of the train images, for test images. Open what is returned by
     `open_shards` with the same `resize` and `classes`.
     Raises ShardError where shards are missing, damaged, of another source, or hold images of a
     class that is none of `classes`.
     """
     from shards.decode import check_packed
-    from shards.read import open_shards
     from shards.verify import check_files
 
     command = f"python -m shards.build --source {source} --split {split} --out"
     if folder is None:
-        path = default_folder(source, split, resize)
-        if not (path / INDEX).is_file():
-            _build_missing(source, split, path, resize, progress)
-        _check_origin(path, source_name(source), split)
+        options.check(source_name(source))
+        path = default_folder(source, split, resize, options, root)
+        _ensure_default(path, _Images(source, split, resize, options), progress)
     else:
         from shards.remote import fetch, is_remote
 
-        path = fetch(str(folder), progress) if is_remote(str(folder)) else Path(folder)
+        if is_remote(str(folder)):
+            path = fetch(str(folder), progress)
+        else:
+            path = Path(os.path.expanduser(folder))
         if not path.exists():
             raise ShardError(f"shards {path} do not exist; build them with {command} {path}")
         if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
@@ -105,7 +158,25 @@ def ensure(
             raise ShardError(f"{path} holds no shards; build them with {command} {path}")
     home = path if path.is_dir() else path.parent
     if (home / INDEX).is_file():
-        check_files(home, progress)
+        try:
+            index = check_files(home, progress)
+        except ShardError as error:
+            if folder is not None:
+                raise
+            fault = str(error).rpartition("; ")[0]
+            raise ShardError(f"{fault}; remove {home}: it is then built again") from None
+        if folder is not None:
+            _warn_of_changes(home, index, source)
+    _check_opened(path, home, resize, classes, progress)
+    return path
+
+
+def _check_opened(
+    path: Path, home: Path, resize: int | None, classes: Sequence[str] | None, progress: bool
+) -> None:
+    """Open shards, which decodes them where they need it, and check the copy that is read."""
+    from shards.read import open_shards
+
     opened = open_shards(path, resize, classes)
     if opened.folder != home:
         _check_copy(path, opened.folder, resize, progress)
@@ -115,7 +186,6 @@ def ensure(
             "have no names in common",
             stacklevel=2,
         )
-    return path
 
 
 def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> None:
@@ -133,19 +203,94 @@ def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> N
         locate(path, resize, avoid=copy)
 
 
-def _build_missing(source: str, split: str, path: Path, resize: int | None, progress: bool) -> None:
-    try:
-        build(source, split, path, resize=resize, progress=progress)
-    except ShardError:
-        if not (path / INDEX).is_file():  # else another process was faster: take what it built
-            raise
+def describe_shards(path: Path, opened: Shards) -> str:
+    """Return number, classes and size of the images of shards, where they lie, and since when."""
+    height, width, _ = opened.image_shape
+    classes = "1 class" if opened.num_classes == 1 else f"{opened.num_classes:,} classes"
+    text = f"{counted(len(opened), 'image')}, {classes}, {width} x {height}, {path}"
+    home = path if path.is_dir() else path.parent
+    index = next((f / INDEX for f in (home, opened.folder) if (f / INDEX).is_file()), None)
+    if index is None:
+        return text
+    # Not in the index: its bytes depend on the images only.
+    built = time.strftime("%Y-%m-%d %H:%M", time.localtime(index.stat().st_mtime))
+    return f"{text}, built {built}"
 
 
-def _check_origin(folder: Path, source: str, split: str) -> None:
-    index = load_index(folder / INDEX)
-    if (index.source, index.split) != (source, split):
+def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
+    """Build a default folder where it is missing or out of date."""
+    elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
+    if images.split == "train":  # other commands have no option for these
+        elsewhere += f", or name built shards by {option('shards', 'DIR')}"
+    source, real = source_name(images.source), path.resolve()  # a link to a folder stays a link
+    if not (path / INDEX).is_file():
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ShardError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
+        try:
+            images.write(real, progress, elsewhere)
+        except ShardError:
+            if not (path / INDEX).is_file():  # else another process was faster
+                raise
+    index = load_index(path / INDEX)
+    if (index.source, index.split) != (source, images.split):
         raise ShardError(
-            f"{folder} holds {index.source} ({index.split}), not {source} ({split}); move it away"
+            f"{path} holds {index.source} ({index.split}), not {source} ({images.split}); "
+            "move it away"
+        )
+    if index.source_files is None:
+        if source.startswith("folder:"):
+            print(
+                f"{path}: built by an older version, which kept no list of the images: changes of "
+                f"{_root_of(source)} are not seen; remove {path} to have it built again",
+                flush=True,
+            )
+        return
+    try:
+        tree = find_images(_root_of(source), images.split, images.options.holdout)
+    except (NoImages, OSError) as error:
+        why = str(error).partition(";")[0]
+        print(
+            f"{path}: used as it was built, for its images cannot be compared ({why})", flush=True
+        )
+        return
+    if changes := _changes(path, index, tree):
+        print(f"{path}: {changes}: building again", flush=True)
+        images.write(real, progress, elsewhere, swap=True)
+
+
+def _root_of(source: str) -> Path:
+    return Path(source.removeprefix("folder:"))
+
+
+def _changes(path: Path, index: Index, tree: Tree) -> str | None:
+    """Return how a folder differs from what its shards were built from, None where it does not."""
+    assert index.source_files is not None
+    if hashlib.sha256(tree.listing.encode()).hexdigest() == index.source_files.sha256:
+        return None
+    try:
+        before = (path / SOURCE_FILES).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        before = ""
+    return describe_changes(before, tree)
+
+
+def _warn_of_changes(path: Path, index: Index, source: str) -> None:
+    """Warn where shards that a user named were built from a folder that has changed since."""
+    if index.source_files is None or not source.startswith("folder:"):
+        return
+    if index.source != source_name(source):
+        return
+    holdout = index.settings.get("holdout", 0.0)
+    try:
+        tree = find_images(_root_of(index.source), index.split, float(holdout))
+        changes = _changes(path, index, tree)
+    except (ShardError, OSError):
+        return  # the shards are whole: they need no folder
+    if changes:
+        warnings.warn(
+            f"{path} was built from {index.source}, which has changed since ({changes}): the "
+            "shards are used as they are; remove and build them again to take the changes in",
+            stacklevel=3,
         )
 
 
@@ -159,10 +304,21 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="images per tar")
     parser.add_argument("--resize", type=int, help="cut and resize images to this side length")
     parser.add_argument("--seed", type=int, default=0, help="of the built-in shapes")
-    args = parser.parse_args()
-    index = build(**vars(args))
-    size = sum(shard.size for shard in index.shards)
-    print(f"{args.out}: {index.total} images, {len(index.shards)} shards, {size} bytes")
+    parser.add_argument(
+        "--background", default="white", help="under transparent images: white, black or R,G,B"
+    )
+    parser.add_argument(
+        "--holdout", type=float, default=0.0,
+        help="fraction of a folder without test images that is the test split, chosen by name",
+    )  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true", help="leave damaged images out")
+    args = vars(parser.parse_args())
+    options = FolderOptions(args.pop("background"), args.pop("holdout"), args.pop("skip_bad"))
+    build(**args, options=options)
+    from shards.read import open_shards
+
+    out = Path(os.path.expanduser(args["out"]))
+    print(f"data: {describe_shards(out, open_shards(out))}")
 
 
 if __name__ == "__main__":

@@ -217,7 +217,8 @@ def check_packed(folder: Path) -> None:
 
 
 def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None) -> str:
-    digest = hashlib.sha256(str(paths[0].parent.resolve()).encode())
+    # The 2 is the decoder's version: it composes transparent images on white.
+    digest = hashlib.sha256(f"{paths[0].parent.resolve()}\t2".encode())
     if index is not None:
         digest.update(index.to_json().encode())
     for path in paths:

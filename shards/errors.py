@@ -1,7 +1,8 @@
-"""The error of this package, and what to say of a disk's."""
+"""The error of this package, what to say of a disk's, and how a command spells its options."""
 
 import errno
 import os
+from collections.abc import Callable
 
 _DISK = {
     errno.ENOSPC: "free space there",
@@ -19,6 +20,20 @@ _DISK = {
 
 class ShardError(ValueError):
     """Report the user's mistake or damaged data, in one line that names thing, value and remedy."""
+
+
+_spelling: Callable[[str], str] = str
+
+
+def spell_options(spelling: Callable[[str], str]) -> None:
+    """Set how this process's command spells `--skip-bad`, an option of `python -m shards.build`."""
+    global _spelling
+    _spelling = spelling
+
+
+def option(name: str, value: str = "") -> str:
+    """Return an option of `python -m shards.build` as the running command takes it."""
+    return _spelling(f"--{name} {value}".strip())
 
 
 def disk_fault(error: OSError) -> str | None:

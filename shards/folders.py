@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
@@ -64,12 +65,15 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(final: Path, same: str, remedy: str = "choose another folder") -> Iterator[Path]:
+def new_folder(
+    final: Path, same: str, remedy: str = "choose another folder", swap: bool = False
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
 
-    remedy: what an error advises where `final` cannot be written.
     Where another process made `final` in the meantime, its folder stays if its file named `same`
-    is byte for byte ours. Raises ShardError where it is not, or where nothing can be written.
+    is byte for byte ours. remedy: what an error advises where `final` cannot be written; swap:
+    take the place of a `final` that is other; open maps of its files stay valid.
+    Raises ShardError where `final` is other, or where nothing can be written.
     """
     made = _make_parents(final, remedy)
     remove_leftovers(final)
@@ -80,7 +84,7 @@ def new_folder(final: Path, same: str, remedy: str = "choose another folder") ->
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
-            _publish(temporary, final, same)
+            _publish(temporary, final, same, remedy, swap)
     except BaseException:
         _remove_unfinished(temporary, made)
         raise
@@ -101,19 +105,34 @@ def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
             parent.rmdir()
 
 
-def _publish(temporary: Path, final: Path, same: str) -> None:
+def _publish(temporary: Path, final: Path, same: str, remedy: str, swap: bool) -> None:
     try:
         os.rename(temporary, final)  # also replaces an empty folder
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         theirs = final / same
-        if not theirs.is_file() or theirs.read_bytes() != (temporary / same).read_bytes():
-            raise ShardError(
-                f"{final} was filled with other data meanwhile; choose another folder"
-            ) from None
+        equal = theirs.is_file() and theirs.read_bytes() == (temporary / same).read_bytes()
+        if not equal and not swap:
+            raise ShardError(f"{final} was filled with other data meanwhile; {remedy}") from None
+        if not equal:
+            _exchange(temporary, final)
         remove(temporary)
     _sync(final.parent)
+
+
+def _exchange(temporary: Path, final: Path) -> None:
+    """Swap two folders, at once where the system can: no moment sees `final` missing."""
+    with suppress(OSError, AttributeError):
+        here, swapped = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not libc.renameat2(here, os.fsencode(temporary), here, os.fsencode(final), swapped):
+            return
+    # A network file system, for one, cannot. The old one's name is that of a leftover.
+    old = temporary_sibling(final)
+    os.rename(final, old)
+    os.rename(temporary, final)
+    remove(old)
 
 
 def _make_parents(final: Path, remedy: str) -> list[Path]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,8 @@ from shards.errors import ShardError
 
 VERSION = 1
 INDEX = "index.json"
+SOURCE_FILES = "source-files.jsonl"
+"""Beside the index of a folder source: name, size and time of change of each image file."""
 BLOCK = 512
 IMAGE_FORMATS = ("npy", "png")
 _CHUNK = 1 << 20
@@ -54,6 +57,18 @@ class ShardFile:
 
 
 @dataclass(frozen=True)
+class SourceFiles:
+    """The image files that shards were built from."""
+
+    count: int
+    sha256: str
+    """Of `source-files.jsonl`: class names, names, sizes, times of change."""
+
+
+Setting = int | float | str
+
+
+@dataclass(frozen=True)
 class Index:
     """The content of `index.json`."""
 
@@ -68,8 +83,10 @@ class Index:
     shards: tuple[ShardFile, ...]
     layout: Layout | None
     """None where the shards must be decoded before they can be read in place."""
-    settings: dict[str, int] = field(default_factory=dict)
-    """What else decided the images: `resize`, `seed`."""
+    settings: dict[str, Setting] = field(default_factory=dict)
+    """What else decided the images: `resize`, `seed`, `background`, `holdout`, `skip_bad`."""
+    source_files: SourceFiles | None = None
+    """None where the source is no folder of images, or where an older version built the shards."""
     label_values: tuple[int, ...] | None = None
     """The label that the tars hold for each class, ascending; None where it is the class's number.
 
@@ -91,16 +108,18 @@ class Index:
         """Number of digits of the longest label in the tars."""
         return len(str(self.label_values[-1] if self.label_values else len(self.classes) - 1))
 
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        if self.source_files is None:
+            del content["source_files"]  # so that checksums of older indexes stay what they are
+        if self.label_values is None:
+            del content["label_values"]
+        return content
+
     def to_json(self) -> str:
         """Return the text of `index.json`, the same for the same content."""
         content = {"version": VERSION, "total": self.total, **self._content()}
         return json.dumps({**content, "checksum": self.checksum}, indent=1) + "\n"
-
-    def _content(self) -> dict[str, Any]:
-        content = asdict(self)
-        if self.label_values is None:  # so that indexes without it keep their text and checksum
-            del content["label_values"]
-        return content
 
 
 def load_index(path: Path) -> Index:
@@ -160,9 +179,20 @@ def _parse_index(content: dict[str, Any]) -> Index:
         source=_text(content["source"], "source"),
         shards=shards,
         layout=_parse_layout(content, height * width * channels, shards, values),
-        settings={key: _count(value, key, -(2**63)) for key, value in content["settings"].items()},
+        settings={key: _setting(value, key) for key, value in content["settings"].items()},
+        source_files=_parse_source_files(content.get("source_files")),
         label_values=values,
     )
+
+
+def _parse_source_files(content: dict[str, Any] | None) -> SourceFiles | None:
+    if content is None:
+        return None
+    found = SourceFiles(**content)
+    _count(found.count, "source_files")
+    if not re.fullmatch(r"[0-9a-f]{64}", _text(found.sha256, "sha256")):
+        raise ValueError(f"sha256 is {found.sha256!r}")
+    return found
 
 
 def _parse_values(content: dict[str, Any]) -> tuple[int, ...] | None:
@@ -202,6 +232,12 @@ def _count(value: object, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise ValueError(f"{name} is {value!r}, no number from {least}")
     return value
+
+
+def _setting(value: object, name: str) -> Setting:
+    if isinstance(value, str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _count(value, name, -(2**63))
 
 
 def _text(value: object, name: str) -> str:

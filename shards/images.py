@@ -13,39 +13,115 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from shards.errors import ShardError
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+WHITE: Colour = (255, 255, 255)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def decode_image(content: bytes, name: str, resize: int | None = None) -> np.ndarray:
-    """Decode an image file (PNG, JPEG, WebP, BMP, npy) to uint8 [H, W, 3], RGB.
+# What Pillow opens that is no picture, or not by itself: videos, documents that other programs
+# render, brushes, and arrays of measurements.
+_NO_PICTURES = frozenset(
+    ("BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
+)
 
-    resize: cut to a centred square and resize to this side length, bicubic.
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image file."""
+
+    pixels: np.ndarray
+    """uint8 [H, W, 3], RGB"""
+    transparent: bool = False
+    """Whether it was composed on the background."""
+    several_frames: bool = False
+    """Whether it holds more frames or pages than the first, which is taken."""
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the image formats that the installed Pillow decodes, in the order of its attempts."""
+    from PIL import Image
+
+    Image.preinit()  # the usual formats first, as Image.open tries them
+    Image.init()
+    return tuple(name for name in Image.ID if name in Image.OPEN.keys() - _NO_PICTURES)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes (`.png`) of the image formats that the installed Pillow decodes."""
+    from PIL import Image
+
+    readable = _formats()
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in readable)
+
+
+def parse_background(text: str) -> Colour:
+    """Return the colour of `white`, `black` or `R,G,B`. Raises ShardError for anything else."""
+    named = {"white": WHITE, "black": (0, 0, 0)}
+    if text in named:
+        return named[text]
+    parts = text.split(",")
+    try:
+        red, green, blue = (int(part) for part in parts)
+    except ValueError:
+        red = -1
+    if red < 0 or not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ShardError(
+            f"background is '{text}'; choose white, black or R,G,B, each from 0 to 255"
+        )
+    return red, green, blue
+
+
+def decode_image(
+    content: bytes, name: str, resize: int | None = None, background: Colour = WHITE
+) -> np.ndarray:
+    """Decode an image file (any that Pillow reads, or npy) to uint8 [H, W, 3], RGB.
+
+    resize: cut to a centred square and resize to this side length, bicubic; background: what
+    transparent images are composed on.
     Raises ShardError with `name` where the content is empty, damaged or no 8-bit image.
     """
+    return decode(content, name, resize, background).pixels
+
+
+def decode(
+    content: bytes, name: str, resize: int | None = None, background: Colour = WHITE
+) -> Decoded:
+    """Decode as `decode_image` does; return what else is to be known of the file, too."""
     if not content:
         raise ShardError(f"{name} is empty (0 bytes); delete or replace it")
     if content.startswith(b"\x93NUMPY"):
-        return cut_square(_decode_npy(content, name), resize)
+        return Decoded(cut_square(_decode_npy(content, name), resize))
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
             # Pillow warns of what would take much memory, and refuses no less than twice that.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(content))
+            # Not EPS, for one, whatever the name: Pillow runs Ghostscript on it.
+            opened = Image.open(io.BytesIO(content), formats=_formats())
         with opened:
             if opened.mode in _DEEP_MODES:
                 raise ShardError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image, transparent = _on_background(ImageOps.exif_transpose(opened), background)
+            several = _has_several_frames(opened)
     except ShardError:
         raise
     except Exception as error:  # of Pillow's many decoders, many kinds
@@ -53,7 +129,29 @@ def decode_image(content: bytes, name: str, resize: int | None = None) -> np.nda
         raise ShardError(f"{name} is no readable image ({reason}); replace or delete it") from None
     if resize is not None:
         image = ImageOps.fit(image, (resize, resize), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return Decoded(np.asarray(image), transparent, several)
+
+
+def _on_background(image: PillowImage.Image, background: Colour) -> tuple[PillowImage.Image, bool]:
+    """Return an image as RGB, and whether any of it was transparent."""
+    from PIL import Image
+
+    # `transparency` is that of a palette's entry, or of one colour.
+    if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
+        return image.convert("RGB"), False
+    whole = image.convert("RGBA")
+    lowest, _ = whole.getchannel("A").getextrema()
+    if lowest == 255:
+        return image.convert("RGB"), False
+    ground = Image.new("RGBA", whole.size, (*background, 255))
+    return Image.alpha_composite(ground, whole).convert("RGB"), True
+
+
+def _has_several_frames(opened: PillowImage.Image) -> bool:
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except Exception:  # a damaged second frame is of no concern
+        return False
 
 
 def cut_square(image: np.ndarray, side: int | None) -> np.ndarray:

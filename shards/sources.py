@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
+import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from shards import shapes
-from shards.errors import ShardError
+from shards.class_folders import NUM_NAMED, ImageFile, Tree, find_images, shown, some_of
+from shards.errors import ShardError, option
 from shards.folders import cache_root
-from shards.images import decode_image, ordered_map
+from shards.format import Setting
+from shards.images import WHITE, Decoded, decode, ordered_map, parse_background
+from shards.progress import counted
 from shards.scan import PACKED_ENDINGS, how_to_unpack
 
 SPLITS = ("train", "test")
 LARGEST_SIDE = 4096
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,60 @@ class Source:
     length: int
     samples: Callable[[], Iterator[tuple[np.ndarray, int]]]
     """Starts an iteration over (uint8 [H, W, 3], label), the same every time."""
-    settings: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
     """What else decided the images, for the index."""
+    listing: str | None = None
+    """The image files of a folder, as `class_folders.Tree` lists them."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the images, a line each; complete once all were read."""
 
     def __len__(self) -> int:
         return self.length
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How the images of a `folder:` source are read."""
+
+    background: str = "white"
+    """What transparent images are composed on: white, black or R,G,B."""
+    holdout: float = 0.0
+    """Fraction of the images that are the test split of a folder without one."""
+    skip_bad: bool = False
+    """Leave damaged images out."""
+
+    def check(self, source: str) -> None:
+        """Raise ShardError where a value is out of range, or has no meaning for a source."""
+        parse_background(self.background)
+        if not 0 <= self.holdout < 1:
+            raise ShardError(f"holdout is {self.holdout}; choose a fraction from 0 to below 1")
+        if self.holdout and not source.startswith("folder:"):
+            raise ShardError(
+                f"holdout is {self.holdout}, but {source} has test images of its own; leave it out"
+            )
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Return what differs from the defaults, for the index."""
+        colour, found = parse_background(self.background), dict[str, Setting]()
+        if colour != WHITE:
+            found["background"] = ",".join(map(str, colour))
+        if self.holdout:
+            found["holdout"] = self.holdout
+        if self.skip_bad:
+            found["skip_bad"] = 1
+        return found
+
+    @property
+    def suffix(self) -> str:
+        """Return what a default folder's name adds, so that no two settings share one."""
+        settings = self.settings
+        settings.pop("skip_bad", None)
+        named = "".join(f"-{name}-{value}" for name, value in settings.items())
+        return named.replace(",", ".") + "-skip-bad" * self.skip_bad
+
+
+DEFAULT_OPTIONS = FolderOptions()
 
 
 def source_name(spec: str) -> str:
@@ -51,25 +105,35 @@ def source_name(spec: str) -> str:
         return spec
     kind, _, path = spec.partition(":")
     if kind == "folder" and path:
-        return f"folder:{Path(path).expanduser().resolve()}"
+        # Not Path.expanduser, which raises for a user who is unknown.
+        return f"folder:{Path(os.path.expanduser(path)).resolve()}"
     if spec.lower().endswith((".tar", *PACKED_ENDINGS)) and Path(spec).is_file():
         remedy = how_to_unpack(Path(spec)) or "give it as data.shards"
         raise ShardError(f"source '{spec}' is an archive, no source; {remedy}")
     raise ShardError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
 
 
-def open_source(spec: str, split: str, resize: int | None = None, seed: int = 0) -> Source:
+def open_source(
+    spec: str,
+    split: str,
+    resize: int | None = None,
+    seed: int = 0,
+    options: FolderOptions = DEFAULT_OPTIONS,
+) -> Source:
     """Open a source by its name, `cifar10`, `shapes` or `folder:PATH`.
 
-    resize: side length that every image is cut and resized to; seed: of the built-in shapes.
+    resize: side length that every image is cut and resized to; seed: of the built-in shapes;
+    options: of a folder.
     Raises ShardError where source or split are unknown, or the data are missing or bad.
     """
     name = source_name(spec)
     if split not in SPLITS:
         raise ShardError(f"unknown split '{split}'; choose train or test")
     check_resize(resize)
+    options.check(name)
     if name.startswith("folder:"):
-        return _open_folder(Path(name.removeprefix("folder:")), split, resize)
+        tree = find_images(Path(name.removeprefix("folder:")), split, options.holdout)
+        return _Folder(tree, resize, options).open()
     source = _open_cifar10(split) if name == "cifar10" else _open_shapes(split, seed)
     return source if resize is None else _resized(source, resize)
 
@@ -103,9 +167,11 @@ def _open_cifar10(split: str) -> Source:
         with _locked(root / "lock"), _timeout(30), contextlib.redirect_stdout(io.StringIO()):
             data = CIFAR10(str(root), train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
+        archive = root / CIFAR10.filename
         raise ShardError(
-            f"cifar10 could not be downloaded to {root} ({error}); "
-            "use source shapes (built in) or folder:PATH (images of your own) instead"
+            f"cifar10 could not be downloaded ({' '.join(str(error).split())}); put the file "
+            f"{CIFAR10.url} (md5 {CIFAR10.tgz_md5}) at {archive} and run the command again, or use "
+            "source shapes (built in) or folder:PATH (images of your own)"
         ) from None
     return Source(
         name="cifar10",
@@ -153,80 +219,156 @@ def _resized(source: Source, side: int) -> Source:
     )
 
 
-def _open_folder(root: Path, split: str, resize: int | None) -> Source:
-    base, classes = _split_folder(root, split)
-    files = _list_images(base, classes)
-    expected = _read_image((files[0][0], 0), resize)[0].shape
+@dataclass(frozen=True)
+class _Bad:
+    """An image that cannot be taken."""
 
-    def samples() -> Iterator[tuple[np.ndarray, int]]:
-        found = ordered_map(lambda file: _read_image(file, resize), files)
-        for (path, _), (image, label) in zip(files, found, strict=True):
-            if image.shape != expected:
-                raise ShardError(
-                    f"{path} is {_size(image.shape)} but {files[0][0]} is {_size(expected)}; "
-                    "give --resize N to make all images N x N"
-                )
-            yield image, label
-
-    return Source(
-        name=f"folder:{root}",
-        classes=classes,
-        image_shape=(expected[0], expected[1], 3),
-        length=len(files),
-        samples=samples,
-        settings={} if resize is None else {"resize": resize},
-    )
+    file: ImageFile
+    error: ShardError
+    damaged: bool
+    """Whether its content is at fault, not the disk or a right to read it."""
 
 
-def _read_image(file: tuple[Path, int], resize: int | None) -> tuple[np.ndarray, int]:
-    path, label = file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error.strerror}); check the file") from None
-    return decode_image(content, str(path), resize), label
+class _Folder:
+    """The images of a tree of class folders, decoded."""
 
+    def __init__(self, tree: Tree, resize: int | None, options: FolderOptions):
+        self.tree, self.resize, self.options = tree, resize, options
+        self.background = parse_background(options.background)
+        self.notes = list(tree.notes)
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}"
+    def open(self) -> Source:
+        """Return the source. Reads the first image, and all of them to leave damaged ones out."""
+        if self.options.skip_bad:
+            self._leave_bad_out()
+        settings: dict[str, Setting] = {} if self.resize is None else {"resize": self.resize}
+        shape = self._first_shape()
+        return Source(
+            name=f"folder:{self.tree.root}",
+            classes=self.tree.classes,
+            image_shape=(shape[0], shape[1], 3),
+            length=len(self.files),
+            samples=lambda: self._samples(shape),
+            settings={**settings, **self.options.settings},
+            listing=self.listing,
+            notes=self.notes,
+        )
 
+    @property
+    def files(self) -> list[ImageFile]:
+        return self.tree.files
 
-def _split_folder(root: Path, split: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder of a split, and the classes in label order."""
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ShardError(f"{root} {what}; give folder:PATH a folder with one folder per class")
-    if not any((root / name).is_dir() for name in SPLITS):
-        if split != "train":
-            raise ShardError(f"{root} has no folder '{split}'; make {root / split}/<class>/*")
-        return root, _class_names(root)
-    if not (root / split).is_dir():
-        raise ShardError(f"{root} has no folder '{split}' beside the other split; add it")
-    classes = _class_names(root / "train" if (root / "train").is_dir() else root / split)
-    # Labels come from the train split, or a class missing in test would shift all that follow.
-    for name in _class_names(root / split):
-        if name not in classes:
-            raise ShardError(f"{root / split / name} is a class that train lacks; remove it")
-    return root / split, classes
+    @functools.cached_property
+    def listing(self) -> str:
+        """Return the listing with the damaged ones, so that a mended one counts as a change."""
+        return self.tree.listing
 
+    def _read(self, file: ImageFile) -> Decoded | _Bad:
+        path = self.tree.root / file.name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            why = error.strerror
+            unreadable = ShardError(f"{path} cannot be read ({why}); check the file")
+            return _Bad(file, unreadable, damaged=False)
+        try:
+            return decode(content, str(path), self.resize, self.background)
+        except ShardError as error:
+            return _Bad(file, error, damaged=True)
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    names = sorted(name for name in names if not name.startswith("."))
-    if not names:
-        raise ShardError(f"{folder} holds no class folders; put images into {folder}/<class>/")
-    return tuple(names)
+    def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | _Bad]]:
+        return zip(self.files, ordered_map(self._read, self.files), strict=True)
 
+    def _first_shape(self) -> tuple[int, ...]:
+        bad: list[_Bad] = []
+        for file in self.files:
+            found = self._read(file)
+            if isinstance(found, Decoded):
+                return found.pixels.shape
+            bad.append(found)
+        raise self._bad_images(bad)
 
-def _list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """List (file, label), by class, then by name."""
-    files = []
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
-            continue
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found:
-            known = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise ShardError(f"{folder / name} holds no images ({known}); add some or remove it")
-        files += [(path, label) for path in found]
-    return files
+    def _samples(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield all images, or read on after the first that cannot be taken to name them all."""
+        bad: list[_Bad] = []
+        sizes: Counter[tuple[int, ...]] = Counter()
+        names: dict[tuple[int, ...], str] = {}
+        transparent, several = [], []
+        for number, (file, found) in enumerate(self._read_all(), start=1):
+            if isinstance(found, _Bad):
+                bad.append(found)
+                continue
+            sizes[found.pixels.shape] += 1
+            names.setdefault(found.pixels.shape, file.name)
+            transparent += [file.name] * found.transparent
+            several += [file.name] * found.several_frames
+            if number == len(self.files):  # who has the last image asks for no more
+                self.notes[:] = [*self.tree.notes, *self._of_files(transparent, several)]
+            if not bad and len(sizes) == 1 and found.pixels.shape == shape:
+                yield found.pixels, file.label
+        if bad:
+            raise self._bad_images(bad)
+        if sizes.keys() != {shape}:
+            raise self._differing_sizes(sizes, names)
+
+    def _of_files(self, transparent: list[str], several: list[str]) -> list[str]:
+        notes = []
+        if transparent:
+            number, names = counted(len(transparent), "image"), some_of(transparent)
+            notes.append(
+                f"{number} with transparent parts ({names}) composed on {self.options.background}; "
+                f"{option('background')} chooses another colour"
+            )
+        if several:
+            number, names = counted(len(several), "image"), some_of(several)
+            notes.append(f"{number} of several frames or pages ({names}): the first is taken")
+        return notes
+
+    def _leave_bad_out(self) -> None:
+        _ = self.listing  # of all files
+        read = [(file, found) for file, found in self._read_all() if isinstance(found, _Bad)]
+        bad = [found for _, found in read]
+        if unreadable := [one for one in bad if not one.damaged]:
+            raise self._bad_images(unreadable)
+        left_out = {file.name for file, _ in read}
+        files = [file for file in self.files if file.name not in left_out]
+        for label in {file.label for file in self.files} - {file.label for file in files}:
+            name = shown(self.tree.classes[label])
+            raise ShardError(
+                f"all images of class {name} in {self.tree.root} are damaged; replace them or "
+                "remove the class"
+            )
+        notes = list(self.tree.notes)
+        if bad:
+            names = some_of((one.file.name for one in bad), NUM_NAMED)
+            notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
+        self.tree = replace(self.tree, files=files, notes=notes)
+        self.notes[:] = notes
+
+    def _bad_images(self, bad: list[_Bad]) -> ShardError:
+        """Return an error that names the images that cannot be taken, up to twenty of them."""
+        damaged = any(one.damaged for one in bad) and not self.options.skip_bad
+        skip = f", or leave damaged ones out by {option('skip-bad')}" if damaged else ""
+        if len(bad) == 1:
+            return ShardError(f"{bad[0].error}{skip}")
+        lines = [str(one.error).rpartition("; ")[0] for one in bad[:NUM_NAMED]]
+        named = ", ".join(shown(line.removeprefix(f"{self.tree.root}/")) for line in lines)
+        more = f", and {len(bad) - NUM_NAMED:,} more" if len(bad) > NUM_NAMED else ""
+        return ShardError(
+            f"{len(bad):,} of {len(self.files):,} images of {self.tree.root} cannot be taken: "
+            f"{named}{more}; replace or delete them{skip}"
+        )
+
+    def _differing_sizes(
+        self, sizes: Counter[tuple[int, ...]], names: dict[tuple[int, ...], str]
+    ) -> ShardError:
+        most = sizes.most_common(5)
+        found = ", ".join(
+            f"{count:,} of {shape[1]} x {shape[0]} ({shown(names[shape])})" for shape, count in most
+        )
+        more = f", and {len(sizes) - 5:,} more sizes" if len(sizes) > 5 else ""
+        side = min(most[0][0][:2])
+        return ShardError(
+            f"the images of {self.tree.root} have {len(sizes)} sizes: {found}{more}; make all of "
+            f"them {side} x {side} by {option('resize', str(side))}, or another side"
+        )

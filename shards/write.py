@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,17 @@ import webdataset
 
 from shards.check import check_samples
 from shards.errors import ShardError
-from shards.format import INDEX, Index, ShardFile, fixed_layout, npy_header, sample_key, sha256_of
+from shards.format import (
+    INDEX,
+    SOURCE_FILES,
+    Index,
+    ShardFile,
+    SourceFiles,
+    fixed_layout,
+    npy_header,
+    sample_key,
+    sha256_of,
+)
 from shards.images import encode_png, ordered_map
 from shards.progress import progress as show_progress
 from shards.sources import Source
@@ -52,9 +63,19 @@ def write_folder(
         shards=tuple(shards),
         layout=layout,
         settings=source.settings,
+        source_files=_keep_listing(source, folder),
     )
     (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
     return index
+
+
+def _keep_listing(source: Source, folder: Path) -> SourceFiles | None:
+    if source.listing is None:
+        return None
+    content = source.listing.encode()
+    (folder / SOURCE_FILES).write_bytes(content)
+    # One line is of the class names.
+    return SourceFiles(content.count(b"\n") - 1, hashlib.sha256(content).hexdigest())
 
 
 def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         if cluster == "local":
             return run_here(submission)
         shards = plans[0].config["data"]["shards"]
-        paths = [submission.home, *([Path(shards).absolute()] if shards else [])]
+        paths = [submission.home, *([Path(shards).expanduser().absolute()] if shards else [])]
         print(f"{'nodes:':13}{checks.check_nodes(paths, asked.resources)}")
         ids = submit(submission)
     for plan, job in zip(plans, ids, strict=True):

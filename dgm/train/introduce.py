@@ -23,18 +23,19 @@ _TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNor
 def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
     """Print what is about to run, from where, and what changed since its last start."""
     total = job.config.total_images
+    lines = {"data": job.data_line} if job.data_line else {}
     if images_seen >= total:
-        print(
-            f"already finished: {images_seen:,} of {total:,} images were seen; to train longer, "
-            "raise train.total_images"
+        lines["already seen"] = (
+            f"{images_seen:,} of {total:,} images: the run is finished; to train longer, raise "
+            "train.total_images"
         )
-        return
-    lines = describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
-    if (what := what_to_compile(job.config)) != "none":
-        lines["compile"] = f"{what}, which makes the first steps slow"
-    lines["length"] = f"{total:,} images" + _cadences(job)
-    if images_seen:
-        lines["continues at"] = f"{images_seen:,} images"
+    else:
+        lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+        if (what := what_to_compile(job.config)) != "none":
+            lines["compile"] = f"{what}, which makes the first steps slow"
+        lines["length"] = f"{total:,} images" + _cadences(job)
+        if images_seen:
+            lines["continues at"] = f"{images_seen:,} images"
     for name, text in lines.items():
         print(f"{name + ':':17}{text}")
     for key, (before, now) in job.changed.items():

@@ -130,6 +130,7 @@ class Job:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     settings: dict[str, Any]  # the whole configuration, flat, for trackers
+    data_line: str = ""  # what the data are, for the screen; empty where nothing is to be printed
     changed: dict[str, list[Any]] = field(default_factory=dict)  # what differs from the run so far
     # Measures averaged weights as a run goes, every process taking part. By its first value, the
     # lower the better, the best checkpoint is kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.bad_inputs.case import HUGE, Case, copied, emptied, flipped, made, written
@@ -87,7 +88,7 @@ EVALUATING = [
 def _with_other_shards(run: Path) -> None:
     """Let a run say that its images lie elsewhere."""
     path = run / "config.yaml"
-    path.write_text(path.read_text().replace("shards: shards", "shards: elsewhere"))
+    path.write_text(re.sub(r"(?m)^  shards: .*$", "  shards: elsewhere", path.read_text()))
 
 
 DENOISE, EXPLORE = "python launch/denoise.py", "python launch/explore.py"

@@ -10,6 +10,7 @@ from tests.bad_inputs.case import (
     HUGE,
     Case,
     Preparation,
+    all_of,
     copied,
     flipped,
     linked,
@@ -172,6 +173,25 @@ PLACES = [
           prepare=Preparation("odd holds shards of side 24", lambda folder: _odd_shards(folder))),
 ]  # fmt: skip
 
+FOLDER = "--data.shards=null --data.source=folder:"
+FOLDERS = [
+    # Image folders.
+    train("ddpm", f"{FOLDER}mine", "1 of 32 x 32", "1 of 16 x 16", "--data.resize 32",
+          prepare=all_of(picture("mine/cat/0.png"), picture("mine/dog/0.png", 16))),
+    train("ddpm", f"{FOLDER}mine", "2 of 3 images", "cat/2.png is no readable image",
+          "--data.skip_bad",
+          prepare=all_of(picture("mine/cat/0.png"), written("mine/cat/1.png", ""),
+                         written("mine/cat/2.png", "no picture"))),
+    train("vae", f"{FOLDER}pictures --data.holdout=1", "holdout is", "1.0", "a fraction from 0"),
+    train("vae", f"{FOLDER}pictures --data.background=pink", "background is", "'pink'", "white"),
+    train("gan", "--data.shards=null --data.source=shapes --data.holdout=0.1", "holdout is",
+          "shapes", "leave it out"),
+    train("flow", f"{FOLDER}pictures", "cannot write", "/data/folder-pictures", "DGM_DATA",
+          prepare=written("data", "mine")),
+    train("flow", f"{FOLDER}pictures", "/data/folder-pictures", "Permission denied",
+          "--data.shards DIR", prepare=made("data", 0o555), without_rights=True),
+]  # fmt: skip
+
 
 def _odd_shards(folder: Path) -> None:
     """Build shards of images that no GAN here makes."""
@@ -234,4 +254,4 @@ FOREIGN = [
     train("vae", "--data.resize=5000", "resize is", "5000", "1 to 4096"),
 ]  # fmt: skip
 
-CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES, *FOREIGN]
+CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES, *FOLDERS, *FOREIGN]

@@ -115,6 +115,20 @@ def test_real_images_get_the_figures_of_real_images(
     assert (cache / near["sheet"]).is_file() and near["num_test"] == 320
 
 
+def test_other_peoples_train_shards_have_no_test_images_of_another_source(
+    tiny_shards: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = make(tiny_shards, cache, monkeypatch)
+    for path in tiny_shards.glob("*.tar"):
+        (tmp_path / path.name).symlink_to(path)
+    made.real, made.options.test_shards = open_shards(tmp_path), None
+    made.settings = {"source": "shapes", "shards": str(tmp_path)}  # whose images are others
+    assert f"trained on tar:{tmp_path}" in str(made.lacks_test)
+    assert choose_measures(made) == ["distances", "precision_recall", "diversity"]
+    with pytest.raises(UserError, match=r"there are no test images: .* give --test_shards DIR"):
+        _ = made.test
+
+
 def test_images_of_one_class_only_are_seen(
     tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):

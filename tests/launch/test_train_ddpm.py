@@ -57,7 +57,7 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     done = run_script(SCRIPT, "--config", tiny_config, "--run.dir", folder)
     assert done.code == 0, done.stderr
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
-    names = ("parameters", "GFLOP per image", "engine", "device", "precision", "expected memory")
+    names = ("data", "parameters", "GFLOP per image", "engine", "device", "precision")
     assert list(said)[: len(names)] == list(names)
     assert said["parameters"].split() == ["net", "0.03", "M"]
     assert said["engine"].strip() == "one process"
@@ -128,7 +128,10 @@ def test_same_command_on_a_finished_run_ends_at_once_and_a_longer_one_continues(
     files, lines = saved_files(folder), read_metrics(folder)
     again = train()
     assert again.code == 0, again.stderr
-    assert "already finished: 256 of 256 images were seen; to train longer" in again.stdout
+    assert (
+        "already seen:    256 of 256 images: the run is finished; to train longer, raise"
+        in again.stdout
+    )
     assert "finished: 256 images seen" in again.stdout.splitlines()
     assert saved_files(folder) == files
     assert read_metrics(folder) == lines

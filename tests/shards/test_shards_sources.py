@@ -93,8 +93,8 @@ def test_image_of_another_size_is_named_with_both_sizes(
     tree = class_tree(tmp_path / "tree")
     Image.new("RGB", (40, 24)).save(tree / "dog" / "0001.png")
     line = build_fails(f"folder:{tree}")
-    assert "dog/0001.png is 40 x 24" in line and "cat/0000.png is 32 x 32" in line
-    assert "--resize N" in line
+    assert "1 of 40 x 24 (dog/0001.png)" in line and "5 of 32 x 32 (cat/0000.png)" in line
+    assert "--resize 32" in line
     build(f"folder:{tree}", "train", tmp_path / "ok", resize=16, progress=False)
     assert Shards(tmp_path / "ok").image_shape == (16, 16, 3)
 

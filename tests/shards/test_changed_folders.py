@@ -1,0 +1,310 @@
+"""Default shards of a folder follow the folder; shards that a user named stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from shards.build import build, default_folder, ensure
+from shards.errors import ShardError
+from shards.format import INDEX, SOURCE_FILES, load_index
+from shards.read import Shards
+from shards.sources import FolderOptions, open_source
+from shards.verify import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tree(class_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder of two classes of three images, and work beside it."""
+    monkeypatch.chdir(tmp_path)
+    return class_tree(tmp_path / "tree")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def grey(path: Path, value: int = 7) -> None:
+    Image.new("RGB", (32, 32), (value, value, value)).save(path)
+
+
+def test_a_folder_that_did_not_change_is_left_alone(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    before = (folder / INDEX).stat().st_ino
+    ensure(f"folder:{tree}", progress=False)
+    assert (folder / INDEX).stat().st_ino == before and capsys.readouterr().out == ""
+    assert verify(folder).count == 6
+    assert load_index(folder / INDEX).source_files.count == 6
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str) -> None:
+    (tree / "train").mkdir()
+    for name in ("cat", "dog"):
+        (tree / name).rename(tree / "train" / name)
+    class_tree(tree / "test")
+    source, home = f"folder:{tree}", tree / split
+    folder = ensure(source, split=split, progress=False)
+    capsys.readouterr()
+    old = Shards(folder)
+    before = old.images(np.arange(6))
+    # Replaced by one of the same size in bytes, at another time.
+    content = (home / "cat" / "0001.png").read_bytes()
+    os.utime(home / "cat" / "0001.png", ns=(1, 1))
+    (home / "cat" / "0002.png").unlink()
+    for number in range(3, 6):
+        grey(home / "dog" / f"{number:04d}.png")
+    if split == "train":
+        (home / "eel").mkdir()
+        grey(home / "eel" / "0.png")
+    assert ensure(source, split=split, progress=False) == folder
+    more, new = ("4 images", ", class eel new") if split == "train" else ("3 images", "")
+    said = f"{folder}: {more} added, 1 image removed, 1 image changed{new}: building again\n"
+    assert capsys.readouterr().out == said
+    now = Shards(folder)
+    assert len(now) == 8 + (split == "train") and (now.images(np.array([7])) == 7).all()
+    assert now.classes == ("cat", "dog", "eel")[: 3 if split == "train" else 2]
+    assert np.array_equal(old.images(np.arange(6)), before)  # the map of the old files
+    assert (home / "cat" / "0001.png").read_bytes() == content
+    assert len(list(folder.parent.iterdir())) == 1 and verify(folder)
+
+
+def test_files_that_were_only_touched_give_the_same_shards(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    before = contents(folder)
+    for path in tree.glob("*/*.png"):
+        os.utime(path, ns=(5, 5))
+    ensure(f"folder:{tree}", progress=False)
+    assert "6 images changed: building again" in capsys.readouterr().out
+    now = contents(folder)
+    assert now["train-00000.tar"] == before["train-00000.tar"]
+    assert load_index(folder / INDEX).shards == shards_of(before)
+    capsys.readouterr()
+    ensure(f"folder:{tree}", progress=False)
+    assert capsys.readouterr().out == ""
+
+
+def shards_of(before: dict[str, bytes]):
+    path = Path("before.json")
+    path.write_bytes(before[INDEX])
+    return load_index(path).shards
+
+
+def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    before = contents(folder)
+    (tree / "cat" / "0001.png").write_bytes(b"no picture")
+    with pytest.raises(ShardError, match="no readable image"):
+        ensure(f"folder:{tree}", progress=False)
+    assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_shards_of_a_folder_that_is_gone_are_used(tree: Path, capsys, how: str) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    capsys.readouterr()
+    shutil.rmtree(tree)
+    if how == "empty":  # as where a disk is not mounted
+        tree.mkdir()
+    assert ensure(f"folder:{tree}", progress=False) == folder
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder}: used as it was built") and str(tree) in line
+
+
+def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    (folder / SOURCE_FILES).unlink()
+    ensure(f"folder:{tree}", progress=False)
+    assert capsys.readouterr().out == ""
+    (tree / "cat" / "0001.png").unlink()
+    ensure(f"folder:{tree}", progress=False)
+    assert "its images changed: building again" in capsys.readouterr().out
+    assert len(Shards(folder)) == 5
+
+
+@pytest.mark.slow
+def test_processes_that_build_a_changed_folder_at_once_agree(tree: Path) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    for number in range(400):
+        grey(tree / "cat" / f"new{number:04d}.png", number % 256)
+    code = (
+        "from shards.build import ensure; from shards.read import Shards\n"
+        f"print(len(Shards(ensure('folder:{tree}', progress=False))))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert all(text.splitlines()[-1] == "406" for text in said)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and verify(folder)
+
+
+def test_a_linked_default_folder_stays_a_link(tree: Path) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    folder.rename("elsewhere")
+    folder.symlink_to(Path("elsewhere").absolute())
+    grey(tree / "cat" / "new.png")
+    ensure(f"folder:{tree}", progress=False)
+    assert folder.is_symlink() and len(Shards("elsewhere")) == 7
+
+
+def test_named_shards_stay_and_a_changed_source_is_warned_of(tree: Path) -> None:
+    source = f"folder:{tree}"
+    build(source, "train", Path("mine"), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ensure(source, "mine")
+        grey(tree / "cat" / "new.png")
+        ensure("cifar10", "mine")
+    with pytest.warns(UserWarning, match=r"mine was built from .* \(1 image added\)"):
+        assert len(Shards(ensure(source, "mine"))) == 6
+    shutil.rmtree(tree)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ensure(source, "mine")
+
+
+# Written before an index knew of its source's files.
+OLD = (
+    '{"version": 1, "total": 2, "image_shape": [4, 4, 3], "image_format": "npy", "classes": '
+    '["a", "b"], "split": "train", "source": "folder:/pictures", "shards": '
+    '[{"name": "train-00000.tar", "count": 2, "size": 10240, "sha256": '
+    '"3d4af86ca892987cd1f4ff5e2361d7ac047c54e72bb4e714f01a9a24ec5fc0fc"}], "layout": {"stride": '
+    '2048, "label_offset": 512, "pixel_offset": 1664}, "settings": {"resize": 4}, "checksum": '
+    '"643476a1c24e60baece76043d0fe9143f3f1eac12da829d384494fb9c60d95df"}'
+)
+
+
+def test_an_index_of_an_older_version_keeps_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(OLD)
+    index = load_index(tmp_path / INDEX)
+    assert index.checksum == json.loads(OLD)["checksum"] and index.source_files is None
+    assert json.loads(index.to_json()) == json.loads(OLD)
+
+
+def test_shards_without_a_listing_are_used_and_that_is_said(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    content = json.loads((folder / INDEX).read_text())
+    for key in ("checksum", "source_files"):
+        del content[key]
+    (folder / INDEX).write_text(json.dumps(content))
+    grey(tree / "cat" / "new.png")
+    assert len(Shards(ensure(f"folder:{tree}", progress=False))) == 6
+    assert "built by an older version" in capsys.readouterr().out
+
+
+def test_index_is_the_same_on_every_build(tree: Path) -> None:
+    for name in ("a", "b"):
+        build(f"folder:{tree}", "train", Path(name), progress=False)
+    assert contents(Path("a")) == contents(Path("b"))
+
+
+def test_other_settings_have_other_folders(tree: Path) -> None:
+    source, found = f"folder:{tree}", set()
+    every = [
+        FolderOptions(), FolderOptions("black"), FolderOptions("1,2,3"), FolderOptions(holdout=0.1),
+        FolderOptions(holdout=0.2), FolderOptions(skip_bad=True), FolderOptions("black", 0.1, True),
+    ]  # fmt: skip
+    for options in every:
+        for resize in (None, 16):
+            for split in ("train", "test"):
+                found.add(default_folder(source, split, resize, options))
+    assert len(found) == 4 * len(every)
+    assert default_folder(source, options=FolderOptions("0,0,0")) in found
+    assert default_folder("shapes", options=FolderOptions("black")) == Path("data/shapes")
+
+
+def test_the_variable_names_another_root(tree: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tree.parent / "home"))
+    monkeypatch.setenv("DGM_DATA", "~/shards")
+    folder = ensure(f"folder:{tree}", progress=False)
+    assert folder.parent == tree.parent / "home" / "shards" and not Path("data").exists()
+
+
+def test_a_tilde_is_the_home_folder(tree: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tree.parent))
+    build("folder:~/tree", "train", Path("~/out"), progress=False)
+    assert len(Shards(ensure("folder:~/tree", "~/out"))) == 6 and (tree.parent / "out").is_dir()
+    with pytest.raises(ShardError, match="does not exist"):
+        build("folder:~nobody-of-this-name/x", "train", Path("none"), progress=False)
+
+
+def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, monkeypatch) -> None:
+    Path("data").write_text("a file")
+    with pytest.raises(ShardError, match=r"cannot write .*data.*set DGM_DATA .*--shards DIR"):
+        ensure(f"folder:{tree}", progress=False)
+    monkeypatch.setenv("DGM_DATA", "other")
+    assert len(Shards(ensure(f"folder:{tree}", progress=False))) == 6
+
+
+def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ShardError, match="could not be downloaded") as caught:
+        open_source("cifar10", "train")
+    words = str(caught.value).split()
+    place = Path(words[words.index("at") + 1])
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in words
+    archive, members = fake_cifar10(tmp_path)
+    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
+    assert f"(md5 {CIFAR10.tgz_md5})" in str(caught.value)
+    # The checksums are those of the real files: give the small ones theirs.
+    monkeypatch.setattr(CIFAR10, "tgz_md5", checksum)
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, members[n]] for n in members if "data" in n])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", members["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": members["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    shutil.copy(archive, place)
+    for split in ("train", "test"):
+        assert len(list(open_source("cifar10", split).samples())) == 2
+
+
+def fake_cifar10(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Write an archive laid out as CIFAR-10's; return it, and the MD5 of each file in it."""
+    import pickle
+
+    home = folder / "cifar-10-batches-py"
+    home.mkdir()
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+    names = {
+        "data_batch_1": batch,
+        "test_batch": batch,
+        "batches.meta": {"label_names": ["a", "b"]},
+    }
+    for name, content in names.items():
+        (home / name).write_bytes(pickle.dumps(content))
+    path = folder / "made.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(home, home.name)
+    return path, {n: hashlib.md5((home / n).read_bytes()).hexdigest() for n in names}
+
+
+def test_build_prints_what_it_left_out_and_made(start, tree: Path) -> None:
+    (tree / "cat" / "labels.csv").write_text("x")
+    process = start("build", "--source", f"folder:{tree}", "--split", "train", "--out", "out",
+                    cwd=tree.parent)  # fmt: skip
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    first, last = stdout.splitlines()
+    assert first == "left out: 1 file that is no image (cat/labels.csv)"
+    assert last.startswith("data: 6 images, 2 classes, 32 x 32, out, built 20")
