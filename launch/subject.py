@@ -101,7 +101,8 @@ class Subject:
 
         def find() -> tuple[str | None, str | None]:
             try:
-                return str(ensure_split(replace(data, test_shards=given), "test")), None
+                chosen = replace(data, test_shards=given)
+                return str(ensure_split(chosen, "test", self.trained.classes)), None
             except (NoTestImages, NoImages) as error:
                 return None, f"{error}, or give --test_shards DIR"
 
