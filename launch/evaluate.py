@@ -32,7 +32,7 @@ from dgm.report.read import state_of
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
 from launch.choice import choose_measures
-from launch.command import make_options_parser, parse_options, run
+from launch.command import make_options_parser, parse_options, path_word, run
 from launch.measures import MEASURES
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
@@ -45,7 +45,7 @@ def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
     add = parser.add_argument
-    add("runs", nargs="+", help="run folders")
+    add("runs", nargs="+", type=path_word, help="run folders")
     add("--measure", help=f"of {', '.join(MEASURES)}, with commas; default by run")
     add(
         "--features",
@@ -53,7 +53,9 @@ def make_parser() -> ArgumentParser:
         default="cifar",
         help="cifar: of a small net trained on the run's real images; inception: FID and KID",
     )
-    add("--weights", help="file of Inception's weights; default in the cache folder")
+    add(
+        "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"
+    )
     add("--against", choices=["train", "test"], default="train", help="real images to compare with")
     add("--num_images", type=int, help="generated images of each seed; default 500")
     add("--per_class", type=int, help="the same by class")
@@ -70,7 +72,7 @@ def make_parser() -> ArgumentParser:
     )
     add("--epochs", type=int, help="of the classifier; default until 20,000 images")
     add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
-    add("--test_shards", help="real images to test on; default as the run's source")
+    add("--test_shards", type=path_word, help="real images to test on; default as the run's source")
     return parser  # fmt: skip
 
 

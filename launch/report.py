@@ -19,7 +19,7 @@ from dgm.report.failures import Failure, children, find_failure
 from dgm.report.page import make_page
 from dgm.report.read import Run, read_run
 from dgm.train.run_folder import flatten, read_config, write_whole
-from launch.command import make_options_parser, parse_options, run
+from launch.command import make_options_parser, parse_options, path_word, run
 from launch.families import FAMILIES, family_of
 from launch.places import check_file
 
@@ -27,8 +27,12 @@ from launch.places import check_file
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or those of sweeps")
-    parser.add_argument("--out", help="the page; default RUN/report.html where one is given")
+    parser.add_argument(
+        "runs", nargs="+", type=path_word, metavar="RUN", help="run folders, or those of sweeps"
+    )
+    parser.add_argument(
+        "--out", type=path_word, help="the page; default RUN/report.html where one is given"
+    )
     return parser
 
 

@@ -20,7 +20,7 @@ from dgm.layers import use_kernels
 from dgm.limits import check_range
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
-from launch.command import make_options_parser, parse_options, run
+from launch.command import make_options_parser, parse_options, path_word, run
 from launch.places import check_stem
 from launch.trained import Trained, open_trained
 
@@ -33,13 +33,15 @@ KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "ba
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", type=path_word, help="run folder")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
     parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
     parser.add_argument("--average", type=bool, default=True, help="use the averaged weights")
-    parser.add_argument("--out", help="path without ending; default RUN/generated/...")
+    parser.add_argument(
+        "--out", type=path_word, help="path without ending; default RUN/generated/..."
+    )
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument("--steps", type=int, help="default: the run's sample.steps")
