@@ -163,8 +163,8 @@ def test_other_values_of_files(tmp_path: Path) -> None:
         ("gradient_accumulation_steps", "train.micro_batch?"), ("image_size", "data.resize?"),
         ("max_grad_norm", "optim.clip_norm?"), ("gpus", "accelerate launch"),
         ("optim.lrr", "optim.lr?"), ("train.kernel", "train.kernels?"),
-        ("report_to", "run.trackers?"), ("guidance_scale", "sample.guidance?"), ("batch", "train.global_batch?"),
-        ("num_images", "eval.num_images?"),
+        ("report_to", "run.trackers?"), ("guidance_scale", "sample.guidance?"),
+        ("num_images", "eval.num_images?"), ("batch", "train.global_batch?"),
     ],
 )  # fmt: skip
 def test_usual_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
