@@ -31,7 +31,7 @@ from dgm.report.measured import table
 from dgm.report.read import state_of
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.choice import choose_measures
+from launch.choice import choose_measures, refuse_published_names
 from launch.command import make_options_parser, parse_options, path_word, run
 from launch.measures import MEASURES
 from launch.places import check_folder
@@ -140,6 +140,7 @@ def name_runs(folders: list[Path]) -> list[str]:
 
 def main() -> None:
     """Measure by the command line: a table on screen, JSON in each run folder."""
+    refuse_published_names(sys.argv[1:])
     options = parse_options(make_parser(), sys.argv[1:])
     check(options)
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))

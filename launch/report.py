@@ -22,6 +22,7 @@ from dgm.train.run_folder import flatten, read_config, write_whole
 from launch.command import make_options_parser, parse_options, path_word, run
 from launch.families import FAMILIES, family_of
 from launch.places import check_file
+from launch.trained import hint_at_runs
 
 
 def make_parser() -> ArgumentParser:
@@ -52,7 +53,7 @@ def choose_out(wanted: str | None, folders: list[Path]) -> Path:
             f"{len(folders)} folders are given, but not --out: name the page, as --out report.html"
         )
     out = folders[0] / "report.html" if wanted is None else Path(wanted)
-    check_file("--out", out)
+    check_file("--out", out, wanted or "")
     return out
 
 
@@ -74,7 +75,10 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: name a run folder or that of a sweep")
+            hint = hint_at_runs(folder).replace(
+                "name one of runs/", "name a run folder or that of a sweep"
+            )
+            raise UserError(f"{folder} is no folder: {hint}")
         if (folder / "config.yaml").is_file():
             found[folder] = False
             continue

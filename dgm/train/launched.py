@@ -115,7 +115,7 @@ def _option_of_launcher(name: str) -> str:
     if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which it always sets
         return ""
     try:
-        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+        words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError, OSError):
         return ""
     first = next((k for k, word in enumerate(words) if "accelerate" in Path(word).name), None)
