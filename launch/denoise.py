@@ -28,6 +28,7 @@ from dgm.eval.classifier import classify
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.limits import check_range
 from dgm.pixels import STANDARD
+from dgm.progress import progress
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
@@ -91,7 +92,8 @@ class Denoiser:
             parts = [self._noise_and_denoise(rows, steps) for rows in mine.split(_BATCH)]
             return torch.cat(parts)
 
-        noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
+        with progress(f"denoising from {steps} steps", len(self.index)):
+            noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
         first = (self.real, noised, made, (made - self.real) / 2)
         sheet = torch.stack([part[: self.subject.options.num_shown].float() for part in first])
         return {"steps": steps, **self._figures(noised, made)}, sheet.clamp(-1, 1)

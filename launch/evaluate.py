@@ -27,6 +27,7 @@ from dgm.diffusion.ode import MIN_STEPS
 from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
+from dgm.progress import progress
 from dgm.report.measured import table
 from dgm.report.read import state_of
 from dgm.train.engine import Engine
@@ -115,8 +116,9 @@ def measure(subject: Subject, names: list[str]) -> dict[str, Any]:
         "checkpoint": trained.fingerprint,
     }
     for name in names:
-        suffix = f"_{subject.features.name}" if MEASURES[name].by_features else ""
-        found[name + suffix] = MEASURES[name].measure(subject)
+        with progress(f"{subject.folder.name}: {name}"):
+            suffix = f"_{subject.features.name}" if MEASURES[name].by_features else ""
+            found[name + suffix] = MEASURES[name].measure(subject)
     return found
 
 

@@ -99,6 +99,7 @@ class Commands:
                 start_new_session=True,  # of Ctrl-C it learns from us alone
             )  # fmt: skip
             self.running.add(process)
+        print(f"{title} ... (its output: {log})", flush=True)
         code = process.wait()
         with self.lock:
             self.running.discard(process)

@@ -27,6 +27,7 @@ from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
 from dgm.pixels import STANDARD
+from dgm.progress import progress
 from dgm.report.exploring import save_plots
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
@@ -141,15 +142,19 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
             pixels = images.to_uint8(sheet.flatten(0, 1), STANDARD)
             images.save_png(folder_of(options) / f"{name}.png", images.grid(pixels, sheet.shape[1]))
 
-    found["interpolation"], sheet = explorer.interpolate()
+    with progress("interpolation"):
+        found["interpolation"], sheet = explorer.interpolate()
     between, along = (found["interpolation"][name] for name in ("between", "along"))
     ends = "; the real images at both sides" if between == "test images" else ""
     show("interpolation", f"Interpolation between {between} along a {along}{ends}.", sheet)
-    if (walked := explorer.traverse()) is not None:
+    with progress("traversal"):
+        walked = explorer.traverse()
+    if walked is not None:
         found["traversal"], sheet = walked
         moved, reach = found["traversal"]["moved"], f"{found['traversal']['reach']:g}"
         show("traversal", f"Traversal: {moved}, from -{reach} to {reach}, a row for each.", sheet)
-    found["settings"], sheet = explorer.try_settings(settings)
+    with progress("trying settings"):
+        found["settings"], sheet = explorer.try_settings(settings)
     for name, caption, rows in sheets_of(settings):
         show(name, caption, sheet[rows])
     return found

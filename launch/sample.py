@@ -21,6 +21,7 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
 from dgm.layers import use_kernels
 from dgm.limits import check_range
+from dgm.progress import progress
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 from launch.command import make_options_parser, parse_options, path_word, run
@@ -144,7 +145,8 @@ def make_images(options: Namespace, engine: Engine) -> None:
     # So image k of a class is the same whatever else is asked for.
     index = (labels << BITS_OF_A_CLASS) + number
     knobs = choose_knobs(options, trained)
-    made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+    with progress("making images", len(labels)):
+        made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
     if not engine.is_main:
         return
     pixels = images.to_uint8(made, trained.objective.pixels)
