@@ -36,8 +36,9 @@ class _Work:
             return
         if sys.stderr.isatty():
             shape = "{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
+            columns = shutil.get_terminal_size().columns  # 80 where a terminal does not say
             self.bar = tqdm(
-                total=total, desc=label, unit=unit, leave=False, ncols=shutil.get_terminal_size().columns,
+                total=total, desc=label, unit=unit, leave=False, ncols=columns,
                 delay=_DELAY_S if total else 0,
                 bar_format=shape if total else "{desc} ... [{elapsed}]",
             )  # fmt: skip
