@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import sys
 import warnings
@@ -21,6 +22,7 @@ from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
 from dgm.train.checkpoint import complete_names
 from dgm.train.engine import Engine
+from dgm.train.fit import DoesNotFitError
 from dgm.train.job import Job
 from dgm.train.lock import RunLock
 from dgm.train.loop import train
@@ -83,6 +85,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
 def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
     folder, minutes = Path(config.run.dir), config.train.timeout_minutes
     check_folder("run.dir", folder)
+    is_new = not folder.exists()
     engine = Engine(
         config.train.mixed_precision,
         list(config.run.trackers),
@@ -99,6 +102,11 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
         # The others wait: a launcher ends the rest as soon as one process ends with code 75.
         engine.on_main(lambda: _say_goodbye(engine, folder, done))
         return DONE if done else STOPPED
+    except DoesNotFitError:
+        if is_new and engine.is_main:
+            lock.release()
+            _remove_untrained(folder)
+        raise
     except OSError as error:
         fault = disk_fault(error)
         if fault is None:
@@ -108,6 +116,17 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
         engine.close()
         watchdog.close()
         lock.release()
+
+
+def _remove_untrained(folder: Path) -> None:
+    """Remove a run folder that this start has made, if nothing was trained in it.
+
+    Its size was refused, and another size is another configuration, which it would keep out.
+    """
+    metrics = folder / "metrics.jsonl"
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    if not logged and not complete_names(folder / "checkpoints"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prepare(

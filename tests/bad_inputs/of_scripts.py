@@ -167,4 +167,36 @@ BENCHMARKING = [
          "neither a vae nor a glow", "name one"),
 ]  # fmt: skip
 
-CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING]
+# Where images go, and names that other toolkits use.
+OUT = f"{SAMPLE} runs/ddpm --out"
+NAMING = [
+    Case(f"{OUT} x.jpg", "--out is", "x.jpg", "FILE.png"),
+    Case(f"{OUT} runs/", "--out is", "runs/", "name a new or empty folder"),
+    Case(f"{OUT} ~nobody-here/x.png", "--out is", "~nobody-here", "write the whole path"),
+    Case(f"{SAMPLE} runs/dppm", "runs/dppm", "no config.yaml", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
+    Case(f"{SAMPLE} runs/ddpm --num_samples 3", "--num_samples", "3", "--per_class?"),
+    Case(f"{SAMPLE} runs/ddpm --cfg_scale 2", "--cfg_scale", "2", "did you mean --guidance?"),
+    Case(f"{SAMPLE} runs/ddpm --output x", "--output", "x", "did you mean --out?"),
+    Case(f"{SAMPLE} runs/ddpm --classes strr", "--classes names", "'strr'", "did you mean star?"),
+    Case(f"{SAMPLE} runs/ddpm --steps 1.5", "steps is", "1.5", "a whole number"),
+    Case(f"{EVALUATE} runs/ddpm --measure fid", "--measure names", "'fid'",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --metric fid", "--metric is", "fid",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --features fid", "--features is", "fid",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --fid", "--fid", "no option",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --metrics diversity", "--metrics", "diversity",
+         "did you mean --measure?"),
+    Case(f"{EVALUATE} runs/ddpm --measure diversty", "--measure names", "'diversty'",
+         "did you mean diversity?"),
+    Case(f"{DENOISE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
+    Case(f"{EXPLORE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
+    Case(f"{REPORT} runs/ddpm --out new/", "--out is", "new/", "name a file in it"),
+    Case(f"{REPORT} runs/dppm", "runs/dppm", "no folder", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
+]  # fmt: skip
+
+CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING, *NAMING]
