@@ -10,7 +10,8 @@ SAMPLE = "python launch/sample.py"
 SAMPLING = [
     Case(f"{SAMPLE}", "required: run", "", "see --help"),
     Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/"),
-    Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "name one of runs/"),
+    Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
     Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
          copied("runs/ddpm", "young", "without checkpoints", emptied), needs="runs/ddpm"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dgm.errors import UserError
 from dgm.train.run_folder import flatten
@@ -16,6 +17,7 @@ from launch.train_ddpm import Config
 from launch.train_gan import Config as GANConfig
 from shards.cli import Parser as ShardsParser
 from shards.errors import ShardError
+from slurm.checks import examine
 from slurm.errors import SlurmError
 from slurm.hints import Parser as SlurmParser
 from slurm.options import read_options
@@ -62,6 +64,21 @@ def test_options_before_config_reach_a_run(run_warm, tiny_config: Path, tmp_path
     done = run_warm(script, *words, cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert "lr: 0.0001" in done.stdout
+
+
+@pytest.mark.slow
+def test_submitted_words_are_read_alike(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    over = written(tmp_path / "over.yaml", "run: {seed: 7}\n")
+    words = ["--config", str(tiny_config), "--optim.lr=1e-4", "--run.dir=~/runs", "--config", over]
+    trainer = str(Path(__file__).parents[2] / "launch" / "train_ddpm.py")
+    answer = examine(trainer, {"": [*words, "--train.total_images=1e3"]}, [1], {}, False)[""]
+    config = yaml.safe_load(answer["config"])
+    assert answer["run_dir"] == f"{tmp_path}/runs"
+    assert (config["optim"]["lr"], config["run"]["seed"]) == (1e-4, 7)
+    assert config["train"]["total_images"] == 1000
 
 
 def test_home_folder_in_keys_and_files(
