@@ -87,11 +87,15 @@ def hint_at_runs(folder: Path) -> str:
     inside = sorted(_runs_under(folder))
     if inside:
         return f"it holds runs, name one: {', '.join(map(str, inside[:5]))}"
-    runs = {str(run): run for root in (folder.parent, Path("runs")) for run in _runs_under(root)}
-    near = difflib.get_close_matches(str(folder), runs, 1, cutoff=0.75)
-    names = {run.name: path for path, run in runs.items()}
-    near = near or [names[n] for n in difflib.get_close_matches(folder.name, names, 1, cutoff=0.6)]
-    return f"did you mean {near[0]}?" if near else "name one of runs/"
+    for root in (folder.parent, Path("runs")):
+        # Without what all have in common, by which long paths would be alike.
+        wanted = folder.relative_to(root) if folder.is_relative_to(root) else Path(folder.name)
+        names = {run.name: run for run in _runs_under(root)}
+        names |= {str(run.relative_to(root)): run for run in _runs_under(root)}
+        near = difflib.get_close_matches(str(wanted), names, 1, cutoff=0.6)
+        if near:
+            return f"did you mean {names[near[0]]}?"
+    return "name one of runs/"
 
 
 def _runs_under(root: Path) -> Iterator[Path]:
