@@ -115,12 +115,15 @@ def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict
     found = {}
     for key, value in flatten_nested(keys):
         if key not in known:
-            _refuse_key(path, key, value, known)
+            _refuse_key(path, key, value, known, texts.keys())
         found[key] = _fitted(value, texts[key], kinds.get(key))
     return found
 
 
-def _refuse_key(path: str, key: str, value: object, known: Collection[str]) -> NoReturn:
+def _refuse_key(
+    path: str, key: str, value: object, known: Collection[str], every: Iterable[str]
+) -> NoReturn:
+    """Raise UserError for an unknown key of a file that has `every` key."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside and value is None:
         raise UserError(f"{path} gives the section {key} no keys: add or remove it")
@@ -129,8 +132,25 @@ def _refuse_key(path: str, key: str, value: object, known: Collection[str]) -> N
             f"{path} gives the section {key} the value '{value}': write its keys below it, as "
             f"{inside[0].removeprefix(key + '.')}: VALUE"
         )
+    if script := _only_trainer_of(every):
+        raise UserError(
+            f"{path} is for another family (it has the key {key}): train it by launch/{script}"
+        )
     hint = suggest_key(str(key), known) or "see --help for the keys"
     raise UserError(f"{path} has an unknown key {key}: {hint}")
+
+
+def _only_trainer_of(keys: Iterable[str]) -> str | None:
+    """Return the script of the one family that has all these keys; None if several do, or none."""
+    from launch.families import FAMILIES  # which import this module
+
+    keys = set(keys)
+    able = [
+        TRAINERS[family]
+        for family, module in FAMILIES.items()
+        if keys <= {key for key, _, _ in flatten(module.Config())}
+    ]
+    return able[0] if len(able) == 1 else None
 
 
 def _kinds(parser: ArgumentParser) -> dict[str, Any]:

@@ -223,6 +223,8 @@ def test_a_configuration_of_another_family_names_its_trainer() -> None:
     configs = Path(__file__).parents[2] / "launch" / "configs"
     with pytest.raises(UserError, match=r"gan_small.yaml .*section gan.* launch/train_gan.py"):
         parse(Config, "", ["--config", str(configs / "gan_small.yaml")])
+    with pytest.raises(UserError, match=r"flow_tiny.yaml .*the key model.* launch/train_flow.py"):
+        parse(Config, "", ["--config", str(configs / "flow_tiny.yaml")])
     with pytest.raises(UserError, match=r"ddpm_small.yaml .* launch/train_ddpm.py"):
         parse(GANConfig, "", ["--config", str(configs / "ddpm_small.yaml")])
     with pytest.raises(UserError, match=r"--gan.r1 .* launch/train_gan.py"):
