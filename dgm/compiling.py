@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dgm.errors import cache_variable
 from dgm.kernels.choice import under_transform
 
 
@@ -69,6 +70,22 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def _cache_fault(error: BaseException) -> str | None:
+    """Return that the compiler's cache cannot be written, and what to do; None for other errors."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = getattr(seen, "inner_exception", None) or seen.__cause__ or seen.__context__
+    if seen is None or not isinstance(seen.filename, str):
+        return None
+    variable = cache_variable(seen.filename)
+    if variable is None:  # for instance of a compiler that is not there
+        return None
+    return (
+        f"the compiler's cache {seen.filename} cannot be written ({seen.strerror}): make it "
+        f"writable, or name another folder by {variable}"
+    )
+
+
 def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) -> Callable[..., Any]:
     # No compiler, no headers; or more batch sizes than torch compiles for, an exception of its own.
     failures = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
@@ -80,9 +97,12 @@ def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) ->
         if working and not under_transform():  # compiled code may drop tangents
             try:
                 return fast(*args, **named)
-            except failures as error:
+            except (*failures, OSError) as error:
+                fault = _cache_fault(error)
+                if fault is None and isinstance(error, OSError):
+                    raise
                 working = False
-                reason = str(error).strip().splitlines()[0]
+                reason = fault or str(error).strip().splitlines()[0]
                 # As of this file: a net is called from within torch, whose warnings are not shown.
                 warnings.warn(f"{name} runs uncompiled: {reason}", stacklevel=1)
         return plain(*args, **named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 
 
@@ -33,12 +34,37 @@ _REMEDIES = {
 
 def disk_fault(error: BaseException) -> str | None:
     """Say in one line which file failed, why and what to do; None where no disk is at fault."""
-    if not isinstance(error, OSError) or error.errno not in _REMEDIES:
+    if not isinstance(error, OSError) or error.errno is None:
         return None
     names = (error.filename2, error.filename)  # of a renaming, the one that it should have become
     name = next((os.fsdecode(n) for n in names if isinstance(n, str | bytes)), "a file")
+    remedy, variable = _REMEDIES.get(error.errno), cache_variable(name)
+    if variable is not None and error.errno in (*_FORBIDDEN, errno.ENOENT):
+        remedy = f"make that cache writable, or name another folder by {variable}"
+    if remedy is None:
+        return None
     why = error.strerror or os.strerror(error.errno)
-    return f"{name}: {why}: {_REMEDIES[error.errno]}, then run the same command again"
+    return f"{name}: {why}: {remedy}, then run the same command again"
+
+
+def cache_variable(path: str) -> str | None:
+    """Return the environment variable that moves the cache in which `path` lies, if it is in one.
+
+    The caches are torch's and Triton's of compiled code, and ours.
+    """
+    home = os.path.expanduser("~")
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(tempfile.gettempdir(), "torchinductor_"),
+        "TRITON_CACHE_DIR": os.path.join(home, ".triton"),
+        "XDG_CACHE_HOME": os.path.join(home, ".cache", "dgm"),
+    }
+    for variable, default in folders.items():
+        if path.startswith(os.environ.get(variable) or default):
+            return variable
+    return None
+
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextlib.contextmanager

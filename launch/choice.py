@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from dgm.diffusion.objective import DiffusionObjective
@@ -12,6 +14,19 @@ from dgm.eval.during import has_likelihood
 from dgm.objective import ImportanceWeighted
 from launch.measures import MEASURES
 from launch.subject import Subject
+from launch.suggestions import nearest_name
+
+_BY_INCEPTION = "--measure distances --features inception"
+_OVERLAP = "--measure precision_recall"
+_BITS = "--measure bits_per_dim"
+# Names of published figures, by the options that measure them.
+_PUBLISHED = {
+    **dict.fromkeys(("fid", "kid", "is", "inception_score", "isc", "fid50k"), _BY_INCEPTION),
+    **dict.fromkeys(("precision", "recall", "pr", "prc", "prdc", "density", "coverage"), _OVERLAP),
+    **dict.fromkeys(("bpd", "nll", "likelihood", "log_likelihood", "elbo"), _BITS),
+    **dict.fromkeys(("psnr", "ssim", "mse"), "--measure reconstruction"),
+    **dict.fromkeys(("accuracy", "cas"), "--measure class_consistency"),
+}
 
 
 def choose_measures(subject: Subject) -> list[str]:
@@ -30,7 +45,7 @@ def choose_measures(subject: Subject) -> list[str]:
         names = list(dict.fromkeys(name.strip() for name in wanted.split(",")))
     for name in names:
         if name not in MEASURES:
-            raise UserError(f"--measure names '{name}': choose of {', '.join(MEASURES)}")
+            raise UserError(f"--measure names '{name}': {hint_at_measure(name)}")
         _check_family(subject, name)
         _check_counts(subject, name)
     if "bits_per_dim_ode" in names and isinstance(trained.objective, DiffusionObjective):
@@ -61,6 +76,25 @@ def _without_test(subject: Subject, names: list[str]) -> list[str]:
     if subject.engine.is_main:
         print(f"{subject.folder}: not measured: {', '.join(left_out)}, on test images: {why}")
     return [name for name in names if name not in left_out]
+
+
+def hint_at_measure(name: str) -> str:
+    """Return what to give instead of a name that is no measure."""
+    if option := _PUBLISHED.get(name.lower().replace("-", "_")):
+        return f"give {option}"
+    return f"{nearest_name(name, MEASURES)}choose of {', '.join(MEASURES)}"
+
+
+def refuse_published_names(words: list[str]) -> None:
+    """Raise UserError where FID or another published name is asked for as an option."""
+    for word, following in itertools.pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        asked = value if equals else following
+        name = option.removeprefix("--").lower()
+        if option in ("--metric", "--metrics", "--features") and asked.lower() in _PUBLISHED:
+            raise UserError(f"{option} is {asked}: give {_PUBLISHED[asked.lower()]}")
+        if option.startswith("--") and name in _PUBLISHED:
+            raise UserError(f"{option} is no option: give {_PUBLISHED[name]}")
 
 
 def _open_what_may_be_missing(subject: Subject, names: list[str]) -> None:

@@ -28,11 +28,12 @@ from dgm.eval.classifier import classify
 from dgm.eval.likeness import SMALLEST, feature_distance, psnr, ssim
 from dgm.limits import check_range
 from dgm.pixels import STANDARD
+from dgm.progress import progress
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import make_options_parser, parse_options, read_list, run
+from launch.command import make_options_parser, parse_options, path_word, read_list, run
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
 from launch.subject import Subject
@@ -44,7 +45,7 @@ _BATCH = 100  # images at a time
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("run", help="run folder of a diffusion model")
+    parser.add_argument("run", type=path_word, help="run folder of a diffusion model")
     parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
     parser.add_argument("--num_images", type=int, default=200, help="test images to measure")
     parser.add_argument("--num_shown", type=int, default=10, help="of them on the sheets")
@@ -56,10 +57,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
     parser.add_argument("--guidance", type=float, default=1.0, help="to the class; 1 is none")
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
-    parser.add_argument("--out", help="folder to write to; default RUN/denoised")
+    parser.add_argument("--out", type=path_word, help="folder to write to; default RUN/denoised")
     parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
     parser.add_argument("--seed", type=int, default=1, help="of classifier, images and noise")
-    parser.add_argument("--test_shards", help="real images; default as the run's source")
+    parser.add_argument(
+        "--test_shards", type=path_word, help="real images; default as the run's source"
+    )
     return parser
 
 
@@ -89,7 +92,8 @@ class Denoiser:
             parts = [self._noise_and_denoise(rows, steps) for rows in mine.split(_BATCH)]
             return torch.cat(parts)
 
-        noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
+        with progress(f"denoising from {steps} steps", len(self.index)):
+            noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
         first = (self.real, noised, made, (made - self.real) / 2)
         sheet = torch.stack([part[: self.subject.options.num_shown].float() for part in first])
         return {"steps": steps, **self._figures(noised, made)}, sheet.clamp(-1, 1)

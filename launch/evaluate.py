@@ -27,12 +27,13 @@ from dgm.diffusion.ode import MIN_STEPS
 from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
+from dgm.progress import progress
 from dgm.report.measured import table
 from dgm.report.read import state_of
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.choice import choose_measures
-from launch.command import make_options_parser, parse_options, run
+from launch.choice import choose_measures, refuse_published_names
+from launch.command import make_options_parser, parse_options, path_word, run
 from launch.measures import MEASURES
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
@@ -45,7 +46,7 @@ def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
     add = parser.add_argument
-    add("runs", nargs="+", help="run folders")
+    add("runs", nargs="+", type=path_word, help="run folders")
     add("--measure", help=f"of {', '.join(MEASURES)}, with commas; default by run")
     add(
         "--features",
@@ -53,7 +54,9 @@ def make_parser() -> ArgumentParser:
         default="cifar",
         help="cifar: of a small net trained on the run's real images; inception: FID and KID",
     )
-    add("--weights", help="file of Inception's weights; default in the cache folder")
+    add(
+        "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"
+    )
     add("--against", choices=["train", "test"], default="train", help="real images to compare with")
     add(
         "--num_images",
@@ -74,7 +77,7 @@ def make_parser() -> ArgumentParser:
     )
     add("--epochs", type=int, help="of the classifier; default until 20,000 images")
     add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
-    add("--test_shards", help="real images to test on; default as the run's source")
+    add("--test_shards", type=path_word, help="real images to test on; default as the run's source")
     return parser  # fmt: skip
 
 
@@ -117,8 +120,9 @@ def measure(subject: Subject, names: list[str]) -> dict[str, Any]:
         "checkpoint": trained.fingerprint,
     }
     for name in names:
-        suffix = f"_{subject.features.name}" if MEASURES[name].by_features else ""
-        found[name + suffix] = MEASURES[name].measure(subject)
+        with progress(f"{subject.folder.name}: {name}"):
+            suffix = f"_{subject.features.name}" if MEASURES[name].by_features else ""
+            found[name + suffix] = MEASURES[name].measure(subject)
     return found
 
 
@@ -142,6 +146,7 @@ def name_runs(folders: list[Path]) -> list[str]:
 
 def main() -> None:
     """Measure by the command line: a table on screen, JSON in each run folder."""
+    refuse_published_names(sys.argv[1:])
     options = parse_options(make_parser(), sys.argv[1:])
     check(options)
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))

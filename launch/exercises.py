@@ -30,7 +30,16 @@ from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
-from launch.command import FAULT, MISTAKE, STOPPED, make_options_parser, parse, parse_options, run
+from launch.command import (
+    FAULT,
+    MISTAKE,
+    STOPPED,
+    make_options_parser,
+    parse,
+    parse_options,
+    path_word,
+    run,
+)
 from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
 from launch.places import check_folder
 from launch.report import open_run
@@ -45,13 +54,13 @@ def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
     add = parser.add_argument
-    add("--data", default="shapes", help="data.source of all runs")
+    add("--data", type=path_word, default="shapes", help="data.source of all runs")
     add("--scale", default="small", help="small (minutes), medium (hours on CPUs), full (GPUs)")
     add("--only", help=f"of {', '.join(names_of_exercises())}, with commas; default all")
-    add("--out", help="folder of runs and pages; default runs/exercises/DATA-SCALE")
+    add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
     add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one a core")
     add("--processes", type=int, default=1, help="of each run, as accelerate launch starts them")
-    add("--exercises", default=str(FOLDER), help="folder of the exercises' files")
+    add("--exercises", type=path_word, default=str(FOLDER), help="folder of the exercises' files")
     return parser
 
 
@@ -91,6 +100,7 @@ class Commands:
                 start_new_session=True,  # of Ctrl-C it learns from us alone
             )  # fmt: skip
             self.running.add(process)
+        print(f"{title} ... (its output: {log})", flush=True)
         code = process.wait()
         with self.lock:
             self.running.discard(process)

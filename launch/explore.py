@@ -27,10 +27,11 @@ from dgm.errors import UserError
 from dgm.eval.during import MOST_MADE
 from dgm.limits import check_range
 from dgm.pixels import STANDARD
+from dgm.progress import progress
 from dgm.report.exploring import save_plots
 from dgm.train.engine import Engine
 from dgm.train.run_folder import write_whole
-from launch.command import make_options_parser, parse_options, read_list, run
+from launch.command import make_options_parser, parse_options, path_word, read_list, run
 from launch.explorer import Explorer
 from launch.places import check_folder
 from launch.sample import choose_checkpoint
@@ -54,7 +55,7 @@ VALUES = {
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", type=path_word, help="run folder")
     for name, values in VALUES.items():
         families = " or ".join(family for family, names in VARIED.items() if name in names)
         parser.add_argument(f"--{name}", help=f"values to try of a {families}; default {values}")
@@ -68,10 +69,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--num_shown", type=int, default=10, help="of them on the sheets")
     parser.add_argument("--num_pairs", type=int, default=8, help="rows of the interpolation")
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
-    parser.add_argument("--out", help="folder to write to; default RUN/explored")
+    parser.add_argument("--out", type=path_word, help="folder to write to; default RUN/explored")
     parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
     parser.add_argument("--seed", type=int, default=1, help="of classifier, images and draws")
-    parser.add_argument("--test_shards", help="real images; default as the run's source")
+    parser.add_argument(
+        "--test_shards", type=path_word, help="real images; default as the run's source"
+    )
     return parser
 
 
@@ -139,15 +142,19 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
             pixels = images.to_uint8(sheet.flatten(0, 1), STANDARD)
             images.save_png(folder_of(options) / f"{name}.png", images.grid(pixels, sheet.shape[1]))
 
-    found["interpolation"], sheet = explorer.interpolate()
+    with progress("interpolation"):
+        found["interpolation"], sheet = explorer.interpolate()
     between, along = (found["interpolation"][name] for name in ("between", "along"))
     ends = "; the real images at both sides" if between == "test images" else ""
     show("interpolation", f"Interpolation between {between} along a {along}{ends}.", sheet)
-    if (walked := explorer.traverse()) is not None:
+    with progress("traversal"):
+        walked = explorer.traverse()
+    if walked is not None:
         found["traversal"], sheet = walked
         moved, reach = found["traversal"]["moved"], f"{found['traversal']['reach']:g}"
         show("traversal", f"Traversal: {moved}, from -{reach} to {reach}, a row for each.", sheet)
-    found["settings"], sheet = explorer.try_settings(settings)
+    with progress("trying settings"):
+        found["settings"], sheet = explorer.try_settings(settings)
     for name, caption, rows in sheets_of(settings):
         show(name, caption, sheet[rows])
     return found

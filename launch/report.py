@@ -19,16 +19,21 @@ from dgm.report.failures import Failure, children, find_failure
 from dgm.report.page import make_page
 from dgm.report.read import Run, read_run
 from dgm.train.run_folder import flatten, read_config, write_whole
-from launch.command import make_options_parser, parse_options, run
+from launch.command import make_options_parser, parse_options, path_word, run
 from launch.families import FAMILIES, family_of
 from launch.places import check_file
+from launch.trained import hint_at_runs
 
 
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or those of sweeps")
-    parser.add_argument("--out", help="the page; default RUN/report.html where one is given")
+    parser.add_argument(
+        "runs", nargs="+", type=path_word, metavar="RUN", help="run folders, or those of sweeps"
+    )
+    parser.add_argument(
+        "--out", type=path_word, help="the page; default RUN/report.html where one is given"
+    )
     return parser
 
 
@@ -48,7 +53,7 @@ def choose_out(wanted: str | None, folders: list[Path]) -> Path:
             f"{len(folders)} folders are given, but not --out: name the page, as --out report.html"
         )
     out = folders[0] / "report.html" if wanted is None else Path(wanted)
-    check_file("--out", out)
+    check_file("--out", out, wanted or "")
     return out
 
 
@@ -70,7 +75,10 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: name a run folder or that of a sweep")
+            hint = hint_at_runs(folder).replace(
+                "name one of runs/", "name a run folder or that of a sweep"
+            )
+            raise UserError(f"{folder} is no folder: {hint}")
         if (folder / "config.yaml").is_file():
             found[folder] = False
             continue

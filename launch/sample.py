@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,11 +21,14 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.errors import UserError
 from dgm.layers import use_kernels
 from dgm.limits import check_range
+from dgm.progress import progress
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
-from launch.command import make_options_parser, parse_options, run
-from launch.places import check_stem
+from launch.command import make_options_parser, parse_options, path_word, run
+from launch.places import choose_outputs
+from launch.suggestions import nearest_name
 from launch.trained import Trained, open_trained
+from shards.folders import new_folder
 
 SHOWN = 20  # images of a class in the PNG; the .npz holds all
 BITS_OF_A_CLASS = 24
@@ -33,13 +39,18 @@ KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "ba
 def make_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", type=path_word, help="run folder")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
     parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
     parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
     parser.add_argument("--average", type=bool, default=True, help="use the averaged weights")
-    parser.add_argument("--out", help="path without ending; default RUN/generated/...")
+    parser.add_argument(
+        "--out",
+        type=path_word,
+        help="FILE.png or FILE.npz (the other is written beside it), or FOLDER/, new or empty, for "
+        "single images as CLASS-00000.png with images.npz; default RUN/generated/...",
+    )
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument("--steps", type=int, help="default: the run's sample.steps")
@@ -67,8 +78,11 @@ def choose_classes(trained: Trained, wanted: str | None) -> list[int]:
         elif word.isdecimal() and int(word) < len(trained.classes):
             labels.append(int(word))
         else:
-            known = ", ".join(trained.classes)
-            raise UserError(f"--classes names '{word}', which the run does not know: {known}")
+            near = nearest_name(word, trained.classes)
+            raise UserError(
+                f"--classes names '{word}', which the run does not know: {near}choose of "
+                f"{', '.join(trained.classes)}"
+            )
     return labels
 
 
@@ -110,11 +124,28 @@ def choose_shown(
     return [k * per_class + number for k in classes for number in range(columns)], columns
 
 
+def save_singly(
+    folder: Path, pixels: np.ndarray, labels: np.ndarray | None, classes: list[str]
+) -> None:
+    """Write uint8 [N, H, W, C] as a PNG each, and as `images.npz`, in a new folder.
+
+    The files lie side by side, as pytorch-fid, clean-fid and torch-fidelity read them, and are
+    named by class and number within it: CLASS-00000.png, without classes 00000.png. The folder is
+    written whole or not at all.
+    """
+    counts: Counter[str] = Counter()
+    with new_folder(folder.resolve(), same="images.npz") as made:
+        for k, image in enumerate(pixels):
+            name = "" if labels is None else re.sub(r"[^\w.+-]", "_", classes[labels[k]]) + "-"
+            images.save_png(made / f"{name}{counts[name]:05d}.png", image)
+            counts[name] += 1
+        images.save_npz(made / "images.npz", pixels, labels)
+
+
 def make_images(options: Namespace, engine: Engine) -> None:
     """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
     check_range(options, "--", "per_class", least=1, most=MOST_OF_A_CLASS)
-    if options.out:
-        check_stem("--out", Path(options.out))
+    outputs = choose_outputs("--out", options.out) if options.out else None
     trained = open_trained(
         Path(options.run), choose_checkpoint(options.checkpoint), options.average
     )
@@ -129,19 +160,25 @@ def make_images(options: Namespace, engine: Engine) -> None:
     # So image k of a class is the same whatever else is asked for.
     index = (labels << BITS_OF_A_CLASS) + number
     knobs = choose_knobs(options, trained)
-    made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+    with progress("making images", len(labels)):
+        made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
     if not engine.is_main:
         return
     pixels = images.to_uint8(made, trained.objective.pixels)
-    default = Path(options.run) / "generated" / f"{trained.images_seen:09d}-seed{options.seed}"
-    stem = Path(options.out) if options.out else default
-    shown, columns = choose_shown(len(chosen), options.per_class, *pixels.shape[1:3])
-    png, npz = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".npz")
-    images.save_png(png, images.grid(pixels[shown], columns))
+    if outputs is None:
+        stem = f"{trained.images_seen:09d}-seed{options.seed}"
+        outputs = choose_outputs("--out", str(Path(options.run) / "generated" / f"{stem}.png"))
     by_class = trained.objective.num_classes is not None
-    images.save_npz(npz, pixels, labels.numpy() if by_class else None)
+    saved_labels = labels.numpy() if by_class else None
+    if outputs.folder is not None:
+        save_singly(outputs.folder, pixels, saved_labels, trained.classes)
+        print(f"{len(pixels)} images: {outputs.folder}/*.png and {outputs.npz}")
+        return
+    shown, columns = choose_shown(len(chosen), options.per_class, *pixels.shape[1:3])
+    images.save_png(outputs.png, images.grid(pixels[shown], columns))
+    images.save_npz(outputs.npz, pixels, saved_labels)
     part = "" if len(shown) == len(pixels) else f" ({len(shown)} of them)"
-    print(f"{len(pixels)} images: {png}{part} and {npz}")
+    print(f"{len(pixels)} images: {outputs.png}{part} and {outputs.npz}")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from dgm.eval.features import Features, of_classifier
 from dgm.eval.inception import FILE, inception_features
 from dgm.eval.real import Described, describe_real
 from dgm.images import to_uint8
+from dgm.progress import progress
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 from launch.trained import Trained, open_trained
@@ -188,15 +189,16 @@ class Subject:
         key = (seed, self.labels_are(each_class))
         if key not in self._made:
             index, objective = torch.arange(self.num_images), self.trained.objective
-            chosen = uniform_labels if key[1] == UNIFORM else labels_by_frequency
-            labels = chosen(len(index), self.counts)
-            parts = [
-                to_uint8(
-                    sample_on_all(self.engine, objective, self.nets, rows, labels[rows], seed),
-                    objective.pixels,
-                )
-                for rows in index.split(_AT_ONCE)
-            ]
+            choose_labels = uniform_labels if key[1] == UNIFORM else labels_by_frequency
+            labels = choose_labels(len(index), self.counts)
+            with progress(f"making images from seed {seed}", self.num_images):
+                parts = [
+                    to_uint8(
+                        sample_on_all(self.engine, objective, self.nets, rows, labels[rows], seed),
+                        objective.pixels,
+                    )
+                    for rows in index.split(_AT_ONCE)
+                ]
             pixels = np.concatenate(parts)
             seen = self.features.describe(self.engine, len(pixels), pixels.__getitem__)
             self._made[key] = Made(pixels, labels.numpy(), *seen)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +22,8 @@ from launch.training import identify, known_as
 from shards.errors import ShardError
 from shards.read import Shards, open_shards
 from shards.remote import is_remote
+
+_MOST_RUNS = 1000  # that are looked through for one with a name like the one given
 
 
 @dataclass
@@ -43,13 +49,15 @@ def open_trained(
     """
     config = folder / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{folder} is not a run folder (no config.yaml): name one of runs/")
+        raise UserError(f"{folder} is not a run folder (no config.yaml): {hint_at_runs(folder)}")
     saved = folder / "checkpoints"
     if images_seen is None:
         loaded, fingerprint = _read_newest(folder)
     else:
         seen = _best(folder) if images_seen == "best" else images_seen
         path = saved / f"{seen:09d}"
+        if not path.is_dir():
+            raise UserError(_no_checkpoint(folder, seen))
         fault = checkpoint.find_fault(path)
         if fault is not None:
             raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
@@ -73,6 +81,40 @@ def open_trained(
     seen = loaded.state["images_seen"]
     data_id, shape = loaded.state["data_id"], (height, width, channels)
     return Trained(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
+
+
+def hint_at_runs(folder: Path) -> str:
+    """Return which run may be meant by a folder that is none: around it, or under runs/."""
+    around = next((p for p in folder.parents if (p / "config.yaml").is_file()), None)
+    if around is not None:
+        return f"did you mean {around}?"
+    inside = sorted(_runs_under(folder))
+    if inside:
+        return f"it holds runs, name one: {', '.join(map(str, inside[:5]))}"
+    for root in (folder.parent, Path("runs")):
+        # Without what all have in common, by which long paths would be alike.
+        wanted = folder.relative_to(root) if folder.is_relative_to(root) else Path(folder.name)
+        names = {run.name: run for run in _runs_under(root)}
+        names |= {str(run.relative_to(root)): run for run in _runs_under(root)}
+        near = difflib.get_close_matches(str(wanted), names, 1, cutoff=0.6)
+        if near:
+            return f"did you mean {names[near[0]]}?"
+    return "name one of runs/"
+
+
+def _runs_under(root: Path) -> Iterator[Path]:
+    """Go through the run folders in a folder, and those of sweeps in it."""
+    with contextlib.suppress(OSError):
+        for pattern in ("*/config.yaml", "*/*/config.yaml"):
+            yield from (path.parent for path in itertools.islice(root.glob(pattern), _MOST_RUNS))
+
+
+def _no_checkpoint(folder: Path, seen: int) -> str:
+    there = [int(name) for name in checkpoint.complete_names(folder / "checkpoints")]
+    if not there:
+        return f"{folder} holds no whole checkpoint yet: train it first"
+    known = ", ".join(map(str, there))
+    return f"{folder} has no checkpoint after {seen} images: choose {known}, or none for the newest"
 
 
 def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:

@@ -26,7 +26,7 @@ from dgm.train.job import Job
 from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import MAY_CHANGE, RunFolder, flatten
+from dgm.train.run_folder import MAY_CHANGE, PATH, RunFolder, flatten
 from dgm.train.sampling import shown_classes
 from dgm.train.stop import SIGNALS, StopRequest
 from dgm.train.watchdog import Watchdog
@@ -46,11 +46,11 @@ from shards.sources import FolderOptions, source_name
 class DataConfig:
     """Where the images come from; a run knows its images by their contents, not by these."""
 
-    source: str = field(default="cifar10", metadata=MAY_CHANGE)
+    source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
-    shards: str | None = field(default=None, metadata=MAY_CHANGE)
+    shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of train shards; null is data/SOURCE, built from the source where missing."""
-    test_shards: str | None = field(default=None, metadata=MAY_CHANGE)
+    test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of test shards, for what eval.* measures on test images; as `shards` for null."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
     """Side to which images are cut, as centred squares, and resized, bicubic; null leaves them."""

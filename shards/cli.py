@@ -41,7 +41,18 @@ class Parser(argparse.ArgumentParser):
                 plain = str(each) if isinstance(each, Path) else each
                 if remedy := remedy_for(plain, name):
                     self.error(f"--{name.replace('_', '-')} is {each}: {remedy}")
+            setattr(found, name, self._expanded(name, value))
         return found
+
+    def _expanded(self, name: str, value: Any) -> Any:
+        """Return a value with ~ as the home folder where it is a path, or several."""
+        if isinstance(value, list):
+            return [self._expanded(name, each) for each in value]
+        try:
+            option = f"--{name.replace('_', '-')}"
+            return Path(expand_home(option, str(value))) if isinstance(value, Path) else value
+        except ShardError as error:
+            self.exit(2, f"error: {error}\n")
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -64,6 +75,34 @@ def remedy_for(value: object, name: str = "") -> str | None:
     if name.split(".")[-1] == "seed":
         return None if 0 <= value < 2**64 else "choose 0 or more, below 2**64"
     return None if abs(value) < 2**63 else "choose a number below 2**63"
+
+
+def expand_home(name: str, path: str) -> str:
+    """Return a path in which a first ~ is the home folder, also behind `folder:`.
+
+    Remote addresses and `pipe:` commands begin otherwise and stay as they are. Raises ShardError
+    naming the option `name` where nobody knows that home folder.
+    """
+    kind = "folder:" if path.startswith("folder:") else ""
+    bare = path.removeprefix(kind)
+    if not bare.startswith("~"):
+        return path
+    whole = os.path.expanduser(bare)
+    if whole == bare:
+        who = bare.split("/")[0]
+        raise ShardError(
+            f"{name} is {path}, but the home folder {who} is unknown: write the whole path, or "
+            f"./{bare} for a folder of that name"
+        )
+    return kind + whole
+
+
+def home_path(text: str) -> str:
+    """Return a path with ~ as the home folder: the argparse type of folders and addresses."""
+    try:
+        return expand_home("the path", text)
+    except ShardError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _is_utf8(text: str) -> bool:

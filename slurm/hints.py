@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
+from pathlib import Path
 from typing import Any, NoReturn
+
+from slurm.errors import SlurmError
 
 _KINDS = {
     "int": "a whole number (int)", "bool": "true or false", "str": "a text",
@@ -19,10 +23,32 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
 
+    def parse_args(self, *given: Any, **named: Any) -> Any:
+        """Parse; in paths ~ is the home folder."""
+        found = super().parse_args(*given, **named)
+        for name, value in vars(found).items():
+            if isinstance(value, Path):
+                try:
+                    setattr(found, name, Path(expand_home(name, str(value))))
+                except SlurmError as error:
+                    self.exit(2, f"error: {error}\n")
+        return found
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         known = [option for action in self._actions for option in action.option_strings]
         self.exit(2, f"error: {message}; {hint(message, known)}\n")
+
+
+def expand_home(name: str, path: str) -> str:
+    """Return a path in which a first ~ is the home folder; raises SlurmError if it is unknown."""
+    whole = os.path.expanduser(path)
+    if path.startswith("~") and whole == path:
+        raise SlurmError(
+            f"{name} is {path}, but the home folder {path.split('/')[0]} is unknown: write the "
+            f"whole path, or ./{path} for one of that name"
+        )
+    return whole
 
 
 def plainly(said: str, known: list[str]) -> str:

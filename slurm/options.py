@@ -5,32 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from slurm.errors import SlurmError
-from slurm.hints import dashed, plainly
+from slurm.hints import dashed, expand_home, plainly
 from slurm.resources import Resources, profile_path
 from slurm.yaml_file import read_yaml
 
 NOT_SLURM = ("local", "debug")
+_PATH = {"path": True}  # field metadata of options in which ~ is the home folder
 
 
 @dataclass(frozen=True)
 class Options:
     """What to submit, and how."""
 
-    config: str | None = None
+    config: str | None = field(default=None, metadata=_PATH)
     """YAML file of keys, as the trainer has it; null is the trainer's published one."""
-    sweep: str | None = None
+    sweep: str | None = field(default=None, metadata=_PATH)
     """YAML file of sets of keys (sets:, grid:), each of which becomes a task of an array."""
-    cluster: str = "default"
+    cluster: str = field(default="default", metadata=_PATH)
     """A profile of slurm/clusters/ by name, or a YAML file; or local (this machine), debug (this
     process)."""
-    accelerate_config: str = "accelerate_config.yaml"
+    accelerate_config: str = field(default="accelerate_config.yaml", metadata=_PATH)
     """File that chooses the engine, as for accelerate launch."""
     max_parallel: int | None = None
     """Tasks of an array that run at once; null is 64, on this machine 1."""
@@ -106,6 +107,10 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
         known = [option for action in parser._actions for option in action.option_strings]
         raise SlurmError(f"{where}{plainly(said, known)}") from None
     _check_values(chosen)
+    for name in ("script", *(f.name for f in dataclasses.fields(Options) if f.metadata)):
+        if isinstance(chosen[name], str):
+            flag = name if name == "script" else dashed(f"--{name}")
+            chosen[name] = expand_home(flag, chosen[name])
     return chosen
 
 

@@ -6,6 +6,7 @@ it was requeued, and the last error in its log. Slurm's accounting is used where
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import sys
@@ -206,6 +207,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
+def nearest_folder(missing: Path) -> Path | None:
+    """Return the folder beside a missing one whose name is most like its name, if one is."""
+    parent = missing.parent
+    there = {p.name: p for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
+    near = difflib.get_close_matches(missing.name, there, 1, cutoff=0.6)
+    return there[near[0]] if near else None
+
+
 def main() -> int:
     """Show the table, once or until nothing changes any more."""
     parser = Parser(prog="python -m slurm.status", description=__doc__)
@@ -221,8 +230,13 @@ def main() -> int:
     try:
         records = find_runs(asked.folder)
         if not records:
-            there = "there is no run in" if asked.folder.is_dir() else "there is no folder"
-            raise SlurmError(f"{there} {asked.folder}: name a folder that holds runs")
+            if asked.folder.is_dir():
+                raise SlurmError(
+                    f"there is no run in {asked.folder}: name a folder that holds runs"
+                )
+            near = nearest_folder(asked.folder)
+            hint = f"did you mean {near}?" if near else "name a folder that holds runs"
+            raise SlurmError(f"there is no folder {asked.folder}: {hint}")
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))

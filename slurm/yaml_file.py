@@ -21,32 +21,52 @@ _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML in which 1e-4 is a number, and dates and = are texts, as in the trainers' options."""
+# Numbers as people mean them, rather than YAML 1.1's: 010 is ten and 1e-4 a number; 1:30, dates
+# and = are texts, as in the trainers' options.
+_INT = re.compile(r"[-+]?(0x[\da-fA-F_]+|0b[01_]+|\d[\d_]*)$")
+_FLOAT = re.compile(
+    r"([-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+    r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
+)
+_OTHERS = {_TAG + kind for kind in ("int", "float", "timestamp", "value")}  # left out of PyYAML's
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, less two
-        first: [
-            (tag, rule) for tag, rule in rules if tag not in (_TAG + "timestamp", _TAG + "value")
-        ]
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML with the numbers above."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, less four
+        first: [(tag, rule) for tag, rule in rules if tag not in _OTHERS]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return the number of a scalar; raise ValueError where it is none."""
+        text = str(self.construct_scalar(node)).replace("_", "")
+        return int(text, 0 if re.match(r"[-+]?0[xb]", text) else 10)
+
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each text that the loader would take for a number."""
+    """Quotes each text that a loader would take for a number, also PyYAML's own."""
 
 
+_Loader.add_constructor(_TAG + "int", _Loader.construct_yaml_int)
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        _TAG + "float",
-        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
+    _kind.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
+    _kind.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 
 def write_yaml(content: dict[str, Any]) -> str:
     """Write keys and values such that reading gives the same."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def read_value(text: str) -> Any:
+    """Return the value that a word of a command line means; raise yaml.YAMLError if it is none."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
@@ -69,20 +89,46 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
     try:
         return _parse(path, text, as_written)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        last = text.rstrip().count("\n")
-        if mark and mark.line > last:  # the end is reached: of what?
-            mark = getattr(error, "context_mark", None) or mark
-        position = getattr(error, "position", None)  # of a character that YAML does not know
-        line = mark.line if mark else text.count("\n", 0, position) if position else 0
-        line = min(line, last)
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        tab = "\t" in text.split("\n")[line]
-        remedy = "indent by spaces, not by tabs" if tab else "mend that line"
         reason = " ".join(reason.split())
         if "nesting depth" in reason:  # PyYAML 6.0.4 on looks ahead, and gives up before we do
-            raise UserError(_too_deep(path, line + 1)) from None
+            raise UserError(_too_deep(path, _marked_line(error, text) + 1)) from None
+        line, remedy = _find_mistake(_marked_line(error, text), reason, text.split("\n"))
         raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None
+
+
+def _marked_line(error: yaml.YAMLError, text: str) -> int:
+    """Return the line, from 0, at which the parser gave up."""
+    mark = getattr(error, "problem_mark", None)
+    last = text.rstrip().count("\n")
+    context = getattr(error, "context_mark", None)
+    # At the end of the file, or behind a key without a colon, it lies further up.
+    if mark and context and (mark.line > last or "expected ':'" in str(error)):
+        mark = context
+    position = getattr(error, "position", None)  # of a character that YAML does not know
+    line = mark.line if mark else text.count("\n", 0, position) if position else 0
+    return min(line, last)
+
+
+def _find_mistake(line: int, reason: str, lines: list[str]) -> tuple[int, str]:
+    """Return the line, from 0, that is wrong, and what to do about it.
+
+    A parser notices a tab or a missing colon as late as in the next line.
+    """
+    written = [k for k in range(line + 1) if lines[k].strip() and lines[k].strip()[0] != "#"]
+    for k in reversed(written[-2:]):
+        indent = lines[k][: len(lines[k]) - len(lines[k].lstrip())]
+        if "\t" in indent and "expected ','" not in reason:
+            return k, "indent by spaces, not by tabs"
+    for k in reversed(written[-2:]):
+        key = lines[k].strip().split(" #")[0]
+        if (
+            ("mapping values" in reason or "expected ':'" in reason)
+            and re.fullmatch(r"\w[\w.]*(:\S.*|\s.*)?", key)
+            and not re.search(r":(\s|$)", key)
+        ):
+            return k, f"write '{key.split()[0].split(':')[0]}: ', with a colon and a space"
+    return line, "indent by spaces, not by tabs" if "\t" in lines[line] else "mend that line"
 
 
 def _parse(path: Path, text: str, as_written: bool) -> dict[str, Any]:

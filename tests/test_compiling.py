@@ -112,6 +112,43 @@ def test_a_backward_pass_that_cannot_be_compiled_is_said_once_and_the_run_goes_o
 
 
 @pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    run_script: Callable, tmp_path: Path
+):
+    cache = tmp_path / "locked"
+    cache.mkdir(mode=0o555)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(LAUNCH.parent)!r})\n"
+        "import torch\nfrom dgm.compiling import compiled\nfrom dgm.kernels import native\n"
+        "def double(x): return 2 * x + 1\n"
+        "assert compiled(double)(torch.ones(3)).tolist() == [3, 3, 3]\n"
+        "len(sys.argv) < 2 and native.available()\n"
+    )
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "XDG_CACHE_HOME": str(cache)}
+    words = [LAUNCH.parent / "tests" / "support" / "without_rights.py", script]
+    done = run_script(*words, variables=variables)
+    assert done.code == 0, done.stderr
+    assert f"double runs uncompiled: the compiler's cache {cache}" in done.stderr
+    assert "name another folder by TORCHINDUCTOR_CACHE_DIR" in done.stderr
+    assert f"the cache folder {cache}/dgm cannot be written" in done.stderr
+    assert "or name another by XDG_CACHE_HOME" in done.stderr and "g++" not in done.stderr
+    mended = {name: str(tmp_path / "new") for name in variables}  # by the remedy
+    again = run_script(*words, "without kernels", variables=mended).stderr
+    assert "runs uncompiled" not in again and "cannot be written" not in again
+
+
+def test_a_cache_that_torch_cannot_make_is_an_error_in_one_line(
+    run_script: Callable, tiny_config: Path, tmp_path: Path
+):
+    words = [LAUNCH / "train_ddpm.py", "--config", tiny_config, "--run.dir", tmp_path / "run"]
+    done = run_script(*words, variables={"TORCHINDUCTOR_CACHE_DIR": "/dev/null/cache"})
+    assert done.code == 2, done.stderr
+    assert done.stderr.startswith("error: /dev/null/cache: Not a directory: make that cache")
+    assert done.stderr.count("\n") == 1 and "by TORCHINDUCTOR_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.slow
 def test_without_a_compiler_a_run_says_so_once_and_goes_on(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):

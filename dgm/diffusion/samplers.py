@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgm.diffusion.prediction import Denoised
 from dgm.diffusion.schedule import Schedule
+from dgm.progress import advance
 from dgm.rng import Draws
 
 Denoiser = Callable[[Tensor, int], Denoised]
@@ -43,12 +44,13 @@ class Level(NamedTuple):
 CLEAN = Level(-1, 1.0, 0.0)
 
 
-def _pairs(schedule: Schedule, steps: int) -> Iterator[tuple[int, Level, Level]]:
-    """Go through (number, from, to) until the clean image."""
+def _pairs(schedule: Schedule, steps: int, num_images: int) -> Iterator[tuple[int, Level, Level]]:
+    """Go through (number, from, to) until the clean image; counts progress of so many images."""
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
     levels = [Level(t, alphas[t], sigmas[t]) for t in schedule.levels(steps)] + [CLEAN]
     for number, (here, there) in enumerate(itertools.pairwise(levels)):
         yield number, here, there
+        advance(num_images / (len(levels) - 1))
 
 
 def ddpm(
@@ -65,7 +67,7 @@ def ddpm(
     (Nichol and Dhariwal 2021, equation 15). With fewer than T steps, betas are those of the
     chosen timesteps (same paper, equation 19).
     """
-    for number, here, there in _pairs(schedule, steps):
+    for number, here, there in _pairs(schedule, steps, len(x)):
         x_0, _, fraction = denoiser(x, here.t)
         mean_x_0, mean_x_t, beta, beta_tilde = posterior(here, there)
         x = mean_x_0 * x_0 + mean_x_t * x
@@ -99,7 +101,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """Sample by DDIM (Song et al. 2021, equations 12 and 16); eta 0 draws no noise, 1 is DDPM's."""
-    for number, here, there in _pairs(schedule, steps):
+    for number, here, there in _pairs(schedule, steps, len(x)):
         x_0, eps, _ = denoiser(x, here.t)
         noise_sigma = eta * math.sqrt(posterior(here, there)[3])
         x = there.alpha * x_0 + math.sqrt(max(there.sigma**2 - noise_sigma**2, 0.0)) * eps
@@ -118,7 +120,7 @@ def ddim_inverse(
     from x_s. One repeat is the encoding of Song et al. 2021 (section 4.3), which the sampler does
     not quite undo; more come closer to its inverse.
     """
-    for _, here, there in reversed(list(_pairs(schedule, steps))):
+    for _, here, there in reversed(list(_pairs(schedule, steps, 0))):
         angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
         known = x
         for _ in range(repeats):
@@ -131,7 +133,7 @@ def ddim_inverse(
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the last step is of first order."""
     previous_x_0, previous_h = None, 0.0
-    for _, here, there in _pairs(schedule, steps):
+    for _, here, there in _pairs(schedule, steps, len(x)):
         x_0 = denoiser(x, here.t).x_0
         h = there.log_snr_half - here.log_snr_half
         data = x_0
@@ -155,7 +157,7 @@ def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps:
     method is of second order. Karras et al. 2022 (algorithm 1) step linearly in the noise level
     instead. Two evaluations per step; the last step, to the clean image, takes only the predictor.
     """
-    for _, here, there in _pairs(schedule, steps):
+    for _, here, there in _pairs(schedule, steps, len(x)):
         x_0, eps, _ = denoiser(x, here.t)
         predicted = there.alpha * x_0 + there.sigma * eps
         if there is CLEAN:

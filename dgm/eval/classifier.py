@@ -15,6 +15,7 @@ from torch.nn import functional
 from dgm.files import replacing, save_tensors
 from dgm.layers import use_kernels
 from dgm.pixels import STANDARD
+from dgm.progress import advance, progress
 from dgm.rng import permutation
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
@@ -72,6 +73,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch)
     for epoch in range(epochs):
         for index in permutation(seed, epoch, len(data)).split(batch):
+            advance(len(index))
             loss = functional.cross_entropy(
                 net(to_input(data.images(index.numpy()), device)),
                 torch.from_numpy(data.labels(index.numpy())).to(device),
@@ -107,7 +109,8 @@ def cached_classifier(
     def train() -> None:
         if _read(path, num_classes) is None:
             print("training a classifier of the real images, once for this data set", flush=True)
-            net = train_classifier(data, num_classes, epochs, seed, engine.device)
+            with progress("training the classifier", epochs * len(data), alone=True):
+                net = train_classifier(data, num_classes, epochs, seed, engine.device)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, shared=True) as partial:
                 save_tensors(partial, {k: v.contiguous() for k, v in net.state_dict().items()})

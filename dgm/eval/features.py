@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.eval.classifier import Classifier, to_input
+from dgm.progress import advance, progress
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
 
@@ -49,9 +50,11 @@ class Features:
                 features, logits = self.see(images(own.numpy()))
                 width = features.shape[1]
                 parts.append(torch.cat([features, logits], dim=1))
+                advance(len(own))
             return torch.cat(parts)
 
-        both = engine.spread(count, work).cpu()
+        with progress(f"features of images by {self.name}", count):
+            both = engine.spread(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
 
     def describe_all(self, engine: Engine, data: Images) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgm.objective import Batch, ImportanceWeighted, Likelihood, Nets
+from dgm.progress import advance, progress
 from dgm.rng import Draws
 from dgm.train.engine import Engine
 from dgm.train.feed import Images
@@ -36,9 +37,11 @@ def over_images(
                 torch.from_numpy(data.labels(own.numpy())).to(engine.device),
             )
             parts.append(of(given, Draws.of(seed, own.to(engine.device))).double())
+            advance(len(own))
         return torch.cat(parts)
 
-    return engine.spread(len(index), measure).cpu()
+    with progress("measuring test images", len(index)):
+        return engine.spread(len(index), measure).cpu()
 
 
 def bits_per_dim(

@@ -16,6 +16,7 @@ from dgm.eval.likeness import feature_distance
 from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
 from dgm.pixels import STANDARD
+from dgm.progress import progress
 from dgm.train.engine import Engine
 from dgm.train.sampling import sample_on_all
 
@@ -63,6 +64,10 @@ def diversity(net: Classifier, made: Tensor, labels: Tensor | None) -> float:
     return float(torch.cat(found).double().mean()) if found else 0.0
 
 
+def _named(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
 def try_settings(
     engine: Engine,
     objective: Objective,
@@ -84,7 +89,8 @@ def try_settings(
     sample_on_all(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
     for setting in settings:
         began = time.perf_counter()
-        made = sample_on_all(engine, objective, nets, index, labels, seed, **setting, **fixed)
+        with progress(f"making images at {_named(setting)}", len(labels)):
+            made = sample_on_all(engine, objective, nets, index, labels, seed, **setting, **fixed)
         made[:, 0, 0, 0].tolist()  # wait for the device
         took = (time.perf_counter() - began) / len(labels)
         made = objective.pixels.convert(made.float(), STANDARD)

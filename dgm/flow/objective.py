@@ -14,6 +14,7 @@ from dgm.flow.net import Flow, normal_log_prob
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import DEQUANTIZED, draw_mirrored, flip_images
+from dgm.progress import advance
 from dgm.rng import Draws
 
 _LEVEL_BITS = -math.log2(DEQUANTIZED.bin_width)  # 7
@@ -106,6 +107,7 @@ class FlowObjective:
         for start in range(0, count, config.batch):
             own = draws.part(slice(start, min(start + config.batch, count)))
             parts.append(self.decode(nets, config.temperature * self.latents(own)))
+            advance(len(parts[-1]))
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from dgm.latent_space import along_sphere
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import STANDARD, draw_mirrored, flip_images
+from dgm.progress import advance
 from dgm.rng import Draws
 
 
@@ -209,6 +210,7 @@ class GanObjective:
             part = slice(start, start + batch)
             told = None if labels is None else labels[part]
             parts.append(self.decode(nets, latent[part], told))
+            advance(len(parts[-1]))
         return torch.cat(parts)
 
     @torch.no_grad()

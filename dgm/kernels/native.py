@@ -109,13 +109,37 @@ def library() -> ctypes.CDLL | None:
     try:
         return _load()
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            "convolutions and normalisations are torch's own, as those in C++ could not be "
-            f"compiled ({str(said).strip().splitlines()[0]}): install g++ for faster ones",
+            "convolutions and normalisations are torch's own, for the faster ones in C++ "
+            f"{_why_not(error)}",
             stacklevel=1,
         )
         return None
+
+
+def _why_not(error: OSError | subprocess.CalledProcessError) -> str:
+    """Return why there are no compiled kernels, and what to do about it."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line.strip() for line in str(error.stderr).splitlines() if line.strip()]
+        # The message beside "error" says more than the first, which may name a function only.
+        said = next((line for line in lines if "rror" in line), (lines or [str(error)])[0])
+        if "temporary file" in str(error.stderr) or "No space left" in str(error.stderr):
+            return f"could not be compiled ({said}): name another folder by TMPDIR, or free space"
+        return f"could not be compiled ({said}): install a newer g++, or name a compiler by CXX"
+    compiler = os.environ.get("CXX", "g++")
+    if error.filename == compiler:
+        return (
+            f"could not be compiled ({compiler}: {error.strerror}): install g++, or name a "
+            "compiler by CXX"
+        )
+    if error.errno is None:  # of the loader, for instance of a disk that allows no programs
+        return (
+            f"could not be loaded ({error}): name a cache folder on another disk by XDG_CACHE_HOME"
+        )
+    return (
+        f"could not be kept, as the cache folder {_cache()} cannot be written "
+        f"({error.strerror}): make it writable, or name another by XDG_CACHE_HOME"
+    )
 
 
 def _load() -> ctypes.CDLL:

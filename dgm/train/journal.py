@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from dgm import images as pictures
-from dgm.errors import naming
+from dgm.errors import UserError, disk_fault, naming
 from dgm.train.engine import Engine
 from dgm.train.introduce import introduce
 from dgm.train.job import Job
@@ -27,12 +28,11 @@ class Journal:
         self.folder, self.engine = job.folder, job.engine
 
         def begin() -> MetricsFile:
+            with self._naming():  # first, for a service may refuse
+                start_trackers(job.engine, job.settings, step)
             introduce(job, nets, micro_batch, images_seen)
             record_start(job.folder, job.engine, images_seen, job.changed)
-            file = MetricsFile(job.folder / "metrics.jsonl", images_seen)
-            with self._naming():
-                start_trackers(job.engine, job.settings, step)
-            return file
+            return MetricsFile(job.folder / "metrics.jsonl", images_seen)
 
         self._file: MetricsFile | None = None
         self.engine.on_main(lambda: setattr(self, "_file", begin()))
@@ -72,13 +72,38 @@ class Journal:
 
 
 def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None:
-    """Start TensorBoard and whatever else `run.trackers` names, through accelerate."""
+    """Start TensorBoard and whatever else `run.trackers` names, through accelerate.
+
+    Raises UserError with the reason of a service that refuses.
+    """
     # A resumed run writes steps again that a killed one had already written.
     options = {"tensorboard": {"purge_step": step + 1}}
-    engine.accelerator.init_trackers("tensorboard", init_kwargs=options)
-    for tracker in engine.accelerator.trackers:
-        if tracker.name != "tensorboard":  # there it would make a second run of its own
-            tracker.store_init_configuration(config)
+    accelerator = engine.accelerator
+    try:
+        accelerator.init_trackers("tensorboard", init_kwargs=options)
+        for tracker in accelerator.trackers:
+            if tracker.name != "tensorboard":  # there it would make a second run of its own
+                tracker.store_init_configuration(config)
+    except Exception as error:
+        names = [str(getattr(tracker, "name", tracker)).lower() for tracker in accelerator.log_with]
+        others = [name for name in names if name != "tensorboard"]
+        if not others or disk_fault(error) is not None:
+            raise
+        for tracker in accelerator.trackers:  # some have started, others have nothing to finish
+            with contextlib.suppress(Exception):
+                tracker.finish()
+        accelerator.trackers = []
+        raise UserError(_refusal(error, others)) from error
+
+
+def _refusal(error: Exception, trackers: list[str]) -> str:
+    """Return why a tracker did not start, and what to do about it."""
+    own = [name for name in trackers if type(error).__module__.split(".")[0].startswith(name)]
+    name = " or ".join(own or trackers)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = (lines or [type(error).__name__])[0].rstrip(".")
+    remedy = "log in by `wandb login`, set WANDB_MODE=offline" if name == "wandb" else "set it up"
+    return f"run.trackers names {name}, which did not start ({reason}): {remedy}, or leave it out"
 
 
 def show_image(engine: Engine, name: str, image: np.ndarray, step: int) -> None:

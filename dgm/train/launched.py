@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 
 from dgm.errors import UserError
@@ -17,6 +20,12 @@ from dgm.errors import UserError
 _USES_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _NOT_OURS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+# Options that accelerate passes on to DeepSpeed alone, and the key that does the same here.
+_ONLY_DEEPSPEED = {
+    "gradient_accumulation_steps": "train.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+}
 
 # Of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; and one arena (M_ARENA_MAX), since what the
 # backward pass frees, which has a thread of its own, is what the next forward pass needs.
@@ -91,12 +100,36 @@ def _check_agreement(precision: str) -> None:
         )
     if _told("ACCELERATE_DYNAMO_BACKEND") not in ("", "no"):
         raise UserError("accelerate launch asks for dynamo_backend: leave it to train.compile")
-    if _told("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") not in ("", "1", "auto"):
-        raise UserError(
-            "accelerate launch asks for gradient_accumulation_steps: leave it to train.micro_batch"
-        )
-    if _told("ACCELERATE_GRADIENT_CLIPPING") not in ("", "none", "auto"):
-        raise UserError("accelerate launch asks for gradient_clipping: leave it to optim.clip_norm")
+    for (name, key), neutral in zip(_ONLY_DEEPSPEED.items(), ("1", "none"), strict=True):
+        asked = _told(f"ACCELERATE_{name.upper()}") or _option_of_launcher(name)
+        if asked not in ("", "auto", neutral):
+            raise UserError(f"accelerate launch asks for {name} {asked}: leave it to {key}")
+
+
+def _option_of_launcher(name: str) -> str:
+    """Return the value of an option on the command line of the launcher; '' where it is not there.
+
+    `accelerate launch` exports these options for DeepSpeed only, and drops them without a word
+    else. Its processes are its children, so its command line can still be read.
+    """
+    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which it always sets
+        return ""
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError, OSError):
+        return ""
+    first = next((k for k, word in enumerate(words) if "accelerate" in Path(word).name), None)
+    if first is None:
+        return ""
+    script = Path(sys.argv[0]).name  # what follows it is the script's own
+    found = ""
+    for word, following in itertools.pairwise([*words[first + 1 :], ""]):
+        if Path(word).name == script:
+            break
+        option, equals, value = word.partition("=")
+        if option.removeprefix("--").replace("-", "_") == name:  # accelerate takes both spellings
+            found = value if equals else following
+    return found
 
 
 def _read_zero() -> Zero:

@@ -29,6 +29,8 @@ from dgm.yaml_file import read_yaml, write_yaml
 
 MAY_CHANGE = {"may_change": True}
 """Field metadata of keys that do not alter what has been trained so far."""
+PATH = {"path": True}
+"""Field metadata of keys that are paths, in which ~ is the home folder."""
 
 # A start that was killed or is at it, a job that is to train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
@@ -41,7 +43,7 @@ _WRITTEN_AT_THE_START = (
 class RunConfig:
     """Where a run lives and what makes it this run."""
 
-    dir: str = field(default="runs/ddpm-cifar10", metadata=MAY_CHANGE)
+    dir: str = field(default="runs/ddpm-cifar10", metadata={**MAY_CHANGE, **PATH})
     """Run folder; the same command again continues what is in it."""
     seed: int = 0
     """Seed of every draw and of the first weights."""
@@ -178,7 +180,7 @@ def _names(folder: Path) -> set[str]:
 
 def as_yaml(config: object) -> str:
     """Write out a whole configuration."""
-    return write_yaml(_nested({key: value for key, value, _ in flatten(config)}))
+    return write_yaml(nested({key: value for key, value, _ in flatten(config)}))
 
 
 def record_start(
@@ -254,7 +256,8 @@ def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield prefix + key, value
 
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return keys and values in dictionaries, as `flatten_nested` goes through them."""
     root: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, last = key.split(".")

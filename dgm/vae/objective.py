@@ -13,6 +13,7 @@ from dgm.errors import UserError
 from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
 from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
+from dgm.progress import advance
 from dgm.rng import Draws
 from dgm.vae.latent import Posterior, kl_weight, with_free_bits
 from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
@@ -135,6 +136,7 @@ class VAEObjective:
                 parts.append(draw_pixels(self.config.likelihood, net.decoder(z), own))
             else:
                 parts.append(decode(net, z))
+            advance(len(z))
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from dgm.errors import UserError
 from shards.build import ensure
+from shards.cli import home_path
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("ddpm", "gan", "vae", "flow")
@@ -51,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=usual)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
     parser.add_argument("--steps", type=int, default=50, help="of each run")
-    parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

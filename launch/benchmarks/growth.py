@@ -16,6 +16,7 @@ from dgm.errors import UserError
 from dgm.limits import check_range
 from launch.benchmarks.table import medians, print_table
 from shards.build import ensure
+from shards.cli import home_path
 from shards.format import INDEX, ShardFile, load_index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,9 @@ FIGURES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
     parser.add_argument(
         "--images", type=int, nargs="+", default=[5_000, 50_000, 500_000, 5_000_000]
     )

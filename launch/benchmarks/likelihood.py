@@ -30,6 +30,7 @@ from launch.families import open_config
 from launch.places import check_folder
 from launch.trained import open_trained
 from launch.training import Parts, make_job
+from shards.cli import home_path
 from shards.read import open_shards
 
 SEED = 1  # of the choice of test images and of their draws
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("run", type=Path, help="run folder of a glow or a vae")
     parser.add_argument("--out", type=Path, required=True, help="run folder of the peer")
-    parser.add_argument("--test-shards", nargs="+", required=True, help="folders of test images")
+    parser.add_argument(
+        "--test-shards", type=home_path, nargs="+", required=True, help="folders of test images"
+    )
     parser.add_argument("--num-test", type=int, default=1000, help="test images of each folder")
     parser.add_argument("--lr", type=float, help="learning rate of the peer; default the run's")
     parser.add_argument(

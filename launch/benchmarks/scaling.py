@@ -26,6 +26,7 @@ from dgm.limits import check_range
 from launch.benchmarks.machine import MOST_AT_ONCE, wait
 from launch.command import run
 from shards.build import ensure
+from shards.cli import home_path
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_PROCESSES = 256  # on one machine
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each way")
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
-    parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
     parser.add_argument("--rate", type=float, help="images/s of a GPU, for the model; else ours")
     parser.add_argument("--parameters", type=float, help="millions, for the model; else ours")
     parser.add_argument(

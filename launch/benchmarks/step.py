@@ -29,6 +29,7 @@ from launch.benchmarks.peer_loops import PEERS, check_batch, check_installed
 from launch.benchmarks.table import print_table
 from launch.command import parse
 from shards.build import ensure
+from shards.cli import home_path
 from shards.read import open_shards
 
 NUM_PICTURES = 2000  # for loops that read files, at least
@@ -77,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=4, help="of a turn")
     parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
     parser.add_argument("--seconds", type=float, help="limit of all loops together; default none")
-    parser.add_argument("--shards", help="folder of train shards; default the built-in shapes'")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
     parser.add_argument("--png", type=Path, help="file to draw the rates in")
 
 

@@ -11,7 +11,8 @@ SAMPLE = "python launch/sample.py"
 SAMPLING = [
     Case(f"{SAMPLE}", "required: run", "", "see --help"),
     Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/"),
-    Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "name one of runs/"),
+    Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
     Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
          copied("runs/ddpm", "young", "without checkpoints", emptied), needs="runs/ddpm"),
@@ -20,7 +21,7 @@ SAMPLING = [
          needs="runs/ddpm"),
     Case(f"{SAMPLE} runs/ddpm --checkpoint last", "--checkpoint is", "last", "or best"),
     Case(f"{SAMPLE} runs/ddpm --checkpoint ²", "--checkpoint is", "²", "or best"),
-    Case(f"{SAMPLE} runs/ddpm --checkpoint 99", "checkpoint", "99", "choose another"),
+    Case(f"{SAMPLE} runs/ddpm --checkpoint 99", "checkpoint", "99", "choose 32"),
     Case(f"{SAMPLE} runs/ddpm --checkpoint best", "runs/ddpm", "no best checkpoint", "eval.every"),
     Case(f"{SAMPLE} runs/ddpm --per_class 0", "--per_class is", "0", "1 to"),
     Case(f"{SAMPLE} runs/ddpm --per_class 100000000", "--per_class is", "100000000", "1 to"),
@@ -38,7 +39,7 @@ SAMPLING = [
     Case(f"{SAMPLE} runs/gan --sampler ddim", "--sampler", "ddim", "truncation"),
     Case(f"{SAMPLE} runs/flow --temperature 0", "sample.temperature is", "0", "above 0"),
     Case(f"{SAMPLE} runs/flow --classes ring", "--classes is", "ring", "omit it"),
-    Case(f"{SAMPLE} runs/ddpm --out .", "--out is", ".", "give a path without its ending"),
+    Case(f"{SAMPLE} runs/ddpm --out .", "--out is", ".", "name a new or empty folder"),
     Case(f"{SAMPLE} runs/ddpm --out notes/made", "--out is", "notes", "name another place",
          written("notes", "mine")),
     Case(f"{SAMPLE} runs/ddpm --out locked/made", "--out is", "locked", "name another place",
@@ -168,4 +169,36 @@ BENCHMARKING = [
          "neither a vae nor a glow", "name one"),
 ]  # fmt: skip
 
-CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING]
+# Where images go, and names that other toolkits use.
+OUT = f"{SAMPLE} runs/ddpm --out"
+NAMING = [
+    Case(f"{OUT} x.jpg", "--out is", "x.jpg", "FILE.png"),
+    Case(f"{OUT} runs/", "--out is", "runs/", "name a new or empty folder"),
+    Case(f"{OUT} ~nobody-here/x.png", "--out is", "~nobody-here", "write the whole path"),
+    Case(f"{SAMPLE} runs/dppm", "runs/dppm", "no config.yaml", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
+    Case(f"{SAMPLE} runs/ddpm --num_samples 3", "--num_samples", "3", "--per_class?"),
+    Case(f"{SAMPLE} runs/ddpm --cfg_scale 2", "--cfg_scale", "2", "did you mean --guidance?"),
+    Case(f"{SAMPLE} runs/ddpm --output x", "--output", "x", "did you mean --out?"),
+    Case(f"{SAMPLE} runs/ddpm --classes strr", "--classes names", "'strr'", "did you mean star?"),
+    Case(f"{SAMPLE} runs/ddpm --steps 1.5", "steps is", "1.5", "a whole number"),
+    Case(f"{EVALUATE} runs/ddpm --measure fid", "--measure names", "'fid'",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --metric fid", "--metric is", "fid",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --features fid", "--features is", "fid",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --fid", "--fid", "no option",
+         "--measure distances --features inception"),
+    Case(f"{EVALUATE} runs/ddpm --metrics diversity", "--metrics", "diversity",
+         "did you mean --measure?"),
+    Case(f"{EVALUATE} runs/ddpm --measure diversty", "--measure names", "'diversty'",
+         "did you mean diversity?"),
+    Case(f"{DENOISE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
+    Case(f"{EXPLORE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
+    Case(f"{REPORT} runs/ddpm --out new/", "--out is", "new/", "name a file in it"),
+    Case(f"{REPORT} runs/dppm", "runs/dppm", "no folder", "did you mean runs/ddpm?",
+         needs="runs/ddpm"),
+]  # fmt: skip
+
+CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING, *NAMING]

@@ -254,4 +254,27 @@ FOREIGN = [
     train("vae", "--data.resize=5000", "resize is", "5000", "1 to 4096"),
 ]  # fmt: skip
 
-CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES, *FOLDERS, *FOREIGN]
+
+# Names that other toolkits use, numbers, and files of keys.
+NAMES = [
+    train("ddpm", "--lr 1e-3", "--lr", "1e-3", "did you mean --optim.lr?"),
+    train("ddpm", "--train.lr=1e-3", "--train.lr", "1e-3", "did you mean --optim.lr?"),
+    train("gan", "--batch_size 8", "--batch_size", "8", "did you mean --train.global_batch?"),
+    train("vae", "--epochs 3", "--epochs", "3", "did you mean --train.total_images?"),
+    train("flow", "--seed 3", "--seed", "3", "did you mean --run.seed?"),
+    train("ddpm", "--output_dir x", "--output_dir", "x", "did you mean --run.dir?"),
+    train("ddpm", "--resume true", "--resume", "true", "same command again continues"),
+    train("ddpm", "--num_workers 4", "--num_workers", "4", "leave it out"),
+    train("ddpm", "--gan.r1 1", "--gan.r1", "1", "launch/train_gan.py"),
+    train("ddpm", "--run.dir=~nobody-here/x", "run.dir is", "~nobody-here", "the whole path"),
+    train("ddpm", "--run.seed=1.5", "run.seed is", "1.5", "a whole number"),
+    Case(f"{TRAIN} gan.yaml", "gan.yaml", "the section gan", "launch/train_gan.py"),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "learning_rate", "did you mean optim.lr?",
+         written("bad.yaml", "optim: {learning_rate: 1e-4}\n")),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "in line 2", "'seed: '",
+         written("bad.yaml", "run:\n  seed 3\n  dir: new\n")),
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "in line 2", "by spaces",
+         written("bad.yaml", "run:\n\tseed: 3\n  dir: new\n")),
+]  # fmt: skip
+
+CASES = [*OPTIONS, *CONTRADICTIONS, *PLACES, *FOLDERS, *FOREIGN, *NAMES]

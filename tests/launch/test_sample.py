@@ -77,6 +77,80 @@ def test_every_sampler_makes_the_classes_asked_for(
     assert labels.tolist() == [3, 3, 7, 7] and pixels.std() > 5
 
 
+@pytest.mark.parametrize("given", ["x.png", "x.npz", "x", "x.PNG"])
+def test_a_file_is_written_where_out_says(
+    run_warm: Callable, trained: Path, tmp_path: Path, given: str
+) -> None:
+    done = run_warm(SAMPLE, trained, "--out", given, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npz", "x.png"]
+    assert "x.png and x.npz" in done.stdout
+
+
+def test_a_folder_gets_single_images_that_are_those_of_the_array(
+    run_warm: Callable, trained: Path, tmp_path: Path
+) -> None:
+    options = ["--per_class", 2, "--classes", "1,3"]
+    done = run_warm(SAMPLE, trained, *options, "--out", "new/made/", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    folder = tmp_path / "new" / "made"
+    pixels, labels = arrays(folder / "images.npz")
+    assert labels.tolist() == [1, 1, 3, 3]
+    names = sorted(p.name for p in folder.glob("*.png"))
+    assert len(names) == 4 and len(list(folder.iterdir())) == 5
+    assert all(name.endswith(("-00000.png", "-00001.png")) for name in names)
+    kept = {np.asarray(Image.open(folder / name)).tobytes() for name in names}
+    assert kept == {image.tobytes() for image in pixels}
+    # What is there is not overwritten, nor mixed with other images; an empty folder serves.
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    for out in ("new/made/", "new/made"):
+        refused = run_warm(SAMPLE, trained, *options, "--seed", 1, "--out", out, cwd=tmp_path)
+        assert refused.code == 2 and "name a new or empty folder" in refused.stderr
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    done = run_warm(SAMPLE, trained, *options, "--out", "empty", cwd=tmp_path)
+    assert done.code == 0 and len(list((tmp_path / "empty").glob("*.png"))) == 4, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "new"]
+
+
+def test_images_without_classes_are_numbered(
+    run_warm: Callable, tiny_run: Callable, tmp_path: Path
+) -> None:
+    done = run_warm(SAMPLE, tiny_run("flow"), "--per_class", 1, "--out", "made/", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    names = sorted(p.name for p in (tmp_path / "made").iterdir())
+    assert names == [*(f"{k:05d}.png" for k in range(10)), "images.npz"]
+
+
+def test_what_is_not_there_is_named_by_what_is(
+    run_warm: Callable, trained: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    (runs / "sweep").mkdir(parents=True)
+    (runs / "small-ddpm").symlink_to(trained)
+    (runs / "sweep" / "lr=0.1").symlink_to(trained)
+    mistakes = {
+        ("runs/smal-ddpm",): "did you mean runs/small-ddpm?",
+        ("small-ddpm",): "did you mean runs/small-ddpm?",
+        ("runs/small-ddpm/checkpoints",): "did you mean runs/small-ddpm?",
+        ("runs/sweep",): "it holds runs, name one: runs/sweep/lr=0.1",
+        ("runs/sweep/lr=0.2",): "did you mean runs/sweep/lr=0.1?",
+        (
+            "runs/small-ddpm",
+            "--checkpoint",
+            7,
+        ): "no checkpoint after 7 images: choose 128, 192, 256, or",
+        ("runs/small-ddpm", "--classes", "crcle"): "did you mean circle? choose of",
+    }
+    for words, named in mistakes.items():
+        done = run_warm(SAMPLE, *words, cwd=tmp_path)
+        assert done.code == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert named in done.stderr, (words, done.stderr)
+    (runs / "sweep" / "lr=0.1").unlink()
+    reported = run_warm(ROOT / "launch" / "report.py", "runs/smal-ddpm", cwd=tmp_path)
+    assert "did you mean runs/small-ddpm?" in reported.stderr
+
+
 def test_mistakes_are_one_line(run_warm: Callable, trained: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -85,7 +159,7 @@ def test_mistakes_are_one_line(run_warm: Callable, trained: Path, tmp_path: Path
         (trained, "--steps", 5000): "sample.steps is 5000",
         (trained, "--per_class", 0): "--per_class is 0",
         (trained, "--classes", "unicorn"): "unicorn",
-        (trained, "--checkpoint", 7): "000000007",
+        (trained, "--checkpoint", 7): "after 7 images",
         (trained, "--sampler", "magic"): "magic",
         (trained, "--batch", 0): "sample.batch is 0",
     }

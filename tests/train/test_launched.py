@@ -100,6 +100,49 @@ def test_what_the_trainers_cannot_do_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "option", "said"),
+    [
+        (
+            2,
+            "--gradient_accumulation_steps 4",
+            "gradient_accumulation_steps 4: leave it to train.m",
+        ),
+        (
+            1,
+            "--gradient-accumulation-steps=2",
+            "gradient_accumulation_steps 2: leave it to train.micro_batch",
+        ),
+        (1, "--gradient_clipping 0.5", "gradient_clipping 0.5: leave it to optim.clip_norm"),
+    ],
+)
+def test_options_that_accelerate_drops_without_deepspeed_are_refused(
+    start_script: Callable,
+    tiny_config: Path,
+    tmp_path: Path,
+    processes: int,
+    option: str,
+    said: str,
+) -> None:
+    script = ROOT / "launch" / "train_ddpm.py"
+    words = ["-m", "accelerate.commands.launch", "--num_processes", processes, *option.split()]
+    words += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    process = start_script(*words, script, "--config", tiny_config, "--run.dir", tmp_path / "run")
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert stderr.count(f"error: accelerate launch asks for {said}") == 1, stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_option_that_changes_nothing_is_no_mistake(start_script: Callable) -> None:
+    words = ["-m", "accelerate.commands.launch", "--gradient_accumulation_steps", "1"]
+    process = start_script(*words, ROOT / "launch" / "sample.py", "nowhere")
+    stderr = process.communicate(timeout=120)[1]
+    assert "error: nowhere is not a run folder" in stderr  # which is looked at later
+
+
 def test_deepspeed_that_is_not_installed_is_named(
     launch: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,91 @@
+"""Progress of long work: a bar on a terminal, lines elsewhere, from the first process alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = """
+import time
+from dgm.progress import advance, progress
+with progress("making images", 10):
+    for _ in range(10):
+        time.sleep(PAUSE)
+        advance(1.25)
+"""
+
+
+def run(code: str, **variables: str) -> tuple[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def on_terminal(words: list[str], environment: dict[str, str] | None = None) -> tuple[str, int]:
+    """Run a command whose stderr is a terminal; return what it shows there, and its exit code."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        words, stderr=theirs, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=environment
+    )
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    return said.decode(), process.wait()
+
+
+def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
+    assert run(WORK.replace("PAUSE", "0")) == ("", "")
+    said = run(WORK.replace("PAUSE", "0.23"))
+    assert said == ("", "making images ...\nmaking images took 2 s\n")
+    assert run(WORK.replace("PAUSE", "0.21"), RANK="1", WORLD_SIZE="2") == ("", "")
+
+
+def test_failed_work_leaves_the_last_line_to_its_error() -> None:
+    code = WORK.replace("PAUSE", "0") + "    1 / 0\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_terminal_shows_a_labelled_bar() -> None:
+    code = WORK.replace("PAUSE", "0.15")
+    said, done = on_terminal([sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done == 0
+    assert "making images:  75% |" in said or "making images:  88% |" in said, said
+    assert "13/10" not in said
+
+
+@pytest.mark.slow
+def test_sampling_shows_a_bar_on_a_terminal(
+    tiny_run: Callable[[str], Path], user_environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = [sys.executable, str(ROOT / "launch" / "sample.py"), str(tiny_run("diffusion"))]
+    words += ["--per_class", "8", "--sampler", "ddpm", "--steps", "100", "--out"]
+    said, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
+    assert done == 0, said
+    assert "making images: " in said, said
+    assert (tmp_path / "x.png").exists() and (tmp_path / "x.npz").exists()
