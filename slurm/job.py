@@ -64,7 +64,7 @@ class Job:
         """See the run through on what Slurm (or this machine) gives, and exit with its code."""
         record = Record(Path(self.run))
         record.folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
         self.snapshot(record)

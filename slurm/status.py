@@ -23,7 +23,7 @@ from rich.table import Table
 
 from slurm import commands
 from slurm.commands import State
-from slurm.errors import SlurmError
+from slurm.errors import SlurmError, access_fault
 from slurm.hints import Parser
 from slurm.record import FOLDER, Record
 from slurm.yaml_file import read_yaml
@@ -221,12 +221,14 @@ def main() -> int:
     try:
         records = find_runs(asked.folder)
         if not records:
+            if fault := access_fault(asked.folder):
+                raise SlurmError(fault)
             there = "there is no run in" if asked.folder.is_dir() else "there is no folder"
             raise SlurmError(f"{there} {asked.folder}: name a folder that holds runs")
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))
-            return 0
+            return _report_denied(records)
         with Live(table(found, asked.folder), console=console, auto_refresh=False) as live:
             while not all(row.state in (*ENDED, "by hand") for row in found):
                 time.sleep(asked.every)
@@ -238,6 +240,14 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _report_denied(records: list[Record]) -> int:
+    """Name runs of whose files some may not be read, whose rows say less than there is."""
+    faults = [fault for record in records if (fault := record.access_fault())]
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if faults else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dgm.addresses import without_password
-from dgm.errors import UserError
+from dgm.errors import UserError, check_readable
 from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.launched import count_nodes
@@ -164,6 +164,7 @@ def _git(*words: str) -> str | None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    check_readable(path)
     try:
         nested = read_yaml(path)
     except UserError as error:
