@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.lock
 
 # make train [MODEL=ddpm|gan|vae|flow] [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
 train: setup
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
+	$(BIN)/python launch/run_accelerate.py --config_file accelerate_config.yaml launch/train_$(MODEL).py \
 	    --config $(CONFIG) --data.source "$(DATA)" \
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 

@@ -20,9 +20,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested
+from dgm.train.stop import SIGNALS
 from dgm.yaml_file import read_yaml
 from shards.cli import nearest, remedy_for
 from shards.errors import ShardError
+from shards.streams import keep_streams
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
 _KINDS = {
@@ -30,6 +32,7 @@ _KINDS = {
     "list": "a list, as [1, 2]", "str": "a text", "NoneType": "null",
 }  # fmt: skip
 CONFIGS = Path(__file__).parent / "configs"
+_ends_process = False  # once `run` was called
 
 Config = TypeVar("Config")
 Number = TypeVar("Number", int, float)
@@ -152,7 +155,13 @@ def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else."""
+    """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else.
+
+    The process ends here, so that it may change streams, warnings and hooks for good.
+    """
+    global _ends_process
+    _ends_process = True
+    keep_streams()
     warnings.showwarning = _say_warning
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -180,8 +189,7 @@ def leave(code: int, line: str) -> NoReturn:
 
     One raised at any moment can be swallowed, in a __del__ for example.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()
     with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
         sys.stdout.flush()
     if os.environ.get("RANK", "0") == "0":
@@ -189,6 +197,19 @@ def leave(code: int, line: str) -> NoReturn:
             os.write(1, f"{line}\n".encode())
     _leave_code(code)
     os._exit(code)
+
+
+def signals_at_end(restore: Callable[[], object]) -> None:
+    """Ignore signals now that all is saved, where `run` ends this process next; else restore."""
+    if _ends_process:
+        _ignore_signals()
+    else:
+        restore()
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _keep_disk_faults_of_helpers_quiet() -> None:

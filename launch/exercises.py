@@ -30,6 +30,7 @@ from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
+from dgm.train.stop import watched_signals
 from launch.command import FAULT, MISTAKE, STOPPED, make_options_parser, parse, parse_options, run
 from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
 from launch.places import check_folder
@@ -221,7 +222,8 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
 
 def main() -> int:
     """Answer the exercises by the command line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
+        signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,9 +25,9 @@ from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, flatten, open_run
-from dgm.train.stop import SIGNALS, StopRequest
+from dgm.train.stop import StopRequest
 from dgm.train.watchdog import Watchdog
-from launch.command import DONE, STOPPED, leave, parse
+from launch.command import DONE, STOPPED, leave, parse, signals_at_end
 from launch.places import check_folder
 from launch.room import check_room
 from shards.build import ensure
@@ -75,8 +74,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     except BaseException:
         stop.close()
         raise
-    for number in SIGNALS:  # all is saved and said: one that comes now changes nothing
-        signal.signal(number, signal.SIG_IGN)
+    signals_at_end(stop.close)
     return code
 
 

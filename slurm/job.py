@@ -136,8 +136,9 @@ class _Watch:
         self.job, self.record, self.nodes = job, record, nodes
         self.asked = False  # to stop: by the time limit, by preemption, or by someone
         self.child: subprocess.Popen | None = None
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+                signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remember the request and pass it on; srun, too, passes it to every process."""

@@ -26,6 +26,7 @@ from slurm.commands import State
 from slurm.errors import SlurmError, access_fault
 from slurm.hints import Parser
 from slurm.record import FOLDER, Record
+from slurm.streams import keep_streams, reader_is_gone
 from slurm.yaml_file import read_yaml
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
@@ -230,7 +231,7 @@ def main() -> int:
             console.print(table(found, asked.folder))
             return _report_denied(records)
         with Live(table(found, asked.folder), console=console, auto_refresh=False) as live:
-            while not all(row.state in (*ENDED, "by hand") for row in found):
+            while not (reader_is_gone() or all(row.state in (*ENDED, "by hand") for row in found)):
                 time.sleep(asked.every)
                 found = rows(find_runs(asked.folder))
                 live.update(table(found, asked.folder), refresh=True)
@@ -251,4 +252,5 @@ def _report_denied(records: list[Record]) -> int:
 
 
 if __name__ == "__main__":
+    keep_streams()
     sys.exit(main())
