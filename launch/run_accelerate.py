@@ -1,4 +1,4 @@
-"""Start a trainer as `accelerate launch` does: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
+"""Start a trainer by accelerate: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
 
 The options are those of `accelerate launch`. It ends with the trainer's own exit code, shows its
 one line without a traceback of the launcher, and at Ctrl-C waits until the run has saved.
