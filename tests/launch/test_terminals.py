@@ -131,10 +131,17 @@ def test_ctrl_c_under_make_shows_the_line_and_no_traceback(
 
 def test_our_launcher_gives_a_mistakes_code_and_its_line_alone(run_script: Callable) -> None:
     for options in (ACCELERATE, TWO):
-        words = [LAUNCH / "run_accelerate.py", *options, LAUNCH / "train_vae.py", "--train.total_images=x"]
+        words = [
+            LAUNCH / "run_accelerate.py",
+            *options,
+            LAUNCH / "train_vae.py",
+            "--train.total_images=x",
+        ]
         done = run_script(*words)
         assert (done.code, done.stdout) == (2, "")
-        assert done.stderr.splitlines()[-1].startswith("error: train.total_images is x"), done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: train.total_images is x"), (
+            done.stderr
+        )
         assert "Traceback" not in done.stderr and "CalledProcessError" not in done.stderr
 
 
