@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import itertools
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -162,6 +164,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     global _ends_process
     _ends_process = True
     keep_streams()
+    _give_caches_a_place()
     warnings.showwarning = _say_warning
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -184,6 +187,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def _give_caches_a_place() -> None:
+    # In a container a user may have neither a name, which torch's compiler asks for, nor a home.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
+    own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    try:
+        getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base / f"torchinductor{own}"))
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("TRITON_HOME", str(base / f"triton{own}"))
+        os.environ.setdefault("MPLCONFIGDIR", str(base / f"matplotlib{own}"))
+
+
 def leave(code: int, line: str) -> NoReturn:
     """End in the middle of anything, as from a signal's handler, without an exception.
 
@@ -192,7 +208,7 @@ def leave(code: int, line: str) -> NoReturn:
     _ignore_signals()
     with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
         sys.stdout.flush()
-    if os.environ.get("RANK", "0") == "0":
+    if (os.environ.get("RANK") or "0") == "0":
         with contextlib.suppress(OSError):
             os.write(1, f"{line}\n".encode())
     _leave_code(code)
@@ -232,14 +248,14 @@ def _leave_code(code: int) -> None:
     # Who started several processes learns from them one code only, or that of one it killed.
     path = os.environ.get("DGM_EXIT_CODES")
     if path:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(f"{code}\n")
 
 
 def _say_once(line: str) -> None:
     # Most mistakes are met by all processes alike: the first says it, and as it ends the launcher
     # ends the others. One that another process met alone is still there after a while.
-    if os.environ.get("RANK", "0") != "0":
+    if (os.environ.get("RANK") or "0") != "0":
         time.sleep(5)
     print(line, file=sys.stderr, flush=True)
 

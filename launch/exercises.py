@@ -95,10 +95,12 @@ class Commands:
         with self.lock:
             self.running.discard(process)
         if code:
-            said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing was said"]
+            said = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:] or [
+                "nothing was said"
+            ]
             raise CommandError(code, f"{title} ended with code {code} ({log}): {said[0]}")
         took = time.monotonic() - began
-        with self.lock, open(self.folder / _DONE, "a") as file:
+        with self.lock, open(self.folder / _DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"command": key, "s": round(took, 1)}) + "\n")
         print(f"{title}: {duration(took)}", flush=True)
 

@@ -88,6 +88,7 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
         minutes,
         config.train.deterministic,
         config.train.tf32,
+        config.train.threads,
     )
     watchdog, lock = Watchdog(minutes), RunLock(folder)
     try:
@@ -201,7 +202,7 @@ def _say_lowest(folder: Path) -> None:
     path = folder / "minima.json"
     if path.exists():
         try:
-            for name, least in json.loads(path.read_text()).items():
+            for name, least in json.loads(path.read_text(encoding="utf-8")).items():
                 if name.startswith("eval/") or "loss" in name:
                     where = f"after {least['images_seen']:,} images"
                     print(f"{'lowest:':12} {name} {least['value']:.4f} {where}")

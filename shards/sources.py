@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +15,11 @@ from shards import shapes
 from shards.errors import ShardError
 from shards.folders import cache_root
 from shards.images import decode_image, ordered_map
+
+try:
+    import fcntl
+except ImportError:  # not a system of the Unix kind
+    fcntl = None  # type: ignore[assignment]
 
 SPLITS = ("train", "test")
 LARGEST_SIDE = 4096
@@ -110,9 +114,10 @@ def _open_cifar10(split: str) -> Source:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Let one process in at a time: torchvision downloads straight to the final name."""
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

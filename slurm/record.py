@@ -60,7 +60,7 @@ class Record:
     def job(self) -> dict[str, Any]:
         """Give the job that was submitted last; empty where none was, or its file is damaged."""
         try:
-            found = json.loads((self.folder / "job.json").read_text())
+            found = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         kinds: dict[str, type] = {"job": str, "cluster": str}
@@ -74,7 +74,7 @@ class Record:
     def add(self, event: str, **what: Any) -> None:
         """Add a line to the history."""
         line = {"time": round(time.time(), 3), "event": event, **what}
-        with open(self.folder / "history.jsonl", "a") as file:
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -106,7 +106,7 @@ class Record:
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

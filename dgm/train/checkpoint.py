@@ -123,7 +123,7 @@ def find_fault(path: Path) -> str | None:
     for file in (path, *(path / name for name in (MANIFEST, *FILES))):
         check_readable(file)
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name in FILES:
             if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
@@ -146,7 +146,7 @@ def read(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read what a checkpoint holds beside tensors."""
-    return json.loads((path / "state.json").read_text())
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def remove_partial(folder: Path) -> None:
@@ -171,7 +171,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     with naming(path):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     _sync_file(path)
 
 

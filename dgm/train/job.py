@@ -77,6 +77,9 @@ class TrainConfig:
     """Debug: train on the first batch only; a sound model's loss then falls far."""
     profile_steps: int = field(default=0, metadata=MAY_CHANGE)
     """Debug: write a trace of so many steps to profile/, for Perfetto or TensorBoard."""
+    threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Threads of a process on a CPU; null is OMP_NUM_THREADS where you set it, else its share of
+    the machine's cores. Another number rounds differently."""
     timeout_minutes: float = field(default=30, metadata=MAY_CHANGE)
     """Minutes without a step, a save or any other progress after which a process that hangs is
     ended, with code 1 and a line that says in what; 0: never."""
@@ -160,7 +163,7 @@ def check(config: TrainConfig, asked: Launched) -> None:
     ones = ("total_images", "log_every_images", "keep_checkpoints")
     check_range(config, "train.", *ones, least=1)
     check_range(config, "train.", "global_batch", "micro_batch", least=1, most=MOST_IMAGES)
-    check_range(config, "train.", "samples_per_class", least=1, most=1000)
+    check_range(config, "train.", "samples_per_class", "threads", least=1, most=1000)
     zeros = ("sample_every_images", "save_every_images", "ema_halflife_images", "profile_steps")
     check_range(config, "train.", *zeros, "timeout_minutes", least=0)
     if config.float64 and config.mixed_precision == "bf16":

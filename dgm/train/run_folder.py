@@ -144,7 +144,7 @@ def describe_code() -> dict[str, object]:
     """Say of which commit the code is; a copy that was made for a job has it written down."""
     told = Path(__file__).parents[2] / "snapshot.json"
     if told.exists():
-        return json.loads(told.read_text())
+        return json.loads(told.read_text(encoding="utf-8"))
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

@@ -93,10 +93,11 @@ def test_the_end_of_a_reader_leaves_no_trace_of_other_commands(
     user_environment: dict, tiny_run: Callable[[str], Path], tmp_path: Path, shape_pictures: Path
 ) -> None:
     run = tiny_run("vae")
+    source = f"--source folder:{shape_pictures}"
     commands = {
         f"{LAUNCH / 'sample.py'} {run} --out made": "made.png",
         f"{LAUNCH / 'report.py'} {run} --out page.html": "page.html",
-        f"-m shards.build --source folder:{shape_pictures} --split train --out built": "built/index.json",
+        f"-m shards.build {source} --split train --out built": "built/index.json",
         f"-m slurm.status {run.parent}": "",
     }
     for command, made in commands.items():
