@@ -22,6 +22,7 @@ from dgm.errors import UserError, disk_fault
 from dgm.train.checkpoint import FullState
 from dgm.train.device_settings import apply_device_settings
 from dgm.train.launched import (
+    MAX_THREADS,
     as_plain_processes,
     end_with_launcher,
     keep_freed_memory,
@@ -57,6 +58,8 @@ class Engine:
         hold for all of the process (`apply_device_settings`); `threads` until it is closed
         (`use_threads`).
         """
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UserError(f"train.threads is {threads}: choose 1 to {MAX_THREADS}")
         read_variables()
         apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
         if mixed_precision == "auto":

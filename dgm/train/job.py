@@ -163,7 +163,7 @@ def check(config: TrainConfig, asked: Launched) -> None:
     ones = ("total_images", "log_every_images", "keep_checkpoints")
     check_range(config, "train.", *ones, least=1)
     check_range(config, "train.", "global_batch", "micro_batch", least=1, most=MOST_IMAGES)
-    check_range(config, "train.", "samples_per_class", "threads", least=1, most=1000)
+    check_range(config, "train.", "samples_per_class", least=1, most=1000)
     zeros = ("sample_every_images", "save_every_images", "ema_halflife_images", "profile_steps")
     check_range(config, "train.", *zeros, "timeout_minutes", least=0)
     if config.float64 and config.mixed_precision == "bf16":

@@ -35,6 +35,7 @@ _NUMBERS = {
 }  # fmt: skip
 _AT_LEAST_ONE = ("MASTER_PORT", "OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 _THREADS = "OMP_NUM_THREADS"
+MAX_THREADS = 1000
 DEFAULT_THREADS = "DGM_DEFAULT_THREADS"
 """Variable that a launcher of ours sets where OMP_NUM_THREADS is its own and not the user's."""
 

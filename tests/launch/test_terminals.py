@@ -153,3 +153,35 @@ def test_our_launcher_names_the_signal_that_ended_a_process(run_script: Callable
         assert done.code == 128 + 9
         assert "was ended by SIGKILL" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+IN_A_NOTEBOOK = f"""
+import faulthandler, signal, sys, threading, warnings
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from launch import train_vae
+
+def state():
+    handlers = {{n: signal.getsignal(n) for n in signal.valid_signals()}}
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.showwarning)
+    return handlers, hooks, torch.get_num_threads(), sys.stdout, sys.stderr
+
+before = state()
+assert train_vae.main() == 0
+assert state() == before, (before, state())
+assert not [t for t in threading.enumerate() if t.name == "watchdog"]
+sys.argv[-1] = "--train.total_images=-1"
+try:
+    train_vae.main()
+except ValueError:
+    pass
+assert state() == before, (before, state())
+"""
+
+
+def test_a_run_in_a_notebook_leaves_signals_hooks_and_threads_as_they_were(
+    run_script: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run", "--train.threads=1"]
+    done = run_script("-c", IN_A_NOTEBOOK, *words, "--train.total_images=32")
+    assert done.code == 0, done.stderr
