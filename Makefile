@@ -28,7 +28,7 @@ $(VENV)/.installed: requirements.lock
 # DGM_MAKE lets messages name ARGS="--data.resize 32" instead of the option alone.
 train: export DGM_MAKE := 1
 train: setup
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml launch/train_$(MODEL).py \
+	$(BIN)/python launch/run_accelerate.py --config_file accelerate_config.yaml launch/train_$(MODEL).py \
 	    --config $(CONFIG) --data.source "$(DATA)" \
 	    --run.dir "runs/small-$(MODEL)-$(NAME)" $(ARGS)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,8 +19,8 @@ _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or have the quota raised",
     errno.EROFS: "make it writable or choose another place",
-    errno.EACCES: "give this user the right to it or choose another place",
-    errno.EPERM: "give this user the right to it or choose another place",
+    errno.EACCES: "give this user the right to it (chmod, chgrp) or choose another place",
+    errno.EPERM: "give this user the right to it (chmod, chgrp) or choose another place",
     errno.EIO: "look at the disk",
     errno.ESTALE: "look at the network disk",
     errno.ETIMEDOUT: "look at the network disk",
@@ -41,6 +43,8 @@ def disk_fault(error: BaseException) -> str | None:
     remedy, variable = _REMEDIES.get(error.errno), cache_variable(name)
     if variable is not None and error.errno in (*_FORBIDDEN, errno.ENOENT):
         remedy = f"make that cache writable, or name another folder by {variable}"
+    elif isinstance(error, PermissionError) and (denied := access_fault(Path(name))):
+        return f"{denied}, then run the same command again"
     if remedy is None:
         return None
     why = error.strerror or os.strerror(error.errno)
@@ -65,6 +69,47 @@ def cache_variable(path: str) -> str | None:
 
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def access_fault(path: Path) -> str | None:
+    """Return in one line why this user may not read `path`, with the remedy; None if he may.
+
+    The line names the folder above it that stands in the way, if one does. A missing file is not
+    a matter of access.
+    """
+    for folder in reversed(path.absolute().parents):
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return f"{folder} may not be entered ({_owned(folder)}): {_remedy('a+x', folder)}"
+    is_folder = os.path.isdir(path)
+    if not os.path.exists(path) or os.access(path, os.R_OK | (os.X_OK if is_folder else 0)):
+        return None
+    remedy = _remedy("-R a+rX" if is_folder else "a+r", path)
+    return f"{path} may not be read ({_owned(path)}): {remedy}"
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError where there is a file or folder that this user may not read."""
+    if fault := access_fault(path):
+        raise UserError(fault)
+
+
+def _owned(path: Path) -> str:
+    found = os.stat(path)
+    return f"mode {stat.filemode(found.st_mode)}, owner {_user_name(found.st_uid)}"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    except (ImportError, KeyError):  # no such list on this system; nobody of this number in it
+        return f"uid {uid}"
+
+
+def _remedy(mode: str, path: Path) -> str:
+    group = mode.replace("a+", "g+")
+    return f"let its owner run chmod {mode} {path} (for a group: chgrp, then chmod {group})"
 
 
 @contextlib.contextmanager

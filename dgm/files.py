@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -61,6 +62,7 @@ def save_tensors(
 ) -> None:
     """Write contiguous tensors as safetensors; raises OSError where the disk is at fault."""
     with naming(path):
+        mode = _mode_of_new(path)
         try:
             save_file(dict(tensors), path, dict(header) if header else None)
         except SafetensorError as error:
@@ -68,3 +70,16 @@ def save_tensors(
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        # safetensors lets nobody but the owner read what it writes.
+        with contextlib.suppress(PermissionError):  # of a file system without modes
+            os.chmod(path, mode)
+
+
+def _mode_of_new(path: Path) -> int:
+    """Make an empty file and return the mode that umask and the folder's ACL give it."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)

@@ -65,7 +65,9 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     if args.json is not None:
-        args.json.write_text(json.dumps({"machine": machine, args.command: result}, indent=1))
+        args.json.write_text(
+            json.dumps({"machine": machine, args.command: result}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

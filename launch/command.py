@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
 import itertools
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -28,10 +30,12 @@ from jsonargparse import (
 
 from dgm.errors import UserError, disk_fault
 from dgm.train.run_folder import flatten, flatten_nested, nested
+from dgm.train.stop import SIGNALS
 from dgm.yaml_file import read_value, read_yaml
 from launch.suggestions import suggest_key, suggest_option
 from shards.cli import expand_home, remedy_for
 from shards.errors import ShardError, spell_options
+from shards.streams import keep_streams
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 75
 _KINDS = {
@@ -47,6 +51,7 @@ TRAINERS = {
 _LOADER = "dgm"  # jsonargparse's name for our reading of values
 _EXACT = 2**53  # up to which a float holds every whole number
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+_ends_process = False  # once `run` was called
 
 Config = TypeVar("Config")
 Number = TypeVar("Number", int, float)
@@ -317,7 +322,14 @@ def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else."""
+    """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else.
+
+    The process ends here, so that it may change streams, warnings and hooks for good.
+    """
+    global _ends_process
+    _ends_process = True
+    keep_streams()
+    _give_caches_a_place()
     warnings.showwarning = _say_warning
     spell_options(_as_key)
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
@@ -348,20 +360,45 @@ def _as_key(option: str) -> str:
     return f'ARGS="{key}"' if os.environ.get("DGM_MAKE") else key
 
 
+def _give_caches_a_place() -> None:
+    # In a container a user may have neither a name, which torch's compiler asks for, nor a home.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
+    own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    try:
+        getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base / f"torchinductor{own}"))
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("TRITON_HOME", str(base / f"triton{own}"))
+        os.environ.setdefault("MPLCONFIGDIR", str(base / f"matplotlib{own}"))
+
+
 def leave(code: int, line: str) -> NoReturn:
     """End in the middle of anything, as from a signal's handler, without an exception.
 
     One raised at any moment can be swallowed, in a __del__ for example.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()
     with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
         sys.stdout.flush()
-    if os.environ.get("RANK", "0") == "0":
+    if (os.environ.get("RANK") or "0") == "0":
         with contextlib.suppress(OSError):
             os.write(1, f"{line}\n".encode())
     _leave_code(code)
     os._exit(code)
+
+
+def signals_at_end(restore: Callable[[], object]) -> None:
+    """Ignore signals now that all is saved, where `run` ends this process next; else restore."""
+    if _ends_process:
+        _ignore_signals()
+    else:
+        restore()
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _keep_disk_faults_of_helpers_quiet() -> None:
@@ -384,14 +421,14 @@ def _leave_code(code: int) -> None:
     # Who started several processes learns from them one code only, or that of one it killed.
     path = os.environ.get("DGM_EXIT_CODES")
     if path:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(f"{code}\n")
 
 
 def _say_once(line: str) -> None:
     # Most mistakes are met by all processes alike: the first says it, and as it ends the launcher
     # ends the others. One that another process met alone is still there after a while.
-    if os.environ.get("RANK", "0") != "0":
+    if (os.environ.get("RANK") or "0") != "0":
         time.sleep(5)
     print(line, file=sys.stderr, flush=True)
 

@@ -131,7 +131,7 @@ def keep(found: dict[str, Any], path: Path) -> None:
     before: Any = {}
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             warnings.warn(f"{path} is written anew: it is damaged", stacklevel=2)
     same = isinstance(before, dict) and before.get("checkpoint") == found["checkpoint"]

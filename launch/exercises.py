@@ -30,6 +30,7 @@ from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
 from dgm.train.run_folder import write_whole
+from dgm.train.stop import watched_signals
 from launch.command import (
     FAULT,
     MISTAKE,
@@ -105,10 +106,12 @@ class Commands:
         with self.lock:
             self.running.discard(process)
         if code:
-            said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing was said"]
+            said = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:] or [
+                "nothing was said"
+            ]
             raise CommandError(code, f"{title} ended with code {code} ({log}): {said[0]}")
         took = time.monotonic() - began
-        with self.lock, open(self.folder / _DONE, "a") as file:
+        with self.lock, open(self.folder / _DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"command": key, "s": round(took, 1)}) + "\n")
         print(f"{title}: {duration(took)}", flush=True)
 
@@ -239,7 +242,8 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
 
 def main() -> int:
     """Answer the exercises by the command line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
+        signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1

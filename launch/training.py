@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,9 +27,9 @@ from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
 from dgm.train.run_folder import MAY_CHANGE, PATH, RunFolder, flatten
 from dgm.train.sampling import shown_classes
-from dgm.train.stop import SIGNALS, StopRequest
+from dgm.train.stop import StopRequest
 from dgm.train.watchdog import Watchdog
-from launch.command import DONE, STOPPED, leave, parse
+from launch.command import DONE, STOPPED, leave, parse, signals_at_end
 from launch.places import check_folder
 from launch.room import check_room
 from shards.build import default_folder, describe_shards, ensure
@@ -93,8 +92,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
     except BaseException:
         stop.close()
         raise
-    for number in SIGNALS:  # all is saved and said: one that comes now changes nothing
-        signal.signal(number, signal.SIG_IGN)
+    signals_at_end(stop.close)
     return code
 
 
@@ -108,6 +106,7 @@ def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
         minutes,
         config.train.deterministic,
         config.train.tf32,
+        config.train.threads,
     )
     watchdog, lock = Watchdog(minutes), RunLock(folder)
     try:
@@ -303,7 +302,7 @@ def _print_best(folder: Path) -> None:
     path = folder / "minima.json"
     if path.exists():
         try:
-            for name, best in json.loads(path.read_text()).items():
+            for name, best in json.loads(path.read_text(encoding="utf-8")).items():
                 if name.startswith("eval/") or "loss" in name:
                     which = "highest:" if best.get("best") == "max" else "lowest:"
                     where = f"after {best['images_seen']:,} images"

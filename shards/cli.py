@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import os
@@ -16,7 +17,11 @@ from typing import Any, NoReturn
 
 from shards.errors import ShardError, disk_fault
 from shards.folders import remove_unfinished
+from shards.streams import keep_streams
 
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 _LARGEST = 3.4e38  # what float32 holds, in which most is computed
 
 
@@ -127,18 +132,21 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     # Not by an exception: one raised at a random point can be swallowed, in a __del__ for example.
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the removal
     remove_unfinished()
     name = signal.Signals(signum).name
-    os.write(2, f"error: stopped by {name}; nothing half-written is left\n".encode())
+    with contextlib.suppress(OSError):  # of a terminal that is closed
+        os.write(2, f"error: stopped by {name}; nothing half-written is left\n".encode())
     os._exit(128 + signum)
 
 
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 a mistake or full disk in one line, 128 + n on signal n."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    keep_streams()
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+            signal.signal(signum, _stop)
     try:
         command()
     except (ShardError, OSError) as error:

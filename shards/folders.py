@@ -30,8 +30,18 @@ _unfinished: dict[Path, list[Path]] = {}
 
 
 def cache_root() -> Path:
-    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
+    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`; raises ShardError without a home."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "dgm"
+    try:
+        if os.environ.get("HOME") == "":
+            raise RuntimeError
+        return Path.home() / ".cache" / "dgm"
+    except RuntimeError:
+        raise ShardError(
+            "HOME is not set and this user has no home folder, so there is no place for caches: "
+            "set XDG_CACHE_HOME to a folder of this user's"
+        ) from None
 
 
 def temporary_sibling(final: Path) -> Path:

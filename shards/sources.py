@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import io
 import os
@@ -23,6 +22,11 @@ from shards.format import Setting
 from shards.images import WHITE, Decoded, decode, ordered_map, parse_background
 from shards.progress import counted
 from shards.scan import PACKED_ENDINGS, how_to_unpack
+
+try:
+    import fcntl
+except ImportError:  # not a system of the Unix kind
+    fcntl = None  # type: ignore[assignment]
 
 SPLITS = ("train", "test")
 LARGEST_SIDE = 4096
@@ -185,9 +189,10 @@ def _open_cifar10(split: str) -> Source:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Let one process in at a time: torchvision downloads straight to the final name."""
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

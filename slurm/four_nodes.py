@@ -123,7 +123,7 @@ class FourNodes:
     def end(self, name: str) -> None:
         """Kill a daemon that wrote down its id."""
         with contextlib.suppress(OSError, ValueError):
-            os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
+            os.kill(int((self.folder / f"{name}.pid").read_text(encoding="utf-8")), signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
         """Kill a node as a power cut would: its daemon and all that runs there, at once."""
@@ -187,7 +187,7 @@ class FourNodes:
             nodes="\n".join(nodes),
             names=",".join(NODES),
         )
-        self.config.write_text(text)
+        self.config.write_text(text, encoding="utf-8")
 
     def run(self, name: str, *words: str, timeout: float = 60) -> str:
         """Run one of the programs, as of this cluster; gives its output, raises SlurmError."""

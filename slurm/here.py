@@ -28,8 +28,9 @@ def main() -> int:
     def deaf() -> None:  # until the trainer listens for itself, as on a cluster
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+            signal.signal(number, pass_on)
     for rank in range(int(count)):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         if count == "1":

@@ -38,7 +38,7 @@ if ! [ -d "$DGM_RUN_FOLDER" ]; then
     exit 2
 fi
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+[ -n "${OMP_NUM_THREADS-}" ] || export OMP_NUM_THREADS=1 DGM_DEFAULT_THREADS=1
 case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
 trap '' USR2
 exec "$@"
@@ -64,7 +64,7 @@ class Job:
         """See the run through on what Slurm (or this machine) gives, and exit with its code."""
         record = Record(Path(self.run))
         record.folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
         self.snapshot(record)
@@ -74,14 +74,16 @@ class Job:
     @staticmethod
     def read(path: Path) -> Job:
         """Read a job that was written as JSON."""
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found.update({key: tuple(v) for key, v in found.items() if isinstance(v, list)})
         return Job(**found)
 
     def snapshot(self, record: Record) -> None:
         """Keep the configuration and the command that were submitted, in the run folder."""
         shutil.copy(self.config, record.folder / "config.yaml")
-        (record.folder / "command.txt").write_text(shlex.join(self.command) + "\n")
+        (record.folder / "command.txt").write_text(
+            shlex.join(self.command) + "\n", encoding="utf-8"
+        )
 
 
 class SlurmNodes:
@@ -136,8 +138,9 @@ class _Watch:
         self.job, self.record, self.nodes = job, record, nodes
         self.asked = False  # to stop: by the time limit, by preemption, or by someone
         self.child: subprocess.Popen | None = None
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+                signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remember the request and pass it on; srun, too, passes it to every process."""
@@ -222,7 +225,7 @@ class _Watch:
             if self.asked:
                 self.note(signal.SIGUSR2, None)
         self.child = None
-        said = [int(line) for line in codes.read_text().split()]
+        said = [int(line) for line in codes.read_text(encoding="utf-8").split()]
         codes.unlink()
         return code, said
 

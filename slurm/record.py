@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slurm.errors import access_fault
+
 FOLDER = "slurm"
 _NONE: dict[str, type] = {"": int}
 _KINDS: dict[str, dict[str, type]] = {  # of what a line of the history has
@@ -37,8 +39,18 @@ class Record:
     def images_saved(self) -> int:
         """Say how many images the newest checkpoint has seen; -1 where there is none."""
         folder = self.run / "checkpoints"
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        try:
+            names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        except PermissionError:
+            return -1
         return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+    def access_fault(self) -> str | None:
+        """Return the first file of the run that this user may not read, with the remedy."""
+        inside = ("config.yaml", "metrics.jsonl", "checkpoints", FOLDER)
+        files = ("job.json", "history.jsonl", "log.txt")
+        paths = (*(self.run / name for name in inside), *(self.folder / name for name in files))
+        return next((fault for path in paths if (fault := access_fault(path))), None)
 
     def write_job(self, job: dict[str, Any]) -> None:
         """Note the job that was submitted last."""
@@ -48,7 +60,7 @@ class Record:
     def job(self) -> dict[str, Any]:
         """Give the job that was submitted last; empty where none was, or its file is damaged."""
         try:
-            found = json.loads((self.folder / "job.json").read_text())
+            found = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         kinds: dict[str, type] = {"job": str, "cluster": str}
@@ -62,7 +74,7 @@ class Record:
     def add(self, event: str, **what: Any) -> None:
         """Add a line to the history."""
         line = {"time": round(time.time(), 3), "event": event, **what}
-        with open(self.folder / "history.jsonl", "a") as file:
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +106,7 @@ class Record:
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

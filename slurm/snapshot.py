@@ -16,4 +16,4 @@ def copy_code(folder: Path, commit: dict[str, Any]) -> None:
     leave_out = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
-    (folder / "snapshot.json").write_text(json.dumps(commit) + "\n")
+    (folder / "snapshot.json").write_text(json.dumps(commit) + "\n", encoding="utf-8")

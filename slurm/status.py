@@ -24,9 +24,10 @@ from rich.table import Table
 
 from slurm import commands
 from slurm.commands import State
-from slurm.errors import SlurmError
+from slurm.errors import SlurmError, access_fault
 from slurm.hints import Parser
 from slurm.record import FOLDER, Record
+from slurm.streams import keep_streams, reader_is_gone
 from slurm.yaml_file import read_yaml
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
@@ -230,6 +231,8 @@ def main() -> int:
     try:
         records = find_runs(asked.folder)
         if not records:
+            if fault := access_fault(asked.folder):
+                raise SlurmError(fault)
             if asked.folder.is_dir():
                 raise SlurmError(
                     f"there is no run in {asked.folder}: name a folder that holds runs"
@@ -240,9 +243,9 @@ def main() -> int:
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))
-            return 0
+            return _report_denied(records)
         with Live(table(found, asked.folder), console=console, auto_refresh=False) as live:
-            while not all(row.state in (*ENDED, "by hand") for row in found):
+            while not (reader_is_gone() or all(row.state in (*ENDED, "by hand") for row in found)):
                 time.sleep(asked.every)
                 found = rows(find_runs(asked.folder))
                 live.update(table(found, asked.folder), refresh=True)
@@ -254,5 +257,14 @@ def main() -> int:
     return 0
 
 
+def _report_denied(records: list[Record]) -> int:
+    """Name runs of whose files some may not be read, whose rows say less than there is."""
+    faults = [fault for record in records if (fault := record.access_fault())]
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if faults else 0
+
+
 if __name__ == "__main__":
+    keep_streams()
     sys.exit(main())

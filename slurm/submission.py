@@ -70,7 +70,7 @@ class Submission:
             text = write_yaml(plan.config)
             path = self.home / "configs" / f"{plan.name or 'run'}.yaml"
             path.touch(mode=0o666 if without_password(text) == text else 0o600)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
 
     def executor(self) -> submitit.SlurmExecutor:
         """Set up submitit for this cluster."""
@@ -155,7 +155,9 @@ def run_here(submission: Submission) -> int:
             while waiting and len(running) < most:
                 plan = waiting.pop(0)
                 path = submission.home / "configs" / f"{plan.name or 'run'}.json"
-                path.write_text(json.dumps(dataclasses.asdict(submission.job(plan))))
+                path.write_text(
+                    json.dumps(dataclasses.asdict(submission.job(plan))), encoding="utf-8"
+                )
                 # A session of its own: Ctrl-C is ours, and we pass it on.
                 words = [sys.executable, "-m", "slurm.job", str(path)]
                 job = subprocess.Popen(words, env=environment, start_new_session=True)
@@ -181,7 +183,7 @@ def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> Non
     folder = plan.record.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(write_yaml(plan.config))
+    config.write_text(write_yaml(plan.config), encoding="utf-8")
     os.environ.update(environment)
     sys.argv = [script, "--config", str(config)]
     try:

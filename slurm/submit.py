@@ -23,6 +23,7 @@ from slurm.errors import SlurmError
 from slurm.launcher import read_accelerate
 from slurm.options import Asked, read_options
 from slurm.record import FOLDER
+from slurm.streams import keep_streams
 from slurm.submission import Submission, in_this_process, kept_on_success, run_here, submit
 from slurm.sweep import read_sweep, words_of
 
@@ -144,6 +145,7 @@ def show(submission: Submission) -> None:
 
 
 if __name__ == "__main__":
+    keep_streams()  # what is begun is submitted as a whole
     try:
         sys.exit(main(sys.argv[1:]))
     except SlurmError as error:

@@ -152,7 +152,7 @@ def _load() -> ctypes.CDLL:
     command = [compiler, *_FLAGS, *map(str, _SOURCES), *libraries]
     # Not where the sources lie: jobs run copies of them.
     told = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
-    told += [path.read_text() for path in _SOURCES]
+    told += [path.read_text(encoding="utf-8") for path in _SOURCES]
     name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     path = _cache() / f"kernels-{name}.so"
     if not path.exists():
@@ -171,11 +171,14 @@ def _load() -> ctypes.CDLL:
 def _processor() -> str:
     """Describe this machine's processor: on a cluster nodes share a cache, but are not alike."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
+    except RuntimeError:  # a user without a home
+        raise OSError("no home folder for the cache: set XDG_CACHE_HOME") from None

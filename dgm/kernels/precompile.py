@@ -43,7 +43,9 @@ class Launches:
             return 0
         from triton import AsyncCompileMode
 
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
 
         def compile_all() -> None:
             with ThreadPoolExecutor(count) as pool, AsyncCompileMode(pool):

@@ -59,7 +59,9 @@ def save_curves(points: Sequence[Mapping[str, float]], class_seen_real: float, p
 def denoised_figure(folder: Path, steps: int, name: str) -> float | None:
     """Give what `launch/denoise.py` measured after so many steps; None where it did not."""
     try:
-        found = as_object((folder / "denoised" / "denoising.json").read_text(errors="replace"))
+        found = as_object(
+            (folder / "denoised" / "denoising.json").read_text(errors="replace", encoding="utf-8")
+        )
         rows = rows_in(found or {}, "steps", "steps", name)
     except (OSError, ForeignError):
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeGuard
 
-from dgm.errors import UserError
+from dgm.errors import UserError, check_readable
 from dgm.train.checkpoint import MANIFEST
 from dgm.train.run_folder import read_config
 
@@ -155,10 +155,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError naming any other line that is damaged.
     """
+    check_readable(path)
     if not path.exists():
         return []
     try:
-        texts = path.read_text(errors="replace").splitlines()
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from None
     lines = []
@@ -176,8 +177,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
+    check_readable(path)
     try:
-        texts = path.read_text(errors="replace").splitlines()
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     return [line for text in texts if (line := as_object(text)) is not None]
@@ -185,6 +187,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def newest_saved(folder: Path) -> int | None:
     """Say how many images the newest checkpoint has seen; None where there is none."""
+    check_readable(folder / "checkpoints")  # what may not be listed looks empty
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
@@ -217,10 +220,11 @@ def _state(folder: Path, total: Any, lines: list[dict[str, Any]], saved: int | N
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    check_readable(path)
     if not path.exists():
         return {}
     try:
-        found = as_object(path.read_text(errors="replace"))
+        found = as_object(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         found = None
     if found is None:

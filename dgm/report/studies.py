@@ -26,7 +26,7 @@ def show_study(
     if not path.exists():
         return None
     try:
-        found = as_object(path.read_text(errors="replace"))
+        found = as_object(path.read_text(errors="replace", encoding="utf-8"))
         if found is not None:
             return show(found)
         reason = "it cannot be read as a JSON object"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,15 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgm.errors import UserError, naming
+from dgm.errors import UserError, check_readable, naming
 from dgm.files import save_tensors
 
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 _PARTIAL = ".partial-"
+
+# Of a checkpoint that is damaged. Any other error says that it cannot be read now or by this user.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
     ones newer than it are renamed, so that the run may write under their names. Raises UserError
     where there are checkpoints, but none is whole.
     """
+    check_readable(folder)
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder} may not be written to by this user: let its owner run chmod a+w {folder} "
+            "(for a group: chgrp, then chmod g+w), or choose another run.dir"
+        )
     found, names = newest(folder), complete_names(folder)
     if names and found is None:
         raise UserError(
@@ -108,13 +118,23 @@ def newest(folder: Path) -> Path | None:
 
 
 def find_fault(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, None where every file is as its manifest says."""
+    """Return what is wrong with a checkpoint, None where every file is as its manifest says.
+
+    Raises UserError where this user may not read it, and OSError where the disk does not answer:
+    it may well be whole then.
+    """
+    for file in (path, *(path / name for name in (MANIFEST, *FILES))):
+        check_readable(file)
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name in FILES:
             if _describe(path / name) != files[name]:
                 return f"{name} is not as {MANIFEST} says"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        if error.errno is not None and error.errno not in _DAMAGE:
+            raise
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -129,7 +149,7 @@ def read(path: Path) -> Checkpoint:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read what a checkpoint holds beside tensors."""
-    return json.loads((path / "state.json").read_text())
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def remove_partial(folder: Path) -> None:
@@ -140,6 +160,7 @@ def remove_partial(folder: Path) -> None:
 
 def complete_names(folder: Path) -> list[str]:
     """List the names of checkpoints, the newest last; whether they are whole is not looked at."""
+    check_readable(folder)
     if not folder.is_dir():
         return []
     return sorted((p.name for p in folder.iterdir() if p.name.isdecimal()), key=int)
@@ -153,7 +174,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     with naming(path):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     _sync_file(path)
 
 

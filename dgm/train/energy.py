@@ -82,9 +82,9 @@ class Package:
 
     def __call__(self) -> float:
         """Give joules."""
-        now = int((self.folder / "energy_uj").read_text())
+        now = int((self.folder / "energy_uj").read_text(encoding="utf-8"))
         if now < self.last:
-            self.wrapped += int((self.folder / "max_energy_range_uj").read_text())
+            self.wrapped += int((self.folder / "max_energy_range_uj").read_text(encoding="utf-8"))
         self.last = now
         return (self.wrapped + now) / 1e6
 
@@ -97,7 +97,7 @@ def packages(powercap: Path) -> list[Counter]:
 
 def _name(zone: Path) -> str:
     try:
-        return (zone / "name").read_text()
+        return (zone / "name").read_text(encoding="utf-8")
     except OSError:
         return ""
 

@@ -22,12 +22,14 @@ from dgm.errors import UserError, disk_fault
 from dgm.train.checkpoint import FullState
 from dgm.train.device_settings import apply_device_settings
 from dgm.train.launched import (
+    MAX_THREADS,
     as_plain_processes,
     end_with_launcher,
     keep_freed_memory,
     on_gpu,
     read_launch,
-    use_all_cores,
+    read_variables,
+    use_threads,
 )
 from dgm.train.learner import Learner, See, Whole
 from dgm.train.optim import Average, OptimConfig
@@ -48,12 +50,17 @@ class Engine:
         timeout_minutes: float = 30,
         deterministic: bool = False,
         tf32: bool = False,
+        threads: int | None = None,
     ):
         """Join the processes, which wait for each other for so long (0: for ever).
 
         `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it). `deterministic` and `tf32`
-        hold for all of the process (`apply_device_settings`).
+        hold for all of the process (`apply_device_settings`); `threads` until it is closed
+        (`use_threads`).
         """
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UserError(f"train.threads is {threads}: choose 1 to {MAX_THREADS}")
+        read_variables()
         apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
         if mixed_precision == "auto":
             bf16 = on_gpu() and torch.cuda.is_bf16_supported(False)
@@ -63,7 +70,6 @@ class Engine:
         if self.asked.zero is not None:
             import_deepspeed()  # or say now that it is missing
         _check_trackers(trackers or [])
-        use_all_cores()
         if not on_gpu():
             keep_freed_memory()
         end_with_launcher()
@@ -75,6 +81,8 @@ class Engine:
                 project_dir=folder,
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=_patience(timeout_minutes))],
             )
+        self._threads_before = torch.get_num_threads()
+        use_threads(threads)  # not before: accelerate sets them too
         self.device = self.accelerator.device
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
@@ -258,6 +266,7 @@ class Engine:
         with contextlib.suppress(OSError):  # a disk that is full, as was told already
             self.finish_trackers()
         self.accelerator.end_training()
+        torch.set_num_threads(self._threads_before)
 
 
 def _patience(minutes: float) -> timedelta:

@@ -88,6 +88,9 @@ class TrainConfig:
     """Debug: train on the first batch only; a sound model's loss then falls far."""
     profile_steps: int = field(default=0, metadata=MAY_CHANGE)
     """Debug: write a trace of so many steps to profile/, for Perfetto or TensorBoard."""
+    threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Threads of a process on a CPU; null is OMP_NUM_THREADS where you set it, else its share of
+    the machine's cores. Another number rounds differently."""
     timeout_minutes: float = field(default=30, metadata=MAY_CHANGE)
     """Minutes without a step, a save or any other progress after which a process that hangs is
     ended, with code 1 and a line that says in what; 0: never."""

@@ -32,6 +32,22 @@ _ONLY_DEEPSPEED = {
 _KEEP = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1))
 
 
+# Variables that launchers set, all whole numbers: torch's, and those of MPI's for the same.
+_NUMBERS = {
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": (
+        "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
+}  # fmt: skip
+_AT_LEAST_ONE = ("MASTER_PORT", "OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
+_THREADS = "OMP_NUM_THREADS"
+MAX_THREADS = 1000
+DEFAULT_THREADS = "DGM_DEFAULT_THREADS"
+"""Variable that a launcher of ours sets where OMP_NUM_THREADS is its own and not the user's."""
+
+
 @dataclass(frozen=True)
 class Zero:
     """What DeepSpeed spreads over processes, and what lies in the host's memory."""
@@ -58,6 +74,59 @@ class Launched:
         if self.zero is None and self.processes == 1:
             return "one process"
         return f"{self.zero or 'DDP'} on {self.processes} process" + "es" * (self.processes > 1)
+
+
+def read_variables() -> None:
+    """Read what launchers set into torch's variables; an empty one counts as unset.
+
+    Raises UserError naming a variable that is no number, or does not fit the others.
+    """
+    for ours, others in _NUMBERS.items():
+        for name in (ours, *others):
+            _number(name, 1 if name.endswith("SIZE") or name.endswith("NRANKS") else 0)
+    for name in _AT_LEAST_ONE:
+        _number(name, 1)
+    _adopt_mpi()
+    world, rank = _number("WORLD_SIZE", 1) or 1, _number("RANK", 0)
+    if rank is not None and rank >= world:
+        raise UserError(
+            f"RANK is {rank}, but WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}: start "
+            "the processes with accelerate launch or torchrun, or unset both"
+        )
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if world > 1 and name not in os.environ:
+            raise UserError(
+                f"WORLD_SIZE is {world}, but {name} is not set: start the processes with "
+                "accelerate launch or torchrun, or unset WORLD_SIZE"
+            )
+
+
+def _number(name: str, least: int) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.strip():
+        del os.environ[name]  # as some launchers leave it; libraries would take it for a number
+        return None
+    if text is None:
+        return None
+    if not text.strip().isdecimal() or int(text) < least:
+        raise UserError(f"{name} is {text!r}: set it to a whole number from {least} on or unset it")
+    return int(text)
+
+
+def _adopt_mpi() -> None:
+    """Take processes that mpirun started for torch's, on one machine without more ado."""
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    found = {
+        ours: next((os.environ[name] for name in others if name in os.environ), None)
+        for ours, others in _NUMBERS.items()
+    }
+    if int(found["WORLD_SIZE"] or 1) == 1 or found["RANK"] is None:
+        return
+    os.environ.update({name: value for name, value in found.items() if value is not None})
+    if found["LOCAL_WORLD_SIZE"] == found["WORLD_SIZE"]:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
 
 
 def read_launch(precision: str) -> Launched:
@@ -179,7 +248,7 @@ def keep_freed_memory() -> None:
     glibc gives large blocks back at once, and then every step waits for thousands of fresh pages:
     measured with DDPM's U-Net, 5 % of a step. Elsewhere nothing is done.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for parameter, value in _KEEP:
             mallopt(parameter, value)
@@ -191,14 +260,44 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and given not in ("1", "true", "t", "yes", "y", "on")
 
 
-def use_all_cores() -> None:
-    """Share the machine's cores among its processes; the launchers set one thread for each."""
-    if on_gpu() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
-        return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) // processes
-    given = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # it binds to them on some clusters
-    torch.set_num_threads(max(1, min(cores, given)))
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads; for None as OMP_NUM_THREADS says, else with all cores.
+
+    The processes of a machine share its cores; OMP_NUM_THREADS counts where the user set it, not
+    where a launcher did.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif _THREADS in os.environ and not _set_by_launcher(_THREADS):
+        torch.set_num_threads(int(os.environ[_THREADS]))
+    elif not on_gpu():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = count_cores() // processes
+        # Slurm binds a process to them on some clusters.
+        given = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
+        torch.set_num_threads(max(1, min(cores, given)))
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # as on macOS
+
+
+def _set_by_launcher(name: str) -> bool:
+    """Return whether the launcher that started this process set a variable by itself."""
+    if DEFAULT_THREADS in os.environ:
+        return True
+    if not any(
+        each in os.environ for each in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+    ):
+        return False
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:  # of another user, or on a system without /proc
+        return os.environ[name] == "1"
+    return not any(each.startswith(f"{name}=".encode()) for each in started_with)
 
 
 def end_with_launcher() -> None:

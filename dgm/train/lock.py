@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -14,6 +13,11 @@ import warnings
 from pathlib import Path
 
 from dgm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a system of the Unix kind
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 WAIT = "DGM_LOCK_WAIT_S"
@@ -62,9 +66,9 @@ class RunLock:
 
     def _try(self) -> bool:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     os.close(descriptor)
@@ -93,10 +97,16 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            found = json.loads(self.path.read_text())
+            found = json.loads(self.path.read_text(encoding="utf-8"))
             return f"process {found['pid']} on {found['host']}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"  # which has not written its name yet
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "this system has none")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _myself() -> dict[str, object]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dgm.addresses import without_password
-from dgm.errors import UserError
+from dgm.errors import UserError, check_readable
 from dgm.files import append, write_whole
 from dgm.train.engine import Engine
 from dgm.train.launched import count_nodes
@@ -218,7 +218,7 @@ def describe_code() -> dict[str, object]:
     """Say of which commit the code is; a copy that was made for a job has it written down."""
     told = Path(__file__).parents[2] / "snapshot.json"
     if told.exists():
-        return json.loads(told.read_text())
+        return json.loads(told.read_text(encoding="utf-8"))
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
@@ -238,6 +238,7 @@ def _git(*words: str) -> str | None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    check_readable(path)
     try:
         nested = read_yaml(path)
     except UserError as error:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import sys
 import time
 import warnings
@@ -279,7 +278,12 @@ def peak_memory_gib(device: torch.device) -> float:
     """Give the most memory that was held: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    try:
+        import resource
+    except ImportError:  # not a system of the Unix kind
+        return 0.0
+    in_bytes = sys.platform == "darwin"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if in_bytes else 2**20)
 
 
 def make_profiler(folder: Path, steps: int) -> Any:

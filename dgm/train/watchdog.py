@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import threading
 import time
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 What = Literal["data", "step", "save", "sample", "eval", "start", "prepare"]
 
@@ -39,6 +40,7 @@ class Watchdog:
         self.working_s = min(0.25, self.limit_s / 20)  # of the processor, more than watching takes
         self.what: What | None = None
         self.count = 0
+        self._before: Any = None  # what SIGTSTP did
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -51,13 +53,16 @@ class Watchdog:
         """Begin to watch."""
         if self.limit_s <= 0:
             return
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTSTP, _pause)
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGTSTP"):
+            self._before = signal.signal(signal.SIGTSTP, _pause)
         self._thread.start()
 
     def close(self) -> None:
         """Watch no more."""
         self._ended.set()
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTSTP, self._before)
+            self._before = None
         if self._thread.is_alive():
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
@@ -89,7 +94,8 @@ class Watchdog:
             f"error: nothing was done for {self.minutes:g} minutes (train.timeout_minutes) while "
             f"{_SAY[what]}; the same command continues from the newest checkpoint\n"
         )
-        os.write(2, line.encode())
+        with contextlib.suppress(OSError):  # of a reader that ended
+            os.write(2, line.encode())
         faulthandler.dump_traceback(2)
         os._exit(1)
 

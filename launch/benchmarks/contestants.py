@@ -77,7 +77,7 @@ class Contestant:
             raise LoopError("the time was over")
         line = self.process.stdout.readline()
         if not line:
-            code, output = self.process.wait(), self.log.read_text().strip()
+            code, output = self.process.wait(), self.log.read_text(encoding="utf-8").strip()
             if code == MISTAKE:
                 raise UserError(output.splitlines()[-1].removeprefix("error: "))
             raise LoopError(f"ended with code {code}: {output[-4000:]}")

@@ -184,7 +184,7 @@ class Runs:
         words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
         words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
         words += [f"--train.save_every_images={5 * BATCH}"]
-        with tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
             process = subprocess.Popen(
                 words, cwd=ROOT, env={**os.environ, **device.environment},
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
@@ -222,7 +222,10 @@ def _difference(run: Path, other: Path) -> float:
 
 
 def _losses(run: Path) -> dict[tuple[int, str], float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return {
         (line["step"], key): value
         for line in lines

@@ -108,7 +108,7 @@ def _repeat(source: Path, folder: Path, count: int) -> Path:
             held += shard.count
             if held >= count:
                 break
-    (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json())
+    (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json(), encoding="utf-8")
     return folder
 
 

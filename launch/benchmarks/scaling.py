@@ -204,7 +204,7 @@ def worker() -> None:
 def _sent() -> int:
     if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine go other ways
         return 0
-    return int(LOOPBACK.read_text())
+    return int(LOOPBACK.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

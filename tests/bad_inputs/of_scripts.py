@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.bad_inputs.case import HUGE, Case, copied, emptied, flipped, made, written
+from tests.bad_inputs.case import (
+    HUGE,
+    Case,
+    Preparation,
+    copied,
+    emptied,
+    flipped,
+    made,
+    written,
+)
 
 SAMPLE = "python launch/sample.py"
 SAMPLING = [
@@ -201,4 +211,29 @@ NAMING = [
          needs="runs/ddpm"),
 ]  # fmt: skip
 
-CASES = [*SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING, *NAMING]
+
+# Files that this user may not read, of runs and of caches.
+def _closed(pattern: str) -> Callable[[Path], None]:
+    """Return what takes all rights away from the first file of a pattern."""
+    return lambda folder: sorted(folder.glob(pattern))[0].chmod(0)
+
+
+def _closed_run(pattern: str) -> Preparation:
+    return copied("runs/ddpm", "closed", f"with {pattern} of mode 0", _closed(pattern))
+
+
+REPORT = "python launch/report.py"
+DENIED = [
+    Case(f"{SAMPLE} closed", "model.safetensors", "may not be read", "chmod a+r",
+         _closed_run("checkpoints/*/model*"), without_rights=True, needs="runs/ddpm"),
+    Case(f"{SAMPLE} closed", "closed/config.yaml", "may not be read", "chmod a+r",
+         _closed_run("config.yaml"), without_rights=True, needs="runs/ddpm"),
+    Case(f"{EVALUATE} closed", "closed/checkpoints", "may not be read", "chmod -R a+rX",
+         _closed_run("checkpoints"), without_rights=True, needs="runs/ddpm"),
+    Case(f"{REPORT} closed", "closed/metrics.jsonl", "may not be read", "chmod a+r",
+         _closed_run("metrics.jsonl"), without_rights=True, needs="runs/ddpm"),
+]  # fmt: skip
+
+CASES = [
+    *DENIED, *SAMPLING, *EVALUATING, *LOOKING, *REPORTING, *EXERCISING, *BENCHMARKING, *NAMING,
+]  # fmt: skip

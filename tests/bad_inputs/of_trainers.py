@@ -158,6 +158,9 @@ PLACES = [
     train("ddpm", "--run.dir=runs/ddpm --optim.lr=0.5 --run.seed=7", "optim.lr was",
           "run.seed was 0, is 7", "another run.dir"),
     train("vae", "--run.dir=runs/ddpm", "runs/ddpm", "another family", "another run.dir"),
+    # Threads.
+    train("ddpm", "--train.threads=0", "train.threads is", "0", "1 to 1000"),
+    train("ddpm", "--train.threads=all", "train.threads is", "all", "a whole number"),
     # The data.
     train("ddpm", "--data.shards=nowhere", "nowhere", "do not exist", "python -m shards.build"),
     train("ddpm", "--data.shards=empty", "empty", "no shards", "python -m shards.build",

@@ -82,7 +82,7 @@ def test_a_run_folder_in_use_is_refused_and_one_whose_process_was_killed_is_not(
     assert not (folder / LOCK).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_is_asked_to_stop_before_its_first_step_stops_at_once(
     start: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -145,7 +145,7 @@ def wait_for_tar(parent: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_mid_build_leaves_nothing(start, tmp_path: Path, signum: int) -> None:
     parent = tmp_path / "made" / "here"
     process = start("build", "--source", "shapes", "--split", "train", "--out", parent / "out")

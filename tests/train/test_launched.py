@@ -162,7 +162,7 @@ def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
 
 def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
     Engine("no")  # accelerate keeps what it found at first, one process
-    launch(WORLD_SIZE="2")
+    launch(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     engine = Engine("no")
     with pytest.raises(UserError, match="asks for DDP on 2 processes, but there is one process on"):
         engine.prepare({"net": nn.Linear(2, 2)}, {"net": OptimConfig()})

@@ -11,7 +11,7 @@ import pytest
 
 from dgm.train.stop import StopRequest
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def handlers() -> list[object]:
@@ -73,3 +73,23 @@ def test_another_thread_watches_nothing_and_does_not_fail():
     thread.join()
     assert len(made) == 1 and not made[0].raised
     assert handlers() == before
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.raised
+        stop.close()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, original)
+
+
+def test_an_interrupt_after_another_signal_is_the_first_interrupt(stop: StopRequest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.raised
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -11,6 +11,7 @@ from tests.drills.faults import (
     processes,
     saves,
     soak,
+    surroundings,
     sweeps,
 )
 
@@ -25,5 +26,6 @@ FAULTS = (
     *clock.FAULTS,
     *data.FAULTS,
     *numbers.FAULTS,
+    *surroundings.FAULTS,
     *soak.FAULTS,
 )

@@ -1,0 +1,19 @@
+"""Start a trainer by accelerate: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
+
+The options are those of `accelerate launch`. It ends with the trainer's own exit code, shows its
+one line without a traceback of the launcher, and at Ctrl-C waits until the run has saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dgm.train.accelerate_launch import launch
+from shards.streams import keep_streams
+
+if __name__ == "__main__":
+    keep_streams()
+    sys.exit(launch(sys.argv[1:]))

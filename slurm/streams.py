@@ -1,0 +1,106 @@
+"""Standard streams that outlive their readers; shards/ and slurm/ hold the same file.
+
+A pipe whose reader ended, a terminal that was closed and a stream that was closed at the start take
+nothing any more. What is written to them is dropped, and the command sees its work through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+_LOST = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN)
+_NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+class _Output(io.FileIO):
+    """What lies under a standard stream; once it has lost its reader, it takes all and drops it."""
+
+    lost = False
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, waiting where a non-blocking reader is slow; return how many."""
+        while True:
+            try:
+                count = super().write(data)
+            except OSError as error:
+                if error.errno not in _LOST:
+                    raise
+                self.lost = True
+                # Libraries in C write there as well, and streams that were opened before.
+                _open_null(self.fileno())
+                return memoryview(data).nbytes
+            if count is not None:
+                return count
+            select.select([], [self.fileno()], [])
+
+
+def keep_streams() -> None:
+    """Let no end of a reader end this process, and no character that a locale does not know.
+
+    Streams that were replaced, as in a notebook, are left alone.
+    """
+    _reserve_numbers()
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None or (stream is getattr(sys, f"__{name}__") and _is_on(stream, name)):
+            setattr(sys, name, _lenient(stream, name))
+
+
+def reader_is_gone() -> bool:
+    """Return whether standard output has lost its reader."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Output) and raw.lost
+
+
+def _lenient(stream: TextIO | None, name: str) -> TextIO:
+    number = _NUMBERS[name]
+    if stream is None and not _is_null(number):  # taken by a file since the start
+        number = os.open(os.devnull, os.O_WRONLY)
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    interactive = stream is not None and stream.isatty()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(number, "w", closefd=False)),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=interactive or getattr(stream, "line_buffering", False),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+def _reserve_numbers() -> None:
+    # A file that is opened later must not get one of them: libraries in C print there.
+    for number in _NUMBERS.values():
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_null(number)
+
+
+def _open_null(number: int) -> None:
+    with contextlib.suppress(OSError):
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        os.set_inheritable(number, True)
+
+
+def _is_on(stream: TextIO, name: str) -> bool:
+    try:
+        return stream.fileno() == _NUMBERS[name]
+    except (OSError, ValueError):
+        return False
+
+
+def _is_null(number: int) -> bool:
+    return os.path.samestat(os.fstat(number), os.stat(os.devnull))
