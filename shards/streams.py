@@ -67,12 +67,12 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    interactive = stream is not None and stream.isatty()
+    by_line = name == "stderr" or (stream is not None and stream.isatty())
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(number, "w", closefd=False)),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=interactive or getattr(stream, "line_buffering", False),
+        line_buffering=by_line or getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
     )
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from slurm.errors import SlurmError as UserError
+from slurm.errors import access_fault
 
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 40
@@ -77,6 +78,9 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             content = file.read(_MAX_BYTES + 1)
+    except PermissionError as error:
+        denied = access_fault(path) or f"{path} may not be read"
+        raise UserError(f"{denied} ({error.strerror}), or name a YAML file of your own") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a YAML file") from None
     if len(content) > _MAX_BYTES:

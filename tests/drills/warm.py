@@ -107,6 +107,7 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
     # Taking all of torch apart would cost more time than most of these scripts.
     atexit._run_exitfuncs()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
