@@ -26,7 +26,7 @@ from launch.command import parse, run
 from launch.families import FAMILIES
 from launch.room import weigh
 from launch.training import DataConfig, ensure_split
-from shards.build import default_folder
+from shards.build import CheckImages, default_folder
 from shards.errors import ShardError
 from shards.format import INDEX
 from shards.read import Shards, open_shards
@@ -65,13 +65,14 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         "keep_checkpoints": config.train.keep_checkpoints,
         "global_batch": config.train.global_batch,
     }
-    images = find_shards(config.data, "train", build)
+    fits = functools.partial(weigh, module.make_parts, config)
+    images = find_shards(config.data, "train", build, check=fits)
     measured = config.eval.every_images and config.eval.metric == "bits_per_dim"
     if measured and (config.data.shards is None or config.data.test_shards):
         find_shards(config.data, "test", build, None if images is None else images.classes)
     if images is None:  # nothing is known of them before they are built
         return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
-    parts, weights = weigh(module.make_parts, config, images)
+    parts, weights = fits(images.image_shape, images.num_classes)
     return {
         **answer,
         "processes": usable(config, parts.objective, images, processes),
@@ -97,23 +98,28 @@ def usable(config: Any, objective: Any, images: Shards, processes: list[int]) ->
 
 
 def find_shards(
-    data: DataConfig, split: str, build: bool, classes: tuple[str, ...] | None = None
+    data: DataConfig,
+    split: str,
+    build: bool,
+    classes: tuple[str, ...] | None = None,
+    check: CheckImages | None = None,
 ) -> Shards | None:
-    """Open a run's shards when they are whole, or tell by None that they are still to be built.
+    """Open a run's shards when they are whole; return None where they are still to be built.
 
-    classes: of the train images, for test images.
+    classes: of the train images, for test images; check: what `ensure` calls before it builds.
     """
     given = data.shards if split == "train" else data.test_shards
     if given is None and not build:
         folder = default_folder(data.source, split, data.resize, data.options)
         if not (folder / INDEX).is_file():
             return None
-    return _open(data, split, classes)
+    key = (data, split, classes)
+    if key not in _opened:  # the sets of a sweep mostly share their images
+        _opened[key] = open_shards(ensure_split(data, split, classes, check), data.resize, classes)
+    return _opened[key]
 
 
-@functools.cache  # the sets of a sweep mostly share their images
-def _open(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Shards:
-    return open_shards(ensure_split(data, split, classes), data.resize, classes)
+_opened: dict[tuple[DataConfig, str, tuple[str, ...] | None], Shards] = {}
 
 
 if __name__ == "__main__":

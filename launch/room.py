@@ -10,20 +10,24 @@ import psutil
 import torch
 
 from dgm.errors import UserError
-from shards.read import Shards
 
 _ON_CPU = 5  # copies of the weights: themselves, gradient, average, two moments
 _NO_TENSOR = ("overflow", "Overflow")
 
 
-def weigh(make_parts: Callable[..., Any], config: Any, images: Shards) -> tuple[Any, int]:
+def weigh(
+    make_parts: Callable[..., Any],
+    config: Any,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> tuple[Any, int]:
     """Make nets that take no memory; give them and the bytes that their weights would take.
 
     Raises UserError where no tensor can be as large as asked for.
     """
     try:
         with torch.device("meta"):
-            parts = make_parts(config, images.image_shape, images.num_classes)
+            parts = make_parts(config, image_shape, num_classes)
     except (RuntimeError, OverflowError) as error:
         if not any(word in str(error) for word in _NO_TENSOR):
             raise
@@ -33,9 +37,14 @@ def weigh(make_parts: Callable[..., Any], config: Any, images: Shards) -> tuple[
     return parts, sum(p.nbytes for net in parts.nets.values() for p in net.parameters())
 
 
-def check_room(make_parts: Callable[..., Any], config: Any, images: Shards) -> None:
-    """Raise UserError where nets of this configuration cannot fit into the machine's memory."""
-    size = weigh(make_parts, config, images)[1]
+def check_room(
+    make_parts: Callable[..., Any],
+    config: Any,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """Raise UserError where nets of this configuration do not fit the images, or the memory."""
+    size = weigh(make_parts, config, image_shape, num_classes)[1]
     copies = 1 if torch.cuda.is_available() else _ON_CPU
     room = psutil.virtual_memory().total
     if copies * size > room:

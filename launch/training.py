@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
 from dgm.train.checkpoint import complete_names
 from dgm.train.engine import Engine
-from dgm.train.job import Job
+from dgm.train.job import Job, check
 from dgm.train.lock import RunLock
 from dgm.train.loop import train
 from dgm.train.optim import OptimConfig
@@ -32,7 +33,7 @@ from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse, signals_at_end
 from launch.places import check_folder
 from launch.room import check_room
-from shards.build import default_folder, describe_shards, ensure
+from shards.build import CheckImages, default_folder, describe_shards, ensure
 from shards.errors import ShardError
 from shards.folders import cache_root, remove_unfinished
 from shards.format import INDEX
@@ -134,9 +135,11 @@ def _prepare(
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
         watchdog.doing("prepare")
-    where = engine.on_main(lambda: str(ensure_split(data, "train")))
+    check(config.train, engine.asked)
+    fits = functools.partial(check_room, make_parts, config)
+    where = engine.on_main(lambda: str(ensure_split(data, "train", check=fits)))
     images = open_shards(where, data.resize)
-    check_room(make_parts, config, images)
+    fits(images.image_shape, images.num_classes)
     job = make_job(
         config, engine, images, make_parts(config, images.image_shape, images.num_classes)
     )
@@ -228,17 +231,24 @@ def _name(sums: list[str]) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
-def ensure_split(data: DataConfig, split: str, classes: Sequence[str] | None = None) -> Path:
+def ensure_split(
+    data: DataConfig,
+    split: str,
+    classes: Sequence[str] | None = None,
+    check: CheckImages | None = None,
+) -> Path:
     """Return the folder of a run's train or test shards, built where missing, checked.
 
-    classes: of the train images, by which labels of test images are numbered.
+    classes: of the train images, by which labels of test images are numbered; check: called with
+    the images' shape and number of classes before anything is built.
     """
     given = data.shards if split == "train" else data.test_shards
     # A run's config.yaml names its train shards, beside which those of the test images lie.
     root = beside_which(data) if split == "test" else None
     return ensure(
-        data.source, given, split, data.resize, options=data.options, root=root, classes=classes
-    )
+        data.source, given, split, data.resize, options=data.options, root=root,
+        classes=classes, check=check,
+    )  # fmt: skip
 
 
 def beside_which(data: DataConfig) -> Path | None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SHARD_SIZE = 10_000
 ROOT_VARIABLE = "DGM_DATA"
 """Names the folder of default shards; `data` under the working directory without it."""
+
+CheckImages = Callable[[tuple[int, int, int], int], object]
+"""Gets shape (H, W, 3) and number of classes; raises where such images are of no use."""
 
 
 def build(
@@ -64,12 +67,21 @@ class _Images:
     image_format: str = "npy"
     shard_size: int = SHARD_SIZE
 
-    def write(self, out: Path, progress: bool, remedy: str, swap: bool = False) -> Index:
+    def write(
+        self,
+        out: Path,
+        progress: bool,
+        remedy: str,
+        swap: bool = False,
+        check: CheckImages | None = None,
+    ) -> Index:
         if self.image_format not in IMAGE_FORMATS:
             raise ShardError(f"unknown image format '{self.image_format}'; choose npy or png")
         if self.shard_size < 1:
             raise ShardError(f"shard size is {self.shard_size}; choose 1 or more")
         images = open_source(self.source, self.split, self.resize, self.seed, self.options)
+        if check is not None:
+            check(images.image_shape, len(images.classes))
         what = f"{out}: {counted(len(images), 'image')}"
         with new_folder(out, same=INDEX, remedy=remedy, swap=swap) as folder:
             # Slow to import, and only writing needs it.
@@ -124,6 +136,7 @@ def ensure(
     options: FolderOptions = DEFAULT_OPTIONS,
     root: Path | None = None,
     classes: Sequence[str] | None = None,
+    check: CheckImages | None = None,
 ) -> Path:
     """Return a folder of shards that is complete, unchanged since it was written and readable.
 
@@ -131,7 +144,8 @@ def ensure(
     where the images of a folder source have changed since. With `folder` (a folder, a tar, or a
     remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is compared;
     shards that need decoding, or hold images of another size than `resize`, are decoded.
-    `classes` are those of the train images, for test images. Open what is returned by
+    `classes` are those of the train images, for test images. `check` is called before anything is
+    built, so that images that are refused leave no shards behind. Open what is returned by
     `open_shards` with the same `resize` and `classes`.
     Raises ShardError where shards are missing, damaged, of another source, or hold images of a
     class that is none of `classes`.
@@ -143,7 +157,7 @@ def ensure(
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
-        _ensure_default(path, _Images(source, split, resize, options), progress)
+        _ensure_default(path, _Images(source, split, resize, options), progress, check)
     else:
         from shards.remote import fetch, is_remote
 
@@ -217,7 +231,7 @@ def describe_shards(path: Path, opened: Shards) -> str:
     return f"{text}, built {built}"
 
 
-def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
+def _ensure_default(path: Path, images: _Images, progress: bool, check: CheckImages | None) -> None:
     """Build a default folder where it is missing or out of date."""
     elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
     if images.split == "train":  # other commands have no option for these
@@ -227,7 +241,7 @@ def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ShardError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
         try:
-            images.write(real, progress, elsewhere)
+            images.write(real, progress, elsewhere, check=check)
         except ShardError:
             if not (path / INDEX).is_file():  # else another process was faster
                 raise
@@ -255,7 +269,7 @@ def _ensure_default(path: Path, images: _Images, progress: bool) -> None:
         return
     if changes := _changes(path, index, tree):
         print(f"{path}: {changes}: building again", flush=True)
-        images.write(real, progress, elsewhere, swap=True)
+        images.write(real, progress, elsewhere, swap=True, check=check)
 
 
 def _root_of(source: str) -> Path:

@@ -59,3 +59,30 @@ def test_what_is_refused_before_the_first_step_leaves_no_folder(
     done = run_warm(*words, *options, zero=zero)
     assert done.code == 2 and said in done.stderr, (done.code, done.stderr)
     assert not (tmp_path / "run").exists(), json.dumps([str(p) for p in tmp_path.rglob("*")])
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("diffusion", ["--data.resize=33"], "images of side 33 do not divide by"),
+        ("gan", ["--data.resize=48"], "the images are 48 x 48"),
+        ("flow", ["--data.resize=31"], "images of 31 x 31 cannot be halved"),
+        ("diffusion", ["--model.channels=40000"], "choose smaller numbers"),
+        ("vae", ["--train.global_batch=10000000"], "train.global_batch is 10000000"),
+    ],
+)
+def test_what_is_refused_for_its_images_or_settings_leaves_no_shards(
+    run_warm: Callable,
+    tiny_configs: dict[str, Path],
+    shape_pictures: Path,
+    tmp_path: Path,
+    family: str,
+    options: list[str],
+    message: str,
+) -> None:
+    script = {"diffusion": "train_ddpm.py"}.get(family, f"train_{family}.py")
+    words = ["--config", tiny_configs[family], "--run.dir", "run", "--data.shards=null"]
+    source = f"--data.source=folder:{shape_pictures}"
+    done = run_warm(LAUNCH / script, *words, source, *options, cwd=tmp_path)
+    assert done.code == 2 and message in done.stderr, (done.code, done.stderr)
+    assert not list(tmp_path.iterdir())
