@@ -75,6 +75,7 @@ class Run:
         self.wall_s = 0.0
         self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
         self.saved_at = -1
+        self.stop: StopRequest | None = None
         self.measured: dict[str, float] = {}  # by the job's evaluation, not yet in the log
         self.best: dict[str, Any] | None = None  # the best of what it measured so far
 
@@ -91,6 +92,7 @@ class Run:
     def train(self, stop: StopRequest, folder: RunFolder | None = None) -> bool:
         """Train until all images are seen or a stop is asked for; say whether the run is done."""
         job, config, engine = self.job, self.config, self.engine
+        self.stop = stop
         job.watchdog.doing("start")
         self.restore()
         if folder is not None:
@@ -104,7 +106,6 @@ class Run:
             with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as trace:
                 while self.images_seen < config.total_images:
                     self.go_on()
-                    stop.only_note()
                     if trace is not None:
                         trace.step()
                     if engine.agree(stop.raised):
@@ -223,7 +224,9 @@ class Run:
         return f"train/{name}" if alone else f"train/{phase.name}/{name}"
 
     def advance(self) -> None:
-        """Count the step."""
+        """Count the step: from here on there is something to save."""
+        if self.stop is not None:
+            self.stop.only_note()
         self.images_seen += self.config.global_batch
         self.step += 1
         self.energy.tick()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_loop import BOTH, TwoPhases, job, left_by, train
+from small_loop import BOTH, Folder, TwoPhases, job, left_by, train
 
 from dgm.errors import UserError
 from dgm.objective import Phase
 from dgm.train import loop
+from dgm.train.loop import Run
+from dgm.train.stop import StopRequest
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -151,3 +155,23 @@ def test_sampling_and_saving_follow_the_images_not_the_steps(tmp_path: Path):
     assert saved == [40, 70, 100]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images_seen"] for line in lines] == [30, 50, 80, 100]
+
+
+def test_a_request_after_the_first_step_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended: list[str] = []
+    stop = StopRequest(at_once=lambda: ended.append("at once"))
+    log = Run.log
+
+    def log_and_ask(run: Run) -> None:  # the log has the step already, a checkpoint does not
+        log(run)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "log", log_and_ask)
+    made = job(tmp_path / "run", log_every_images=8, save_every_images=0)
+    try:
+        assert not loop.train(made, Folder(made.folder), stop)
+    finally:
+        stop.close()
+    assert ended == []
+    state, lines = left_by(tmp_path / "run")
+    assert state.state["images_seen"] == lines[-1]["images_seen"] == 8
