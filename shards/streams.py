@@ -24,20 +24,24 @@ class _Output(io.FileIO):
     lost = False
 
     def write(self, data: Any, /) -> int:
-        """Write bytes, waiting where a non-blocking reader is slow; return how many."""
-        while True:
+        """Write all bytes, waiting where a non-blocking reader is slow; return how many."""
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        while rest:
             try:
-                count = super().write(data)
+                count = super().write(rest)
             except OSError as error:
                 if error.errno not in _LOST:
                     raise
                 self.lost = True
                 # Libraries in C write there as well, and streams that were opened before.
                 _open_null(self.fileno())
-                return memoryview(data).nbytes
-            if count is not None:
-                return count
-            select.select([], [self.fileno()], [])
+                break
+            if count is None:
+                select.select([], [self.fileno()], [])
+            else:
+                rest = rest[count:]
+        return size
 
 
 def keep_streams() -> None:
@@ -56,8 +60,9 @@ def keep_streams() -> None:
 
 def reader_is_gone() -> bool:
     """Return whether standard output has lost its reader."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return isinstance(raw, _Output) and raw.lost
+    buffer = getattr(sys.stdout, "buffer", None)
+    output = getattr(buffer, "raw", buffer)
+    return isinstance(output, _Output) and output.lost
 
 
 def _lenient(stream: TextIO | None, name: str) -> TextIO:
@@ -68,12 +73,14 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     by_line = name == "stderr" or (stream is not None and stream.isatty())
+    output = _Output(number, "w", closefd=False)
+    unbuffered = getattr(stream, "write_through", False)  # python -u, PYTHONUNBUFFERED
     return io.TextIOWrapper(
-        io.BufferedWriter(_Output(number, "w", closefd=False)),
+        output if unbuffered else io.BufferedWriter(output),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors="backslashreplace",
         line_buffering=by_line or getattr(stream, "line_buffering", False),
-        write_through=getattr(stream, "write_through", False),
+        write_through=unbuffered,
     )
 
 

@@ -85,14 +85,14 @@ def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None
             if tracker.name != "tensorboard":  # there it would make a second run of its own
                 tracker.store_init_configuration(config)
     except Exception as error:
-        names = [str(getattr(tracker, "name", tracker)).lower() for tracker in accelerator.log_with]
-        others = [name for name in names if name != "tensorboard"]
-        if not others or disk_fault(error) is not None:
-            raise
         for tracker in accelerator.trackers:  # some have started, others have nothing to finish
             with contextlib.suppress(Exception):
                 tracker.finish()
         accelerator.trackers = []
+        names = [str(getattr(tracker, "name", tracker)).lower() for tracker in accelerator.log_with]
+        others = [name for name in names if name != "tensorboard"]
+        if not others or disk_fault(error) is not None:
+            raise
         raise UserError(_refusal(error, others)) from error
 
 

@@ -72,7 +72,8 @@ def test_tools_refuse_other_images_than_those_of_the_checkpoint(
         assert done.stderr.count("\n") == 1
     config = run / "config.yaml"  # the remedy that is named
     config.write_text(config.read_text().replace(str(shards), str(tmp_path / "moved")))
-    done = run_warm(ROOT / "launch" / "denoise.py", run)
+    words = [run, "--measure", "loss_by_timestep", "--num_test", 8]
+    done = run_warm(ROOT / "launch" / "evaluate.py", *words)
     assert done.code == 0, done.stderr
 
 

@@ -28,7 +28,7 @@ os.sched_getaffinity = lambda _: set(range(4))  # whatever this machine has
 before = torch.get_num_threads()
 given = [int(word) for word in sys.argv[1:]]
 engine = Engine(threads=given[0] if given else None)
-print("threads", torch.get_num_threads())
+sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # whole, beside another process
 engine.close()
 assert torch.get_num_threads() == before
 """
