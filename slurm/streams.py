@@ -19,9 +19,15 @@ _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 class _Output(io.FileIO):
-    """What lies under a standard stream; once it has lost its reader, it takes all and drops it."""
+    """What lies under a standard stream; once it has lost its reader, it takes all and drops it.
+
+    A fault such as a full disk is raised once, naming the stream, and then drops what is left:
+    Python writes it out again at the end.
+    """
 
     lost = False
+    stream = "a standard stream"
+    _told = False
 
     def write(self, data: Any, /) -> int:
         """Write bytes, waiting where a non-blocking reader is slow; return how many."""
@@ -30,6 +36,9 @@ class _Output(io.FileIO):
                 count = super().write(data)
             except OSError as error:
                 if error.errno not in _LOST:
+                    if self._told:
+                        return memoryview(data).nbytes
+                    self._told, error.filename = True, self.stream
                     raise
                 self.lost = True
                 # Libraries in C write there as well, and streams that were opened before.
@@ -67,12 +76,13 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    by_line = name == "stderr" or (stream is not None and stream.isatty())
+    output = _Output(number, "w", closefd=False)
+    output.stream = {"stdout": "standard output", "stderr": "standard error"}[name]
     return io.TextIOWrapper(
-        io.BufferedWriter(_Output(number, "w", closefd=False)),
+        io.BufferedWriter(output),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=by_line or getattr(stream, "line_buffering", False),
+        line_buffering=True,  # a log file is read as it grows, and a killed process flushes nothing
         write_through=getattr(stream, "write_through", False),
     )
 
