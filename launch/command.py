@@ -337,6 +337,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     _keep_disk_faults_of_helpers_quiet()
     try:
         code = main() or DONE
+        sys.stdout.flush()  # into a file, on a disk that may be full
     except (UserError, ShardError) as error:
         _say_once(f"error: {one_line(str(error))}")
         code = MISTAKE
@@ -348,7 +349,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = MISTAKE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     _leave_code(code)
     sys.exit(code)
 

@@ -20,7 +20,7 @@ from dgm.errors import UserError, disk_fault, naming
 from dgm.eval.during import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
-from dgm.train.checkpoint import complete_names
+from dgm.train.checkpoint import complete_names, newest, read_state
 from dgm.train.engine import Engine
 from dgm.train.job import Job, check
 from dgm.train.lock import RunLock
@@ -33,10 +33,10 @@ from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse, signals_at_end
 from launch.places import check_folder
 from launch.room import check_room
-from shards.build import CheckImages, default_folder, describe_shards, ensure
+from shards.build import CheckImages, CheckIndex, default_folder, describe_shards, ensure
 from shards.errors import ShardError
 from shards.folders import cache_root, remove_unfinished
-from shards.format import INDEX
+from shards.format import INDEX, Index
 from shards.read import Shards, open_shards
 from shards.remote import is_remote
 from shards.sources import FolderOptions, source_name
@@ -136,8 +136,11 @@ def _prepare(
     if engine.is_main:  # the others wait for it
         watchdog.doing("prepare")
     check(config.train, engine.asked)
+    run = Path(config.run.dir)
+    engine.on_main(RunFolder(config, run).check)  # before shards are built
     fits = functools.partial(check_room, make_parts, config)
-    where = engine.on_main(lambda: str(ensure_split(data, "train", check=fits)))
+    same = functools.partial(check_rebuilt, run)
+    where = engine.on_main(lambda: str(ensure_split(data, "train", check=fits, check_index=same)))
     images = open_shards(where, data.resize)
     fits(images.image_shape, images.num_classes)
     job = make_job(
@@ -202,19 +205,31 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
     )
 
 
+def check_rebuilt(run: Path, index: Index) -> None:
+    """Raise UserError where shards of other images would replace those of a trained run."""
+    found = newest(run / "checkpoints")
+    before, now = read_state(found)["data_id"] if found else None, _name(_checksums(index))
+    if before not in (None, now):
+        raise UserError(
+            f"run.dir {run} was trained on other images than data.source holds now (id {before}, "
+            f"now {now}), whose shards stay as they were: use the run's images (restore them, or "
+            "name its shards by --data.shards) or another run.dir"
+        )
+
+
 def identify(images: Shards) -> str:
     """Return a short name of the images' contents, and of their labels if numbered otherwise."""
     renumbered = images.classes != images.index.classes
-    return _name(_checksums(images) + [json.dumps(images.classes)] * renumbered)
+    return _name(_checksums(images.index) + [json.dumps(images.classes)] * renumbered)
 
 
 def known_as(images: Shards) -> tuple[str, ...]:
     """Return the names that a run trained on these images may have noted, older versions' too."""
-    return (_name(_checksums(images)), *former_ids(images))
+    return (_name(_checksums(images.index)), *former_ids(images))
 
 
-def _checksums(images: Shards) -> list[str]:
-    return [f"{shard.count}:{shard.sha256}" for shard in images.index.shards]
+def _checksums(index: Index) -> list[str]:
+    return [f"{shard.count}:{shard.sha256}" for shard in index.shards]
 
 
 def former_ids(images: Shards) -> tuple[str, ...]:
@@ -236,18 +251,20 @@ def ensure_split(
     split: str,
     classes: Sequence[str] | None = None,
     check: CheckImages | None = None,
+    check_index: CheckIndex | None = None,
 ) -> Path:
     """Return the folder of a run's train or test shards, built where missing, checked.
 
     classes: of the train images, by which labels of test images are numbered; check: called with
-    the images' shape and number of classes before anything is built.
+    the images' shape and number of classes before anything is built; check_index: before shards
+    that are built again replace the older ones.
     """
     given = data.shards if split == "train" else data.test_shards
     # A run's config.yaml names its train shards, beside which those of the test images lie.
     root = beside_which(data) if split == "test" else None
     return ensure(
         data.source, given, split, data.resize, options=data.options, root=root,
-        classes=classes, check=check,
+        classes=classes, check=check, check_index=check_index,
     )  # fmt: skip
 
 

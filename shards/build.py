@@ -28,6 +28,8 @@ ROOT_VARIABLE = "DGM_DATA"
 
 CheckImages = Callable[[tuple[int, int, int], int], object]
 """Gets shape (H, W, 3) and number of classes; raises where such images are of no use."""
+CheckIndex = Callable[[Index], object]
+"""Gets the index of shards that are to replace older ones; raises where those must stay."""
 
 
 def build(
@@ -74,6 +76,7 @@ class _Images:
         remedy: str,
         swap: bool = False,
         check: CheckImages | None = None,
+        check_index: CheckIndex | None = None,
     ) -> Index:
         if self.image_format not in IMAGE_FORMATS:
             raise ShardError(f"unknown image format '{self.image_format}'; choose npy or png")
@@ -91,6 +94,8 @@ class _Images:
                 images, folder, self.split, self.image_format, self.shard_size, progress,
                 (f"building {what}", f"built {what}"),
             )  # fmt: skip
+            if check_index is not None:
+                check_index(index)
         for line in images.notes:
             print(line, flush=True)
         return index
@@ -137,6 +142,7 @@ def ensure(
     root: Path | None = None,
     classes: Sequence[str] | None = None,
     check: CheckImages | None = None,
+    check_index: CheckIndex | None = None,
 ) -> Path:
     """Return a folder of shards that is complete, unchanged since it was written and readable.
 
@@ -145,8 +151,9 @@ def ensure(
     remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is compared;
     shards that need decoding, or hold images of another size than `resize`, are decoded.
     `classes` are those of the train images, for test images. `check` is called before anything is
-    built, so that images that are refused leave no shards behind. Open what is returned by
-    `open_shards` with the same `resize` and `classes`.
+    built, so that images that are refused leave no shards behind; `check_index` before shards that
+    are built again take the place of the older ones. Open what is returned by `open_shards` with
+    the same `resize` and `classes`.
     Raises ShardError where shards are missing, damaged, of another source, or hold images of a
     class that is none of `classes`.
     """
@@ -157,7 +164,8 @@ def ensure(
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
-        _ensure_default(path, _Images(source, split, resize, options), progress, check)
+        images = _Images(source, split, resize, options)
+        _ensure_default(path, images, progress, check, check_index)
     else:
         from shards.remote import fetch, is_remote
 
@@ -231,7 +239,13 @@ def describe_shards(path: Path, opened: Shards) -> str:
     return f"{text}, built {built}"
 
 
-def _ensure_default(path: Path, images: _Images, progress: bool, check: CheckImages | None) -> None:
+def _ensure_default(
+    path: Path,
+    images: _Images,
+    progress: bool,
+    check: CheckImages | None,
+    check_index: CheckIndex | None,
+) -> None:
     """Build a default folder where it is missing or out of date."""
     elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
     if images.split == "train":  # other commands have no option for these
@@ -269,7 +283,7 @@ def _ensure_default(path: Path, images: _Images, progress: bool, check: CheckIma
         return
     if changes := _changes(path, index, tree):
         print(f"{path}: {changes}: building again", flush=True)
-        images.write(real, progress, elsewhere, swap=True, check=check)
+        images.write(real, progress, elsewhere, swap=True, check=check, check_index=check_index)
 
 
 def _root_of(source: str) -> Path:

@@ -149,6 +149,7 @@ def run(command: Callable[[], None]) -> NoReturn:
             signal.signal(signum, _stop)
     try:
         command()
+        sys.stdout.flush()  # into a file, on a disk that may be full
     except (ShardError, OSError) as error:
         fault = disk_fault(error) if isinstance(error, OSError) else str(error)
         if fault is None:

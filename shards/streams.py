@@ -19,9 +19,15 @@ _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 class _Output(io.FileIO):
-    """What lies under a standard stream; once it has lost its reader, it takes all and drops it."""
+    """What lies under a standard stream; once it has lost its reader, it takes all and drops it.
+
+    A fault such as a full disk is raised once, naming the stream, and then drops what is left:
+    Python writes it out again at the end.
+    """
 
     lost = False
+    stream = "a standard stream"
+    _raised = False
 
     def write(self, data: Any, /) -> int:
         """Write all bytes, waiting where a non-blocking reader is slow; return how many."""
@@ -32,6 +38,9 @@ class _Output(io.FileIO):
                 count = super().write(rest)
             except OSError as error:
                 if error.errno not in _LOST:
+                    if self._raised:
+                        break
+                    self._raised, error.filename = True, self.stream
                     raise
                 self.lost = True
                 # Libraries in C write there as well, and streams that were opened before.
@@ -72,14 +81,14 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    by_line = name == "stderr" or (stream is not None and stream.isatty())
     output = _Output(number, "w", closefd=False)
+    output.stream = {"stdout": "standard output", "stderr": "standard error"}[name]
     unbuffered = getattr(stream, "write_through", False)  # python -u, PYTHONUNBUFFERED
     return io.TextIOWrapper(
         output if unbuffered else io.BufferedWriter(output),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=by_line or getattr(stream, "line_buffering", False),
+        line_buffering=True,  # a log file is read as it grows, and a killed process flushes nothing
         write_through=unbuffered,
     )
 

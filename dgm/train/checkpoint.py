@@ -87,6 +87,11 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
     where there are checkpoints, but none is whole.
     """
     check_readable(folder)
+    if os.path.lexists(folder) and not folder.is_dir():  # such as one on a disk that is not mounted
+        raise UserError(
+            f"{folder} is no folder, nor a link to one that is there: mount its disk or restore "
+            "it, or move it away to begin anew"
+        )
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
             f"{folder} may not be written to by this user: let its owner run chmod a+w {folder} "

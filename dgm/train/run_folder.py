@@ -87,12 +87,25 @@ class RunFolder:
         _make(self.path)
         if self.lock is not None:
             self.lock.take()
+        return self.check()
+
+    def check(self) -> dict[str, list[Any]]:
+        """Check that this configuration may continue the run in the folder, as `open` does.
+
+        Nothing is written, so it may be called before shards are built.
+        """
         if not self._file.exists():
             return {}
         now = {key: value for key, value, _ in flatten(self.config)}
         free = {key for key, _, may_change in flatten(self.config) if may_change}
         try:
-            changed = _compare(now, read_config(self._file), self._defaults())
+            before = read_config(self._file)
+            if "run.dir" in now.keys() - before.keys() and not self.is_trained():
+                raise UserError(
+                    f"run.dir {self.path} holds no run: its config.yaml, which would be "
+                    "overwritten, was written by no trainer (no run.dir in it): choose another"
+                )
+            changed = _compare(now, before, self._defaults())
             fixed = {key: values for key, values in changed.items() if key not in free}
         except _OtherFamilyError as error:
             if self.is_trained():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from launch.preflight import find_shards
 from launch.training import DataConfig
+from tests.support.trees import tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATE = ROOT / "launch" / "evaluate.py"
@@ -63,11 +64,27 @@ def test_a_run_continues_where_its_folder_is_as_before_only(train: Callable, her
     assert touched.code == 0, touched.stderr
     assert "32 images changed: building again" in touched.stdout
     assert "continues at" in touched.stdout
+    [shards] = (here / "data").iterdir()
+    before = tree_of(here / "data")
     Image.new("RGB", (32, 32)).save(here / "pictures" / "star" / "new.png")
     changed = train("--train.total_images=96")
     assert changed.code == 2 and "was trained on other images" in changed.stderr
     assert ": 1 image added: building again" in changed.stdout
     assert len(changed.stderr.splitlines()) == 1
+    assert tree_of(here / "data") == before
+    done = train("--train.total_images=96", "--data.shards", shards)  # a remedy that is named
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused_before_shards_are_built(
+    train: Callable, here: Path
+) -> None:
+    assert train().code == 0
+    before = tree_of(here / "data")
+    refused = train("--data.resize=16", "--optim.lr=0.5")
+    assert refused.code == 2 and "optim.lr was" in refused.stderr
+    assert tree_of(here / "data") == before
 
 
 @pytest.mark.slow

@@ -67,6 +67,31 @@ def test_a_training_sees_its_run_through(
     assert num_logged(tmp_path / "run") == 16 and (tmp_path / "run" / "loss.png").exists()
 
 
+def test_output_on_a_full_disk_is_told_in_one_line(
+    words: str, tiny_shards: Path, user_environment: dict, tmp_path: Path
+) -> None:
+    for command in (words, f"-m shards.verify {tiny_shards}"):
+        done = shell(f"python {command} > /dev/full", user_environment, tmp_path)
+        assert done.returncode == 2, done.stderr
+        error = done.stderr.splitlines()[-1].replace(";", ":")
+        said = "error: standard output: No space left on device: free space there"
+        assert error.startswith(said), done.stderr
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+
+
+def test_a_log_file_has_each_line_at_once(user_environment: dict, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from shards.streams import keep_streams\n"
+        "keep_streams()\n"
+        "print('data: 7,000 images')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    shell(f"python {script} > log", user_environment, tmp_path)
+    assert (tmp_path / "log").read_text() == "data: 7,000 images\n"
+
+
 def test_the_numbers_of_closed_streams_go_to_no_file(
     user_environment: dict, tmp_path: Path
 ) -> None:

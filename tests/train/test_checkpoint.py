@@ -164,6 +164,17 @@ def test_no_folder_means_none_without_a_warning(tmp_path: Path):
         checkpoint.remove_partial(tmp_path / "missing")
 
 
+def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to one"):
+        checkpoint.take_over(folder)
+    folder.unlink()
+    folder.touch()
+    with pytest.raises(UserError, match="mount its disk or restore it"):
+        checkpoint.take_over(folder)
+
+
 def test_a_damaged_one_set_aside_leaves_its_name_free(tmp_path: Path):
     checkpoint.write(tmp_path, 100, made(), keep=3)
     for _ in range(2):  # the second time over what was set aside before

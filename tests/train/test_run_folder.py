@@ -13,7 +13,14 @@ import yaml
 
 from dgm.errors import UserError
 from dgm.train.engine import Engine
-from dgm.train.run_folder import MAY_CHANGE, RunFolder, describe_machine, flatten, record_start
+from dgm.train.run_folder import (
+    MAY_CHANGE,
+    RunConfig,
+    RunFolder,
+    describe_machine,
+    flatten,
+    record_start,
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,18 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
     with pytest.raises(UserError, match="not empty and holds no run"):
         start(Config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_configuration_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("site: mine\nseed: 0\n")
+
+    @dataclass(frozen=True)
+    class Whole(Config):
+        run: RunConfig = field(default_factory=RunConfig)
+
+    with pytest.raises(UserError, match=r"holds no run: its config\.yaml, which would be"):
+        start(Whole(), tmp_path)
+    assert text_of(tmp_path) == "site: mine\nseed: 0\n"
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path):
