@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shards.class_folders import NoImages, Tree, describe_changes, find_images
@@ -157,7 +158,6 @@ def ensure(
     Raises ShardError where shards are missing, damaged, of another source, or hold images of a
     class that is none of `classes`.
     """
-    from shards.decode import check_packed
     from shards.verify import check_files
 
     command = f"python -m shards.build --source {source} --split {split} --out"
@@ -173,11 +173,7 @@ def ensure(
             path = fetch(str(folder), progress)
         else:
             path = Path(os.path.expanduser(folder))
-        if not path.exists():
-            raise ShardError(f"shards {path} do not exist; build them with {command} {path}")
-        if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
-            check_packed(path)
-            raise ShardError(f"{path} holds no shards; build them with {command} {path}")
+        _check_holds_shards(path, command)
     home = path if path.is_dir() else path.parent
     if (home / INDEX).is_file():
         try:
@@ -191,6 +187,23 @@ def ensure(
             _warn_of_changes(home, index, source)
     _check_opened(path, home, resize, classes, progress)
     return path
+
+
+def _check_holds_shards(path: Path, command: str) -> None:
+    """Raise ShardError where a path is no tar and no folder of tars; command: what builds some."""
+    from shards.decode import check_packed
+
+    build_them = f"build them with {command} {quote(str(path))}"
+    if not path.exists():
+        raise ShardError(f"shards {path} do not exist; {build_them}")
+    if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
+        check_packed(path)
+        for inner in sorted(path.glob("*/*.tar"))[:1]:
+            raise ShardError(f"{path} holds no shards, but {inner.parent} does: name that")
+        raise ShardError(
+            f"{path} holds no shards; {build_them}, or name class folders of images as "
+            f"data.source folder:{path}"
+        )
 
 
 def _check_opened(

@@ -21,7 +21,7 @@ from shards.progress import counted
 NUM_NAMED = 20
 """How many files a message names at most."""
 
-_ROLES = {
+ROLES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
@@ -142,7 +142,7 @@ def some_of(names: Iterable[str], number: int = 3) -> str:
 
 def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the folder of each split, none where class folders lie in the root, and notes."""
-    named = [name for name in folders if name.casefold() in _ROLES]
+    named = [name for name in folders if name.casefold() in ROLES]
     inside = {name: [sub for sub in _list(root / name)[0] if _holds_images(root / name / sub)]
               for name in named}  # fmt: skip
     nested = [name for name in named if inside[name]]
@@ -164,7 +164,7 @@ def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[s
         )
     splits: dict[str, str] = {}
     for name in named:
-        role = _ROLES[name.casefold()]
+        role = ROLES[name.casefold()]
         if role in splits:
             raise ShardError(
                 f"{root} holds two folders of {role} images, {splits[role]} and {name}; "

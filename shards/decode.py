@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.class_folders import ROLES
 from shards.errors import ShardError
 from shards.folders import cache_root, new_folder, remove, temporary_sibling
 from shards.format import (
@@ -197,12 +199,29 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     names = [shard.name for shard in index.shards] if index else []
     paths = [path / name for name in names] or sorted(path.glob("*.tar"))
+    if not names:
+        _check_one_split(path, paths)
     if not paths:
         check_packed(path)
         raise ShardError(
             f"{path} holds no shards (no {INDEX}, no *.tar); build them with python -m shards.build"
         )
     return path, paths
+
+
+def _check_one_split(folder: Path, paths: list[Path]) -> None:
+    """Raise ShardError where tars are named after several splits, as train-0.tar and val-0.tar."""
+    first: dict[str, str] = {}
+    for path in paths:
+        for word in re.findall("[a-z]+", path.stem.lower()):
+            if word in ROLES:
+                first.setdefault(ROLES[word], path.name)
+    if "train" in first and len(first) > 1:
+        raise ShardError(
+            f"{folder} holds tars of several splits ({', '.join(first.values())}): move those of "
+            "each into a folder of its own, and name one by data.shards, another by "
+            "data.test_shards"
+        )
 
 
 def check_packed(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -28,7 +29,7 @@ def what_was_run(run: Run) -> Html:
     saved = "none" if run.saved is None else f"{run.saved:,} images seen"
     rows: list[tuple[str, object]] = [
         ("family", run.family),
-        ("data", as_text(run.config.get("data.source"))),
+        ("data", _data(run)),
         ("images seen", seen),
         ("state", run.state),
         ("newest checkpoint", saved),
@@ -38,6 +39,16 @@ def what_was_run(run: Run) -> Html:
         rows.append(("ran on", f"{run.environment['engine']}: {devices}"))
     notes = [element("p", note, class_="note") for note in run.notes]
     return join(facts("What was run", rows), *notes)
+
+
+def _data(run: Run) -> str:
+    """Return the source of a run's images, or the shards where they were not built of it."""
+    source, shards = as_text(run.config.get("data.source")), run.config.get("data.shards")
+    kind, _, path = source.partition(":")
+    built = f"{kind}-{PurePath(path).name}-" if path else kind
+    if not isinstance(shards, str) or PurePath(shards).name.startswith(built):
+        return source
+    return f"shards {shards}"
 
 
 def parts_of(run: Run, grids: int, heading: str = "h2") -> Html:

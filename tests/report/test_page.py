@@ -40,6 +40,23 @@ class Seen(HTMLParser):
         self.text += data if self.open[-1:] not in (["script"], ["style"]) else ""
 
 
+@pytest.mark.parametrize(
+    ("source", "shards", "shown"),
+    [
+        ("shapes", None, "shapes"),
+        ("shapes", "/d/shapes-64", "shapes"),
+        ("folder:/a/my cats", "/d/folder-my cats-0a1b2c3d", "folder:/a/my cats"),
+        ("shapes", "/d/tars", "shards /d/tars"),
+    ],
+)
+def test_shards_that_are_not_of_the_source_are_named(
+    tmp_path: Path, source: str, shards: str | None, shown: str
+) -> None:
+    settings = {"data": {"source": source, "shards": shards}}
+    page = make_page("x", [opened(write_run(tmp_path / "x", [1.0], settings=settings))], [])
+    assert f">data</th><td>{shown}</td>" in page
+
+
 def test_minimum_is_the_true_one_and_marked_once(tmp_path: Path) -> None:
     losses = [3.0, 0.5, 0.123456, 0.7, 0.2]
     page = make_page("x", [opened(write_run(tmp_path / "x", losses))], [])

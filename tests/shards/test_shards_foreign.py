@@ -266,3 +266,22 @@ def test_shards_of_another_format_decode_to_the_same_images(class_tree, tmp_path
         assert json.loads((out / INDEX).read_text())["image_format"] == image_format
     assert np.array_equal(found[0][0], found[1][0])
     assert np.array_equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
+
+
+def test_tars_of_several_splits_are_not_mixed(images, encode, write_tar, tmp_path: Path) -> None:
+    content = members(images(4), encode, "png")
+    for name in ("pets-train-000000.tar", "pets-train-000001.tar", "pets-val-000000.tar"):
+        write_tar(tmp_path / "other" / name, content)
+    with pytest.raises(ShardError, match=r"\(pets-train-000000.tar, pets-val-000000.tar\): move"):
+        Shards(tmp_path / "other")
+    (tmp_path / "other" / "pets-val-000000.tar").unlink()
+    assert len(Shards(tmp_path / "other")) == 8
+
+
+def test_a_folder_above_shards_names_them(images, encode, write_tar, tmp_path: Path) -> None:
+    write_tar(tmp_path / "my tars" / "train" / "0.tar", members(images(4), encode, "png"))
+    with pytest.raises(ShardError, match=r"my tars holds no shards, but .*my tars/train does"):
+        ensure("shapes", tmp_path / "my tars")
+    (tmp_path / "my photos" / "cat").mkdir(parents=True)
+    with pytest.raises(ShardError, match=r"'.*/my photos', or name .* folder:.*/my photos"):
+        ensure("shapes", tmp_path / "my photos")
