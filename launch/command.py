@@ -226,9 +226,18 @@ class _PathWord(str):
     """A word of the command line that is a path."""
 
 
-def path_word(text: str) -> str:
-    """Return an option's value as a path for `parse_options`: the type of options that are one."""
-    return _PathWord(text)
+class _PathType:
+    """The type of options that are paths, as `--help` prints it."""
+
+    def __call__(self, text: str) -> str:
+        return _PathWord(text)
+
+    def __repr__(self) -> str:
+        return "path"
+
+
+path_word = _PathType()
+"""Type of an option whose value is a path, for `parse_options`."""
 
 
 def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
@@ -260,6 +269,9 @@ def _parse(
 
 def _plainly(said: str, known: list[str]) -> str:
     """Say in our words what a parser found wrong, with what to do about it."""
+    file = re.match(r"unrecognized arguments: ([^-]\S*\.ya?ml)", said)
+    if file and "--config" in known:
+        return f"{said}: write --config {file[1]}"
     if unknown := re.match(r"unrecognized arguments: (--[^ =]+)", said):
         return f"{said}: {_hint(unknown[1], known) or 'see --help'}"
     wrong = re.fullmatch(
@@ -287,6 +299,8 @@ def _hint(option: str, known: list[str]) -> str | None:
     section = option.removeprefix("--").split(".")[0]
     if section in TRAINERS and not any(key.startswith(f"{section}.") for key in keys):
         return f"the section {section} is of launch/{TRAINERS[section]}; see --help for the keys"
+    if option in ("--conf", "--cfg", "--config_file", "--config-file", "--config_path", "--yaml"):
+        return "did you mean --config?"
     hint = suggest_key(option.removeprefix("--"), keys)
     return None if hint is None else re.sub(r"did you mean (?!one of)", "did you mean --", hint)
 

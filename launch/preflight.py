@@ -25,8 +25,8 @@ from dgm.train.run_folder import as_yaml, describe_code
 from launch.command import parse, run
 from launch.families import FAMILIES
 from launch.room import weigh
-from launch.training import DataConfig, ensure_split
-from shards.build import CheckImages, default_folder
+from launch.training import DataConfig, check_rebuilt, ensure_split
+from shards.build import CheckImages, CheckIndex, default_folder
 from shards.errors import ShardError
 from shards.format import INDEX
 from shards.read import Shards, open_shards
@@ -66,7 +66,8 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         "global_batch": config.train.global_batch,
     }
     fits = functools.partial(weigh, module.make_parts, config)
-    images = find_shards(config.data, "train", build, check=fits)
+    same = functools.partial(check_rebuilt, Path(config.run.dir))
+    images = find_shards(config.data, "train", build, check=fits, check_index=same)
     measured = config.eval.every_images and config.eval.metric == "bits_per_dim"
     if measured and (config.data.shards is None or config.data.test_shards):
         find_shards(config.data, "test", build, None if images is None else images.classes)
@@ -103,10 +104,11 @@ def find_shards(
     build: bool,
     classes: tuple[str, ...] | None = None,
     check: CheckImages | None = None,
+    check_index: CheckIndex | None = None,
 ) -> Shards | None:
     """Open a run's shards when they are whole; return None where they are still to be built.
 
-    classes: of the train images, for test images; check: what `ensure` calls before it builds.
+    classes: of the train images, for test images; check, check_index: as `ensure_split` has them.
     """
     given = data.shards if split == "train" else data.test_shards
     if given is None and not build:
@@ -115,7 +117,8 @@ def find_shards(
             return None
     key = (data, split, classes)
     if key not in _opened:  # the sets of a sweep mostly share their images
-        _opened[key] = open_shards(ensure_split(data, split, classes, check), data.resize, classes)
+        folder = ensure_split(data, split, classes, check, check_index)
+        _opened[key] = open_shards(folder, data.resize, classes)
     return _opened[key]
 
 

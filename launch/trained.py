@@ -143,7 +143,8 @@ def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:
     if trained.data_id not in known_as(images):
         raise UserError(
             f"{folder} was trained on other images than data.shards {where} holds now (id "
-            f"{trained.data_id}, now {identify(images)}): put them back, or name their folder as "
+            f"{trained.data_id}, now {identify(images)}): restore them as they were then, or "
+            f"name their shards as "
             f"data.shards in {path}"
         )
     return open_shards(where, found["resize"], trained.classes), found

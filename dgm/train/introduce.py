@@ -33,7 +33,7 @@ def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_see
         lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
         if (what := what_to_compile(job.config)) != "none":
             lines["compile"] = f"{what}, which makes the first steps slow"
-        lines["length"] = f"{total:,} images" + _cadences(job)
+        lines["length"] = _length(total, job.config.global_batch) + _cadences(job)
         if images_seen:
             lines["continues at"] = f"{images_seen:,} images"
     for name, text in lines.items():
@@ -77,6 +77,12 @@ def _memory(engine: Engine, nets: dict[str, nn.Module], activations: float) -> s
     # What the process holds now includes weights and average, and all libraries.
     held = psutil.Process().memory_info().rss + weights * (times_held(engine.asked) - 2)
     return f"about {(held + activations) / 2**30:.2f} GiB a process"
+
+
+def _length(total: int, batch: int) -> str:
+    whole = -(-total // batch) * batch
+    steps = "" if whole == total else f", rounded up to {whole:,} by steps of {batch:,}"
+    return f"{total:,} images{steps}"
 
 
 def _cadences(job: Job) -> str:

@@ -163,7 +163,8 @@ class Run:
         if state["data_id"] not in (self.job.data_id, *self.job.former_data_ids):
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
-                f"(id {state['data_id']}, now {self.job.data_id}): use the same or another run.dir"
+                f"(id {state['data_id']}, now {self.job.data_id}): use the images as they were "
+                "then, or another run.dir"
             )
 
     def check_classes(self, before: list[str]) -> None:

@@ -170,6 +170,7 @@ def _compare(
         raise _OtherFamilyError(", ".join(sorted(theirs - ours)))
     before = {**{key: defaults[key] for key in now if key not in before}, **before}
     keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
+    keys = [key for key in keys if key != "run.dir"]  # the folder is this one, however it is named
     return {key: [before[key], now.get(key)] for key in keys}
 
 

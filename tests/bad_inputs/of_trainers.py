@@ -271,6 +271,8 @@ NAMES = [
     train("ddpm", "--gan.r1 1", "--gan.r1", "1", "launch/train_gan.py"),
     train("ddpm", "--run.dir=~nobody-here/x", "run.dir is", "~nobody-here", "the whole path"),
     train("ddpm", "--run.seed=1.5", "run.seed is", "1.5", "a whole number"),
+    Case("python launch/train_ddpm.py ddpm.yaml", "ddpm.yaml", "unrecognized", "write --config"),
+    train("ddpm", "--cfg x.yaml", "--cfg", "x.yaml", "did you mean --config?"),
     Case(f"{TRAIN} gan.yaml", "gan.yaml", "the section gan", "launch/train_gan.py"),
     Case(f"{TRAIN} bad.yaml", "bad.yaml", "learning_rate", "did you mean optim.lr?",
          written("bad.yaml", "optim: {learning_rate: 1e-4}\n")),
