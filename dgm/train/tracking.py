@@ -275,9 +275,13 @@ class Progress:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Give the most memory that was held: of the GPU, or of this process on a CPU."""
+    """Return the most memory that was held: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError, IndexError):  # of Linux
+        # Not ru_maxrss, which begins at the peak of whatever started this process.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     try:
         import resource
     except ImportError:  # not a system of the Unix kind

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.train.optim import torchs_adamw
+from dgm.train.tracking import peak_memory_gib
 from launch.benchmarks.machine import time_convolution
 from launch.benchmarks.peer_loops import (
     DIFFUSERS,
@@ -300,7 +300,7 @@ def _tell(loop: Loop, device: torch.device) -> dict[str, Any]:
     on_gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     losses = torch.stack(loop.losses).tolist() if isinstance(loop, Ours) else []
     return {
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_memory_gib(torch.device("cpu")),
         "peak_gpu_gib": on_gpu,
         "parameters": sum(p.numel() for p in loop.net.parameters()),
         "gflop": gflop(loop.net, device),
