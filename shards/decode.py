@@ -33,7 +33,7 @@ from shards.format import (
     load_index,
     npy_header,
 )
-from shards.images import decode_image, ordered_map
+from shards.images import Decoded, decode, decode_image, ordered_map
 from shards.progress import counted, size_of
 from shards.scan import PACKED_ENDINGS, Sample, how_to_unpack, read_label, scan_tar
 from shards.sources import Source, check_resize
@@ -378,13 +378,15 @@ def _keep_index(places: list[Path], index: Index) -> None:
 def _source(scan: _Scan, path: Path, resize: int | None = None) -> Source:
     first = next(_decoded(scan.paths[:1], [scan.samples[0][:1]], [[0]], None, resize))[0]
     shape = (first.shape[0], first.shape[1], 3)
+    notes: list[str] = []
     return Source(
         name=f"tar:{path}",
         classes=scan.classes,
         image_shape=shape,
         length=sum(len(samples) for samples in scan.samples),
-        samples=lambda: _decoded(scan.paths, scan.samples, scan.labels, shape, resize),
+        samples=lambda: _decoded(scan.paths, scan.samples, scan.labels, shape, resize, notes),
         settings={} if resize is None else {"resize": resize},
+        notes=notes,
     )
 
 
@@ -394,22 +396,30 @@ def _decoded(
     labels: list[list[int]],
     shape: tuple[int, int, int] | None,
     resize: int | None,
+    notes: list[str] | None = None,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the images of all shards, in order."""
+    """Decode the images of all shards, in order; `notes` gets a line on transparent ones."""
+    count = 0
     for path, found, numbers in zip(paths, samples, labels, strict=True):
         with path.open("rb") as stream, _mapped(stream.fileno()) as content:
 
-            def decode(sample: Sample, path: Path = path, content: mmap.mmap = content):
+            def read(sample: Sample, path: Path = path, content: mmap.mmap = content) -> Decoded:
                 where = f"{path}: sample {sample.key}"
-                image = decode_image(_bytes_of(content, sample), where, resize)
-                if shape is not None and image.shape != shape:
+                found = decode(_bytes_of(content, sample), where, resize)
+                height, width = found.pixels.shape[:2]
+                if shape is not None and found.pixels.shape != shape:
                     raise ShardError(
-                        f"{where} is {image.shape[1]} x {image.shape[0]} but the first one is "
+                        f"{where} is {width} x {height} but the first one is "
                         f"{shape[1]} x {shape[0]}; give data.resize to make all images one size"
                     )
-                return image
+                return found
 
-            yield from zip(ordered_map(decode, found), numbers, strict=True)
+            for image, label in zip(ordered_map(read, found), numbers, strict=True):
+                count += image.transparent
+                if notes is not None and image.transparent:
+                    which = counted(count, "image")
+                    notes[:] = [f"{which} with transparent parts composed on white"]
+                yield image.pixels, label
 
 
 def _decode_into(place: Path, source: Source, path: Path, split: str) -> Index:
@@ -421,7 +431,8 @@ def _decode_into(place: Path, source: Source, path: Path, split: str) -> Index:
         label = (f"decoding {what}", f"decoded {what}")
         index = write_folder(source, folder, split, label=label)
     size = size_of(sum(shard.size for shard in index.shards))
-    print(f"decoded copy of {path}: {place} ({what}, {size})", file=sys.stderr, flush=True)
+    for line in (f"decoded copy of {path}: {place} ({what}, {size})", *source.notes):
+        print(line, file=sys.stderr, flush=True)
     if place.parent.name == DECODED:
         # Copies of what the shards were before; an open map of them stays valid.
         subject = place.name.rpartition("-")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.build import ensure
 from shards.decode import DECODED
@@ -166,3 +168,19 @@ def test_the_copy_and_its_size_are_said(tars: Path, capsys) -> None:
     assert line == f"decoded copy of {tars}: {copy} (4 images, 30.7 kB)"
     Shards(tars)
     assert not capsys.readouterr().err
+
+
+def test_transparent_images_of_tars_are_composed_on_white_and_said(
+    write_tar, tmp_path: Path, capsys
+) -> None:
+    content = {}
+    for number, alpha in enumerate((255, 0, 128)):
+        with io.BytesIO() as file:
+            Image.new("RGBA", (8, 8), (200, 0, 0, alpha)).save(file, "PNG")
+            content |= {f"{number}.cls": b"0", f"{number}.png": file.getvalue()}
+    folder = write_tar(tmp_path / "clear" / "a.tar", content).parent
+    found = Shards(ensure("test", folder))
+    corners = found.images(np.arange(3))[:, 0, 0].tolist()
+    assert corners[:2] == [[200, 0, 0], [255, 255, 255]] and corners[2][1] in (127, 128)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "2 images with transparent parts composed on white"
