@@ -11,6 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from launch.early_stop import watch_early
+
+    watch_early()
+
 from dgm.train.accelerate_launch import launch
 from shards.streams import keep_streams
 

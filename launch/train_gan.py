@@ -8,6 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from launch.early_stop import watch_early
+
+    watch_early()
+
 import torch
 
 from dgm.eval.during import EvalConfig

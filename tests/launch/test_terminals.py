@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -185,3 +186,18 @@ def test_a_run_in_a_notebook_leaves_signals_hooks_and_threads_as_they_were(
     words = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run", "--train.threads=1"]
     done = run_script("-c", IN_A_NOTEBOOK, *words, "--train.total_images=32")
     assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_while_torch_is_imported_is_one_line(
+    start_script: Callable, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start_script(LAUNCH / "train_vae.py", "--run.dir", tmp_path / "run")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (75, "")
+    assert stdout == "stopped before its first step: run the same command to continue\n"
+    assert not (tmp_path / "run").exists()
