@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -244,6 +245,11 @@ def zero_environment(asked: str) -> dict[str, str]:
         if stage == "3":
             found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] = "cpu"
     return found
+
+
+def pytest_configure() -> None:
+    """Let tests and what they start hear SIGHUP, which nohup has ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
