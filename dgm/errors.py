@@ -72,7 +72,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def access_fault(path: Path) -> str | None:
-    """Return in one line why this user may not read `path`, with the remedy; None if he may.
+    """Return a line saying why this user cannot read `path`, and the remedy; None if readable.
 
     The line names the folder above it that stands in the way, if one does. A missing file is not
     a matter of access.
@@ -103,7 +103,7 @@ def _user_name(uid: int) -> str:
         import pwd
 
         return pwd.getpwuid(uid).pw_name
-    except (ImportError, KeyError):  # no such list on this system; nobody of this number in it
+    except (ImportError, KeyError):  # no user database, or no entry for this uid
         return f"uid {uid}"
 
 

@@ -70,7 +70,7 @@ def save_tensors(
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        # safetensors lets nobody but the owner read what it writes.
+        # safetensors creates its files with mode 0600.
         with contextlib.suppress(PermissionError):  # of a file system without modes
             os.chmod(path, mode)
 

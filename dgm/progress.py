@@ -5,8 +5,8 @@
             ...
             advance(len(part))
 
-`advance` may be called anywhere below, also where nobody shows progress: it goes to the innermost
-`progress` and else does nothing.
+`advance` may be called anywhere in the block: it updates the innermost open `progress`, and does
+nothing where none is open.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class _Work:
             if whole and took > QUIET_S:
                 self._line(f"took {took:.0f} s")
 
-    def _line(self, said: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            print(f"{self.label} {said}", file=sys.stderr, flush=True)
+    def _line(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # stderr was closed
+            print(f"{self.label} {text}", file=sys.stderr, flush=True)
 
 
 _open: list[_Work] = []

@@ -122,10 +122,10 @@ def _why_not(error: OSError | subprocess.CalledProcessError) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in str(error.stderr).splitlines() if line.strip()]
         # The message beside "error" says more than the first, which may name a function only.
-        said = next((line for line in lines if "rror" in line), (lines or [str(error)])[0])
+        reason = next((line for line in lines if "rror" in line), (lines or [str(error)])[0])
         if "temporary file" in str(error.stderr) or "No space left" in str(error.stderr):
-            return f"could not be compiled ({said}): name another folder by TMPDIR, or free space"
-        return f"could not be compiled ({said}): install a newer g++, or name a compiler by CXX"
+            return f"could not be compiled ({reason}): name another folder by TMPDIR, or free space"
+        return f"could not be compiled ({reason}): install a newer g++, or name a compiler by CXX"
     compiler = os.environ.get("CXX", "g++")
     if error.filename == compiler:
         return (
@@ -151,9 +151,9 @@ def _load() -> ctypes.CDLL:
     ]  # fmt: skip
     command = [compiler, *_FLAGS, *map(str, _SOURCES), *libraries]
     # Not where the sources lie: jobs run copies of them.
-    told = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
-    told += [path.read_text(encoding="utf-8") for path in _SOURCES]
-    name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    parts = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
+    parts += [path.read_text(encoding="utf-8") for path in _SOURCES]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     path = _cache() / f"kernels-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

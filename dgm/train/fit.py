@@ -30,10 +30,6 @@ _LACK = re.compile("|".join((_ON_CPU, *_ON_GPU)))
 _ONEDNN = "could not create a primitive"  # all that it says where it finds no memory for its code
 
 
-class DoesNotFitError(UserError):
-    """A batch or a model is too large for the memory."""
-
-
 def fitting(
     step: Callable[[], Result],
     engine: Engine,
@@ -41,7 +37,7 @@ def fitting(
     batches: Batches,
     image_shape: tuple[int, ...],
 ) -> Result:
-    """Take a step; raises DoesNotFitError naming the largest micro-batch that fits, if not all."""
+    """Take a step; raises UserError naming the largest micro-batch that fits, if not all."""
     try:
         return step()
     except (RuntimeError, MemoryError) as error:
@@ -54,27 +50,27 @@ def fitting(
 def is_lack_of_memory(error: BaseException) -> bool:
     """Say whether an error is of an allocation that failed, on a GPU or not."""
     kinds = (torch.OutOfMemoryError, MemoryError)
-    said = str(error)
-    return isinstance(error, kinds) or said == _ONEDNN or _LACK.search(said) is not None
+    reason = str(error)
+    return isinstance(error, kinds) or reason == _ONEDNN or _LACK.search(reason) is not None
 
 
 def _does_not_fit(
     engine: Engine, objective: Objective, batches: Batches, image_shape: tuple[int, ...]
-) -> DoesNotFitError:
+) -> UserError:
     tried, share = batches.micro_batch, batches.share
-    said = f"{tried} images at a time do not fit into the memory of {engine.device}"
+    reason = f"{tried} images at a time do not fit into the memory of {engine.device}"
     if isinstance(objective, WholeBatch) and objective.whole_batch:
-        return DoesNotFitError(f"{said}: lower train.global_batch, or take more processes")
+        return UserError(f"{reason}: lower train.global_batch, or take more processes")
     if engine.asked.zero is not None:  # a trial would need all processes
-        return DoesNotFitError(f"{said}: lower train.micro_batch, which changes no result")
+        return UserError(f"{reason}: lower train.micro_batch, which changes no result")
     sizes = (n for n in range(min(tried, share + 1) - 1, 0, -1) if share % n == 0)
     nets = engine.copies()
     fits = next((n for n in sizes if _fits(engine, objective, nets, image_shape, n)), None)
     if fits is None:
-        return DoesNotFitError(f"{said}, nor fewer: choose a smaller model, or another machine")
-    return DoesNotFitError(
-        f"{said}: set train.micro_batch {fits}, the largest that was seen to fit, which changes no "
-        "result (train.activation_checkpointing makes room for more)"
+        return UserError(f"{reason}, nor fewer: choose a smaller model, or another machine")
+    return UserError(
+        f"{reason}: set train.micro_batch {fits}, the largest that was seen to fit, which changes "
+        "no result (train.activation_checkpointing makes room for more)"
     )
 
 

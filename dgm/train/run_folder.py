@@ -123,7 +123,7 @@ class RunFolder:
         return changed
 
     def write_config(self) -> None:
-        """Write `config.yaml`, unless it says the same already."""
+        """Write `config.yaml`, unless it is up to date."""
         text = as_yaml(self.config)
         if not self._file.exists() or self._file.read_text(encoding="utf-8") != text:
             write_whole(self._file, text)
@@ -230,9 +230,9 @@ def describe_machine() -> dict[str, object]:
 
 def describe_code() -> dict[str, object]:
     """Say of which commit the code is; a copy that was made for a job has it written down."""
-    told = Path(__file__).parents[2] / "snapshot.json"
-    if told.exists():
-        return json.loads(told.read_text(encoding="utf-8"))
+    snapshot = Path(__file__).parents[2] / "snapshot.json"
+    if snapshot.exists():
+        return json.loads(snapshot.read_text(encoding="utf-8"))
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

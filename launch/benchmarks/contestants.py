@@ -107,7 +107,7 @@ def end_tree(process: subprocess.Popen[str]) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Return whether a process runs: one that nobody waited for is no more than an entry."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
