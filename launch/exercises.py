@@ -29,7 +29,7 @@ from dgm.limits import check_range
 from dgm.report.exercise import exercise_page
 from dgm.report.numbers import duration
 from dgm.report.read import Run, newest_saved, read_lines
-from dgm.train.run_folder import write_whole
+from dgm.train.run_folder import flatten, write_whole
 from dgm.train.stop import watched_signals
 from launch.command import (
     FAULT,
@@ -44,8 +44,9 @@ from launch.command import (
 from launch.exercise import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
 from launch.places import check_folder
 from launch.report import open_run
+from launch.training import DataConfig
 from shards.build import ensure
-from shards.class_folders import NoTestImages
+from shards.errors import spell_options
 
 ROOT = Path(__file__).resolve().parents[1]
 _DONE = "done.jsonl"  # the commands that ended well
@@ -56,6 +57,10 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("--data", type=path_word, default="shapes", help="data.source of all runs")
+    add("--resize", type=int, help="data.resize of all runs: side of the images, in pixels")
+    add("--background", default="white", help="data.background of all runs")
+    add("--holdout", type=float, default=0.0, help="data.holdout: fraction that is test images")
+    add("--skip_bad", type=bool, default=False, help="data.skip_bad: leave damaged images out")
     add("--scale", default="small", help="small (minutes), medium (hours on CPUs), full (GPUs)")
     add("--only", help=f"of {', '.join(names_of_exercises())}, with commas; default all")
     add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
@@ -139,7 +144,7 @@ def choose(options: Namespace) -> list[Plan]:
             raise UserError(f"--only names '{name}': choose of {', '.join(known)}")
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
     for planned in _runs(plans):
-        keys = _keys(planned, options.data, Path("run"))
+        keys = _keys(planned, options, Path("run"))
         parse(TRAINERS[planned.trainer].Config, "", keys)
     return plans
 
@@ -150,8 +155,17 @@ def _runs(plans: list[Plan]) -> list[PlannedRun]:
     return list(found.values())
 
 
-def _keys(planned: PlannedRun, data: str, folder: Path) -> list[str]:
-    keys = {"data.source": data, "run.dir": str(folder), **planned.settings}
+def _data(options: Namespace) -> DataConfig:
+    return DataConfig(
+        source=options.data, resize=options.resize, background=options.background,
+        holdout=options.holdout, skip_bad=options.skip_bad,
+    )  # fmt: skip
+
+
+def _keys(planned: PlannedRun, options: Namespace, folder: Path) -> list[str]:
+    defaults = {key: value for key, value, _ in flatten(DataConfig(), "data.")}
+    given = {k: value for k, value, _ in flatten(_data(options), "data.") if value != defaults[k]}
+    keys = {**given, "data.source": options.data, "run.dir": str(folder), **planned.settings}
     return [
         "--config", os.path.relpath(planned.config),
         *(f"--{key}={_spelled(value)}" for key, value in keys.items()),
@@ -166,7 +180,7 @@ def _spelled(value: object) -> str:
 
 def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands) -> None:
     """Train a run, or go on with it."""
-    keys = _keys(planned, options.data, out / planned.name)
+    keys = _keys(planned, options, out / planned.name)
     words = [_path(f"launch/train_{planned.trainer}.py"), *keys]
     if options.processes > 1:
         count = ["--num_processes", str(options.processes)]
@@ -212,15 +226,9 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
     """Train and measure all runs, then write the pages. Raises CommandError."""
-    for split in ("train", "test"):
-        try:
-            ensure(options.data, split=split)
-        except NoTestImages:
-            folder = options.data.removeprefix("folder:")
-            raise UserError(
-                f"--data is {options.data}, which has no test images: move the class folders into "
-                f"{folder}/train/ and put test images into {folder}/test/<class>/"
-            ) from None
+    data = _data(options)
+    for split in ("test", "train"):  # without test images nothing is built
+        ensure(options.data, split=split, resize=options.resize, options=data.options)
     commands = Commands(out)
     runs = _runs(plans)
     pool = ThreadPoolExecutor(options.parallel, initializer=own_cores(options.parallel))
@@ -245,6 +253,7 @@ def main() -> int:
     for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
         signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])
+    spell_options(lambda option: f"--{option.removeprefix('--').replace('-', '_')}")
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     check_range(options, "--", "parallel", "processes", least=1, most=1024)

@@ -72,6 +72,14 @@ def choose_outputs(option: str, text: str) -> Outputs:
     for each in (outputs.png, outputs.npz):
         if each.is_dir():
             raise UserError(f"{option} is {text}, but {each} is a folder: name another file")
+    named, beside = outputs.png, outputs.npz
+    if path.suffix.lower() == ".npz":
+        named, beside = beside, named
+    if beside.exists() and not named.exists():  # so it was not written by this command before
+        raise UserError(
+            f"{option} is {text}, but {beside}, which would be written beside it, exists: move "
+            "that, or name another file"
+        )
     _check(option, path.absolute().parent, path)
     return outputs
 

@@ -99,6 +99,8 @@ def hint_at_runs(folder: Path) -> str:
         near = difflib.get_close_matches(str(wanted), names, 1, cutoff=0.6)
         if near:
             return f"did you mean {names[near[0]]}?"
+    if next(_runs_under(Path("runs")), None) is None:
+        return "there is none under runs/ here: train one first, or give its path"
     return "name one of runs/"
 
 

@@ -248,8 +248,8 @@ def describe_shards(path: Path, opened: Shards) -> str:
     if index is None:
         return text
     # Not in the index: its bytes depend on the images only.
-    built = time.strftime("%Y-%m-%d %H:%M", time.localtime(index.stat().st_mtime))
-    return f"{text}, built {built}"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(index.stat().st_mtime))
+    return f"{text}, {'built' if index.parent == home else 'decoded'} {since}"
 
 
 def _ensure_default(

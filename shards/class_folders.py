@@ -82,6 +82,8 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
         what = "is not a folder" if root.exists() else "does not exist"
         raise NoImages(f"{root} {what}; give folder:PATH a folder with one folder per class")
     folders, files = _list(root)
+    if not folders and any(root.glob("*.tar")):
+        raise NoImages(f"{root} holds tars: give {root} as data.shards, not as folder:")
     if not folders and not files:
         raise NoImages(f"{root} holds no class folders; put images into {root}/<class>/")
     splits, notes = _find_splits(root, folders)

@@ -27,7 +27,7 @@ from slurm.commands import State
 from slurm.errors import SlurmError, access_fault
 from slurm.hints import Parser
 from slurm.record import FOLDER, Record
-from slurm.streams import keep_streams, reader_is_gone
+from slurm.streams import STANDARD_OUTPUT, keep_streams, reader_is_gone
 from slurm.yaml_file import read_yaml
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
@@ -251,6 +251,11 @@ def main() -> int:
                 live.update(table(found, asked.folder), refresh=True)
     except SlurmError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename != STANDARD_OUTPUT:
+            raise
+        print(f"error: {STANDARD_OUTPUT}: {error.strerror}: write it elsewhere", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0

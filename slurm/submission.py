@@ -148,6 +148,9 @@ def run_here(submission: Submission) -> int:
     environment = {**os.environ, "PYTHONPATH": str(submission.home / "code")}
     codes: list[int] = []
     running: dict[subprocess.Popen, Plan] = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+            signal.signal(number, signal.default_int_handler)
     waiting = list(submission.plans)
     most = submission.asked.options.max_parallel or 1
     try:

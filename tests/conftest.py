@@ -21,6 +21,7 @@ from processes import free_port, kill_all
 from tiny import SCRIPTS, TINY
 from warm_processes import Result, Warm, plain_environment
 
+from dgm.train.engine import Engine
 from shards import shapes
 from shards.build import build
 
@@ -34,6 +35,25 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
 DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute on one thread, as tests share the cores, and draw the same first weights."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which an engine heeds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Return an engine of this process alone, whatever launched the tests."""
+    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    return Engine("no")
 
 
 @pytest.fixture

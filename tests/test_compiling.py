@@ -138,6 +138,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
     assert "runs uncompiled" not in again and "cannot be written" not in again
 
 
+@pytest.mark.slow
 def test_a_cache_that_torch_cannot_make_is_an_error_in_one_line(
     run_script: Callable, tiny_config: Path, tmp_path: Path
 ):

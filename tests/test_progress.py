@@ -54,6 +54,7 @@ def on_terminal(words: list[str], environment: dict[str, str] | None = None) -> 
     return said.decode(), process.wait()
 
 
+@pytest.mark.slow
 def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
     assert run(WORK.replace("PAUSE", "0")) == ("", "")
     said = run(WORK.replace("PAUSE", "0.23"))

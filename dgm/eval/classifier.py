@@ -108,8 +108,8 @@ def cached_classifier(
 
     def train() -> None:
         if _read(path, num_classes) is None:
-            print("training a classifier of the real images, once for this data set", flush=True)
-            with progress("training the classifier", epochs * len(data), alone=True):
+            label = "training a classifier of the images, once for this data set"
+            with progress(label, epochs * len(data), alone=True):
                 net = train_classifier(data, num_classes, epochs, seed, engine.device)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, shared=True) as partial:

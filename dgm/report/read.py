@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import median
 from typing import Any, TypeGuard
 
@@ -125,7 +125,7 @@ class Run:
 def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> Run:
     """Read a run folder; raises UserError naming a file that is damaged."""
     notes: list[str] = []
-    config = read_config(folder / "config.yaml")
+    config = _without_unread_source(read_config(folder / "config.yaml"))
     lines = read_log(folder / "metrics.jsonl")
     saved = newest_saved(folder)
     return Run(
@@ -142,6 +142,17 @@ def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> 
         evaluation=_read_json(folder / "evaluation.json", notes),
         notes=tuple(notes),
     )
+
+
+def _without_unread_source(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave `data.source` out where the run read shards that were not built of it."""
+    source, shards = config.get("data.source"), config.get("data.shards")
+    if not isinstance(shards, str):
+        return config
+    kind, _, path = str(source).partition(":")
+    if PurePath(shards).name.startswith(f"{kind}-{PurePath(path).name}-" if path else kind):
+        return config
+    return {key: value for key, value in config.items() if key != "data.source"}
 
 
 def state_of(folder: Path) -> str:

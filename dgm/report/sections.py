@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -43,12 +42,8 @@ def what_was_run(run: Run) -> Html:
 
 def _data(run: Run) -> str:
     """Return the source of a run's images, or the shards where they were not built of it."""
-    source, shards = as_text(run.config.get("data.source")), run.config.get("data.shards")
-    kind, _, path = source.partition(":")
-    built = f"{kind}-{PurePath(path).name}-" if path else kind
-    if not isinstance(shards, str) or PurePath(shards).name.startswith(built):
-        return source
-    return f"shards {shards}"
+    source = run.config.get("data.source")
+    return f"shards {run.config.get('data.shards')}" if source is None else as_text(source)
 
 
 def parts_of(run: Run, grids: int, heading: str = "h2") -> Html:

@@ -20,7 +20,8 @@ from tests.bad_inputs.case import (
 SAMPLE = "python launch/sample.py"
 SAMPLING = [
     Case(f"{SAMPLE}", "required: run", "", "see --help"),
-    Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/"),
+    Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/",
+         needs="runs/ddpm"),
     Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
          needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
@@ -52,6 +53,10 @@ SAMPLING = [
     Case(f"{SAMPLE} runs/ddpm --out .", "--out is", ".", "name a new or empty folder"),
     Case(f"{SAMPLE} runs/ddpm --out notes/made", "--out is", "notes", "name another place",
          written("notes", "mine")),
+    Case(f"{SAMPLE} runs/ddpm --out x.png", "--out is", "x.npz", "move that",
+         written("x.npz", "mine")),
+    Case(f"{SAMPLE} runs/ddpm --out x.npz", "--out is", "x.png", "name another file",
+         written("x.png", "mine")),
     Case(f"{SAMPLE} runs/ddpm --out locked/made", "--out is", "locked", "name another place",
          made("locked", 0o555), without_rights=True),
 ]  # fmt: skip
@@ -124,7 +129,8 @@ LOOKING = [
 REPORT = "python launch/report.py"
 REPORTING = [
     Case(f"{REPORT} nowhere", "nowhere", "no folder", "name a run folder"),
-    Case(f"{REPORT} pictures", "pictures", "no config.yaml", "name one of runs/"),
+    Case(f"{REPORT} pictures", "pictures", "no config.yaml", "name one of runs/",
+         needs="runs/ddpm"),
     Case(f"{REPORT} runs/ddpm runs/vae", "--out", "2 folders", "--out report.html"),
     Case(f"{REPORT} runs/ddpm --out nowhere/r.html", "--out is", "nowhere", "make it first"),
     Case(f"{REPORT} runs/ddpm --out shards", "--out is", "shards", "name a file in it"),

@@ -37,6 +37,8 @@ SHARDS = [
     Case(f"{BUILD} {PICTURES}", "mine", "is not a folder", "one folder per class",
          written("mine", "")),
     Case(f"{BUILD} {PICTURES}", "mine", "no class folders", "put images into", made("mine")),
+    Case(f"{BUILD} {PICTURES}", "mine holds tars", "not as folder:", "data.shards",
+         written("mine/00000.tar", "")),
     Case(f"{BUILD} {PICTURES}", "mine/dog", "no images", "add some or remove it",
          all_of(picture("mine/cat/0.png"), made("mine/dog"))),
     Case(f"{BUILD} {PICTURES}", "mine have 2 sizes", "1 of 16 x 16 (dog/0.png)", "--resize",

@@ -14,6 +14,7 @@ from dgm.errors import UserError
 from dgm.rng import Draws
 
 
+@pytest.mark.slow
 def test_probe_finds_the_divergence_on_average():
     made, net = objective(), unet()
     given, _ = batch(1)

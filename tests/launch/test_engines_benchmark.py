@@ -57,6 +57,7 @@ def test_killed_and_moved_runs_are_compared_with_whole_ones(
     assert 0 < engines._weights_apart(runs, other, runs.whole("one")) < 1e-3
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(run_warm: Callable) -> None:
     for words, said in (
         (["--steps", "9"], "error: --steps is 9: choose 10 or more"),

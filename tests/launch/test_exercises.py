@@ -42,6 +42,7 @@ def written(folder: Path, told: object = GOOD, name: str = "one") -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["small", "medium", "full"])
 def test_every_exercise_can_be_begun_at_every_scale(scale: str) -> None:
     options = make_parser().parse_args(["--scale", scale])
@@ -151,16 +152,23 @@ def pictures(shape_pictures: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_runs_are_trained_once_and_answered_by_a_page(
-    run_script: Callable, pictures: Path, tmp_path: Path
+    run_script: Callable, shape_pictures: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "pictures").symlink_to(shape_pictures)
     scale = GOOD["scales"]["small"]
     more = {"measure": "--measure cost --num_images 20", "then": ["sample"]}
     told = {**GOOD, "scales": {"small": {**scale, **more}}, "show": ["samples", "generated"]}
     own = written(tmp_path / "own", told).parent
-    words = ["--exercises", own, "--data", f"folder:{pictures}", "--parallel", 2]
+    words = ["--exercises", own, "--data", f"folder:{tmp_path}/pictures", "--parallel", 2]
+    done = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path)  # without test images
+    assert done.code == 2 and "by --holdout 0.1 " in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "data").exists()
+    words += ["--holdout", 0.2, "--resize", 16]
     done = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path, timeout=300)
     assert done.code == 0, done.stderr
     page = (tmp_path / "out" / "one.html").read_text()
+    config = yaml.safe_load((tmp_path / "out" / "vae-soft" / "config.yaml").read_text())
+    assert (config["data"]["holdout"], config["data"]["resize"]) == (0.2, 16)
     assert "Two seeds: out/one.html" in done.stdout and "train vae-soft: " in done.stdout
     assert "<td>held</td>" in page and "(2 times)" in page and "Best is " in page
     # Asked again, nothing is done a second time; the page is the same.

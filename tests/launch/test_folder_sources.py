@@ -46,6 +46,7 @@ def data_section(run: Path) -> dict[str, object]:
     return yaml.safe_load((run / "config.yaml").read_text())["data"]
 
 
+@pytest.mark.slow
 def test_a_start_prints_what_its_data_are(train: Callable, here: Path) -> None:
     done = train()
     assert done.code == 0, done.stderr
@@ -133,6 +134,7 @@ def test_measures_on_test_images_are_left_out_where_there_are_none(
     assert "there are no test images" in named.stderr and "--data.holdout 0.1" in named.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_make", [False, True])
 def test_hints_name_the_option_of_the_command_that_ran(
     train: Callable, here: Path, by_make: bool
@@ -151,6 +153,7 @@ def test_the_makefile_says_that_make_started_a_trainer() -> None:
     assert done.stdout == "1\n", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_and_transparent_images_can_be_trained_on(train: Callable, here: Path) -> None:
     (here / "pictures" / "star" / "bad.png").write_bytes(b"no picture")
     Image.new("RGBA", (32, 32)).save(here / "pictures" / "star" / "clear.png")

@@ -75,6 +75,7 @@ def test_mass_of_all_grey_levels_is_one() -> None:
             assert float(mass.sum()) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "missing", "parts"),
     [
@@ -100,6 +101,7 @@ def test_mistakes_are_said_and_leave_nothing(
     assert not (tmp_path / "peer").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_peer_and_the_run_itself_are_refused(
     flow_run: Path, run_warm: Callable, tiny_configs: dict[str, Path], tiny_shards: Path,
     tmp_path: Path,

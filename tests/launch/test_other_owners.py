@@ -52,6 +52,7 @@ def assert_denied(done, path: Path, remedy: str = "chmod") -> None:
         assert part in lines[0], lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_every_file_of_a_checkpoint_follows_the_umask(tmp_path: Path, umask: int) -> None:
     words = [sys.executable, "-c", SAVE, str(tmp_path / "saved")]
@@ -70,6 +71,7 @@ def test_every_file_that_a_run_leaves_follows_the_umask(tiny_run: Callable[[str]
     assert len(files) > 10 and not odd
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "manifest.json", ""])
 def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(
     run_warm: Callable, tiny_configs: dict[str, Path], shared: Path, name: str
@@ -91,6 +93,7 @@ def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(
     assert run_warm(WITHOUT_RIGHTS, LAUNCH / "sample.py", shared).code == 0
 
 
+@pytest.mark.slow
 def test_every_command_names_the_file_of_a_run_that_may_not_be_read(
     run_warm: Callable, tiny_configs: dict[str, Path], shared: Path
 ) -> None:

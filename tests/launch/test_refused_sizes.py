@@ -41,6 +41,7 @@ def test_a_batch_that_does_not_fit_leaves_no_folder_and_a_smaller_one_trains_the
     assert small.code == 0, small.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "zero", "said"),
     [
@@ -61,6 +62,7 @@ def test_what_is_refused_before_the_first_step_leaves_no_folder(
     assert not (tmp_path / "run").exists(), json.dumps([str(p) for p in tmp_path.rglob("*")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [

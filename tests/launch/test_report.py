@@ -76,7 +76,8 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
         (
             (empty,),
             f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
-            "(no run folder in it): name one of runs/",
+            "(no run folder in it): there is none under runs/ here: train one first, or give "
+            "its path",
         ),
         (
             (config.parent,),

@@ -165,6 +165,7 @@ def test_estimated_discretization_error_is_not_below_the_true_one(kind: str) -> 
                 assert off < estimated + 0.002, (schedule, amp, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, zero_terminal_snr", SCHEDULES)
 @pytest.mark.parametrize("components, spread", [(1, 0.5), (1, 0.05), (3, 0.3)])
 def test_density_is_the_known_one(
@@ -182,6 +183,7 @@ def test_density_is_the_known_one(
     assert float(off.abs().mean()) < 0.002 + end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, zero_terminal_snr", SCHEDULES)
 def test_heuns_rule_is_of_second_order_before_it_is_extrapolated(
     kind: str, zero_terminal_snr: bool

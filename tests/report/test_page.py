@@ -55,6 +55,7 @@ def test_shards_that_are_not_of_the_source_are_named(
     settings = {"data": {"source": source, "shards": shards}}
     page = make_page("x", [opened(write_run(tmp_path / "x", [1.0], settings=settings))], [])
     assert f">data</th><td>{shown}</td>" in page
+    assert ("data.source: " in page) == (not shown.startswith("shards "))
 
 
 def test_minimum_is_the_true_one_and_marked_once(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def give_away(folder: Path, mode: int) -> None:
         os.chown(path, SOMEBODY, SOMEBODY)
 
 
+@pytest.mark.slow
 @only_root
 @pytest.mark.parametrize("harm", ["files unreadable", "folder unreadable", "index cut", "tar cut"])
 def test_somebodys_copy_that_is_no_use_gives_way_to_ones_own(
@@ -93,6 +94,7 @@ def test_somebodys_copy_that_is_no_use_gives_way_to_ones_own(
     assert again == found and not lines
 
 
+@pytest.mark.slow
 @only_root
 def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Path) -> None:
     [tar] = Shards(tars).folder.glob("*.tar")
@@ -107,6 +109,7 @@ def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Pa
     assert read(tars) == (found, [])
 
 
+@pytest.mark.slow
 @only_root
 def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
     """Somebody's copy and index that cannot be read, in a cache that both write to."""

@@ -73,12 +73,14 @@ def test_class_without_images_is_named(build_fails, class_tree, tmp_path: Path) 
     assert "tree/bird holds no images" in build_fails(f"folder:{tree}")
 
 
+@pytest.mark.slow
 def test_empty_image_is_named(build_fails, class_tree, tmp_path: Path) -> None:
     tree = class_tree(tmp_path / "tree")
     (tree / "dog" / "0001.png").write_bytes(b"")
     assert "dog/0001.png is empty (0 bytes)" in build_fails(f"folder:{tree}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [20, 1500])
 def test_truncated_image_is_named(build_fails, class_tree, tmp_path: Path, kept: int) -> None:
     tree = class_tree(tmp_path / "tree")
@@ -87,6 +89,7 @@ def test_truncated_image_is_named(build_fails, class_tree, tmp_path: Path, kept:
     assert "dog/0001.png is no readable image" in build_fails(f"folder:{tree}")
 
 
+@pytest.mark.slow
 def test_image_of_another_size_is_named_with_both_sizes(
     build_fails, class_tree, tmp_path: Path
 ) -> None:
@@ -99,6 +102,7 @@ def test_image_of_another_size_is_named_with_both_sizes(
     assert Shards(tmp_path / "ok").image_shape == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_deep_image_is_named(build_fails, class_tree, tmp_path: Path) -> None:
     tree = class_tree(tmp_path / "tree")
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(tree / "dog" / "0001.png")

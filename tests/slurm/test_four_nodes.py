@@ -57,6 +57,7 @@ def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None
     assert nothing.returncode == 2 and "holds no cluster" in nothing.stderr
 
 
+@pytest.mark.slow
 def test_cluster_ends_with_the_process_that_it_belongs_to(call, tmp_path: Path) -> None:
     assert call("up").returncode == 0
     owner = subprocess.Popen(["sleep", "600"])

@@ -202,6 +202,7 @@ def words_of_slurm(line: str) -> list[str]:
     return [*words, word] if begun else words
 
 
+@pytest.mark.slow
 @examples(25)
 @given(text=HARD_TEXT)
 def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:

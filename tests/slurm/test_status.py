@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from slurm import status
 from slurm.commands import State
 from slurm.record import Record
 
+ROOT = Path(__file__).resolve().parents[2]
 START = {"event": "start", "submission": "now", "restart": 0, "processes": 2}
 STOPPED = {"event": "end", "submission": "now", "verdict": "stopped"}
 FAULT = {"event": "end", "submission": "now", "verdict": "fault"}
@@ -117,3 +120,15 @@ def test_watching_ends_when_all_runs_have(tmp_path: Path, monkeypatch, capsys) -
     monkeypatch.setattr("sys.argv", ["status", str(tmp_path), "--watch"])
     assert status.main() == 0
     assert "done" in capsys.readouterr().out
+
+
+def test_a_table_that_no_disk_takes_is_one_line(tmp_path: Path) -> None:
+    make(tmp_path / "run", [START, DONE], {"cluster": "local", "job": "local-1", "pid": 2**22 - 1})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "slurm.status", str(tmp_path)],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 2
+    said = "error: standard output: No space left on device: write it elsewhere\n"
+    assert done.stderr == said

@@ -209,12 +209,15 @@ def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Pat
     assert json.loads(code[0].read_text())["git_commit"]
 
 
-def test_ctrl_c_saves_what_runs_on_this_machine(start: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_a_request_to_stop_saves_what_runs_on_this_machine(
+    start: Callable, tmp_path: Path, signum: int
+) -> None:
     overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
     submitter = start("--cluster", "local", "--gpus-per-node", 0, overrides=overrides)
     record = Record(tmp_path / "run")
     until(lambda: bool(record.metrics()), 90, "it did not begin")
-    os.killpg(submitter.pid, signal.SIGINT)
+    os.killpg(submitter.pid, signum)
     said, told = submitter.communicate(timeout=60)
     assert submitter.returncode == 75, told
     assert said.splitlines()[-1] == "stopped: run"

@@ -52,6 +52,7 @@ def test_deterministic_is_all_of_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch
     assert os.environ[CUBLAS] == ":4096:8"
 
 
+@pytest.mark.slow
 def test_the_compiler_is_told_without_being_imported():
     code = """
 import sys

@@ -42,6 +42,7 @@ def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_largest_micro_batch_that_fits_is_named_and_serves(tmp_path: Path):
     said = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
     assert said.startswith("24 images at a time do not fit into the memory of cpu: ")

@@ -139,6 +139,7 @@ def other_precision() -> Iterator[None]:
     AcceleratorState._reset_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["diffusion", "gan"])
 @pytest.mark.usefixtures("other_precision")
 def test_copies_of_weights_in_bf16_are_made_in_each_replay(
@@ -149,6 +150,7 @@ def test_copies_of_weights_in_bf16_are_made_in_each_replay(
     assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_resumed_run_records_anew_and_trains_the_same_bits(
     tmp_path: Path, recording: Callable[..., TapeRecorder], family: str

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 0.6
 WATCHED = """
@@ -51,6 +53,7 @@ def test_what_keeps_pythons_lock_is_ended_as_well():
     assert "Timeout (" in said and "line 1 in <module>" in said
 
 
+@pytest.mark.slow
 def test_steps_and_long_work_are_left_alone_and_so_is_a_run_without_a_limit():
     steps = "[(watchdog.doing('step'), time.sleep(0.05)) for _ in range(30)]"
     work = "end = time.monotonic() + 1.5; watchdog.doing('eval')\nwhile time.monotonic() < end: 1"

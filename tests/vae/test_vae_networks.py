@@ -170,6 +170,7 @@ def test_channels_last_and_autocast_give_nearly_the_same(name: str):
             assert (cast[kind][k] - before[kind][k]).abs().mean() < 0.05
 
 
+@pytest.mark.slow
 @architectures
 @pytest.mark.parametrize(
     "likelihood, norm", [("discretized_logistic", "none"), ("gaussian", "group")]
