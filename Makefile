@@ -60,10 +60,10 @@ bench: setup
 
 # A real Slurm cluster of four nodes on this machine, to try jobs and sweeps on.
 cluster-up: setup
-	$(BIN)/python -m slurm.four_nodes up
+	$(BIN)/python -m slurm.devcluster up
 
 cluster-down: setup
-	$(BIN)/python -m slurm.four_nodes down
+	$(BIN)/python -m slurm.devcluster down
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

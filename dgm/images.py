@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dgm.files import replacing
-from dgm.pixels import PixelMap
+from dgm.common.atomic_io import replacing
+from dgm.preprocessing import PixelMap
 
 LARGEST_GRID = 4096
 """Pixels on a side of a grid, at most: what viewers and browsers open."""

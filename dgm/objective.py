@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from dgm.pixels import PixelMap
+from dgm.preprocessing import PixelMap
 from dgm.rng import Draws
 
 Nets = Mapping[str, nn.Module]

@@ -1,74 +1,7 @@
-"""Measure the speed of the parts: `python launch/benchmark.py data`.
+"""Measure the speed of the parts: `python launch/benchmark.py data`."""
 
-Each sub-command is a module of launch/benchmarks with `add_arguments` and `measure`, which prints
-a table and returns what goes into --json.
-"""
-
-from __future__ import annotations
-
-import json
-import os
-import platform
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import torch
-
-from launch.benchmarks import (
-    data,
-    engines,
-    growth,
-    likelihood,
-    noise,
-    roofline,
-    sample,
-    scaling,
-    step,
-)
-from launch.command import run
-from launch.places import check_file
-from shards.cli import Parser
-
-COMMANDS = {
-    "data": data,
-    "noise": noise,
-    "roofline": roofline,
-    "likelihood": likelihood,
-    "engines": engines,
-    "growth": growth,
-    "step": step,
-    "sample": sample,
-    "scaling": scaling,
-}
-
-
-def main() -> None:
-    """Run one benchmark from the command line."""
-    parser = Parser(description="Measure the speed of the parts of the toolkit.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        assert module.measure.__doc__ is not None, "the help text comes from the docstring"
-        command = commands.add_parser(name, help=module.measure.__doc__.splitlines()[0])
-        module.add_arguments(command)
-        command.add_argument("--json", type=Path, help="file to write all figures to")
-    args = parser.parse_args()
-    for name in ("json", "png"):
-        if getattr(args, name, None) is not None:
-            check_file(f"--{name}", getattr(args, name))
-    result = COMMANDS[args.command].measure(args)
-    machine = {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    if args.json is not None:
-        args.json.write_text(
-            json.dumps({"machine": machine, args.command: result}, indent=1), encoding="utf-8"
-        )
-
+from dgm.cli.benchmark import main
+from dgm.cli.entry import run
 
 if __name__ == "__main__":
     run(main)

@@ -7,17 +7,14 @@ one line without a traceback of the launcher, and at Ctrl-C waits until the run 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if __name__ == "__main__":
-    from launch.early_stop import watch_early
+    from dgm.cli.early_stop import watch_early
 
     watch_early()
 
-from dgm.train.accelerate_launch import launch
-from shards.streams import keep_streams
+from dgm.common.streams import keep_streams
+from dgm.training.accelerate_launch import launch
 
 if __name__ == "__main__":
     keep_streams()

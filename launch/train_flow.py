@@ -1,61 +1,11 @@
 """Train a normalizing flow: `accelerate launch launch/train_flow.py`."""
 
-from __future__ import annotations
-
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 if __name__ == "__main__":
-    from launch.early_stop import watch_early
+    from dgm.cli.early_stop import watch_early
 
-    watch_early()
+    watch_early()  # libraries take seconds to import
 
-import torch
+    from dgm.cli.entry import run
+    from dgm.cli.train_flow import main
 
-from dgm.eval.during import EvalConfig
-from dgm.flow.net import Flow, FlowNetConfig
-from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
-from dgm.train.job import TrainConfig
-from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import MAY_CHANGE, RunConfig
-from launch.command import run
-from launch.training import DataConfig, Parts, run_training
-
-DEFAULT_CONFIG = "glow_cifar10.yaml"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Train a normalizing flow (RealNVP or Glow)."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: FlowNetConfig = field(default_factory=FlowNetConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
-    eval: EvalConfig = field(
-        default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
-    )
-
-
-def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
-    """Build the flow, its weights drawn from the run's seed, and its objective."""
-    dtype = config.train.dtype
-    objective = FlowObjective(config.flow, config.sample, image_shape, dtype)
-    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
-    net = Flow(config.model, image_shape)
-    return Parts({"flow": net.to(dtype)}, objective)
-
-
-def main() -> int:
-    """Train by the configuration of the command line."""
-    return run_training(Config, DEFAULT_CONFIG, make_parts)
-
-
-if __name__ == "__main__":
     run(main)

@@ -12,16 +12,17 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from dgm.common.atomic_dirs import new_folder
+from dgm.common.errors import UserError
+from dgm.common.formatting import counted
 from shards.class_folders import NoImages, Tree, describe_changes, find_images
 from shards.cli import Parser, run
-from shards.errors import ShardError, option
-from shards.folders import new_folder
 from shards.format import IMAGE_FORMATS, INDEX, SOURCE_FILES, Index, load_index
-from shards.progress import counted
+from shards.option_names import option
 from shards.sources import DEFAULT_OPTIONS, SPLITS, FolderOptions, open_source, source_name
 
 if TYPE_CHECKING:
-    from shards.read import Shards
+    from shards.reader import Shards
 
 SHARD_SIZE = 10_000
 ROOT_VARIABLE = "DGM_DATA"
@@ -47,13 +48,13 @@ def build(
     """Write the images of a source as shards into the folder `out`, whole or not at all.
 
     Prints what was left out or changed of the images.
-    Raises ShardError where `out` holds anything, or an argument or an image is bad.
+    Raises UserError where `out` holds anything, or an argument or an image is bad.
     """
     out = Path(os.path.expanduser(out)).resolve()  # a link to a folder stays a link
     if out.exists() and not out.is_dir():
-        raise ShardError(f"{out} is a file; choose another folder for --out")
+        raise UserError(f"{out} is a file; choose another folder for --out")
     if out.is_dir() and any(out.iterdir()):
-        raise ShardError(f"{out} exists and is not empty; remove it or choose another --out")
+        raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
     images = _Images(source, split, resize, options, seed, image_format, shard_size)
     return images.write(out, progress, remedy="choose another folder")
 
@@ -80,9 +81,9 @@ class _Images:
         check_index: CheckIndex | None = None,
     ) -> Index:
         if self.image_format not in IMAGE_FORMATS:
-            raise ShardError(f"unknown image format '{self.image_format}'; choose npy or png")
+            raise UserError(f"unknown image format '{self.image_format}'; choose npy or png")
         if self.shard_size < 1:
-            raise ShardError(f"shard size is {self.shard_size}; choose 1 or more")
+            raise UserError(f"shard size is {self.shard_size}; choose 1 or more")
         images = open_source(self.source, self.split, self.resize, self.seed, self.options)
         if check is not None:
             check(images.image_shape, len(images.classes))
@@ -155,7 +156,7 @@ def ensure(
     built, so that images that are refused leave no shards behind; `check_index` before shards that
     are built again take the place of the older ones. Open what is returned by `open_shards` with
     the same `resize` and `classes`.
-    Raises ShardError where shards are missing, damaged, of another source, or hold images of a
+    Raises UserError where shards are missing, damaged, of another source, or hold images of a
     class that is none of `classes`.
     """
     from shards.verify import check_files
@@ -178,11 +179,11 @@ def ensure(
     if (home / INDEX).is_file():
         try:
             index = check_files(home, progress)
-        except ShardError as error:
+        except UserError as error:
             if folder is not None:
                 raise
             fault = str(error).rpartition("; ")[0]
-            raise ShardError(f"{fault}; remove {home}: it is then built again") from None
+            raise UserError(f"{fault}; remove {home}: it is then built again") from None
         if folder is not None:
             _warn_of_changes(home, index, source)
     _check_opened(path, home, resize, classes, progress)
@@ -190,17 +191,17 @@ def ensure(
 
 
 def _check_holds_shards(path: Path, command: str) -> None:
-    """Raise ShardError where a path is no tar and no folder of tars; command: what builds some."""
-    from shards.decode import check_packed
+    """Raise UserError where a path is no tar and no folder of tars; command: what builds some."""
+    from shards.decode_cache import check_packed
 
     build_them = f"build them with {command} {quote(str(path))}"
     if not path.exists():
-        raise ShardError(f"shards {path} do not exist; {build_them}")
+        raise UserError(f"shards {path} do not exist; {build_them}")
     if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
         check_packed(path)
         for inner in sorted(path.glob("*/*.tar"))[:1]:
-            raise ShardError(f"{path} holds no shards, but {inner.parent} does: name that")
-        raise ShardError(
+            raise UserError(f"{path} holds no shards, but {inner.parent} does: name that")
+        raise UserError(
             f"{path} holds no shards; {build_them}, or name class folders of images as "
             f"data.source folder:{path}"
         )
@@ -210,7 +211,7 @@ def _check_opened(
     path: Path, home: Path, resize: int | None, classes: Sequence[str] | None, progress: bool
 ) -> None:
     """Open shards, which decodes them where they need it, and check the copy that is read."""
-    from shards.read import open_shards
+    from shards.reader import open_shards
 
     opened = open_shards(path, resize, classes)
     if opened.folder != home:
@@ -225,13 +226,13 @@ def _check_opened(
 
 def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> None:
     """Check a decoded copy; where somebody else's is damaged, make one of one's own."""
-    from shards.decode import is_mine
-    from shards.read import locate
+    from shards.decode_cache import is_mine
+    from shards.reader import locate
     from shards.verify import check_files
 
     try:
         check_files(copy, progress, remedy=f"remove {copy}, and it is decoded again")
-    except ShardError as error:
+    except UserError as error:
         if is_mine(copy):
             raise
         warnings.warn(f"decoded copy {copy} is passed over: {error}", stacklevel=2)
@@ -266,15 +267,15 @@ def _ensure_default(
     source, real = source_name(images.source), path.resolve()  # a link to a folder stays a link
     if not (path / INDEX).is_file():
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ShardError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
+            raise UserError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
         try:
             images.write(real, progress, elsewhere, check=check)
-        except ShardError:
+        except UserError:
             if not (path / INDEX).is_file():  # else another process was faster
                 raise
     index = load_index(path / INDEX)
     if (index.source, index.split) != (source, images.split):
-        raise ShardError(
+        raise UserError(
             f"{path} holds {index.source} ({index.split}), not {source} ({images.split}); "
             "move it away"
         )
@@ -325,7 +326,7 @@ def _warn_of_changes(path: Path, index: Index, source: str) -> None:
     try:
         tree = find_images(_root_of(index.source), index.split, float(holdout))
         changes = _changes(path, index, tree)
-    except (ShardError, OSError):
+    except (UserError, OSError):
         return  # the shards are whole: they need no folder
     if changes:
         warnings.warn(
@@ -356,7 +357,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     options = FolderOptions(args.pop("background"), args.pop("holdout"), args.pop("skip_bad"))
     build(**args, options=options)
-    from shards.read import open_shards
+    from shards.reader import open_shards
 
     out = Path(os.path.expanduser(args["out"]))
     print(f"data: {describe_shards(out, open_shards(out))}")

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.errors import ShardError, option
+from dgm.common.errors import UserError
+from dgm.common.formatting import counted
 from shards.images import image_suffixes
-from shards.progress import counted
+from shards.option_names import option
 
 NUM_NAMED = 20
 """How many files a message names at most."""
@@ -31,11 +32,11 @@ _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost
 _COMMON = "png, jpg, webp, bmp, gif, tif, ppm, ..."
 
 
-class NoTestImages(ShardError):  # noqa: N818
+class NoTestImages(UserError):  # noqa: N818
     """Report a folder that has no images for the test split."""
 
 
-class NoImages(ShardError):  # noqa: N818
+class NoImages(UserError):  # noqa: N818
     """Report a folder that is missing, or that holds nothing at all."""
 
 
@@ -75,7 +76,7 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
     """Find the images of a split in a folder of class folders, or of split folders of these.
 
     holdout: fraction of the images that are the test split of a folder that has none.
-    Raises ShardError where the folder is missing or can be understood in several ways,
+    Raises UserError where the folder is missing or can be understood in several ways,
     NoTestImages where it has no test split.
     """
     if not root.is_dir():
@@ -91,7 +92,7 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
     base = root / folder if folder else root
     try:
         classes = _class_names(base)
-    except ShardError as error:
+    except UserError as error:
         raise NoTestImages(str(error)) if split == "test" else error from None
     if splits and split == "test" and not holdout:
         if "train" in splits:
@@ -153,13 +154,13 @@ def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[s
         return {}, []  # classes that happen to be called so
     common = {n for a in nested for b in nested if a != b for n in {*inside[a]} & {*inside[b]}}
     if others and not common:
-        raise ShardError(
+        raise UserError(
             f"{root} holds the class folders {some_of(others)} beside {some_of(nested)}, which "
             f"holds class folders itself ({some_of(inside[nested[0]])}); move the former into "
             f"{root}/train/, or the images of {nested[0]} out of its sub-folders if it is a class"
         )
     if named and not nested and any(_holds_images(root / name) for name in named):
-        raise ShardError(
+        raise UserError(
             f"{root} holds images in {some_of(named)} but no class folders; if these are splits, "
             f"put images into {root / named[0]}/<class>/, if they are classes, move them into "
             f"{root}/train/"
@@ -168,7 +169,7 @@ def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[s
     for name in named:
         role = ROLES[name.casefold()]
         if role in splits:
-            raise ShardError(
+            raise UserError(
                 f"{root} holds two folders of {role} images, {splits[role]} and {name}; "
                 "move one away"
             )
@@ -181,11 +182,11 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
     """Return the folder that holds the images of a split, '' for the root itself."""
     if splits and "train" not in splits and split == "train":
         there = some_of(splits.values())
-        raise ShardError(f"{root} has no folder 'train' beside the other split ({there}); add it")
+        raise UserError(f"{root} has no folder 'train' beside the other split ({there}); add it")
     test = splits.get("test", splits.get("val"))
     if holdout:
         if test is not None:
-            raise ShardError(
+            raise UserError(
                 f"holdout is {holdout}, but {root / test} holds test images; leave it out"
             )
         return splits.get("train", "")
@@ -206,7 +207,7 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = _list(folder)[0]
     if not names:
-        raise ShardError(f"{folder} holds no class folders; put images into {folder}/<class>/")
+        raise UserError(f"{folder} holds no class folders; put images into {folder}/<class>/")
     return tuple(names)
 
 
@@ -214,7 +215,7 @@ def _class_names_of_train(train: Path, base: Path, found: tuple[str, ...]) -> tu
     classes = _class_names(train)
     for name in found:
         if name not in classes:
-            raise ShardError(f"{base / name} is a class that train lacks; remove it")
+            raise UserError(f"{base / name} is a class that train lacks; remove it")
     return classes
 
 
@@ -235,9 +236,7 @@ def _walk_classes(
             else:
                 found.append(ImageFile(path, label, *status))
         if len(found) == before:
-            raise ShardError(
-                f"{root / relative} holds no images ({_COMMON}); add some or remove it"
-            )
+            raise UserError(f"{root / relative} holds no images ({_COMMON}); add some or remove it")
     return found, others
 
 
@@ -310,13 +309,13 @@ def _is_held_out(name: str, fraction: float) -> bool:
 def _check_held_out(
     root: Path, split: str, holdout: float, classes: tuple[str, ...], found: list[ImageFile]
 ) -> None:
-    """Raise ShardError where a class keeps no train image, or where nothing is held out."""
+    """Raise UserError where a class keeps no train image, or where nothing is held out."""
     left = {file.label for file in found}
     if split == "test" and not found:
-        raise ShardError(f"holdout is {holdout}, which holds no image of {root} out; raise it")
+        raise UserError(f"holdout is {holdout}, which holds no image of {root} out; raise it")
     for label, name in enumerate(classes):
         if split == "train" and label not in left:
-            raise ShardError(
+            raise UserError(
                 f"holdout is {holdout}, which leaves class {shown(name)} of {root} no train image; "
                 "lower it"
             )

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from shards.errors import ShardError, disk_fault
-from shards.folders import remove_unfinished
-from shards.streams import keep_streams
+from dgm.common.atomic_dirs import remove_unfinished
+from dgm.common.errors import UserError, disk_fault
+from dgm.common.streams import keep_streams
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         try:
             option = f"--{name.replace('_', '-')}"
             return Path(expand_home(option, str(value))) if isinstance(value, Path) else value
-        except ShardError as error:
+        except UserError as error:
             self.exit(2, f"error: {error}\n")
 
     def error(self, message: str) -> NoReturn:
@@ -85,7 +85,7 @@ def remedy_for(value: object, name: str = "") -> str | None:
 def expand_home(name: str, path: str) -> str:
     """Return a path in which a first ~ is the home folder, also behind `folder:`.
 
-    Remote addresses and `pipe:` commands begin otherwise and stay as they are. Raises ShardError
+    Remote addresses and `pipe:` commands begin otherwise and stay as they are. Raises UserError
     naming the option `name` where nobody knows that home folder.
     """
     kind = "folder:" if path.startswith("folder:") else ""
@@ -95,7 +95,7 @@ def expand_home(name: str, path: str) -> str:
     whole = os.path.expanduser(bare)
     if whole == bare:
         who = bare.split("/")[0]
-        raise ShardError(
+        raise UserError(
             f"{name} is {path}, but the home folder {who} is unknown: write the whole path, or "
             f"./{bare} for a folder of that name"
         )
@@ -106,7 +106,7 @@ def home_path(text: str) -> str:
     """Return a path with ~ as the home folder: the argparse type of folders and addresses."""
     try:
         return expand_home("the path", text)
-    except ShardError as error:
+    except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -150,7 +150,7 @@ def run(command: Callable[[], None]) -> NoReturn:
     try:
         command()
         sys.stdout.flush()  # into a file, on a disk that may be full
-    except (ShardError, OSError) as error:
+    except (UserError, OSError) as error:
         fault = disk_fault(error) if isinstance(error, OSError) else str(error)
         if fault is None:
             raise

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import ShardError
+from dgm.common.errors import UserError
 
 VERSION = 1
 INDEX = "index.json"
@@ -123,15 +123,13 @@ class Index:
 
 
 def load_index(path: Path) -> Index:
-    """Read an `index.json`. Raises ShardError where it is missing, damaged or too new."""
+    """Read an `index.json`. Raises UserError where it is missing, damaged or too new."""
     rebuild = "build the shards again with python -m shards.build"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("version")
         if version != VERSION:
-            raise ShardError(
-                f"{path} has version {version!r}, this code reads {VERSION}; {rebuild}"
-            )
+            raise UserError(f"{path} has version {version!r}, this code reads {VERSION}; {rebuild}")
         index = _parse_index(content)
         if (total := content.pop("total")) != index.total:
             raise ValueError(f"total {total!r} is not the sum of the counts")
@@ -141,12 +139,12 @@ def load_index(path: Path) -> Index:
         if unknown := content.keys() - asdict(index).keys():
             raise ValueError(f"unknown key {min(unknown)}")
     except FileNotFoundError:
-        raise ShardError(f"{path} does not exist; {rebuild}") from None
-    except ShardError:
+        raise UserError(f"{path} does not exist; {rebuild}") from None
+    except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ShardError(f"{path} is damaged ({reason}); {rebuild}") from None
+        raise UserError(f"{path} is damaged ({reason}); {rebuild}") from None
     return index
 
 
@@ -284,14 +282,14 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -
 
 
 def check_size(folder: Path, shard: ShardFile) -> None:
-    """Raise ShardError where a shard is missing or its size is not that of the index."""
+    """Raise UserError where a shard is missing or its size is not that of the index."""
     path = folder / shard.name
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise ShardError(f"{path} is missing; build the shards again") from None
+        raise UserError(f"{path} is missing; build the shards again") from None
     if size != shard.size:
-        raise ShardError(
+        raise UserError(
             f"{path} has {size} bytes, not the {shard.size} of its index; build the shards again"
         )
 

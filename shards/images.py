@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from shards.errors import ShardError
+from dgm.common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -73,7 +73,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def parse_background(text: str) -> Colour:
-    """Return the colour of `white`, `black` or `R,G,B`. Raises ShardError for anything else."""
+    """Return the colour of `white`, `black` or `R,G,B`. Raises UserError for anything else."""
     named = {"white": WHITE, "black": (0, 0, 0)}
     if text in named:
         return named[text]
@@ -83,9 +83,7 @@ def parse_background(text: str) -> Colour:
     except ValueError:
         red = -1
     if red < 0 or not all(0 <= value <= 255 for value in (red, green, blue)):
-        raise ShardError(
-            f"background is '{text}'; choose white, black or R,G,B, each from 0 to 255"
-        )
+        raise UserError(f"background is '{text}'; choose white, black or R,G,B, each from 0 to 255")
     return red, green, blue
 
 
@@ -96,7 +94,7 @@ def decode_image(
 
     resize: cut to a centred square and resize to this side length, bicubic; background: what
     transparent images are composed on.
-    Raises ShardError with `name` where the content is empty, damaged or no 8-bit image.
+    Raises UserError with `name` where the content is empty, damaged or no 8-bit image.
     """
     return decode(content, name, resize, background).pixels
 
@@ -106,7 +104,7 @@ def decode(
 ) -> Decoded:
     """Decode as `decode_image` does; return what else is to be known of the file, too."""
     if not content:
-        raise ShardError(f"{name} is empty (0 bytes); delete or replace it")
+        raise UserError(f"{name} is empty (0 bytes); delete or replace it")
     if content.startswith(b"\x93NUMPY"):
         return Decoded(cut_square(_decode_npy(content, name), resize))
     from PIL import Image, ImageOps
@@ -119,14 +117,14 @@ def decode(
             opened = Image.open(io.BytesIO(content), formats=_formats())
         with opened:
             if opened.mode in _DEEP_MODES:
-                raise ShardError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")
+                raise UserError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")
             image, transparent = _on_background(ImageOps.exif_transpose(opened), background)
             several = _has_several_frames(opened)
-    except ShardError:
+    except UserError:
         raise
     except Exception as error:  # of Pillow's many decoders, many kinds
         reason = " ".join(str(error).split(" <_io")[0].split())[:200]
-        raise ShardError(f"{name} is no readable image ({reason}); replace or delete it") from None
+        raise UserError(f"{name} is no readable image ({reason}); replace or delete it") from None
     if resize is not None:
         image = ImageOps.fit(image, (resize, resize), Image.Resampling.BICUBIC)
     return Decoded(np.asarray(image), transparent, several)
@@ -176,13 +174,13 @@ def _decode_npy(content: bytes, name: str) -> np.ndarray:
         shape, fortran, dtype = read(stream)
     except Exception as error:  # of NumPy's parser of Python literals, many kinds
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ShardError(f"{name} is no readable npy ({reason}); replace or delete it") from None
+        raise UserError(f"{name} is no readable npy ({reason}); replace or delete it") from None
     pixels = content[stream.tell() :]
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         found = f"{dtype} {list(shape)}"
-        raise ShardError(f"{name} holds {found}; images must be uint8 [H, W, 3]")
+        raise UserError(f"{name} holds {found}; images must be uint8 [H, W, 3]")
     if math.prod(shape) != len(pixels):
-        raise ShardError(
+        raise UserError(
             f"{name} is no readable npy ({len(pixels)} bytes for {list(shape)}); "
             "replace or delete it"
         )

@@ -7,11 +7,12 @@ import os
 import re
 from pathlib import Path
 
-from shards.addresses import without_password
-from shards.errors import ShardError
-from shards.folders import cache_root, remove, remove_leftovers, temporary_sibling
-from shards.progress import Progress, counted
-from shards.progress import progress as show_progress
+from dgm.common.atomic_dirs import cache_root, remove, remove_leftovers, temporary_sibling
+from dgm.common.errors import UserError
+from dgm.common.formatting import counted
+from dgm.common.progress import Progress
+from dgm.common.progress import progress as show_progress
+from dgm.common.redact import without_password
 
 _CHUNK = 1 << 20
 _MAX_TARS = 100_000
@@ -28,7 +29,7 @@ def fetch(spec: str, progress: bool = True) -> Path:
 
     spec: as WebDataset takes it, `https://.../{000..004}.tar`, `pipe:CMD`, several joined by `::`.
     What was fetched once is kept; delete the folder to fetch it again.
-    Raises ShardError with URL and reason where a tar cannot be fetched whole.
+    Raises UserError with URL and reason where a tar cannot be fetched whole.
     """
     name = hashlib.sha256(spec.encode(errors="surrogatepass")).hexdigest()[:16]
     folder = cache_root() / "remote" / name
@@ -38,11 +39,13 @@ def fetch(spec: str, progress: bool = True) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ShardError(
+        raise UserError(
             f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to another folder"
         ) from None
     what = f"{counted(len(urls), 'tar')} into {folder}"
-    with show_progress(f"fetching {what}", f"fetched {what}", unit="B", shown=progress) as bar:
+    with show_progress(
+        f"fetching {what}", unit="B", done=f"fetched {what}", alone=True, shown=progress
+    ) as bar:
         for number, url in enumerate(urls):
             final = folder / f"{number:05d}.tar"
             if not final.is_file():
@@ -59,19 +62,19 @@ def _name(url: str, number: int, total: int) -> str:
 
 
 def _expand(spec: str) -> list[str]:
-    """List the addresses that braces and `::` stand for; raises ShardError."""
+    """List the addresses that braces and `::` stand for; raises UserError."""
     from webdataset.shardlists import expand_urls
 
     shown = without_password(spec)
     if any(ord(letter) < 32 for letter in spec):
-        raise ShardError(f"{shown!r} has a control character; give a plain address")
+        raise UserError(f"{shown!r} has a control character; give a plain address")
     if _count(spec) > _MAX_TARS:
-        raise ShardError(f"{shown} stands for more than {_MAX_TARS:,} tars; give fewer")
+        raise UserError(f"{shown} stands for more than {_MAX_TARS:,} tars; give fewer")
     try:
         return expand_urls(spec)
     except (ValueError, LookupError, AssertionError, RecursionError) as error:  # as it has them
         reason = without_password(" ".join(str(error).split()))
-        raise ShardError(f"{shown} is no list of addresses ({reason}); correct it") from None
+        raise UserError(f"{shown} is no list of addresses ({reason}); correct it") from None
 
 
 def _count(spec: str) -> int:
@@ -107,25 +110,25 @@ def _fetch_one(url: str, final: Path, bar: Progress) -> None:
             os.fsync(out.fileno())
         _check_whole(url, temporary)
         os.replace(temporary, final)
-    except ShardError:
+    except UserError:
         raise
     except Exception as error:  # gopen lets through whatever its many handlers raise
         shown = without_password(url)
-        raise ShardError(f"{shown} could not be fetched ({_reason(error)}); check it") from None
+        raise UserError(f"{shown} could not be fetched ({_reason(error)}); check it") from None
     finally:
         remove(temporary)
 
 
 def _check_whole(url: str, path: Path) -> None:
-    from shards.scan import how_to_unpack, scan_tar
+    from shards.index_foreign import how_to_unpack, scan_tar
 
     try:
         scan_tar(path)
-    except ShardError as error:
+    except UserError as error:
         reason = str(error).replace(str(path), "what came").rpartition(";")[0]
         shown = without_password(url)
         remedy = "check it" if how_to_unpack(path) is None else "give plain tars, uncompressed"
-        raise ShardError(f"{shown} could not be fetched whole ({reason}); {remedy}") from None
+        raise UserError(f"{shown} could not be fetched whole ({reason}); {remedy}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dgm.common.atomic_dirs import cache_root
+from dgm.common.errors import UserError
+from dgm.common.formatting import counted
 from shards import shapes
 from shards.class_folders import NUM_NAMED, ImageFile, Tree, find_images, shown, some_of
-from shards.errors import ShardError, option
-from shards.folders import cache_root
 from shards.format import Setting
 from shards.images import WHITE, Decoded, decode, ordered_map, parse_background
-from shards.progress import counted
-from shards.scan import PACKED_ENDINGS, how_to_unpack
+from shards.index_foreign import PACKED_ENDINGS, how_to_unpack
+from shards.option_names import option
 
 try:
     import fcntl
@@ -67,12 +68,12 @@ class FolderOptions:
     """Leave damaged images out."""
 
     def check(self, source: str) -> None:
-        """Raise ShardError where a value is out of range, or has no meaning for a source."""
+        """Raise UserError where a value is out of range, or has no meaning for a source."""
         parse_background(self.background)
         if not 0 <= self.holdout < 1:
-            raise ShardError(f"holdout is {self.holdout}; choose a fraction from 0 to below 1")
+            raise UserError(f"holdout is {self.holdout}; choose a fraction from 0 to below 1")
         if self.holdout and not source.startswith("folder:"):
-            raise ShardError(
+            raise UserError(
                 f"holdout is {self.holdout}, but {source} has test images of its own; leave it out"
             )
 
@@ -103,7 +104,7 @@ DEFAULT_OPTIONS = FolderOptions()
 def source_name(spec: str) -> str:
     """Return the name of a source, with the path of a folder made absolute.
 
-    Raises ShardError where the source is unknown.
+    Raises UserError where the source is unknown.
     """
     if spec in ("cifar10", "shapes"):
         return spec
@@ -113,8 +114,8 @@ def source_name(spec: str) -> str:
         return f"folder:{Path(os.path.expanduser(path)).resolve()}"
     if spec.lower().endswith((".tar", *PACKED_ENDINGS)) and Path(spec).is_file():
         remedy = how_to_unpack(Path(spec)) or "give it as data.shards"
-        raise ShardError(f"source '{spec}' is an archive, no source; {remedy}")
-    raise ShardError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
+        raise UserError(f"source '{spec}' is an archive, no source; {remedy}")
+    raise UserError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
 
 
 def open_source(
@@ -128,11 +129,11 @@ def open_source(
 
     resize: side length that every image is cut and resized to; seed: of the built-in shapes;
     options: of a folder.
-    Raises ShardError where source or split are unknown, or the data are missing or bad.
+    Raises UserError where source or split are unknown, or the data are missing or bad.
     """
     name = source_name(spec)
     if split not in SPLITS:
-        raise ShardError(f"unknown split '{split}'; choose train or test")
+        raise UserError(f"unknown split '{split}'; choose train or test")
     check_resize(resize)
     options.check(name)
     if name.startswith("folder:"):
@@ -143,14 +144,14 @@ def open_source(
 
 
 def check_resize(resize: int | None) -> None:
-    """Raise ShardError where images cannot be resized to this side length."""
+    """Raise UserError where images cannot be resized to this side length."""
     if resize is not None and not 1 <= resize <= LARGEST_SIDE:
-        raise ShardError(f"resize is {resize}; choose a side length of 1 to {LARGEST_SIDE}")
+        raise UserError(f"resize is {resize}; choose a side length of 1 to {LARGEST_SIDE}")
 
 
 def _open_shapes(split: str, seed: int) -> Source:
     if not 0 <= seed < 2**64:
-        raise ShardError(f"seed is {seed}; choose one from 0 to 2**64 - 1")
+        raise UserError(f"seed is {seed}; choose one from 0 to 2**64 - 1")
     return Source(
         name="shapes",
         classes=shapes.CLASSES,
@@ -172,7 +173,7 @@ def _open_cifar10(split: str) -> Source:
             data = CIFAR10(str(root), train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
         archive = root / CIFAR10.filename
-        raise ShardError(
+        raise UserError(
             f"cifar10 could not be downloaded ({' '.join(str(error).split())}); put the file "
             f"{CIFAR10.url} (md5 {CIFAR10.tgz_md5}) at {archive} and run the command again, or use "
             "source shapes (built in) or folder:PATH (images of your own)"
@@ -229,7 +230,7 @@ class _Bad:
     """An image that cannot be taken."""
 
     file: ImageFile
-    error: ShardError
+    error: UserError
     damaged: bool
     """Whether its content is at fault, not the disk or a right to read it."""
 
@@ -274,11 +275,11 @@ class _Folder:
             content = path.read_bytes()
         except OSError as error:
             why = error.strerror
-            unreadable = ShardError(f"{path} cannot be read ({why}); check the file")
+            unreadable = UserError(f"{path} cannot be read ({why}); check the file")
             return _Bad(file, unreadable, damaged=False)
         try:
             return decode(content, str(path), self.resize, self.background)
-        except ShardError as error:
+        except UserError as error:
             return _Bad(file, error, damaged=True)
 
     def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | _Bad]]:
@@ -339,7 +340,7 @@ class _Folder:
         files = [file for file in self.files if file.name not in left_out]
         for label in {file.label for file in self.files} - {file.label for file in files}:
             name = shown(self.tree.classes[label])
-            raise ShardError(
+            raise UserError(
                 f"all images of class {name} in {self.tree.root} are damaged; replace them or "
                 "remove the class"
             )
@@ -350,30 +351,30 @@ class _Folder:
         self.tree = replace(self.tree, files=files, notes=notes)
         self.notes[:] = notes
 
-    def _bad_images(self, bad: list[_Bad]) -> ShardError:
+    def _bad_images(self, bad: list[_Bad]) -> UserError:
         """Return an error that names the images that cannot be taken, up to twenty of them."""
         damaged = any(one.damaged for one in bad) and not self.options.skip_bad
         skip = f", or leave damaged ones out by {option('skip-bad')}" if damaged else ""
         if len(bad) == 1:
-            return ShardError(f"{bad[0].error}{skip}")
+            return UserError(f"{bad[0].error}{skip}")
         lines = [str(one.error).rpartition("; ")[0] for one in bad[:NUM_NAMED]]
         named = ", ".join(shown(line.removeprefix(f"{self.tree.root}/")) for line in lines)
         more = f", and {len(bad) - NUM_NAMED:,} more" if len(bad) > NUM_NAMED else ""
-        return ShardError(
+        return UserError(
             f"{len(bad):,} of {len(self.files):,} images of {self.tree.root} cannot be taken: "
             f"{named}{more}; replace or delete them{skip}"
         )
 
     def _differing_sizes(
         self, sizes: Counter[tuple[int, ...]], names: dict[tuple[int, ...], str]
-    ) -> ShardError:
+    ) -> UserError:
         most = sizes.most_common(5)
         found = ", ".join(
             f"{count:,} of {shape[1]} x {shape[0]} ({shown(names[shape])})" for shape, count in most
         )
         more = f", and {len(sizes) - 5:,} more sizes" if len(sizes) > 5 else ""
         side = min(most[0][0][:2])
-        return ShardError(
+        return UserError(
             f"the images of {self.tree.root} have {len(sizes)} sizes: {found}{more}; make all of "
             f"them {side} x {side} by {option('resize', str(side))}, or another side"
         )

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgm.common.errors import UserError
+from dgm.common.formatting import counted, size_of
+from dgm.common.progress import progress as show_progress
 from shards.cli import Parser, run
-from shards.errors import ShardError
 from shards.format import INDEX, Index, check_size, load_index, sha256_of
-from shards.progress import counted, size_of
-from shards.progress import progress as show_progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def check_files(
 ) -> Index:
     """Compare the index of a folder with its tars: missing, extra, size and SHA-256.
 
-    Raises ShardError that names the first bad shard, and what to do by `remedy`.
+    Raises UserError that names the first bad shard, and what to do by `remedy`.
     """
     index = load_index(folder / INDEX)
     known = {shard.name for shard in index.shards}
@@ -43,11 +43,11 @@ def check_files(
     for shard in index.shards:
         check_size(folder, shard)
     if extra:
-        raise ShardError(f"{folder / extra[0]} is not in {folder / INDEX}; remove it")
+        raise UserError(f"{folder / extra[0]} is not in {folder / INDEX}; remove it")
     hashes = checksums([folder / shard.name for shard in index.shards], progress)
     for shard, found in zip(index.shards, hashes, strict=True):
         if found != shard.sha256:
-            raise ShardError(
+            raise UserError(
                 f"{folder / shard.name} has changed since its index was written "
                 f"(sha256 {found[:12]}..., not {shard.sha256[:12]}...); {remedy}"
             )
@@ -60,7 +60,9 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
     what = f"{counted(len(paths), 'shard')}, {size_of(total)}"
     # hashlib releases the lock: threads hash several shards at once.
     with (
-        show_progress(f"checking {what}", f"checked {what}", total, "B", progress) as bar,
+        show_progress(
+            f"checking {what}", total, "B", done=f"checked {what}", alone=True, shown=progress
+        ) as bar,
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
     ):
         return list(pool.map(lambda path: sha256_of(path, bar.advance), paths))
@@ -69,11 +71,11 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
 def verify(folder: str | Path) -> Summary:
     """Check files, checksums and every sample of a folder of shards.
 
-    Raises ShardError that names the first damaged shard.
+    Raises UserError that names the first damaged shard.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ShardError(f"{folder} is not a folder; give a folder of shards")
+        raise UserError(f"{folder} is not a folder; give a folder of shards")
     index = check_files(folder)
     if index.layout is None:
         _check_encoded(folder, index)
@@ -84,7 +86,7 @@ def verify(folder: str | Path) -> Summary:
 
 
 def _check_fixed(folder: Path, index: Index) -> None:
-    from shards.check import check_samples
+    from shards.validate_samples import check_samples
 
     first = 0
     for shard in index.shards:
@@ -96,7 +98,7 @@ def _check_fixed(folder: Path, index: Index) -> None:
 
 def _check_encoded(folder: Path, index: Index) -> None:
     """Decode every image, which checks it."""
-    from shards.decode import source_of
+    from shards.decode_cache import source_of
 
     for image, _ in source_of(folder, index).samples():
         assert image.shape == index.image_shape, "source_of checks the shape"

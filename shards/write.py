@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from shards.check import check_samples
-from shards.errors import ShardError
+from dgm.common.errors import UserError
+from dgm.common.progress import progress as show_progress
 from shards.format import (
     INDEX,
     SOURCE_FILES,
@@ -24,8 +24,8 @@ from shards.format import (
     sha256_of,
 )
 from shards.images import encode_png, ordered_map
-from shards.progress import progress as show_progress
 from shards.sources import Source
+from shards.validate_samples import check_samples
 
 
 def write_folder(
@@ -40,11 +40,13 @@ def write_folder(
     """Write every image of a source into tars of `shard_size` images, and `index.json`, in folder.
 
     label: what the progress bar says, and what is said at the end where there is no terminal.
-    The bytes are the same on every run. Raises ShardError where an image of the source is bad.
+    The bytes are the same on every run. Raises UserError where an image of the source is bad.
     """
     layout = fixed_layout(source.image_shape) if image_format == "npy" else None
     shards: list[ShardFile] = []
-    with show_progress(*label, len(source), shown=progress) as bar:
+    with show_progress(
+        label[0], len(source), "image", done=label[1], alone=True, shown=progress
+    ) as bar:
         samples = _encoded(source, image_format)
         for first in range(0, len(source), shard_size):
             path = folder / f"{split}-{len(shards):05d}.tar"
@@ -86,7 +88,7 @@ def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
         image, label = sample
         if image.shape != source.image_shape or image.dtype != np.uint8:
             found = f"{image.dtype} {image.shape}"
-            raise ShardError(f"{source.name} gave an image {found}, not {source.image_shape}")
+            raise UserError(f"{source.name} gave an image {found}, not {source.image_shape}")
         if image_format == "png":
             return {"cls": b"%d" % label, "png": encode_png(image)}
         return {"cls": b"%d" % label, "npy": header + image.tobytes()}

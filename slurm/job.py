@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from slurm import commands
+from slurm import slurm_cli as commands
+from slurm.exit_policy import MISTAKE, STOPPED, Verdict, judge
 from slurm.ports import free_port
-from slurm.record import Record
-from slurm.verdict import MISTAKE, STOPPED, Verdict, judge
+from slurm.run_state import Record
 
 # One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
 # shows each process one GPU only, that one is its first. One thread, as torchrun says too, lets the
@@ -123,7 +123,13 @@ class Here:
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
         """Start the processes, under one that watches them."""
-        words = [sys.executable, "-m", "slurm.here", str(self.job.processes), *self.job.command]
+        words = [
+            sys.executable,
+            "-m",
+            "slurm.local_launcher",
+            str(self.job.processes),
+            *self.job.command,
+        ]
         return subprocess.Popen(words, env={**os.environ, **environment})
 
     def requeue(self) -> str | None:

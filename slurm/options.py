@@ -11,10 +11,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from slurm.errors import SlurmError
-from slurm.hints import dashed, expand_home, plainly
+from dgm.common.errors import UserError
+from dgm.common.yaml_io import read_yaml
+from slurm.cli import dashed, expand_home, plainly
 from slurm.resources import Resources, profile_path
-from slurm.yaml_file import read_yaml
 
 NOT_SLURM = ("local", "debug")
 _PATH = {"path": True}  # field metadata of options in which ~ is the home folder
@@ -54,7 +54,7 @@ class Asked:
 
 
 def read_options(arguments: list[str]) -> Asked:
-    """Parse the command line; raises SlurmError in one line."""
+    """Parse the command line; raises UserError in one line."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     words = [_underscored(word) for word in arguments[:cut]]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -87,16 +87,16 @@ def _check(asked: Asked) -> None:
     asked.resources.check()
     options = asked.options
     if not Path(asked.script).is_file():
-        raise SlurmError(f"there is no trainer {asked.script}: choose one of launch/train_*.py")
+        raise UserError(f"there is no trainer {asked.script}: choose one of launch/train_*.py")
     for name in ("max_parallel", "max_faults"):
         value = getattr(options, name)
         if value is not None and value < 1:
             flag = name.replace("_", "-")
-            raise SlurmError(f"--{flag} is {value}: choose 1 or more")
+            raise UserError(f"--{flag} is {value}: choose 1 or more")
     if options.cluster in NOT_SLURM and asked.resources.node_range[0] > 1:
-        raise SlurmError(f"--cluster {options.cluster} is one node: leave out --nodes")
+        raise UserError(f"--cluster {options.cluster} is one node: leave out --nodes")
     if options.cluster == "debug" and (options.sweep or asked.resources.processes > 1):
-        raise SlurmError("--cluster debug is one process of one run: leave out --sweep and others")
+        raise UserError("--cluster debug is one process of one run: leave out --sweep and others")
 
 
 def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespace:
@@ -105,7 +105,7 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
     except ArgumentError as error:
         said = " ".join(str(error).split())
         known = [option for action in parser._actions for option in action.option_strings]
-        raise SlurmError(f"{where}{plainly(said, known)}") from None
+        raise UserError(f"{where}{plainly(said, known)}") from None
     _check_values(chosen)
     for name in ("script", *(f.name for f in dataclasses.fields(Options) if f.metadata)):
         if isinstance(chosen[name], str):
@@ -115,14 +115,14 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
 
 
 def _check_values(chosen: Namespace) -> None:
-    """Raise SlurmError where a text is empty or a number far too large."""
+    """Raise UserError where a text is empty or a number far too large."""
     for name, value in vars(chosen).items():
         flag = name if name == "script" else dashed(f"--{name}")
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and not each.strip():
-                raise SlurmError(f"{flag} is '{each}': give a value, or leave it out")
+                raise UserError(f"{flag} is '{each}': give a value, or leave it out")
             if isinstance(each, int) and abs(each) >= 2**31:
-                raise SlurmError(f"{flag} is {each}: choose a number below 2**31")
+                raise UserError(f"{flag} is {each}: choose a number below 2**31")
 
 
 def _underscored(word: str) -> str:
@@ -142,7 +142,7 @@ def _read_profile(path: Path) -> list[str]:
     known += ["accelerate_config", "max_parallel", "max_faults"]
     for key in keys:
         if key not in known:
-            raise SlurmError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
+            raise UserError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
     return [f"--{key}={_as_word(value)}" for key, value in keys.items()]
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from slurm.errors import SlurmError
-from slurm.hints import Parser
-from slurm.record import Record
+from dgm.common.errors import UserError
+from slurm.cli import Parser
+from slurm.run_state import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "launch" / "configs" / "ddpm_tiny.yaml"
@@ -73,7 +73,7 @@ def measure(folder: Path, cluster: str) -> dict[str, float]:
     words += ["--cluster", cluster, "--", f"--run.dir={folder}", *OVERRIDES]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
-        raise SlurmError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     done.check_returncode()
     record = Record(folder)
     batch = trainer = None
@@ -123,6 +123,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except SlurmError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.errors import SlurmError
+from dgm.common.errors import UserError
 
 MOST_NODES = 10_000
 PROFILES = Path(__file__).parent / "clusters"
@@ -53,11 +53,11 @@ class Resources:
 
     @property
     def node_range(self) -> tuple[int, int]:
-        """Give the least and the most nodes; raises SlurmError."""
+        """Give the least and the most nodes; raises UserError."""
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
         least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= least <= most <= MOST_NODES:
-            raise SlurmError(
+            raise UserError(
                 f"--nodes is {self.nodes}: give a number, or MIN-MAX such as 2-4, "
                 f"of {MOST_NODES} at most"
             )
@@ -69,29 +69,27 @@ class Resources:
         return self.processes_per_node or max(1, self.gpus_per_node)
 
     def check(self) -> None:
-        """Raise SlurmError where a value makes no sense."""
+        """Raise UserError where a value makes no sense."""
         for name, least in (("gpus_per_node", 0), ("lead_s", 1)):
             if getattr(self, name) < least:
-                raise SlurmError(
-                    f"--{_flag(name)} is {getattr(self, name)}: choose {least} or more"
-                )
+                raise UserError(f"--{_flag(name)} is {getattr(self, name)}: choose {least} or more")
         for name in ("processes_per_node", "cpus_per_process"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SlurmError(f"--{_flag(name)} is {value}: choose 1 or more")
+                raise UserError(f"--{_flag(name)} is {value}: choose 1 or more")
         if self.gpus_per_node and self.processes > self.gpus_per_node:
-            raise SlurmError(
+            raise UserError(
                 f"--processes-per-node is {self.processes}, but a node has {self.gpus_per_node} "
                 f"GPUs and each process wants its own: choose {self.gpus_per_node} or fewer"
             )
         try:
             shlex.split(self.python or "")
         except ValueError as error:
-            raise SlurmError(
+            raise UserError(
                 f"--python is {self.python}, which is no command ({error}): mend its quotes"
             ) from None
         if self.time_s <= self.lead_s:
-            raise SlurmError(
+            raise UserError(
                 f"--lead-s is {self.lead_s}, but --time {self.time} leaves only {self.time_s} s: "
                 "give more time, or a shorter lead"
             )
@@ -100,10 +98,10 @@ class Resources:
 
     @property
     def time_s(self) -> int:
-        """Give the time limit in seconds; raises SlurmError where it is not written as Slurm's."""
+        """Give the time limit in seconds; raises UserError where it is not written as Slurm's."""
         found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
         if found is None:
-            raise SlurmError(f"--time is {self.time}: write minutes, 12:00:00 or 2-00:00:00")
+            raise UserError(f"--time is {self.time}: write minutes, 12:00:00 or 2-00:00:00")
         days, *rest = (None if part is None else int(part) for part in found.groups())
         first, second, third = rest
         if days is not None:  # D-HH[:MM[:SS]]
@@ -139,11 +137,11 @@ class Resources:
 
 
 def profile_path(name: str) -> Path:
-    """Find a profile by name or path; raises SlurmError."""
+    """Find a profile by name or path; raises UserError."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise SlurmError(
+        raise UserError(
             f"--cluster {name}: there is no {path}; choose local, debug, {known}, or a YAML file"
         )
     return path

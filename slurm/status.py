@@ -22,13 +22,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from slurm import commands
-from slurm.commands import State
-from slurm.errors import SlurmError, access_fault
-from slurm.hints import Parser
-from slurm.record import FOLDER, Record
-from slurm.streams import STANDARD_OUTPUT, keep_streams, reader_is_gone
-from slurm.yaml_file import read_yaml
+from dgm.common.errors import UserError, access_fault
+from dgm.common.streams import STANDARD_OUTPUT, keep_streams, reader_is_gone
+from dgm.common.yaml_io import read_yaml
+from slurm import slurm_cli as commands
+from slurm.cli import Parser
+from slurm.run_state import FOLDER, Record
+from slurm.slurm_cli import State
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
 """States that nothing leads out of by itself; all but `done` are for --only-failed."""
@@ -232,14 +232,12 @@ def main() -> int:
         records = find_runs(asked.folder)
         if not records:
             if fault := access_fault(asked.folder):
-                raise SlurmError(fault)
+                raise UserError(fault)
             if asked.folder.is_dir():
-                raise SlurmError(
-                    f"there is no run in {asked.folder}: name a folder that holds runs"
-                )
+                raise UserError(f"there is no run in {asked.folder}: name a folder that holds runs")
             near = nearest_folder(asked.folder)
             hint = f"did you mean {near}?" if near else "name a folder that holds runs"
-            raise SlurmError(f"there is no folder {asked.folder}: {hint}")
+            raise UserError(f"there is no folder {asked.folder}: {hint}")
         found = rows(records)
         if not asked.watch:
             console.print(table(found, asked.folder))
@@ -249,7 +247,7 @@ def main() -> int:
                 time.sleep(asked.every)
                 found = rows(find_runs(asked.folder))
                 live.update(table(found, asked.folder), refresh=True)
-    except SlurmError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -22,15 +22,16 @@ from typing import Any
 
 import submitit
 
-from slurm import commands, status
-from slurm.addresses import without_password
-from slurm.checks import Plan
-from slurm.errors import SlurmError
+from dgm.common.errors import UserError
+from dgm.common.redact import without_password
+from dgm.common.yaml_io import write_yaml
+from slurm import slurm_cli as commands
+from slurm import status
 from slurm.job import Job
 from slurm.options import Asked
-from slurm.record import FOLDER
+from slurm.preflight import Plan
+from slurm.run_state import FOLDER
 from slurm.snapshot import copy_code
-from slurm.yaml_file import write_yaml
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Submission:
         # In the shell's place, so that Slurm's signals to the batch script reach the job.
         python = f"exec {shlex.quote(sys.executable)}"
         if found := re.search(r"%[jtAa]|\\", str(self.home)):
-            raise SlurmError(
+            raise UserError(
                 f"run.dir leads to {self.home.parents[1]}, of which Slurm would not leave "
                 f"{found[0]} as it is: choose another run.dir"
             )
@@ -122,7 +123,7 @@ def kept_on_success(submission: Submission) -> Iterator[None]:
 
 
 def submit(submission: Submission) -> list[str]:
-    """Hand the runs to Slurm; gives their ids. Raises SlurmError with Slurm's own message."""
+    """Hand the runs to Slurm; gives their ids. Raises UserError with Slurm's own message."""
     executor = submission.executor()
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
@@ -130,11 +131,11 @@ def submit(submission: Submission) -> list[str]:
     except Exception as error:  # of submitit's several kinds, all with sbatch's words in them
         said = re.findall(r"sbatch: error: (.*)", str(error))
         told = "; ".join(dict.fromkeys(said)) or " ".join(str(error).split())
-        raise SlurmError(f"sbatch refuses: {told}") from None
+        raise UserError(f"sbatch refuses: {told}") from None
     ids = [job.job_id for job in jobs]
     if not commands.may_requeue(ids[0]):
         commands.cancel(ids)
-        raise SlurmError(
+        raise UserError(
             f"the cluster does not let job {ids[0]} be requeued, so a run could not continue by "
             "itself; it was cancelled: ask the administrators, or use another partition"
         )
@@ -202,7 +203,7 @@ def _in_a_line(name: str, value: str) -> str:
     """Write a value for a line of #SBATCH, where a backslash takes away the next one's meaning."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", name) or not value.isprintable():
         told = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
-        raise SlurmError(
+        raise UserError(
             f"{told}, which does not fit a line of #SBATCH: leave out line breaks and other "
             "characters that cannot be printed, also of run.dir"
         )

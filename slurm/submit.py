@@ -17,13 +17,15 @@ from pathlib import Path
 
 import yaml
 
-from slurm import checks, commands, status
-from slurm.checks import Plan
-from slurm.errors import SlurmError
-from slurm.launcher import read_accelerate
+from dgm.common.errors import UserError
+from dgm.common.streams import keep_streams
+from slurm import preflight as checks
+from slurm import slurm_cli as commands
+from slurm import status
+from slurm.accelerate_env import read_accelerate
 from slurm.options import Asked, read_options
-from slurm.record import FOLDER
-from slurm.streams import keep_streams
+from slurm.preflight import Plan
+from slurm.run_state import FOLDER
 from slurm.submission import Submission, in_this_process, kept_on_success, run_here, submit
 from slurm.sweep import read_sweep, words_of
 
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
     asked = read_options(arguments)
     cluster = asked.options.cluster
     if cluster not in ("local", "debug") and not commands.present():
-        raise SlurmError(
+        raise UserError(
             "there is no Slurm on this machine (no sbatch): submit from a login node, choose "
             "--cluster local, or try with `make cluster-up`"
         )
@@ -112,7 +114,7 @@ def choose_failed(plans: list[Plan]) -> list[Plan]:
 
 
 def check(asked: Asked, plans: list[Plan]) -> dict[str, str]:
-    """Look at everything that can be known before; raises SlurmError."""
+    """Look at everything that can be known before; raises UserError."""
     count = "1 run" if len(plans) == 1 else f"{len(plans)} sets"
     told = {
         "config": f"{count}, understood by {asked.script}",
@@ -148,6 +150,6 @@ if __name__ == "__main__":
     keep_streams()  # what is begun is submitted as a whole
     try:
         sys.exit(main(sys.argv[1:]))
-    except SlurmError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from slurm.errors import SlurmError
-from slurm.yaml_file import read_yaml
+from dgm.common.errors import UserError
+from dgm.common.yaml_io import read_yaml
 
 MOST_RUNS = 10_000
 Sets = dict[str, dict[str, Any]]
@@ -20,29 +20,29 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
 def read_sweep(path: Path) -> Sets:
     """Read `sets:` (a name -> keys and values) and `grid:` (key -> list of values).
 
-    With both, each set is tried with each point of the grid. Raises SlurmError.
+    With both, each set is tried with each point of the grid. Raises UserError.
     """
     try:
         found = read_yaml(path)
-    except SlurmError as error:
-        raise SlurmError(f"sweep {error}") from None
+    except UserError as error:
+        raise UserError(f"sweep {error}") from None
     if not found or found.keys() - {"sets", "grid"}:
-        raise SlurmError(f"sweep {path} needs the sections sets, grid or both, and no others")
+        raise UserError(f"sweep {path} needs the sections sets, grid or both, and no others")
     sets = _read_sets(path, found.get("sets", {"": {}}))
     grid = _read_grid(path, found["grid"]) if "grid" in found else {}
     count = len(sets) * math.prod(len(values) for values in grid.values())
     if count > MOST_RUNS:
-        raise SlurmError(f"sweep {path} makes {count} runs: give {MOST_RUNS} or fewer")
+        raise UserError(f"sweep {path} makes {count} runs: give {MOST_RUNS} or fewer")
     whole: Sets = {}
     points = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
     for (name, keys), point in itertools.product(sets.items(), points):
         where = "-".join(filter(None, (name, _point_name(point))))
         if where in whole:
-            raise SlurmError(f"sweep {path} names two sets {where}: write differing values")
+            raise UserError(f"sweep {path} names two sets {where}: write differing values")
         whole[where] = {**keys, **point}
     for name in whole:
         if not _NAME.fullmatch(name):
-            raise SlurmError(
+            raise UserError(
                 f"sweep {path} has a set named {name!r}: a folder is named after it, so use "
                 "letters, digits and . , = + - _"
             )
@@ -59,23 +59,21 @@ def words_of(keys: dict[str, Any]) -> list[str]:
 
 def _read_sets(path: Path, sets: Any) -> Sets:
     if not isinstance(sets, dict) or not sets:
-        raise SlurmError(f"sweep {path}: sets is {sets!r}; give each set a name and its keys")
+        raise UserError(f"sweep {path}: sets is {sets!r}; give each set a name and its keys")
     read = {}
     for name, keys in sets.items():
         if not isinstance(keys, dict | None):
-            raise SlurmError(f"sweep {path}: the set {name} is {keys!r}; give it keys and values")
+            raise UserError(f"sweep {path}: the set {name} is {keys!r}; give it keys and values")
         read[str(name)] = _flat(keys or {})
     return read
 
 
 def _read_grid(path: Path, grid: Any) -> dict[str, list[Any]]:
     if not isinstance(grid, dict) or not grid:
-        raise SlurmError(f"sweep {path}: grid is {grid!r}; give keys, each with a list of values")
+        raise UserError(f"sweep {path}: grid is {grid!r}; give keys, each with a list of values")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise SlurmError(
-                f"sweep {path}: {key} of the grid is {values!r}; give a list of values"
-            )
+            raise UserError(f"sweep {path}: {key} of the grid is {values!r}; give a list of values")
     return grid
 
 

@@ -21,7 +21,7 @@ from processes import free_port, kill_all
 from tiny import SCRIPTS, TINY
 from warm_processes import Result, Warm, plain_environment
 
-from dgm.train.engine import Engine
+from dgm.training.engine import Engine
 from shards import shapes
 from shards.build import build
 
@@ -240,7 +240,7 @@ def cluster(
     need("submitit")
     from cluster import Cluster
 
-    from slurm.four_nodes import FourNodes, missing_daemons
+    from slurm.devcluster import FourNodes, missing_daemons
 
     missing = missing_daemons()
     if missing:

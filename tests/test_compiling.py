@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from dgm.compiling import compile_net, compiled
+from dgm.nn.compiling import compile_net, compiled
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 
@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(LAUNCH.parent)!r})\n"
-        "import torch\nfrom dgm.compiling import compiled\nfrom dgm.kernels import native\n"
+        "import torch\nfrom dgm.nn.compiling import compiled\nfrom dgm.nn.kernels import native\n"
         "def double(x): return 2 * x + 1\n"
         "assert compiled(double)(torch.ones(3)).tolist() == [3, 3, 3]\n"
         "len(sys.argv) < 2 and native.available()\n"

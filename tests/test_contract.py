@@ -13,12 +13,12 @@ import torch
 from tiny import SCRIPTS, TINY
 from torch import Tensor
 
-from dgm.layers import recompute_activations
+from dgm.cli.assemble import Parts
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import parse
+from dgm.nn.layers import recompute_activations
 from dgm.objective import Batch, Encoder, InitializedByData, Latent, Likelihood, Pictured
 from dgm.rng import Draws
-from launch.command import parse
-from launch.families import FAMILIES
-from launch.training import Parts
 
 SHAPE, NUM_CLASSES = (32, 32, 3), 10
 GOLDEN = Path(__file__).parent / "golden"

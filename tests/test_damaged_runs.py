@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
 
 from dgm.report.page import make_page
-from dgm.report.read import read_log
-from dgm.train import checkpoint
-from dgm.train.run_folder import read_config
-from dgm.train.tracking import MetricsFile, scan_metrics
+from dgm.report.read_run import read_log
+from dgm.training import checkpoint
+from dgm.training.metrics_log import MetricsFile, scan_metrics
+from dgm.training.run_folder import read_config
 from slurm import status
-from slurm.record import Record
+from slurm.run_state import Record
 
 
 def told_of(read: Callable) -> tuple[Any, list[str]]:

@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LAUNCH, TINY
 
-from dgm import yaml_file
-from dgm.errors import UserError
-from launch.command import CONFIGS, parse
-from launch.exercise import FOLDER, read_plan
-from launch.train_ddpm import Config
-from slurm import yaml_file as slurm_yaml
-from slurm.errors import SlurmError
+from dgm.cli.exercise_plan import FOLDER, read_plan
+from dgm.cli.parser import CONFIGS, parse
+from dgm.cli.train_ddpm import Config
+from dgm.common import yaml_io as slurm_yaml
+from dgm.common import yaml_io as yaml_file
+from dgm.common.errors import UserError
 from slurm.options import read_options
 from slurm.sweep import read_sweep, words_of
 
@@ -104,7 +103,7 @@ def test_mistakes_in_yaml_are_named_with_their_line(
     tmp_path: Path, reader, text: str, parts: list[str]
 ) -> None:
     path = written(tmp_path, text.encode())
-    with pytest.raises((UserError, SlurmError)) as caught:
+    with pytest.raises((UserError, UserError)) as caught:
         reader.read_yaml(path)
     told = str(caught.value)
     assert "\n" not in told and told.startswith(str(path)) and all(p in told for p in parts), told
@@ -127,8 +126,8 @@ def test_numbers_are_read_as_the_trainers_read_them(tmp_path: Path) -> None:
 def test_both_readers_of_yaml_are_the_same() -> None:
     ours, theirs = (
         (ROOT / place / "yaml_file.py").read_text()
-        .replace("\nfrom slurm.errors import access_fault", ", access_fault")
-        .replace("SlurmError as ", "").replace("SlurmError", "UserError").split("\n")
+        .replace("\nfrom dgm.common.errors import access_fault", ", access_fault")
+        .replace("UserError as ", "").replace("UserError", "UserError").split("\n")
         for place in ("dgm", "slurm")
     )  # fmt: skip
     different = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dgm.errors import disk_fault, naming
-from dgm.files import append, replacing, write_whole
+from dgm.common.atomic_io import append, replacing, write_whole
+from dgm.common.errors import disk_fault, naming
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):

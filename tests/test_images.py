@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dgm.images import LARGEST_GRID, evenly, fit_grid, grid, save_npz, save_png, to_uint8
-from dgm.pixels import STANDARD
-from dgm.train.sampling import shown_classes
+from dgm.preprocessing import STANDARD
+from dgm.training.sampling import shown_classes
 
 
 def levels_as_images(values: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from dgm.kernels.norm import Dropout, keyed_dropout
-from dgm.layers import (
+from dgm.nn.kernels.norm import Dropout, keyed_dropout
+from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
     PointwiseConv2d,

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 WORK = """
 import time
-from dgm.progress import advance, progress
+from dgm.common.progress import advance, progress
 with progress("making images", 10):
     for _ in range(10):
         time.sleep(PAUSE)
@@ -58,7 +58,7 @@ def on_terminal(words: list[str], environment: dict[str, str] | None = None) -> 
 def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
     assert run(WORK.replace("PAUSE", "0")) == ("", "")
     said = run(WORK.replace("PAUSE", "0.23"))
-    assert said == ("", "making images ...\nmaking images took 2 s\n")
+    assert said == ("", "making images ...\nmaking images took 2.3 s\n")
     assert run(WORK.replace("PAUSE", "0.21"), RANK="1", WORLD_SIZE="2") == ("", "")
 
 

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from dgm.errors import UserError
-from dgm.eval import classifier, real
-from dgm.eval.inception import inception_features
-from dgm.train import checkpoint
-from shards.errors import ShardError
+from dgm.common.errors import UserError
+from dgm.evaluation import classifier
+from dgm.evaluation import feature_cache as real
+from dgm.evaluation.inception import inception_features
+from dgm.training import checkpoint
 from shards.images import decode_image
-from shards.read import Shards
+from shards.reader import Shards
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dgm", "shards", "launch", "slurm")
 
 # What may stand in the sources, and why.
 JUSTIFIED = {
-    ("dgm/eval/inception.py", "import pickle"): "only to catch the error of a refused pickle",
+    ("dgm/evaluation/inception.py", "import pickle"): "only to catch the error of a refused pickle",
     ("slurm/submission.py", "runpy.run_path"): "--cluster debug runs the trainer that was named",
 }
 NEVER = {
@@ -158,7 +158,7 @@ def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([Evil(ran)], object), allow_pickle=True)
     contents = [(tmp_path / "evil.npy").read_bytes(), pickle.dumps(Evil(ran))]
     for content in contents:
-        with pytest.raises(ShardError, match=r"x is no readable|x holds object") as caught:
+        with pytest.raises(UserError, match=r"x is no readable|x holds object") as caught:
             decode_image(content, "x")
         assert "\n" not in str(caught.value)
         path = tmp_path / "a.tar"
@@ -167,7 +167,7 @@ def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-        with pytest.raises(ShardError, match=r"a\.tar"):
+        with pytest.raises(UserError, match=r"a\.tar"):
             Shards(path)
     assert not ran.exists()
 
@@ -195,9 +195,9 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
 def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatch) -> None:
     from dataclasses import replace
 
-    from dgm.train.run_folder import as_yaml
-    from launch.train_ddpm import Config
-    from launch.trained import Trained, open_data
+    from dgm.cli.load_run import Trained, open_data
+    from dgm.cli.train_ddpm import Config
+    from dgm.training.run_folder import as_yaml
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = Config()

@@ -13,10 +13,10 @@ import pytest
 from optional import need
 from written_runs import ENVIRONMENT, opened, write_run
 
-from dgm.addresses import without_password
+from dgm.common.errors import UserError
+from dgm.common.redact import without_password
 from dgm.report.page import make_page
-from dgm.train.run_folder import describe_machine
-from shards.errors import ShardError
+from dgm.training.run_folder import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {
@@ -53,11 +53,11 @@ def test_no_secret_is_shown_on_a_page(tmp_path: Path) -> None:
 
 
 def test_a_failed_fetch_does_not_show_the_password(tmp_path: Path, monkeypatch) -> None:
-    from shards.read import open_shards
+    from shards.reader import open_shards
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for spec in ("none://me:hidden@127.0.0.1:9/x.tar", "file://me:hidden@127.0.0.1:9/x.tar"):
-        with pytest.raises(ShardError, match="could not be fetched") as caught:
+        with pytest.raises(UserError, match="could not be fetched") as caught:
             open_shards(spec)
         assert "hidden" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from slurm.checks import Plan
+from slurm.preflight import Plan
 from slurm.options import Asked, Options
 from slurm.resources import Resources
 from slurm.submission import Submission, note

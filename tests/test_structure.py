@@ -1,4 +1,4 @@
-"""The directions that imports may take, and the sizes that keep files readable."""
+"""The directions that imports may take, and functions that fit a screen."""
 
 import ast
 from pathlib import Path
@@ -9,15 +9,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dgm", "shards", "launch", "slurm")
 FAMILIES = ("diffusion", "gan", "vae", "flow")
 ONLY_IN = {
-    "accelerate": ("dgm/train/", "launch/benchmarks/"),  # there it is part of a peer
-    "deepspeed": ("dgm/train/",),
-    "webdataset": ("shards/", "launch/benchmarks/"),  # there it is the peer
-    "diffusers": ("launch/benchmarks/",),
-    "denoising_diffusion_pytorch": ("launch/benchmarks/",),
-    "normflows": ("launch/benchmarks/",),
-    "pythae": ("launch/benchmarks/",),
+    "accelerate": ("dgm/training/", "dgm/benchmarks/"),  # there it is part of a peer
+    "deepspeed": ("dgm/training/",),
+    "webdataset": ("shards/", "dgm/benchmarks/"),  # there it is the peer
+    "diffusers": ("dgm/benchmarks/",),
+    "denoising_diffusion_pytorch": ("dgm/benchmarks/",),
+    "normflows": ("dgm/benchmarks/",),
+    "pythae": ("dgm/benchmarks/",),
     "submitit": ("slurm/",),
-    "torch_fidelity": ("dgm/eval/",),
+    "torch_fidelity": ("dgm/evaluation/",),
 }
 
 
@@ -44,20 +44,23 @@ def layer(module: str) -> str | None:
         return parts[0]
     if parts[0] != "dgm" or len(parts) == 1:
         return None
-    if parts[1] in ("train", "report", "eval"):
-        return parts[1]
-    return parts[1] if parts[1] in FAMILIES else "base"
+    return parts[1] if parts[1] in ALLOWED else "base"
 
 
+BASE = {"common", "base"}
+EVERY = {*BASE, *FAMILIES, "training", "evaluation", "report", "cli", "shards"}
 ALLOWED = {
-    "base": {"base"},
-    **{family: {"base", family} for family in FAMILIES},
-    "train": {"base", "train"},
-    "report": {"base", "train", *FAMILIES, "report"},
-    "eval": {"base", "train", *FAMILIES, "eval"},
-    "shards": {"shards"},
-    "launch": {"base", "train", "report", "eval", *FAMILIES, "shards", "launch"},
-    "slurm": {"slurm"},
+    "common": {"common"},
+    "base": BASE,
+    **{family: {*BASE, family} for family in FAMILIES},
+    "training": {*BASE, "training"},
+    "evaluation": {*BASE, *FAMILIES, "training", "evaluation"},
+    "report": {*BASE, *FAMILIES, "training", "report"},
+    "cli": {*EVERY, "benchmarks"},
+    "benchmarks": {*EVERY, "benchmarks"},
+    "shards": {"common", "shards"},
+    "slurm": {"common", "slurm"},
+    "launch": {"common", "cli", "training"},
 }
 
 
@@ -113,10 +116,3 @@ def test_package_files_do_nothing_at_import() -> None:
         for path in (ROOT / package).rglob("__init__.py"):
             body = ast.parse(path.read_text()).body
             assert all(isinstance(n, ast.Expr | ast.Import | ast.ImportFrom) for n in body), path
-
-
-def test_what_stands_in_several_packages_is_the_same() -> None:
-    """None of them may import another, so each has its own copy."""
-    copies = {"addresses.py": ("dgm", "shards", "slurm"), "streams.py": ("shards", "slurm")}
-    for name, packages in copies.items():
-        assert len({(ROOT / package / name).read_text() for package in packages}) == 1, name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dgm.diffusion.prediction import PredictionKind, Weighting
+from dgm.diffusion.parameterization import PredictionKind, Weighting
 from dgm.diffusion.samplers import SamplerName
 
 

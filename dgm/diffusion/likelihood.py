@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion.schedule import Schedule
-from dgm.pixels import PixelMap
+from dgm.preprocessing import PixelMap
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
 from dgm.diffusion import likelihood
 from dgm.diffusion.config import DiffusionConfig, SampleConfig
+from dgm.diffusion.forward_process import Noising
 from dgm.diffusion.likelihood import ReverseSteps
-from dgm.diffusion.noising import Noising
-from dgm.diffusion.prediction import (
+from dgm.diffusion.parameterization import (
     Denoised,
     loss_weight,
     target,
@@ -20,10 +22,8 @@ from dgm.diffusion.prediction import (
 )
 from dgm.diffusion.samplers import Denoiser, ddim, ddim_inverse, run_sampler
 from dgm.diffusion.schedule import make_schedule
-from dgm.errors import UserError
-from dgm.limits import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import DEQUANTIZED, STANDARD
+from dgm.preprocessing import DEQUANTIZED, STANDARD
 from dgm.rng import Draws
 
 _MOST_TIMESTEPS = 100_000

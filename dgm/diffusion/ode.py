@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.diffusion.prediction import PredictionKind
+from dgm.diffusion.parameterization import PredictionKind
 from dgm.diffusion.samplers import Denoiser
 from dgm.diffusion.schedule import Schedule
-from dgm.errors import UserError
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 

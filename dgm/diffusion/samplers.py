@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dgm.diffusion.prediction import Denoised
+from dgm.common.progress import advance
+from dgm.diffusion.parameterization import Denoised
 from dgm.diffusion.schedule import Schedule
-from dgm.progress import advance
 from dgm.rng import Draws
 
 Denoiser = Callable[[Tensor, int], Denoised]

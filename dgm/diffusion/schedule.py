@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 
 
 @dataclass(frozen=True)

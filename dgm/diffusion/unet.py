@@ -13,11 +13,12 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.diffusion.pyramid import Pyramid
-from dgm.embedding import Embedding
-from dgm.errors import UserError
-from dgm.kernels.norm import Dropout
-from dgm.layers import (
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.diffusion.progressive_skips import Pyramid
+from dgm.nn.embedding import Embedding
+from dgm.nn.kernels.norm import Dropout
+from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
     PointwiseConv2d,
@@ -27,7 +28,6 @@ from dgm.layers import (
     timestep_embedding,
     zeroed,
 )
-from dgm.limits import check_range
 from dgm.rng import Draws
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.flow.layers import standardizing
-from dgm.layers import group_norm, zeroed
+from dgm.flow.bijections import standardizing
+from dgm.nn.layers import group_norm, zeroed
 
 _MAX_LOG_SCALE = 2.0
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dgm.flow import walk
-from dgm.flow.net import Flow, normal_log_prob
-from dgm.limits import check_range
+from dgm.common.progress import advance
+from dgm.common.validation import check_range
+from dgm.flow import actnorm_init as walk
+from dgm.flow.networks import Flow, normal_log_prob
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import DEQUANTIZED, draw_mirrored, flip_images
-from dgm.progress import advance
+from dgm.preprocessing import DEQUANTIZED, draw_mirrored, flip_images
 from dgm.rng import Draws
 
 _LEVEL_BITS = -math.log2(DEQUANTIZED.bin_width)  # 7

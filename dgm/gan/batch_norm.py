@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.embedding import embed
+from dgm.nn.embedding import embed
 
 
 class BatchNorm(nn.Module):

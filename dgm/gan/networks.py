@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dgm.embedding import Embedding
-from dgm.errors import UserError
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
 from dgm.gan.batch_norm import BatchNorm
-from dgm.layers import upsample
-from dgm.limits import check_range
+from dgm.nn.embedding import Embedding
+from dgm.nn.layers import upsample
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm.compiling import uncompiled
-from dgm.errors import UserError
-from dgm.gan.augment import Augmentation, augment
+from dgm.common.errors import UserError
+from dgm.common.progress import advance
+from dgm.common.validation import check_range
+from dgm.gan.diffaugment import Augmentation, augment
 from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
 from dgm.latent_space import along_sphere
-from dgm.limits import check_range
+from dgm.nn.compiling import uncompiled
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import STANDARD, draw_mirrored, flip_images
-from dgm.progress import advance
+from dgm.preprocessing import STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws
 
 

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from itertools import groupby
 
+from dgm.common.formatting import counted, number, short
 from dgm.metrics import higher_is_better
+from dgm.report.formatting import unit
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import images, number, short, unit
-from dgm.report.read import Curve
+from dgm.report.read_run import Curve
 
 NUM_STYLES = 8  # colours and dash patterns of style.py
 _COLUMNS = 300  # into which a long curve is thinned, each with its least and its greatest value
@@ -108,7 +109,7 @@ def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
     return (
         value,
         where,
-        f"{'greatest' if higher else 'least'} {number(value)} after {images(where)}",
+        f"{'greatest' if higher else 'least'} {number(value)} after {counted(where, 'image')}",
     )
 
 

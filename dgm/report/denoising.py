@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgm.files import replacing
+from dgm.common.atomic_io import replacing
+from dgm.common.formatting import percent
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import percent
 from dgm.report.plots import Line, plot
-from dgm.report.read import as_object
-from dgm.report.studies import (
+from dgm.report.read_run import as_object
+from dgm.report.schema import (
     ForeignError,
     number_in,
     rows_in,

@@ -6,11 +6,10 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dgm.common.formatting import counted
 from dgm.report.denoising import show_denoised
-from dgm.report.markup import Html, element, join
-from dgm.report.measure import Measure
-from dgm.report.numbers import images
-from dgm.report.outcome import (
+from dgm.report.figure_names import Measure
+from dgm.report.hypothesis_check import (
     CLOSE,
     SURE,
     Expectation,
@@ -19,9 +18,10 @@ from dgm.report.outcome import (
     measure_group,
     name_best,
 )
+from dgm.report.markup import Html, element, join
 from dgm.report.page import side_by_side, whole_page
 from dgm.report.pictures import show_generated, show_kind, show_samples
-from dgm.report.read import Run
+from dgm.report.read_run import Run
 from dgm.report.tables import Column, listing, sortable
 
 _NOTHING = "–"
@@ -127,7 +127,7 @@ def _least(runs: list[Run]) -> Html:
         for key in (k for k in run.keys if k.startswith("train/") and "loss" in k.split("/")[-1]):
             curve = run.curve(key)
             least, where = curve.least()
-            rows.append([run.name, key, least, images(where), curve.values[-1]])
+            rows.append([run.name, key, least, counted(where, "image"), curve.values[-1]])
     heads = ["run", "loss", "least", "after", "last"]
     return join(element("h2", "The least of each loss"), listing("From the logs", heads, rows))
 

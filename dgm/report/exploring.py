@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgm.files import replacing
+from dgm.common.atomic_io import replacing
 from dgm.report.markup import Html, element, join
 from dgm.report.plots import Line, plot
-from dgm.report.studies import (
+from dgm.report.schema import (
     ForeignError,
     list_in,
     number_in,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from dgm.addresses import without_password
+from dgm.common.redact import without_password
 
 _WITHOUT_END = {"meta", "img", "br"}
 

@@ -6,12 +6,12 @@ import base64
 import hashlib
 from collections.abc import Sequence
 
+from dgm.report.curve_summary import observe
 from dgm.report.curves import NUM_STYLES, chart
 from dgm.report.failures import Failure
 from dgm.report.markup import Html, element, join
-from dgm.report.observe import observe
 from dgm.report.pictures import last_of_each
-from dgm.report.read import Run
+from dgm.report.read_run import Run
 from dgm.report.sections import parts_of, what_was_run
 from dgm.report.style import CSS, JS
 from dgm.report.tables import differing, listing, table_of_runs

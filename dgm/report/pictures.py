@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dgm.common.formatting import counted
 from dgm.report.markup import Html, element
-from dgm.report.numbers import images
 
 _THROUGH_TRAINING = 5  # grids of one kind that are shown
 _GENERATED = 3
@@ -41,7 +41,7 @@ def show_samples(folder: Path, of: str, wanted: int = _THROUGH_TRAINING) -> Html
     parts = []
     for kind, grids in kinds(folder).items():
         shown = some_of(grids, wanted if kind == "samples" else 1)
-        parts += [embed(path, f"{kind}, {images(seen)} seen", of) for seen, path in shown]
+        parts += [embed(path, f"{kind}, {counted(seen, 'image')} seen", of) for seen, path in shown]
     return element("div", *parts, class_="grids") if parts else None
 
 
@@ -51,7 +51,7 @@ def show_kind(folder: Path, kind: str, of: str) -> Html | None:
     if not grids:
         return None
     seen, path = grids[-1]
-    return element("div", embed(path, f"{kind}, {images(seen)} seen", of), class_="grids")
+    return element("div", embed(path, f"{kind}, {counted(seen, 'image')} seen", of), class_="grids")
 
 
 def show_generated(folder: Path, of: str) -> Html | None:
@@ -88,5 +88,5 @@ def last_of_each(runs: list[tuple[str, Path]]) -> Html | None:
         grids = kinds(folder).get("samples")
         if grids:
             seen, path = grids[-1]
-            parts.append(embed(path, f"{name}, {images(seen)} seen", "samples"))
+            parts.append(embed(path, f"{name}, {counted(seen, 'image')} seen", "samples"))
     return element("div", *parts, class_="grids") if parts else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
+from dgm.common.formatting import number
 from dgm.report.curves import (
     BOTTOM,
     LEFT,
@@ -17,7 +18,6 @@ from dgm.report.curves import (
     swatch,
 )
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import number
 
 _WIDTH, _HEIGHT = 520, 320
 _POINT = 4  # radius

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from dgm.common.formatting import duration, number, percent
 from dgm.report.denoising import show_denoised
 from dgm.report.exploring import show_explored
 from dgm.report.markup import Html, element, join
-from dgm.report.numbers import duration, number, percent
 from dgm.report.pictures import embed, show_generated, show_samples
-from dgm.report.read import ENERGY, Run
+from dgm.report.read_run import ENERGY, Run
 from dgm.report.tables import as_text, evaluation_tables, facts, listing
 
 _SHEET = "generated images nearest to training images, above these, by features and by pixels"

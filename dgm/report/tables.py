@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dgm.common.formatting import duration, number
 from dgm.metrics import higher_is_better
+from dgm.report.evaluation_table import label, note, shown
+from dgm.report.formatting import figure
 from dgm.report.markup import Html, element
-from dgm.report.measured import label, note, shown
-from dgm.report.numbers import duration, figure, number
-from dgm.report.read import ENERGY, SPREAD, Run, is_detail
+from dgm.report.read_run import ENERGY, SPREAD, Run, is_detail
 
 # How it was measured, no result.
 _COUNTS = ("num_", "images_seen", "importance_samples", "first_seed", "timesteps_per_image")

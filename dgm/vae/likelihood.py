@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dgm.pixels import DEQUANTIZED, STANDARD
+from dgm.preprocessing import DEQUANTIZED, STANDARD
 from dgm.rng import Draws
 
 LikelihoodName = Literal["discretized_logistic", "gaussian"]

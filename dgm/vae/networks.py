@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.errors import UserError
-from dgm.layers import group_norm, zeroed
-from dgm.limits import check_range
-from dgm.vae.latent import Posterior
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.nn.layers import group_norm, zeroed
 from dgm.vae.likelihood import Pixels
+from dgm.vae.posterior import Posterior
 
 Side = Literal["plain", "encoder_decoder"]
 

@@ -9,16 +9,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from dgm.errors import UserError
-from dgm.limits import check_range
+from dgm.common.errors import UserError
+from dgm.common.progress import advance
+from dgm.common.validation import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.pixels import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
-from dgm.progress import advance
+from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
 from dgm.rng import Draws
-from dgm.vae.latent import Posterior, kl_weight, with_free_bits
 from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
 from dgm.vae.networks import VAE
-from dgm.vae.pictures import decode, interpolation, reconstructions, traversal
+from dgm.vae.posterior import Posterior, kl_weight, with_free_bits
+from dgm.vae.visualization import decode, interpolation, reconstructions, traversal
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dgm.diffusion.likelihood import ReverseSteps, prior
 from dgm.diffusion.likelihood import grey_level_nll as nll_in_bins
 from dgm.diffusion.likelihood import term as term_of
 from dgm.diffusion.schedule import Schedule, make_schedule
-from dgm.pixels import STANDARD
+from dgm.preprocessing import STANDARD
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 

@@ -21,14 +21,14 @@ from small_diffusion import (
     unet,
 )
 
+from dgm.benchmarks.profiling import count_conversions
+from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.diffusion.prediction import loss_weight, target
+from dgm.diffusion.parameterization import loss_weight, target
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.errors import UserError
 from dgm.objective import Batch
 from dgm.rng import Draws
-from dgm.train.weights import in_channels_last
-from launch.benchmarks.profiling import count_conversions
+from dgm.training.state_dicts import in_channels_last
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])

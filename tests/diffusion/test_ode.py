@@ -8,9 +8,9 @@ import pytest
 import torch
 from small_diffusion import batch, objective, part_of, unet
 
+from dgm.common.errors import UserError
 from dgm.diffusion.ode import ode_log_density, ode_nats, path
 from dgm.diffusion.schedule import make_schedule
-from dgm.errors import UserError
 from dgm.rng import Draws
 
 

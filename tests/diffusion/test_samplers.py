@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion import samplers
-from dgm.diffusion.prediction import Denoised
+from dgm.diffusion.parameterization import Denoised
 from dgm.diffusion.samplers import Denoiser, Level, SamplerName, posterior, run_sampler
 from dgm.diffusion.schedule import Schedule, make_schedule
 from dgm.rng import Draws

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dgm.common.errors import UserError
 from dgm.diffusion.schedule import Schedule, cosine, linear, make_schedule
-from dgm.errors import UserError
 
 NAMES = ("linear", "cosine")
 timesteps = st.integers(2, 1500)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.diffusion.pyramid import Pyramid
+from dgm.common.errors import UserError
+from dgm.diffusion.progressive_skips import Pyramid
 from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
-from dgm.errors import UserError
 from dgm.rng import Draws
 
 TINY = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 2], attention_at=[], dropout=0.2)

@@ -20,11 +20,11 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dgm.report.read import read_run
-from dgm.train import checkpoint
+from dgm.common.atomic_dirs import cache_root
+from dgm.report.read_run import read_run
+from dgm.training import checkpoint
 from shards import shapes
 from shards.build import build
-from shards.folders import cache_root
 from tests.drills.left import TENSORS, is_whole, metrics, named_checkpoints, newest_whole
 from tests.support.processes import free_port
 from tests.support.tiny import BATCH, LAUNCH, TINY

@@ -26,9 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dgm.errors import UserError  # noqa: E402
-from dgm.train import checkpoint  # noqa: E402
-from dgm.train.engine import Engine  # noqa: E402
+from dgm.common.errors import UserError  # noqa: E402
+from dgm.training import checkpoint  # noqa: E402
+from dgm.training.engine import Engine  # noqa: E402
 
 
 def signal_after(

@@ -16,8 +16,9 @@ import pytest
 from cluster import Cluster, kill, log_of, losses_of, until
 from tiny import BATCH, LAUNCH, SCRIPTS
 
-from slurm import commands, status
-from slurm.record import Record
+from slurm import slurm_cli as commands
+from slurm import status
+from slurm.run_state import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -33,7 +33,7 @@ import torch._dynamo
 import torch._inductor.cudagraph_trees  # which every run asks for
 import torch.utils.tensorboard  # noqa: F401
 
-import launch.train_ddpm  # noqa: F401
+import dgm.cli.train_ddpm  # noqa: F401
 
 
 def serve(path: str) -> None:

@@ -11,11 +11,11 @@ import torch
 from small_flow import BOTH, GLOW, REALNVP, SHAPE, batch, flow, moved, objective, train
 from torch import Tensor
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
+from dgm.flow.bijections import ActNorm, Chain, InvertibleConv
 from dgm.flow.coupling import Coupling, conv_net
-from dgm.flow.layers import ActNorm, Chain, InvertibleConv
-from dgm.flow.net import Flow, FlowNetConfig, normal_log_prob
-from dgm.pixels import DEQUANTIZED
+from dgm.flow.networks import Flow, FlowNetConfig, normal_log_prob
+from dgm.preprocessing import DEQUANTIZED
 
 
 def images(count: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,11 +20,11 @@ from small_flow import (
     train,
 )
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.flow.objective import FlowConfig, SampleConfig
 from dgm.images import to_uint8
 from dgm.objective import InitializedByData, Layered, Likelihood, Pictured
-from dgm.pixels import DEQUANTIZED
+from dgm.preprocessing import DEQUANTIZED
 from dgm.rng import Draws
 
 DIMS = math.prod(SHAPE)

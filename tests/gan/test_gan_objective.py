@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
 
-from dgm.compiling import compile_net
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.gan.networks import GanNetConfig
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.nn.compiling import compile_net
 from dgm.rng import Draws
 
 D, G = 0, 1  # the phases

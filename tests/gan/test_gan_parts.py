@@ -12,9 +12,9 @@ import torch.multiprocessing as multiprocessing
 from small_gan import ARCHITECTURES, LATENT, NUM_CLASSES, nets
 from torch import Tensor, nn
 
-from dgm.errors import UserError
-from dgm.gan.augment import augment
+from dgm.common.errors import UserError
 from dgm.gan.batch_norm import BatchNorm
+from dgm.gan.diffaugment import augment
 from dgm.gan.losses import discriminator_loss, generator_loss, r1_penalty
 from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.rng import Draws

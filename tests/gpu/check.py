@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from shards.cli import Parser
 from tests.gpu.checks import kernels, runs, steps
 from tests.gpu.checks.registry import Check, Context, Report, carry_out

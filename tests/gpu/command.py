@@ -1,6 +1,6 @@
 """How the scripts here end: a mistake of the user's is one line and exit code 2.
 
-As `launch.command.run`, without its imports: `run.py` starts before all packages are installed.
+As `dgm.cli.parser.run`, without its imports: `run.py` starts before all packages are installed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from dgm.errors import UserError, disk_fault
+from dgm.common.errors import UserError, disk_fault
 
 MISTAKE = 2
 

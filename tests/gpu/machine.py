@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 
 DRY_RUN = "add --dry-run for small sizes on the CPU"
 

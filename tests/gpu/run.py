@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from shards.cli import Parser
 from tests.gpu.command import run
 from tests.gpu.parts import FIRST, RESERVE_S, START_S, make_parts

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from tests.gpu.processes import CommandError, last_line, run_command
 from tests.gpu.schedule import Outcome
 

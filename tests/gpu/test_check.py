@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgm.diffusion import noising
-from dgm.kernels import norm_gpu
-from dgm.train.optim import AdamW
+from dgm.diffusion import forward_process as noising
+from dgm.nn.kernels import norm_gpu
+from dgm.training.optimizer import AdamW
 from tests.gpu import check
 from tests.gpu.checks import registry
 from tests.gpu.checks.kernels import launches

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from tests.gpu import prepare
 
 

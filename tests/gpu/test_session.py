@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from tests.gpu import machine
 from tests.gpu.processes import CommandError, run_command
 from tests.gpu.schedule import Budget, Outcome, Part, limit_of, run_parts

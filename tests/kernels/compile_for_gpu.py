@@ -30,8 +30,8 @@ from triton.runtime import driver
 from dgm.diffusion.config import DiffusionConfig, SampleConfig
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.kernels import precompile
-from dgm.layers import NormAct
+from dgm.nn.kernels import precompile
+from dgm.nn.layers import NormAct
 from dgm.objective import Batch
 from dgm.rng import Draws
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dgm.kernels import native
-from dgm.layers import group_norm, use_kernels
+from dgm.nn.kernels import native
+from dgm.nn.layers import group_norm, use_kernels
 
 
 def test_without_a_compiler_it_is_said_once_and_all_is_torchs_own(

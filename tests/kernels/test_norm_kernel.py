@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.kernels.choice import Kernels
-from dgm.kernels.norm import Dropout
-from dgm.layers import NormAct, group_norm
+from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.norm import Dropout
+from dgm.nn.layers import NormAct, group_norm
 from dgm.rng import Draws
 
 

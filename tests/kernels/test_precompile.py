@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.errors import UserError
-from dgm.kernels import precompile
-from dgm.kernels.norm import Dropout
-from dgm.layers import group_norm
+from dgm.common.errors import UserError
+from dgm.nn.kernels import precompile
+from dgm.nn.kernels.norm import Dropout
+from dgm.nn.layers import group_norm
 from dgm.rng import Draws
-from dgm.train.introduce import _compile
+from dgm.training.model_summary import _compile
 
 
 def normalise(purpose: str) -> Tensor:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.kernels import native, update
-from dgm.train.ema import Ema
-from dgm.train.optim import AdamW, OptimConfig
+from dgm.nn.kernels import native, update
+from dgm.training.ema import Ema
+from dgm.training.optimizer import AdamW, OptimConfig
 
 CONFIG = OptimConfig(lr=1e-2, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
 

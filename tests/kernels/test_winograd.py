@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgm.kernels import winograd
+from dgm.nn.kernels import winograd
 
 LAST = torch.channels_last
 # Batch, channels in and out, height and width: several groups of tiles, and tiles that fill none.

@@ -14,10 +14,10 @@ import torch
 from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.eval.active_latents import active_latents
+from dgm.evaluation.active_latents import active_latents
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
-from dgm.train.engine import Engine
+from dgm.training.engine import Engine
 
 
 class Planted(ArrayImages):

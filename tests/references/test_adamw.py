@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.flow.net import Flow, FlowNetConfig
+from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.gan.networks import GanNetConfig, make_nets
-from dgm.kernels import native, update
-from dgm.train.learner import Whole
-from dgm.train.optim import AdamW, OptimConfig, decayed_weights, torchs_adamw
+from dgm.nn.kernels import native, update
+from dgm.training.learner import Whole
+from dgm.training.optimizer import AdamW, OptimConfig, decayed_weights, torchs_adamw
 
 STEPS = 100
 DECAYED = ("conv.weight", "linear.parametrizations.weight.original", "transposed.weight")

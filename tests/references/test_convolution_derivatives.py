@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from dgm.kernels import native, winograd
+from dgm.nn.kernels import native, winograd
 
 # The filter F(4x4, 3x3) rounds like sums of numbers a few times larger, 1e-5 of the largest result
-# in fp32 (dgm/kernels/winograd.py); each order of derivatives passes through it once more.
+# in fp32 (dgm/nn/kernels/winograd.py); each order of derivatives passes through it once more.
 TOLERANCE = 5e-5
 BATCH, INPUTS, OUTPUTS, SIDE = 2, 32, 64, 8
 

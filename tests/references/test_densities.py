@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from dgm.eval.diversity import diversity_by_class
-from dgm.eval.manifold import COVERAGE_NEIGHBOURS, overlap
-from dgm.train.engine import Engine
+from dgm.evaluation.diversity import diversity_by_class
+from dgm.evaluation.prdc import COVERAGE_NEIGHBOURS, overlap
+from dgm.training.engine import Engine
 
 
 def theirs(made: Tensor, real: Tensor) -> dict[str, float]:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.gan.augment import _CHANGES, augment
+from dgm.gan.diffaugment import _CHANGES, augment
 from dgm.rng import Draws
 
 SIDES = [8, 9, 10, 11, 12, 20, 31, 32]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dgm.diffusion.likelihood import grey_level_nll
 from dgm.diffusion.objective import DiffusionConfig, SampleConfig
-from dgm.pixels import DEQUANTIZED, STANDARD
+from dgm.preprocessing import DEQUANTIZED, STANDARD
 
 T, COUNT = 40, 3
 DIMS = 8 * 8 * 3

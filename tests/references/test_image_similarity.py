@@ -14,7 +14,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dgm.eval.likeness import SMALLEST, psnr, ssim
+from dgm.evaluation.image_similarity import SMALLEST, psnr, ssim
 
 CHANGES = {
     "noise of 20 levels": lambda x, noise: x + 20 * noise,

@@ -13,7 +13,7 @@ import torch
 from small_diffusion import SAMPLE, Told, objective
 
 from dgm.diffusion.config import DiffusionConfig
-from dgm.diffusion.prediction import PredictionKind, loss_weight
+from dgm.diffusion.parameterization import PredictionKind, loss_weight
 from dgm.diffusion.schedule import make_schedule
 from dgm.objective import Batch
 from dgm.rng import Draws

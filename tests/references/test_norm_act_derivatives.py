@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dgm.kernels.choice import Kernels
-from dgm.kernels.norm import Dropout, norm_act
+from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.norm import Dropout, norm_act
 from dgm.rng import Draws
 
 # Each order of derivatives multiplies the rounding of fp32 by factors of the one before it, here by

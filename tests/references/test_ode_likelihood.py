@@ -19,14 +19,14 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.ode import discretization_error, ode_log_density, ode_nats, path
-from dgm.diffusion.prediction import Denoised
+from dgm.diffusion.parameterization import Denoised
 from dgm.diffusion.samplers import Denoiser
 from dgm.diffusion.schedule import Schedule, make_schedule
-from dgm.eval.timesteps import bits_by_ode
+from dgm.evaluation.timesteps import bits_by_ode
 from dgm.objective import Batch
-from dgm.pixels import PixelMap
+from dgm.preprocessing import PixelMap
 from dgm.rng import Draws
-from dgm.train.engine import Engine
+from dgm.training.engine import Engine
 
 SHAPE = (3, 2, 2)
 BITS = 12 * math.log(2)

@@ -18,19 +18,20 @@ import small_vae
 import torch
 from torch import Tensor
 
+from dgm.cli.denoise import Denoiser
 from dgm.diffusion import objective as diffusion_objective
-from dgm.diffusion import partial
-from dgm.eval import during, settings
-from dgm.eval.classifier import Classifier
-from dgm.eval.frechet import Moments
-from dgm.eval.reconstruction import reconstruction_error
+from dgm.diffusion import sdedit as partial
+from dgm.evaluation import online_eval as during
+from dgm.evaluation import sampler_sweep as settings
+from dgm.evaluation.classifier import Classifier
+from dgm.evaluation.frechet import Moments
+from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.images import grid
 from dgm.objective import Batch, Nets
-from dgm.pixels import STANDARD, PixelMap
+from dgm.preprocessing import STANDARD, PixelMap
 from dgm.rng import Draws
-from dgm.train.engine import Engine
-from dgm.train.sampling import draw_sheets
-from launch.denoise import Denoiser
+from dgm.training.engine import Engine
+from dgm.training.sampling import draw_sheets
 
 ODD = PixelMap(100.0, 7.0)
 COUNT, SIDE = 12, 16

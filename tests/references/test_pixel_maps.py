@@ -17,13 +17,13 @@ import pytest
 import torch
 from tiny import SCRIPTS, TINY
 
-from dgm.diffusion.noising import q_sample
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import parse
+from dgm.diffusion.forward_process import q_sample
 from dgm.images import to_uint8
 from dgm.objective import Objective
-from dgm.pixels import DEQUANTIZED, STANDARD, PixelMap
+from dgm.preprocessing import DEQUANTIZED, STANDARD, PixelMap
 from dgm.rng import Draws
-from launch.command import parse
-from launch.families import FAMILIES
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
 EDGES = {"standard": STANDARD, "dequantized": DEQUANTIZED}

@@ -16,9 +16,9 @@ import torch
 from small_gan import batch, loss, nets, objective
 from torch import Tensor, nn
 
-from dgm.compiling import uncompiled
 from dgm.gan.losses import r1_penalty
-from dgm.pixels import STANDARD
+from dgm.nn.compiling import uncompiled
+from dgm.preprocessing import STANDARD
 
 GAMMA, COUNT, NUMBERS = 10.0, 6, 3 * 8 * 8
 

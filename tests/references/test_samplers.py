@@ -23,7 +23,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from dgm.diffusion import samplers
-from dgm.diffusion.prediction import Denoised
+from dgm.diffusion.parameterization import Denoised
 from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
 from dgm.diffusion.schedule import Schedule, make_schedule
 from dgm.rng import Draws

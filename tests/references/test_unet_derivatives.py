@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.kernels import native
-from dgm.layers import recompute_activations, use_kernels
+from dgm.nn.kernels import native
+from dgm.nn.layers import recompute_activations, use_kernels
 from dgm.rng import Draws
 
 # About twenty convolutions and norms one after the other round by 1e-5 of the largest number each

@@ -11,8 +11,8 @@ from written_runs import ENVIRONMENT, opened, write_run
 
 from dgm.report.exercise import Exercise, exercise_page
 from dgm.report.failures import Failure
-from dgm.report.measure import read_measure
-from dgm.report.outcome import Expectation
+from dgm.report.figure_names import read_measure
+from dgm.report.hypothesis_check import Expectation
 from dgm.report.page import make_page
 
 EVIL = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dgm.metrics import higher_is_better
-from dgm.report.measured import label, note, shown, table
-from dgm.report.read import flatten_figures
+from dgm.report.evaluation_table import label, note, shown, table
+from dgm.report.read_run import flatten_figures
 
 FIRST = {
     "images_seen": 9600,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dgm.common.formatting import duration, number, percent, short
 from dgm.metrics import higher_is_better
-from dgm.report.numbers import duration, number, percent, short
 
 
 def test_numbers_for_people() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from written_runs import write_run
 
-from dgm.report.observe import observe
-from dgm.report.read import Run, read_run
+from dgm.report.curve_summary import observe
+from dgm.report.read_run import Run, read_run
 
 
 def made(folder: Path, losses: list[float], family: str = "diffusion", **more) -> Run:

@@ -13,9 +13,9 @@ import pytest
 from written_runs import write_run
 
 from dgm.report.exercise import Exercise, exercise_page
-from dgm.report.measure import read_measure
-from dgm.report.outcome import Expectation, judge, measure_group, name_best
-from dgm.report.read import Run, read_run
+from dgm.report.figure_names import read_measure
+from dgm.report.hypothesis_check import Expectation, judge, measure_group, name_best
+from dgm.report.read_run import Run, read_run
 
 FD = read_measure("distances_cifar/fd_cifar")
 

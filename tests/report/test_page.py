@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from written_runs import ENVIRONMENT, opened, write_picture, write_run
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.report.curves import thin
 from dgm.report.page import make_page
 from dgm.report.pictures import some_of
-from dgm.report.read import Curve
+from dgm.report.read_run import Curve
 
 
 class Seen(HTMLParser):

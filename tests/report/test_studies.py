@@ -15,7 +15,7 @@ from written_runs import write_picture, write_run
 from dgm.report.exploring import save_plots, series
 from dgm.report.page import make_page
 from dgm.report.plots import Line, plot
-from dgm.report.read import read_run
+from dgm.report.read_run import read_run
 
 EVIL = "<script>alert('\"1\"')</script>"
 

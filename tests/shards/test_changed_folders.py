@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from dgm.common.errors import UserError
 from shards.build import build, default_folder, ensure
-from shards.errors import ShardError
 from shards.format import INDEX, SOURCE_FILES, load_index
-from shards.read import Shards
+from shards.reader import Shards
 from shards.sources import FolderOptions, open_source
 from shards.verify import verify
 
@@ -108,7 +108,7 @@ def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     before = contents(folder)
     (tree / "cat" / "0001.png").write_bytes(b"no picture")
-    with pytest.raises(ShardError, match="no readable image"):
+    with pytest.raises(UserError, match="no readable image"):
         ensure(f"folder:{tree}", progress=False)
     assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
 
@@ -142,7 +142,7 @@ def test_processes_that_build_a_changed_folder_at_once_agree(tree: Path) -> None
     for number in range(400):
         grey(tree / "cat" / f"new{number:04d}.png", number % 256)
     code = (
-        "from shards.build import ensure; from shards.read import Shards\n"
+        "from shards.build import ensure; from shards.reader import Shards\n"
         f"print(len(Shards(ensure('folder:{tree}', progress=False))))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -243,13 +243,13 @@ def test_a_tilde_is_the_home_folder(tree: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tree.parent))
     build("folder:~/tree", "train", Path("~/out"), progress=False)
     assert len(Shards(ensure("folder:~/tree", "~/out"))) == 6 and (tree.parent / "out").is_dir()
-    with pytest.raises(ShardError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         build("folder:~nobody-of-this-name/x", "train", Path("none"), progress=False)
 
 
 def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, monkeypatch) -> None:
     Path("data").write_text("a file")
-    with pytest.raises(ShardError, match=r"cannot write .*data.*set DGM_DATA .*--shards DIR"):
+    with pytest.raises(UserError, match=r"cannot write .*data.*set DGM_DATA .*--shards DIR"):
         ensure(f"folder:{tree}", progress=False)
     monkeypatch.setenv("DGM_DATA", "other")
     assert len(Shards(ensure(f"folder:{tree}", progress=False))) == 6
@@ -260,7 +260,7 @@ def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch)
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ShardError, match="could not be downloaded") as caught:
+    with pytest.raises(UserError, match="could not be downloaded") as caught:
         open_source("cifar10", "train")
     words = str(caught.value).split()
     place = Path(words[words.index("at") + 1])

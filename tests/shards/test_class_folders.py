@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgm.common.errors import UserError
 from shards.class_folders import NoTestImages, find_images
-from shards.errors import ShardError
-from shards.read import Shards
+from shards.reader import Shards
 from shards.sources import FolderOptions, open_source
 
 
@@ -155,7 +155,7 @@ def test_folders_beside_splits_that_have_classes_in_common_are_named(draw) -> No
 )  # fmt: skip
 def test_what_can_be_understood_in_two_ways_is_refused(draw, names, parts) -> None:
     root = draw(*names)
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(UserError) as caught:
         find_images(root, "train")
     assert all(part.replace("ROOT", str(root)) in str(caught.value) for part in parts)
     assert "\n" not in str(caught.value)
@@ -193,12 +193,12 @@ def test_a_holdout_that_makes_no_sense_is_named(draw) -> None:
         (1.0, "train", "from 0 to below 1"), (-0.5, "train", "from 0"),
         (float("nan"), "train", "from 0"),
     ):  # fmt: skip
-        with pytest.raises(ShardError, match=part):
+        with pytest.raises(UserError, match=part):
             open_source(f"folder:{root}", split, options=FolderOptions(holdout=fraction))
-    with pytest.raises(ShardError, match="cifar10 has test images of its own"):
+    with pytest.raises(UserError, match="cifar10 has test images of its own"):
         open_source("cifar10", "train", options=FolderOptions(holdout=0.1))
     splits = draw("splits/train/cat/1.png", "splits/val/cat/2.png") / "splits"
-    with pytest.raises(ShardError, match="holds test images; leave it out"):
+    with pytest.raises(UserError, match="holds test images; leave it out"):
         find_images(splits, "train", holdout=0.1)
 
 
@@ -253,7 +253,7 @@ def test_half_transparent_parts_are_mixed_before_resizing(tmp_path: Path) -> Non
 
 def test_an_unknown_background_is_named(tmp_path: Path) -> None:
     for text in ("pink", "1,2", "1,2,300", "1,2,3,4", "-1,0,0", "a,b,c"):
-        with pytest.raises(ShardError, match=f"background is '{text}'; choose white"):
+        with pytest.raises(UserError, match=f"background is '{text}'; choose white"):
             open_source(f"folder:{tmp_path}", "train", options=FolderOptions(text))
 
 
@@ -274,7 +274,7 @@ def test_all_damaged_images_are_named_at_once(draw) -> None:
     root = draw(*(f"cat/{number:02d}.png" for number in range(40)))
     for number in range(3, 28):
         (root / "cat" / f"{number:02d}.png").write_bytes(b"" if number % 2 else b"no picture")
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(UserError) as caught:
         list(open_source(f"folder:{root}", "train").samples())
     line = str(caught.value)
     assert line.startswith(f"25 of 40 images of {root} cannot be taken: cat/03.png is empty")
@@ -287,7 +287,7 @@ def test_all_damaged_images_are_named_at_once(draw) -> None:
     assert source.listing is not None and len(source.listing.splitlines()) == 41
     for path in (root / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ShardError, match="all images of class cat"):
+    with pytest.raises(UserError, match="all images of class cat"):
         open_source(f"folder:{root}", "train", options=skipping)
 
 
@@ -295,7 +295,7 @@ def test_images_that_cannot_be_read_are_never_left_out(draw) -> None:
     root = draw("cat/a.png")
     for name in ("b.png", "c.png"):
         (root / "cat" / name).symlink_to("nowhere")
-    with pytest.raises(ShardError, match=r"2 of 3 images .*cat/b.png cannot be read"):
+    with pytest.raises(UserError, match=r"2 of 3 images .*cat/b.png cannot be read"):
         open_source(f"folder:{root}", "train", options=FolderOptions(skip_bad=True))
 
 
@@ -303,7 +303,7 @@ def test_sizes_are_counted(draw) -> None:
     root = draw("cat/a.png", "cat/b.png", "dog/c.png")
     for name, size in (("dog/d.png", (5, 4)), ("dog/e.png", (6, 6))):
         Image.new("RGB", size).save(root / name)
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(UserError) as caught:
         list(open_source(f"folder:{root}", "train").samples())
     assert str(caught.value) == (
         f"the images of {root} have 3 sizes: 3 of 4 x 4 (cat/a.png), 1 of 5 x 4 (dog/d.png), "
@@ -323,5 +323,5 @@ def test_transparent_images_of_tars_are_composed_on_white(tmp_path: Path, write_
 def test_a_postscript_file_is_not_run_whatever_its_name(draw) -> None:
     root = draw("cat/a.png")
     (root / "cat" / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
-    with pytest.raises(ShardError, match=r"b.png is no readable image \(cannot identify"):
+    with pytest.raises(UserError, match=r"b.png is no readable image \(cannot identify"):
         list(open_source(f"folder:{root}", "train").samples())

@@ -7,7 +7,7 @@ from damage import attempt, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import ShardError
+from dgm.common.errors import UserError
 from shards.remote import _MAX_TARS, _expand
 
 
@@ -31,6 +31,6 @@ def test_lists_of_addresses_are_read_or_refused(rest: str) -> None:
     ],
 )
 def test_addresses_without_end_are_refused_without_the_password(spec: str) -> None:
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(UserError) as caught:
         _expand(spec.replace("//h", "//me:secret@h"))
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)

@@ -29,11 +29,11 @@ def test_data_benchmark_reports_rates_and_start(tmp_path: Path) -> None:
     ]
     command += ["--json", str(tmp_path / "out.json")]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "shards.read" in output and "first batch" in output
+    assert "shards.reader" in output and "first batch" in output
     result = json.loads((tmp_path / "out.json").read_text())["data"]
     assert all(len(rates) == 2 for rates in result["images_per_s"].values())
     assert len(result["images_per_s"]) == 3 and result["ratio"] > 0
-    assert min(result["first_batch_s"]["shards.read, tars cached"]) > 0
+    assert min(result["first_batch_s"]["shards.reader, tars cached"]) > 0
 
 
 def test_mistakes_are_one_line(run_warm: Callable, tmp_path: Path) -> None:

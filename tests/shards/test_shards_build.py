@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from dgm.common.atomic_dirs import new_folder
+from dgm.common.errors import UserError
 from shards.build import build, default_folder, ensure
-from shards.errors import ShardError
-from shards.folders import new_folder
 from shards.format import INDEX, fixed_layout, load_index, npy_header
-from shards.read import Shards
+from shards.reader import Shards
 from shards.shapes import CLASSES, render
 
 
@@ -202,7 +202,7 @@ def test_the_slower_of_two_builds_accepts_the_same_data_only(tmp_path: Path) -> 
         try:
             with new_folder(out, same=INDEX) as folder:
                 (folder / INDEX).write_text(text)
-        except ShardError as error:
+        except UserError as error:
             assert not accepted and "other data" in str(error)
         else:
             assert accepted
@@ -253,13 +253,13 @@ def test_ensure_refuses_a_default_folder_of_another_source(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     write(images(2), np.arange(2), name="data/shapes")
-    with pytest.raises(ShardError, match=r"holds test \(train\), not shapes"):
+    with pytest.raises(UserError, match=r"holds test \(train\), not shapes"):
         ensure("shapes")
 
 
 def test_ensure_says_how_to_build_a_missing_folder(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(ShardError, match=r"python -m shards.build --source shapes"):
+        with pytest.raises(UserError, match=r"python -m shards.build --source shapes"):
             ensure("shapes", folder)
     assert list(tmp_path.iterdir()) == []
 
@@ -274,5 +274,5 @@ def test_ensure_names_a_shard_with_a_flipped_byte(images, write, tmp_path: Path)
     content[3 * 5120 + 2000] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ShardError, match=r"train-00001.tar has changed"):
+    with pytest.raises(UserError, match=r"train-00001.tar has changed"):
         ensure("shapes", folder)

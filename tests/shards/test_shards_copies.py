@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.decode import DECODED
-from shards.errors import ShardError
+from shards.decode_cache import DECODED
 from shards.format import INDEX
-from shards.read import Shards
+from shards.reader import Shards
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
@@ -26,7 +26,7 @@ READ = """
 import sys
 import numpy as np
 from shards.build import ensure
-from shards.read import open_shards
+from shards.reader import open_shards
 shards = open_shards(ensure("test", sys.argv[1]))
 print(shards.folder, shards.images(np.arange(len(shards))).sum())
 """
@@ -101,7 +101,7 @@ def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Pa
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(ShardError, match=r"has changed .*; remove /.*/all-\w+, and it is decoded"):
+    with pytest.raises(UserError, match=r"has changed .*; remove /.*/all-\w+, and it is decoded"):
         ensure("test", tars)  # one's own is told
     give_away(tar.parent, 0o644)
     found, _ = read(tars)

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.check import check_samples
-from shards.errors import ShardError
 from shards.format import INDEX, Index, load_index
 from shards.images import decode_image
-from shards.read import Shards
+from shards.reader import Shards
+from shards.validate_samples import check_samples
 from shards.verify import verify
 
 COUNT = 6
@@ -251,7 +251,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes, part: str) -
         tar.addfile(info)
     path = tmp_path / "a.tar"
     path.write_bytes(stream.getvalue())
-    with pytest.raises(ShardError, match=rf"a\.tar holds 9\.png at byte \d+, {part}"):
+    with pytest.raises(UserError, match=rf"a\.tar holds 9\.png at byte \d+, {part}"):
         Shards(path)
 
 
@@ -261,7 +261,7 @@ def test_samples_behind_a_hole_are_not_left_out(tmp_path: Path) -> None:
         at = tar.getmembers()[4].offset
     content[at : at + 512] = bytes(512)
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ShardError, match=r"a\.tar is damaged at byte"):
+    with pytest.raises(UserError, match=r"a\.tar is damaged at byte"):
         Shards(tmp_path / "a.tar")
 
 
@@ -276,9 +276,9 @@ def test_no_header_asks_for_much_memory(tmp_path: Path) -> None:
     npy = io.BytesIO()
     np.lib.format.write_array_header_1_0(npy, header)
     tracemalloc.start()
-    with pytest.raises(ShardError, match=r"a\.tar is no plain tar.*header of 1073741824 bytes"):
+    with pytest.raises(UserError, match=r"a\.tar is no plain tar.*header of 1073741824 bytes"):
         Shards(path)
-    with pytest.raises(ShardError, match=r"x\.npy is no readable npy \(0 bytes for"):
+    with pytest.raises(UserError, match=r"x\.npy is no readable npy \(0 bytes for"):
         decode_image(npy.getvalue(), "x.npy")
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from dgm.common.errors import UserError
 from shards.build import build, ensure
-from shards.decode import DECODED
-from shards.errors import ShardError
+from shards.decode_cache import DECODED
 from shards.format import INDEX
-from shards.read import Shards
+from shards.reader import Shards
 
 
 def members(images, encode, extension: str, label: str = "cls", first: int = 0) -> dict:
@@ -41,7 +41,7 @@ def test_ensure_names_a_damaged_decoded_shard(images, write, tmp_path: Path) -> 
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(ShardError, match=r"\.decoded.*has changed"):
+    with pytest.raises(UserError, match=r"\.decoded.*has changed"):
         ensure("test", tmp_path / "shards")
 
 
@@ -213,7 +213,7 @@ def test_bad_samples_are_named(
     image = encode(images(1)[0], "png")
     content = {name: image if value == PNG else value for name, value in content.items()}
     write_tar(tmp_path / "other" / "a.tar", content)
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises(UserError, match=message):
         Shards(tmp_path / "other")
     left = [path.name for path in tmp_path.rglob("*")]
     assert sorted(left) == ["a.tar", "other"]
@@ -223,7 +223,7 @@ def test_pickled_arrays_are_refused(write_tar, tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], object), allow_pickle=True)
     content = {"7.cls": b"1", "7.npy": (tmp_path / "evil.npy").read_bytes()}
     write_tar(tmp_path / "other" / "a.tar", content)
-    with pytest.raises(ShardError, match="holds object"):
+    with pytest.raises(UserError, match="holds object"):
         Shards(tmp_path / "other")
 
 
@@ -231,7 +231,7 @@ def test_images_of_two_sizes_are_named(images, encode, write_tar, tmp_path: Path
     content = members(images(2), encode, "png")
     content.update(members(images(1, 16, 16), encode, "png", first=5))
     write_tar(tmp_path / "other" / "a.tar", content)
-    with pytest.raises(ShardError, match=r"sample 0005 is 16 x 16 but the first one is 32 x 32"):
+    with pytest.raises(UserError, match=r"sample 0005 is 16 x 16 but the first one is 32 x 32"):
         Shards(tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == [tmp_path / "other" / "a.tar"]
 
@@ -240,7 +240,7 @@ def test_images_of_two_sizes_are_named(images, encode, write_tar, tmp_path: Path
 def test_truncated_tars_are_named(images, encode, write_tar, tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "other" / "a.tar", members(images(3), encode, "npy"))
     path.write_bytes(path.read_bytes()[: 3 * 5120 + 1 - cut])
-    with pytest.raises(ShardError, match=r"a.tar .*truncated"):
+    with pytest.raises(UserError, match=r"a.tar .*truncated"):
         Shards(tmp_path / "other")
 
 
@@ -251,7 +251,7 @@ def test_damage_between_samples_is_not_taken_for_the_end(
     content = bytearray(path.read_bytes())
     content[5120:5220] = b"x" * 100
     path.write_bytes(content)
-    with pytest.raises(ShardError, match=r"a.tar is damaged at byte 5120"):
+    with pytest.raises(UserError, match=r"a.tar is damaged at byte 5120"):
         Shards(tmp_path / "other")
 
 
@@ -272,7 +272,7 @@ def test_tars_of_several_splits_are_not_mixed(images, encode, write_tar, tmp_pat
     content = members(images(4), encode, "png")
     for name in ("pets-train-000000.tar", "pets-train-000001.tar", "pets-val-000000.tar"):
         write_tar(tmp_path / "other" / name, content)
-    with pytest.raises(ShardError, match=r"\(pets-train-000000.tar, pets-val-000000.tar\): move"):
+    with pytest.raises(UserError, match=r"\(pets-train-000000.tar, pets-val-000000.tar\): move"):
         Shards(tmp_path / "other")
     (tmp_path / "other" / "pets-val-000000.tar").unlink()
     assert len(Shards(tmp_path / "other")) == 8
@@ -280,8 +280,8 @@ def test_tars_of_several_splits_are_not_mixed(images, encode, write_tar, tmp_pat
 
 def test_a_folder_above_shards_names_them(images, encode, write_tar, tmp_path: Path) -> None:
     write_tar(tmp_path / "my tars" / "train" / "0.tar", members(images(4), encode, "png"))
-    with pytest.raises(ShardError, match=r"my tars holds no shards, but .*my tars/train does"):
+    with pytest.raises(UserError, match=r"my tars holds no shards, but .*my tars/train does"):
         ensure("shapes", tmp_path / "my tars")
     (tmp_path / "my photos" / "cat").mkdir(parents=True)
-    with pytest.raises(ShardError, match=r"'.*/my photos', or name .* folder:.*/my photos"):
+    with pytest.raises(UserError, match=r"'.*/my photos', or name .* folder:.*/my photos"):
         ensure("shapes", tmp_path / "my photos")

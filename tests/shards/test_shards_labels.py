@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.errors import ShardError
 from shards.format import INDEX, load_index
-from shards.read import Shards, match_classes
+from shards.reader import Shards, match_classes
 from shards.sources import Source
 from shards.write import write_folder
 
@@ -78,7 +78,7 @@ def test_test_labels_are_numbered_by_the_train_classes(tar_of, extension: str) -
     assert labels_of(Shards(test, classes=train.classes)) == [0, 2, 2]
     assert ensure("test", test, "test", classes=train.classes) == test
     strange = tar_of([1, 4], extension, "strange")
-    with pytest.raises(ShardError, match=r"images of class 4, which the train images lack \(1, 2"):
+    with pytest.raises(UserError, match=r"images of class 4, which the train images lack \(1, 2"):
         ensure("test", strange, "test", classes=train.classes)
 
 
@@ -122,7 +122,7 @@ def test_a_match_by_number_is_said(images, write, tar_of, tmp_path: Path) -> Non
     ],
 )
 def test_labels_that_are_no_numbers_are_named(tar_of, labels, message: str) -> None:
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises(UserError, match=message):
         Shards(tar_of(labels))
 
 
@@ -173,7 +173,7 @@ def test_damaged_label_values_are_named(tar_of, cache: Path, tmp_path: Path) -> 
         del content["checksum"]
         content["label_values"] = values
         (tmp_path / INDEX).write_text(json.dumps(content))
-        with pytest.raises(ShardError, match=r"index\.json is damaged \(.*; build"):
+        with pytest.raises(UserError, match=r"index\.json is damaged \(.*; build"):
             load_index(tmp_path / INDEX)
 
 

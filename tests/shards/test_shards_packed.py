@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.errors import ShardError
-from shards.read import Shards
+from shards.reader import Shards
 from shards.sources import open_source
 
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
@@ -40,7 +40,7 @@ def test_the_command_that_is_named_unpacks_it(
     folder.mkdir()
     pack = PACK.get(Path(name).suffix, gzip.compress)
     (folder / name).write_bytes(pack(tar.read_bytes()))
-    with pytest.raises(ShardError, match=r"compressed.*; unpack it by: ") as error:
+    with pytest.raises(UserError, match=r"compressed.*; unpack it by: ") as error:
         ensure("shapes", folder if as_folder else folder / name)
     assert len(str(error.value).splitlines()) == 1
     command = str(error.value).partition("unpack it by: ")[2]
@@ -60,15 +60,15 @@ def test_zips_and_zstandard_are_known(tmp_path: Path) -> None:
         archive.writestr("cat/0.png", b"x")
     (tmp_path / "b.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
     place = re.escape(str(tmp_path))
-    with pytest.raises(ShardError, match=rf"unpack it by: unzip {place}/a.zip -d {place}/a$"):
+    with pytest.raises(UserError, match=rf"unpack it by: unzip {place}/a.zip -d {place}/a$"):
         ensure("shapes", tmp_path / "a.zip")
-    with pytest.raises(ShardError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
+    with pytest.raises(UserError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
         ensure("shapes", tmp_path / "b.tar.zst")
 
 
 def test_archives_given_as_source_are_named(tar: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"whole.tar' is an archive, no source; give it as data\."):
+    with pytest.raises(UserError, match=r"whole.tar' is an archive, no source; give it as data\."):
         open_source(str(tar), "train")
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
-    with pytest.raises(ShardError, match=r"a.tar.gz' is an archive, .*; unpack it by: gzip -dc"):
+    with pytest.raises(UserError, match=r"a.tar.gz' is an archive, .*; unpack it by: gzip -dc"):
         open_source(str(tmp_path / "a.tar.gz"), "train")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import ShardError
+from dgm.common.errors import UserError
 from shards.format import INDEX, parse_labels
-from shards.read import Shards, open_shards
+from shards.reader import Shards, open_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,10 +83,10 @@ def test_truncated_or_missing_shard_is_named(images, write, tmp_path: Path) -> N
     write(images(10), np.arange(10), shard_size=4)
     path = tmp_path / "shards" / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(ShardError, match=r"train-00001.tar has \d+ bytes"):
+    with pytest.raises(UserError, match=r"train-00001.tar has \d+ bytes"):
         Shards(tmp_path / "shards")
     path.unlink()
-    with pytest.raises(ShardError, match=r"train-00001.tar is missing"):
+    with pytest.raises(UserError, match=r"train-00001.tar is missing"):
         Shards(tmp_path / "shards")
 
 
@@ -106,7 +106,7 @@ def test_a_wrong_index_is_named(images, write, tmp_path: Path, key, value, messa
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises(UserError, match=message):
         Shards(tmp_path / "shards")
 
 
@@ -114,17 +114,17 @@ def test_an_index_never_leads_out_of_its_folder(images, write, tmp_path: Path) -
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(path.read_text().replace("train-00000.tar", "../train-00000.tar"))
-    with pytest.raises(ShardError, match="not plain"):
+    with pytest.raises(UserError, match="not plain"):
         Shards(tmp_path / "shards")
     path.write_text("{")
-    with pytest.raises(ShardError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         Shards(tmp_path / "shards")
 
 
 def test_folder_without_shards_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="holds no shards"):
+    with pytest.raises(UserError, match="holds no shards"):
         Shards(tmp_path)
-    with pytest.raises(ShardError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         Shards(tmp_path / "none")
 
 
@@ -140,7 +140,7 @@ def test_reading_imports_numpy_and_the_standard_library_only(images, write, tmp_
     write(images(10), np.arange(10))
     code = (
         "import sys, numpy; before = set(sys.modules)\n"
-        "from shards.read import open_shards\n"
+        "from shards.reader import open_shards\n"
         f"open_shards({str(tmp_path / 'shards')!r}).images(numpy.arange(4))\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new - set(sys.stdlib_module_names) - {'numpy', 'shards'}))"

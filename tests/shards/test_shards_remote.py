@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.errors import ShardError
-from shards.read import open_shards
+from shards.reader import open_shards
 from shards.remote import is_remote
 
 
@@ -66,7 +66,7 @@ def tars(folder: Path) -> list[str]:
 
 def test_a_missing_remote_shard_is_named_and_nothing_partial_stays(served, cache: Path) -> None:
     url, _, _ = served
-    with pytest.raises(ShardError, match=r"train-00003.tar could not be fetched.*not found") as e:
+    with pytest.raises(UserError, match=r"train-00003.tar could not be fetched.*not found") as e:
         open_shards(
             url + "/train-{00002..00003}.tar",
         )
@@ -78,21 +78,21 @@ def test_a_truncated_remote_shard_is_named_and_nothing_partial_stays(served, cac
     url, _, folder = served
     path = folder / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:7000])
-    with pytest.raises(ShardError, match=r"train-00001.tar could not be fetched whole"):
+    with pytest.raises(UserError, match=r"train-00001.tar could not be fetched whole"):
         open_shards(f"{url}/train-00001.tar")
     assert tars(cache / "dgm" / "remote") == []
 
 
 def test_a_server_that_is_not_there_is_named(cache: Path, monkeypatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(ShardError, match=r"127.0.0.1:9/a.tar could not be fetched \(no connection"):
+    with pytest.raises(UserError, match=r"127.0.0.1:9/a.tar could not be fetched \(no connection"):
         open_shards("http://127.0.0.1:9/a.tar")
     assert tars(cache) == []
 
 
 @pytest.mark.parametrize("command", ["false", "echo no tar", "cat /none 2> /dev/null", "true"])
 def test_a_failing_command_is_named(command: str, cache: Path) -> None:
-    with pytest.raises(ShardError, match=f"pipe:{command} could not be fetched"):
+    with pytest.raises(UserError, match=f"pipe:{command} could not be fetched"):
         open_shards(f"pipe:{command}")
     assert tars(cache) == []
 
@@ -100,13 +100,13 @@ def test_a_failing_command_is_named(command: str, cache: Path) -> None:
 def test_compressed_remote_tars_are_named(images, write, tmp_path: Path, cache: Path) -> None:
     write(images(2), np.arange(2))
     said = r"fetched whole \(what came is no plain tar, but compressed\); give plain tars"
-    with pytest.raises(ShardError, match=said):
+    with pytest.raises(UserError, match=said):
         open_shards(f"pipe:gzip -c {tmp_path}/shards/train-00000.tar")
     assert tars(cache) == []
 
 
 def test_an_unknown_scheme_is_named(cache: Path) -> None:
-    with pytest.raises(ShardError, match=r"nothing://a.tar could not be fetched"):
+    with pytest.raises(UserError, match=r"nothing://a.tar could not be fetched"):
         open_shards("nothing://a.tar")
     assert tars(cache) == []
 

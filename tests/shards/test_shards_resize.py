@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgm.common.errors import UserError
 from shards.build import build, ensure
-from shards.errors import ShardError
-from shards.read import Shards, open_shards
+from shards.reader import Shards, open_shards
 
 
 def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_foreign_tars_are_resized_as_folders_are(images, tar_of, extension: str)
 def test_images_of_many_sizes_are_made_one(images, tar_of) -> None:
     pixels = [images(1, 20 + n, 30)[0] for n in range(3)]
     folder = tar_of(pixels, "png")
-    with pytest.raises(ShardError, match=r"is 30 x 21 but .* 30 x 20; give data\.resize"):
+    with pytest.raises(UserError, match=r"is 30 x 21 but .* 30 x 20; give data\.resize"):
         Shards(folder)
     found = Shards(folder, 16).images(np.arange(3))
     assert np.array_equal(found, np.concatenate([fitted(image[None], 16) for image in pixels]))
@@ -100,5 +100,5 @@ def test_a_folder_and_tars_of_its_images_give_the_same_bytes(
 @pytest.mark.parametrize("side", [0, -1, 100_000])
 def test_a_size_that_makes_no_sense_is_named(images, tar_of, side: int) -> None:
     folder = tar_of(images(2), "png")
-    with pytest.raises(ShardError, match=f"resize is {side}; choose a side length of 1 to 4096"):
+    with pytest.raises(UserError, match=f"resize is {side}; choose a side length of 1 to 4096"):
         ensure("shapes", folder, resize=side)

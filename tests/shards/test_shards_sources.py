@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgm.common.errors import UserError
 from shards.build import build
-from shards.errors import ShardError
 from shards.images import ordered_map
-from shards.read import Shards
+from shards.reader import Shards
 from shards.sources import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +145,7 @@ def test_test_labels_are_those_of_train_where_a_class_is_missing(
     assert source.classes == ("a", "b", "c")
     assert [label for _, label in source.samples()] == [0, 0, 0, 2, 2, 2]
     class_tree(tmp_path / "test", ("d",))
-    with pytest.raises(ShardError, match="test/d is a class that train lacks"):
+    with pytest.raises(UserError, match="test/d is a class that train lacks"):
         open_source(f"folder:{tmp_path}", "test")
 
 

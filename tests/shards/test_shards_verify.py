@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.check import check_samples
-from shards.errors import ShardError
+from dgm.common.errors import UserError
 from shards.format import INDEX, fixed_layout, sha256_of
+from shards.validate_samples import check_samples
 from shards.verify import Summary, verify
 
 
@@ -71,7 +71,7 @@ def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> N
     content[1600:1700] = bytes(100)
     path.write_bytes(content)
     resign(tmp_path / "shards")
-    with pytest.raises(ShardError, match=r"train-00001.tar: sample 000000004"):
+    with pytest.raises(UserError, match=r"train-00001.tar: sample 000000004"):
         verify(tmp_path / "shards")
 
 
@@ -101,14 +101,14 @@ def test_damage_in_any_header_is_named(
     data[2 * 5120 + offset : 2 * 5120 + offset + len(content)] = content
     path.write_bytes(data)
     resign(tmp_path / "shards")
-    with pytest.raises(ShardError, match=r"train-00001.tar is damaged at sample 000000006"):
+    with pytest.raises(UserError, match=r"train-00001.tar is damaged at sample 000000006"):
         verify(tmp_path / "shards")
 
 
 def test_data_after_the_last_sample_are_named(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / "train-00000.tar"
-    with pytest.raises(ShardError, match="data after its last sample"):
+    with pytest.raises(UserError, match="data after its last sample"):
         check_samples(path, fixed_layout((32, 32, 3)), 0, 9, (32, 32, 3), 10)
-    with pytest.raises(ShardError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         check_samples(path, fixed_layout((32, 32, 3)), 0, 99, (32, 32, 3), 10)

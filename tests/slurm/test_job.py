@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from slurm.exit_policy import judge
 from slurm.job import RANK
 from slurm.ports import free_port
-from slurm.record import Record
-from slurm.verdict import judge
+from slurm.run_state import Record
 
 KILLED, TERMINATED = 137, 143
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.errors import SlurmError
-from slurm.launcher import read_accelerate
+from dgm.common.errors import UserError
+from slurm.accelerate_env import read_accelerate
 from slurm.options import read_options
 from slurm.resources import PROFILES, Resources
 
@@ -65,7 +65,7 @@ def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
     ],
 )
 def test_mistakes_on_the_command_line_name_themselves(words: list[str], parts: list[str]) -> None:
-    with pytest.raises(SlurmError) as caught:
+    with pytest.raises(UserError) as caught:
         read_options([SCRIPT, *words])
     assert all(part in str(caught.value) for part in parts), caught.value
     assert "\n" not in str(caught.value)
@@ -75,16 +75,16 @@ def test_mistakes_in_a_profile_name_the_file(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     for text, part in (("gpus: 3", "unknown key gpus"), ("nodes: [", "not YAML"), ("3", "keys")):
         profile.write_text(text)
-        with pytest.raises(SlurmError, match=part) as caught:
+        with pytest.raises(UserError, match=part) as caught:
             read_options([SCRIPT, "--cluster", str(profile)])
         assert "mine.yaml" in str(caught.value)
     profile.write_text("lead_s: soon")
-    with pytest.raises(SlurmError, match=r"mine\.yaml, or the command line: --lead-s is soon"):
+    with pytest.raises(UserError, match=r"mine\.yaml, or the command line: --lead-s is soon"):
         read_options([SCRIPT, "--cluster", str(profile)])
 
 
 def test_trainer_that_is_not_there_is_named() -> None:
-    with pytest.raises(SlurmError, match=r"no trainer launch/train_nothing\.py"):
+    with pytest.raises(UserError, match=r"no trainer launch/train_nothing\.py"):
         read_options(["launch/train_nothing.py"])
 
 
@@ -105,10 +105,10 @@ def test_engine_is_read_from_the_file_of_accelerate() -> None:
 def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "accelerate.yaml"
     path.write_text("distributed_type: FSDP\n")
-    with pytest.raises(SlurmError, match=r"accelerate\.yaml asks for distributed_type FSDP"):
+    with pytest.raises(UserError, match=r"accelerate\.yaml asks for distributed_type FSDP"):
         read_accelerate(path)
-    with pytest.raises(SlurmError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_accelerate(tmp_path / "nothing.yaml")
     path.write_text("- a\n")
-    with pytest.raises(SlurmError, match="not a YAML file of keys"):
+    with pytest.raises(UserError, match="not a YAML file of keys"):
         read_accelerate(path)

@@ -12,9 +12,10 @@ import pytest
 from accounting import WithAccounting, missing_programs
 from cluster import Cluster, kill, until
 
-from slurm import commands, status
-from slurm.errors import SlurmError
-from slurm.four_nodes import FourNodes, missing_daemons
+from dgm.common.errors import UserError
+from slurm import slurm_cli as commands
+from slurm import status
+from slurm.devcluster import FourNodes, missing_daemons
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +109,7 @@ def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
     make_cluster: Callable, tmp_path: Path
 ) -> None:
     cluster = make_cluster(WithoutRequeue, missing_daemons())
-    with pytest.raises(SlurmError, match=r"does not let job \d+ be requeued, .* it was cancelled"):
+    with pytest.raises(UserError, match=r"does not let job \d+ be requeued, .* it was cancelled"):
         cluster.submit(tmp_path / "run")
     # A job that began before it was cancelled stays for a moment as completing.
     until(lambda: commands.call("squeue", "--noheader") == "", 30, "the job was not cancelled")

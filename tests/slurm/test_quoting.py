@@ -24,19 +24,19 @@ from hypothesis import strategies as st
 from optional import need
 from tiny import LAUNCH
 
-from dgm.train.run_folder import as_yaml, read_config
-from launch.command import parse
-from launch.train_ddpm import Config
+from dgm.cli.parser import parse
+from dgm.cli.train_ddpm import Config
+from dgm.training.run_folder import as_yaml, read_config
 
 need("submitit")
 
-from slurm.checks import Plan
-from slurm.errors import SlurmError
+from dgm.common.errors import UserError
+from dgm.common.yaml_io import write_yaml
 from slurm.options import Asked, Options, read_options
+from slurm.preflight import Plan
 from slurm.resources import Resources
 from slurm.submission import Submission, kept_on_success, submit
 from slurm.sweep import read_sweep, words_of
-from slurm.yaml_file import write_yaml
 
 TRAINER = str(LAUNCH / "train_ddpm.py")
 HARD = [
@@ -153,7 +153,7 @@ def test_no_line_of_sbatch_can_be_slipped_in(
     programs: Path, make: Callable, tmp_path: Path, run: str, resources: dict, named: str
 ) -> None:
     made = make(tmp_path / "runs" / run, **resources)
-    with pytest.raises(SlurmError) as caught, kept_on_success(made):
+    with pytest.raises(UserError) as caught, kept_on_success(made):
         submit(made)
     told = str(caught.value)
     assert "\n" not in told and named in told and "line of #SBATCH" in told, told
@@ -165,7 +165,7 @@ def test_a_folder_that_slurm_would_rename_is_refused(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     made = make(tmp_path / "runs" / name)
-    with pytest.raises(SlurmError, match=r"would not leave (%.|\\) as it is: choose another"):
+    with pytest.raises(UserError, match=r"would not leave (%.|\\) as it is: choose another"):
         with kept_on_success(made):
             submit(made)
     assert not programs.exists() and not (tmp_path / "runs").exists()

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from slurm import status
-from slurm.commands import State
-from slurm.record import Record
+from slurm.run_state import Record
+from slurm.slurm_cli import State
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {"event": "start", "submission": "now", "restart": 0, "processes": 2}

@@ -19,11 +19,13 @@ from tiny import BATCH, LAUNCH, SCRIPTS
 
 need("submitit")
 
-from slurm import checks, commands, status, submit
-from slurm.errors import SlurmError
-from slurm.launcher import read_accelerate
-from slurm.record import Record
+from dgm.common.errors import UserError
+from slurm import preflight as checks
+from slurm import slurm_cli as commands
+from slurm import status, submit
+from slurm.accelerate_env import read_accelerate
 from slurm.resources import Resources
+from slurm.run_state import Record
 
 ROOT = LAUNCH.parent
 TRAINER = LAUNCH / SCRIPTS["diffusion"]
@@ -39,7 +41,7 @@ def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Call
         jobs = commands.call("squeue", "--noheader", "--format=%i").split()
         words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", "--"]
-        with pytest.raises(SlurmError) as caught:
+        with pytest.raises(UserError) as caught:
             submit.main([str(w) for w in [*words, f"--run.dir={tmp_path}/runs", *overrides]])
         told = str(caught.value)
         assert "\n" not in told and all(part in told for part in parts), told
@@ -79,7 +81,7 @@ def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_pa
 
 
 def test_script_that_trains_nothing_is_refused() -> None:
-    with pytest.raises(SlurmError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
+    with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
         checks.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
 
 
@@ -90,7 +92,7 @@ def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
 def test_engine_that_cannot_do_it_is_refused() -> None:
     zero = read_accelerate(LAUNCH / "configs" / "accelerate" / "zero2.yaml")
     words = ["--config", str(LAUNCH / "configs" / "ddpm_tiny.yaml"), "--train.float64=true"]
-    with pytest.raises(SlurmError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
+    with pytest.raises(UserError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
         checks.examine(str(TRAINER), {"": words}, [2], zero, build=False)
 
 
@@ -107,7 +109,7 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
     records = status.find_runs(base.run)
     assert [row.state for row in status.rows(records)] == ["held", "held"]
     old = [record.job()["job"] for record in records]
-    with pytest.raises(SlurmError, match=rf"run folder .* is in use by job {old[0]} \(PENDING\)"):
+    with pytest.raises(UserError, match=rf"run folder .* is in use by job {old[0]} \(PENDING\)"):
         cluster.submit(tmp_path / "runs", *options)
     cluster.submit(tmp_path / "runs", "--sweep", sweep, "--only-failed")
     for record in records:
@@ -245,20 +247,20 @@ def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> Non
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     told = checks.check_lead([plan(tmp_path)], Resources(lead_s=120))
     assert "have taken 72.0 s" in told  # a step takes 2 s
-    with pytest.raises(SlurmError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
+    with pytest.raises(UserError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
         checks.check_lead([plan(tmp_path)], Resources(lead_s=60))
     assert "no save has been measured" in checks.check_lead([plan(tmp_path / "new")], Resources())
 
 
 def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
     assert "0.00 GB of" in checks.check_disk([plan(tmp_path / "a", 1000)])
-    with pytest.raises(SlurmError, match=r"checkpoints need \d+\.\d GB, but .* free"):
+    with pytest.raises(UserError, match=r"checkpoints need \d+\.\d GB, but .* free"):
         checks.check_disk([plan(tmp_path / "a", 10**15)])
 
 
 def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
     resources = Resources(gpus_per_node=0)
     assert "one was asked" in checks.check_nodes([tmp_path], resources)
-    with pytest.raises(SlurmError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
+    with pytest.raises(UserError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
         checks.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
     assert os.environ["SLURM_CONF"] == str(cluster.nodes.config)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.errors import SlurmError
+from dgm.common.errors import UserError
 from slurm.sweep import read_sweep, words_of
 
 
@@ -64,14 +64,14 @@ def test_values_are_written_as_the_trainers_read_them() -> None:
     ],
 )
 def test_mistakes_in_a_sweep_name_themselves(written, text: str, parts: list[str]) -> None:
-    with pytest.raises(SlurmError) as caught:
+    with pytest.raises(UserError) as caught:
         read_sweep(written(text))
     assert all(part in str(caught.value) for part in ["sweep.yaml", *parts]), caught.value
     assert "\n" not in str(caught.value)
 
 
 def test_sweep_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SlurmError, match=r"nothing\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"nothing\.yaml cannot be read"):
         read_sweep(tmp_path / "nothing.yaml")
 
 

@@ -8,8 +8,8 @@ import socket
 import subprocess
 import time
 
-from slurm.errors import SlurmError
-from slurm.four_nodes import FourNodes, free_ports, user
+from dgm.common.errors import UserError
+from slurm.devcluster import FourNodes, free_ports, user
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
@@ -95,7 +95,7 @@ class WithAccounting(FourNodes):
             try:
                 self.run(name, *words)
                 return
-            except SlurmError:
+            except UserError:
                 if time.monotonic() > until:
                     raise
             time.sleep(0.1)

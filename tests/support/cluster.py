@@ -16,9 +16,10 @@ import psutil
 import pytest
 from tiny import BATCH, LAUNCH, SCRIPTS
 
-from slurm import commands, status
-from slurm.four_nodes import FourNodes
-from slurm.record import Record
+from slurm import slurm_cli as commands
+from slurm import status
+from slurm.devcluster import FourNodes
+from slurm.run_state import Record
 
 ROOT = LAUNCH.parent
 

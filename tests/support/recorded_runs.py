@@ -6,9 +6,9 @@ from pathlib import Path
 
 from small_loop import left_by
 
-from dgm.train.job import Job
-from dgm.train.loop import Run
-from dgm.train.stop import StopRequest
+from dgm.training.job import Job
+from dgm.training.stop_request import StopRequest
+from dgm.training.trainer import Run
 
 
 def train_and_count(made: Job) -> dict[str, bool]:

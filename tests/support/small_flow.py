@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dgm.flow.net import Flow, FlowNetConfig
+from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
 from dgm.objective import Batch
 from dgm.rng import Draws

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from dgm.objective import Batch, Phase
-from dgm.pixels import STANDARD
+from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
-from dgm.train import checkpoint, loop
-from dgm.train.checkpoint import Checkpoint
-from dgm.train.engine import Engine
-from dgm.train.job import Job, TrainConfig
-from dgm.train.optim import OptimConfig
-from dgm.train.run_folder import RunFolder
-from dgm.train.tracking import read_metrics
+from dgm.training import checkpoint
+from dgm.training import trainer as loop
+from dgm.training.checkpoint import Checkpoint
+from dgm.training.engine import Engine
+from dgm.training.job import Job, TrainConfig
+from dgm.training.metrics_log import read_metrics
+from dgm.training.optimizer import OptimConfig
+from dgm.training.run_folder import RunFolder
 
 SHAPE = (2, 2, 3)
 CONFIG = TrainConfig(

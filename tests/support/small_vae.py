@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dgm.objective import Batch
 from dgm.rng import Draws
-from dgm.vae.latent import Posterior
 from dgm.vae.likelihood import Pixels
 from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
+from dgm.vae.posterior import Posterior
 
 SHAPE = (8, 8, 3)
 TINY = VAENetConfig(

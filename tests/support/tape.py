@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dgm.train.step import TrainStep
+from dgm.training.train_step import TrainStep
 
 Result = TypeVar("Result")
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

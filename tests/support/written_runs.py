@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from dgm.report.read import Run, read_run
+from dgm.report.read_run import Run, read_run
 
 ENVIRONMENT = {
     "git_commit": "0123456789abcdef",

@@ -12,7 +12,7 @@ from small_vae import SMALL, Known, batch, net, objective, part_of
 from torch import Tensor
 from torch.distributions import Normal
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.objective import Batch, Likelihood
 from dgm.rng import Draws
 from dgm.vae.likelihood import Pixels, discretized_logistic_nll

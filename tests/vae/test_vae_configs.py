@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from dgm.cli.parser import parse
+from dgm.cli.train_vae import Config, make_parts
 from dgm.vae.networks import VAE
-from launch.command import parse
-from launch.train_vae import Config, make_parts
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 SIDES = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from dgm.vae.latent import Posterior, kl_weight, with_free_bits
+from dgm.vae.posterior import Posterior, kl_weight, with_free_bits
 
 
 def posterior(count: int = 5, latent: int = 7) -> Posterior:

@@ -22,7 +22,7 @@ from small_vae import (
 )
 from torch import nn
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.vae.networks import (
     LOG_SCALE_BOUNDS,
     LOG_VAR_BOUNDS,

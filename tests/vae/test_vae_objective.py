@@ -11,8 +11,8 @@ import torch
 from small_vae import SHAPE, SMALL, batch, colours, fit, loss, net, objective, part_of
 from torch import Tensor, nn
 
-from dgm.errors import UserError
-from dgm.pixels import STANDARD
+from dgm.common.errors import UserError
+from dgm.preprocessing import STANDARD
 from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
 

@@ -10,9 +10,9 @@ import torch
 from small_vae import SHAPE, SMALL, TINY, batch, net, objective, part_of
 from torch import Tensor
 
-from dgm.errors import UserError
+from dgm.common.errors import UserError
 from dgm.objective import Batch, Pictured
-from dgm.pixels import STANDARD
+from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
 from dgm.vae.networks import VAE
 from dgm.vae.objective import SampleConfig

@@ -13,7 +13,7 @@ from random import Random
 import psutil
 import yaml
 
-from dgm.train.checkpoint import find_fault
+from dgm.training.checkpoint import find_fault
 from tests.drills.lab import PATIENCE_S, STEPS, BrokenPromise, Fault, Lab, Outcome
 from tests.support.tiny import BATCH, LAUNCH, TINY
 

@@ -11,14 +11,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from dgm.diffusion.noising import Noising
+from dgm.diffusion.forward_process import Noising
 from dgm.diffusion.schedule import linear
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.kernels import precompile
-from dgm.kernels.norm import Dropout
-from dgm.layers import NormAct
+from dgm.nn.kernels import precompile
+from dgm.nn.kernels.norm import Dropout
+from dgm.nn.layers import NormAct
 from dgm.rng import Draws
-from dgm.train.optim import AdamW, OptimConfig
+from dgm.training.optimizer import AdamW, OptimConfig
 from tests.gpu.checks.registry import Context, Group, apart
 
 GROUP = Group()

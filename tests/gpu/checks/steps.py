@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from dgm.errors import UserError
-from dgm.train.step_graph import WARM_UP
+from dgm.common.errors import UserError
+from dgm.training.cuda_graph import WARM_UP
 from tests.gpu.checks.registry import Context, Group
 
 GROUP = Group()
@@ -21,12 +21,12 @@ TOO_MANY = 262_144  # images of a batch
 
 def make_run(context: Context, *options: str) -> Any:
     """Return a run that is ready for its first step."""
-    from dgm.train.engine import Engine
-    from dgm.train.loop import Run
-    from launch.command import parse
-    from launch.train_ddpm import Config, make_parts
-    from launch.training import make_job
-    from shards.read import open_shards
+    from dgm.cli.assemble import make_job
+    from dgm.cli.parser import parse
+    from dgm.cli.train_ddpm import Config, make_parts
+    from dgm.training.engine import Engine
+    from dgm.training.trainer import Run
+    from shards.reader import open_shards
 
     folder = context.scratch / "step"
     shutil.rmtree(folder, ignore_errors=True)

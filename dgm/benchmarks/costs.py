@@ -1,0 +1,183 @@
+"""What the operations of a training step ask of a GPU: FLOPs, bytes, kernel launches.
+
+Each operation reads each of its inputs and writes each of its outputs once, activations in bf16
+(2 bytes). Three designs of the code around the convolutions are described by `Design`; the
+arithmetic is the same in all. `dgm.benchmarks.unet_costs` adds the layers of the U-Net.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+BF16, FP32 = 2, 4
+
+CONVOLUTION_3X3 = "3x3 convolutions"
+SHORTCUT = "1x1 convolutions of shortcuts"
+PROJECTION = "qkv and out of attention"
+ATTENTION = "attention itself"
+NORM = "norm, SiLU, dropout"
+BIAS = "biases and their gradients"
+SUM = "residual and gradient sums"
+JOIN = "concatenation of h and skip"
+UPSAMPLE = "upsampling"
+EMBEDDING = "time embedding"
+CAST = "weights to bf16, gradients to fp32"
+NOISE = "batch and noise"
+LOSS = "loss"
+CLIP = "gradient norm and clipping"
+OPTIMIZER = "AdamW"
+AVERAGE = "moving average"
+KINDS = (
+    CONVOLUTION_3X3, SHORTCUT, PROJECTION, ATTENTION, NORM, BIAS, SUM, JOIN, UPSAMPLE, EMBEDDING,
+    CAST, NOISE, LOSS, CLIP, OPTIMIZER, AVERAGE,
+)  # fmt: skip
+OUTSIDE_NET = (NOISE, LOSS, CLIP, OPTIMIZER, AVERAGE)
+"""Kinds that are not part of the compiled net, so that its CUDA graphs do not hold them."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the code around the convolutions goes through memory."""
+
+    name: str
+    joins: bool
+    """Norm and shortcut read a concatenation of h and skip; else they read both apart."""
+    keeps_mask: bool
+    """Dropout's mask is kept as bits; else it is drawn again in the backward pass."""
+    folds_bias: bool
+    """The first convolution's bias is part of what the norm after it adds; else a pass."""
+    bias_in_epilogue: bool
+    """The bias of qkv is added by the matrix product; else in a pass of its own."""
+    scatters_upsampling: bool
+    """The gradient of upsampling is added up by fp32 atomics into NCHW; else it is a sum."""
+    custom_operators: bool
+    """Norms are called as custom operators of torch.library, which cost the host more."""
+
+
+BEFORE = Design(
+    "before", joins=True, keeps_mask=False, folds_bias=False, bias_in_epilogue=False,
+    scatters_upsampling=True, custom_operators=True,
+)  # fmt: skip
+NOW = Design(
+    "now", joins=False, keeps_mask=True, folds_bias=True, bias_in_epilogue=True,
+    scatters_upsampling=False, custom_operators=True,
+)  # fmt: skip
+NEXT = replace(NOW, name="next", joins=True, custom_operators=False)
+DESIGNS = (BEFORE, NOW, NEXT)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One or several kernels that belong together; FLOPs and bytes are for one image."""
+
+    kind: str
+    layer: str
+    stage: str
+    """`forward`, `backward` or `update`."""
+    flops: float = 0.0
+    bytes: float = 0.0
+    fixed_bytes: float = 0.0
+    """Bytes of weights, which do not depend on the batch."""
+    launches: int = 1
+    custom: bool = False
+    """The host calls it as an operator of our own."""
+
+
+@dataclass
+class StepCosts:
+    """Operations of a step, and what the backward pass needs."""
+
+    design: Design
+    dropout: float
+    operations: list[Operation] = field(default_factory=list)
+    kept_bytes: float = 0.0
+    """Bytes kept for the backward pass, for one image."""
+    largest_bytes: float = 0.0
+    """Bytes of the largest feature map, for one image."""
+
+    def add(self, kind: str, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
+        """Add an operation that moves so many bf16 `elements` an image, besides `more`."""
+        more["bytes"] = more.get("bytes", 0) + BF16 * elements
+        self.operations.append(Operation(kind, layer, stage, **more))
+
+    def keep(self, elements: float, bytes_each: float = BF16) -> None:
+        """Count a tensor that the backward pass reads."""
+        self.kept_bytes += bytes_each * elements
+        self.largest_bytes = max(self.largest_bytes, bytes_each * elements)
+
+    def product(
+        self, kind: str, layer: str, shape: Sequence[int], inputs: int, outputs: int,
+        data_gradient: bool = True,
+    ) -> None:  # fmt: skip
+        """Add a convolution or matrix product: forward, gradient of its input, of its weight.
+
+        shape: of the weight, [C_out, C_in, ...]; inputs, outputs: positions of one image.
+        """
+        weights = math.prod(shape)
+        work = {
+            "flops": 2 * weights * outputs,
+            "elements": shape[1] * inputs + shape[0] * outputs,
+            "fixed_bytes": BF16 * weights,
+        }
+        self.add(kind, layer, "forward", **work)
+        if data_gradient:
+            self.add(kind, layer, "backward", **work)
+        self.add(kind, layer, "backward", **work)
+
+    def bias(self, layer: str, elements: float, own_pass: bool) -> None:
+        """Add a bias: a pass over its layer's output unless fused, and its gradient."""
+        if own_pass:
+            self.add(BIAS, layer, "forward", 2 * elements)
+        # In two kernels: parts of the batch, then their sum.
+        self.add(BIAS, layer, "backward", elements, launches=2)
+
+    def linear(self, layer: str, shape: Sequence[int], data_gradient: bool = True) -> None:
+        """Add a linear layer of the time embedding, whose bias the product adds."""
+        self.product(EMBEDDING, layer, shape, 1, 1, data_gradient)
+        self.add(EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
+        self.keep(shape[1])
+
+
+def add_noise_and_loss(costs: StepCosts, elements: int) -> None:
+    """Add what is outside the net: the batch, its noise, the loss in torch's own operators."""
+    costs.add(NOISE, "batch", "forward", bytes=2 * elements, launches=2)  # uint8, and labels
+    costs.add(NOISE, "noise", "forward", bytes=(1 + BF16 + FP32) * elements)
+    costs.add(NOISE, "levels", "forward", launches=3)  # alpha, sigma and snr of each timestep
+    # Difference, square and sum in fp32; their gradients, and a cast to bf16.
+    costs.add(LOSS, "loss", "forward", bytes=22 * elements, launches=8)
+    costs.add(LOSS, "loss", "backward", bytes=22 * elements, launches=7)
+    costs.keep(elements, FP32)
+
+
+def add_update(costs: StepCosts, sizes: list[int]) -> None:
+    """Add the gradient's norm and clipping, AdamW and the moving average, all in fp32."""
+    number, one = sum(sizes), multi_tensor_launches(sizes, 1)
+    costs.add(CLIP, "norm", "update", fixed_bytes=FP32 * number, launches=2 * one + 2)
+    costs.add(CLIP, "clip", "update", fixed_bytes=2 * FP32 * number, launches=one + 3)
+    # Reads weight, gradient and both moments; writes all but the gradient.
+    launches = multi_tensor_launches(sizes, 4)
+    costs.add(OPTIMIZER, "all", "update", fixed_bytes=7 * FP32 * number, launches=launches)
+    launches = multi_tensor_launches(sizes, 2)
+    costs.add(AVERAGE, "all", "update", fixed_bytes=3 * FP32 * number, launches=launches)
+
+
+def multi_tensor_launches(sizes: Sequence[int], lists: int) -> int:
+    """Count the kernels of one of torch's foreach operations over `lists` lists of tensors.
+
+    A launch takes at most 320 chunks of 65,536 elements, and so many tensors as its arguments hold
+    (torch's MultiTensorApply.cuh; versions that pass larger arguments launch fewer).
+    """
+    most = {1: 110, 2: 64, 3: 48, 4: 36}[lists]
+    launches = tensors = chunks = 0
+    for size in sizes:
+        tensors += 1
+        for chunk in range(-(-size // 65_536)):
+            chunks += 1
+            whole = (chunk + 1) * 65_536 >= size
+            if chunks == 320 or (whole and tensors == most):
+                launches += 1
+                tensors, chunks = int(not whole), 0
+    return launches + (chunks > 0)

@@ -1,0 +1,183 @@
+"""Reading images: our reader beside stock webdataset, on the same tars in one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgm.benchmarks.table import print_table
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from shards.reader import Shards
+
+ROOT = Path(__file__).resolve().parents[2]
+WEBLOADER_BATCHES = 40  # per repetition: its rate is steady, and a whole pass takes long
+WARM_UP_BATCHES = 16
+MOST_IMAGES = 1_000_000  # of those made to be read: 5 GB
+
+FIRST_BATCH = """
+import sys
+import numpy as np
+from shards.reader import Shards
+shards = Shards(sys.argv[1])
+index = np.random.default_rng(0).permutation(len(shards))[: int(sys.argv[2])]
+images, labels = shards.images(index), shards.labels(index)
+print(images.shape, labels.shape, flush=True)
+"""
+FIRST_WEBLOADER_BATCH = """
+import sys
+import webdataset
+data = webdataset.WebDataset(sys.argv[1], shardshuffle=False).shuffle(1000).decode()
+data = data.to_tuple("npy", "cls").batched(int(sys.argv[2]))
+images, labels = next(iter(webdataset.WebLoader(data, batch_size=None, num_workers=0)))
+print(images.shape, labels.shape, flush=True)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--shards", type=Path, help="folder of shards; default: random images")
+    parser.add_argument("--num-images", type=int, default=50_000, help="without --shards")
+    parser.add_argument("--batch", type=int, default=128, help="images per batch")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each measurement")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
+    check_range(args, "--", "batch", "repetitions", least=1)
+    check_range(args, "--", "num-images", least=1, most=MOST_IMAGES)
+    if args.shards is None and args.num_images < args.batch:
+        raise UserError(
+            f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"
+        )
+    with _shard_folder(args.shards, args.num_images) as folder:
+        shards = Shards(folder)
+        if len(shards) < args.batch:
+            raise UserError(
+                f"--batch {args.batch} is more than the {len(shards)} images of {folder}: lower it"
+            )
+        tars = [str(shards.folder / shard.name) for shard in shards.index.shards]
+        times = args.repetitions
+        rates = {"shards.reader": _reader_rates(shards, args.batch, times)}
+        for workers in (0, 2):
+            name = f"webdataset.WebLoader, {workers} workers"
+            rates[name] = _webloader_rates(tars, args.batch, workers, times)
+        ours, theirs = (folder, args.batch, times), (Path(tars[0]), args.batch, times)
+        starts = {
+            "shards.reader, tars cached": _start_seconds(FIRST_BATCH, *ours),
+            "shards.reader, tars not cached": _start_seconds(FIRST_BATCH, *ours, dropped=tars),
+            "webdataset.WebLoader, tars cached": _start_seconds(FIRST_WEBLOADER_BATCH, *theirs),
+        }
+        images = len(shards)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ratio = medians["shards.reader"] / max(rate for name, rate in medians.items() if name[0] == "w")
+    print(f"{images} images in {len(tars)} tar(s), batch {args.batch}, {times} repetitions")
+    print_table("images/s", rates, ",.0f")
+    print(f"shards.reader / best WebLoader: {ratio:.0f}x")
+    print_table("s from process start to first batch", starts, ".3f")
+    return {"images_per_s": rates, "ratio": ratio, "first_batch_s": starts}
+
+
+@contextmanager
+def _shard_folder(given: Path | None, num_images: int) -> Iterator[Path]:
+    """Yield the given folder, or a temporary one with random 32 x 32 images in one tar."""
+    if given is not None:
+        yield given
+        return
+    from shards.sources import Source
+    from shards.write import write_folder
+
+    def samples() -> Iterator[tuple[np.ndarray, int]]:
+        rng = np.random.default_rng(0)
+        for number in range(num_images):
+            yield rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), number % 10
+
+    source = Source("random", tuple("0123456789"), (32, 32, 3), num_images, samples)
+    with tempfile.TemporaryDirectory() as name:
+        write_folder(source, Path(name), "train", shard_size=num_images)
+        yield Path(name)
+
+
+def _reader_rates(shards: Shards, batch: int, repetitions: int) -> list[float]:
+    """Return images/s of whole shuffled passes, drawing the order included."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    rates = []
+    passes = max(1, 100_000 // len(shards))  # small sets: repeat, so that a clock can time it
+    for repetition in range(repetitions + 1):
+        start = time.perf_counter()
+        count = 0
+        for _ in range(passes):
+            order = rng.permutation(len(shards))
+            for first in range(0, len(order) - batch + 1, batch):
+                index = order[first : first + batch]
+                images = torch.from_numpy(shards.images(index))
+                labels = torch.from_numpy(shards.labels(index))
+                count += len(images)
+                assert images.dtype == torch.uint8 and len(labels) == batch
+        if repetition > 0:  # the first one warms up
+            rates.append(count / (time.perf_counter() - start))
+    return rates
+
+
+def _webloader_rates(tars: list[str], batch: int, workers: int, repetitions: int) -> list[float]:
+    """Return images/s of stock WebDataset, shuffled with its buffer, at steady speed."""
+    import webdataset
+
+    # Every worker gets all tars, or one tar would leave all workers but one idle.
+    urls = [tar for tar in tars for _ in range(max(1, workers))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False).repeat().shuffle(1000).decode()
+    dataset = dataset.to_tuple("npy", "cls").batched(batch)
+    batches = iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=workers))
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    rates = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        count = sum(len(next(batches)[0]) for _ in range(WEBLOADER_BATCHES))
+        rates.append(count / (time.perf_counter() - start))
+    return rates
+
+
+def _start_seconds(
+    code: str, path: Path, batch: int, repetitions: int, dropped: list[str] | None = None
+) -> list[float]:
+    """Return seconds from starting a Python process to its first batch, for several processes.
+
+    dropped: files to drop from the page cache before each start.
+    """
+    command = [sys.executable, "-c", code, str(path.resolve()), str(batch)]
+    seconds = []
+    for _ in range(repetitions):
+        for name in dropped or []:
+            _drop_from_cache(name)
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        ) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            seconds.append(time.perf_counter() - start)
+        assert process.returncode == 0 and line, f"no batch from {command[0]} -c"
+    return seconds
+
+
+def _drop_from_cache(name: str) -> None:
+    handle = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # only clean pages can be dropped
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

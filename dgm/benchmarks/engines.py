@@ -1,0 +1,250 @@
+"""One run on every engine: the losses, and the weights of runs that were killed or moved.
+
+Each run is `accelerate launch` with a file of launch/configs/accelerate on the smallest
+configuration of a family, whose draws are all on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from dgm.common.errors import UserError
+from shards.build import ensure
+from shards.cli import home_path
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ("ddpm", "gan", "vae", "flow")
+# Name, file of launch/configs/accelerate, number of processes.
+ENGINES = {
+    "one": ("one process", None, 1),
+    "ddp2": ("DDP on 2", "ddp", 2),
+    "ddp4": ("DDP on 4", "ddp", 4),
+    **{f"zero{stage}": (f"ZeRO-{stage} on 2", f"zero{stage}", 2) for stage in range(4)},
+    "zero2_offload": ("ZeRO-2 on 2, offload", "zero2_offload", 2),
+    "zero3_offload": ("ZeRO-3 on 2, offload", "zero3_offload", 2),
+    "zero1on4": ("ZeRO-1 on 4", "zero1", 4),
+}
+MOVES = ("one", "ddp2", "zero3", "zero1on4", "one")
+BATCH = 16  # of the smallest configurations
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    usual = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=usual)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
+    parser.add_argument("--steps", type=int, default=50, help="of each run")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare losses on one process, DDP and DeepSpeed ZeRO, also killed and moved between them."""
+    if args.steps < 10:
+        raise UserError(f"--steps is {args.steps}: choose 10 or more")
+    if "gpu" in args.parts and not torch.cuda.is_available():
+        raise UserError("--parts has gpu, but there is no GPU here: leave it out")
+    shards = str(ensure("shapes", args.shards))
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="engines-") as folder:
+        for part in args.parts:
+            print(
+                f"\n{PARTS[part].__doc__}\n\n| engine | {' | '.join(args.families)} |", flush=True
+            )
+            print(f"|---|{'---|' * len(args.families)}")
+            found[part] = {}
+            for row, compare in PARTS[part](args.engines).items():
+                runs = [Runs(Path(folder), shards, args.steps, f) for f in args.families]
+                cells = found[part][row] = {run.family: compare(run) for run in runs}
+                print(f"| {row} | {' | '.join(map(_show, cells.values()))} |", flush=True)
+    return found
+
+
+Compare = Callable[["Runs"], float]
+
+
+def losses(engines: list[str]) -> dict[str, Compare]:
+    """Largest relative difference of a loss from one process, whole runs"""
+
+    def compare(name: str, runs: Runs) -> float:
+        return _difference(runs.whole(name), runs.whole("one"))
+
+    return {ENGINES[name][0]: partial(compare, name) for name in engines if name != "one"}
+
+
+def resume(engines: list[str]) -> dict[str, Compare]:
+    """Largest relative difference of a weight, killed in the middle and continued"""
+
+    def compare(name: str, runs: Runs) -> float:
+        folder = runs.new(f"killed-{name}")
+        runs.train(folder, name, kill_at=runs.steps // 2)
+        runs.train(folder, name)
+        return _weights_apart(runs, folder, runs.whole(name))
+
+    return {ENGINES[name][0]: partial(compare, name) for name in engines}
+
+
+def moves(engines: list[str]) -> dict[str, Compare]:
+    """Largest relative difference of a loss from one process, moved between engines"""
+
+    def compare(runs: Runs) -> float:
+        folder = runs.new("moved")
+        for number, name in enumerate(MOVES, 1):
+            runs.train(folder, name, steps=runs.steps * number // len(MOVES))
+        return _difference(folder, runs.whole("one"))
+
+    return {", ".join(ENGINES[name][0] for name in MOVES): compare}
+
+
+def gpu(engines: list[str]) -> dict[str, Compare]:
+    """Largest relative difference of a loss from one process on the CPU"""
+
+    def compare(first: Device, second: Device, runs: Runs) -> float:
+        folder = runs.new(f"{first.name}-{second.name}")
+        runs.train(folder, "one", steps=runs.steps // 2, device=first)
+        runs.train(folder, "one", device=second)
+        return _difference(folder, runs.whole("one", CPU))
+
+    rows = {"GPU, fp32": (GPU, GPU), "GPU, bf16": (BF16, BF16), "CPU, then GPU": (CPU, GPU)}
+    return {title: partial(compare, *pair) for title, pair in rows.items()}
+
+
+PARTS = {"losses": losses, "resume": resume, "moves": moves, "gpu": gpu}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes, and in which precision."""
+
+    name: str
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
+    options: tuple[str, ...] = ("--train.mixed_precision=no",)
+
+
+CPU = Device("cpu", {"CUDA_VISIBLE_DEVICES": ""})
+GPU = Device("gpu")
+BF16 = Device("bf16", options=("--train.mixed_precision=bf16",))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of a family, each in a folder of its own."""
+
+    folder: Path
+    shards: str
+    steps: int
+    family: str
+
+    def new(self, name: str) -> Path:
+        """Name a run folder."""
+        return self.folder / f"{self.family}-{name}"
+
+    def whole(self, engine: str, device: Device = GPU) -> Path:
+        """Train once without interruption; give the run folder."""
+        folder = self.new(f"whole-{engine}-{device.name}")
+        if not folder.exists():
+            self.train(folder, engine, device=device)
+        return folder
+
+    def train(
+        self,
+        folder: Path,
+        engine: str,
+        steps: int | None = None,
+        kill_at: int | None = None,
+        device: Device = GPU,
+    ) -> None:
+        """Train in a folder up to `steps`, or until killed as the log has `kill_at` lines."""
+        _, config, processes = ENGINES[engine]
+        words = [sys.executable, f"launch/train_{self.family}.py"]
+        if config is not None:
+            file = f"launch/configs/accelerate/{config}.yaml"
+            words[1:1] = ["-m", "accelerate.commands.launch", "--config_file", file]
+            words[-1:-1] = ["--num_processes", str(processes), "--main_process_port", "0"]
+        words += [f"--config=launch/configs/{self.family}_tiny.yaml", f"--run.dir={folder}"]
+        words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
+        words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
+        words += [f"--train.save_every_images={5 * BATCH}"]
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env={**os.environ, **device.environment},
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
+            if process.wait() != 0 and not killed:
+                said.seek(0)
+                raise RuntimeError(f"{' '.join(words)} failed:\n{said.read()[-4000:]}")
+        if kill_at is not None and not killed:
+            raise RuntimeError(f"{folder.name} was done before it could be killed: more --steps")
+
+
+def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bool:
+    """Kill a launcher and its workers as the log has so many lines; say whether they ran still."""
+    log = folder / "metrics.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < lines:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    # Workers are not ours to wait for; while one of them ended it might write.
+    psutil.wait_procs(everyone)
+    return True
+
+
+def _difference(run: Path, other: Path) -> float:
+    """Give the largest relative difference over steps and losses."""
+    ours, theirs = _losses(run), _losses(other)
+    if ours.keys() != theirs.keys():
+        raise RuntimeError(f"{run.name} and {other.name} have not logged the same steps")
+    return max(abs(ours[key] - theirs[key]) / abs(theirs[key]) for key in ours)
+
+
+def _losses(run: Path) -> dict[tuple[int, str], float]:
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return {
+        (line["step"], key): value
+        for line in lines
+        for key, value in line.items()
+        if key.startswith("train/") and key.endswith("/loss")
+    }
+
+
+def _weights_apart(runs: Runs, run: Path, other: Path) -> float:
+    """Give the largest difference of the final weights, relative to the largest of their tensor."""
+    name = f"checkpoints/{runs.steps * BATCH:09d}/model.safetensors"
+    ours, theirs = load_file(run / name), load_file(other / name)
+    largest = 0.0
+    for key, value in theirs.items():
+        if not torch.equal(ours[key], value):
+            apart = (ours[key] - value).abs().max() / value.abs().max()
+            largest = max(largest, float(apart)) if apart.isfinite() else math.inf
+    return largest
+
+
+def _show(value: float) -> str:
+    return f"{value:.1e}" if value else "0, same bits"

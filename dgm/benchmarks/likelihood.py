@@ -1,0 +1,114 @@
+"""Bits per dimension of a run, beside a public implementation that saw the same images.
+
+The peers lie in dgm/benchmarks/peers.py: their nets and losses in our loop, so that images,
+order, flips, batch, optimizer and the average of the weights are the run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgm.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
+from dgm.cli.assemble import Parts, make_job
+from dgm.cli.families import open_config
+from dgm.cli.load_run import open_trained
+from dgm.cli.path_checks import check_folder
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.online_eval import has_likelihood
+from dgm.flow.networks import FlowNetConfig
+from dgm.rng import permutation
+from dgm.training import checkpoint
+from dgm.training.engine import Engine
+from dgm.training.run_folder import RunFolder
+from dgm.training.state_dicts import load_nets
+from dgm.training.trainer import train
+from dgm.vae.networks import VAENetConfig
+from shards.cli import home_path
+from shards.reader import open_shards
+
+SEED = 1  # of the choice of test images and of their draws
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("run", type=Path, help="run folder of a glow or a vae")
+    parser.add_argument("--out", type=Path, required=True, help="run folder of the peer")
+    parser.add_argument(
+        "--test-shards", type=home_path, nargs="+", required=True, help="folders of test images"
+    )
+    parser.add_argument("--num-test", type=int, default=1000, help="test images of each folder")
+    parser.add_argument("--lr", type=float, help="learning rate of the peer; default the run's")
+    parser.add_argument(
+        "--variance",
+        type=float,
+        default=0.005,
+        help="that pythae's Gaussian has while it learns, for pixels in [0, 1]",
+    )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare a run's bits per dimension with a public model's that saw the same images."""
+    check_range(args, "--", "num-test", least=2)
+    check_range(args, "--", "variance", "lr", above=0)
+    check_folder("--out", args.out)
+    if args.out.resolve() == args.run.resolve():
+        raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
+    ours = open_trained(args.run)
+    config = open_config(args.run / "config.yaml")
+    tests = {name: open_shards(name, config.data.resize) for name in args.test_shards}
+    images = open_shards(config.data.shards, config.data.resize)
+    torch.manual_seed(config.run.seed)
+    peer = _make_peer(config.model, images.image_shape, args)
+    objective = has_likelihood(ours.objective, "the measure")
+    config = replace(
+        config,
+        run=replace(config.run, dir=str(args.out)),
+        optim=config.optim if args.lr is None else replace(config.optim, lr=args.lr),
+        train=replace(config.train, total_images=ours.images_seen),
+        eval=replace(config.eval, every_images=0),
+    )
+    engine = Engine("no", list(config.run.trackers), config.run.dir)
+    try:
+        job = make_job(config, engine, images, Parts({peer.phases[0].net: peer.net}, peer))
+        if not train(job, RunFolder(config, args.out)):
+            raise UserError(f"{args.out} was stopped and saved: run the same command to continue")
+        newest = checkpoint.newest(args.out / "checkpoints")
+        assert newest is not None, "the loop ends with one"
+        load_nets(job.nets, checkpoint.read(newest).ema)
+        for net in (*job.nets.values(), *ours.nets.values()):
+            net.eval().to(engine.device)
+        peer.settle(images)
+        found = {}
+        for name, test in tests.items():
+            index = permutation(SEED, 0, len(test))[: args.num_test]
+            found[name] = {
+                "this run": bits_per_dim(engine, objective, ours.nets, test, index, SEED),
+                peer.title: bits_per_dim(engine, peer, job.nets, test, index, SEED),
+            }
+    finally:
+        engine.close()
+    _show(found, ours.images_seen)
+    return {"images_seen": ours.images_seen, "bits_per_dim": found}
+
+
+def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Namespace) -> Peer:
+    if isinstance(model, VAENetConfig):
+        return PythaeVAE(model.latent, image_shape, args.variance)
+    if isinstance(model, FlowNetConfig) and model.architecture == "glow":
+        return NormflowsGlow(model.levels, model.steps, model.hidden, image_shape)
+    raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
+
+
+def _show(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
+    print(f"\n{f'bits per dimension, {images_seen:,} images seen':50} {'':>10} {'error':>8}")
+    for test, of_test in found.items():
+        for title, bits in of_test.items():
+            whole = bits.get("exact", bits.get("bound"))
+            print(f"{f'{Path(test).name}, {title}':50} {whole:>10.3f} {bits['error']:>8.3f}")

@@ -1,0 +1,287 @@
+"""A model, not a measurement: what bounds a training step of DDPM's U-Net on a GPU.
+
+An operation takes the longest of its FLOPs at an effective rate, its bytes at a bandwidth, and the
+least time of its kernels; a step is the sum of its operations, or the host's time to launch them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dgm.benchmarks.costs import (
+    ATTENTION,
+    DESIGNS,
+    FP32,
+    KINDS,
+    NORM,
+    OUTSIDE_NET,
+    Operation,
+    StepCosts,
+)
+from dgm.benchmarks.machine import MOST_AT_ONCE
+from dgm.benchmarks.unet_costs import step_costs
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.diffusion.unet import UNet, UNetConfig
+
+_COPIES = 5  # of the weights in fp32: weight, gradient, two moments, moving average
+_WORKING_MAPS = 3  # feature maps of the largest size that a backward pass holds besides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments; the defaults describe an H100 with 80 GB of HBM3."""
+    add, config = parser.add_argument, UNetConfig()
+    add("--channels", type=int, default=config.channels, help="width of the first level")
+    add("--dropout", type=float, default=config.dropout)
+    add("--image-size", type=int, default=32)
+    add("--batch", type=int, nargs="+", default=[128, 256, 512])
+    add(
+        "--tflops", type=float, nargs="+", default=[430.0, 500.0, 570.0, 600.0],
+        help="effective rates of convolutions and matrix products",
+    )  # fmt: skip
+    add("--attention-tflops", type=float, default=300.0, help="effective rate of attention")
+    add("--bandwidth", type=float, default=3000.0, help="GB/s of a copy")
+    add("--memory", type=float, default=80.0, help="GB of the GPU")
+    add("--usable", type=float, default=0.9, help="fraction of the memory that tensors may fill")
+    add("--kernel-us", type=float, default=2.0, help="least time of a kernel on the GPU")
+    add("--launch-us", type=float, default=5.0, help="time of the host to launch a kernel")
+    add("--operator-us", type=float, default=75.0, help="the same of a custom operator")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a GPU and its host are assumed to do."""
+
+    tflops: float
+    attention_tflops: float
+    bandwidth: float
+    """GB/s."""
+    kernel_us: float
+    launch_us: float
+    operator_us: float
+
+    def seconds(self, operation: Operation, batch: int) -> float:
+        """Return the time of an operation for a batch."""
+        rate = self.attention_tflops if operation.kind == ATTENTION else self.tflops
+        return max(
+            operation.flops * batch / (rate * 1e12),
+            (operation.bytes * batch + operation.fixed_bytes) / (self.bandwidth * 1e9),
+            operation.launches * self.kernel_us * 1e-6,
+        )
+
+    def step_s(self, costs: StepCosts, batch: int) -> float:
+        """Return the time of a step on the GPU, one operation after the other."""
+        return sum(self.seconds(operation, batch) for operation in costs.operations)
+
+    def host_s(self, costs: StepCosts, graphs: bool = False) -> float:
+        """Return the host's time to launch a step; `graphs`: two launches for the net."""
+        us = 0.0
+        for operation in costs.operations:
+            if graphs and operation.kind not in OUTSIDE_NET:
+                continue
+            custom = operation.custom and costs.design.custom_operators
+            us += operation.launches * (self.operator_us if custom else self.launch_us)
+        return (us + (2 * self.launch_us if graphs else 0)) * 1e-6
+
+    def launch_bound_below(self, costs: StepCosts, graphs: bool = False) -> int:
+        """Return the smallest batch whose step takes the GPU as long as it takes the host."""
+        host, batch = self.host_s(costs, graphs), 1
+        while self.step_s(costs, batch) < host and batch < MOST_AT_ONCE:
+            batch += 1
+        return batch
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Model a training step from the net's layers: FLOPs, bytes, launches, expected images/s."""
+    _check(args)
+    config = UNetConfig(channels=args.channels, dropout=args.dropout)
+    with torch.device("meta"):
+        net = UNet(config, args.image_size)
+    forward, both = count_flops(net, args.image_size)
+    parameters = sum(p.numel() for p in net.parameters())
+    print(
+        f"{parameters / 1e6:.2f} M parameters, {forward / 1e9:.2f} GFLOP an image forward, "
+        f"{both / 1e9:.2f} forward and backward, counted by torch on the net"
+    )
+    machines = {
+        rate: Machine(
+            rate, args.attention_tflops, args.bandwidth,
+            args.kernel_us, args.launch_us, args.operator_us,
+        )
+        for rate in args.tflops
+    }  # fmt: skip
+    designs = [step_costs(net, args.image_size, design) for design in DESIGNS]
+    for costs in designs:
+        modelled = sum(o.flops for o in costs.operations if o.stage == "forward")
+        if not math.isclose(modelled, forward, rel_tol=1e-3):
+            raise RuntimeError(
+                f"the model counts {modelled:.6g} FLOP forward, torch {forward:.6g}: "
+                "dgm/benchmarks/unet_costs.py does not follow the net"
+            )
+    middle = machines[sorted(args.tflops)[(len(args.tflops) - 1) // 2]]
+    found: dict[str, Any] = {
+        "settings": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
+        "parameters": parameters, "flops_forward": forward, "flops_forward_backward": both,
+    }  # fmt: skip
+    for costs in designs:
+        kinds = by_kind(costs, middle, max(args.batch))
+        _print_kinds(costs, kinds, middle, max(args.batch))
+        found[costs.design.name] = {
+            "by_kind": kinds,
+            "by_layer": by_layer(costs, middle, max(args.batch)),
+            "memory": memory(costs, parameters, args.memory, args.usable),
+            "images_per_s": _rates(costs, machines, args.batch),
+            "host": _host(costs, middle),
+        }
+    _print_rates(found, args, middle)
+    return found
+
+
+def count_flops(net: UNet, image_size: int) -> tuple[float, float]:
+    """Return FLOPs for one image, forward and both ways, counted by torch's operators on meta.
+
+    Attention counts as plain products, so without the scores that its backward computes again.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports the compiler
+
+    x = torch.empty(1, 3, image_size, image_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        output = net(x, torch.zeros(1, dtype=torch.int64, device="meta"))
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    return float(forward), float(counter.get_total_flops())
+
+
+def _totals(operations: Sequence[Operation], machine: Machine, batch: int) -> dict[str, float]:
+    return {
+        "gflop": sum(o.flops for o in operations) / 1e9,
+        "mb": sum(o.bytes for o in operations) / 1e6,
+        "fixed_mb": sum(o.fixed_bytes for o in operations) / 1e6,
+        "launches": sum(o.launches for o in operations),
+        "ms": 1e3 * sum(machine.seconds(o, batch) for o in operations),
+    }
+
+
+def by_kind(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
+    """Add up by kind of layer: GFLOP and MB for one image, MB of weights, launches, ms a step."""
+    return {
+        kind: _totals([o for o in costs.operations if o.kind == kind], machine, batch)
+        for kind in KINDS
+    }
+
+
+def by_layer(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
+    """Add up by layer, as `by_kind`."""
+    layers: dict[str, list[Operation]] = {}
+    for operation in costs.operations:
+        layers.setdefault(f"{operation.layer}: {operation.kind}", []).append(operation)
+    return {name: _totals(operations, machine, batch) for name, operations in layers.items()}
+
+
+def memory(costs: StepCosts, parameters: int, gb: float, usable: float) -> dict[str, float]:
+    """Return what the backward pass keeps of one image, in MB, and the largest batch in `gb`."""
+    fixed = parameters * (_COPIES * FP32 + 2)  # and the weights in bf16
+    each = costs.kept_bytes + _WORKING_MAPS * costs.largest_bytes
+    return {
+        "kept_mb": costs.kept_bytes / 1e6,
+        "working_mb": _WORKING_MAPS * costs.largest_bytes / 1e6,
+        "fixed_mb": fixed / 1e6,
+        "largest_batch": max(0, int((usable * gb * 1e9 - fixed) / each)),
+    }
+
+
+def _rates(
+    costs: StepCosts, machines: dict[float, Machine], batches: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Return images/s for each batch and effective rate, where the GPU bounds the step."""
+    return {
+        str(batch): {
+            f"{rate:g}": batch / machine.step_s(costs, batch) for rate, machine in machines.items()
+        }
+        for batch in batches
+    }
+
+
+def _host(costs: StepCosts, machine: Machine) -> dict[str, float]:
+    return {
+        "launches": sum(o.launches for o in costs.operations),
+        "launches_outside_net": sum(o.launches for o in costs.operations if o.kind in OUTSIDE_NET),
+        "host_ms": 1e3 * machine.host_s(costs),
+        "host_ms_with_graphs": 1e3 * machine.host_s(costs, graphs=True),
+        "launch_bound_below": machine.launch_bound_below(costs),
+        "launch_bound_below_with_graphs": machine.launch_bound_below(costs, graphs=True),
+    }
+
+
+def _print_kinds(
+    costs: StepCosts, kinds: dict[str, dict[str, float]], machine: Machine, batch: int
+) -> None:
+    title = f"{costs.design.name}, batch {batch}, {machine.tflops:g} TFLOP/s"
+    print(
+        f"\n{title:36} {'GFLOP/img':>9} {'MB/img':>8} {'MB fixed':>8} {'launches':>8} "
+        f"{'ms':>7} {'%':>6}"
+    )
+    total = {name: sum(row[name] for row in kinds.values()) for name in kinds[NORM]}
+    for kind, row in {**kinds, "all": total}.items():
+        print(
+            f"{kind:36} {row['gflop']:>9.3f} {row['mb']:>8.3f} {row['fixed_mb']:>8.1f} "
+            f"{row['launches']:>8.0f} {row['ms']:>7.3f} {100 * row['ms'] / total['ms']:>6.1f}"
+        )
+
+
+def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machine) -> None:
+    names = [design.name for design in DESIGNS]
+    heads = " ".join(f"{f'{name} {batch}':>10}" for batch in args.batch for name in names)
+    print(f"\n{'images/s, design and batch':26} {heads}")
+    for rate in args.tflops:
+        cells = " ".join(
+            f"{found[name]['images_per_s'][str(batch)][f'{rate:g}']:>10,.0f}"
+            for batch in args.batch
+            for name in names
+        )
+        print(f"{f'products at {rate:g} TFLOP/s':26} {cells}")
+    print()
+    for name in names:
+        kept = found[name]["memory"]
+        print(
+            f"{name}: {kept['kept_mb']:.2f} MB kept per image, "
+            f"{kept['working_mb']:.2f} MB temporary, "
+            f"{kept['fixed_mb']:.0f} MB of weights, gradients, moments and average: batch "
+            f"{kept['largest_batch']:,.0f} in {100 * args.usable:g} % of {args.memory:g} GB"
+        )
+    for name in names:
+        host = found[name]["host"]
+        below, with_graphs = (
+            f"below batch {batch}" if batch > 1 else "at no batch"
+            for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
+        )
+        print(
+            f"{name}: {host['launches']} launches take the host {host['host_ms']:.2f} ms, "
+            f"which bounds the step {below}; the net as graphs: "
+            f"{host['host_ms_with_graphs']:.2f} ms, {with_graphs} (at {middle.tflops:g} TFLOP/s)"
+        )
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_range(args, "--", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(
+        args, "--", "tflops", "attention-tflops", "bandwidth", "memory", "launch-us",
+        "operator-us", above=0,
+    )  # fmt: skip
+    check_range(args, "--", "kernel-us", least=0)
+    check_range(args, "--", "image-size", least=8, most=1024)
+    check_range(args, "--", "channels", least=4, most=8192)
+    if args.channels % 4:
+        raise UserError(f"--channels is {args.channels}: choose a multiple of 4")
+    if args.image_size % 8:
+        raise UserError(f"--image-size is {args.image_size}: choose a multiple of 8")
+    if not 0 <= args.dropout < 1:
+        raise UserError(f"--dropout is {args.dropout}: choose 0 or more, less than 1")
+    if not 0 < args.usable <= 1:
+        raise UserError(f"--usable is {args.usable}: choose more than 0, at most 1")

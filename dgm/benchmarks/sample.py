@@ -1,0 +1,141 @@
+"""Making images: our sampler beside diffusers' pipeline, with U-Nets of one size, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dgm.benchmarks.machine import MOST_AT_ONCE, device, wait
+from dgm.benchmarks.peer_loops import check_installed, diffusers_net
+from dgm.benchmarks.table import medians, print_table
+from dgm.common.validation import check_range
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.nn.compiling import compile_net
+from dgm.nn.layers import use_kernels
+from dgm.rng import Draws
+from dgm.training.state_dicts import in_channels_last
+
+CLASSES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--peers", action="store_true", help="compare with diffusers' DDIMPipeline")
+    parser.add_argument("--compile", action="store_true", help="also compiled, on a CPU too")
+    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10, help="of DDIM")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each, in turn")
+
+
+@dataclass
+class Maker:
+    """Our sampler with one net."""
+
+    objective: DiffusionObjective
+    net: nn.Module
+    guidance: float
+    precision: str
+
+    def __call__(self, count: int, seed: int) -> None:
+        """Make `count` images."""
+        index = torch.arange(count, device=device())
+        labels = index % CLASSES if self.objective.num_classes else None
+        with torch.autocast(device().type, torch.bfloat16, enabled=self.precision == "bf16"):
+            self.objective.sample(
+                {"net": self.net}, count, labels, Draws.of(seed, index), guidance=self.guidance
+            )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare making images by 50 steps of DDIM or fewer: images per second."""
+    check_range(args, "--", "steps", "repetitions", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    made: dict[str, Callable[[int, int], None]] = {"ours": _ours(args, classes=False)}
+    if args.compile or torch.cuda.is_available():
+        made["ours, compiled"] = _ours(args, classes=False, compiled=True)
+    made["ours, of a class"] = _ours(args, classes=True)
+    made["ours, of a class, guided (both halves at once)"] = _ours(args, True, guidance=1.5)
+    if args.peers:
+        made["diffusers.DDIMPipeline"] = _diffusers(args)
+    found = _rates(made, args)
+    rates = found["images_per_s"]
+    print(f"batch {args.batch}, {args.steps} steps, {args.precision}, {device().type}")
+    print_table("images/s", rates, ".2f")
+    for name, reason in found["failed"].items():
+        print(f"{name:46} failed: {reason}")
+    if "diffusers.DDIMPipeline" in rates and "ours" in rates:
+        rate = medians(rates)
+        best = max(rate["ours"], rate.get("ours, compiled", 0))
+        found["ratio"] = best / rate["diffusers.DDIMPipeline"]
+        print(f"ours / diffusers.DDIMPipeline: {found['ratio']:.2f}x")
+    return found
+
+
+def _rates(made: dict[str, Callable[[int, int], None]], args: argparse.Namespace) -> dict[str, Any]:
+    """Time the ways in turn; one that fails does not stop the others. Raises if all fail."""
+    rates: dict[str, list[float]] = {name: [] for name in made}
+    failed: dict[str, str] = {}
+    for repetition in range(args.repetitions + 1):
+        for name, make in made.items():
+            if name in failed:
+                continue
+            wait()
+            start = time.perf_counter()
+            try:
+                make(args.batch, repetition)
+                wait()
+            except Exception as error:  # whatever it is, the others have their figures
+                if len(failed) + 1 == len(made):
+                    raise
+                failed[name] = str(error).strip().splitlines()[0]
+                continue
+            if repetition:  # the first one warms up
+                rates[name].append(args.batch / (time.perf_counter() - start))
+    measured = {name: found for name, found in rates.items() if name not in failed}
+    return {
+        "images_per_s": measured, "failed": failed, "batch": args.batch, "steps": args.steps
+    }  # fmt: skip
+
+
+def _ours(
+    args: argparse.Namespace, classes: bool, guidance: float = 1.0, compiled: bool = False
+) -> Maker:
+    objective = DiffusionObjective(
+        DiffusionConfig(class_conditional=classes),
+        SampleConfig(steps=args.steps, batch=args.batch),
+        (32, 32, 3),
+        CLASSES,
+    )
+    net = UNet(UNetConfig(channels=args.channels), 32, num_classes=objective.num_classes)
+    net = net.to(device()).requires_grad_(False)
+    in_channels_last(net)
+    use_kernels(net)
+    if compiled:
+        compile_net(net)
+    return Maker(objective, net, guidance, args.precision)
+
+
+def _diffusers(args: argparse.Namespace) -> Callable[[int, int], None]:
+    check_installed()
+    import diffusers
+
+    # Weights stay fp32, as ours: the pipeline makes numpy arrays, which know no bf16.
+    net = diffusers_net(args.channels).to(device())
+    pipeline = diffusers.DDIMPipeline(net, diffusers.DDIMScheduler(num_train_timesteps=1000))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(count: int, seed: int) -> None:
+        generator = torch.Generator(device()).manual_seed(seed)
+        with torch.autocast(device().type, torch.bfloat16, enabled=args.precision == "bf16"):
+            pipeline(count, generator, num_inference_steps=args.steps, output_type="np")
+
+    return make

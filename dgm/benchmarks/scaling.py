@@ -1,0 +1,211 @@
+"""DDP on one machine: what a step sends, how much of that hides, and what more GPUs would do.
+
+Each process runs our own loop. A step is timed as it is and without averaging gradients, and
+averaging as many bytes is timed alone; what shows of it is the difference of the first two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dgm.benchmarks.machine import MOST_AT_ONCE, wait
+from dgm.cli.entry import run
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from shards.build import ensure
+from shards.cli import home_path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_PROCESSES = 256  # on one machine
+LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
+    parser.add_argument("--batch", type=int, default=16, help="images of each process")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each way")
+    parser.add_argument("--steps", type=int, default=2, help="of a turn")
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
+    parser.add_argument("--rate", type=float, help="images/s of a GPU, for the model; else ours")
+    parser.add_argument("--parameters", type=float, help="millions, for the model; else ours")
+    parser.add_argument(
+        "--links",
+        type=float,
+        nargs="+",
+        default=[300.0, 40.0, 40.0],
+        help="GB/s that a GPU sends, for the model: 8 in a machine, 64, 512",
+    )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure DDP: bytes sent per step, how much of it hides; a model for 8, 64 and 512 GPUs."""
+    check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "processes", least=2, most=MOST_PROCESSES)
+    if len(args.links) != 3 or min(args.links) <= 0:
+        raise UserError(f"--links is {args.links}: give three numbers above 0")
+    check_range(args, "--", "rate", "parameters", above=0)
+    if torch.cuda.is_available() and torch.cuda.device_count() < args.processes:
+        raise UserError(
+            f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs"
+        )
+    shards = str(ensure("shapes", args.shards))
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        found = _run_processes(args, shards, Path(folder))
+    _show(found, args)
+    return found
+
+
+def _run_processes(args: argparse.Namespace, shards: str, folder: Path) -> dict[str, Any]:
+    asked = {
+        "batch": args.batch * args.processes, "channels": args.channels, "shards": shards,
+        "precision": args.precision, "options": [], "undone": [], "folder": str(folder),
+        "rounds": args.rounds, "steps": args.steps,
+    }  # fmt: skip
+    words = [sys.executable, "-m", "dgm.benchmarks.scaling", json.dumps(asked)]
+    shared = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(args.processes), "LOCAL_WORLD_SIZE": str(args.processes),
+    }  # fmt: skip
+    if not torch.cuda.is_available():
+        shared["ACCELERATE_USE_CPU"] = "true"
+    processes = [
+        subprocess.Popen(
+            words, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(args.processes)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        # One that fails takes the others along: only all of them together show the cause.
+        codes = ", ".join(str(process.returncode) for process in processes)
+        errors = "\n".join(error[-4000:] for _, error in said)
+        raise RuntimeError(f"the processes ended with {codes}:\n{errors}")
+    found: dict[str, Any] = json.loads(said[0][0].splitlines()[-1])
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
+    count = args.processes
+    ring = 2 * (count - 1) / count * found["gradient_bytes"]
+    step, quiet, alone = (found[name] for name in ("step_s", "quiet_step_s", "average_s"))
+    found["shows_s"] = max(0.0, step - quiet)
+    found["hidden"] = max(0.0, 1 - found["shows_s"] / alone)
+    print(f"{count} processes x {args.batch} images, {args.channels} channels, {args.precision}")
+    print(f"gradient: {found['gradient_bytes'] / 1e6:.2f} MB; a ring sends {ring / 1e6:.2f} MB")
+    if found["sent_bytes"]:
+        print(f"sent over loopback by each process: {found['sent_bytes'] / 1e6:.2f} MB a step")
+    print(f"a step: {1e3 * step:.1f} ms; without averaging {1e3 * quiet:.1f} ms")
+    print(f"averaging alone: {1e3 * alone:.1f} ms, {100 * found['hidden']:.0f} % of it hidden")
+    sent = args.parameters * 4e6 if args.parameters else found["gradient_bytes"]
+    image_s = 1 / args.rate if args.rate else quiet / args.batch
+    found["model"] = model(sent, image_s, args.links)
+    print(f"\nmodel: {sent / 1e6:.1f} MB of gradient, {1 / image_s:,.1f} images/s of each GPU")
+    print(f"{'GPUs':>6} {'GB/s':>6} {'sending ms':>11} {'hidden from batch':>18} (each)")
+    for row in found["model"]:
+        print(
+            f"{row['gpus']:>6} {row['link']:>6.0f} {row['sending_ms']:>11.2f} "
+            f"{row['batch_that_hides']:>18.1f}"
+        )
+
+
+def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
+    """Say from which batch of each GPU on the sending hides behind the backward pass.
+
+    A ring sends 2 (n - 1) / n gradients from each of n GPUs (Patarasuk and Yuan 2009); it hides
+    where that takes no longer than the backward pass, two thirds of `image_s` for each image.
+    """
+    rows = []
+    for gpus, link in zip((8, 64, 512), links, strict=True):
+        sending_s = 2 * (gpus - 1) / gpus * gradient_bytes / (link * 1e9)
+        rows.append(
+            {
+                "gpus": gpus, "link": link, "sending_ms": 1e3 * sending_s,
+                "batch_that_hides": sending_s / (image_s * 2 / 3),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def worker() -> None:
+    """Train in one of the processes; the first prints what it measured."""
+    asked = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from dgm.benchmarks.loops import Ours
+
+    loop = Ours(asked)
+    steps, device = asked["steps"], loop.engine.device
+    learner: Any = loop.engine.learners["net"]
+    backward = learner.backward
+    size = sum(p.numel() * p.element_size() for p in loop.net.parameters())
+    numbers = torch.zeros(size // 4, device=device)
+    loop.go(3)
+
+    def timed(work: Any) -> float:
+        dist.barrier()
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - start
+
+    def quiet() -> None:
+        learner.backward = lambda loss, last: backward(loss, False)
+        loop.go(steps)
+        learner.backward = backward
+
+    times: dict[str, list[float]] = {"step_s": [], "quiet_step_s": [], "average_s": []}
+    sent = []
+    for _ in range(asked["rounds"]):
+        before = _sent()
+        times["step_s"].append(timed(lambda: loop.go(steps)) / steps)
+        sent.append((_sent() - before) / steps / dist.get_world_size())
+        times["quiet_step_s"].append(timed(quiet) / steps)
+        times["average_s"].append(timed(lambda: dist.all_reduce(numbers)))
+    found = {name: statistics.median(taken) for name, taken in times.items()}
+    found |= {"gradient_bytes": size, "sent_bytes": statistics.median(sent)}
+    if loop.engine.is_main:
+        print(json.dumps(found), file=answers, flush=True)
+    dist.barrier()
+    loop.engine.close()
+
+
+def _sent() -> int:
+    if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine go other ways
+        return 0
+    return int(LOOPBACK.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run(worker)

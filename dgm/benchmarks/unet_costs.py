@@ -1,0 +1,236 @@
+"""What one training step of the diffusion U-Net asks of a GPU, layer by layer.
+
+The net is walked as it is built, by the shapes of its weights; nothing is run. Where inductor fuses
+pointwise operations they are one pass: a residual sum with the biases of what it adds, and the sum
+of the gradients of a feature map that several layers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from dgm.benchmarks.costs import (
+    ATTENTION,
+    BF16,
+    CAST,
+    CONVOLUTION_3X3,
+    EMBEDDING,
+    FP32,
+    JOIN,
+    NORM,
+    PROJECTION,
+    SHORTCUT,
+    SUM,
+    UPSAMPLE,
+    Design,
+    StepCosts,
+    add_noise_and_loss,
+    add_update,
+)  # fmt: skip
+from dgm.diffusion.unet import Level, ResidualBlock, UNet
+from dgm.nn.layers import Attention, NormAct
+
+
+class Skip(NamedTuple):
+    """A feature map that is kept for the way up."""
+
+    name: str
+    channels: int
+    positions: int
+    into_block: bool
+    """The next layer on the way down is a residual block (else a convolution)."""
+
+
+def step_costs(net: UNet, image_size: int, design: Design) -> StepCosts:
+    """Walk the net (concat skips, no classes) and return the costs of one training step."""
+    costs = StepCosts(design, net.config.dropout)
+    sizes = [p.numel() for p in net.parameters()]
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    pixels, channels = image_size**2, int(net.entry.weight.shape[1])
+    add_noise_and_loss(costs, channels * pixels)
+    moved = (FP32 + BF16) * sum(p.numel() for p in matrices)
+    # Forward a kernel for each weight and bias; a bias's gradient is rounded where it is summed.
+    costs.add(CAST, "all", "forward", fixed_bytes=moved, launches=2 * len(matrices))
+    costs.add(CAST, "all", "backward", fixed_bytes=moved, launches=len(matrices))
+    costs.add(EMBEDDING, "time", "forward", launches=3)  # sines, and SiLU twice
+    costs.add(EMBEDDING, "time", "backward", launches=2)
+    for number, layer in enumerate(net.time):
+        if isinstance(layer, nn.Linear):
+            costs.linear(f"time.{number}", layer.weight.shape, data_gradient=number > 0)
+    entry = net.entry.weight.shape
+    costs.product(CONVOLUTION_3X3, "entry", entry, pixels, pixels, data_gradient=False)
+    costs.keep(channels * pixels)
+    costs.bias("entry", entry[0] * pixels, own_pass=True)
+    h, size = _add_levels(costs, net, image_size)
+    costs.keep(h * size**2)
+    _norm(costs, "exit_norm", net.exit_norm, size**2)
+    _convolution(costs, "exit", net.exit, size**2)
+    costs.bias("exit", net.exit.weight.shape[0] * size**2, own_pass=True)
+    add_update(costs, sizes)
+    return costs
+
+
+def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
+    """Add all levels, down and up; return channels and side at the end."""
+    h = int(net.entry.weight.shape[0])
+    skips = [Skip("entry", h, size**2, into_block=True)]
+    for i, level in enumerate(cast(Iterable[Level], net.down)):
+        pairs, last = list(level.pairs()), isinstance(level.resize, nn.Identity)
+        for k, (block, attention) in enumerate(pairs):
+            name = f"down{i}.{k}"
+            h = _block(costs, name, block, h, None, size)
+            if isinstance(attention, Attention):
+                _attention(costs, f"{name}.attention", attention, size)
+            skips.append(Skip(name, h, size**2, into_block=last or k + 1 < len(pairs)))
+        if not last:
+            size = _resize(costs, f"down{i}.resize", level.resize, size)
+            skips.append(Skip(f"down{i}.resize", h, size**2, into_block=True))
+    for k, (block, attention) in enumerate(net.middle.pairs()):
+        h = _block(costs, f"middle{k}", block, h, None, size)
+        if isinstance(attention, Attention):
+            _attention(costs, "middle.attention", attention, size)
+    for i, level in enumerate(cast(Iterable[Level], net.up)):
+        for k, (block, attention) in enumerate(level.pairs()):
+            name = f"up{len(net.up) - 1 - i}.{k}"
+            h = _block(costs, name, block, h, skips.pop(), size)
+            if isinstance(attention, Attention):
+                _attention(costs, f"{name}.attention", attention, size)
+        if not isinstance(level.resize, nn.Identity):
+            # The block's second convolution and shortcut, and attention's last projection.
+            readers = 3 if isinstance(attention, Attention) else 2
+            size = _resize(costs, f"up{len(net.up) - 1 - i}.resize", level.resize, size, readers)
+    return h, size
+
+
+def _norm(
+    costs: StepCosts, layer: str, norm: nn.Module, positions: int, second: bool = False
+) -> None:
+    """Add a norm; the `second` of a block takes the embedding in and drops features."""
+    norm = cast(NormAct, norm)
+    channels = norm.num_channels
+    elements = channels * positions
+    mask = elements / 8 if second and costs.dropout and costs.design.keeps_mask else 0
+    small = 8 * norm.num_groups + (BF16 * channels if second else 0)
+    sums = FP32 * channels * (3 if second else 2)
+    costs.add(NORM, layer, "forward", 2 * elements, bytes=mask + small, custom=True)
+    costs.add(NORM, layer, "backward", 3 * elements, bytes=mask + small + sums, custom=True)
+    # Summed over images to the gradients of weight and bias, each in two kernels.
+    costs.add(NORM, layer, "backward", bytes=sums, launches=4)
+    costs.keep(mask, 1)
+    costs.keep(elements)  # the output, which a convolution reads
+
+
+def _block(
+    costs: StepCosts, layer: str, found: nn.Module, h: int, skip: Skip | None, size: int
+) -> int:
+    """Add a residual block of h [and a skip's] channels at `size`^2; return its channels."""
+    block, design, positions = cast(ResidualBlock, found), costs.design, size**2
+    outputs, inputs = block.conv1.weight.shape[:2]
+    x, y, own = inputs * positions, outputs * positions, h * positions
+    joined = skip is None or design.joins
+    if skip is not None and design.joins:
+        # In the pass that made h: it writes h into the concatenation and copies the skip.
+        costs.add(JOIN, layer, "forward", 2 * (x - own), launches=0)
+    costs.keep(x if joined else own)  # a skip is kept already, on the way down
+    _norm(costs, f"{layer}.norm1", block.norm1, positions)
+    _convolution(costs, f"{layer}.conv1", block.conv1, positions)
+    if not design.folds_bias:
+        costs.bias(f"{layer}.conv1", y, own_pass=True)
+    costs.keep(y)
+    costs.linear(f"{layer}.emb", block.emb.weight.shape)
+    costs.add(EMBEDDING, f"{layer}.emb", "backward", 3 * outputs)  # fp32 sums to bf16
+    _norm(costs, f"{layer}.norm2", block.norm2, positions, second=True)
+    _convolution(costs, f"{layer}.conv2", block.conv2, positions)
+    projected = not isinstance(block.shortcut, nn.Identity)
+    parts = [inputs] if joined or skip is None else [h, skip.channels]
+    for part in parts if projected else []:
+        shape = (outputs, part, 1, 1)
+        costs.product(SHORTCUT, f"{layer}.shortcut", shape, positions, positions)
+    # The pass that adds the shortcut adds both biases too, which share one gradient.
+    more = len(parts) - 1 if projected else 0
+    costs.add(SUM, layer, "forward", (3 + more) * y)
+    costs.bias(f"{layer}.conv2", y, own_pass=False)
+    costs.add(SUM, layer, "backward", 3 * own)
+    if skip is not None:
+        _skip_gradient(costs, skip)
+    return int(outputs)
+
+
+def _convolution(costs: StepCosts, layer: str, conv: nn.Module, positions: int) -> None:
+    costs.product(CONVOLUTION_3X3, layer, _weight(conv).shape, positions, positions)
+
+
+def _skip_gradient(costs: StepCosts, skip: Skip) -> None:
+    """Count the sum of a skip's gradients: those of the up path are added to that of the down path.
+
+    It is fused into the pass that sums a block's gradients, or is a pass of its own.
+    """
+    own_pass = not skip.into_block
+    elements = (4 if own_pass else 2) * skip.channels * skip.positions
+    costs.add(SUM, skip.name, "backward", elements, launches=int(own_pass))
+
+
+def _attention(costs: StepCosts, layer: str, found: nn.Module, size: int) -> None:
+    """Add attention with its norm, projections and residual."""
+    module, positions = cast(Attention, found), size**2
+    channels = module.norm.num_channels
+    x = channels * positions
+    costs.keep(x)
+    _norm(costs, f"{layer}.norm", module.norm, positions)
+    for name, times in (("qkv", 3), ("out", 1)):
+        shape = (times * channels, channels)
+        costs.product(PROJECTION, f"{layer}.{name}", shape, positions, positions)
+    costs.bias(f"{layer}.qkv", 3 * x, own_pass=not costs.design.bias_in_epilogue)
+    costs.bias(f"{layer}.out", x, own_pass=False)
+    flops, logsumexp = 4 * positions * x, FP32 * module.num_heads * positions
+    costs.add(ATTENTION, layer, "forward", 4 * x, flops=flops, bytes=logsumexp)
+    # Scores are computed again: five products instead of two. Three kernels.
+    costs.add(ATTENTION, layer, "backward", 8 * x, flops=2.5 * flops, bytes=logsumexp, launches=3)
+    costs.add(ATTENTION, layer, "backward", 6 * x)  # gradients of q, k and v into one tensor
+    costs.keep(4 * x)
+    costs.keep(logsumexp, 1)
+    costs.add(SUM, layer, "forward", 3 * x)
+    costs.add(SUM, layer, "backward", 3 * x)
+
+
+def _resize(costs: StepCosts, layer: str, found: nn.Module, size: int, readers: int = 0) -> int:
+    """Add the convolution that halves or doubles the image; return its new side.
+
+    readers: convolutions that read the gradient of what is resized.
+    """
+    up = isinstance(found, nn.Sequential)
+    conv = cast(nn.Sequential, found)[1] if up else found
+    outputs, inputs = _weight(conv).shape[:2]
+    new = 2 * size if up else size // 2
+    entering = new if up else size  # the side of what the convolution reads
+    if up:
+        _upsample(costs, layer, inputs * size**2, readers)
+    costs.product(CONVOLUTION_3X3, layer, _weight(conv).shape, entering**2, new**2)
+    costs.keep(inputs * entering**2)
+    costs.bias(layer, outputs * new**2, own_pass=True)
+    return new
+
+
+def _upsample(costs: StepCosts, layer: str, elements: float, readers: int) -> None:
+    """Add upsampling of a feature map of so many elements to four times as many.
+
+    Forward the pass that sums the map writes it four times. The gradient of torch's own is, under
+    inductor, added up by atomics in an fp32 map that is zeroed before and rounded to bf16 after;
+    it is laid out as NCHW, so that each of its `readers` copies it into channels_last.
+    """
+    costs.add(UPSAMPLE, layer, "forward", 3 * elements)  # a kernel for the indices
+    if not costs.design.scatters_upsampling:
+        costs.add(UPSAMPLE, layer, "backward", 5 * elements)
+        return
+    costs.add(UPSAMPLE, layer, "backward", bytes=FP32 * elements)
+    adds = 4 * elements
+    costs.add(UPSAMPLE, layer, "backward", adds, bytes=2 * FP32 * adds)
+    costs.add(UPSAMPLE, layer, "backward", elements, bytes=FP32 * elements)
+    costs.add(UPSAMPLE, layer, "backward", 2 * readers * elements, launches=readers)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.weight)

@@ -1,0 +1,154 @@
+"""Running a script: errors in one line, exit codes, signals, streams and warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from dgm.common.errors import UserError, disk_fault, one_line
+from dgm.common.exit_codes import DONE, MISTAKE
+from dgm.common.streams import keep_streams
+from dgm.training.stop_request import SIGNALS
+from shards.option_names import spell_options
+
+_ends_process = False  # once `run` was called
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else.
+
+    The process ends here, so that it may change streams, warnings and hooks for good.
+    """
+    global _ends_process
+    _ends_process = True
+    keep_streams()
+    _give_caches_a_place()
+    warnings.showwarning = _say_warning
+    spell_options(_as_key)
+    # Without a GPU it warns of a CUDA toolkit that lies about unused.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _keep_disk_faults_of_helpers_quiet()
+    try:
+        code = main() or DONE
+        sys.stdout.flush()  # into a file, on a disk that may be full
+    except UserError as error:
+        _say_once(f"error: {one_line(str(error))}")
+        code = MISTAKE
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        _say_once(f"error: {one_line(fault)}")
+        code = MISTAKE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    _leave_code(code)
+    sys.exit(code)
+
+
+def _as_key(option: str) -> str:
+    """Spell an option of `python -m shards.build` as the key that trainers have for it."""
+    name, *value = option.removeprefix("--").split(" ")
+    key = " ".join([f"--data.{name.replace('-', '_')}", *value])
+    return f'ARGS="{key}"' if os.environ.get("DGM_MAKE") else key
+
+
+def _give_caches_a_place() -> None:
+    # In a container a user may have neither a name, which torch's compiler asks for, nor a home.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
+    own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    try:
+        getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base / f"torchinductor{own}"))
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("TRITON_HOME", str(base / f"triton{own}"))
+        os.environ.setdefault("MPLCONFIGDIR", str(base / f"matplotlib{own}"))
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """End in the middle of anything, as from a signal's handler, without an exception.
+
+    One raised at any moment can be swallowed, in a __del__ for example.
+    """
+    _ignore_signals()
+    with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
+        sys.stdout.flush()
+    if (os.environ.get("RANK") or "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(1, f"{line}\n".encode())
+    _leave_code(code)
+    os._exit(code)
+
+
+def signals_at_end(restore: Callable[[], object]) -> None:
+    """Ignore signals now that all is saved, where `run` ends this process next; else restore."""
+    if _ends_process:
+        _ignore_signals()
+    else:
+        restore()
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _keep_disk_faults_of_helpers_quiet() -> None:
+    # A tracker's thread, or a file that is closed as it is forgotten, meets a full disk as well as
+    # the main thread, which tells of it in one line.
+    in_thread, in_del = threading.excepthook, sys.unraisablehook
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or disk_fault(args.exc_value) is None:
+            in_thread(args)
+
+    def of_del(args: sys.UnraisableHookArgs) -> None:
+        if args.exc_value is None or disk_fault(args.exc_value) is None:
+            in_del(args)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_del
+
+
+def _leave_code(code: int) -> None:
+    # Who started several processes learns from them one code only, or that of one it killed.
+    path = os.environ.get("DGM_EXIT_CODES")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{code}\n")
+
+
+def _say_once(line: str) -> None:
+    # Most mistakes are met by all processes alike: the first says it, and as it ends the launcher
+    # ends the others. One that another process met alone is still there after a while.
+    if (os.environ.get("RANK") or "0") != "0":
+        time.sleep(5)
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print our own warnings in one line, without the source line that raised them."""
+    root = Path(__file__).resolve().parents[2]
+    packages = [root / name for name in ("dgm", "launch", "shards", "slurm")]
+    if any(Path(filename).resolve().is_relative_to(package) for package in packages):
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)

@@ -1,0 +1,65 @@
+"""How large the nets of a configuration are, asked before they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from dgm.common.errors import UserError
+
+_ON_CPU = 5  # copies of the weights: themselves, gradient, average, two moments
+_NO_TENSOR = ("overflow", "Overflow")
+
+
+def weigh(
+    make_parts: Callable[..., Any],
+    config: Any,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> tuple[Any, int]:
+    """Make nets that take no memory; give them and the bytes that their weights would take.
+
+    Raises UserError where no tensor can be as large as asked for.
+    """
+    try:
+        with torch.device("meta"):
+            parts = make_parts(config, image_shape, num_classes)
+    except (RuntimeError, OverflowError) as error:
+        if not any(word in str(error) for word in _NO_TENSOR):
+            raise
+        raise UserError(
+            f"{_sizes(config)} ask for nets larger than any memory: choose smaller numbers"
+        ) from None
+    return parts, sum(p.nbytes for net in parts.nets.values() for p in net.parameters())
+
+
+def check_room(
+    make_parts: Callable[..., Any],
+    config: Any,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """Raise UserError where nets of this configuration do not fit the images, or the memory."""
+    size = weigh(make_parts, config, image_shape, num_classes)[1]
+    copies = 1 if torch.cuda.is_available() else _ON_CPU
+    room = psutil.virtual_memory().total
+    if copies * size > room:
+        raise UserError(
+            f"{_sizes(config)} ask for {size / 1e9:,.1f} GB of weights, of which a run on this "
+            f"machine holds {copies} cop{'y' if copies == 1 else 'ies'} in {room / 1e9:,.1f} GB of "
+            "memory: choose smaller numbers"
+        )
+
+
+def _sizes(config: Any) -> str:
+    """Name the settings that make nets large."""
+    found = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    return ", ".join(
+        f"model.{name} {value}"
+        for name, value in found.items()
+        if isinstance(value, int | list) and not isinstance(value, bool)
+    )

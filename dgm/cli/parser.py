@@ -1,0 +1,320 @@
+"""Parsing: configuration files and `--section.key VALUE` words to dataclasses, with hints."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+import yaml
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    set_loader,
+    set_parsing_settings,
+)
+
+from dgm.cli.suggestions import suggest_key, suggest_option
+from dgm.common.errors import UserError, one_line
+from dgm.common.yaml_io import read_value, read_yaml
+from dgm.training.run_folder import flatten, flatten_nested, nested
+from shards.cli import expand_home, remedy_for
+
+_KINDS = {
+    "int": "a whole number (int)", "float": "a number (float)", "bool": "true or false",
+    "list": "a list, as [1, 2]", "str": "a text", "NoneType": "null",
+}  # fmt: skip
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
+TRAINERS = {
+    "diffusion": "train_ddpm.py", "gan": "train_gan.py", "vae": "train_vae.py",
+    "flow": "train_flow.py",
+}  # fmt: skip
+"""Scripts that train, by the section of the configuration that only their family has."""
+_LOADER = "dgm"  # jsonargparse's name for our reading of values
+_EXACT = 2**53  # up to which a float holds every whole number
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+
+Config = TypeVar("Config")
+Number = TypeVar("Number", int, float)
+
+
+def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
+    """Make a configuration from `--config FILE` (or the default one) and `--section.key VALUE`.
+
+    Files are merged in their order, a later one wins; options win over all files, wherever they
+    stand. Raises UserError in one line where a key is unknown or a value does not fit.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))
+    description = (config_class.__doc__ or "").strip()
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description, parser_mode=_LOADER
+    )
+    parser.add_argument("--config", action="config", help="YAML file of keys")
+    parser.add_class_arguments(config_class)
+    files, words = _split_files(arguments)
+    defaults = {key: value for key, value, _ in flatten(config_class())}
+    kinds = _kinds(parser)
+    given: dict[str, Any] = {}
+    for file in files or [str(CONFIGS / default_config)]:
+        given |= _read_file(expand_home("--config", file), defaults.keys(), kinds)
+    found = _parse(parser, _spell_out_flags(words, config_class), given)
+    del found.config
+    config = _expand_paths(config_class(**vars(found)))
+    for key, value, _ in flatten(config):
+        if value is None and defaults[key] is not None:
+            raise UserError(f"{key} is null: give a value or leave it out")
+    _check_values((key, value) for key, value, _ in flatten(config))
+    return config
+
+
+def _split_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the files of all --config, and the other words."""
+    files, words = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--config":
+            files.append(next(rest, ""))
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            words.append(word)
+    return files, words
+
+
+def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Read a YAML file of keys, flat, its values as the keys' types have them; UserError."""
+    if not path:
+        raise UserError("--config is '': name a YAML file")
+    try:
+        keys = read_yaml(Path(path))
+        texts = dict(flatten_nested(read_yaml(Path(path), as_written=True)))
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    sections = {key.split(".")[0] for key in known}
+    for section, script in TRAINERS.items():
+        if section in keys and section not in sections:
+            raise UserError(
+                f"{path} is for another family (it has the section {section}): train it by "
+                f"launch/{script}"
+            )
+    found = {}
+    for key, value in flatten_nested(keys):
+        if key not in known:
+            _refuse_key(path, key, value, known, texts.keys())
+        found[key] = _fitted(value, texts[key], kinds.get(key))
+    return found
+
+
+def _refuse_key(
+    path: str, key: str, value: object, known: Collection[str], every: Iterable[str]
+) -> NoReturn:
+    """Raise UserError for an unknown key of a file that has `every` key."""
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside and value is None:
+        raise UserError(f"{path} gives the section {key} no keys: add or remove it")
+    if inside:
+        raise UserError(
+            f"{path} gives the section {key} the value '{value}': write its keys below it, as "
+            f"{inside[0].removeprefix(key + '.')}: VALUE"
+        )
+    if script := _only_trainer_of(every):
+        raise UserError(
+            f"{path} is for another family (it has the key {key}): train it by launch/{script}"
+        )
+    hint = suggest_key(str(key), known) or "see --help for the keys"
+    raise UserError(f"{path} has an unknown key {key}: {hint}")
+
+
+def _only_trainer_of(keys: Iterable[str]) -> str | None:
+    """Return the script of the one family that has all these keys; None if several do, or none."""
+    from dgm.cli.families import FAMILIES  # which import this module
+
+    keys = set(keys)
+    able = [
+        TRAINERS[family]
+        for family, module in FAMILIES.items()
+        if keys <= {key for key, _, _ in flatten(module.Config())}
+    ]
+    return able[0] if len(able) == 1 else None
+
+
+def _kinds(parser: ArgumentParser) -> dict[str, Any]:
+    """Return the types of a parser's values, by key."""
+    return {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+
+
+def _is_whole(kind: Any) -> bool:
+    """Return whether a type's numbers are whole ones only: int, int | None."""
+    kinds = get_args(kind) or (kind,)
+    return int in kinds and float not in kinds
+
+
+def _fitted(value: Any, text: str, kind: Any) -> Any:
+    """Return a value of YAML as its key's type has it: 1e5 as a whole number, no as a text."""
+    if isinstance(value, float) and _is_whole(kind):
+        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
+    numbers = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str or (kind == str | None and numbers):
+        return value if value is None or isinstance(value, list) else text
+    return text if isinstance(value, bool) and text in get_args(kind) else value
+
+
+def _with_whole_numbers(words: list[str], parser: ArgumentParser) -> list[str]:
+    """Write 1e5 as 100000 where a whole number is asked for."""
+    whole = {
+        option
+        for action in parser._actions
+        if _is_whole(getattr(action, "_typehint", None))
+        for option in action.option_strings
+    }
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        name = option or (found[-1] if found else "")
+        if name in whole and _FLOAT.fullmatch(value):
+            number = float(value.replace("_", ""))
+            if number.is_integer() and abs(number) <= _EXACT:
+                word = f"{option}{equals}{int(number)}"
+        found.append(word)
+    return found
+
+
+def _expand_paths(config: Any) -> Any:
+    """Return a configuration with ~ as the home folder in the keys that are marked as paths."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        section = getattr(config, f.name)
+        if dataclasses.is_dataclass(section) and not isinstance(section, type):
+            paths = [p.name for p in dataclasses.fields(section) if p.metadata.get("path")]
+            given = {name: getattr(section, name) for name in paths}
+            expanded = {
+                name: expand_home(f"{f.name}.{name}", value)
+                for name, value in given.items()
+                if isinstance(value, str)
+            }
+            if any(given[name] != value for name, value in expanded.items()):
+                changes[f.name] = dataclasses.replace(section, **expanded)
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def make_options_parser(description: str | None) -> ArgumentParser:
+    """Make a parser of options for `parse_options`."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+
+
+class _PathWord(str):
+    """A word of the command line that is a path."""
+
+
+class _PathType:
+    """The type of options that are paths, as `--help` prints it."""
+
+    def __call__(self, text: str) -> str:
+        return _PathWord(text)
+
+    def __repr__(self) -> str:
+        return "path"
+
+
+path_word = _PathType()
+"""Type of an option whose value is a path, for `parse_options`."""
+
+
+def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse by a parser that does not exit on errors; raises UserError in one line."""
+    found = _parse(parser, arguments)
+    positional = {action.dest for action in parser._actions if not action.option_strings}
+    named = {k if k in positional else f"--{k}": v for k, v in vars(found).items()}
+    _check_values(named.items())
+    for name, value in named.items():
+        if isinstance(value, _PathWord):
+            found[name.removeprefix("--")] = expand_home(name, value)
+        elif isinstance(value, list) and any(isinstance(each, _PathWord) for each in value):
+            found[name.removeprefix("--")] = [expand_home(name, each) for each in value]
+    return found
+
+
+def _parse(
+    parser: ArgumentParser, arguments: list[str], given: dict[str, Any] | None = None
+) -> Namespace:
+    """Parse words that win over values `given` by key; raises UserError in one line."""
+    words = _with_whole_numbers(arguments, parser)
+    try:
+        before = None if given is None else parser.parse_object(nested(given))
+        return parser.instantiate(parser.parse_args(words, namespace=before))
+    except ArgumentError as error:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(_plainly(one_line(str(error)), known)) from None
+
+
+def _plainly(said: str, known: list[str]) -> str:
+    """Say in our words what a parser found wrong, with what to do about it."""
+    file = re.match(r"unrecognized arguments: ([^-]\S*\.ya?ml)", said)
+    if file and "--config" in known:
+        return f"{said}: write --config {file[1]}"
+    if unknown := re.match(r"unrecognized arguments: (--[^ =]+)", said):
+        return f"{said}: {_hint(unknown[1], known) or 'see --help'}"
+    wrong = re.fullmatch(
+        r'Parser key "([^"]+)": Expected an? (?:<class \'(\w+)\'>|(.+?))\. Got value: (.*)', said
+    )
+    if wrong:
+        key, kind, other, value = wrong.groups()
+        choices = (other or "").removeprefix("typing.Literal")
+        wanted = f"one of {choices}" if choices.startswith("[") else f"a {choices}"
+        return f"{key} is {value}: give {_KINDS.get(kind, kind) if kind else wanted}"
+    # One of several types, mostly a number or null.
+    union = re.fullmatch(r'Parser key "([^"]+)": Does not .* Given value: (.*)', said)
+    if union:
+        kinds = re.findall(r"- Expected a <class '(\w+)'>", said)
+        told = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
+        return f"{union[1]} is {union[2]}: give {told or 'another value, see --help'}"
+    return f"{said}: see --help"
+
+
+def _hint(option: str, known: list[str]) -> str | None:
+    """Return what an unknown option should have been; None where nothing is like it."""
+    keys = [name.removeprefix("--") for name in known if "." in name]
+    if not keys:
+        return suggest_option(option, known)
+    section = option.removeprefix("--").split(".")[0]
+    if section in TRAINERS and not any(key.startswith(f"{section}.") for key in keys):
+        return f"the section {section} is of launch/{TRAINERS[section]}; see --help for the keys"
+    if option in ("--conf", "--cfg", "--config_file", "--config-file", "--config_path", "--yaml"):
+        return "did you mean --config?"
+    hint = suggest_key(option.removeprefix("--"), keys)
+    return None if hint is None else re.sub(r"did you mean (?!one of)", "did you mean --", hint)
+
+
+def _check_values(given: Iterable[tuple[str, Any]]) -> None:
+    """Raise UserError where a text is empty, or a number is none or far too large."""
+    for name, value in given:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if remedy := remedy_for(each, name.removeprefix("--")):
+                said = f"'{each}'" if isinstance(each, str) else each
+                raise UserError(f"{name} is {said}: {remedy}")
+
+
+def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Read numbers with commas between them, each once; raises UserError naming the option."""
+    try:
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError:
+        which = "whole numbers" if kind is int else "numbers"
+        raise UserError(
+            f"{option} is '{text}': give {which} with commas, as {option} 5,10"
+        ) from None
+
+
+def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
+    """Let `--train.overfit_one_batch` alone mean true."""
+    flags = {f"--{key}" for key, value, _ in flatten(config_class()) if isinstance(value, bool)}
+    spelled = []
+    for here, following in itertools.pairwise([*arguments, "--"]):
+        alone = here in flags and following.startswith("--")
+        spelled.append(f"{here}=true" if alone else here)
+    return spelled

@@ -1,0 +1,104 @@
+"""Whether something can be written where a user wants it, asked before any work begins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgm.common.errors import UserError
+
+_OTHER_FORMATS = (
+    ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".tar",
+)  # fmt: skip
+_LONGEST_NAME = 255  # of a file or folder, on usual file systems
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise UserError where `path` is no folder that can be written, and none can be made."""
+    if path.suffix.lower() in (".png", ".npz", ".html", ".json") and not path.exists():
+        raise UserError(f"{option} is {path}, but several files are written: name a folder")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{option} is {path}, which is no folder: name another")
+    _check(option, path)
+
+
+def check_file(option: str, path: Path, text: str = "") -> None:
+    """Raise UserError where no file can be written at `path`, in a folder that there is.
+
+    `text` is the path as it was given, with the / of a folder at its end.
+    """
+    if text.endswith("/") and not path.is_dir():
+        raise UserError(f"{option} is {text}, which is a folder: name a file in it")
+    if path.is_dir():
+        raise UserError(f"{option} is {path}, which is a folder: name a file in it")
+    if not os.path.lexists(path.parent):
+        raise UserError(f"{option} is {path}, but there is no folder {path.parent}: make it first")
+    _check(option, path.absolute().parent, path)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where images go: a sheet and an array beside each other, or single files in a new folder."""
+
+    png: Path
+    npz: Path
+    folder: Path | None = None
+
+
+def choose_outputs(option: str, text: str) -> Outputs:
+    """Read where images go: x.png, x.npz, a path without ending, or a folder.
+
+    A folder is what ends with / or is one; it has to be empty, lest its files be overwritten or
+    mixed with others. Raises UserError where nothing can be written there.
+    """
+    path = Path(text)
+    if text.endswith(("/", os.sep)) or path.is_dir():
+        check_folder(option, path)
+        there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        if there:
+            raise UserError(
+                f"{option} is {text}, a folder with {there[0]} in it: name a new or empty folder "
+                "for single images, or FILE.png for one sheet"
+            )
+        return Outputs(path, path / "images.npz", path)
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise UserError(
+            f"{option} is {text}: give FILE.png, FILE.npz, a path without ending, or FOLDER/ for "
+            "single images"
+        )
+    stem = path.name[: -len(".png")] if path.suffix.lower() in (".png", ".npz") else path.name
+    outputs = Outputs(path.with_name(f"{stem}.png"), path.with_name(f"{stem}.npz"))
+    for each in (outputs.png, outputs.npz):
+        if each.is_dir():
+            raise UserError(f"{option} is {text}, but {each} is a folder: name another file")
+    named, beside = outputs.png, outputs.npz
+    if path.suffix.lower() == ".npz":
+        named, beside = beside, named
+    if beside.exists() and not named.exists():  # so it was not written by this command before
+        raise UserError(
+            f"{option} is {text}, but {beside}, which would be written beside it, exists: move "
+            "that, or name another file"
+        )
+    _check(option, path.absolute().parent, path)
+    return outputs
+
+
+def _check(option: str, folder: Path, named: Path | None = None) -> None:
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in (named or folder).parts):
+        raise UserError(
+            f"{option} is {named or folder}, with a name of more than {_LONGEST_NAME} bytes: "
+            "shorten it"
+        )
+    standing = next(
+        p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p)
+    )
+    said = f"{option} is {named or folder}, but {standing}"
+    if not standing.is_dir():
+        raise UserError(f"{said} is no folder: name another place")
+    if os.statvfs(standing).f_flag & os.ST_RDONLY:
+        raise UserError(
+            f"{said} lies on a read-only file system: mount it writable, or name another place"
+        )
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise UserError(f"{said} may not be written to: name another place, or change its mode")

@@ -1,0 +1,122 @@
+"""Check runs before slurm.submit submits them: `python launch/preflight.py < REQUEST`.
+
+The request is JSON: `script` (launch/train_X.py), `sets` (a command line for each name),
+`processes` (numbers of processes that the run may get) and `build` (whether to build shards that
+are missing). The answer is JSON too: of each set either `error`, or what it will be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgm.cli.assemble import DataConfig, check_rebuilt, ensure_split
+from dgm.cli.families import FAMILIES
+from dgm.cli.memory_check import weigh
+from dgm.cli.parser import parse
+from dgm.common.errors import UserError
+from dgm.training.job import check, check_micro_batches
+from dgm.training.launch_env import read_launch
+from dgm.training.run_folder import as_yaml, describe_code
+from dgm.training.sampler import Batches
+from shards.build import CheckImages, CheckIndex, default_folder
+from shards.format import INDEX
+from shards.reader import Shards, open_shards
+
+_COPIES = 4  # in a checkpoint: weights, their average, two moments
+
+
+def main() -> None:
+    """Answer the request."""
+    request = json.load(sys.stdin)
+    trainers = {f"{module.__name__.split('.')[-1]}.py": module for module in FAMILIES.values()}
+    trainer = trainers.get(Path(request["script"]).name)
+    answers = {}
+    for name, words in request["sets"].items():
+        try:
+            if trainer is None:
+                known = ", ".join(f"launch/{file}" for file in trainers)
+                raise UserError(f"{request['script']} is no trainer: choose {known}")
+            with contextlib.redirect_stdout(sys.stderr):  # what building shards says
+                answers[name] = examine(trainer, words, request["processes"], request["build"])
+        except UserError as error:
+            answers[name] = {"error": " ".join(str(error).split())}
+    json.dump(answers, sys.stdout)
+
+
+def examine(module: Any, words: list[str], processes: list[int], build: bool) -> dict[str, Any]:
+    """Parse a run's command line and say what it will be; raises UserError or UserError."""
+    config = parse(module.Config, module.DEFAULT_CONFIG, words)
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = config.train.mixed_precision
+    check(config.train, read_launch(told if precision == "auto" else precision))
+    answer = {
+        "run_dir": config.run.dir,
+        "config": as_yaml(config),
+        "code": describe_code(),
+        "keep_checkpoints": config.train.keep_checkpoints,
+        "global_batch": config.train.global_batch,
+    }
+    fits = functools.partial(weigh, module.make_parts, config)
+    same = functools.partial(check_rebuilt, Path(config.run.dir))
+    images = find_shards(config.data, "train", build, check=fits, check_index=same)
+    measured = config.eval.every_images and config.eval.metric == "bits_per_dim"
+    if measured and (config.data.shards is None or config.data.test_shards):
+        find_shards(config.data, "test", build, None if images is None else images.classes)
+    if images is None:  # nothing is known of them before they are built
+        return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
+    parts, weights = fits(images.image_shape, images.num_classes)
+    return {
+        **answer,
+        "processes": usable(config, parts.objective, images, processes),
+        "checkpoint_bytes": _COPIES * weights,
+        "shards": f"{len(images)} images, whole",
+    }
+
+
+def usable(config: Any, objective: Any, images: Shards, processes: list[int]) -> list[int]:
+    """Choose the numbers of processes among which the batch divides; UserError where none is."""
+    found, why = [], None
+    for count in processes:
+        try:
+            settings = config.train
+            batches = Batches(images, 0, settings.global_batch, settings.micro_batch, 0, count)
+            check_micro_batches(objective, batches)
+            found.append(count)
+        except UserError as error:
+            why = why or error
+    if not found and why is not None:
+        raise why
+    return found
+
+
+def find_shards(
+    data: DataConfig,
+    split: str,
+    build: bool,
+    classes: tuple[str, ...] | None = None,
+    check: CheckImages | None = None,
+    check_index: CheckIndex | None = None,
+) -> Shards | None:
+    """Open a run's shards when they are whole; return None where they are still to be built.
+
+    classes: of the train images, for test images; check, check_index: as `ensure_split` has them.
+    """
+    given = data.shards if split == "train" else data.test_shards
+    if given is None and not build:
+        folder = default_folder(data.source, split, data.resize, data.options)
+        if not (folder / INDEX).is_file():
+            return None
+    key = (data, split, classes)
+    if key not in _opened:  # the sets of a sweep mostly share their images
+        folder = ensure_split(data, split, classes, check, check_index)
+        _opened[key] = open_shards(folder, data.resize, classes)
+    return _opened[key]
+
+
+_opened: dict[tuple[DataConfig, str, tuple[str, ...] | None], Shards] = {}

@@ -1,0 +1,58 @@
+"""Train a class-conditional diffusion model: `accelerate launch launch/train_ddpm.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.unet import UNet, UNetConfig
+from dgm.evaluation.online_eval import EvalConfig
+from dgm.training.job import TrainConfig, noising_way
+from dgm.training.optimizer import OptimConfig
+from dgm.training.run_folder import MAY_CHANGE, RunConfig
+
+DEFAULT_CONFIG = "ddpm_cifar10.yaml"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a class-conditional diffusion model (DDPM and its later variants)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
+
+
+def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
+    """Build the U-Net, its weights drawn from the run's seed, and its objective."""
+    dtype = config.train.dtype
+    objective = DiffusionObjective(
+        config.diffusion,
+        config.sample,
+        image_shape,
+        num_classes,
+        noising=noising_way(config.train),
+        dtype=dtype,
+    )
+    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    net = UNet(
+        config.model,
+        image_shape[0],
+        image_shape[2],
+        image_shape[2] * (2 if config.diffusion.learned_variance else 1),
+        objective.num_classes,
+    )
+    return Parts({"net": net.to(dtype)}, objective)
+
+
+def main() -> int:
+    """Train by the configuration of the command line."""
+    return run_training(Config, DEFAULT_CONFIG, make_parts)

@@ -1,0 +1,47 @@
+"""Train a normalizing flow: `accelerate launch launch/train_flow.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.evaluation.online_eval import EvalConfig
+from dgm.flow.networks import Flow, FlowNetConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.training.job import TrainConfig
+from dgm.training.optimizer import OptimConfig
+from dgm.training.run_folder import MAY_CHANGE, RunConfig
+
+DEFAULT_CONFIG = "glow_cifar10.yaml"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a normalizing flow (RealNVP or Glow)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: FlowNetConfig = field(default_factory=FlowNetConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    eval: EvalConfig = field(
+        default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
+    )
+
+
+def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
+    """Build the flow, its weights drawn from the run's seed, and its objective."""
+    dtype = config.train.dtype
+    objective = FlowObjective(config.flow, config.sample, image_shape, dtype)
+    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    net = Flow(config.model, image_shape)
+    return Parts({"flow": net.to(dtype)}, objective)
+
+
+def main() -> int:
+    """Train by the configuration of the command line."""
+    return run_training(Config, DEFAULT_CONFIG, make_parts)

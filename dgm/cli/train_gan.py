@@ -1,0 +1,54 @@
+"""Train a GAN: `accelerate launch launch/train_gan.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.evaluation.online_eval import EvalConfig
+from dgm.gan.networks import GanNetConfig, make_nets
+from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.training.job import TrainConfig
+from dgm.training.optimizer import OptimConfig
+from dgm.training.run_folder import MAY_CHANGE, RunConfig
+
+DEFAULT_CONFIG = "dcgan_cifar10.yaml"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a GAN (DCGAN, or a residual pair with spectral norm)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: GanNetConfig = field(default_factory=GanNetConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
+
+
+def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
+    """Build both nets, their weights drawn from the run's seed, and their objective."""
+    dtype = config.train.dtype
+    objective = GanObjective(
+        config.gan,
+        config.sample,
+        config.model.latent,
+        num_classes,
+        dtype,
+        sees_batch=config.model.discriminator_sees_batch,
+    )
+    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    nets = make_nets(config.model, image_shape, objective.num_classes)
+    lr = config.gan.discriminator_lr
+    optim = {} if lr is None else {"discriminator": replace(config.optim, lr=lr)}
+    return Parts({name: net.to(dtype) for name, net in nets.items()}, objective, optim)
+
+
+def main() -> int:
+    """Train by the configuration of the command line."""
+    return run_training(Config, DEFAULT_CONFIG, make_parts)

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, lines too; errors name the file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from dgm.common.errors import naming
+
+
+@contextlib.contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary name to write to; it becomes `path`, or is removed where that fails.
+
+    In a `shared` folder other processes may write the same file meanwhile.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
+    try:
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, and bring it to the disk."""
+    with replacing(path) as partial:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def append(file: FileIO, text: str) -> None:
+    """Append a line to an unbuffered file, whole or not at all."""
+    size = os.fstat(file.fileno()).st_size
+    rest = memoryview(text.encode() + b"\n")
+    try:
+        with naming(Path(os.fsdecode(file.name))):
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[file.write(rest) or 0 :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise

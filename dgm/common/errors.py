@@ -1,0 +1,128 @@
+"""The errors that are the user's to mend: mistakes, and disks that are full, closed or broken."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that names the thing, the value and what to change."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there or have the quota raised",
+    errno.EROFS: "make it writable or choose another place",
+    errno.EACCES: "give this user the right to it (chmod, chgrp) or choose another place",
+    errno.EPERM: "give this user the right to it (chmod, chgrp) or choose another place",
+    errno.EIO: "look at the disk",
+    errno.ESTALE: "look at the network disk",
+    errno.ETIMEDOUT: "look at the network disk",
+    errno.ENXIO: "look at the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose another place",
+    errno.ELOOP: "choose another place",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "let this machine open more files",
+}
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """Say in one line which file failed, why and what to do; None where no disk is at fault."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    names = (error.filename2, error.filename)  # of a renaming, the one that it should have become
+    name = next((os.fsdecode(n) for n in names if isinstance(n, str | bytes)), "a file")
+    remedy, variable = _REMEDIES.get(error.errno), cache_variable(name)
+    if variable is not None and error.errno in (*_FORBIDDEN, errno.ENOENT):
+        remedy = f"make that cache writable, or name another folder by {variable}"
+    elif isinstance(error, PermissionError) and (denied := access_fault(Path(name))):
+        return f"{denied}, then run the same command again"
+    if remedy is None:
+        return None
+    why = error.strerror or os.strerror(error.errno)
+    return f"{name}: {why}: {remedy}, then run the same command again"
+
+
+def cache_variable(path: str) -> str | None:
+    """Return the environment variable that moves the cache in which `path` lies, if it is in one.
+
+    The caches are torch's and Triton's of compiled code, and ours.
+    """
+    home = os.path.expanduser("~")
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(tempfile.gettempdir(), "torchinductor_"),
+        "TRITON_CACHE_DIR": os.path.join(home, ".triton"),
+        "XDG_CACHE_HOME": os.path.join(home, ".cache", "dgm"),
+    }
+    for variable, default in folders.items():
+        if path.startswith(os.environ.get(variable) or default):
+            return variable
+    return None
+
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def access_fault(path: Path) -> str | None:
+    """Return a line saying why this user cannot read `path`, and the remedy; None if readable.
+
+    The line names the folder above it that stands in the way, if one does. A missing file is not
+    a matter of access.
+    """
+    for folder in reversed(path.absolute().parents):
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return f"{folder} may not be entered ({_owned(folder)}): {_remedy('a+x', folder)}"
+    is_folder = os.path.isdir(path)
+    if not os.path.exists(path) or os.access(path, os.R_OK | (os.X_OK if is_folder else 0)):
+        return None
+    remedy = _remedy("-R a+rX" if is_folder else "a+r", path)
+    return f"{path} may not be read ({_owned(path)}): {remedy}"
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError where there is a file or folder that this user may not read."""
+    if fault := access_fault(path):
+        raise UserError(fault)
+
+
+def _owned(path: Path) -> str:
+    found = os.stat(path)
+    return f"mode {stat.filemode(found.st_mode)}, owner {_user_name(found.st_uid)}"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    except (ImportError, KeyError):  # no user database, or no entry for this uid
+        return f"uid {uid}"
+
+
+def _remedy(mode: str, path: Path) -> str:
+    group = mode.replace("a+", "g+")
+    return f"let its owner run chmod {mode} {path} (for a group: chgrp, then chmod {group})"
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike[str]) -> Iterator[None]:
+    """Name the file in errors of the system that do not: those of writing and of closing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a message."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())

@@ -1,0 +1,123 @@
+"""Standard streams that outlive their readers.
+
+A pipe whose reader ended, a terminal that was closed and a stream that was closed at the start take
+nothing any more. What is written to them is dropped, and the command sees its work through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+_LOST = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN)
+STANDARD_OUTPUT = "standard output"
+_NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+class _Output(io.FileIO):
+    """What lies under a standard stream; once it has lost its reader, it takes all and drops it.
+
+    A fault such as a full disk is raised once, naming the stream, and then drops what is left:
+    Python writes it out again at the end.
+    """
+
+    lost = False
+    stream = "a standard stream"
+    _raised = False
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes, waiting where a non-blocking reader is slow; return how many."""
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        while rest:
+            try:
+                count = super().write(rest)
+            except OSError as error:
+                if error.errno not in _LOST:
+                    if self._raised:
+                        break
+                    self._raised, error.filename = True, self.stream
+                    raise
+                self.lost = True
+                # Libraries in C write there as well, and streams that were opened before.
+                _open_null(self.fileno())
+                break
+            if count is None:
+                select.select([], [self.fileno()], [])
+            else:
+                rest = rest[count:]
+        return size
+
+
+def keep_streams() -> None:
+    """Let no end of a reader end this process, and no character that a locale does not know.
+
+    Streams that were replaced, as in a notebook, are left alone.
+    """
+    _reserve_numbers()
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None or (stream is getattr(sys, f"__{name}__") and _is_on(stream, name)):
+            setattr(sys, name, _lenient(stream, name))
+
+
+def reader_is_gone() -> bool:
+    """Return whether standard output has lost its reader."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    output = getattr(buffer, "raw", buffer)
+    return isinstance(output, _Output) and output.lost
+
+
+def _lenient(stream: TextIO | None, name: str) -> TextIO:
+    number = _NUMBERS[name]
+    if stream is None and not _is_null(number):  # taken by a file since the start
+        number = os.open(os.devnull, os.O_WRONLY)
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    output = _Output(number, "w", closefd=False)
+    output.stream = {"stdout": STANDARD_OUTPUT, "stderr": "standard error"}[name]
+    unbuffered = getattr(stream, "write_through", False)  # python -u, PYTHONUNBUFFERED
+    return io.TextIOWrapper(
+        output if unbuffered else io.BufferedWriter(output),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=True,  # a log file is read as it grows, and a killed process flushes nothing
+        write_through=unbuffered,
+    )
+
+
+def _reserve_numbers() -> None:
+    # A file that is opened later must not get one of them: libraries in C print there.
+    for number in _NUMBERS.values():
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_null(number)
+
+
+def _open_null(number: int) -> None:
+    with contextlib.suppress(OSError):
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        os.set_inheritable(number, True)
+
+
+def _is_on(stream: TextIO, name: str) -> bool:
+    try:
+        return stream.fileno() == _NUMBERS[name]
+    except (OSError, ValueError):
+        return False
+
+
+def _is_null(number: int) -> bool:
+    return os.path.samestat(os.fstat(number), os.stat(os.devnull))

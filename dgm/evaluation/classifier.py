@@ -1,0 +1,155 @@
+"""A small classifier trained on real images: does it see the class that was asked for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dgm.common.atomic_io import replacing
+from dgm.common.progress import advance, progress
+from dgm.nn.layers import use_kernels
+from dgm.preprocessing import STANDARD
+from dgm.rng import permutation
+from dgm.tensor_files import save_tensors
+from dgm.training.device_loader import Images
+from dgm.training.engine import Engine
+
+
+class Classifier(nn.Module):
+    """Three stages of convolutions; [B, 3, H, W] in [-1, 1] to logits [B, classes]."""
+
+    def __init__(self, num_classes: int, width: int = 32, channels: int = 3):
+        """Make a net of about 0.3 M parameters at the default width."""
+        super().__init__()
+        stages: list[nn.Module] = []
+        inputs = channels
+        for outputs in (width, 2 * width, 4 * width):
+            for _ in range(2):
+                stages += [
+                    nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                ]
+                inputs = outputs
+            stages.append(nn.MaxPool2d(2))
+        self.stages = nn.Sequential(*stages)
+        self.out = nn.Linear(4 * width, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Describe images by what the last layer sees, [B, 4 width]."""
+        return self.stages(x).mean((2, 3))
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Describe images after each of the three stages, [B, D, H, W]."""
+        found = []
+        for layer in self.stages:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give logits."""
+        return self.out(self.features(x))
+
+
+def train_classifier(
+    data: Images, num_classes: int, epochs: int, seed: int, device: torch.device, batch: int = 100
+) -> Classifier:
+    """Train on all images of a data set; the same seed gives the same classifier on one machine.
+
+    The global random state is left as it was.
+    """
+    net = _initialized(num_classes, seed).to(device).to(memory_format=torch.channels_last)
+    use_kernels(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
+    per_epoch = -(-len(data) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch)
+    for epoch in range(epochs):
+        for index in permutation(seed, epoch, len(data)).split(batch):
+            advance(len(index))
+            loss = functional.cross_entropy(
+                net(to_input(data.images(index.numpy()), device)),
+                torch.from_numpy(data.labels(index.numpy())).to(device),
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    return net.eval()
+
+
+def _initialized(num_classes: int, seed: int) -> Classifier:
+    """Return a net with weights drawn from a seed, without a trace in the global random state."""
+    # The weights are drawn on the CPU, so that no other device's generator is involved: this seeds
+    # the CPU's alone, where torch.manual_seed would seed every device's.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Classifier(num_classes)
+
+
+def cached_classifier(
+    engine: Engine,
+    folder: Path,
+    data: Images,
+    data_id: str,
+    num_classes: int,
+    epochs: int,
+    seed: int,
+) -> Classifier:
+    """Give every process the classifier of a data set, trained once by the first."""
+    path = folder / f"classifier-{data_id}-{epochs}-epochs-seed{seed}.safetensors"
+
+    def train() -> None:
+        if _read(path, num_classes) is None:
+            label = "training a classifier of the images, once for this data set"
+            with progress(label, epochs * len(data), alone=True):
+                net = train_classifier(data, num_classes, epochs, seed, engine.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, shared=True) as partial:
+                save_tensors(partial, {k: v.contiguous() for k, v in net.state_dict().items()})
+
+    engine.on_main(train)
+    net = _read(path, num_classes)
+    assert net is not None, f"{path} was just written"
+    use_kernels(net)
+    return net.to(engine.device).to(memory_format=torch.channels_last)
+
+
+def _read(path: Path, num_classes: int) -> Classifier | None:
+    net = _initialized(num_classes, 0)  # the weights are replaced
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError):  # none yet, or damaged: then it is made anew
+        return None
+    return net.eval()
+
+
+@torch.no_grad()
+def classify(net: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
+    """Give the class of each of uint8 [N, H, W, C], int64 [N]."""
+    return torch.cat([net(part).argmax(1) for part in _parts(net, images, batch)]).cpu().numpy()
+
+
+@torch.no_grad()
+def describe(net: Classifier, images: np.ndarray, batch: int = 500) -> Tensor:
+    """Give the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
+    return torch.cat([net.features(part) for part in _parts(net, images, batch)]).cpu()
+
+
+def _parts(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
+    device = next(net.parameters()).device
+    for start in range(0, len(images), batch):
+        yield to_input(images[start : start + batch], device)
+
+
+def to_input(images: np.ndarray, device: torch.device) -> Tensor:
+    """Turn uint8 [B, H, W, C] into floats [B, C, H, W] in [-1, 1]."""
+    return STANDARD.scale(torch.from_numpy(images).to(device))

@@ -1,0 +1,86 @@
+"""Inception's features, by torch-fidelity's net and weights from a local file.
+
+Nothing is downloaded: where the file is missing, it is said where to get it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgm.common.errors import UserError
+from dgm.evaluation.features import Features
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SIZE = 95_628_359
+SIDE = 299
+_LAYERS = ["2048", "logits_unbiased"]  # torch-fidelity's for FID and KID, and for the score
+
+
+def inception_features(path: Path, device: torch.device) -> Features:
+    """Open the weights of the Inception net of Heusel et al. 2017, as torch-fidelity takes them.
+
+    A file of other weights that fits the net is taken under another name, `inception-<sha256>`:
+    what is measured with it is no FID. Raises UserError where the file is missing, or none of
+    weights of this net.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"the weights of Inception are not at {path}: put {URL} there ({SIZE:,} bytes, sha256 "
+            f"{SHA256}), give --weights PATH, or choose --features cifar, which needs none"
+        )
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give --weights PATH") from None
+    if digest != SHA256:
+        _check(path)
+    # Late: it brings much along, and the project's own features do without.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        net = FeatureExtractorInceptionV3(
+            "inception-v3-compat", _LAYERS, feature_extractor_weights_path=str(path)
+        )
+    except RuntimeError:  # names or shapes that do not fit
+        raise UserError(_wrong(path, "its tensors are not those of the net")) from None
+    net = net.to(device)
+
+    def see(images: np.ndarray) -> tuple[Tensor, Tensor]:
+        found = net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        return found[0], found[1]
+
+    if digest != SHA256:
+        warnings.warn(
+            f"{path} holds other weights of Inception than the standard ones (sha256 {digest}): "
+            "what is measured compares with nothing published", stacklevel=2,
+        )  # fmt: skip
+    name = "inception" if digest == SHA256 else f"inception-{digest[:8]}"
+    resizer = f"bilinear to {SIDE} x {SIDE} as TensorFlow 1 does it, within torch-fidelity's net"
+    return Features(name, digest[:12], resizer, see, 50)
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that is not a dictionary of tensors, before anything in it may run."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise UserError(_wrong(path, "it cannot be read as a file of weights")) from None
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(_wrong(path, "it holds something else than tensors by name"))
+
+
+def _wrong(path: Path, reason: str) -> str:
+    return (
+        f"{path} is damaged or of another net ({reason}; {path.stat().st_size:,} bytes, where "
+        f"{SIZE:,} are right): put {URL} there, sha256 {SHA256}, or choose --features cifar"
+    )

@@ -1,0 +1,176 @@
+"""The multi-scale flow: RealNVP (Dinh et al. 2017) and Glow (Kingma and Dhariwal 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.flow.bijections import ActNorm, Chain, InvertibleConv, Logit, Squeeze
+from dgm.flow.coupling import Checkerboard, Coupling, conv_net, residual_net
+from dgm.nn.layers import zeroed
+
+
+@dataclass(frozen=True)
+class FlowNetConfig:
+    """Shape of the flow; the defaults are Glow's for CIFAR-10 (44 M parameters)."""
+
+    architecture: Literal["glow", "realnvp"] = "glow"
+    """`glow`: actnorm, 1x1 convolution, coupling; `realnvp`: checkerboards and channel halves."""
+    levels: int = 3
+    """Image sizes; after each but the last, half of the values are done and leave."""
+    steps: int = 32
+    """Couplings of a level; in realnvp of each mask, and one more at the last level."""
+    hidden: int = 512
+    """Width of the networks inside couplings."""
+    blocks: int = 8
+    """Residual blocks of such a network (realnvp)."""
+    coupling: Literal["affine", "additive"] = "affine"
+    """`affine` scales and shifts, `additive` only shifts."""
+    logit: float = 0.0
+    """Stretch the pixels by a logit that is kept this far from 0 and 1 (RealNVP: 0.05); 0: not."""
+
+
+class Flow(nn.Module):
+    """Map images [B, C, H, W] in [-1, 1] to standard normal z [B, C H W], and back.
+
+    Half of what a level gives leaves as it is done: its last layer standardises it by what the
+    other half says, Glow's learned prior. RealNVP has actnorm after each coupling, where the paper
+    has batch norm, so that an image's likelihood depends on no other image and on no process.
+    """
+
+    def __init__(self, config: FlowNetConfig, image_shape: tuple[int, int, int]):
+        """Build for images of shape (H, W, C); raises UserError where sizes do not fit."""
+        super().__init__()
+        _check(config, image_shape)
+        make_level = _glow_level if config.architecture == "glow" else _realnvp_level
+        shape = image_shape
+        levels: list[nn.Module] = []
+        self.shapes: list[tuple[int, int, int]] = []  # of the parts of z, (H, W, C)
+        for number in range(config.levels):
+            last = number == config.levels - 1
+            layers = OrderedDict[str, nn.Module]()
+            if number == 0 and config.logit > 0:
+                layers["logit"] = Logit(config.logit)
+            given = make_level(config, shape, last, layers)
+            shape = given if last else (given[0], given[1], given[2] // 2)
+            levels.append(Chain(layers))
+            self.shapes.append(shape)
+        self.levels = nn.ModuleList(levels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to z and log_det [B]; z holds the parts in the order in which they leave."""
+        log_det = x.new_zeros(len(x))
+        parts = []
+        for number, level in enumerate(cast(Iterable[Chain], self.levels)):
+            x, more = level(x)
+            log_det = log_det + more
+            if number < len(self.levels) - 1:
+                x, done = x.chunk(2, dim=1)
+                parts.append(done)
+        return torch.cat([_flat(part) for part in (*parts, x)], dim=1), log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map z to images, which lie about [-1, 1]."""
+        flat = z.split([math.prod(shape) for shape in self.shapes], dim=1)
+        parts = [
+            part.reshape(-1, *shape).permute(0, 3, 1, 2)
+            for part, shape in zip(flat, self.shapes, strict=True)
+        ]
+        x = parts.pop()
+        for level in reversed(list(cast(Iterable[Chain], self.levels))):
+            x = level.inverse(x)
+            if parts:
+                x = torch.cat([x, parts.pop()], dim=1)
+        return x
+
+
+def normal_log_prob(z: Tensor) -> Tensor:
+    """Compute log N(z; 0, 1) of z [B, D], nats [B]."""
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def _flat(part: Tensor) -> Tensor:
+    return part.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory
+
+
+def _glow_level(
+    config: FlowNetConfig,
+    shape: tuple[int, int, int],
+    last: bool,
+    layers: OrderedDict[str, nn.Module],
+) -> tuple[int, int, int]:
+    """Add the layers of a level for images (H, W, C); give the shape of what comes out."""
+    height, width, channels = shape[0] // 2, shape[1] // 2, 4 * shape[2]
+    layers["squeeze"] = Squeeze()
+    for step in range(config.steps):
+        outputs = _said_of(channels // 2, config)
+        net = conv_net(channels // 2, outputs, config.hidden)
+        layers[f"step{step}"] = Chain(
+            OrderedDict(
+                actnorm=ActNorm(channels), mix=InvertibleConv(channels), coupling=Coupling(net)
+            )
+        )
+    if last:
+        layers["prior"] = ActNorm(channels)
+    else:
+        layers["prior"] = Coupling(zeroed(nn.Conv2d(channels // 2, channels, 3, padding=1)))
+    return height, width, channels
+
+
+def _realnvp_level(
+    config: FlowNetConfig,
+    shape: tuple[int, int, int],
+    last: bool,
+    layers: OrderedDict[str, nn.Module],
+) -> tuple[int, int, int]:
+    """Add the layers of a level for images (H, W, C); give the shape of what comes out."""
+    height, width, channels = shape
+
+    def net(free: int, seen: int) -> nn.Module:
+        return residual_net(seen, _said_of(free, config), config.hidden, config.blocks)
+
+    for step in range(config.steps + last):
+        board = Checkerboard(net(channels, channels), height, width, odd=step % 2 == 1)
+        layers[f"checkerboard{step}"] = Chain(
+            OrderedDict(coupling=board, actnorm=ActNorm(channels))
+        )
+    if last:
+        return shape
+    layers["squeeze"] = Squeeze()
+    channels *= 4
+    for step in range(config.steps):
+        halves = Coupling(net(channels // 2, channels // 2), swap=step % 2 == 1)
+        layers[f"halves{step}"] = Chain(OrderedDict(coupling=halves, actnorm=ActNorm(channels)))
+    return height // 2, width // 2, channels
+
+
+def _said_of(channels: int, config: FlowNetConfig) -> int:
+    return channels * (2 if config.coupling == "affine" else 1)
+
+
+def _check(config: FlowNetConfig, image_shape: tuple[int, int, int]) -> None:
+    check_range(config, "model.", "hidden", least=1)
+    check_range(config, "model.", "levels", "steps", "blocks", least=1, most=1000)
+    if not 0 <= config.logit < 0.5:
+        raise UserError(f"model.logit is {config.logit}: choose 0 (none) or more, less than 0.5")
+    height, width, _ = image_shape
+    halvings = config.levels - (config.architecture == "realnvp")
+    if height % 2**halvings or width % 2**halvings:
+        raise UserError(
+            f"images of {height} x {width} cannot be halved {halvings} times, as model.levels "
+            f"{config.levels} of model.architecture {config.architecture!r} asks: "
+            "lower it or resize them"
+        )
+    if config.architecture == "realnvp" and height * width == 4**halvings:
+        raise UserError(
+            f"model.levels {config.levels} leaves one pixel of images of {height} x {width}, "
+            "too few for a checkerboard: lower it"
+        )

@@ -1,0 +1,74 @@
+"""Which kernels of our own serve here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+from typing import Literal
+
+import torch
+from torch.autograd import forward_ad
+
+from dgm.nn.kernels import precompile
+
+Kernels = Literal["triton", "native"]
+"""In Triton, on a GPU; in C++, on a CPU."""
+
+
+def under_transform() -> bool:
+    """Return whether a torch.func transform or forward-mode differentiation is active.
+
+    Our custom operators silently drop tangents and have no torch.func rules, so callers then use
+    torch's own operators.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+# torch.compile must evaluate this at trace time rather than trace it. The attribute is what
+# torch.compiler.assume_constant_result sets, without importing the compiler.
+under_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse_transform(operator: str) -> None:
+    """Raise NotImplementedError where an operator is called that would drop a tangent."""
+    if under_transform():
+        raise NotImplementedError(
+            f"{operator} has no forward-mode derivative or torch.func rule: call its wrapper in "
+            "dgm.nn.kernels, which falls back to torch's operators"
+        )
+
+
+def kernels_for(device: torch.device) -> Kernels | None:
+    """Return the kernels that serve tensors on a device; None where there are none."""
+    if device.type == "cpu":
+        return "native"
+    return "triton" if device.type == "cuda" and has_triton() else None
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton is installed and torch is for NVIDIA; warns once if not installed."""
+    if torch.version.hip is not None:  # AMD: our kernels contain NVIDIA's PTX
+        return False
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        warnings.warn(
+            "Triton is not installed, so torch.compile has to do what our kernels do: "
+            "pip install triton makes training faster",
+            stacklevel=2,
+        )
+    return found
+
+
+def triton_takes(device: torch.device) -> bool:
+    """Return whether Triton's kernels can run on a device: a GPU, or a CPU in its interpreter."""
+    return device.type == "cuda" or _interpreted() or precompile.collecting()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+triton_takes._dynamo_marked_constant = True  # type: ignore[attr-defined]

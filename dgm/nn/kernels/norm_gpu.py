@@ -1,0 +1,173 @@
+"""How the Triton kernels of `norm_act` are launched: sizes of tiles, and what is compiled for.
+
+A thread has at most 32 elements of a tile: the backward kernel holds two tiles, in 128 registers,
+with which two programs of 8 warps run at once on a multiprocessor of an H100.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgm.nn.kernels import precompile
+from dgm.rng import int32
+
+Maybe = Tensor | None
+
+_MOST_REGISTERS = 128
+_TILE = 8192  # elements
+_LARGEST_TILE = 16384  # of 16 warps
+_VECTOR = 4  # channels that a thread loads at once
+_CHANNELS = 8, 32  # fewest and most of a tile, unless a group has more
+_LARGEST_GROUP = 64  # channels
+
+
+def fits(channels: int, groups: int) -> bool:
+    """Return whether the kernels take groups of this size."""
+    return channels // groups <= _LARGEST_GROUP
+
+
+def reads_apart(x: Tensor, channels: int, groups: int) -> bool:
+    """Return whether x and `skip`, together of `channels`, can be read without concatenating them.
+
+    Not for larger images: the kernel that reads in two passes has too few registers for it.
+    """
+    return Tile(x, channels, groups).whole
+
+
+def forward(
+    x: Tensor, skip: Maybe, affine: list[Maybe], draws: list[Maybe], groups: int, eps: float,
+    silu: bool, drop: float, purpose: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return y, fp32 mean and rstd [B, groups], and the mask, uint8 [B, H W / 8, C] or [0].
+
+    `affine` is added, weight, bias, scale, shift; `draws` key, index and step.
+    """
+    from dgm.nn.kernels import norm_triton
+
+    x, skip = _channels_last(x), _channels_last(skip)
+    tile = Tile(x, joined_channels(x, skip), groups)
+    new = dict(dtype=torch.float32, device=x.device)
+    y = empty_joined(x, skip)
+    mean, rstd = torch.empty(len(x), groups, **new), torch.empty(len(x), groups, **new)  # type: ignore[call-overload]
+    dropping = draws[0] is not None and drop > 0
+    mask = empty_mask(x, skip, dropping)
+    given = [*map(_contiguous, affine), *(map(_contiguous, draws) if dropping else [None] * 3)]
+    options = tile.options(affine, silu, dropping)
+    options["STEP_EACH"] = dropping and draws[2] is not None and draws[2].ndim > 0
+    precompile.launch(
+        norm_triton.forward, tile.grid(len(x)),
+        x, skip, *given, y, mean, rstd, mask if dropping else None,
+        *tile.sizes, eps, int32(purpose), *threshold_and_factor(drop), **options,
+    )  # fmt: skip
+    if precompile.collecting():
+        y.zero_()
+        backward(y, x, skip, affine, mask, mean, rstd, groups, silu, drop)
+    return y, mean, rstd, mask
+
+
+def backward(
+    grad: Tensor, x: Tensor, skip: Maybe, affine: list[Maybe], mask: Tensor, mean: Tensor,
+    rstd: Tensor, groups: int, silu: bool, drop: float,
+) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    """Return dx, d_skip (or [0]) and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
+
+    The last is empty where `affine` has no `added`.
+    """
+    from dgm.nn.kernels import norm_triton
+
+    grad, x, skip = _channels_last(grad), _channels_last(x), _channels_last(skip)
+    tile = Tile(x, joined_channels(x, skip), groups)
+    dx, d_skip = torch.empty_like(x), x.new_empty(0) if skip is None else torch.empty_like(skip)
+    sums = empty_sums(x, skip, affine[0])
+    dropping = drop > 0 and mask.numel() > 0
+    precompile.launch(
+        norm_triton.backward, tile.grid(len(x)),
+        x, skip, *map(_contiguous, affine), mask if dropping else None, mean, rstd, grad,
+        dx, None if skip is None else d_skip, *sums[:2], None if affine[0] is None else sums[2],
+        *tile.sizes, threshold_and_factor(drop)[1], **tile.options(affine, silu, dropping),
+    )  # fmt: skip
+    return dx, d_skip, sums
+
+
+class Tile:
+    """The part of an image that a program normalizes: some whole groups of channels."""
+
+    def __init__(self, x: Tensor, channels: int, groups: int):
+        _, of_x, height, width = x.shape
+        self.group = channels // groups
+        segment = height * width // 8
+        fewest, most = _CHANNELS
+        at_most = max(fewest, min(most, _TILE // (8 * _power_of_2(segment))))
+        self.channels = max(at_most, _power_of_2(self.group))
+        own = self.channels // self.group * self.group
+        self.programs = -(-channels // own)
+        self.align = math.gcd(own, channels, of_x, _VECTOR)
+        fitting = 8 * segment * self.channels <= _LARGEST_TILE
+        self.whole = fitting and segment == _power_of_2(segment)
+        most_rows = max(1, _TILE // (8 * self.channels))
+        self.rows = segment if self.whole else min(segment & -segment, most_rows)
+        self.warps = max(1, min(16, self.rows * self.channels // (32 * _VECTOR)))
+        self.sizes = (segment, channels, of_x)
+        self.joined = channels > of_x
+
+    def grid(self, images: int) -> tuple[int]:
+        """Return the number of programs."""
+        return (self.programs * images,)
+
+    def options(self, affine: list[Maybe], silu: bool, dropping: bool) -> dict[str, Any]:
+        """Return what the kernel is compiled for."""
+        return {
+            "GROUP": self.group, "ROWS": self.rows, "CHANNELS": self.channels,
+            "ALIGN": self.align, "WHOLE": self.whole, "JOINED": self.joined,
+            "HAS_ADDED": affine[0] is not None, "HAS_SCALE": affine[3] is not None,
+            "SILU": silu, "DROP": dropping,
+            "num_warps": self.warps, "maxnreg": _MOST_REGISTERS,
+        }  # fmt: skip
+
+
+def joined_channels(x: Tensor, skip: Maybe) -> int:
+    """Count the channels of both."""
+    return x.shape[1] + (0 if skip is None else skip.shape[1])
+
+
+def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
+    """Return memory for [B, C, H, W] in channels_last, C counting the channels of both."""
+    return torch.empty(
+        (x.shape[0], joined_channels(x, skip), *x.shape[2:]),
+        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+
+
+def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
+    """Return memory for the bits of dropout."""
+    own = (x.shape[0], x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
+    shape = own if dropping else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
+def empty_sums(x: Tensor, skip: Maybe, added: Maybe) -> list[Tensor]:
+    """Return memory for three sums [B, C], the last empty without `added`."""
+    own = (x.shape[0], joined_channels(x, skip))
+    sizes = [own, own, (0,) if added is None else own]
+    return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
+
+
+def threshold_and_factor(drop: float) -> tuple[int, float]:
+    """Return the 16-bit number below which an element is dropped, and the factor of the others."""
+    return round(drop * 65536), 1 / (1 - drop)
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _channels_last(tensor: Any) -> Any:
+    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _contiguous(tensor: Maybe) -> Maybe:
+    return None if tensor is None else tensor.contiguous()

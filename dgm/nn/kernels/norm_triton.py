@@ -1,0 +1,281 @@
+"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
+
+A program normalizes some whole groups of channels of one image, eight tiles at a time, one of each
+eighth of the positions (norm_tiles_triton.py). Where these are all (WHOLE), x is read once and
+stays in registers; else a second pass reads it again, mostly from the cache. Sums are accumulated
+by each thread and reduced once, after the loop.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dgm.nn.kernels.norm_tiles_triton import (
+    draw_mask,
+    drop,
+    gain_and_offset,
+    load_tiles,
+    own_channels,
+    per_channel,
+    sigmoid,
+    squares_of_eight,
+    store_tile,
+    sum_of_eight,
+    sum_of_group,
+    sum_of_products,
+)
+
+# Not specialized on divisibility by 16, which would compile kernels again for other addresses.
+_DRAWS = ["key", "index", "step"]
+
+
+@triton.jit
+def _finish(
+    tiles, kept, y, image, segment, row, channels, channel, inside, gain, offset, keep_factor,
+    ALIGN: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Write y = silu(gain x + offset), with dropout."""
+    for s in tl.static_range(8):
+        z = tiles[s] * gain[None, :] + offset[None, :]
+        if SILU:
+            z = z * sigmoid(z)
+        if DROP:
+            z = drop(z, kept, s, keep_factor)
+        store_tile(
+            z, s, y, y, image, segment, row, channels, channels, channel, inside, ALIGN, False
+        )
+
+
+@triton.jit
+def _moments_of_several(
+    x, more, image, segment, channels, channel, inside,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Return the mean of each channel's group and the channel's squares about it, of many tiles."""
+    row = tl.arange(0, ROWS)
+    # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
+    centre = tl.zeros([ROWS, CHANNELS], tl.float32)
+    spread = tl.zeros([ROWS, CHANNELS], tl.float32)
+    count = 0.0
+    for first in range(0, segment, ROWS):
+        found = load_tiles(
+            x, x, more, image, segment, first + row, channels, channels, channel, inside, ALIGN,
+            False,
+        )  # fmt: skip
+        own = sum_of_eight(found) * 0.125
+        fraction = 1.0 / (count + 1.0)
+        apart = own - centre
+        spread += squares_of_eight(found, own) + apart * apart * (8.0 * count * fraction)
+        centre += apart * fraction
+        count += 1.0
+    total = tl.sum(centre, 0) * (8.0 * count)
+    middle = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
+    apart = centre - middle[None, :]
+    return middle, tl.sum(spread + apart * apart * (8.0 * count), 0)
+
+
+@triton.jit
+def _finish_several(
+    x, more, mask, key, index, step, y, image, segment, channels, channel, inside,
+    gain, b, keep_factor, purpose, threshold,
+    ROWS: tl.constexpr, ALIGN: tl.constexpr, SILU: tl.constexpr,
+    DROP: tl.constexpr, STEP_EACH: tl.constexpr,
+):  # fmt: skip
+    """Write y and the mask of many tiles."""
+    row = tl.arange(0, ROWS)
+    for first in range(0, segment, ROWS):
+        drawn = None
+        if DROP:
+            drawn = draw_mask(
+                mask, key, index, step, image, purpose, threshold, segment, channels,
+                first + row, channel, inside, STEP_EACH,
+            )  # fmt: skip
+        again = load_tiles(
+            x, x, more, image, segment, first + row, channels, channels, channel, inside, ALIGN,
+            False,
+        )  # fmt: skip
+        _finish(
+            again, drawn, y, image, segment, first + row, channels, channel, inside, gain, b,
+            keep_factor, ALIGN, SILU, DROP,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["segment", "purpose", "threshold"], do_not_specialize_on_alignment=_DRAWS
+)
+def forward(
+    x, skip, added, weight, bias, scale, shift, key, index, step, y, mean, rstd, mask,
+    segment, channels, channels_of_x, eps, purpose, threshold, keep_factor,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    WHOLE: tl.constexpr, JOINED: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr, STEP_EACH: tl.constexpr,
+):  # fmt: skip
+    """Write y [B, 8 segment, C], the mask [B, segment, C], and mean and rstd [B, groups]."""
+    image, channel, inside = own_channels(channels, GROUP, ALIGN, CHANNELS)
+    row = tl.arange(0, ROWS)
+    more = tl.zeros([CHANNELS], tl.float32)
+    if HAS_ADDED:
+        more += per_channel(added, image, channels, channel, inside)
+    number = (8 * segment * GROUP).to(tl.float32)
+    if WHOLE:
+        kept = None
+        if DROP:  # before x is loaded, for want of registers
+            kept = draw_mask(
+                mask, key, index, step, image, purpose, threshold, segment, channels, row, channel,
+                inside, STEP_EACH,
+            )  # fmt: skip
+        tiles = load_tiles(
+            x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN,
+            JOINED,
+        )  # fmt: skip
+        total = tl.sum(sum_of_eight(tiles), 0)
+        middle = sum_of_group(total, inside, GROUP, CHANNELS) / number
+        squares = tl.sum(squares_of_eight(tiles, middle[None, :]), 0)
+    else:
+        middle, squares = _moments_of_several(
+            x, more, image, segment, channels, channel, inside, GROUP, ROWS, CHANNELS, ALIGN
+        )  # fmt: skip
+    variance = sum_of_group(squares, inside, GROUP, CHANNELS) / number
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    groups = channels // GROUP
+    leads = inside & (channel % GROUP == 0)
+    tl.store(mean + image * groups + channel // GROUP, middle, leads)
+    tl.store(rstd + image * groups + channel // GROUP, inverse, leads)
+
+    g, b = gain_and_offset(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+    gain = inverse * g
+    if WHOLE:
+        _finish(
+            tiles, kept, y, image, segment, row, channels, channel, inside, gain,
+            b - middle * gain, keep_factor, ALIGN, SILU, DROP,
+        )  # fmt: skip
+    else:
+        _finish_several(
+            x, more - middle, mask, key, index, step, y, image, segment, channels, channel, inside,
+            gain, b, keep_factor, purpose, threshold, ROWS, ALIGN, SILU, DROP, STEP_EACH,
+        )  # fmt: skip
+
+
+@triton.jit
+def _load_both(
+    x, skip, grad, mask, image, segment, row, channels, channels_of_x, channel, inside,
+    more, gain, offset, keep_factor,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Return the tiles of centered u = x + more and of the gradient of z."""
+    u = load_tiles(
+        x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN, JOINED
+    )
+    if DROP:
+        byte = image * segment * channels + row[:, None] * channels + channel[None, :]
+        kept = tl.load(mask + byte, inside[None, :], 0).to(tl.uint32)
+    at = grad + image * 8 * segment * channels
+    at += row[:, None] * channels + channel[None, :]
+    gradients = ()
+    for s in tl.static_range(8):
+        dz = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
+        if DROP:
+            dz = drop(dz, kept, s, keep_factor)
+        if SILU:
+            z = u[s] * gain[None, :] + offset[None, :]
+            s_z = sigmoid(z)
+            dz = dz * s_z * (1.0 + z * (1.0 - s_z))
+        gradients = gradients + (dz,)  # type: ignore[assignment]  # noqa: RUF005
+    return u, gradients
+
+
+@triton.jit
+def _sums_of_several(
+    x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Return sums of dz, dz u and u over many tiles, each [ROWS, CHANNELS]."""
+    row = tl.arange(0, ROWS)
+    sum_1 = tl.zeros([ROWS, CHANNELS], tl.float32)
+    sum_u = tl.zeros([ROWS, CHANNELS], tl.float32)
+    sum_3 = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for first in range(0, segment, ROWS):
+        centered, by_z = _load_both(
+            x, x, grad, mask, image, segment, first + row, channels, channels, channel, inside,
+            more, gain, b, keep_factor, ALIGN, False, SILU, DROP,
+        )  # fmt: skip
+        sum_1 += sum_of_eight(by_z)
+        sum_u += sum_of_products(by_z, centered)
+        sum_3 += sum_of_eight(centered)
+    return sum_1, sum_u, sum_3
+
+
+@triton.jit
+def _write_gradient(
+    u, dz, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+    gain, slope, constant, ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    for s in tl.static_range(8):
+        du = gain[None, :] * dz[s] - slope[None, :] * u[s] - constant[None, :]
+        store_tile(
+            du, s, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+            ALIGN, JOINED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["segment"])
+def backward(
+    x, skip, added, weight, bias, scale, shift, mask, mean, rstd, grad,
+    dx, d_skip, sum_dz, sum_dz_x_hat, sum_du,
+    segment, channels, channels_of_x, keep_factor,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
+    WHOLE: tl.constexpr, JOINED: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    SILU: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    """Write dx (and d_skip), and the sums over positions of dz, dz x_hat and du, each [B, C]."""
+    image, channel, inside = own_channels(channels, GROUP, ALIGN, CHANNELS)
+    row = tl.arange(0, ROWS)
+    groups = channels // GROUP
+    inverse = tl.load(rstd + image * groups + channel // GROUP, inside, 0.0)
+    more = -tl.load(mean + image * groups + channel // GROUP, inside, 0.0)
+    if HAS_ADDED:
+        more += per_channel(added, image, channels, channel, inside)
+    g, b = gain_and_offset(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
+    gain = inverse * g
+    if WHOLE:
+        u, dz = _load_both(
+            x, skip, grad, mask, image, segment, row, channels, channels_of_x, channel, inside,
+            more, gain, b, keep_factor, ALIGN, JOINED, SILU, DROP,
+        )  # fmt: skip
+        sum_1, sum_u, sum_3 = sum_of_eight(dz), sum_of_products(dz, u), sum_of_eight(u)
+    else:
+        sum_1, sum_u, sum_3 = _sums_of_several(
+            x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
+            ROWS, CHANNELS, ALIGN, SILU, DROP,
+        )  # fmt: skip
+    by_one = tl.sum(sum_1, 0)
+    by_x_hat = tl.sum(sum_u, 0) * inverse
+    own = image * channels + channel
+    tl.store(sum_dz + own, by_one, inside)
+    tl.store(sum_dz_x_hat + own, by_x_hat, inside)
+
+    # du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group
+    positions = (8 * segment).to(tl.float32)
+    number = positions * GROUP
+    constant = inverse * sum_of_group(g * by_one, inside, GROUP, CHANNELS) / number
+    slope = sum_of_group(g * by_x_hat, inside, GROUP, CHANNELS) / number * inverse * inverse
+    if HAS_ADDED:
+        whole = gain * by_one - positions * constant - slope * tl.sum(sum_3, 0)
+        tl.store(sum_du + own, whole, inside)
+    if WHOLE:
+        _write_gradient(
+            u, dz, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,
+            gain, slope, constant, ALIGN, JOINED,
+        )  # fmt: skip
+    else:
+        for first in range(0, segment, ROWS):
+            centered, by_z = _load_both(
+                x, x, grad, mask, image, segment, first + row, channels, channels, channel, inside,
+                more, gain, b, keep_factor, ALIGN, False, SILU, DROP,
+            )  # fmt: skip
+            _write_gradient(
+                centered, by_z, dx, dx, image, segment, first + row, channels, channels, channel,
+                inside, gain, slope, constant, ALIGN, False,
+            )  # fmt: skip

@@ -1,0 +1,269 @@
+"""What a run folder holds, also while it is being written."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from statistics import median
+from typing import Any, TypeGuard
+
+from dgm.common.errors import UserError, check_readable
+from dgm.training.checkpoint import MANIFEST
+from dgm.training.run_folder import read_config
+
+LOGGED = ("train/", "eval/", "time/", "memory/", "energy/")
+ENERGY = {
+    "energy/gpu_kwh": "GPU of the first process",
+    "energy/packages_kwh": "processor packages of its machine",
+}
+"""Metrics of energy since the run began, and what each covers."""
+SPREAD = "spread_over_seeds"
+"""In evaluation.json: standard deviations of figures over seeds, by their names."""
+_MAX_DEPTH = 30  # of objects in a file, and
+_MAX_DIGITS = 20  # of a whole number in it, lest what shows them fail
+_LARGEST = 1e100  # of a number that is shown
+_NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over images seen; finite values only."""
+
+    seen: list[float]
+    values: list[float]
+
+    def least(self) -> tuple[float, float]:
+        """Give the least value and the images seen at which it was first met."""
+        k = min(range(len(self.values)), key=self.values.__getitem__)
+        return self.values[k], self.seen[k]
+
+    def greatest(self) -> tuple[float, float]:
+        """Give the greatest value and the images seen at which it was first met."""
+        k = max(range(len(self.values)), key=self.values.__getitem__)
+        return self.values[k], self.seen[k]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as its folder tells."""
+
+    folder: Path
+    name: str
+    family: str
+    config: dict[str, Any]  # flat
+    defaults: dict[str, Any]  # of its family, flat
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+    saved: int | None  # images seen of the newest checkpoint
+    state: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # on files that could not be read
+
+    @property
+    def images_seen(self) -> int:
+        """Say how far it is, by its log and its newest checkpoint."""
+        logged = self.lines[-1]["images_seen"] if self.lines else 0
+        return max(logged, self.saved or 0)
+
+    @property
+    def total_images(self) -> int | None:
+        """Say at how many images it is done."""
+        total = self.config.get("train.total_images")
+        return total if isinstance(total, int) else None
+
+    @property
+    def keys(self) -> list[str]:
+        """Give the metrics that have a finite value, in the order of the log."""
+        found: dict[str, None] = {}
+        for line in self.lines:
+            new = (k for k in line if k not in found and k.startswith(LOGGED))
+            found.update({key: None for key in new if _finite(line[key])})
+        return list(found)
+
+    @property
+    def losses(self) -> list[str]:
+        """Give the keys of the losses that are minimised, one for each phase."""
+        return [key for key in self.keys if key.startswith("train/") and key.endswith("/loss")]
+
+    def curve(self, key: str) -> Curve:
+        """Give a metric over images seen."""
+        points = [(x["images_seen"], x[key]) for x in self.lines if _finite(x.get(key))]
+        return Curve([seen for seen, _ in points], [value for _, value in points])
+
+    def median(self, key: str) -> float | None:
+        """Give the median of a metric over all logs; None where it was not logged."""
+        values = self.curve(key).values
+        return median(values) if values else None
+
+    def wall_s(self) -> float | None:
+        """Give the seconds from its start to its last log, pauses included."""
+        wall = self.lines[-1].get("wall_s") if self.lines else None
+        return wall if _finite(wall) else None
+
+    def energy_kwh(self, key: str) -> float | None:
+        """Give the energy spent until the last log that knows it; None where none does."""
+        values = self.curve(key).values
+        return values[-1] if values else None
+
+    def spent_s(self) -> dict[str, float]:
+        """Add up seconds of waiting (`data_wait`) and of each pause: `save`, `sample`, `eval`."""
+        keys = [k for k in self.keys if k.startswith("time/") and k.endswith("_s")]
+        return {
+            key.removeprefix("time/").removesuffix("_s"): sum(self.curve(key).values)
+            for key in keys
+            if not key.endswith("_per_s")
+        }
+
+    def results(self) -> dict[str, float]:
+        """Give the figures of `evaluation.json` by `name/part`, without those of single classes."""
+        return dict(flatten_figures(self.evaluation))
+
+
+def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> Run:
+    """Read a run folder; raises UserError naming a file that is damaged."""
+    notes: list[str] = []
+    config = _without_unread_source(read_config(folder / "config.yaml"))
+    lines = read_log(folder / "metrics.jsonl")
+    saved = newest_saved(folder)
+    return Run(
+        folder=folder,
+        name=name,
+        family=family,
+        config=config,
+        defaults=defaults,
+        lines=lines,
+        saved=saved,
+        state=_state(folder, config.get("train.total_images"), lines, saved),
+        environment=_read_json(folder / "environment.json", notes),
+        starts=read_lines(folder / "starts.jsonl"),
+        evaluation=_read_json(folder / "evaluation.json", notes),
+        notes=tuple(notes),
+    )
+
+
+def _without_unread_source(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave `data.source` out where the run read shards that were not built of it."""
+    source, shards = config.get("data.source"), config.get("data.shards")
+    if not isinstance(shards, str):
+        return config
+    kind, _, path = str(source).partition(":")
+    if PurePath(shards).name.startswith(f"{kind}-{PurePath(path).name}-" if path else kind):
+        return config
+    return {key: value for key, value in config.items() if key != "data.source"}
+
+
+def state_of(folder: Path) -> str:
+    """Say whether a run is finished, stopped, or still being written."""
+    total = read_config(folder / "config.yaml").get("train.total_images")
+    return _state(folder, total, read_log(folder / "metrics.jsonl"), newest_saved(folder))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`; a last line that is torn, as the run is writing it, is left out.
+
+    Raises UserError naming any other line that is damaged.
+    """
+    check_readable(path)
+    if not path.exists():
+        return []
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        line = as_object(text)
+        if line is not None and _finite(line.get("images_seen")):
+            lines.append(line)
+        elif number < len(texts):
+            raise UserError(
+                f"{path} is damaged in line {number} (no JSON object with images_seen): "
+                "mend or remove that line"
+            )
+    return lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
+    check_readable(path)
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for text in texts if (line := as_object(text)) is not None]
+
+
+def newest_saved(folder: Path) -> int | None:
+    """Say how many images the newest checkpoint has seen; None where there is none."""
+    check_readable(folder / "checkpoints")  # what may not be listed looks empty
+    names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def flatten_figures(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """List the numbers of nested dictionaries by `name/part`; classes and seeds are no parts."""
+    figures = []
+    for name, value in found.items():
+        if isinstance(value, dict) and not is_detail(name):
+            figures += flatten_figures(value, f"{prefix}{name}/")
+        elif _finite(value):
+            figures.append((prefix + name, value))
+    return figures
+
+
+def is_detail(name: str) -> bool:
+    """Say whether a dictionary takes a figure apart, or says how far it is known."""
+    return name.endswith(("_by_class", "_by_quartile")) or name == SPREAD
+
+
+def _state(folder: Path, total: Any, lines: list[dict[str, Any]], saved: int | None) -> str:
+    if saved is not None and isinstance(total, int) and saved >= total:
+        return "finished"
+    log = folder / "metrics.jsonl"
+    age = time.time() - (log if log.exists() else folder / "config.yaml").stat().st_mtime
+    walls = [wall for line in lines[-2:] if _finite(wall := line.get("wall_s"))]
+    near = max(_NEAR_S, 3 * (walls[-1] - walls[0])) if walls else _NEAR_S
+    state = "still being written" if age < near else "stopped"
+    return state if saved is not None else f"{state}, no checkpoint yet"
+
+
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    check_readable(path)
+    if not path.exists():
+        return {}
+    try:
+        found = as_object(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        found = None
+    if found is None:
+        notes.append(f"{path.name} is left out: it cannot be read as a JSON object.")
+    return found or {}
+
+
+def as_object(text: str) -> dict[str, Any] | None:
+    """Read a JSON object; None where it is none."""
+    try:
+        found = json.loads(text, parse_int=_int)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and _is_flat(found, _MAX_DEPTH) else None
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("beyond all bounds")
+    return int(digits)
+
+
+def _is_flat(found: object, depth: int) -> bool:
+    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return depth > 0 and all(_is_flat(part, depth - 1) for part in inside)
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    # What is larger is damage, and arithmetic with it overflows.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < _LARGEST  # type: ignore[arg-type]

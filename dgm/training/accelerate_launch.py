@@ -1,0 +1,83 @@
+"""`accelerate launch` that ends as its processes do: with their exit code, and no traceback.
+
+By itself accelerate's launcher turns every code into 1 and prints its own traceback below the line
+of the trainer. It leaves at once at Ctrl-C as its process is still saving, and torch's launcher,
+which starts several, kills those that need more than half a minute for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+import psutil
+
+from dgm.training.stop_request import watched_signals
+
+# Of torch's launcher, whose handlers would replace ours: SIGQUIT alone is left to it.
+_TORCH_SIGNALS = "PET_SIGNALS_TO_HANDLE"
+
+
+def launch(words: list[str]) -> int:
+    """Start processes by the words of `accelerate launch`; return the exit code of the run.
+
+    Requests to stop are passed on, and waited for however long saving takes.
+    """
+    from accelerate.commands import launch as accelerate
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = accelerate.launch_command_parser().parse_args(words)
+    options.quiet = False  # with which the code would be lost
+    os.environ[_TORCH_SIGNALS] = "SIGQUIT"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in watched_signals():
+        signal.signal(number, _pass_on)
+    try:
+        accelerate.launch_command(options)
+    except subprocess.CalledProcessError as error:
+        return _code(error.returncode, "the process")
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _code(failure.exitcode, f"the process of rank {rank}")
+    except (ValueError, OSError) as error:  # what the launcher does not understand
+        print(f"error: accelerate launch: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    children = psutil.Process().children()
+    if not children:
+        sys.exit(128 + number)
+    for child in children:
+        # A terminal's Ctrl-C has reached what is in our session; twice would interrupt the save.
+        reached = number == signal.SIGINT and _same_session(child.pid)
+        try:
+            child.send_signal(signal.SIGTERM if reached else number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _same_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
+        return False
+
+
+def _code(code: int, who: str) -> int:
+    """Return an exit code as a shell does, naming a signal that ended the process."""
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    if -code not in (signal.SIGINT, signal.SIGTERM):
+        print(
+            f"error: {who} was ended by {name}: look at what it printed, or whether the machine "
+            "ran out of memory (dmesg), and run the same command to continue",
+            file=sys.stderr,
+        )
+    return 128 - code

@@ -1,0 +1,202 @@
+"""Checkpoints: a folder of whole tensors, written whole or not at all.
+
+`checkpoints/<images_seen>/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors`,
+`state.json` and `manifest.json` with the size and SHA-256 of each.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dgm.common.errors import UserError, check_readable, naming
+from dgm.tensor_files import save_tensors
+
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+_PARTIAL = ".partial-"
+
+# Of a checkpoint that is damaged. Any other error says that it cannot be read now or by this user.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG)
+
+
+@dataclass(frozen=True)
+class FullState:
+    """Whole tensors of all nets, keyed `net.parameter` and `net.moment.parameter`."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    full: FullState
+    ema: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write(
+    folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int, best: int | None = None
+) -> Path:
+    """Write `folder/<images_seen>`, which does not exist, then remove older ones.
+
+    The newest `keep` stay, and that of `best` images seen.
+    """
+    final = folder / f"{images_seen:09d}"
+    partial = folder / f"{_PARTIAL}{images_seen:09d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_tensors(partial / "model.safetensors", checkpoint.full.model)
+        _write_tensors(partial / "optimizer.safetensors", checkpoint.full.optimizer)
+        _write_tensors(partial / "ema.safetensors", checkpoint.ema)
+        _write_text(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
+        files = {name: _describe(partial / name) for name in FILES}
+        _write_text(partial / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+        _sync_folder(partial)
+        os.rename(partial, final)
+        _sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in complete_names(folder)[:-keep]:
+        if int(old) != best:  # what is half removed has no final name either
+            os.rename(folder / old, folder / f"{_PARTIAL}{old}")
+    remove_partial(folder)
+    return final
+
+
+def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
+    """Find the checkpoint to continue from; clear away what a killed process left half-written.
+
+    `check` gets its state and raises where it does not fit, before anything is changed. Damaged
+    ones newer than it are renamed, so that the run may write under their names. Raises UserError
+    where there are checkpoints, but none is whole.
+    """
+    check_readable(folder)
+    if os.path.lexists(folder) and not folder.is_dir():  # such as one on a disk that is not mounted
+        raise UserError(
+            f"{folder} is no folder, nor a link to one that is there: mount its disk or restore "
+            "it, or move it away to begin anew"
+        )
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder} may not be written to by this user: let its owner run chmod a+w {folder} "
+            "(for a group: chgrp, then chmod g+w), or choose another run.dir"
+        )
+    found, names = newest(folder), complete_names(folder)
+    if names and found is None:
+        raise UserError(
+            f"none of the {len(names)} checkpoints in {folder} is whole: restore one from a copy, "
+            "or move that folder away to begin anew"
+        )
+    if found is not None and check is not None:
+        check(read_state(found))
+    remove_partial(folder)
+    for name in names[names.index(found.name) + 1 :] if found else []:
+        shutil.rmtree(folder / f"damaged-{name}", ignore_errors=True)
+        os.rename(folder / name, folder / f"damaged-{name}")
+    return found
+
+
+def newest(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint; name damaged ones in a warning and pass over them."""
+    for name in reversed(complete_names(folder)):
+        fault = find_fault(folder / name)
+        if fault is None:
+            return folder / name
+        warnings.warn(f"checkpoint {folder / name} is passed over: {fault}", stacklevel=2)
+    return None
+
+
+def find_fault(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None where every file is as its manifest says.
+
+    Raises UserError where this user may not read it, and OSError where the disk does not answer:
+    it may well be whole then.
+    """
+    for file in (path, *(path / name for name in (MANIFEST, *FILES))):
+        check_readable(file)
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name in FILES:
+            if _describe(path / name) != files[name]:
+                return f"{name} is not as {MANIFEST} says"
+    except OSError as error:
+        if error.errno is not None and error.errno not in _DAMAGE:
+            raise
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint that `newest` found, to the CPU."""
+    model = load_file(path / "model.safetensors")
+    optimizer = load_file(path / "optimizer.safetensors")
+    ema = load_file(path / "ema.safetensors")
+    return Checkpoint(FullState(model, optimizer), ema, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside tensors."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed save left behind."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def complete_names(folder: Path) -> list[str]:
+    """List the names of checkpoints, the newest last; whether they are whole is not looked at."""
+    check_readable(folder)
+    if not folder.is_dir():
+        return []
+    return sorted((p.name for p in folder.iterdir() if p.name.isdecimal()), key=int)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_tensors(path, plain)
+    _sync_file(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
+    _sync_file(path)
+
+
+def _describe(path: Path) -> dict[str, object]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _sync_file(path: Path) -> None:
+    with naming(path), open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

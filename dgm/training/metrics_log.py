@@ -1,0 +1,300 @@
+"""What a run tells while it goes: means between logs, `metrics.jsonl`, TensorBoard, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dgm.common.atomic_io import append, write_whole
+from dgm.common.errors import naming
+from dgm.metrics import higher_is_better
+from dgm.training.engine import Engine
+from dgm.training.watchdog import Watchdog
+
+Item = TypeVar("Item")
+
+_A_WHILE_S = 2.0  # of which people want to know what it was for
+
+
+class Meter:
+    """Add up named values on the device between logs, in float64; no host waits for it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        """Take in one value for each name; values: [len(names)]."""
+        values = values.detach().double()
+        for name in names:
+            if name not in self.sums:
+                self.sums[name], self.counts[name] = values.new_zeros(()), 0
+            self.counts[name] += 1
+        # In one launch.
+        torch._foreach_add_([self.sums[name] for name in names], list(values.unbind()))
+
+    def means(self, engine: Engine) -> dict[str, float]:
+        """Average over logs and processes, then start anew; all processes must ask."""
+        if not self.sums:
+            return {}
+        names = list(self.sums)
+        own = torch.stack([self.sums[n] / self.counts[n] for n in names])
+        means = engine.gather(own[None]).mean(0).tolist()
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, means, strict=True))
+
+    def state(self, engine: Engine) -> dict[str, object]:
+        """Give what has been added up so far, of each process apart, for a checkpoint."""
+        names = list(self.sums)
+        rows: list[list[float]] = []
+        if names:
+            rows = engine.gather(torch.stack(list(self.sums.values()))[None]).tolist()
+        return {"names": names, "sums": rows, "counts": [self.counts[n] for n in names]}
+
+    def restore(self, state: Mapping[str, list], engine: Engine) -> None:
+        """Go on from a checkpoint; with another number of processes each takes the mean."""
+        rows = state["sums"]
+        if not rows:
+            return
+        mine = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
+        for name, value, count in zip(state["names"], mine, state["counts"], strict=True):
+            self.sums[name] = torch.tensor(value, dtype=torch.float64, device=engine.device)
+            self.counts[name] = count
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per log, no step twice; beside it `minima.json`."""
+
+    def __init__(self, path: Path, images_seen: int):
+        """Open; drop lines after `images_seen` (they will come again), and damaged ones."""
+        self.path = path
+        lines, damaged = scan_metrics(path)
+        if damaged:
+            some = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+            warnings.warn(
+                f"{path} is damaged in {len(damaged)} of its lines, which are dropped: {some}",
+                stacklevel=2,
+            )
+        kept = [line for line in lines if line["images_seen"] <= images_seen]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.best: dict[str, dict[str, Any]] = {}  # lowest or highest value, by the metric
+        for line in kept:
+            self._improve(line)
+        if self.best:
+            self._write_best()
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - held for the whole run
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one object; note which of its values are the best so far."""
+        append(self.file, json.dumps(line))
+        if self._improve(line):
+            self._write_best()
+
+    def _improve(self, line: Mapping[str, Any]) -> bool:
+        better = {}
+        for name, value in line.items():
+            higher = higher_is_better(name) if name.startswith(("train/", "eval/")) else None
+            if higher is None or not math.isfinite(value):
+                continue
+            before = self.best.get(name)
+            if before and not (value > before["value"] if higher else value < before["value"]):
+                continue
+            best = "max" if higher else "min"
+            better[name] = {"value": value, "images_seen": line["images_seen"], "best": best}
+        self.best.update(better)
+        return bool(better)
+
+    def _write_best(self) -> None:
+        write_whole(self.path.with_name("minima.json"), json.dumps(self.best, indent=1) + "\n")
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        with naming(self.path):
+            os.fsync(self.file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl` without its damaged lines, such as one torn by a power cut."""
+    return scan_metrics(path)[0]
+
+
+def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
+
+    All lines of a run have the same number of images per step; one that differs is damaged too.
+    """
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    found = {number: _line(text) for number, text in enumerate(texts, 1) if text.strip()}
+    good = {number: line for number, line in found.items() if line is not None}
+    batches = Counter(line["images_seen"] / line["step"] for line in good.values())
+    lines: dict[float, dict[str, float]] = {}
+    damaged = [number for number, line in found.items() if line is None]
+    for number, line in good.items():
+        if line["images_seen"] / line["step"] != batches.most_common(1)[0][0]:
+            damaged.append(number)
+        else:
+            lines.setdefault(line["step"], line)
+    return [lines[step] for step in sorted(lines)], sorted(damaged)
+
+
+def _line(text: bytes) -> dict[str, float] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
+        return None
+    counts = (line.get("step"), line.get("images_seen"))
+    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
+
+
+class Clock:
+    """Measure images/s between logs: training and waiting for data count, pauses do not."""
+
+    def __init__(self, images_seen: int, watchdog: Watchdog):
+        """Start now; the watchdog is told what the run is at."""
+        self.watchdog = watchdog
+        self.start(images_seen)
+
+    def start(self, images_seen: int) -> None:
+        """Count from here on."""
+        self.began, self.images_seen = time.monotonic(), images_seen
+        self.data_wait_s = 0.0
+        self.pauses_s: dict[str, float] = {}
+
+    def elapsed_s(self) -> float:
+        """Say how long ago it was started, pauses included."""
+        return time.monotonic() - self.began
+
+    @contextlib.contextmanager
+    def pause(self, name: Literal["save", "sample", "eval"]) -> Iterator[None]:
+        """Keep what is not training out of images/s."""
+        self.watchdog.doing(name)
+        began = time.monotonic()
+        yield
+        self.watchdog.doing("step")
+        self.pauses_s[name] = self.pauses_s.get(name, 0.0) + time.monotonic() - began
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count as waiting for data."""
+        self.watchdog.doing("data")
+        began = time.monotonic()
+        yield
+        self.watchdog.doing("step")
+        self.data_wait_s += time.monotonic() - began
+
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Go through items; waiting for each counts as waiting for data."""
+        while True:
+            with self.waiting():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def read(self, images_seen: int) -> dict[str, float]:
+        """Give images/s and seconds of waiting and of each kind of pause since the start."""
+        trained_s = self.elapsed_s() - sum(self.pauses_s.values())
+        return {
+            "time/images_per_s": round((images_seen - self.images_seen) / trained_s, 2),
+            "time/data_wait_s": round(self.data_wait_s, 4),
+            **{f"time/{name}_s": round(took, 3) for name, took in self.pauses_s.items()},
+        }
+
+
+class Progress:
+    """Show images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self, total: int, start: int, shown: bool, every_s: float = 10.0):
+        """Begin at `start` of `total` images; nothing is shown unless `shown`."""
+        self.total, self.shown, self.every_s = total, shown, every_s
+        self.last, self.last_images = time.monotonic(), start
+        self.text, self.is_first = "", True
+        bar = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
+
+    def say(self, losses: Mapping[str, float]) -> None:
+        """Remember the losses to show, by name."""
+        self.text = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        if self.bar:
+            self.bar.set_postfix_str(self.text)
+
+    def advance(self, images_seen: int) -> None:
+        """Move to `images_seen`."""
+        if self.bar:
+            self.bar.update(images_seen - self.bar.n)
+        elif self.shown and self.is_first:
+            # It compiled, and says nothing of the speed of others.
+            self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
+        elif self.shown and time.monotonic() - self.last >= self.every_s:
+            self._line(images_seen)
+
+    def _line(self, images_seen: int) -> None:
+        now = time.monotonic()
+        speed = (images_seen - self.last_images) / (now - self.last)
+        self.last, self.last_images = now, images_seen
+        left = (self.total - images_seen) / speed
+        clock = f"{left // 60:.0f}:{left % 60:02.0f}"
+        say = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
+        print(f"{say}  {clock} left", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what is done instead of training; in lines, afterwards where it took a while."""
+        began = time.monotonic()
+        if self.bar:
+            self.bar.set_description_str(what)
+        yield
+        took = time.monotonic() - began
+        self.last += took  # images/s leave it out
+        if self.bar:
+            self.bar.set_description_str("")
+        elif self.shown and took > _A_WHILE_S:
+            print(f"{what}: {took:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self.bar:
+            self.bar.close()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory that was held: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError, IndexError):  # of Linux
+        # Not ru_maxrss, which begins at the peak of whatever started this process.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    try:
+        import resource
+    except ImportError:  # not a system of the Unix kind
+        return 0.0
+    in_bytes = sys.platform == "darwin"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if in_bytes else 2**20)
+
+
+def make_profiler(folder: Path, steps: int) -> Any:
+    """Make a profiler of so many steps after the first two, or nothing."""
+    if steps <= 0:
+        return contextlib.nullcontext()
+    return torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1),
+        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)),
+    )

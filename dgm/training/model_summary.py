@@ -1,0 +1,193 @@
+"""What a run says of itself before it starts: size, work per image, engine, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgm.common.errors import UserError
+from dgm.nn.kernels.precompile import Launches, collect_on
+from dgm.objective import Batch, Objective
+from dgm.rng import Draws
+from dgm.training.engine import Engine
+from dgm.training.job import Job, what_to_compile
+from dgm.training.launch_env import Launched
+
+_TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
+
+
+def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
+    """Print what is about to run, from where, and what changed since its last start."""
+    total = job.config.total_images
+    lines = {"data": job.data_line} if job.data_line else {}
+    if images_seen >= total:
+        lines["already seen"] = (
+            f"{images_seen:,} of {total:,} images: the run is finished; to train longer, raise "
+            "train.total_images"
+        )
+    else:
+        lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+        if (what := what_to_compile(job.config)) != "none":
+            lines["compile"] = f"{what}, which makes the first steps slow"
+        lines["length"] = _length(total, job.config.global_batch) + _cadences(job)
+        if images_seen:
+            lines["continues at"] = f"{images_seen:,} images"
+    for name, text in lines.items():
+        print(f"{name + ':':17}{text}")
+    for key, (before, now) in job.changed.items():
+        print(f"{'changed:':17}{key} from {before} to {now}")
+
+
+def describe(
+    engine: Engine,
+    nets: dict[str, nn.Module],
+    objective: Objective,
+    image_shape: tuple[int, ...],
+    micro_batch: int,
+) -> dict[str, str]:
+    """Describe the run that is about to start, a line each.
+
+    Runs the loss once on two images, by copies of the nets, and compiles the kernels that it needs.
+    """
+    sizes, precision = _sizes(nets), _precision(engine, nets)
+    flops, saved = measure(engine, nets, objective, image_shape)
+    return {
+        "parameters": sizes,
+        "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
+        "engine": engine.name,
+        "device": _device(engine.device),
+        "precision": precision,
+        "expected memory": _memory(engine, nets, saved * micro_batch),
+    }
+
+
+def _memory(engine: Engine, nets: dict[str, nn.Module], activations: float) -> str:
+    """Estimate the peak that the log reports as memory/peak_gib.
+
+    activations: bytes kept for the backward pass of a micro-batch.
+    """
+    weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
+    if engine.device.type == "cuda":
+        held = weights * times_held(engine.asked)
+        return f"{(held + activations) / 2**30:.2f} GiB of the GPU a process, and CUDA's own"
+    # What the process holds now includes weights and average, and all libraries.
+    held = psutil.Process().memory_info().rss + weights * (times_held(engine.asked) - 2)
+    return f"about {(held + activations) / 2**30:.2f} GiB a process"
+
+
+def _length(total: int, batch: int) -> str:
+    whole = -(-total // batch) * batch
+    steps = "" if whole == total else f", rounded up to {whole:,} by steps of {batch:,}"
+    return f"{total:,} images{steps}"
+
+
+def _cadences(job: Job) -> str:
+    every = job.config.cadences
+    named = {"log": every.log, "samples": every.sample, "checkpoint": every.save}
+    if job.eval_every_images:
+        named["evaluation"] = job.eval_every_images
+    listed = [
+        f"{name} every {count:,}" for name, count in named.items()
+        if 0 < count < job.config.total_images
+    ]  # fmt: skip
+    return f"; {', '.join(listed)}" if listed else ""
+
+
+def times_held(asked: Launched) -> float:
+    """Give what a process holds beside activations, in sizes of all weights; host memory aside."""
+    zero, share = asked.zero, 1 / asked.processes
+    if zero is None or zero.stage == 0:
+        return 5  # weights, gradient, two moments and the average
+    moments = 3 * share * (not zero.offload_optimizer)  # and the weights that they update
+    gradient = 1 if zero.stage == 1 else share
+    weights = 1 if zero.stage < 3 else share * (not zero.offload_weights)
+    return moments + gradient + weights + 1
+
+
+def measure(
+    engine: Engine, nets: dict[str, nn.Module], objective: Objective, image_shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Measure one image's forward FLOPs and the bytes kept for backward, over all phases.
+
+    FLOPs are added up over phases; of the bytes, the phase that keeps the most counts.
+    """
+    images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
+    batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
+    index = torch.arange(_TRIAL, device=engine.device)
+    draws = Draws.of(0, index, index)  # a step of its own for each image, as in training
+    flops, most = 0.0, 0.0
+    for phase in objective.phases:
+        nets[phase.net].requires_grad_(True)
+        kept = _Kept(nets)
+        counter = FlopCounterMode(display=False)
+        with (
+            torch.compiler.set_stance("force_eager"),
+            engine.autocast(),
+            collect_on(engine.device) as kernels,
+        ):
+            with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
+                objective.loss(nets, batch, phase, draws)
+        _compile(kernels)
+        nets[phase.net].requires_grad_(False)
+        flops += counter.get_total_flops() / _TRIAL
+        most = max(most, kept.bytes / _TRIAL)
+    return flops, most
+
+
+def _compile(kernels: Launches) -> None:
+    try:
+        kernels.compile()
+    except Exception as error:  # of Triton, its compilers, or the folder that it keeps them in
+        said = str(error).strip().splitlines()
+        raise UserError(
+            "our kernels in Triton cannot be compiled here "
+            f"({type(error).__name__}: {said[-1] if said else 'no message'}): set train.kernels "
+            "false, or install gcc and Python's headers and set TRITON_CACHE_DIR to a writable "
+            "folder"
+        ) from error
+
+
+class _Kept:
+    """Count the bytes that autograd keeps, each storage once, weights not at all."""
+
+    def __init__(self, nets: Mapping[str, nn.Module]):
+        self.seen = {p.untyped_storage().data_ptr() for n in nets.values() for p in n.parameters()}
+        self.held: list[Tensor] = []  # so that no address is used a second time
+        self.bytes = 0
+
+    def see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.held.append(tensor)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _sizes(nets: Mapping[str, nn.Module]) -> str:
+    """Say how many parameters the nets have; of one that is made of two or three, each."""
+    said = ", ".join(_size(name, net) for name, net in nets.items())
+    parts = dict(next(iter(nets.values())).named_children())
+    if len(nets) > 1 or len(parts) not in (2, 3):
+        return said
+    return f"{said} ({', '.join(_size(name, part) for name, part in parts.items())})"
+
+
+def _size(name: str, net: nn.Module) -> str:
+    return f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
+
+
+def _precision(engine: Engine, nets: dict[str, nn.Module]) -> str:
+    weights = next(p.dtype for n in nets.values() for p in n.parameters())
+    name = str(weights).removeprefix("torch.")
+    return name if engine.precision == "no" else f"{engine.precision} autocast, {name} weights"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads a process"

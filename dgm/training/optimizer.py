@@ -1,0 +1,288 @@
+"""Optimizer and learning rate; the rate is a pure function of images seen."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from dgm.common.errors import UserError
+from dgm.common.validation import check_range
+from dgm.nn.kernels import native, update
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate; the defaults are DDPM's for CIFAR-10."""
+
+    lr: float = 2e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: float = 1e-8
+    """Term that keeps the division from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the weights of linear layers and convolutions, and of nothing else:
+    neither biases nor norms, embeddings or learned scales; 0 makes it Adam."""
+    warmup_images: int = 640_000
+    """Images over which the rate rises linearly from zero."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """Course of the rate after the warm-up: `cosine` falls to zero at train.total_images."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """A moving average of weights that takes in `share` of them after an update."""
+
+    weights: list[Tensor]  # of all that the optimizer has, in its order
+    share: float
+
+
+class AdamW:
+    """Update weights by AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over them.
+
+    By our own kernel on a CPU, which takes a moving average along, else by torch's fused one, to
+    the same bits as torch.optim.AdamW; that spends a millisecond of each step on what surrounds
+    the kernel, and imports the compiler, which takes seconds.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimConfig,
+        kernels: bool = False,
+        decayed: Iterable[nn.Parameter] | None = None,
+    ):
+        """Start without moments: those of a weight are created with its first gradient.
+
+        `decayed` are the parameters that weight decay applies to; None is all of them.
+        """
+        _check(config)
+        self.parameters, self.config = list(parameters), config
+        self._decayed = {id(p) for p in (self.parameters if decayed is None else decayed)}
+        self.native = (
+            kernels
+            and native.serves(*self.parameters)
+            and all(map(update.is_dense, self.parameters))
+        )
+        self.moments: dict[Tensor, Moments] = {}
+        self._on_device: OnDevice | None = None
+
+    @torch.no_grad()
+    def step(self, lr: float, skip: Tensor | None = None, average: Average | None = None) -> bool:
+        """Update the weights that have a gradient; none where the device finds `skip` [] to be 1.
+
+        Says whether the average was taken along. All are numbers of one kind on one device.
+        """
+        weights: list[Tensor] = [*learnt(self.parameters)]
+        if not weights:
+            return False
+        for weight in weights:
+            if weight not in self.moments:
+                self.moments[weight] = Moments(
+                    0, torch.zeros_like(weight), torch.zeros_like(weight)
+                )
+        if self._on_device is not None:
+            self._on_device.updated = [self.moments[weight] for weight in weights]
+            self._fused(self._on_device.lr, weights, self._on_device.steps, skip)
+            return False
+        own = [self.moments[weight] for weight in weights]
+        for moments in own:
+            moments.step += 1
+        if self.native and skip is None:
+            return self._by_our_kernel(lr, weights, own, average)
+        # The kernel wants the number of the step of each weight; few differ, and often none.
+        device = weights[0].device
+        each = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
+        steps = {weight: each[m.step] for weight, m in zip(weights, own, strict=True)}
+        self._fused(lr, weights, steps, skip)
+        return False
+
+    @contextlib.contextmanager
+    def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[OnDevice]:
+        """Make `step` use `lr` [] instead of its argument, and `counts` [parameters]; both fp32.
+
+        They are on the device, as a recorded step needs them. A count is the number of a weight's
+        next update (see `counts`); the caller has to increment the moments' `step` afterwards.
+        """
+        self._on_device = OnDevice(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
+        try:
+            yield self._on_device
+        finally:
+            self._on_device = None
+
+    def counts(self) -> list[int]:
+        """Return the number of each parameter's next update, from 1 on."""
+        known = map(self.moments.get, self.parameters)
+        return [1 if moments is None else moments.step + 1 for moments in known]
+
+    def _fused(
+        self,
+        lr: float | Tensor,
+        weights: list[Tensor],
+        steps: Mapping[Tensor, Tensor],
+        skip: Tensor | None,
+    ) -> None:
+        for decay, part in self._by_decay(weights):
+            mine = [self.moments[weight] for weight in part]
+            torch._fused_adamw_(
+                part, _gradients(part),
+                [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
+                [steps[weight] for weight in part],
+                lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
+                weight_decay=decay, amsgrad=False, maximize=False, found_inf=skip,
+            )  # fmt: skip
+
+    def _by_decay(self, weights: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
+        """Yield (weight decay, weights) by group; a single group if weight_decay is 0."""
+        decay = self.config.weight_decay
+        if decay == 0:
+            yield 0.0, weights
+            return
+        for decays in (True, False):
+            part = [weight for weight in weights if (id(weight) in self._decayed) == decays]
+            if part:
+                yield decay if decays else 0.0, part
+
+    def _by_our_kernel(
+        self, lr: float, weights: list[Tensor], own: list[Moments], average: Average | None
+    ) -> bool:
+        """Update all weights and their average in one pass, or these weights alone."""
+        along = (
+            average if len(weights) == len(self.parameters) and _alike(average, weights) else None
+        )
+        update.adamw_(
+            weights, [p.grad for p in weights if p.grad is not None],
+            [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
+            None if along is None else along.weights, [m.step for m in own],
+            update.Rule(
+                lr, self.config.betas, self.config.eps, self.config.weight_decay,
+                0.0 if along is None else along.share,
+            ),
+            [id(weight) in self._decayed for weight in weights],
+        )  # fmt: skip
+        return along is not None
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Give the moments by name, as torch.optim does."""
+        return {
+            weight: {
+                "step": torch.tensor(float(moments.step)),
+                "exp_avg": moments.exp_avg,
+                "exp_avg_sq": moments.exp_avg_sq,
+            }
+            for weight, moments in self.moments.items()
+        }
+
+    def put(self, weight: nn.Parameter, found: dict[str, Tensor]) -> None:
+        """Put back a weight's moments, named as in `state`."""
+        self.moments[weight] = Moments(int(found["step"]), found["exp_avg"], found["exp_avg_sq"])
+
+
+@dataclass
+class Moments:
+    """What AdamW knows of a weight: steps taken, running means of the gradient and its square."""
+
+    step: int
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@dataclass
+class OnDevice:
+    """What a recorded update reads from the device, and what it updated."""
+
+    lr: Tensor
+    steps: dict[Tensor, Tensor]
+    updated: list[Moments] = field(default_factory=list)
+
+
+def _alike(average: Average | None, weights: list[Tensor]) -> bool:
+    """Say whether an average lies in memory as the weights do."""
+    return average is not None and all(
+        a.stride() == w.stride() for a, w in zip(average.weights, weights, strict=True)
+    )
+
+
+def _gradients(weights: list[Tensor]) -> list[Tensor]:
+    """Return the gradients, laid out in memory as the weights, which is what fused kernels take."""
+    return update.laid_out_as(weights, [p.grad for p in weights if p.grad is not None])
+
+
+def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Choose the weights that have a gradient."""
+    return [p for p in parameters if p.grad is not None]
+
+
+def decayed_weights(net: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a net that weight decay applies to.
+
+    They are the weights of its linear layers and convolutions, also under a parametrization such as
+    spectral norm, and neither biases nor norms (He et al. 2019, "Bag of tricks for image
+    classification with convolutional neural networks", section 3.1), embeddings or learned scales.
+    """
+    found = []
+    for module in net.modules():
+        if not isinstance(module, nn.Linear | _ConvNd):
+            continue
+        if parametrize.is_parametrized(module, "weight"):
+            found.append(module.parametrizations["weight"].original)  # type: ignore[index, union-attr]
+        else:
+            found.append(module.weight)
+    return found
+
+
+def torchs_adamw(
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    decayed: Iterable[nn.Parameter] | None = None,
+) -> torch.optim.Optimizer:
+    """Make torch's own AdamW, which is what DeepSpeed takes.
+
+    `decayed` are the parameters that weight decay applies to; None is all of them.
+    """
+    _check(config)
+    own = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": own}]
+    if config.weight_decay > 0 and decayed is not None:
+        chosen = {id(p) for p in decayed}
+        rest = [p for p in own if id(p) not in chosen]
+        groups = [{"params": [p for p in own if id(p) in chosen]}]
+        groups.append({"params": rest, "weight_decay": 0.0})
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],  # DeepSpeed takes no empty one
+        lr=config.lr,
+        betas=(float(config.betas[0]), float(config.betas[1])),  # it takes no whole numbers
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _check(config: OptimConfig) -> None:
+    check_range(config, "optim.", "lr", above=0)
+    check_range(config, "optim.", "eps", "weight_decay", "warmup_images", "clip_norm", least=0)
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"optim.betas is {list(config.betas)}: choose numbers from 0 to below 1")
+
+
+def learning_rate(config: OptimConfig, images_seen: int, total_images: int) -> float:
+    """Give the rate of the step that ends at `images_seen`."""
+    rate = config.lr
+    if config.warmup_images > 0:
+        rate *= min(1.0, images_seen / config.warmup_images)
+    if config.decay == "cosine":
+        start = min(config.warmup_images, total_images)
+        done = (images_seen - start) / max(total_images - start, 1)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+    return rate

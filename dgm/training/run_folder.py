@@ -1,0 +1,283 @@
+"""The run folder: what a run was told, on what it ran, and whether it may go on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgm.common.atomic_io import append, write_whole
+from dgm.common.errors import UserError, check_readable
+from dgm.common.redact import without_password
+from dgm.common.yaml_io import read_yaml, write_yaml
+from dgm.training.engine import Engine
+from dgm.training.launch_env import count_nodes
+from dgm.training.run_lock import LOCK, RunLock
+
+MAY_CHANGE = {"may_change": True}
+"""Field metadata of keys that do not alter what has been trained so far."""
+PATH = {"path": True}
+"""Field metadata of keys that are paths, in which ~ is the home folder."""
+
+# A start that was killed or is at it, a job that is to train here.
+_BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
+_WRITTEN_AT_THE_START = (
+    "config.yaml", "environment.json", "starts.jsonl", "metrics.jsonl", "tensorboard",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what makes it this run."""
+
+    dir: str = field(default="runs/ddpm-cifar10", metadata={**MAY_CHANGE, **PATH})
+    """Run folder; the same command again continues what is in it."""
+    seed: int = 0
+    """Seed of every draw and of the first weights."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata=MAY_CHANGE)
+    """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
+
+
+def flatten(
+    config: object, prefix: str = "", free: bool = False
+) -> Iterator[tuple[str, Any, bool]]:
+    """Go through (key, value, may change) of nested dataclasses."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, key = getattr(config, f.name), prefix + f.name
+        may_change = free or bool(f.metadata.get("may_change"))
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, key + ".", may_change)
+        else:
+            yield key, list(value) if isinstance(value, tuple) else value, may_change
+
+
+class RunFolder:
+    """The folder of a run that is about to start.
+
+    `open` makes or checks it and changes nothing that a run has written. `write_config` comes when
+    the newest checkpoint has been found to fit, so that a start that is refused leaves the run as
+    it was.
+    """
+
+    def __init__(self, config: object, path: Path, lock: RunLock | None = None):
+        """Take the whole configuration of the run; `lock` is taken by `open`."""
+        self.config, self.path, self.lock = config, path, lock
+        self._is_new = False
+
+    def open(self) -> dict[str, list[Any]]:
+        """Make the folder, or check that this configuration may continue the run in it.
+
+        Return the keys that changed, each with its value before and now. Raises UserError that
+        names the keys that differ and may not, or where another process trains there.
+        """
+        self._is_new = not self.path.exists()
+        _make(self.path)
+        if self.lock is not None:
+            self.lock.take()
+        return self.check()
+
+    def check(self) -> dict[str, list[Any]]:
+        """Check that this configuration may continue the run in the folder, as `open` does.
+
+        Nothing is written, so it may be called before shards are built.
+        """
+        if not self._file.exists():
+            return {}
+        now = {key: value for key, value, _ in flatten(self.config)}
+        free = {key for key, _, may_change in flatten(self.config) if may_change}
+        try:
+            before = read_config(self._file)
+            if "run.dir" in now.keys() - before.keys() and not self.is_trained():
+                raise UserError(
+                    f"run.dir {self.path} holds no run: its config.yaml, which would be "
+                    "overwritten, was written by no trainer (no run.dir in it): choose another"
+                )
+            changed = _compare(now, before, self._defaults())
+            fixed = {key: values for key, values in changed.items() if key not in free}
+        except _OtherFamilyError as error:
+            if self.is_trained():
+                raise UserError(
+                    f"run.dir {self.path} holds a run of another family, with the sections "
+                    f"{error}: use its script or another run.dir"
+                ) from None
+            return {}
+        if fixed and self.is_trained():
+            raise UserError(
+                f"run.dir {self.path} holds a run with another configuration "
+                f"({'; '.join(_difference(key, fixed[key], key in now) for key in fixed)}): "
+                "use these values again or another run.dir"
+            )
+        return changed
+
+    def write_config(self) -> None:
+        """Write `config.yaml`, unless it is up to date."""
+        text = as_yaml(self.config)
+        if not self._file.exists() or self._file.read_text(encoding="utf-8") != text:
+            write_whole(self._file, text)
+
+    def is_trained(self) -> bool:
+        """Return whether anything was trained here: a checkpoint or a line of the log."""
+        log = self.path / "metrics.jsonl"
+        saved = self.path / "checkpoints"
+        return (saved.is_dir() and any(saved.iterdir())) or (
+            log.exists() and log.stat().st_size > 0
+        )
+
+    def discard(self) -> None:
+        """Remove a folder that this start has made, where nothing was trained in it."""
+        if not self._is_new or self.is_trained():
+            return
+        for name in _WRITTEN_AT_THE_START:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        if self.lock is not None:
+            self.lock.release()
+        with contextlib.suppress(OSError):  # it holds something else
+            self.path.rmdir()
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def _defaults(self) -> dict[str, Any]:
+        return {key: value for key, value, _ in flatten(type(self.config)())}
+
+
+class _OtherFamilyError(Exception):
+    """Two configurations have sections that the other lacks."""
+
+
+def _compare(
+    now: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the keys that differ. One that an older version did not write had its default."""
+    theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
+    if theirs - ours and ours - theirs:
+        raise _OtherFamilyError(", ".join(sorted(theirs - ours)))
+    before = {**{key: defaults[key] for key in now if key not in before}, **before}
+    keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
+    keys = [key for key in keys if key != "run.dir"]  # the folder is this one, however it is named
+    return {key: [before[key], now.get(key)] for key in keys}
+
+
+def _difference(key: str, values: list[Any], known: bool) -> str:
+    what = f"is {values[1]!r}" if known else "which this version does not know"
+    return f"{key} was {values[0]!r}, {what}"
+
+
+def _make(folder: Path) -> None:
+    is_run = not folder.exists() or (folder / "config.yaml").exists()
+    if not is_run and not (folder.is_dir() and _names(folder) <= _BEFORE_A_RUN):
+        raise UserError(
+            f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def as_yaml(config: object) -> str:
+    """Write out a whole configuration."""
+    return write_yaml(nested({key: value for key, value, _ in flatten(config)}))
+
+
+def record_start(
+    folder: Path, engine: Engine, images_seen: int, changed: dict[str, list[Any]]
+) -> None:
+    """Write `environment.json` for this start and add a line to `starts.jsonl`."""
+    environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
+    environment |= {"world_size": engine.world_size, "num_nodes": count_nodes()}
+    write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    start = {"time": when, "images_seen": images_seen, "changed": changed, **environment}
+    with open(folder / "starts.jsonl", "ab", buffering=0) as file:
+        append(file, json.dumps(start))
+
+
+def describe_machine() -> dict[str, object]:
+    """Say which code, libraries and devices this is; nothing of the environment's variables."""
+    names = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "deepspeed")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        **describe_code(),
+        "versions": versions,
+        "devices": gpus or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
+        "command": [without_password(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
+    }
+
+
+def describe_code() -> dict[str, object]:
+    """Say of which commit the code is; a copy that was made for a job has it written down."""
+    snapshot = Path(__file__).parents[2] / "snapshot.json"
+    if snapshot.exists():
+        return json.loads(snapshot.read_text(encoding="utf-8"))
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+    }
+
+
+def _git(*words: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    check_readable(path)
+    try:
+        nested = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}; or restore it, or move the run") from None
+    if not nested:
+        raise UserError(f"{path} is empty: restore it or move the run")
+    return dict(flatten_nested(nested))
+
+
+def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through (key, value) of nested dictionaries, as `flatten` does of dataclasses."""
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from flatten_nested(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return keys and values in dictionaries, as `flatten_nested` goes through them."""
+    root: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return root

@@ -1,0 +1,238 @@
+"""Reading shards by global index, as memory.
+
+Only numpy and the standard library are imported, so a process has its first batch at once.
+Shards that cannot be read in place (PNG, JPEG, ...) are decoded once by `shards.decode_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgm.common.errors import UserError
+from shards.format import (
+    INDEX,
+    Index,
+    Layout,
+    ShardFile,
+    check_size,
+    load_index,
+    npy_header,
+    parse_labels,
+)
+
+
+class Shards:
+    """Read images of a shard folder by global index."""
+
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)"""
+    classes: tuple[str, ...]
+    """Names in label order."""
+    matched_by_number: bool
+    """Whether classes were matched by number, for want of names."""
+    folder: Path
+    """Where the tars that are mapped lie; a cache where shards had to be decoded."""
+    index: Index
+    """What they hold."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        resize: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Map the shards of a folder, or one tar.
+
+        resize: side length that images of another size are cut and resized to, once, into a cache;
+        classes: number labels by these names instead of the shards' own, as test images are by
+        those of training.
+        Cheap for fixed-stride shards: reads the index, checks sizes, reads no image.
+        Raises UserError where shards are missing, truncated or damaged, or hold images of a class
+        that is not one of `classes`.
+        """
+        self._path, self._resize = Path(folder), resize
+        self.folder, self.index = locate(self._path, resize)
+        self.image_shape = self.index.image_shape
+        self.classes = self.index.classes if classes is None else tuple(classes)
+        values = self.index.label_values
+        self._values = None if values is None else np.array(values)
+        self._numbers: np.ndarray | None = None
+        counts = [shard.count for shard in self.index.shards]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        views = [self._map(shard) for shard in self.index.shards]
+        self._pixels = [pixels for pixels, _ in views]
+        self._digits = [digits for _, digits in views]
+        self.matched_by_number = False
+        if classes is not None and self.classes != self.index.classes:
+            self._match()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
+        # A pickled map would carry all its bytes.
+        return Shards, (self._path, self._resize, self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """Return the images at these global indices: uint8 [B, H, W, 3], contiguous.
+
+        Raises IndexError where an index is negative or not below len(self).
+        """
+        index = self._checked(index)
+        images = self._gather(self._pixels, index)
+        return images.view(np.uint8).reshape(len(images), *self.image_shape)
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        """Return the labels at these global indices: int64 [B], each below num_classes.
+
+        Raises IndexError where an index is negative or not below len(self), UserError where a
+        tar holds a label that its index does not know.
+        """
+        index = self._checked(index)
+        digits = self._gather(self._digits, index)
+        labels = parse_labels(digits.view(np.uint8).reshape(len(digits), digits.itemsize))
+        if self._values is not None:
+            stored = labels
+            labels = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)
+            if (bad := stored[self._values[labels] != stored]).size:
+                raise UserError(f"{self._path} has label {bad[0]}, not of its index; get it again")
+        return labels if self._numbers is None else self._numbers[labels]
+
+    def _match(self) -> None:
+        """Find the number of each of the shards' own classes among those that were given."""
+        found, self.matched_by_number = match_classes(self.index.classes, self.classes)
+        if None in found:
+            labels = self.labels(np.arange(len(self)))  # one that has no image matters not
+            for label in np.unique(labels).tolist():
+                if found[label] is None:
+                    raise UserError(
+                        f"{self._path} holds images of class {self.index.classes[label]}, which "
+                        f"the train images lack ({_some(self.classes)}); remove these images, or "
+                        "give other test shards"
+                    )
+        self._numbers = np.array([-1 if number is None else number for number in found])
+
+    def _gather(self, views: list[np.ndarray], index: np.ndarray) -> np.ndarray:
+        """Copy items of the shards' views, by global index, into one array."""
+        if len(views) == 1:
+            return views[0][index]
+        shard = np.searchsorted(self._starts, index, side="right") - 1
+        local = (index - self._starts[shard]).tolist()
+        out = np.empty(len(index), views[0].dtype)
+        for row, number in enumerate(shard.tolist()):
+            out[row] = views[number][local[row]]
+        return out
+
+    def _checked(self, index: np.ndarray) -> np.ndarray:
+        """Return the index as int64 [B], every one in range."""
+        index = np.asarray(index)
+        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+            raise IndexError(f"index must be integers [B], not {index.dtype} {index.shape}")
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            bad = index[(index < 0) | (index >= len(self))][0]
+            raise IndexError(f"image {bad} of {self._path}, which holds {len(self)} images")
+        return index.astype(np.int64, copy=False)
+
+    def _map(self, shard: ShardFile) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixels and label digits of one shard, one opaque item per sample, not copied."""
+        layout = self.index.layout
+        assert layout is not None, "_locate returns shards of fixed stride"
+        path = self.folder / shard.name
+        content = np.memmap(path, np.uint8, "r")
+        size = int(np.prod(self.image_shape))
+        _check_fits(path, content, layout, shard.count, self.image_shape)
+        width = self.index.label_width
+        pixels = np.ndarray(
+            shard.count, f"V{size}", content, layout.pixel_offset, strides=(layout.stride,)
+        )
+        digits = np.ndarray(
+            shard.count, f"V{width}", content, layout.label_offset, strides=(layout.stride,)
+        )
+        return pixels, digits
+
+
+def match_classes(own: Sequence[str], given: Sequence[str]) -> tuple[list[int | None], bool]:
+    """Return the number of each own class among the given ones, and whether names did not help.
+
+    Classes match by name. Where no name matches and those of one side are label numbers (0, 1, ...
+    without names of their own), they match by number.
+    """
+    number = {name: label for label, name in enumerate(given)}
+    found = [number.get(name) for name in own]
+    if any(label is not None for label in found):
+        return found, False
+    if list(given) == [str(label) for label in range(len(given))]:
+        return [label if label < len(given) else None for label in range(len(own))], True
+    if all(name.isdecimal() for name in own):
+        return [int(name) if int(name) < len(given) else None for name in own], True
+    return found, False
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])}, ..."
+
+
+def open_shards(
+    spec: str | Path, resize: int | None = None, classes: Sequence[str] | None = None
+) -> Shards:
+    """Open a folder of shards, one local tar, or remote tars such as `https://.../{000..004}.tar`.
+
+    resize, classes: as `Shards` takes them. Remote tars are fetched into the cache first. Raises
+    UserError where that fails.
+    """
+    from shards.remote import fetch, is_remote
+
+    return Shards(fetch(str(spec)) if is_remote(str(spec)) else spec, resize, classes)
+
+
+def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> tuple[Path, Index]:
+    """Find the fixed-stride shards for a folder or tar: its own, or a decoded copy in a cache.
+
+    avoid: a decoded copy to pass over, as `shards.decode_cache.readable` takes it.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / INDEX).is_file():
+        index = load_index(folder / INDEX)
+        if path != folder:
+            index = _only(index, path)
+        for shard in index.shards:
+            check_size(folder, shard)
+        fits = resize is None or index.image_shape[:2] == (resize, resize)
+        if index.layout is not None and fits:
+            return folder, index
+    else:
+        index = None
+        if not path.exists():
+            raise UserError(f"{path} does not exist; build it with python -m shards.build")
+    from shards.decode_cache import readable
+
+    return readable(path, index, resize, avoid)
+
+
+def _only(index: Index, path: Path) -> Index:
+    from dataclasses import replace
+
+    shards = tuple(shard for shard in index.shards if shard.name == path.name)
+    if not shards:
+        raise UserError(f"{path} is not in {path.parent / INDEX}; move it to another folder")
+    return replace(index, shards=shards)
+
+
+def _check_fits(
+    path: Path, content: np.ndarray, layout: Layout, count: int, image_shape: tuple[int, int, int]
+) -> None:
+    header = npy_header(image_shape)
+    for start in (0, (count - 1) * layout.stride):  # a wrong index would miss the first or last
+        pixels = start + layout.pixel_offset
+        found = content[max(0, pixels - len(header)) : pixels].tobytes()
+        if pixels + int(np.prod(image_shape)) > len(content) or found != header:
+            raise UserError(f"{path} is not laid out as its index says; build it again")

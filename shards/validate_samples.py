@@ -1,0 +1,90 @@
+"""Checking every sample of a fixed-stride tar that this package wrote."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from dgm.common.errors import UserError
+from shards.format import BLOCK, Layout, fixed_layout, npy_header, parse_labels, sample_key
+
+_CHUNK = 4096  # samples at a time, so that memory stays bounded
+_NAME = slice(0, 100)
+_SIZE = slice(124, 136)
+_CHECKSUM = slice(148, 156)
+
+
+def check_samples(
+    path: Path,
+    layout: Layout,
+    first: int,
+    count: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """Check names, tar headers, npy headers and labels of samples first .. first + count - 1.
+
+    Raises UserError that names the shard and its first damaged sample.
+    """
+    if layout != fixed_layout(image_shape):
+        raise UserError(f"{path} is not laid out as its index says; build it again")
+    size = path.stat().st_size
+    if size < count * layout.stride + 2 * BLOCK:
+        raise UserError(f"{path} is truncated: {size} bytes for {count} samples; build it again")
+    content = np.memmap(path, np.uint8, "r")
+    if content[count * layout.stride :].any():
+        raise UserError(f"{path} has data after its last sample; build it again")
+    samples = content[: count * layout.stride].reshape(count, layout.stride)
+    for start in range(0, count, _CHUNK):
+        rows = samples[start : start + _CHUNK]
+        good = _good_samples(rows, layout, first + start, image_shape, num_classes)
+        if not good.all():
+            key = sample_key(first + start + int(np.argmin(good)))
+            raise UserError(f"{path} is damaged at sample {key}; build it again")
+
+
+def _good_samples(
+    rows: np.ndarray,
+    layout: Layout,
+    first: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> np.ndarray:
+    """Return bool [n]: which samples are as written. rows: uint8 [n, stride]."""
+    header = np.frombuffer(npy_header(image_shape), np.uint8)
+    start = 3 * BLOCK
+    good = (rows[:, start : start + len(header)] == header).all(axis=1)
+    keys = [sample_key(first + row) for row in range(len(rows))]
+    digits = rows[:, layout.label_offset : layout.label_offset + len(str(num_classes - 1)) + 1]
+    labels = parse_labels(digits)
+    lengths = np.cumprod(digits - np.uint8(48) < 10, axis=1).sum(axis=1)
+    good &= (labels < num_classes) & (lengths > 0) & (lengths < digits.shape[1])
+    npy_size = np.full(len(rows), len(header) + int(np.prod(image_shape)))
+    good &= _good_headers(rows[:, :BLOCK], keys, ".cls", lengths)
+    good &= _good_headers(rows[:, 2 * BLOCK : start], keys, ".npy", npy_size)
+    return good
+
+
+def _good_headers(
+    blocks: np.ndarray, keys: list[str], suffix: str, sizes: np.ndarray
+) -> np.ndarray:
+    """Return bool [n]: which tar headers name KEY + suffix, with this size and a right checksum."""
+    names = np.array([(key + suffix).encode() for key in keys], dtype="S100")
+    octal = np.array([b"%011o" % size for size in sizes], dtype="S12")
+    good = (blocks[:, _NAME] == names.view(np.uint8).reshape(-1, 100)).all(axis=1)
+    good &= (blocks[:, _SIZE] == octal.view(np.uint8).reshape(-1, 12)).all(axis=1)
+    info = tarfile.TarInfo(keys[0] + suffix)
+    info.mode = 0o644
+    template = np.frombuffer(info.tobuf(tarfile.USTAR_FORMAT), np.uint8)
+    constant = np.ones(BLOCK, bool)
+    for part in (_NAME, _SIZE, _CHECKSUM):
+        constant[part] = False
+    good &= (blocks[:, constant] == template[constant]).all(axis=1)
+    # The checksum counts its own eight bytes as spaces.
+    total = blocks.sum(axis=1, dtype=np.int64)
+    total += 8 * ord(" ") - blocks[:, _CHECKSUM].sum(axis=1, dtype=np.int64)
+    sums = np.array([b"%06o\0 " % value for value in total], dtype="S8")
+    good &= (blocks[:, _CHECKSUM] == sums.view(np.uint8).reshape(-1, 8)).all(axis=1)
+    return good

@@ -1,0 +1,61 @@
+"""What `accelerate launch` tells its processes, read from the same configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dgm.common.errors import UserError
+from dgm.common.yaml_io import read_yaml
+
+_ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED")
+# Those that `accelerate launch` passes on, and the trainers look at (or refuse).
+_KEYS = {
+    "mixed_precision": "ACCELERATE_MIXED_PRECISION",
+    "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+}
+_DEEPSPEED_KEYS = {
+    "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "deepspeed_config_file": "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+    "gradient_clipping": "ACCELERATE_GRADIENT_CLIPPING",
+    "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+}
+
+
+def read_accelerate(path: Path) -> dict[str, str]:
+    """Give the variables that choose the engine; raises UserError.
+
+    How many nodes and processes there are, the file may say for other launchers; here the job
+    knows.
+    """
+    try:
+        config = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--accelerate-config {error}") from None
+    engine = str(config.get("distributed_type", "NO")).upper()
+    if engine not in _ENGINES:
+        raise UserError(
+            f"{path} asks for distributed_type {engine}, which the trainers do not know: choose "
+            "NO, MULTI_GPU or DEEPSPEED"
+        )
+    found = _named(config, _KEYS)
+    dynamo = _section(path, config, "dynamo_config")
+    if dynamo.get("dynamo_backend"):
+        found["ACCELERATE_DYNAMO_BACKEND"] = str(dynamo["dynamo_backend"])
+    if engine == "DEEPSPEED":
+        found["ACCELERATE_USE_DEEPSPEED"] = "true"
+        found |= _named(_section(path, config, "deepspeed_config"), _DEEPSPEED_KEYS)
+    return found
+
+
+def _section(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} has {name} {found!r}: give it keys and values")
+    return found
+
+
+def _named(keys: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+    return {names[key]: str(value) for key, value in keys.items() if key in names}

@@ -1,0 +1,284 @@
+"""A real Slurm cluster of four nodes on this one machine, to try jobs and sweeps on.
+
+    python -m slurm.devcluster up [DIR]      start it, and say which variable Slurm's commands want
+    python -m slurm.devcluster down [DIR]    end its jobs and daemons; with `--after PID` as soon
+                                             as that process has ended
+
+Its daemons are Debian's (`apt-get install slurm-wlm munge`). All of them listen on this machine
+only, in a folder of their own, as the user who starts them; nothing of the system's is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from dgm.common.errors import UserError
+from slurm.cli import Parser
+
+NODES = ("n1", "n2", "n3", "n4")
+DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")
+DEFAULT = Path(".cluster")
+
+# A requeued job may begin when the credentials of its last start have expired, after two minutes
+# where cred_expire does not say otherwise. The cores of the machine are given out several times,
+# since all nodes share them. A job for the partition `urgent` takes nodes from those of `main`,
+# which are told to stop, have half a minute for it, and go back into the queue.
+CONFIG = """\
+ClusterName=four
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+SlurmctldParameters=idle_on_node_suspend
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5
+JobCompType=jobcomp/none
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmctldTimeout=30
+SlurmdTimeout={node_timeout_s}
+KillWait=5
+MessageTimeout=30
+InactiveLimit=0
+MaxArraySize=1001
+{nodes}
+PartitionName=DEFAULT Nodes={names} MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=main Default=YES PriorityTier=1 GraceTime=30
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
+"""
+
+
+class FourNodes:
+    """The cluster in a folder."""
+
+    def __init__(self, folder: Path, node_timeout_s: int = 30):
+        """Name its folder; a node that says nothing for `node_timeout_s` is taken for dead."""
+        self.folder = folder.resolve()
+        self.node_timeout_s = node_timeout_s
+        self.config = self.folder / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Give the variables with which Slurm's commands find the cluster."""
+        return {"SLURM_CONF": str(self.config)}
+
+    def up(self) -> None:
+        """Start all daemons and wait until the four nodes are idle; raises UserError."""
+        missing = missing_daemons()
+        if missing:
+            raise UserError(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
+        if self.config.exists():
+            raise UserError(f"{self.folder} holds a cluster already: take it down first")
+        (self.folder / "state").mkdir(parents=True)
+        self._write_config()
+        self.run("mungekey", "--create", f"--keyfile={self.folder}/munge.key")
+        try:
+            self.run(
+                "munged", "--force", f"--socket={self.folder}/munge.socket",
+                f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
+                f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
+            )  # fmt: skip
+            self.start_controller()
+            for name in NODES:
+                self.start_node(name)
+            self.wait_until_idle()
+        except BaseException:
+            self.down()
+            raise
+
+    def start_controller(self) -> None:
+        """Start the controller, which knows of no job."""
+        self.run("slurmctld", "-c")
+
+    def start_node(self, name: str) -> None:
+        """Start the daemon of a node."""
+        self.run("slurmd", "-N", name)
+
+    def end(self, name: str) -> None:
+        """Kill a daemon that wrote down its id."""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.folder / f"{name}.pid").read_text(encoding="utf-8")), signal.SIGKILL)
+
+    def kill_node(self, name: str) -> None:
+        """Kill a node as a power cut would: its daemon and all that runs there, at once."""
+        for process in self._processes_of(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def down(self) -> None:
+        """End jobs and daemons, and remove the folder."""
+        if not self.config.exists():
+            raise UserError(f"{self.folder} holds no cluster: name the folder it was started in")
+        with contextlib.suppress(UserError, subprocess.SubprocessError):
+            everyone = ("--full", "--signal=KILL", "--state=RUNNING", f"--user={user()}")
+            self.run("scancel", *everyone, timeout=20)
+        for name in NODES:
+            self.kill_node(name)
+        for name in ("slurmctld", "munged"):
+            self.end(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end_with(self, process: int) -> None:
+        """Let something of its own take the cluster down once a process is gone, however it ends.
+
+        Jobs that nobody waits for would be started again and again.
+        """
+        words = [sys.executable, "-m", "slurm.devcluster", "down", self.folder, "--after", process]
+        nothing = subprocess.DEVNULL
+        subprocess.Popen(
+            [str(word) for word in words], cwd=Path(__file__).parents[1], stdin=nothing,
+            stdout=nothing, stderr=nothing, start_new_session=True,
+        )  # fmt: skip
+
+    def down_after(self, process: int) -> None:
+        """Wait for the end of a process, and take down what it left."""
+        while psutil.pid_exists(process):
+            if not self.config.exists():
+                return
+            time.sleep(0.5)
+        if self.config.exists():
+            self.down()
+        for other in psutil.process_iter(["cmdline"]):  # daemons that a test added
+            if other.pid != os.getpid() and str(self.folder) in " ".join(
+                other.info["cmdline"] or ()
+            ):
+                with contextlib.suppress(psutil.Error):
+                    other.kill()
+
+    def _write_config(self) -> None:
+        controller, *ports = free_ports(1 + len(NODES))
+        nodes = [
+            f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=8 "
+            "RealMemory=8000 State=UNKNOWN"
+            for name, port in zip(NODES, ports, strict=True)
+        ]
+        text = CONFIG.format(
+            host=socket.gethostname(),
+            controller=controller,
+            user=user(),
+            folder=self.folder,
+            node_timeout_s=self.node_timeout_s,
+            nodes="\n".join(nodes),
+            names=",".join(NODES),
+        )
+        self.config.write_text(text, encoding="utf-8")
+
+    def run(self, name: str, *words: str, timeout: float = 60) -> str:
+        """Run one of the programs, as of this cluster; gives its output, raises UserError."""
+        done = subprocess.run(
+            [_found(name), *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if done.returncode != 0:
+            raise UserError(f"{name} failed: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    def wait_until_idle(self) -> None:
+        """Wait until all nodes are there and free; raises UserError after a minute."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(UserError):  # while the controller starts
+                idle = ("--noheader", "--states=idle", "--partition=main", "--format=%D")
+                if self.run("sinfo", *idle).strip() == str(len(NODES)):
+                    return
+            time.sleep(0.2)
+        raise UserError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
+
+    def _processes_of(self, node: str) -> list[int]:
+        """Find a node's daemon and what it started: by its name, and our configuration's path."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (path / "environ").read_bytes().split(b"\0")
+                if f"SLURM_CONF={self.config}".encode() not in variables:
+                    continue
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                daemon = words[0].endswith((b"slurmd", b"slurmd-wlm")) and node.encode() in words
+                if daemon or f"SLURMD_NODENAME={node}".encode() in variables:
+                    found.append(int(path.name))
+        return found
+
+
+def missing_daemons() -> list[str]:
+    """Name what the cluster needs and this machine has not."""
+    return [name for name in DAEMONS if _find(name) is None]
+
+
+def user() -> str:
+    """Name who runs this."""
+    return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def _found(name: str) -> str:
+    path = _find(name)
+    assert path is not None, name
+    return path
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def main() -> int:
+    """Start or end the cluster, as the command line says."""
+    parser = Parser(prog="python -m slurm.devcluster", description=__doc__)
+    parser.add_argument("what", choices=("up", "down"))
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
+    parser.add_argument("--after", type=int, help="down: as soon as this process has ended")
+    asked = parser.parse_args()
+    cluster = FourNodes(asked.folder)
+    try:
+        if asked.what == "up":
+            cluster.up()
+            print(f"four nodes are up; for Slurm's commands:  export SLURM_CONF={cluster.config}")
+        elif asked.after is not None:
+            cluster.down_after(asked.after)
+        else:
+            cluster.down()
+            print("the four nodes are down")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Slurm's own commands, and what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from dgm.common.errors import UserError
+
+LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED",
+        "REQUEUE_HOLD", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "RESIZING")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """What Slurm says of a job."""
+
+    name: str  # PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, CANCELLED, NODE_FAIL ...
+    reason: str = ""  # why it waits
+
+    @property
+    def live(self) -> bool:
+        """Say whether it runs or will."""
+        return self.name in LIVE
+
+    @property
+    def held(self) -> bool:
+        """Say whether it waits for a person."""
+        stuck = ("held", "Held", "Never", "InvalidAccount", "InvalidQOS")
+        return self.name == "PENDING" and any(word in self.reason for word in stuck)
+
+
+def call(*words: str, timeout: float = 60) -> str:
+    """Run one of Slurm's commands; raises UserError with its own message where it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {words[0]} on this machine: submit from a login node of a Slurm cluster, "
+            "or choose --cluster local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{words[0]} did not answer in {timeout:.0f} s: is Slurm's controller up?"
+        ) from None
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"{words[0]} failed: {said or f'code {done.returncode}'}")
+    return done.stdout
+
+
+def present() -> bool:
+    """Say whether this machine belongs to a Slurm cluster."""
+    return shutil.which("sbatch") is not None
+
+
+def states(ids: set[str]) -> dict[str, State]:
+    """Ask for the states of jobs; those that Slurm has forgotten are missing.
+
+    squeue knows live jobs and those of the last minutes, sacct all where accounting is kept.
+    """
+    if not ids or not present():
+        return {}
+    found: dict[str, State] = {}
+    wanted = "--format=%i|%T|%r"
+    for line in call("squeue", "--noheader", "--array", "--states=all", wanted).splitlines():
+        job, name, reason = line.split("|", 2)
+        if job in ids:
+            found[job] = State(name, reason)
+    missing = sorted(ids - found.keys())
+    if missing:
+        try:
+            said = call(
+                "sacct", "--noheader", "--parsable2", "--allocations",
+                f"--jobs={','.join(missing)}", "--format=JobID,State",
+            )  # fmt: skip
+        except UserError:
+            return found  # no accounting
+        for line in said.splitlines():
+            job, _, name = line.partition("|")
+            # Tasks that never began are one line, "7_[2-5]", and stay missing.
+            if job in missing:
+                found[job] = State(name.split()[0])  # "CANCELLED by 1000"
+    return found
+
+
+def own_job_id() -> str:
+    """Give the id of the job that this process is of, as `squeue` writes it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def hosts_of(nodes: str) -> list[str]:
+    """Write out `n[1-3]`."""
+    return call("scontrol", "show", "hostnames", nodes).split()
+
+
+def is_running(job: str) -> bool:
+    """Say whether a job runs and nobody is ending it."""
+    return "RUNNING" in re.findall(r"JobState=(\S+)", call("scontrol", "show", "job", "-o", job))
+
+
+def requeue(job: str) -> str | None:
+    """Put a job back into the queue; gives the reason where Slurm does not."""
+    try:
+        call("scontrol", "requeue", job)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def may_requeue(job: str) -> bool:
+    """Say whether Slurm would put a job back into the queue."""
+    return "Requeue=0" not in call("scontrol", "show", "job", "-o", job)
+
+
+def cancel(jobs: list[str]) -> None:
+    """End jobs, or take them out of the queue."""
+    if jobs:
+        call("scancel", *jobs)

@@ -1,0 +1,246 @@
+"""How command lines and YAML files are read: order, home folders, numbers, hints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import make_options_parser, parse, parse_options, path_word
+from dgm.cli.sample import make_parser
+from dgm.cli.suggestions import _KEY_OF, suggest_key, suggest_option
+from dgm.cli.train_ddpm import Config
+from dgm.cli.train_gan import Config as GANConfig
+from dgm.common.errors import UserError
+from dgm.training.run_folder import flatten
+from shards.cli import Parser as ShardsParser
+from slurm.cli import Parser as SlurmParser
+from slurm.options import read_options
+from slurm.preflight import examine
+from slurm.sweep import read_sweep, words_of
+
+KEYS = {
+    family: [key for key, _, _ in flatten(module.Config())] for family, module in FAMILIES.items()
+}
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return written(tmp_path / "base.yaml", "optim: {lr: 0.5, clip_norm: 2}\nrun: {seed: 3}\n")
+
+
+@pytest.mark.parametrize("form", ["--config FILE", "--config=FILE"])
+def test_options_win_over_files_wherever_they_stand(tmp_path: Path, base: str, form: str) -> None:
+    files = form.replace("FILE", base).split(" ")
+    for words in (
+        ["--optim.lr", "1e-4", *files],
+        ["--optim.lr=1e-4", *files],
+        [*files, "--optim.lr=1e-4"],
+    ):
+        config = parse(Config, "", words)
+        assert (config.optim.lr, config.optim.clip_norm, config.run.seed) == (1e-4, 2, 3), words
+    over = written(tmp_path / "over.yaml", "optim: {lr: 0.25}\n")
+    both = [*files, "--run.seed=4", *form.replace("FILE", over).split(" ")]
+    config = parse(Config, "", both)
+    assert (config.optim.lr, config.optim.clip_norm, config.run.seed) == (0.25, 2, 4)
+    flag = parse(Config, "", ["--train.overfit_one_batch", *files])
+    assert flag.train.overfit_one_batch
+    assert flag.optim.lr == 0.5
+
+
+@pytest.mark.slow
+def test_options_before_config_reach_a_run(run_warm, tiny_config: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "launch" / "train_ddpm.py"
+    words = ["--optim.lr", "1e-4", "--print_config", "--config", tiny_config]
+    done = run_warm(script, *words, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "lr: 0.0001" in done.stdout
+
+
+@pytest.mark.slow
+def test_submitted_words_are_read_alike(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    over = written(tmp_path / "over.yaml", "run: {seed: 7}\n")
+    words = ["--config", str(tiny_config), "--optim.lr=1e-4", "--run.dir=~/runs", "--config", over]
+    trainer = str(Path(__file__).parents[2] / "launch" / "train_ddpm.py")
+    answer = examine(trainer, {"": [*words, "--train.total_images=1e3"]}, [1], {}, False)[""]
+    config = yaml.safe_load(answer["config"])
+    assert answer["run_dir"] == f"{tmp_path}/runs"
+    assert (config["optim"]["lr"], config["run"]["seed"]) == (1e-4, 7)
+    assert config["train"]["total_images"] == 1000
+
+
+def test_home_folder_in_keys_and_files(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path / "home.yaml", "run: {dir: ~/runs/x}\ndata: {source: 'folder:~/p'}\n")
+    remote = "pipe:cat ~/x.tar"
+    config = parse(
+        Config, "", ["--config=~/home.yaml", "--data.shards=~/s", f"--data.test_shards={remote}"]
+    )
+    assert config.run.dir == f"{tmp_path}/runs/x"
+    assert config.data.source == f"folder:{tmp_path}/p"
+    assert config.data.shards == f"{tmp_path}/s"
+    assert config.data.test_shards == remote
+    address = "https://example.org/~ann/{000..004}.tar"
+    assert parse(Config, "", ["--config", base, f"--data.shards={address}"]).data.shards == address
+    with pytest.raises(UserError, match=r"run.dir is ~nobody-here/x, but .* \./~nobody-here/x"):
+        parse(Config, "", ["--config", base, "--run.dir=~nobody-here/x"])
+    assert (
+        parse(Config, "", ["--config", base, "--run.dir=./~nobody-here"]).run.dir
+        == "./~nobody-here"
+    )
+
+
+def test_home_folder_in_options_of_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = parse_options(make_parser(), ["~/run", "--out=~/x.png"])
+    assert (found.run, found.out) == (f"{tmp_path}/run", f"{tmp_path}/x.png")
+    several = make_options_parser("x")
+    several.add_argument("runs", nargs="+", type=path_word)
+    assert parse_options(several, ["~/a", "b"]).runs == [f"{tmp_path}/a", "b"]
+    for kind in (ShardsParser, SlurmParser):
+        parser = kind()
+        parser.add_argument("folder", type=Path)
+        assert parser.parse_args(["~/a"]).folder == tmp_path / "a"
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["~nobody-here/a"])
+        assert capsys.readouterr().err.count("\n") == 1
+    trainer = str(Path(__file__).parents[2] / "launch" / "train_ddpm.py")
+    asked = read_options([trainer, "--cluster", "local", "--config=~/c.yaml", "--sweep=~/s.yaml"])
+    assert (asked.options.config, asked.options.sweep) == (
+        f"{tmp_path}/c.yaml",
+        f"{tmp_path}/s.yaml",
+    )
+    with pytest.raises(UserError, match="--sweep is ~nobody-here/s, but"):
+        read_options([trainer, "--cluster", "local", "--sweep=~nobody-here/s"])
+
+
+NUMBERS = [("010", 10), ("0x10", 16), ("1_000", 1000), ("1e5", 100_000), ("100000.0", 100_000)]
+
+
+@pytest.mark.parametrize(("text", "number"), NUMBERS)
+def test_whole_numbers_of_words_files_and_sweeps(tmp_path: Path, text: str, number: int) -> None:
+    file = written(tmp_path / "n.yaml", f"run: {{seed: {text}}}\ntrain: {{micro_batch: {text}}}\n")
+    sweep = read_sweep(
+        Path(written(tmp_path / "sweep.yaml", f"sets: {{a: {{run.seed: {text}}}}}\n"))
+    )
+    empty = written(tmp_path / "empty.yaml", "")
+    for words in (
+        ["--config", file],
+        ["--config", empty, f"--run.seed={text}", "--train.micro_batch", text],
+        ["--config", empty, *words_of(sweep["a"]), f"--train.micro_batch={text}"],
+    ):
+        config = parse(Config, "", words)
+        assert (config.run.seed, config.train.micro_batch) == (number, number), words
+        assert type(config.run.seed) is int
+    assert parse_options(make_parser(), ["run", "--seed", text]).seed == number
+
+
+def test_values_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    for text in ("1.5", "1e-4", "1e40"):
+        file = written(tmp_path / "n.yaml", f"run: {{seed: {text}}}\n")
+        for words in (["--config", file], ["--config", "/dev/null", f"--run.seed={text}"]):
+            with pytest.raises(UserError, match=r"run.seed is .*: give a whole number"):
+                parse(Config, "", words)
+
+
+def test_other_values_of_files(tmp_path: Path) -> None:
+    text = "optim: {lr: 1e-4}\nrun: {dir: 2024}\n"
+    text += "train: {kernels: off, tf32: yes, mixed_precision: no}\n"
+    config = parse(Config, "", ["--config", written(tmp_path / "v.yaml", text)])
+    assert (config.optim.lr, config.train.kernels, config.train.tf32) == (1e-4, False, True)
+    assert (config.train.mixed_precision, config.run.dir) == ("no", "2024")
+
+
+@pytest.mark.parametrize(
+    ("unknown", "hint"),
+    [
+        ("train.lr", "optim.lr?"), ("lr", "optim.lr?"), ("learning_rate", "optim.lr?"),
+        ("batch_size", "train.global_batch?"), ("train.batch_size", "train.global_batch?"),
+        ("train-batch-size", "train.global_batch?"), ("epochs", "train.total_images?"),
+        ("num_train_epochs", "train.total_images?"), ("steps", "train.total_images?"),
+        ("max_steps", "train.total_images?"), ("seed", "run.seed?"), ("output_dir", "run.dir?"),
+        ("out", "run.dir?"), ("resume_from_checkpoint", "same command again continues"),
+        ("resume", "same command again continues"), ("num_workers", "without loader processes"),
+        ("gradient_accumulation_steps", "train.micro_batch?"), ("image_size", "data.resize?"),
+        ("max_grad_norm", "optim.clip_norm?"), ("gpus", "accelerate launch"),
+        ("optim.lrr", "optim.lr?"), ("train.kernel", "train.kernels?"),
+        ("report_to", "run.trackers?"), ("guidance_scale", "sample.guidance?"),
+        ("num_images", "eval.num_images?"), ("batch", "train.global_batch?"),
+    ],
+)  # fmt: skip
+def test_usual_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
+    with pytest.raises(UserError, match="unrecognized arguments") as caught:
+        parse(Config, "ddpm_tiny.yaml", [f"--{unknown}", "3"])
+    assert hint in str(caught.value)
+    section, _, last = unknown.rpartition(".")
+    text = f"{section}: {{{last}: 3}}\n" if section else f"{last}: 3\n"
+    with pytest.raises(UserError, match="unknown key") as caught:
+        parse(Config, "", ["--config", written(tmp_path / "u.yaml", text)])
+    assert hint in str(caught.value)
+
+
+def test_usual_names_lead_to_keys_that_there_are() -> None:
+    every = {key for keys in KEYS.values() for key in keys}
+    assert set(_KEY_OF.values()) <= every
+    for name, key in _KEY_OF.items():
+        for family, keys in KEYS.items():
+            hint = suggest_key(name, keys) or ""
+            assert key not in keys or key in hint, (family, name, hint)
+            named = [word.strip("?,()") for word in hint.split() if "." in word.strip("?.,()")]
+            assert all(word in {*keys, "data.shards", "train.global_batch"} for word in named), hint
+    assert suggest_key("colour", KEYS["gan"]) is None
+
+
+def test_usual_names_of_options() -> None:
+    known = [option for action in make_parser()._actions for option in action.option_strings]
+    for name, option in (
+        ("output", "out"),
+        ("cfg-scale", "guidance"),
+        ("num_samples", "per_class"),
+        ("ckpt", "checkpoint"),
+    ):
+        assert suggest_option(f"--{name}", known) == f"did you mean --{option}?"
+    assert suggest_option("--colour", known) is None
+
+
+def test_a_configuration_of_another_family_names_its_trainer() -> None:
+    configs = Path(__file__).parents[2] / "launch" / "configs"
+    with pytest.raises(UserError, match=r"gan_small.yaml .*section gan.* launch/train_gan.py"):
+        parse(Config, "", ["--config", str(configs / "gan_small.yaml")])
+    with pytest.raises(UserError, match=r"flow_tiny.yaml .*the key model.* launch/train_flow.py"):
+        parse(Config, "", ["--config", str(configs / "flow_tiny.yaml")])
+    with pytest.raises(UserError, match=r"ddpm_small.yaml .* launch/train_ddpm.py"):
+        parse(GANConfig, "", ["--config", str(configs / "ddpm_small.yaml")])
+    with pytest.raises(UserError, match=r"--gan.r1 .* launch/train_gan.py"):
+        parse(Config, "ddpm_tiny.yaml", ["--gan.r1", "1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "remedy"),
+    [
+        ("run:\n  seed 3\n  dir: x\n", 2, "'seed: '"), ("train\n  lr: 1\n", 1, "'train: '"),
+        ("run:\n  seed:3\n  dir: x\n", 2, "'seed: '"), ("run:\n  dir: x\n\tseed: 1\n", 3, "spaces"),
+        ("run:\n\tseed: 1\n\tdir: x\n", 2, "spaces"), ("run: a: b\n", 1, "mend"),
+        ("run:\n  seed: 1\n   dir: x\n", 3, "mend"),
+    ],
+)  # fmt: skip
+def test_a_missing_colon_or_a_tab_is_named_with_its_own_line(
+    tmp_path: Path, text: str, line: int, remedy: str
+) -> None:
+    with pytest.raises(UserError, match=rf"in line {line} \(") as caught:
+        parse(Config, "", ["--config", written(tmp_path / "c.yaml", text)])
+    assert remedy in str(caught.value)

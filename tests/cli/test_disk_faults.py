@@ -1,0 +1,134 @@
+"""A disk that is full or closed ends a run in one line, and costs nothing that was saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny import LAUNCH
+
+from dgm.training import checkpoint
+from dgm.training.metrics_log import scan_metrics
+
+SCRIPT = LAUNCH / "train_vae.py"
+PAGE = 4096
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 4 MiB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.xfail("only root may mount a small disk, and not everywhere")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def train(run_warm: Callable, tiny_configs: dict[str, Path], disk: Path) -> Callable:
+    """Return a trainer of the run on the disk, up to so many steps."""
+
+    def run(steps: int, *options: str, processes: int = 1):
+        words = ["--config", tiny_configs["vae"], "--run.dir", disk / "run", *options]
+        return run_warm(SCRIPT, *words, f"--train.total_images={16 * steps}", processes=processes)
+
+    return run
+
+
+def fill(disk: Path, pages: int) -> Path:
+    """Leave so many pages of the disk free."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        free = os.statvfs(disk)
+        for _ in range(free.f_bavail * free.f_frsize // PAGE - pages):
+            file.write(b"\0" * PAGE)
+    return filler
+
+
+def assert_told_once(stderr: str, *parts: str) -> None:
+    said = [line for line in stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(said) == 1 and said[0].startswith("error: "), stderr
+    assert not [part for part in parts if part not in said[0]], stderr
+
+
+def assert_whole(folder: Path, newest: int) -> None:
+    saved = checkpoint.complete_names(folder / "checkpoints")
+    assert int(saved[-1]) == newest
+    assert all(checkpoint.find_fault(folder / "checkpoints" / name) is None for name in saved)
+    assert scan_metrics(folder / "metrics.jsonl")[1] == []
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+def test_a_disk_fills_up_at_any_file_and_the_run_goes_on_when_there_is_room(
+    train: Callable, disk: Path, tmp_path: Path
+) -> None:
+    folder = disk / "run"
+    assert train(12).code == 0
+    for late in ("000000128", "000000192"):
+        shutil.rmtree(folder / "checkpoints" / late)
+    shutil.copytree(folder, tmp_path / "before")
+    named = set()
+    # The environment, the log or TensorBoard, parts of a checkpoint, what is left at the end.
+    for pages in (0, 2, 12, 40):
+        filler = fill(disk, pages)
+        stopped = train(12)
+        assert stopped.code == 2, stopped.stderr
+        newest = int(checkpoint.complete_names(folder / "checkpoints")[-1])
+        assert_told_once(
+            stopped.stderr, str(folder), "No space left", f"it continues from {newest} images"
+        )
+        assert_whole(folder, newest)
+        named.add(stopped.stderr.partition(": No space")[0].rpartition("/")[2])
+        filler.unlink()
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "before", folder)
+    print(f"full at: {', '.join(sorted(named))}")
+    assert len(named) >= 3
+    assert train(12).code == 0
+    assert_whole(folder, 192)
+
+
+def test_two_processes_on_a_full_disk_end_with_one_line(train: Callable, disk: Path) -> None:
+    assert train(4).code == 0
+    fill(disk, 12)
+    stopped = train(12, processes=2)
+    assert stopped.code == 2
+    assert_told_once(stopped.stderr, "No space left on device", "it continues from 64 images")
+    assert_whole(disk / "run", 64)
+
+
+def test_a_disk_that_became_read_only_is_named(train: Callable, disk: Path) -> None:
+    assert train(4).code == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    stopped = train(8)
+    assert stopped.code == 2
+    assert_told_once(
+        stopped.stderr, str(disk / "run"), "read-only file system", "mount it writable"
+    )
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert_whole(disk / "run", 64)
+    assert train(8).code == 0
+
+
+def test_a_full_disk_leaves_no_shards(
+    run_script: Callable, shape_pictures: Path, disk: Path
+) -> None:
+    words = ["-m", "shards.build", "--source", f"folder:{shape_pictures}", "--split", "train"]
+    fill(disk, 60)
+    stopped = run_script(*words, "--out", disk / "shards", cwd=LAUNCH.parent)
+    assert stopped.code == 2
+    assert_told_once(stopped.stderr, str(disk / "shards"), "no space left")
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+    (disk / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    stopped = run_script(*words, "--out", disk / "shards", cwd=LAUNCH.parent)
+    assert stopped.code == 2
+    assert_told_once(stopped.stderr, str(disk / "shards"), "Read-only file system")

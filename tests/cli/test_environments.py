@@ -1,0 +1,221 @@
+"""Users without a name or home, odd variables of launchers, any locale, threads as set by whom."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import LAUNCH
+
+ROOT = LAUNCH.parent
+SCRIPT = LAUNCH / "train_vae.py"
+ACCELERATE = ["--config_file", str(ROOT / "accelerate_config.yaml")]
+TWO = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+BARE = ["-m", "accelerate.commands.launch"]
+
+pytestmark = pytest.mark.slow
+
+THREADS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from dgm.training.engine import Engine
+os.sched_getaffinity = lambda _: set(range(4))  # whatever this machine has
+before = torch.get_num_threads()
+given = [int(word) for word in sys.argv[1:]]
+engine = Engine(threads=given[0] if given else None)
+sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # whole, beside another process
+engine.close()
+assert torch.get_num_threads() == before
+"""
+
+
+@pytest.fixture
+def train(run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path) -> Callable:
+    def run(*options: object, **how):
+        words = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
+        return run_warm(
+            SCRIPT, *words, "--run.trackers=[]", "--train.total_images=32", *options, **how
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "LOCAL_WORLD_SIZE": ""},
+        {"SLURM_CPUS_PER_TASK": "", "OMP_NUM_THREADS": "", "MASTER_PORT": ""},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-4]",
+         "SLURM_CPUS_PER_TASK": "2", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0",
+         "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+    ],
+    ids=["empty ranks", "empty counts", "salloc without srun", "mpirun of one"],
+)  # fmt: skip
+def test_variables_of_other_launchers_do_no_harm(train: Callable, variables: dict) -> None:
+    done = train(variables=variables)
+    assert (done.code, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"LOCAL_RANK": "abc"}, "LOCAL_RANK is 'abc'"),
+        ({"RANK": "1.5"}, "RANK is '1.5'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS is 'many'"),
+        ({"SLURM_CPUS_PER_TASK": "2x"}, "SLURM_CPUS_PER_TASK is '2x'"),
+        ({"OMPI_COMM_WORLD_RANK": "x"}, "OMPI_COMM_WORLD_RANK is 'x'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
+        ({"RANK": "3"}, "RANK is 3, but WORLD_SIZE is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+    ],
+)
+def test_variables_that_make_no_sense_are_named(
+    train: Callable, tmp_path: Path, variables: dict, named: str
+) -> None:
+    done = train(variables=variables)
+    assert done.code == 2 and "unset" in done.stderr, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {named}"), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_mpirun_started_train_together(
+    start_script: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+) -> None:
+    from processes import free_port
+
+    both = []
+    for rank in ("0", "1"):
+        mpi = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+        mpi |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+        port = both[0][1] if both else str(free_port())
+        words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
+        words += ["--run.trackers=[]", "--train.total_images=32"]
+        both.append((start_script(*words, variables={**mpi, "MASTER_PORT": port}), port))
+    told = [process.communicate(timeout=120) for process, _ in both]
+    assert [process.returncode for process, _ in both] == [0, 0], told
+    assert "DDP on 2 processes" in told[0][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "threads"),
+    [
+        ([], {}, 4),
+        ([], {"OMP_NUM_THREADS": "1"}, 1),
+        (["3"], {"OMP_NUM_THREADS": "1"}, 3),
+        ([*BARE, *ACCELERATE], {}, 4),
+        ([*BARE, *ACCELERATE], {"OMP_NUM_THREADS": "1"}, 1),
+        ([*BARE, *TWO], {"OMP_NUM_THREADS": "1"}, 1),
+        ([*BARE, *TWO], {}, 2),
+    ],
+)
+def test_omp_num_threads_counts_where_the_user_set_it(
+    tmp_path: Path, user_environment: dict, words: list[str], variables: dict, threads: int
+) -> None:
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    launcher, given = (words, []) if words and words[0] == "-m" else ([], words)
+    environment = {key: user_environment[key] for key in user_environment if "OMP_" not in key}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), *given],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"threads {threads}" in done.stdout, (done.stdout, done.stderr)
+
+
+def as_nobody(words: list[object], environment: dict[str, str], cwd: Path):
+    """Run `python WORDS` as a user number that the system does not know, in a namespace."""
+    made = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if subprocess.run([*made, "true"], capture_output=True).returncode != 0:
+        pytest.xfail("this system gives no user namespaces")
+    return subprocess.run(
+        [*made, sys.executable, *map(str, words)],
+        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_user_without_name_and_home_trains_where_the_cache_has_a_place(
+    tiny_configs: dict[str, Path], user_environment: dict, tmp_path: Path
+) -> None:
+    words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
+    words += ["--run.trackers=[]", "--train.total_images=32", "--train.compile=noise"]
+    without = as_nobody(words, {}, tmp_path)
+    assert without.returncode == 2, without.stderr
+    line = without.stderr.splitlines()[-1]
+    assert line.startswith("error: HOME is not set") and "set XDG_CACHE_HOME" in line, line
+    cache = {"XDG_CACHE_HOME": user_environment["XDG_CACHE_HOME"]}
+    done = as_nobody(words, cache, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "getpwuid" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_machine_without_affinity_and_locks_trains(
+    tiny_configs: dict[str, Path], user_environment: dict, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "for name in ('sched_getaffinity', 'sched_setaffinity'):\n    delattr(os, name)\n"
+        "sys.modules['fcntl'] = None\n"
+    )
+    words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, *map(str, words), "--train.total_images=32", "--run.trackers=[]"],
+        env={**user_environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "knows no locks (this system has none)" in done.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "ascii"])
+def test_any_locale_serves(
+    locale: str, shape_pictures: Path, user_environment: dict, tmp_path: Path
+) -> None:
+    variables = {"LC_ALL": "C" if locale == "ascii" else locale}
+    if locale == "ascii":
+        variables |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    pictures = tmp_path / "pictures"
+    for folder in shape_pictures.iterdir():
+        os.makedirs(pictures, exist_ok=True)
+        os.symlink(folder, os.fsencode(pictures) + b"/" + os.fsencode(f"{folder.name}-caf\u00e9"))
+
+    def run(*words: object):
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            env={**user_environment, **variables, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=120,
+        )
+
+    words = ["--source", "folder:pictures", "--split", "train", "--out", "built"]
+    built = run("-m", "shards.build", *words)
+    if locale == "ascii" and built.returncode == 2:  # the name is no text in such a locale
+        assert built.stderr.startswith(b"error: ") and built.stderr.count(b"\n") == 1
+        return
+    assert built.returncode == 0, built.stderr
+    config = ["--config", LAUNCH / "configs" / "vae_tiny.yaml", "--data.shards", "built"]
+    config += ["--run.dir", "run", "--train.total_images=32", "--run.trackers=[]"]
+    trained = run(SCRIPT, *config)
+    assert trained.returncode == 0, trained.stderr
+    for script in ("sample.py", "report.py"):
+        done = run(LAUNCH / script, "run")
+        assert done.returncode == 0, done.stderr

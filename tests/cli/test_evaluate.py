@@ -1,0 +1,206 @@
+"""`launch/evaluate.py` on tiny trained runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from random_inception import write_random_weights
+from safetensors.torch import load_file
+
+from dgm.cli import load_run as opening
+from dgm.cli.eval_context import open_on_all
+from dgm.training import checkpoint
+from dgm.training.engine import Engine
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+EVALUATE = LAUNCH / "evaluate.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Train the smallest runs of two families."""
+    folder = tmp_path_factory.mktemp("runs")
+    for family, script in (("diffusion", "train_ddpm.py"), ("vae", "train_vae.py")):
+        words = ["--config", tiny_configs[family], "--run.dir", folder / family]
+        done = run_warm(LAUNCH / script, *words, "--train.total_images=64")
+        assert done.code == 0, done.stderr
+    return {family: folder / family for family in ("diffusion", "vae")}
+
+
+@pytest.fixture
+def options(tiny_shards: Path) -> list[object]:
+    return ["--test_shards", tiny_shards, "--epochs", 1, "--num_images", 20, "--num_test", 8]
+
+
+def found_in(run: Path) -> dict:
+    return json.loads((run / "evaluation.json").read_text())
+
+
+def test_runs_stand_side_by_side_and_figures_add_up(
+    run_warm: Callable, runs: dict[str, Path], options: list[object]
+) -> None:
+    both = [runs["diffusion"], runs["vae"]]
+    done = run_warm(EVALUATE, *both, *options, "--seeds", 2)
+    assert done.code == 0, done.stderr
+    assert re.search(r"^ +diffusion +vae$", done.stdout, re.MULTILINE)
+    assert re.search(r"FD-cifar( +[\d.e,]+ ± \S+){2} ", done.stdout)
+    found = [found_in(run) for run in both]
+    assert "bits_per_dim" in found[1] and "loss_by_timestep" in found[0]
+    error = found[1]["reconstruction"]
+    assert 0 < error["rms_error_grey_levels"] < 255 and 0 < error["ssim"] < 1
+    assert error["psnr_db"] == pytest.approx(20 * math.log10(255 / error["rms_error_grey_levels"]))
+    for one in found:
+        far = one["distances_cifar"]
+        assert far["num_generated"] == 20 and far["num_seeds"] == 2 and far["against"] == "train"
+        seeds = [own["fd_cifar"] for own in far["by_seed"]]
+        assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
+        assert "FID" not in json.dumps(one) and "fid" not in far
+    # Asked for another measure, the others stay.
+    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 8]
+    more = run_warm(EVALUATE, both[0], *options, *words)
+    assert more.code == 0, more.stderr
+    grown = found_in(both[0])
+    weights = load_file(next(both[0].glob("checkpoints/*/model.safetensors")))
+    cost = grown.pop("cost")
+    assert cost["num_parameters"] == sum(w.numel() for w in weights.values())
+    assert cost["num_timed"] == 20 and cost["seconds_per_image"] > 0
+    by_ode = grown.pop("bits_per_dim_ode")
+    assert by_ode["error"] > 0 and by_ode["steps"] == 8 and by_ode["discretization_error"] >= 0
+    assert grown == found[0]
+    # Of another checkpoint nothing stays.
+    path = both[0] / "evaluation.json"
+    path.write_text(json.dumps({**grown, "checkpoint": "another"}))
+    run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
+    assert set(found_in(both[0])) == {"images_seen", "checkpoint", "class_consistency"}
+    path.write_text("{")
+    damaged = run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
+    assert damaged.code == 0 and "evaluation.json is written anew: it is damaged" in damaged.stderr
+
+
+def test_two_processes_measure_the_same(
+    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+) -> None:
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        shutil.copytree(runs["diffusion"], run)
+        done = run_warm(EVALUATE, run, *options, processes=processes)
+        assert done.code == 0, done.stderr
+        found.append(found_in(run))
+    assert set(found[0]) == set(found[1])
+    for name, measured in found[0].items():
+        other = found[1][name]
+        assert type(measured) is type(other)
+        for key, value in measured.items() if isinstance(measured, dict) else ():
+            # Batches of other sizes round differently: a grey level here and there.
+            same = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            if not isinstance(value, dict):
+                assert other[key] == same, (name, key)
+
+
+def test_inception_needs_its_file_and_others_are_no_fid(
+    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+) -> None:
+    words = [EVALUATE, runs["vae"], *options, "--measure", "precision_recall"]
+    words += ["--features", "inception"]
+    missing = run_warm(*words)
+    assert missing.code == 2 and len(missing.stderr.splitlines()) == 1
+    assert "weights-inception-2015-12-05-6726825d.pth" in missing.stderr
+    weights = write_random_weights(tmp_path / "other.pth")
+    few = ["--against", "test", "--num_images", 6, "--test_shards", _few(tmp_path)]
+    done = run_warm(*words, *few, "--weights", weights)
+    assert done.code == 0, done.stderr
+    assert "standard" in done.stderr and "other.pth" in done.stderr
+    (name,) = (key for key in found_in(runs["vae"]) if key.startswith("precision_recall_inc"))
+    assert re.fullmatch(r"precision_recall_inception-[0-9a-f]{8}", name)
+    assert found_in(runs["vae"])[name]["num_real"] == 6 < 10
+
+
+def _few(folder: Path) -> Path:
+    """Build shards of ten test images."""
+    from PIL import Image
+
+    from shards import shapes
+    from shards.build import build
+
+    for label, name in enumerate(shapes.CLASSES):
+        pictures = folder / "pictures" / "test" / name
+        pictures.mkdir(parents=True)
+        Image.fromarray(shapes.render("test", label)).save(pictures / "0.png")
+    build(f"folder:{folder / 'pictures'}", "test", folder / "few", progress=False)
+    return folder / "few"
+
+
+def test_mistakes_are_one_line(
+    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(runs["vae"] / "config.yaml", bare)
+    run, written = runs["vae"], runs["vae"] / "evaluation.json"
+    mistakes: dict[tuple[object, ...], str] = {
+        (bare,): "holds no whole checkpoint yet",
+        (tmp_path,): "is not a run folder",
+        (run, "--seeds", 0): "--seeds is 0: choose 1 or more",
+        (run, "--num_images", 20, "--per_class", 2): "say the same: leave one out",
+        (run, "--weights", "x.pth"): "--weights is x.pth: give --features inception too",
+        (run, "--features", "vgg"): "vgg",
+        (run, "--measure", "loss_by_timestep"): "has no timesteps",
+        (runs["diffusion"], "--measure", "cost,reconstruction"): "has no encoder",
+        (run, runs["diffusion"], "--importance_samples", 5): "--importance_samples is 5",
+    }
+    for words, said in mistakes.items():
+        before = written.read_bytes() if written.exists() else None
+        own = [] if "--per_class" in words else options
+        done = run_warm(EVALUATE, *own, *words)
+        lines = done.stderr.strip().splitlines()
+        assert done.code == 2 and len(lines) == 1, (words, done.stderr)
+        assert lines[0].startswith("error: ") and said in lines[0], lines
+        assert (written.read_bytes() if written.exists() else None) == before
+
+
+def test_a_run_still_being_written_is_measured_and_told(
+    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["diffusion"], run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"total_images: \d+", "total_images: 9999", config))
+    (run / "metrics.jsonl").touch()
+    done = run_warm(EVALUATE, run, *options, "--measure", "class_consistency")
+    assert done.code == 0, done.stderr
+    assert f"{run} is still being written: measured is its checkpoint of 64" in done.stdout
+
+
+def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    run = tmp_path / "run"
+    shutil.copytree(runs["vae"], run)
+    saved = run / "checkpoints"
+    (older,) = saved.iterdir()
+    newer = saved / "000000999"
+    plain = checkpoint.read
+
+    def vanishing(path: Path) -> checkpoint.Checkpoint:
+        shutil.rmtree(newer, ignore_errors=True)
+        return plain(path)
+
+    monkeypatch.setattr(opening.checkpoint, "read", vanishing)
+    shutil.copytree(older, newer)
+    assert open_on_all(Engine("no"), run, None).images_seen == 64
+    shutil.copytree(older, newer)
+    with pytest.raises(ValueError, match=r"000000999 was removed while it was read.*newest"):
+        open_on_all(Engine("no"), run, 999)

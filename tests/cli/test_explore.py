@@ -1,0 +1,157 @@
+"""`launch/explore.py` on the smallest run of each family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from figures import same
+from PIL import Image
+
+from dgm.cli.explore import choose_settings, make_parser, sheets_of
+from dgm.cli.load_run import Trained
+from dgm.common.errors import UserError
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+
+ROOT = Path(__file__).parents[2]
+EXPLORE = ROOT / "launch" / "explore.py"
+FEW = ["--epochs", 1, "--num_images", 20, "--num_pairs", 2, "--num_shown", 5]
+GIVEN = {
+    "diffusion": ["--guidance", "1,3", "--steps", "2,4"],
+    "gan": ["--truncation", "0.5,1"],
+    "vae": ["--temperature", "0.5,1"],
+    "flow": ["--temperature", "0.5,1"],
+}
+
+
+def shape(path: Path) -> tuple[int, int]:
+    """Give rows and columns of a sheet of images of 32 x 32, twice as large."""
+    height, width, _ = np.asarray(Image.open(path)).shape
+    assert (height - 2) % 66 == 0 and (width - 2) % 66 == 0
+    return (height - 2) // 66, (width - 2) // 66
+
+
+def untimed(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what depends on the machine and on the number of processes."""
+    rows = [
+        {name: value for name, value in row.items() if name != "seconds_per_image"}
+        for row in found["settings"]["rows"]
+    ]
+    assert all(row["seconds_per_image"] > 0 for row in found["settings"]["rows"])
+    return {**found, "settings": {**found["settings"], "rows": rows}, "num_processes": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", GIVEN)
+def test_every_family_is_explored(
+    family: str, run_warm: Callable, tiny_run: Callable, tiny_shards: Path, tmp_path: Path
+):
+    words = [EXPLORE, tiny_run(family), "--test_shards", tiny_shards, *FEW, *GIVEN[family]]
+    done = run_warm(*words, "--out", tmp_path / "new" / "out")
+    assert done.code == 0 and "warning" not in done.stderr, done.stderr
+    out = tmp_path / "new" / "out"
+    found = json.loads((out / "exploration.json").read_text())
+    assert found["family"] == family and found["images_seen"] == 256 and not found["notes"]
+    sheets = {sheet["file"]: shape(out / sheet["file"]) for sheet in found["sheets"]}
+    assert sheets["interpolation.png"] == (2, 11 if family == "gan" else 13)
+    assert all(row["largest_over_mean"] >= 1 for row in found["interpolation"]["rows"])
+    assert found["interpolation"]["along"] == ("line" if family == "flow" else "sphere")
+    if family in ("gan", "diffusion"):  # both are told the class
+        assert all(row["from"] == row["to"] for row in found["interpolation"]["rows"])
+    if family in ("flow", "diffusion"):  # whose encodings keep all of an image
+        assert found["interpolation"]["psnr_db_of_ends"] > 25
+    rows = found["settings"]["rows"]
+    if family == "diffusion":
+        assert "traversal" not in found
+        assert sheets["guidance-1.png"] == sheets["guidance-3.png"] == (2, 5)
+        tried = [(row["guidance"], row["steps"]) for row in rows]
+        assert tried == [(1, 2), (1, 4), (3, 2), (3, 4)]
+    else:
+        (name,) = found["settings"]["varied"]
+        assert sheets["traversal.png"] == (8, 11) and sheets[f"{name}.png"] == (2, 5)
+        kind = "kl_nats" if family == "vae" else "change_per_unit"
+        assert found["traversal"]["reach"] == pytest.approx(2.1 if family == "flow" else 3)
+        moved = [row[kind] for row in found["traversal"]["rows"]]
+        assert moved == sorted(moved, reverse=True) and moved[0] > 0
+        assert rows[0]["diversity"] < rows[1]["diversity"]  # the wider, the more varied
+    quality = "class_consistency" if family in ("gan", "diffusion") else "class_certainty"
+    assert all(0 <= row[quality] <= 1 and row["fd_classifier"] > 0 for row in rows)
+    assert found["settings"]["real"]["fd_classifier"] < min(row["fd_classifier"] for row in rows)
+    assert (out / "quality.png").stat().st_size > 1000 and str(out) in done.stdout
+    if family == "gan":
+        two = run_warm(*words, "--out", tmp_path / "two", processes=2)
+        assert two.code == 0, two.stderr
+        again = json.loads((tmp_path / "two" / "exploration.json").read_text())
+        assert again["num_processes"] == 2 and same(untimed(found), untimed(again))
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line(run_warm: Callable, tiny_run: Callable, tmp_path: Path):
+    run, flow = tiny_run("diffusion"), tiny_run("flow")
+    mistakes = {
+        (run, "--steps", "5,9999"): "--steps names 9999: choose 1 to 1000",
+        (run, "--temperature", "0.7"): "--temperature 0.7 means nothing to a diffusion run",
+        (flow, "--temperature", "0.7,0"): "--temperature names 0.0: choose a number above 0",
+        (flow, "--sampler", "ddim"): "--sampler ddim means nothing to a flow run",
+        (run, "--num_images", 1): "--num_images is 1: choose 2 to 1000000",
+        (run, "--num_pairs", 0): "--num_pairs is 0: choose 1 to 1000000",
+        (tmp_path,): f"{tmp_path} is not a run folder",
+    }
+    for words, said in mistakes.items():
+        done = run_warm(EXPLORE, *words, "--out", tmp_path / "none")
+        assert done.code == 2, (words, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], lines
+        assert not (tmp_path / "none").exists()
+
+
+def chosen(words: list[str], **config: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    objective = DiffusionObjective(DiffusionConfig(**config), SampleConfig(steps=1), (8, 8, 3), 10)
+    options = make_parser().parse_args(["runs/x", *words])
+    return choose_settings(options, Trained("diffusion", objective, {}, [], 0))
+
+
+def test_guidance_is_left_out_where_a_run_cannot_be_guided():
+    settings, notes = chosen(["--guidance", "1,2"], class_conditional=False)
+    assert settings == [{"steps": steps} for steps in (5, 10, 20)]
+    assert notes == ["Guidance is left out: the run was trained without classes."]
+    _, notes = chosen([], label_drop=0.0)
+    assert notes == ["Guidance is left out: the run was trained without withholding classes."]
+
+
+def test_steps_by_default_are_those_that_the_schedule_has():
+    settings, notes = chosen(["--guidance", "2"], num_timesteps=12)
+    assert settings == [{"guidance": 2, "steps": 5}, {"guidance": 2, "steps": 10}] and not notes
+    assert [s["steps"] for s in chosen(["--guidance", "1"], num_timesteps=3)[0]] == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "ten"], "--steps is 'ten': give whole numbers with commas"),
+        (["--steps", "2.5"], "--steps is '2.5': give whole numbers with commas"),
+        (["--steps", "0"], "--steps names 0: choose 1 or more"),
+        (["--guidance", "-1"], "--guidance names -1.0: choose 0 or more"),
+        (["--guidance", "nan"], "--guidance names nan: choose 0 or more"),
+        (["--guidance", "1,,2"], "--guidance is '1,,2': give numbers with commas"),
+        (["--truncation", "1"], "--truncation 1 means nothing to a diffusion run"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(words: list[str], said: str):
+    with pytest.raises(UserError, match=said):
+        chosen(words)
+
+
+def test_settings_share_sheets_by_all_but_their_last_name():
+    settings = [{"guidance": g, "steps": s} for g in (1.0, 2.5) for s in (5, 10)]
+    assert sheets_of(settings) == [
+        ("guidance-1", "Guidance 1: the same draws, rows by steps: 5, 10.", [0, 1]),
+        ("guidance-2.5", "Guidance 2.5: the same draws, rows by steps: 5, 10.", [2, 3]),
+    ]
+    assert sheets_of([{"temperature": 0.5}, {"temperature": 1.0}]) == [
+        ("temperature", "The same draws, rows by temperature: 0.5, 1.", [0, 1])
+    ]

@@ -1,0 +1,179 @@
+"""Trainers on a folder of images: what is printed, followed, held out and found again elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from dgm.cli.assemble import DataConfig
+from dgm.cli.preflight import find_shards
+from tests.support.trees import tree_of
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATE = ROOT / "launch" / "evaluate.py"
+
+
+@pytest.fixture
+def here(tmp_path: Path, shape_pictures: Path) -> Path:
+    """Make a folder to work in, with a copy of some pictures."""
+    here = tmp_path / "here"
+    for name in ("circle", "square", "star"):
+        shutil.copytree(shape_pictures / name, here / "pictures" / name)
+    return here
+
+
+@pytest.fixture
+def train(run_warm: Callable, tiny_configs: dict[str, Path], here: Path) -> Callable:
+    """Return a function that trains a small VAE on the pictures, in the run folder `run`."""
+
+    def start(*options: str, **more):
+        words = ["--config", tiny_configs["vae"], "--run.dir=run", "--run.trackers=[]"]
+        words += ["--data.source=folder:pictures", "--data.shards=null", "--data.test_shards=null"]
+        words += ["--train.total_images=32", "--train.sample_every_images=0", *options]
+        return run_warm(ROOT / "launch" / "train_vae.py", *words, cwd=here, **more)
+
+    return start
+
+
+def data_section(run: Path) -> dict[str, object]:
+    return yaml.safe_load((run / "config.yaml").read_text())["data"]
+
+
+@pytest.mark.slow
+def test_a_start_prints_what_its_data_are(train: Callable, here: Path) -> None:
+    done = train()
+    assert done.code == 0, done.stderr
+    [line] = [text for text in done.stdout.splitlines() if text.startswith("data: ")]
+    [folder] = (here / "data").iterdir()
+    expected = f"96 images, 3 classes, 32 x 32, data/{folder.name}, built 20"
+    assert line.split(maxsplit=1)[1].startswith(expected)
+
+
+@pytest.mark.slow
+def test_a_run_continues_where_its_folder_is_as_before_only(train: Callable, here: Path) -> None:
+    assert train().code == 0
+    for path in here.glob("pictures/circle/*.png"):
+        os.utime(path, ns=(1, 1))
+    touched = train("--train.total_images=64")
+    assert touched.code == 0, touched.stderr
+    assert "32 images changed: building again" in touched.stdout
+    assert "continues at" in touched.stdout
+    [shards] = (here / "data").iterdir()
+    before = tree_of(here / "data")
+    Image.new("RGB", (32, 32)).save(here / "pictures" / "star" / "new.png")
+    changed = train("--train.total_images=96")
+    assert changed.code == 2 and "was trained on other images" in changed.stderr
+    assert ": 1 image added: building again" in changed.stdout
+    assert len(changed.stderr.splitlines()) == 1
+    assert tree_of(here / "data") == before
+    done = train("--train.total_images=96", "--data.shards", shards)  # a remedy that is named
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused_before_shards_are_built(
+    train: Callable, here: Path
+) -> None:
+    assert train().code == 0
+    before = tree_of(here / "data")
+    refused = train("--data.resize=16", "--optim.lr=0.5")
+    assert refused.code == 2 and "optim.lr was" in refused.stderr
+    assert tree_of(here / "data") == before
+
+
+@pytest.mark.slow
+def test_a_run_is_continued_and_measured_from_another_folder(
+    train: Callable, run_warm: Callable, here: Path, tmp_path: Path
+) -> None:
+    measured = ["--eval.every_images=32", "--eval.metric=bits_per_dim", "--data.holdout=0.2"]
+    done = train(*measured)
+    assert done.code == 0, done.stderr
+    data = data_section(here / "run")
+    assert data["source"] == f"folder:{here}/pictures" and Path(str(data["shards"])).is_absolute()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    config, words = here / "run" / "config.yaml", ["--train.total_images=64"]
+    again = run_warm(
+        ROOT / "launch" / "train_vae.py", "--config", config, f"--run.dir={here}/run", *words,
+        cwd=elsewhere,
+    )  # fmt: skip
+    assert again.code == 0, again.stderr
+    assert "continues at" in again.stdout
+    options = ["--measure", "bits_per_dim", "--num_test", "8"]
+    found = run_warm(EVALUATE, here / "run", *options, cwd=elsewhere)
+    assert found.code == 0, found.stderr
+    assert list(elsewhere.iterdir()) == []  # nothing was built a second time
+
+
+def test_missing_test_images_name_what_works(train: Callable, here: Path) -> None:
+    refused = train("--eval.every_images=32", "--eval.metric=bits_per_dim")
+    assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
+    for part in ("has no folder 'test'", "--data.holdout 0.1", f"{here}/pictures/train/"):
+        assert part in refused.stderr
+
+
+@pytest.mark.slow
+def test_measures_on_test_images_are_left_out_where_there_are_none(
+    train: Callable, run_warm: Callable, here: Path
+) -> None:
+    assert train().code == 0
+    few = ["--num_images", "30", "--epochs", "1"]
+    done = run_warm(EVALUATE, "run", *few, cwd=here)
+    assert done.code == 0, done.stderr
+    assert "not measured: neighbours, reconstruction, bits_per_dim, on test images" in done.stdout
+    assert "FD-cifar" in done.stdout
+    named = run_warm(EVALUATE, "run", "--measure", "bits_per_dim", *few, cwd=here)
+    assert named.code == 2 and len(named.stderr.splitlines()) == 1
+    assert "there are no test images" in named.stderr and "--data.holdout 0.1" in named.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_make", [False, True])
+def test_hints_name_the_option_of_the_command_that_ran(
+    train: Callable, here: Path, by_make: bool
+) -> None:
+    Image.new("RGB", (20, 20)).save(here / "pictures" / "star" / "new.png")
+    refused = train(variables={"DGM_MAKE": "1"} if by_make else {})
+    assert refused.code == 2
+    hint = 'ARGS="--data.resize 32"' if by_make else "by --data.resize 32"
+    assert hint in refused.stderr, refused.stderr
+    assert train("--data.resize", "32").code == 0
+
+
+def test_the_makefile_says_that_make_started_a_trainer() -> None:
+    command = ["make", "-s", "-o", "setup", "train", "BIN=printenv DGM_MAKE; true "]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_damaged_and_transparent_images_can_be_trained_on(train: Callable, here: Path) -> None:
+    (here / "pictures" / "star" / "bad.png").write_bytes(b"no picture")
+    Image.new("RGBA", (32, 32)).save(here / "pictures" / "star" / "clear.png")
+    done = train("--data.skip_bad", "--data.background=black")
+    assert done.code == 0, done.stderr
+    assert "left out: 1 damaged image (star/bad.png)" in done.stdout
+    assert "1 image with transparent parts (star/clear.png) composed on black" in done.stdout
+    [folder] = (here / "data").iterdir()
+    assert folder.name.endswith("-background-0.0.0-skip-bad")
+    again = train("--data.skip_bad", "--data.background=black", "--train.total_images=64")
+    assert again.code == 0 and "97 images" in again.stdout and "left out" not in again.stdout
+
+
+def test_shards_are_found_before_a_job_by_the_same_settings(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    data = DataConfig(source="folder:pictures", holdout=0.2)
+    assert find_shards(data, "train", build=False) is None and not (here / "data").exists()
+    found = [find_shards(data, split, build=True) for split in ("train", "test")]
+    assert [len(shards or ()) > 0 for shards in found] == [True, True]
+    assert sum(len(shards or ()) for shards in found) == 96
+    assert find_shards(data, "train", build=False) is not None

@@ -1,0 +1,122 @@
+"""`python launch/benchmark.py likelihood`: a run beside a peer that saw the same images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgm.benchmarks import likelihood, peers
+from dgm.cli.families import open_config
+from dgm.cli.train_flow import make_parts
+from dgm.common.errors import UserError
+from dgm.flow.objective import FlowObjective
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+@pytest.fixture(scope="module")
+def flow_run(
+    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Train the tiny flow."""
+    folder = tmp_path_factory.mktemp("runs") / "flow"
+    words = ["--config", tiny_configs["flow"], "--run.dir", folder]
+    done = run_warm(LAUNCH / "train_flow.py", *words, cwd=folder.parent)
+    assert done.code == 0, done.stderr
+    return folder
+
+
+def arguments(run: Path, out: Path, shards: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    likelihood.add_arguments(parser)
+    words = [str(run), "--out", str(out), "--test-shards", str(shards), "--num-test", "32", *more]
+    return parser.parse_args(words)
+
+
+@pytest.mark.long
+def test_a_peer_that_is_our_own_model_gets_the_same_bits(
+    flow_run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So images, order, flips, noise, batch, optimizer and average are the run's.
+    class Ourselves(FlowObjective):
+        title = "ourselves"
+
+        def settle(self, images: object) -> None:
+            self.settled = True
+
+    def make_peer(*_: object) -> Ourselves:
+        config = open_config(flow_run / "config.yaml")
+        peer = Ourselves(config.flow, config.sample, (32, 32, 3))
+        peer.net = make_parts(config, (32, 32, 3), 10).nets["flow"]
+        return peer
+
+    monkeypatch.setattr(likelihood, "_make_peer", make_peer)
+    found = likelihood.measure(arguments(flow_run, tmp_path / "peer", tiny_shards))
+    assert found["images_seen"] == 256
+    bits = found["bits_per_dim"][str(tiny_shards)]
+    assert bits["this run"] == bits["ourselves"]
+    other = likelihood.measure(
+        arguments(flow_run, tmp_path / "faster", tiny_shards, "--lr", "2e-3")
+    )["bits_per_dim"][str(tiny_shards)]
+    assert other["this run"] == bits["this run"] != other["ourselves"]
+
+
+def test_mass_of_all_grey_levels_is_one() -> None:
+    x = (torch.arange(256).double() / 255)[:, None]
+    for mean in (0.0, 0.37, 1.0):
+        for sigma in (0.004, 0.07, 3.0):
+            mass = (-peers.level_nll(x, torch.tensor(mean), sigma)).exp()
+            assert float(mass.sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "missing", "parts"),
+    [
+        (["--num-test", "1"], None, ["--num-test is 1", "2 or more"]),
+        (["--test-shards", "nowhere"], None, ["nowhere"]),
+        ([], "normflows", ["normflows is not installed", "pip install normflows"]),
+    ],
+)
+def test_mistakes_are_said_and_leave_nothing(
+    flow_run: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    missing: str | None,
+    parts: list[str],
+) -> None:
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises((UserError, UserError)) as caught:
+        likelihood.measure(arguments(flow_run, tmp_path / "peer", tiny_shards, *options))
+    assert all(part in str(caught.value) for part in parts)
+    assert not (tmp_path / "peer").exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_peer_and_the_run_itself_are_refused(
+    flow_run: Path, run_warm: Callable, tiny_configs: dict[str, Path], tiny_shards: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    gan = tmp_path / "gan"
+    words = ["--config", tiny_configs["gan"], "--run.dir", gan, "--train.total_images=16"]
+    assert run_warm(LAUNCH / "train_gan.py", *words, cwd=tmp_path).code == 0
+    before = (flow_run / "config.yaml").read_bytes()
+    for run, out, part in (
+        (gan, tmp_path / "peer", "neither a vae nor a glow"),
+        (flow_run, flow_run, "the run itself"),
+        (tmp_path / "none", tmp_path / "peer", "is not a run folder"),
+    ):
+        words = ["likelihood", run, "--out", out, "--test-shards", tiny_shards]
+        done = run_warm(LAUNCH / "benchmark.py", *words, cwd=tmp_path)
+        assert done.code == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ") and part in done.stderr
+    assert (flow_run / "config.yaml").read_bytes() == before
+    assert not (tmp_path / "peer").exists()

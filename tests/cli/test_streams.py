@@ -1,0 +1,148 @@
+"""What nobody reads any more is dropped: the run goes on, and nothing else gets its numbers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from tiny import LAUNCH
+
+ROOT = LAUNCH.parent
+TWO = [
+    LAUNCH / "run_accelerate.py", "--config_file", ROOT / "accelerate_config.yaml",
+    "--multi_gpu", "--num_processes", "2", "--main_process_port", "0",
+]  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+def shell(command: str, environment: Mapping[str, str], cwd: Path):
+    """Run a line of bash, in which python is ours."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", command],
+        env={**environment, "PATH": path, "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def words(tiny_configs: dict[str, Path], tmp_path: Path) -> str:
+    config = tiny_configs["vae"]
+    options = f"--config {config} --run.dir {tmp_path / 'run'} --train.sample_every_images=16"
+    return f"{LAUNCH / 'train_vae.py'} {options}"
+
+
+def num_logged(run: Path) -> int:
+    return (run / "metrics.jsonl").read_bytes().count(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("ending", "processes"),
+    [
+        ("| head -1", 1),
+        ("2>&1 | head -1", 2),
+        (">&- 2>&- <&-", 1),
+        (">&- 2>&- <&-", 2),
+        ("2>&-", 1),
+        ("> >(true) 2> >(true)", 1),
+    ],
+)
+def test_a_training_sees_its_run_through(
+    words: str, user_environment: dict, tmp_path: Path, ending: str, processes: int
+) -> None:
+    launcher = " ".join(map(str, TWO)) if processes == 2 else ""
+    ready = f"(python -u {launcher} {words}; echo $? > code) {ending}"
+    done = shell(ready, user_environment, tmp_path)
+    code = (tmp_path / "code").read_text().strip()
+    assert code == "0", done.stderr
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+    assert num_logged(tmp_path / "run") == 16 and (tmp_path / "run" / "loss.png").exists()
+
+
+def test_output_on_a_full_disk_is_told_in_one_line(
+    words: str, tiny_shards: Path, user_environment: dict, tmp_path: Path
+) -> None:
+    for command in (words, f"-m shards.verify {tiny_shards}"):
+        done = shell(f"python {command} > /dev/full", user_environment, tmp_path)
+        assert done.returncode == 2, done.stderr
+        error = done.stderr.splitlines()[-1].replace(";", ":")
+        said = "error: standard output: No space left on device: free space there"
+        assert error.startswith(said), done.stderr
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+
+
+def test_a_log_file_has_each_line_at_once(user_environment: dict, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from dgm.common.streams import keep_streams\n"
+        "keep_streams()\n"
+        "print('data: 7,000 images')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    shell(f"python {script} > log", user_environment, tmp_path)
+    assert (tmp_path / "log").read_text() == "data: 7,000 images\n"
+
+
+def test_the_numbers_of_closed_streams_go_to_no_file(
+    user_environment: dict, tmp_path: Path
+) -> None:
+    script = tmp_path / "opens.py"
+    script.write_text(
+        "import os, sys\n"
+        "from dgm.common.streams import keep_streams\n"
+        "taken = open('taken', 'w') if 'early' in sys.argv else None\n"
+        "keep_streams()\n"
+        "file = open('written', 'w')\n"
+        "assert file.fileno() > 2, file.fileno()\n"
+        "print('printed'); print('told', file=sys.stderr)\n"
+        "sys.stdout.flush(); os.write(2, b'raw')\n"
+    )
+    for early in ("", "early"):
+        done = shell(f"python {script} {early} >&- 2>&- <&-", user_environment, tmp_path)
+        assert done.returncode == 0
+        assert (tmp_path / "written").read_text() == ""
+        if early:
+            assert "printed" not in (tmp_path / "taken").read_text()
+
+
+def test_the_end_of_a_reader_leaves_no_trace_of_other_commands(
+    user_environment: dict, tiny_run: Callable[[str], Path], tmp_path: Path, shape_pictures: Path
+) -> None:
+    run = tiny_run("vae")
+    source = f"--source folder:{shape_pictures}"
+    commands = {
+        f"{LAUNCH / 'sample.py'} {run} --out made": "made.png",
+        f"{LAUNCH / 'report.py'} {run} --out page.html": "page.html",
+        f"-m shards.build {source} --split train --out built": "built/index.json",
+        f"-m slurm.status {run.parent}": "",
+    }
+    for command, made in commands.items():
+        for ending in ("2>&1 | true", ">&-"):
+            line = f"(sleep 0.2; python {command}; echo $? > code) {ending}"
+            done = shell(line, user_environment, tmp_path)
+            assert (tmp_path / "code").read_text().strip() == "0", (command, ending, done.stderr)
+            assert done.stderr == "", (command, ending)
+            assert not made or (tmp_path / made).exists()
+            if made:
+                subprocess.run(["rm", "-r", tmp_path / made.split("/")[0]], check=True)
+
+
+def test_characters_that_the_locale_does_not_know_are_escaped(
+    user_environment: dict, tmp_path: Path
+) -> None:
+    script = tmp_path / "prints.py"
+    script.write_text(
+        "from dgm.common.streams import keep_streams\nkeep_streams()\nprint('caf\\u00e9 \\u732b')\n"
+    )
+    environment = {**user_environment, "PYTHONIOENCODING": "ascii:strict"}
+    done = shell(f"python {script}", environment, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u732b\n"), done.stderr

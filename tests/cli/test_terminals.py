@@ -1,0 +1,203 @@
+"""Ctrl-C and a closed terminal save and stop a run, on one and two processes; nohup lets it be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from terminal import Terminal, ignores
+from tiny import LAUNCH
+
+from dgm.training import checkpoint
+
+ROOT = LAUNCH.parent
+ACCELERATE = ["--config_file", ROOT / "accelerate_config.yaml"]
+TWO = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+BARE = [sys.executable, "-m", "accelerate.commands.launch"]
+OURS = [sys.executable, LAUNCH / "run_accelerate.py"]
+SAVED = "stopped and saved: run the same command to continue"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(
+    tiny_configs: dict[str, Path], user_environment: dict[str, str], tmp_path: Path
+) -> Iterator[Callable[..., Terminal]]:
+    """Return a starter, in a terminal, of a run that trains for ever once it has begun."""
+    started: list[Terminal] = []
+
+    def go(*launcher: object) -> Terminal:
+        words = [*launcher, LAUNCH / "train_vae.py", "--config", tiny_configs["vae"]]
+        words += ["--run.dir", tmp_path / "run", "--run.trackers=[]"]
+        words += [f"--train.total_images={10**9}", f"--train.save_every_images={10**9}"]
+        started.append(Terminal(words, user_environment, tmp_path))
+        started[-1].until(lambda: num_logged(tmp_path / "run") >= 2)
+        return started[-1]
+
+    yield go
+    for terminal in started:
+        terminal.close()
+
+
+def num_logged(run: Path) -> int:
+    log = run / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def assert_saved(run: Path) -> None:
+    (saved,) = (run / "checkpoints").iterdir()
+    assert checkpoint.find_fault(saved) is None
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert int(saved.name) == last["images_seen"]
+    assert not (run / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [[sys.executable], [*BARE, *ACCELERATE], [*OURS, *TWO], [*BARE, *TWO]],
+    ids=["one process", "accelerate launch", "two processes", "accelerate launch on two"],
+)
+def test_a_closed_terminal_saves_and_stops(
+    start: Callable, tmp_path: Path, launcher: list[object]
+) -> None:
+    terminal = start(*launcher)
+    processes = terminal.note_children()
+    terminal.hang_up()
+    code = terminal.wait()
+    for process in processes:
+        process.wait(60)
+    if launcher[-1] == sys.executable or launcher[1] == OURS[1]:
+        assert code == 75
+    assert_saved(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "launcher", [[sys.executable], [*OURS, *TWO]], ids=["one process", "two processes"]
+)
+def test_a_run_under_nohup_outlives_its_terminal(
+    start: Callable, tmp_path: Path, launcher: list[object]
+) -> None:
+    terminal = start("/usr/bin/nohup", *launcher)
+    assert ignores(terminal.pid, signal.SIGHUP)
+    trainers = terminal.note_children() or []
+    terminal.hang_up()
+    before = num_logged(tmp_path / "run")
+    terminal.until(lambda: num_logged(tmp_path / "run") > before + 5)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.wait() == 75
+    for process in trainers:
+        process.wait(60)
+    assert_saved(tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [ACCELERATE, TWO], ids=["one process", "two processes"])
+def test_ctrl_c_under_our_launcher_shows_one_line_and_gives_the_code(
+    start: Callable, tmp_path: Path, options: list[object]
+) -> None:
+    terminal = start(*OURS, *options)
+    before = len(terminal.text)
+    terminal.press(b"\x03")
+    assert terminal.wait() == 75
+    shown = terminal.text[before:]
+    assert SAVED in shown.splitlines() and "Traceback" not in terminal.text, shown
+    assert_saved(tmp_path / "run")
+
+
+def test_ctrl_c_under_make_shows_the_line_and_no_traceback(
+    tmp_path: Path, tiny_configs: dict[str, Path], user_environment: dict[str, str]
+) -> None:
+    rules = (ROOT / "Makefile").read_text().splitlines()
+    (line,) = [line for line in rules if "train_$(MODEL).py" in line]
+    assert "launch/run_accelerate.py" in line
+    words = [*OURS, *ACCELERATE, LAUNCH / "train_vae.py", "--config", tiny_configs["vae"]]
+    words += ["--run.dir", tmp_path / "run", "--run.trackers=[]", f"--train.total_images={10**9}"]
+    (tmp_path / "Makefile").write_text(f"train:\n\t@{' '.join(map(str, words))}\n")
+    terminal = Terminal(["/usr/bin/make", "train"], user_environment, tmp_path)
+    try:
+        terminal.until(lambda: num_logged(tmp_path / "run") >= 2)
+        terminal.press(b"\x03")
+        assert terminal.wait() in (2, -signal.SIGINT)  # as make ends at Ctrl-C
+    finally:
+        terminal.close()
+    assert SAVED in terminal.text.splitlines() and "Traceback" not in terminal.text, terminal.text
+
+
+def test_our_launcher_gives_a_mistakes_code_and_its_line_alone(run_script: Callable) -> None:
+    for options in (ACCELERATE, TWO):
+        words = [
+            LAUNCH / "run_accelerate.py",
+            *options,
+            LAUNCH / "train_vae.py",
+            "--train.total_images=x",
+        ]
+        done = run_script(*words)
+        assert (done.code, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1].startswith("error: train.total_images is x"), (
+            done.stderr
+        )
+        assert "Traceback" not in done.stderr and "CalledProcessError" not in done.stderr
+
+
+def test_our_launcher_names_the_signal_that_ended_a_process(run_script: Callable, tmp_path) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    for options in (ACCELERATE, TWO):
+        done = run_script(LAUNCH / "run_accelerate.py", *options, script)
+        assert done.code == 128 + 9
+        assert "was ended by SIGKILL" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+IN_A_NOTEBOOK = f"""
+import faulthandler, signal, sys, threading, warnings
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from dgm.cli import train_vae
+
+def state():
+    handlers = {{n: signal.getsignal(n) for n in signal.valid_signals()}}
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.showwarning)
+    return handlers, hooks, torch.get_num_threads(), sys.stdout, sys.stderr
+
+before = state()
+assert train_vae.main() == 0
+assert state() == before, (before, state())
+assert not [t for t in threading.enumerate() if t.name == "watchdog"]
+sys.argv[-1] = "--train.total_images=-1"
+try:
+    train_vae.main()
+except ValueError:
+    pass
+assert state() == before, (before, state())
+"""
+
+
+def test_a_run_in_a_notebook_leaves_signals_hooks_and_threads_as_they_were(
+    run_script: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run", "--train.threads=1"]
+    done = run_script("-c", IN_A_NOTEBOOK, *words, "--train.total_images=32")
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_while_torch_is_imported_is_one_line(
+    start_script: Callable, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start_script(LAUNCH / "train_vae.py", "--run.dir", tmp_path / "run")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (75, "")
+    assert stdout == "stopped before its first step: run the same command to continue\n"
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,166 @@
+"""What is measured of nets: bits per dimension, distance of samples, and by which family."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dgm.common.errors import UserError
+from dgm.evaluation import classifier
+from dgm.evaluation import online_eval as during
+from dgm.evaluation.classifier import Classifier, cached_classifier, classify, train_classifier
+from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.online_eval import EvalConfig, RealImages, make_evaluation
+from dgm.objective import Batch, Nets
+from dgm.preprocessing import STANDARD
+from dgm.rng import Draws
+from dgm.training.engine import Engine
+from shards import shapes
+
+
+class Shapes:
+    """Images of two classes that nobody can mix up: circles and bars."""
+
+    def __init__(self, count: int):
+        kinds = [i for i in range(10 * count) if i % 10 in (0, 9)][: 2 * count]
+        self.pixels = np.stack([shapes.render("train", i) for i in kinds])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        return self.pixels[index]
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        return (index % 2).astype(np.int64)
+
+
+class Brightness:
+    """A family whose -log p is an image's brightness and 3; it makes grey images."""
+
+    exact = True
+    num_classes = None
+    pixels = STANDARD
+
+    def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        light = batch.images.double().mean((1, 2, 3))
+        return {"light": light, "rest": torch.full_like(light, 3)}
+
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        return torch.zeros(count, 3, 32, 32)
+
+
+class Copies(Brightness):
+    """A family that makes the images of a data set."""
+
+    def __init__(self, data: Shapes):
+        self.data = data
+
+    def sample(
+        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+    ) -> Tensor:
+        pixels = torch.from_numpy(self.data.images(draws.index.numpy() % len(self.data)))
+        return pixels.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def test_bits_per_dim_are_nats_over_dimensions_and_ln_2(engine: Engine):
+    data, index = Shapes(8), torch.tensor([3, 0, 7, 12, 5])
+    found = bits_per_dim(engine, Brightness(), {}, data, index, seed=0, batch=2)
+    nats = data.images(index.numpy()).astype(float).mean((1, 2, 3)) + 3
+    bits = nats / (32 * 32 * 3 * math.log(2))
+    assert found["exact"] == pytest.approx(bits.mean())
+    assert found["error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(5))
+    assert found["light"] + found["rest"] == pytest.approx(found["exact"])
+
+
+def real(data: Shapes) -> RealImages:
+    return RealImages(data, 2, "two-shapes", lambda: data)
+
+
+def test_nothing_is_measured_by_default(engine: Engine, tmp_path: Path):
+    assert make_evaluation(EvalConfig(), Brightness(), engine, real(Shapes(2)), tmp_path) is None
+
+
+def test_likelihood_is_measured_on_test_images(engine: Engine, tmp_path: Path):
+    config = EvalConfig(every_images=1, metric="bits_per_dim", num_images=6)
+    data = Shapes(4)
+    measure = make_evaluation(config, Brightness(), engine, real(data), tmp_path)
+    assert measure is not None
+    found = measure({})
+    assert list(found) == ["eval/bits_per_dim_exact"]
+    assert found == measure({})
+
+
+@pytest.mark.slow
+def test_samples_like_the_real_images_are_nearer_than_others(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(during, "enough_epochs", lambda data: 8)
+    config, data = EvalConfig(every_images=1, num_images=60), Shapes(60)
+    distances = []
+    for family in (Copies(data), Brightness()):
+        measure = make_evaluation(config, family, engine, real(data), tmp_path)
+        assert measure is not None
+        distances.append(measure({})["eval/fd_classifier"])
+    assert distances[0] < 0.05 * distances[1]
+
+
+@pytest.mark.slow
+def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Path):
+    data = Shapes(60)
+    nets, written = [], []
+    for _ in range(2):
+        nets.append(cached_classifier(engine, tmp_path, data, "id", 2, 8, 0))
+        (path,) = tmp_path.iterdir()
+        written.append(path.stat().st_mtime_ns)
+    assert written[0] == written[1]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True)
+    )
+    index = np.arange(len(data))
+    assert (classify(nets[1], data.images(index)) == data.labels(index)).mean() > 0.9
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])  # damaged: made anew
+    cached_classifier(engine, tmp_path, data, "id", 2, 8, 0)
+    assert path.read_bytes() == whole
+
+
+def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Path, engine: Engine):
+    data = Shapes(4)
+    torch.manual_seed(5)
+    expected = Classifier(2).state_dict()
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    for name, value in classifier._initialized(2, 5).state_dict().items():
+        assert torch.equal(value, expected[name]), name  # the bits that seeding globally gives
+    train_classifier(data, 2, 1, 5, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    cached_classifier(engine, tmp_path, data, "id", 2, 1, 5)  # which also reads it from the file
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Mute:
+    """A family without a likelihood."""
+
+    num_classes = None
+
+
+def test_likelihood_asked_of_a_family_without_one_is_refused(engine: Engine, tmp_path: Path):
+    config = EvalConfig(every_images=1, metric="bits_per_dim")
+    with pytest.raises(UserError, match=r"eval\.metric is bits_per_dim, .*choose fd_classifier"):
+        make_evaluation(config, Mute(), engine, real(Shapes(2)), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"every_images": -1}, {"num_images": 1}])
+def test_bad_settings_are_named(engine: Engine, tmp_path: Path, changes: dict[str, int]):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        make_evaluation(EvalConfig(**changes), Brightness(), engine, real(Shapes(2)), tmp_path)

@@ -1,0 +1,362 @@
+"""Steps that are recorded and replayed train the same bits as steps that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from array_images import ArrayImages
+from recorded_runs import differences, train_and_count
+from small_loop import BOTH, TwoPhases, left_by, train
+from small_loop import job as small_job
+from tape import CompiledRecorder, TapeRecorder
+from tiny import TINY
+from torch import Tensor, nn
+
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import parse
+from dgm.common.errors import UserError
+from dgm.diffusion import forward_process as noising
+from dgm.objective import Batch, Nets, Phase
+from dgm.rng import Draws
+from dgm.training import trainer as loop
+from dgm.training.cuda_graph import WARM_UP, CudaRecorder, StepGraphs
+from dgm.training.engine import Engine
+from dgm.training.job import Job, TrainConfig, records_steps
+from dgm.training.launch_env import Launched, Zero
+from dgm.training.optimizer import AdamW, OptimConfig
+from dgm.training.sampler import Batches
+from dgm.training.train_step import TrainStep
+
+SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 10, 8, 16
+PIXELS = np.random.default_rng(5).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
+TRAIN = {
+    "mixed_precision": "no",
+    "kernels": False,  # as the update is torch's on a GPU
+    "global_batch": BATCH,
+    "total_images": BATCH * STEPS,
+    "log_every_images": 3 * BATCH,
+    "save_every_images": 0,
+}
+OPTIM = {"warmup_images": 5 * BATCH, "decay": "cosine", "weight_decay": 0.1}
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "diffusion": {"diffusion": {"learned_variance": True}},
+    "gan": {"gan": {"r1": 0.1, "r1_interval": 2}},
+    "vae": {"vae": {"kl_warmup_images": 6 * BATCH + 3}},
+    "flow": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the device note gradients that are not finite, as it does where the host would wait."""
+    monkeypatch.setattr(Engine, "host_knows_norms", False)
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TapeRecorder]:
+    """Return a trainer that records steps, and gives what recorded them."""
+
+    def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
+        recorders: list[TapeRecorder] = []
+
+        def graphs(config: TrainConfig, step: TrainStep, batches: Batches) -> StepGraphs:
+            recorders.append(kind(step))
+            return StepGraphs(step, batches, recorders[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "step_graphs", graphs)
+            train(made)
+        return recorders[0]
+
+    return train_recorded
+
+
+def job(family: str, folder: Path, **train: Any) -> Job:
+    """Make the smallest run of a family on images of noise."""
+    of_family, settings = OF_FAMILY[family], dict(TINY[family])
+    for section, changes in {**of_family, "optim": OPTIM, "train": TRAIN | train}.items():
+        settings[section] = {**settings.get(section, {}), **changes}
+    path = folder.with_suffix(".json")  # which is YAML too
+    path.write_text(json.dumps(settings))
+    module = FAMILIES[family]
+    config = parse(module.Config, "", ["--config", str(path)])
+    parts = module.make_parts(config, SHAPE, CLASSES)
+    return Job(
+        folder=folder,
+        seed=3,
+        config=config.train,
+        optim={name: parts.optim.get(name, config.optim) for name in parts.nets},
+        engine=Engine(config.train.mixed_precision, [], str(folder)),
+        objective=parts.objective,
+        nets=parts.nets,
+        data=ArrayImages(PIXELS, np.arange(len(PIXELS)) % CLASSES),
+        data_id="noise",
+        image_shape=SHAPE,
+        classes=tuple(map(str, range(CLASSES))),
+        settings={},
+    )
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert differences(one, other) == dict.fromkeys(("weights", "moments", "average", "log"), 0)
+
+
+def states(made: Job) -> dict[str, Tensor]:
+    """Give the weights and moments of a run, as they are in memory."""
+    full = made.engine.full_state()
+    return {**full.model, **full.optimizer}
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["stored", "sent"])
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_replayed_steps_train_the_same_bits(
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str, resident: bool
+):
+    micro = BATCH if family == "gan" else BATCH // 2
+    settings = {"images_on_device": resident, "micro_batch": micro}
+    recorder = recording(job(family, tmp_path / "replayed", **settings))
+    # A discriminator with and without a penalty, and a generator in every other step.
+    kinds, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
+    assert (recorder.recorded, recorder.replayed) == (kinds, steps - kinds * WARM_UP)
+    train(job(family, tmp_path / "plain", **settings))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.fixture
+def other_precision() -> Iterator[None]:
+    """Let accelerate forget its precision, which it settles once for a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["diffusion", "gan"])
+@pytest.mark.usefixtures("other_precision")
+def test_copies_of_weights_in_bf16_are_made_in_each_replay(
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
+):
+    recording(job(family, tmp_path / "replayed", mixed_precision="bf16"))
+    train(job(family, tmp_path / "plain", mixed_precision="bf16"))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_resumed_run_records_anew_and_trains_the_same_bits(
+    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
+):
+    stopping = job(family, tmp_path / "stopped")
+    calls = iter(range(STEPS))
+    stopping.engine.agree = lambda _: next(calls) == 6  # type: ignore[method-assign]
+    first = recording(stopping)
+    assert left_by(tmp_path / "stopped")[0].state["step"] == 7
+    second = recording(job(family, tmp_path / "stopped"))
+    assert first.replayed > 0 and second.replayed > 0
+    train(job(family, tmp_path / "plain"))
+    assert_same(tmp_path / "stopped", tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
+    tmp_path: Path,
+    recording: Callable[..., TapeRecorder],
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    compile_as_usual = nn.Module.compile
+    monkeypatch.setattr(  # without generating code, which takes long
+        nn.Module, "compile", lambda net, **_: compile_as_usual(net, backend="aot_eager")
+    )
+    monkeypatch.setattr(noising, "_compiled", lambda function: function)  # on a GPU a kernel's work
+    settings = {"compile": "all", "micro_batch": BATCH if family == "gan" else BATCH // 2}
+    recorder = recording(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
+    assert recorder.recorded == (3 if family == "gan" else 1)
+    train(job(family, tmp_path / "plain", **settings))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+class Breaking(TwoPhases):
+    """Has a gradient that is not finite where an image is in the batch."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        broken = (draws.index == self.image).any()
+        return {**values, "loss": values["loss"] * torch.where(broken, math.nan, 1.0)}
+
+    image = 0
+
+
+@pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
+def test_a_gradient_that_is_not_finite_leaves_weights_alone(
+    tmp_path: Path, recording: Callable[..., TapeRecorder], step: int
+):
+    left = []
+    for name, go in (("replayed", recording), ("plain", train)):
+        objective = Breaking((Phase("a", "first"), Phase("b", "second")))
+        made = small_job(tmp_path / name, objective, kernels=False, log_every_images=64)
+        objective.image = int(Batches(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
+        with pytest.raises(UserError, match=rf"gradient of a is not finite at step {step} "):
+            go(made)
+        left.append(states(made))
+        weights = {key: value for key, value in left[-1].items() if ".step." not in key}
+        assert all(value.isfinite().all() for value in weights.values())
+    assert [key for key in left[1] if not torch.equal(left[0][key], left[1][key])] == []
+
+
+class Waiting(TwoPhases):
+    """Looks at a number of the device's in one of its phases."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        if phase.name == "b":
+            assert float(values["loss"].detach()) > 0
+        return values
+
+
+class Growing(TwoPhases):
+    """Gives a bias its first gradient in the step that is to be recorded."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        net, x = nets["first"], batch.images.flatten(1) / 255
+        bias = net.bias if batch.step >= WARM_UP else net.bias.detach()
+        return {"loss": nn.functional.linear(x, net.weight, bias).square().mean()}
+
+
+@pytest.mark.parametrize(
+    "objective, reason",
+    [(Waiting, "makes the host wait"), (Growing, "a weight has its first gradient only now")],
+)
+def test_a_step_that_cannot_be_recorded_is_said_once_and_changes_nothing(
+    tmp_path: Path,
+    recording: Callable[..., TapeRecorder],
+    objective: type[TwoPhases],
+    reason: str,
+):
+    phases = BOTH if objective is Waiting else BOTH[:1]
+    with pytest.warns(UserWarning, match=reason) as warned:
+        recording(small_job(tmp_path / "replayed", objective(phases), kernels=False))
+    assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
+    train(small_job(tmp_path / "plain", objective(phases), kernels=False))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+def test_it_is_known_which_kinds_of_steps_were_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        loop, "step_graphs", lambda _, step, batches: StepGraphs(step, batches, TapeRecorder(step))
+    )
+    made = small_job(tmp_path / "run", TwoPhases(BOTH), kernels=False, total_images=8 * 5)
+    assert train_and_count(made) == {"('a', None)": True, "('b', None)": False}
+
+
+def test_two_phases_of_one_net_share_its_counts(
+    tmp_path: Path, recording: Callable[..., TapeRecorder]
+):
+    phases = (Phase("a", "first"), Phase("b", "first", every=2))
+    assert (
+        recording(small_job(tmp_path / "replayed", TwoPhases(phases), kernels=False)).recorded == 2
+    )
+    train(small_job(tmp_path / "plain", TwoPhases(phases), kernels=False))
+    assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+class Silent(TwoPhases):
+    """Reads the number of the step, and does not say so by `variant`."""
+
+    def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
+        values = super().loss(nets, batch, phase, draws)
+        return {**values, "loss": values["loss"] * (1 + batch.step % 2)}
+
+
+def test_a_number_of_the_hosts_stays_as_it_was_recorded(
+    tmp_path: Path, recording: Callable[..., TapeRecorder]
+):
+    recording(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
+    train(small_job(tmp_path / "plain", Silent(BOTH), kernels=False))
+    with pytest.raises(AssertionError):  # so these tests would show it
+        assert_same(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
+    nets = [nn.Sequential(nn.Linear(9, 7), nn.Conv2d(3, 5, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    config = OptimConfig(weight_decay=decay)
+    plain, recorded = (AdamW(net.parameters(), config, decayed=[net[0].weight]) for net in nets)
+    for step, missing in enumerate([0, 0, None, 3, None]):  # so numbers of steps differ
+        for number, (one, other) in enumerate(zip(*(n.parameters() for n in nets), strict=True)):
+            one.grad = None if number == missing else torch.randn_like(one)
+            other.grad = None if one.grad is None else one.grad.clone()
+        rate = float(np.float32(0.1 / (1 + step)))
+        plain.step(rate)
+        counts = torch.tensor(recorded.counts(), dtype=torch.float32)
+        with recorded.on_device(torch.tensor(rate), counts) as update:
+            recorded.step(math.nan)
+        for moments in update.updated:
+            moments.step += 1
+    for one, other in zip(*(n.parameters() for n in nets), strict=True):
+        assert torch.equal(one, other)
+        assert all(torch.equal(plain.state[one][k], v) for k, v in recorded.state[other].items())
+
+
+@pytest.mark.parametrize(
+    "compiling, asked, expected",
+    [
+        ("graphs", Launched(1, None), True),
+        ("graphs", Launched(2, None), False),
+        ("graphs", Launched(1, Zero(1)), False),
+        ("all", Launched(1, None), False),
+    ],
+)
+def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launched, expected: bool):
+    assert records_steps(TrainConfig(compile=compiling), asked) == expected
+    assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), asked)
+
+
+class NoGpu:
+    """What recording asks of torch.cuda, failing at its end as it does on torch 2.11."""
+
+    def __init__(self) -> None:
+        self.streams, self.ended = ["default"], list[tuple[int, Any]]()
+
+    @contextlib.contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        before = len(self.streams)
+        self.streams.append(stream)
+        try:
+            yield
+        finally:
+            del self.streams[before:]
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: Any, stream: str) -> Iterator[None]:
+        self.streams.append(stream)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_failed_is_ended(monkeypatch: pytest.MonkeyPatch):
+    fake = NoGpu()
+    for name, part in {
+        "Stream": lambda _: "side", "graph_pool_handle": lambda: (0, 1), "stream": fake.stream,
+        "graph": fake.graph, "CUDAGraph": object, "current_device": lambda: 2,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, part)
+    monkeypatch.setattr(
+        torch._C, "_cuda_endAllocateToPool", lambda *of: fake.ended.append(of), raising=False
+    )
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        CudaRecorder(torch.device("cuda")).record(lambda: None)
+    assert (fake.streams, fake.ended) == (["default"], [(2, (0, 1))])

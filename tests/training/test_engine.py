@@ -1,0 +1,191 @@
+"""The engine of one process: whole states, frozen neighbours, errors of the first process."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dgm.common.errors import UserError
+from dgm.training import checkpoint
+from dgm.training.checkpoint import Checkpoint, FullState
+from dgm.training.engine import Engine
+from dgm.training.optimizer import OptimConfig
+from dgm.training.state_dicts import copies, load_nets
+
+OPTIM = OptimConfig(lr=0.1, weight_decay=0.01, clip_norm=1.0)
+
+
+def tensors_of(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{n}.{k}": v.clone() for n, m in nets.items() for k, v in m.state_dict().items()}
+
+
+def learn(engine: Engine, steps: int, seed: int) -> None:
+    """Take some steps on numbers of this seed."""
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        x = torch.randn(4, 3, 6, 6)
+        with engine.learning("other") as nets:
+            engine.backward("other", lambda x=x, nets=nets: nets["other"](x).exp().mean(), True)
+        engine.update("other", 0.05, lambda norm: None)
+
+
+def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
+    engine: Engine, nets: dict[str, nn.Module], tmp_path: Path
+):
+    fresh = copy.deepcopy(nets)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    learn(engine, 3, seed=1)
+    full = engine.full_state()
+    assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
+    path = checkpoint.write(tmp_path, 3, Checkpoint(full, {}, {}), keep=1)
+    learn(engine, 3, seed=2)
+    expected = tensors_of(engine.copies())
+
+    other = Engine("no")
+    other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
+    other.load_full_state(checkpoint.read(path).full)
+    learn(other, 3, seed=2)
+    for key, value in tensors_of(other.copies()).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_only_the_net_of_a_phase_learns(engine: Engine, nets: dict[str, nn.Module]):
+    nets["net"].bias.requires_grad_(False)  # frozen before, and so afterwards
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    before = tensors_of(nets)
+    with engine.learning("other") as inside:
+        assert set(inside) == set(nets)
+        assert not any(p.requires_grad for p in inside["net"].parameters())
+        assert all(p.requires_grad for p in inside["other"].parameters())
+    assert nets["net"].weight.requires_grad and not nets["net"].bias.requires_grad
+    learn(engine, 1, seed=0)
+    after = tensors_of(nets)
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"other"}
+
+
+def test_a_phase_that_fails_leaves_its_neighbours_learning(
+    engine: Engine, nets: dict[str, nn.Module]
+):
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    with pytest.raises(RuntimeError, match="in the phase"), engine.learning("other"):
+        raise RuntimeError("in the phase")
+    assert nets["net"].weight.requires_grad
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(
+    engine: Engine, nets: dict[str, nn.Module]
+):
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    x, net = torch.randn(6, 3), nets["net"]
+    engine.backward("net", lambda: net(x).square().mean(), last=True)
+    whole = net.weight.grad.clone()
+    net.zero_grad()
+    for k in range(3):
+        part = x[2 * k : 2 * k + 2]
+        engine.backward("net", lambda part=part: net(part).square().mean() / 3, last=k == 2)
+    torch.testing.assert_close(net.weight.grad, whole)
+
+
+@pytest.mark.parametrize("clip_norm, expected", [(0.5, 0.5), (0.0, 5.0), (10.0, 5.0)])
+def test_the_gradient_is_clipped_and_its_norm_before_is_told(
+    engine: Engine, nets: dict[str, nn.Module], clip_norm: float, expected: float
+):
+    engine.prepare(nets, dict.fromkeys(nets, replace(OPTIM, clip_norm=clip_norm)))
+    nets["net"].weight.grad = torch.tensor([[3.0, 0, 0], [4.0, 0, 0]])
+    seen: list[float] = []
+
+    def see(norm: Tensor) -> None:
+        seen.append(float(norm))
+        assert float(nets["net"].weight.grad.norm()) == pytest.approx(expected, rel=1e-5)  # float32
+
+    engine.update("net", 0.1, see)
+    assert seen == [pytest.approx(5)]
+
+
+def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Module]):
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    net = nets["net"]
+    before = net.weight.detach().clone()
+    net.weight.grad = torch.ones_like(before)
+    engine.update("net", 0.0, lambda norm: None)
+    assert torch.equal(net.weight, before)
+    assert net.weight.grad is None
+    net.weight.grad = torch.ones_like(before)
+    engine.update("net", 0.25, lambda norm: None)
+    # Adam's step is the rate, whatever the gradient; decay 0.01 of it takes 0.0025 of the weight.
+    torch.testing.assert_close(net.weight.detach(), before * (1 - 0.0025) - 0.25)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(nets: dict[str, nn.Module]):
+    before = tensors_of(nets)
+    missing = {k: v for k, v in before.items() if k != "net.bias"}
+    reshaped = {**before, "net.weight": torch.zeros(2, 4)}
+    extra = {**before, "net.more": torch.zeros(1)}
+    for tensors, name in ((missing, "net.bias"), (reshaped, "net.weight"), (extra, "net.more")):
+        with pytest.raises(UserError, match=rf"at {name}: .*model\.\*"):
+            load_nets(nets, {k: v + 1 for k, v in tensors.items()})
+    with pytest.raises(UserError, match=r"at net\.bias, net\.weight, other\..* and \d+ more"):
+        load_nets(nets, {})
+    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    load_nets(nets, {k: v + 1 for k, v in before.items()})
+    assert torch.equal(nets["net"].weight, before["net.weight"] + 1)
+
+
+def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[str, nn.Module]):
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    learn(engine, 1, seed=1)
+    full = engine.full_state()
+    assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= full.optimizer.keys()
+    assert not [key for key in full.optimizer if key.startswith("net.")], "it has not learned yet"
+    before = tensors_of(engine.copies())
+    moments = full.optimizer
+    for changed, name in (
+        ({k: v for k, v in moments.items() if k != "other.step.0.weight"}, "other.step.0.weight"),
+        ({**moments, "other.exp_avg.0.bias": torch.zeros(2)}, "other.exp_avg.0.bias"),
+        ({**moments, "net.momentum.weight": torch.zeros(2)}, "net.momentum.weight"),
+    ):
+        with pytest.raises(UserError, match=rf"does not fit the model at {name}: use"):
+            engine.load_full_state(FullState({k: v + 1 for k, v in before.items()}, changed))
+    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    engine.load_full_state(full)
+
+
+def test_copies_are_frozen_and_share_nothing(nets: dict[str, nn.Module]):
+    made = copies(nets)
+    for name, net in nets.items():
+        assert not made[name].training and net.training
+        for mine, theirs in zip(made[name].parameters(), net.parameters(), strict=True):
+            assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
+            assert not mine.requires_grad and theirs.requires_grad
+
+
+def test_the_first_process_passes_on_results_and_errors(engine: Engine):
+    assert engine.on_main(lambda: {"a": 1}) == {"a": 1}
+    assert engine.on_main(lambda: None) is None
+    for error in (UserError("choose another"), RuntimeError("a defect")):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            engine.on_main(fail)
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_one_process_agrees_with_itself(engine: Engine, flag: bool):
+    assert engine.agree(flag) is flag
+    assert engine.name == "one process" and engine.is_main
+
+
+def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[str, nn.Module]):
+    before = tensors_of(nets)
+    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
+    assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())

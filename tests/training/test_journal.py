@@ -1,0 +1,62 @@
+"""Trackers that refuse to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from dgm.common.errors import UserError
+from dgm.training.engine import Engine
+from dgm.training.run_logger import start_trackers
+
+
+class NotLoggedInError(Exception):
+    """As a service raises it, of whatever class."""
+
+
+class Refusing(GeneralTracker):
+    """A tracker of a service that knows nobody."""
+
+    name = "wandb"
+    requires_logging_directory = False
+
+    def start(self) -> None:
+        raise NotLoggedInError("No API key configured.\n  Use `wandb login` to log in.")
+
+    @property
+    def tracker(self) -> None:
+        """Return what there is after a start."""
+        return None
+
+    def store_init_configuration(self, values: dict) -> None: ...
+
+    def log(self, values: dict, step: int | None = None, **more: object) -> None: ...
+
+
+def test_a_tracker_that_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+    engine = Engine("no", ["tensorboard"], str(tmp_path))
+    try:
+        engine.accelerator.log_with.append(Refusing())
+        with pytest.raises(UserError) as caught:
+            start_trackers(engine, {}, 0)
+        assert str(caught.value) == (
+            "run.trackers names wandb, which did not start (No API key configured): log in by "
+            "`wandb login`, set WANDB_MODE=offline, or leave it out"
+        )
+    finally:
+        engine.close()  # which has nothing to finish
+
+
+def test_a_disk_at_fault_is_not_laid_to_a_tracker(tmp_path: Path) -> None:
+    folder = tmp_path / "file"
+    folder.write_text("mine")
+    engine = Engine("no", ["tensorboard"], str(folder))
+    try:
+        engine.accelerator.log_with.append(Refusing())
+        with pytest.raises(OSError):
+            start_trackers(engine, {}, 0)
+    finally:
+        engine.accelerator.trackers = []
+        engine.close()

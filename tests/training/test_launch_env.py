@@ -1,0 +1,248 @@
+"""What a launcher asked for, and what it may not ask for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from optional import need
+from torch import nn
+
+from dgm.common.errors import UserError
+from dgm.training.engine import Engine
+from dgm.training.job import TrainConfig, check, what_to_compile
+from dgm.training.launch_env import Launched, Zero, count_nodes, on_gpu, read_launch
+from dgm.training.model_summary import times_held
+from dgm.training.optimizer import OptimConfig
+from dgm.training.zero import check_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINES = sorted((ROOT / "launch" / "configs" / "accelerate").glob("*.yaml"))
+STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+OPTIMIZER = "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"
+WEIGHTS = "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what sets the variables of a launcher, and no others of theirs."""
+    for name in (*("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_RANK", "PMI_SIZE"),):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("USE_CPU", "USE_DEEPSPEED", "MIXED_PRECISION", "DYNAMO_BACKEND"):
+        monkeypatch.delenv(f"ACCELERATE_{name}", raising=False)
+
+    def set_variables(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+def under_zero(stage: str = "2", **more: str) -> dict[str, str]:
+    return {"ACCELERATE_USE_DEEPSPEED": "true", STAGE: stage, **more}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected", "name"),
+    [
+        ({}, Launched(1, None), "one process"),
+        ({"WORLD_SIZE": "1"}, Launched(1, None), "one process"),
+        ({"WORLD_SIZE": "4"}, Launched(4, None), "DDP on 4 processes"),
+        ({"ACCELERATE_USE_DEEPSPEED": "false"}, Launched(1, None), "one process"),
+        (under_zero("0"), Launched(1, Zero(0)), "DeepSpeed ZeRO-0 on 1 process"),
+        (
+            {**under_zero("1", WORLD_SIZE="2"), OPTIMIZER: "none", WEIGHTS: "none"},
+            Launched(2, Zero(1)),
+            "DeepSpeed ZeRO-1 on 2 processes",
+        ),
+        (
+            {**under_zero("3", WORLD_SIZE="2"), OPTIMIZER: "cpu", WEIGHTS: "cpu"},
+            Launched(2, Zero(3, True, True)),
+            "DeepSpeed ZeRO-3, optimizer and weights on the CPU on 2 processes",
+        ),
+    ],
+)
+def test_the_engine_that_was_asked_for_is_read(
+    launch: Callable, variables: dict[str, str], expected: Launched, name: str
+) -> None:
+    launch(ACCELERATE_MIXED_PRECISION="no", ACCELERATE_DYNAMO_BACKEND="NO", **variables)
+    assert read_launch("bf16") == expected
+    assert str(expected) == name
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, "--multi_gpu"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP.*choose distributed_type"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM.*choose distributed_type"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16.*the run has no.*train.mixed_precision"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "train.compile"),
+        (under_zero(ACCELERATE_GRADIENT_CLIPPING="0.5"), "optim.clip_norm"),
+        (under_zero(ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"), "train.micro_batch"),
+        (under_zero(ACCELERATE_DEEPSPEED_CONFIG_FILE="ds.json"), "ds.json.*zero_stage"),
+        (under_zero("4"), "zero_stage is 4: choose 0, 1, 2 or 3"),
+        (under_zero("2", **{WEIGHTS: "cpu"}), "ZeRO-2, weights on the CPU.*in stage 3"),
+        (under_zero("0", **{OPTIMIZER: "cpu"}), "ZeRO-0, optimizer on the CPU.*from stage 1"),
+        (under_zero("3", **{OPTIMIZER: "nvme"}), "offload_optimizer_device is nvme: choose"),
+    ],
+)
+def test_what_the_trainers_cannot_do_is_refused_by_name(
+    launch: Callable, variables: dict[str, str], said: str
+) -> None:
+    launch(**variables)
+    with pytest.raises(UserError, match=said) as caught:
+        Engine("no")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "option", "said"),
+    [
+        (
+            2,
+            "--gradient_accumulation_steps 4",
+            "gradient_accumulation_steps 4: leave it to train.m",
+        ),
+        (
+            1,
+            "--gradient-accumulation-steps=2",
+            "gradient_accumulation_steps 2: leave it to train.micro_batch",
+        ),
+        (1, "--gradient_clipping 0.5", "gradient_clipping 0.5: leave it to optim.clip_norm"),
+    ],
+)
+def test_options_that_accelerate_drops_without_deepspeed_are_refused(
+    start_script: Callable,
+    tiny_config: Path,
+    tmp_path: Path,
+    processes: int,
+    option: str,
+    said: str,
+) -> None:
+    script = ROOT / "launch" / "train_ddpm.py"
+    words = ["-m", "accelerate.commands.launch", "--num_processes", processes, *option.split()]
+    words += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    process = start_script(*words, script, "--config", tiny_config, "--run.dir", tmp_path / "run")
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert stderr.count(f"error: accelerate launch asks for {said}") == 1, stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_option_that_changes_nothing_is_no_mistake(start_script: Callable) -> None:
+    words = ["-m", "accelerate.commands.launch", "--gradient_accumulation_steps", "1"]
+    process = start_script(*words, ROOT / "launch" / "sample.py", "nowhere")
+    stderr = process.communicate(timeout=120)[1]
+    assert "error: nowhere is not a run folder" in stderr  # which is looked at later
+
+
+def test_deepspeed_that_is_not_installed_is_named(
+    launch: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(**under_zero())
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"DeepSpeed.*pip install deepspeed, or choose"):
+        Engine("no")
+
+
+def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
+    need("deepspeed")
+    weights = [nn.Parameter(torch.zeros(2))]
+    check_shards(torch.optim.AdamW(weights))
+    with pytest.raises(UserError, match="ZeRO cannot shard the optimizer LBFGS: use AdamW"):
+        check_shards(torch.optim.LBFGS(weights))
+
+
+def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
+    Engine("no")  # accelerate keeps what it found at first, one process
+    launch(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    engine = Engine("no")
+    with pytest.raises(UserError, match="asks for DDP on 2 processes, but there is one process on"):
+        engine.prepare({"net": nn.Linear(2, 2)}, {"net": OptimConfig()})
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        (Launched(1, None), 5),
+        (Launched(4, None), 5),
+        (Launched(4, Zero(0)), 5),
+        (Launched(4, Zero(1)), 3.75),
+        (Launched(4, Zero(2)), 3),
+        (Launched(4, Zero(2, True)), 2.25),
+        (Launched(4, Zero(3)), 2.25),
+        (Launched(4, Zero(3, True, True)), 1.25),
+    ],
+)
+def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: float) -> None:
+    assert times_held(asked) == held
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "said"),
+    [
+        (1, TrainConfig(float64=True), r"train\.float64 is set, but ZeRO keeps fp32 weights"),
+        (3, TrainConfig(compile="all"), r"train\.compile is all, but ZeRO-3 .* choose auto"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, said: str) -> None:
+    check(config, Launched(2, None))
+    with pytest.raises(UserError, match=said):
+        check(config, Launched(2, Zero(stage)))
+    check(TrainConfig(), Launched(2, Zero(stage)))
+
+
+@pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
+def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
+    path: Path,
+) -> None:
+    head, *_ = path.read_text().split("compute_environment")
+    assert "# Use:  accelerate launch --config_file " + str(path.relative_to(ROOT)) in head
+    for line in path.read_text().removeprefix(head).splitlines():
+        plain = line.endswith("config:") or "multinode_launcher" in line
+        assert "  # " in line or plain, line
+    found = yaml.safe_load(path.read_text())
+    zero = found.get("deepspeed_config")
+    assert found["distributed_type"] == ("MULTI_GPU" if zero is None else "DEEPSPEED")
+    if zero is not None:
+        offload = "_offload" in path.stem
+        assert path.stem == f"zero{zero['zero_stage']}" + "_offload" * offload
+        assert zero["offload_optimizer_device"] == ("cpu" if offload else "none")
+        assert (zero["offload_param_device"] == "cpu") == (path.stem == "zero3_offload")
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "4"}, 1),  # started by hand: nobody says where
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}, 4),
+    ],
+)
+def test_nodes_are_counted(
+    launch: Callable, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], nodes: int
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    launch(**variables)
+    assert count_nodes() == nodes
+
+
+@pytest.mark.parametrize(
+    "asked, used", [("", True), ("False", True), ("True", False), ("1", False)]
+)
+def test_a_gpu_is_left_alone_where_accelerate_is_told_to_take_cpus(
+    asked: str, used: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    assert on_gpu() == used
+    assert what_to_compile(TrainConfig()) == ("all" if used else "noise")

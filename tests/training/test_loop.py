@@ -1,0 +1,177 @@
+"""The loop, with an objective of two phases that trains in a blink."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_loop import BOTH, Folder, TwoPhases, job, left_by, train
+
+from dgm.common.errors import UserError
+from dgm.objective import Phase
+from dgm.training import trainer as loop
+from dgm.training.stop_request import StopRequest
+from dgm.training.trainer import Run
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (first, log), (second, other_log) = left_by(one), left_by(other)
+    for a, b in (
+        (first.full.model, second.full.model),
+        (first.full.optimizer, second.full.optimizer),
+        (first.ema, second.ema),
+    ):
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert log == other_log
+
+
+@pytest.fixture
+def in_peace(tmp_path: Path) -> Path:
+    """Return the folder of a run that nothing interrupted."""
+    assert train(job(tmp_path / "peace"))
+    return tmp_path / "peace"
+
+
+def test_a_run_leaves_log_checkpoints_and_a_grid(in_peace: Path):
+    state, lines = left_by(in_peace)
+    assert [line["images_seen"] for line in lines] == [24, 48, 72, 96]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert set(lines[0]) == {
+        *("step", "images_seen"),
+        *(f"train/{phase}/{n}" for phase in "ab" for n in ("loss", "labels", "grad_norm", "lr")),
+    }
+    assert sorted(p.name for p in (in_peace / "checkpoints").iterdir()) == [
+        *("000000032", "000000064", "000000096")
+    ]
+    assert [p.name for p in (in_peace / "samples").iterdir()] == ["000000096.png"]
+    assert state.state["images_seen"] == 96 and state.state["step"] == 12
+    # Each phase counts its own updates.
+    assert float(state.full.optimizer["first.step.weight"]) == 12
+    assert float(state.full.optimizer["second.step.weight"]) == 6
+
+
+@pytest.mark.parametrize("interrupted_at", [8, 32, 40, 88])
+def test_resumed_run_equals_uninterrupted_run(
+    tmp_path: Path, in_peace: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int
+):
+    folder = tmp_path / "stopped"
+    stopping = job(folder)
+    monkeypatch.setattr(stopping.engine, "agree", lambda _: len(seen) * 8 == interrupted_at or None)
+    seen: list[int] = []
+    advance = loop.Run.advance
+    monkeypatch.setattr(loop.Run, "advance", lambda run: (seen.append(1), advance(run)))
+    assert not train(stopping)
+    assert left_by(folder)[0].state["images_seen"] == interrupted_at
+    assert train(job(folder))
+    assert_same(folder, in_peace)
+    assert train(job(folder))  # nothing is left to do, and nothing is done
+    assert_same(folder, in_peace)
+
+
+def test_a_run_that_lost_its_newest_checkpoint_catches_up(tmp_path: Path, in_peace: Path):
+    folder = tmp_path / "damaged"
+    train(job(folder))
+    (folder / "checkpoints" / "000000096" / "model.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="000000096 is passed over"):
+        assert train(job(folder))
+    assert_same(folder, in_peace)
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path, in_peace: Path):
+    folder = tmp_path / "longer"
+    assert train(job(folder, total_images=48))
+    assert train(job(folder))
+    assert_same(folder, in_peace)
+
+
+def test_micro_batches_train_the_same(tmp_path: Path, in_peace: Path):
+    folder = tmp_path / "micro"
+    assert train(job(folder, micro_batch=2))
+    (first, log), (second, other_log) = left_by(folder), left_by(in_peace)
+    for key, value in second.full.model.items():
+        # Sums in another order, in float32; Adam makes 1e-5 of a rate of 0.01 of it.
+        torch.testing.assert_close(first.full.model[key], value, rtol=0, atol=1e-5)
+    for line, other in zip(log, other_log, strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+
+
+def test_one_phase_alone_is_not_named_in_the_log(tmp_path: Path):
+    assert train(job(tmp_path / "one", TwoPhases((Phase("only", "first"),))))
+    _, lines = left_by(tmp_path / "one")
+    expected = {"train/loss", "train/labels", "train/grad_norm", "train/lr"}
+    assert set(lines[0]) == {"step", "images_seen", *expected}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Path):
+    # The first two calls are the trial that describes the run; then a, b, a: the third step's a.
+    objective = TwoPhases(BOTH, broken_at=2 + 4)
+    folder = tmp_path / "broken"
+    with pytest.raises(UserError, match=r"gradient of a .* at step 2 \(after 16 images\)"):
+        train(job(folder, objective, save_every_images=8))
+    state, _ = left_by(folder)
+    assert state.state["images_seen"] == 16
+    assert all(value.isfinite().all() for value in state.full.model.values())
+
+
+def test_a_run_goes_on_with_its_own_images_only(tmp_path: Path):
+    folder = tmp_path / "run"
+    train(job(folder, total_images=32))
+    other = job(folder)
+    other.data_id = "another"
+    with pytest.raises(UserError, match=r"other images .*noise, now another"):
+        train(other)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"total_images": 0}, r"train\.total_images is 0"),
+        ({"log_every_images": 0}, r"train\.log_every_images is 0"),
+        ({"keep_checkpoints": 0}, r"train\.keep_checkpoints is 0"),
+        ({"samples_per_class": -1}, r"train\.samples_per_class is -1"),
+        ({"ema_halflife_images": -1.0}, r"train\.ema_halflife_images is -1\.0"),
+        ({"float64": True, "mixed_precision": "bf16"}, r"train\.float64 .*bf16"),
+        ({"micro_batch": 3}, r"train\.micro_batch 3"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_behind(tmp_path: Path, changes: dict[str, Any], named: str):
+    with pytest.raises(UserError, match=named):
+        train(job(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sampling_and_saving_follow_the_images_not_the_steps(tmp_path: Path):
+    folder = tmp_path / "run"
+    train(job(folder, global_batch=10, total_images=95, sample_every_images=25))
+    # Multiples of 25 and of 32 are crossed in these steps; the run ends with a whole one.
+    grids = sorted(int(p.stem) for p in (folder / "samples").iterdir())
+    saved = sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
+    assert grids == [30, 50, 80, 100]
+    assert saved == [40, 70, 100]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == [30, 50, 80, 100]
+
+
+def test_a_request_after_the_first_step_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended: list[str] = []
+    stop = StopRequest(at_once=lambda: ended.append("at once"))
+    log = Run.log
+
+    def log_and_ask(run: Run) -> None:  # the log has the step already, a checkpoint does not
+        log(run)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "log", log_and_ask)
+    made = job(tmp_path / "run", log_every_images=8, save_every_images=0)
+    try:
+        assert not loop.train(made, Folder(made.folder), stop)
+    finally:
+        stop.close()
+    assert ended == []
+    state, lines = left_by(tmp_path / "run")
+    assert state.state["images_seen"] == lines[-1]["images_seen"] == 8

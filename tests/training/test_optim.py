@@ -1,0 +1,139 @@
+"""The learning rate as a function of images seen, and the optimizer's settings."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from dgm.common.errors import UserError
+from dgm.training.learner import clip
+from dgm.training.optimizer import AdamW, OptimConfig, learning_rate, torchs_adamw
+
+COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
+
+
+def test_the_rate_rises_linearly_and_then_stays():
+    config = OptimConfig(lr=0.4, warmup_images=100)
+    rates = [learning_rate(config, seen, 1000) for seen in (0, 25, 50, 100, 101, 1000, 5000)]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4, 0.4])
+
+
+def test_the_first_step_of_a_warm_up_moves():
+    assert learning_rate(OptimConfig(lr=0.4, warmup_images=100), 10, 1000) == pytest.approx(0.04)
+
+
+def test_without_warm_up_the_rate_is_there_at_once():
+    assert learning_rate(OptimConfig(lr=0.4, warmup_images=0), 1, 1000) == 0.4
+
+
+def test_cosine_falls_from_the_warm_up_to_zero():
+    rates = [learning_rate(COSINE, seen, 1100) for seen in (50, 100, 350, 600, 850, 1100)]
+    half = [0.5 * (1 + math.cos(math.pi * part)) for part in (0, 0.25, 0.5, 0.75)]
+    assert rates == pytest.approx([0.2, *(0.4 * part for part in half), 0.0], abs=1e-15)
+
+
+def test_cosine_stays_at_zero_beyond_the_end():
+    # The last step may end after total_images, which is rounded up to whole steps.
+    assert learning_rate(COSINE, 1200, 1100) == pytest.approx(0, abs=1e-15)
+
+
+@given(st.integers(0, 3000), st.integers(1, 2000), st.integers(0, 2000))
+def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
+    for decay in ("constant", "cosine"):
+        config = OptimConfig(lr=0.4, warmup_images=warmup, decay=decay)
+        assert 0 <= learning_rate(config, seen, total) <= 0.4
+
+
+def test_the_optimizer_takes_its_settings():
+    config = OptimConfig(lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
+    made = torchs_adamw(nn.Linear(2, 2).parameters(), config)
+    group = made.param_groups[0]
+    assert isinstance(made, torch.optim.AdamW)
+    assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
+        0.1,
+        (0.5, 0.7),
+        1e-3,
+        0.2,
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lr": 0.0}, {"lr": -1e-3}, {"clip_norm": -1.0}, {"betas": (0.9, 1.0)}]
+)
+def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
+    name, value = next(iter(setting.items()))
+    shown = list(value) if isinstance(value, tuple) else value
+    for make in (AdamW, torchs_adamw):
+        with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
+            make(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
+
+
+def learn(nets: list[nn.Module], step: int, missing: int | None) -> None:
+    """Give two nets the same gradients, none of them to the parameter `missing`."""
+    torch.manual_seed(step)
+    for number, (mine, other) in enumerate(
+        zip(nets[0].parameters(), nets[1].parameters(), strict=True)
+    ):
+        mine.grad = None if number == missing else torch.randn_like(mine)
+        other.grad = None if mine.grad is None else mine.grad.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
+    config = OptimConfig(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+    nets = [nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)).to(dtype) for _ in range(2)]
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+        net.load_state_dict(nets[0].state_dict())
+    ours, theirs = AdamW(nets[0].parameters(), config), torchs_adamw(nets[1].parameters(), config)
+    # One has no gradient at first, and later another: then their numbers of steps differ.
+    for step, missing in enumerate([0, 0, None, 3, None, None]):
+        learn(nets, step, missing)
+        rate = 0.1 / (1 + step)
+        theirs.param_groups[0]["lr"] = rate
+        ours.step(rate)
+        theirs.step()
+        if step == 3:  # a run that was continued goes on alike
+            kept, ours = ours.state, AdamW(nets[0].parameters(), config)
+            for weight, moments in kept.items():
+                ours.put(weight, {kind: value.clone() for kind, value in moments.items()})
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+        for kind, value in theirs.state[other].items():
+            assert torch.equal(ours.state[mine][kind], value), kind
+
+
+def test_a_step_to_skip_leaves_weights_and_moments():
+    net = nn.Linear(4, 4)
+    made, before = AdamW(net.parameters(), OptimConfig()), net.weight.detach().clone()
+    net.weight.grad = torch.full_like(net.weight, math.nan)
+    made.step(0.1, torch.ones(()))
+    assert torch.equal(net.weight, before)
+    assert not made.state[net.weight]["exp_avg"].any()
+
+
+def test_without_a_gradient_there_is_nothing_to_do():
+    made = AdamW(nn.Linear(2, 2).parameters(), OptimConfig())
+    made.step(0.1)
+    assert not made.state
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1.0])
+def test_clipping_leaves_the_same_bits_as_torchs(size: float, limit: float):
+    ours, theirs = nn.Linear(20, 20), nn.Linear(20, 20)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        mine.grad = torch.randn_like(mine) * size
+        other.grad = mine.grad.clone()
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit or float("inf"))
+    assert torch.equal(clip(list(ours.parameters()), limit), expected)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None
+        assert torch.equal(mine.grad, other.grad)

@@ -1,0 +1,271 @@
+"""The run folder: who may go on in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dgm.common.errors import UserError
+from dgm.training.engine import Engine
+from dgm.training.run_folder import (
+    MAY_CHANGE,
+    RunConfig,
+    RunFolder,
+    describe_machine,
+    flatten,
+    record_start,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    widths: list[int] = field(default_factory=lambda: [1, 2])
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    name: str | None = None
+    cadence: int = field(default=10, metadata=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    model: Section = field(default_factory=Section)
+    sample: Section = field(default_factory=Section, metadata=MAY_CHANGE)
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "config.yaml").read_text()
+
+
+def start(config: object, folder: Path) -> dict[str, list[Any]]:
+    """Open a run folder and write its configuration, as a start that finds no fault does."""
+    opened = RunFolder(config, folder)
+    changed = opened.open()
+    opened.write_config()
+    return changed
+
+
+def train_in(folder: Path, config: object) -> None:
+    """Leave a run that has logged a step."""
+    start(config, folder)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "images_seen": 8}\n')
+
+
+def test_settings_are_flat_with_what_may_change():
+    found = {key: (value, free) for key, value, free in flatten(Config())}
+    assert found["seed"] == (0, False)
+    assert found["model.betas"] == ([0.9, 0.999], False)
+    assert found["model.cadence"] == (10, True)
+    assert found["sample.eps"] == (1e-8, True)  # as the whole section
+    assert len(found) == 11
+
+
+def test_a_new_run_is_written_down(tmp_path: Path):
+    folder = tmp_path / "runs" / "one"
+    assert start(Config(), folder) == {}
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    written = yaml.safe_load(text_of(folder))
+    assert list(written) == ["seed", "model", "sample"]
+    section = {"widths": [1, 2], "betas": [0.9, 0.999], "eps": 1e-8, "name": None, "cadence": 10}
+    assert written["model"] == section
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path):
+    assert start(Config(), tmp_path) == {}
+
+
+def test_the_same_configuration_goes_on(tmp_path: Path):
+    config = Config(3, Section(widths=[4], eps=3e-16, name="a: [b] 'c'"))
+    start(config, tmp_path)
+    before = text_of(tmp_path)
+    assert start(config, tmp_path) == {}
+    assert text_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "other, key, before, now",
+    [
+        (Config(seed=1), "seed", "0", "1"),
+        (Config(model=Section(widths=[1, 3])), "model.widths", "[1, 2]", "[1, 3]"),
+        (Config(model=Section(betas=(0.5, 0.9))), "model.betas", "[0.9, 0.999]", "[0.5, 0.9]"),
+        (Config(model=Section(name="x")), "model.name", "None", "'x'"),
+    ],
+)
+def test_another_configuration_is_refused_with_key_and_values(
+    tmp_path: Path, other: Config, key: str, before: str, now: str
+):
+    train_in(tmp_path, Config())
+    text = text_of(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"{key} was {before}, is {now}")) as caught:
+        start(other, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert text_of(tmp_path) == text
+
+
+def test_every_differing_key_is_named_and_free_ones_are_not(tmp_path: Path):
+    train_in(tmp_path, Config())
+    other = Config(1, Section(eps=1e-6, cadence=5), Section(name="free"))
+    with pytest.raises(UserError) as caught:
+        start(other, tmp_path)
+    message = str(caught.value)
+    assert "seed was 0, is 1" in message and "model.eps was 1e-08, is 1e-06" in message
+    assert "cadence" not in message and "sample" not in message
+
+
+def test_a_free_key_may_change_and_is_written_down(tmp_path: Path):
+    start(Config(), tmp_path)
+    other = replace(Config(), model=Section(cadence=7), sample=Section(betas=(0.1, 0.2)))
+    assert start(other, tmp_path) == {
+        "model.cadence": [10, 7],
+        "sample.betas": [[0.9, 0.999], [0.1, 0.2]],
+    }
+    assert yaml.safe_load(text_of(tmp_path))["model"]["cadence"] == 7
+    assert start(other, tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path: Path):
+    train_in(tmp_path, Config())
+    path, whole = tmp_path / "config.yaml", text_of(tmp_path)
+    older = "".join(line for line in whole.splitlines(True) if "eps" not in line)
+    path.write_text(older)
+    with pytest.raises(UserError, match=r"model\.eps was 1e-08, is 1e-06"):
+        start(Config(model=Section(eps=1e-6)), tmp_path)
+    assert text_of(tmp_path) == older
+    assert start(Config(), tmp_path) == {}
+    assert text_of(tmp_path) == whole
+
+
+def test_where_nothing_was_trained_another_configuration_takes_the_folder(tmp_path: Path):
+    start(Config(), tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    assert start(Config(seed=1), tmp_path) == {"seed": [0, 1]}
+    assert yaml.safe_load(text_of(tmp_path))["seed"] == 1
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
+    assert start(Config(), tmp_path) == {}
+    assert "gan" not in text_of(tmp_path)
+
+
+def test_a_start_that_is_refused_changes_nothing(tmp_path: Path):
+    train_in(tmp_path, Config())
+    before = text_of(tmp_path)
+    assert RunFolder(Config(sample=Section(eps=1)), tmp_path).open() == {"sample.eps": [1e-8, 1]}
+    assert text_of(tmp_path) == before
+
+
+def test_a_new_folder_is_removed_where_nothing_was_trained(tmp_path: Path):
+    folder = tmp_path / "run"
+    made = RunFolder(Config(), folder)
+    made.open()
+    made.write_config()
+    (folder / "tensorboard").mkdir()
+    made.discard()
+    assert not folder.exists()
+    folder.mkdir()
+    mine = RunFolder(Config(), folder)
+    mine.open()
+    mine.write_config()
+    mine.discard()
+    assert folder.exists()  # for it was there before
+    trained = RunFolder(Config(), tmp_path / "trained")
+    trained.open()
+    (tmp_path / "trained" / "metrics.jsonl").write_text("{}\n")
+    trained.discard()
+    assert (tmp_path / "trained" / "metrics.jsonl").exists()
+
+
+def test_a_key_that_is_no_more_is_refused(tmp_path: Path):
+    train_in(tmp_path, Config())
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path) + "forgotten: 5\n")
+    with pytest.raises(UserError, match="forgotten was 5, which this version does not know"):
+        start(Config(), tmp_path)
+
+
+def test_a_run_of_another_family_is_refused(tmp_path: Path):
+    train_in(tmp_path, Config())
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
+    with pytest.raises(UserError, match="another family, with the sections gan: use its script"):
+        start(Config(), tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        start(Config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_configuration_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("site: mine\nseed: 0\n")
+
+    @dataclass(frozen=True)
+    class Whole(Config):
+        run: RunConfig = field(default_factory=RunConfig)
+
+    with pytest.raises(UserError, match=r"holds no run: its config\.yaml, which would be"):
+        start(Whole(), tmp_path)
+    assert text_of(tmp_path) == "site: mine\nseed: 0\n"
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match=r"run\.dir .*file"):
+        start(Config(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_first_start_that_was_killed_as_it_wrote_may_start_again(tmp_path: Path):
+    (tmp_path / ".config.yaml.tmp").write_text("seed: 0\nmod")
+    assert start(Config(), tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_torn_configuration_never_passes_for_another(tmp_path: Path):
+    train_in(tmp_path, Config())
+    path, whole = tmp_path / "config.yaml", text_of(tmp_path)
+    other = Config(1, Section(widths=[3], betas=(0.5, 0.9), eps=1e-6, name="x"))
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        with pytest.raises(UserError):
+            start(other, tmp_path)
+        try:
+            changed = start(Config(), tmp_path)
+        except UserError:
+            continue
+        # The cut took keys that may change, or that have their defaults.
+        assert all(k.startswith("sample.") or k == "model.cadence" for k in changed)
+        assert text_of(tmp_path) == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"a: [", b"\xff\xfe\x00", b"- 1\n"])
+def test_an_unreadable_configuration_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml .*: .*or move the run"):
+        start(Config(), tmp_path)
+
+
+def test_each_start_is_recorded(tmp_path: Path, engine: Engine):
+    record_start(tmp_path, engine, 0, {})
+    record_start(tmp_path, engine, 640, {"train.total_images": [100, 200]})
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["images_seen"] for start in starts] == [0, 640]
+    assert starts[1]["changed"] == {"train.total_images": [100, 200]}
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert (
+        environment["world_size"] == environment["num_nodes"] == 1
+        and environment["engine"] == "one process"
+    )
+    assert "torch" in environment["versions"] and environment["devices"]
+
+
+def test_the_environment_tells_nothing_of_its_variables(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
+    told = json.dumps(describe_machine())
+    assert "git_commit" in told
+    assert "very-secret-value" not in told

@@ -1,0 +1,95 @@
+"""Signals set a flag and nothing more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dgm.training.stop_request import StopRequest
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.fixture
+def stop() -> Iterator[StopRequest]:
+    before = handlers()
+    made = StopRequest()
+    yield made
+    made.close()
+    assert handlers() == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_raises_the_flag(stop: StopRequest, number: signal.Signals):
+    assert not stop.raised
+    os.kill(os.getpid(), number)
+    assert stop.raised
+    assert stop.raised  # asking does not lower it
+
+
+def test_a_second_interrupt_interrupts_at_once(stop: StopRequest):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_termination_waits_for_the_save(stop: StopRequest):
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.raised
+
+
+def test_handlers_are_put_back():
+    called: list[int] = []
+    original = signal.signal(signal.SIGUSR2, lambda number, _: called.append(number))
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert called == [] and stop.raised
+        stop.close()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert called == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, original)
+
+
+def test_another_thread_watches_nothing_and_does_not_fail():
+    before, made = handlers(), []
+
+    def work() -> None:
+        made.append(StopRequest())
+        made[0].close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(made) == 1 and not made[0].raised
+    assert handlers() == before
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.raised
+        stop.close()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, original)
+
+
+def test_an_interrupt_after_another_signal_is_the_first_interrupt(stop: StopRequest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.raised
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

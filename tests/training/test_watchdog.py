@@ -1,0 +1,82 @@
+"""A process that hangs is ended with a line that says in what; one at work is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 0.6
+WATCHED = """
+import mmap, os, signal, sys, threading, time
+from dgm.training.watchdog import Watchdog
+watchdog = Watchdog(float(sys.argv[1]) / 60)
+watchdog.start()
+exec(sys.argv[2])
+watchdog.close()
+print("done")
+"""
+
+
+def watch(work: str, limit_s: float = LIMIT_S) -> tuple[int, str, float]:
+    """Run work beside a watchdog: exit code, standard error, and seconds from its start."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(limit_s), work],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stderr, time.monotonic() - began
+
+
+def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: Path):
+    os.mkfifo(tmp_path / "data")
+    code, said, took_s = watch(f"watchdog.doing('data'); open({str(tmp_path / 'data')!r})")
+    assert code == 1
+    first, *stacks = said.splitlines()
+    assert first.startswith("error: nothing was done for 0.01 minutes (train.timeout_minutes) wh")
+    assert "while waiting for data: look at the disk or network that data.shards lies on" in first
+    assert any('File "<string>", line 1 in <module>' in line for line in stacks)
+    assert took_s < LIMIT_S + 10
+
+
+def test_what_keeps_pythons_lock_is_ended_as_well():
+    # As a page of a mapped file does that never comes: no other thread of Python can run.
+    code, said, _ = watch("import ctypes; watchdog.doing('data'); time.sleep(0.2); "
+                          "ctypes.PyDLL(None).sleep(30)")  # fmt: skip
+    assert code == 1
+    assert "Timeout (" in said and "line 1 in <module>" in said
+
+
+@pytest.mark.slow
+def test_steps_and_long_work_are_left_alone_and_so_is_a_run_without_a_limit():
+    steps = "[(watchdog.doing('step'), time.sleep(0.05)) for _ in range(30)]"
+    work = "end = time.monotonic() + 1.5; watchdog.doing('eval')\nwhile time.monotonic() < end: 1"
+    assert watch(steps)[:2] == watch(work)[:2] == (0, "")
+    assert watch("watchdog.doing('step'); time.sleep(1)", limit_s=0)[:2] == (0, "")
+    assert watch("watchdog.doing('step'); watchdog.doing(None); time.sleep(1)")[:2] == (0, "")
+
+
+def test_a_step_that_only_computes_is_ended():
+    work = "end = time.monotonic() + 9; watchdog.doing('step')\nwhile time.monotonic() < end: 1"
+    code, said, _ = watch(work)
+    assert code == 1 and "while in a step: look at the other processes" in said
+
+
+def test_time_for_which_a_process_is_stopped_does_not_count():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, str(LIMIT_S),
+         "watchdog.doing('step'); print('on', flush=True); time.sleep(0.5)"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGTSTP)
+    time.sleep(2 * LIMIT_S)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30) == ("done\n", "")
+    assert process.returncode == 0
