@@ -13,10 +13,11 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from dgm.common.atomic_dirs import new_folder
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
 from shards.class_folders import NoImages, Tree, describe_changes, find_images
-from shards.cli import Parser, run
+from shards.cli import run
 from shards.format import IMAGE_FORMATS, INDEX, SOURCE_FILES, Index, load_index
 from shards.option_names import option
 from shards.sources import DEFAULT_OPTIONS, SPLITS, FolderOptions, open_source, source_name

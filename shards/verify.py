@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted, size_of
 from dgm.common.progress import progress as show_progress
-from shards.cli import Parser, run
+from shards.cli import run
 from shards.format import INDEX, Index, check_size, load_index, sha256_of
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
-from slurm.cli import Parser
 
 NODES = ("n1", "n2", "n3", "n4")
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from slurm import slurm_cli as commands
+from slurm import slurm_cli
 from slurm.exit_policy import MISTAKE, STOPPED, Verdict, judge
 from slurm.ports import free_port
 from slurm.run_state import Record
@@ -92,8 +92,8 @@ class SlurmNodes:
     def __init__(self, job: Job):
         """Read what was given."""
         self.job = job
-        self.hosts = commands.hosts_of(os.environ["SLURM_JOB_NODELIST"])
-        self.id = commands.own_job_id()
+        self.hosts = slurm_cli.hosts_of(os.environ["SLURM_JOB_NODELIST"])
+        self.id = slurm_cli.own_job_id()
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -109,9 +109,9 @@ class SlurmNodes:
 
     def requeue(self) -> str | None:
         """Ask Slurm to start this job again; gives the reason where it does not."""
-        if not commands.is_running(self.id):
+        if not slurm_cli.is_running(self.id):
             return "the job is being ended by Slurm or by scancel"
-        return commands.requeue(self.id)
+        return slurm_cli.requeue(self.id)
 
 
 class Here:

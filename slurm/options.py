@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,20 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from dgm.common.command_line import expand_home
 from dgm.common.errors import UserError
+from dgm.common.suggestions import nearest
 from dgm.common.yaml_io import read_yaml
-from slurm.cli import dashed, expand_home, plainly
 from slurm.resources import Resources, profile_path
 
 NOT_SLURM = ("local", "debug")
 _PATH = {"path": True}  # field metadata of options in which ~ is the home folder
+
+
+_KINDS = {
+    "int": "a whole number (int)", "bool": "true or false", "str": "a text",
+    "list": "a list, as [a, b]", "dict": "keys and values, as {a: b}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,11 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
     except ArgumentError as error:
         said = " ".join(str(error).split())
         known = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"{where}{plainly(said, known)}") from None
+        raise UserError(f"{where}{_plainly(said, known)}") from None
     _check_values(chosen)
     for name in ("script", *(f.name for f in dataclasses.fields(Options) if f.metadata)):
         if isinstance(chosen[name], str):
-            flag = name if name == "script" else dashed(f"--{name}")
+            flag = name if name == "script" else _dashed(f"--{name}")
             chosen[name] = expand_home(flag, chosen[name])
     return chosen
 
@@ -117,7 +125,7 @@ def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespa
 def _check_values(chosen: Namespace) -> None:
     """Raise UserError where a text is empty or a number far too large."""
     for name, value in vars(chosen).items():
-        flag = name if name == "script" else dashed(f"--{name}")
+        flag = name if name == "script" else _dashed(f"--{name}")
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and not each.strip():
                 raise UserError(f"{flag} is '{each}': give a value, or leave it out")
@@ -152,3 +160,21 @@ def _as_word(value: Any) -> str:
 
 def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"
+
+
+def _plainly(said: str, known: list[str]) -> str:
+    """Say in our words what a parser found wrong, with what to do about it."""
+    wrong = re.fullmatch(
+        r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', said
+    )
+    if wrong:
+        key, kind, value = wrong.groups()
+        return f"--{_dashed(key)} is {value}: give {_KINDS.get(kind, kind)}"
+    unknown = re.search(r"unrecognized arguments: (--[^ =]+)", said)
+    near = nearest(_dashed(unknown[1]), map(_dashed, known)) if unknown else None
+    return f"{said}: did you mean {near}?" if near else f"{said}: see --help"
+
+
+def _dashed(option: str) -> str:
+    """Write an option with dashes, as people do."""
+    return option.replace("_", "-")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
-from slurm.cli import Parser
 from slurm.run_state import Record
 
 ROOT = Path(__file__).resolve().parents[1]

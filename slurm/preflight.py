@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from dgm.common.errors import UserError
-from slurm import slurm_cli as commands
+from slurm import slurm_cli
 from slurm.resources import Resources
 from slurm.run_state import Record
 
@@ -79,7 +79,7 @@ def check_folders(plans: list[Plan]) -> str:
                 "its own run.dir, or none"
             )
     jobs = {plan.run: plan.record.job() for plan in plans}
-    states = commands.states({j["job"] for j in jobs.values() if j.get("cluster") == "slurm"})
+    states = slurm_cli.states({j["job"] for j in jobs.values() if j.get("cluster") == "slurm"})
     for run, job in jobs.items():
         state = states.get(job.get("job", ""))
         local = job.get("cluster") == "local" and psutil.pid_exists(job["pid"])
@@ -137,7 +137,7 @@ def check_lead(plans: list[Plan], resources: Resources) -> str:
 
 def check_requeue() -> str:
     """Say what the cluster does with jobs that are to start again."""
-    said = commands.call("scontrol", "show", "config")
+    said = slurm_cli.call("scontrol", "show", "config")
     on = any(
         line.split("=")[-1].strip() == "1" for line in said.splitlines() if "JobRequeue" in line
     )
@@ -152,7 +152,7 @@ def check_nodes(paths: list[Path], resources: Resources) -> str:
     script = f'for p in {shlex.join(map(str, paths))}; do [ -e "$p" ] || echo "$p"; done; hostname'
     words = ["srun", "--immediate=3", "--nodes=1", "--ntasks=1", "--time=1", "--quiet", *asked]
     try:
-        *missing, host = commands.call(*words, "bash", "-c", script, timeout=30).split("\n")[:-1]
+        *missing, host = slurm_cli.call(*words, "bash", "-c", script, timeout=30).split("\n")[:-1]
     except (UserError, ValueError):
         return "none could be asked now whether it sees the run folder; each start looks"
     if missing:

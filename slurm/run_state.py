@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgm.common.atomic_io import write_whole
 from dgm.common.errors import access_fault
+from dgm.common.json_files import as_object, read_objects
 
 FOLDER = "slurm"
 _NONE: dict[str, type] = {"": int}
@@ -60,13 +61,13 @@ class Record:
     def job(self) -> dict[str, Any]:
         """Give the job that was submitted last; empty where none was, or its file is damaged."""
         try:
-            found = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = as_object((self.folder / "job.json").read_bytes()) or {}
+        except OSError:
             return {}
         kinds: dict[str, type] = {"job": str, "cluster": str}
-        if isinstance(found, dict) and ("pid" in found or found.get("cluster") == "local"):
+        if "pid" in found or found.get("cluster") == "local":
             kinds["pid"] = int
-        if isinstance(found, dict) and "total_images" in found:
+        if "total_images" in found:
             kinds["total_images"] = int
         good = _has(found, kinds) and 0 <= found.get("pid", 0) < 2**31
         return found if good else {}
@@ -81,12 +82,12 @@ class Record:
 
     def history(self) -> list[dict[str, Any]]:
         """Give all starts and ends; a line torn by a power cut, or damaged, is left out."""
-        lines = _lines(self.folder / "history.jsonl")
+        lines = read_objects(self.folder / "history.jsonl")
         return [line for line in lines if _has(line, _KINDS.get(str(line.get("event")), _NONE))]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Give what the trainer logged; a line that is damaged is left out."""
-        lines = _lines(self.run / "metrics.jsonl")
+        lines = read_objects(self.run / "metrics.jsonl")
         return [
             line
             for line in lines
@@ -101,27 +102,6 @@ class Record:
             if line["event"] == "end" and line["submission"] == submission:
                 count = count + 1 if line["verdict"] == "fault" and not line.get("progress") else 0
         return count
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return
-    for line in text.split(b"\n"):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            yield found
 
 
 def _has(found: object, kinds: dict[str, type]) -> bool:

@@ -6,7 +6,6 @@ it was requeued, and the last error in its log. Slurm's accounting is used where
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
@@ -22,11 +21,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError, access_fault
 from dgm.common.streams import STANDARD_OUTPUT, keep_streams, reader_is_gone
+from dgm.common.suggestions import nearest
 from dgm.common.yaml_io import read_yaml
-from slurm import slurm_cli as commands
-from slurm.cli import Parser
+from slurm import slurm_cli
 from slurm.run_state import FOLDER, Record
 from slurm.slurm_cli import State
 
@@ -81,7 +81,7 @@ def find_runs(folder: Path) -> list[Record]:
 def rows(records: list[Record]) -> list[Row]:
     """Look at runs, asking Slurm once for all."""
     jobs = [record.job() for record in records]
-    known = commands.states({job["job"] for job in jobs if job.get("cluster") == "slurm"})
+    known = slurm_cli.states({job["job"] for job in jobs if job.get("cluster") == "slurm"})
     return [
         _row(record, job, known.get(job.get("job", "")))
         for record, job in zip(records, jobs, strict=True)
@@ -212,8 +212,8 @@ def nearest_folder(missing: Path) -> Path | None:
     """Return the folder beside a missing one whose name is most like its name, if one is."""
     parent = missing.parent
     there = {p.name: p for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
-    near = difflib.get_close_matches(missing.name, there, 1, cutoff=0.6)
-    return there[near[0]] if near else None
+    near = nearest(missing.name, there, cutoff=0.6)
+    return there[near] if near else None
 
 
 def main() -> int:

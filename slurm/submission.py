@@ -25,8 +25,7 @@ import submitit
 from dgm.common.errors import UserError
 from dgm.common.redact import without_password
 from dgm.common.yaml_io import write_yaml
-from slurm import slurm_cli as commands
-from slurm import status
+from slurm import slurm_cli, status
 from slurm.job import Job
 from slurm.options import Asked
 from slurm.preflight import Plan
@@ -133,8 +132,8 @@ def submit(submission: Submission) -> list[str]:
         told = "; ".join(dict.fromkeys(said)) or " ".join(str(error).split())
         raise UserError(f"sbatch refuses: {told}") from None
     ids = [job.job_id for job in jobs]
-    if not commands.may_requeue(ids[0]):
-        commands.cancel(ids)
+    if not slurm_cli.may_requeue(ids[0]):
+        slurm_cli.cancel(ids)
         raise UserError(
             f"the cluster does not let job {ids[0]} be requeued, so a run could not continue by "
             "itself; it was cancelled: ask the administrators, or use another partition"

@@ -19,9 +19,7 @@ import yaml
 
 from dgm.common.errors import UserError
 from dgm.common.streams import keep_streams
-from slurm import preflight as checks
-from slurm import slurm_cli as commands
-from slurm import status
+from slurm import preflight, slurm_cli, status
 from slurm.accelerate_env import read_accelerate
 from slurm.options import Asked, read_options
 from slurm.preflight import Plan
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> int:
     """Submit what the command line says."""
     asked = read_options(arguments)
     cluster = asked.options.cluster
-    if cluster not in ("local", "debug") and not commands.present():
+    if cluster not in ("local", "debug") and not slurm_cli.present():
         raise UserError(
             "there is no Slurm on this machine (no sbatch): submit from a login node, choose "
             "--cluster local, or try with `make cluster-up`"
@@ -62,7 +60,7 @@ def main(arguments: list[str]) -> int:
             return run_here(submission)
         shards = plans[0].config["data"]["shards"]
         paths = [submission.home, *([Path(shards).expanduser().absolute()] if shards else [])]
-        print(f"{'nodes:':13}{checks.check_nodes(paths, asked.resources)}")
+        print(f"{'nodes:':13}{preflight.check_nodes(paths, asked.resources)}")
         ids = submit(submission)
     for plan, job in zip(plans, ids, strict=True):
         print(f"submitted job {job}: {plan.run}")
@@ -80,7 +78,7 @@ def make_plans(asked: Asked, environment: dict[str, str]) -> tuple[list[Plan], P
     processes = [n * resources.processes for n in range(least, most + 1)]
     lines = {name: [*words, *words_of(keys)] for name, keys in sets.items()}
     build = not options.dry_run
-    answers = checks.examine(asked.script, lines, processes, environment, build)
+    answers = preflight.examine(asked.script, lines, processes, environment, build)
     plans = []
     base = None
     for name, answer in answers.items():
@@ -109,7 +107,7 @@ def choose_failed(plans: list[Plan]) -> list[Plan]:
     rows = status.rows([plan.record for plan in plans])
     again = [row.run for row in rows if row.state in status.ENDED and row.state != "done"]
     fresh = [row.run for row in rows if row.state == "by hand"]  # nothing was submitted there
-    commands.cancel([row.job for row in rows if row.state == "held"])
+    slurm_cli.cancel([row.job for row in rows if row.state == "held"])
     return [plan for plan in plans if plan.run in again + fresh]
 
 
@@ -118,13 +116,13 @@ def check(asked: Asked, plans: list[Plan]) -> dict[str, str]:
     count = "1 run" if len(plans) == 1 else f"{len(plans)} sets"
     told = {
         "config": f"{count}, understood by {asked.script}",
-        "run folders": checks.check_folders(plans),
+        "run folders": preflight.check_folders(plans),
         "shards": plans[0].shards,
-        "disk": checks.check_disk(plans),
+        "disk": preflight.check_disk(plans),
     }
     if asked.options.cluster not in ("local", "debug"):
-        told["lead time"] = checks.check_lead(plans, asked.resources)
-        told["requeue"] = checks.check_requeue()
+        told["lead time"] = preflight.check_lead(plans, asked.resources)
+        told["requeue"] = preflight.check_requeue()
     return told
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from dgm.common.errors import UserError
-from dgm.evaluation import classifier
-from dgm.evaluation import feature_cache as real
+from dgm.evaluation import classifier, feature_cache
 from dgm.evaluation.inception import inception_features
 from dgm.training import checkpoint
 from shards.images import decode_image
@@ -178,7 +177,7 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
         write({"stages.0.weight": Evil(ran)})
         assert classifier._read(path, 10) is None
         with pytest.warns(UserWarning, match=r"x\.safetensors is made again: it is damaged"):
-            assert real._read(path, {"format": 1}, say=True) is None
+            assert feature_cache._read(path, {"format": 1}, say=True) is None
     folder = tmp_path / "checkpoints" / "000000016"
     folder.mkdir(parents=True)
     for name in (*checkpoint.FILES, checkpoint.MANIFEST):

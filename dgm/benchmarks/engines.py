@@ -25,9 +25,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from shards.build import ensure
-from shards.cli import home_path
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("ddpm", "gan", "vae", "flow")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dgm.benchmarks.table import medians, print_table
+from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.build import ensure
-from shards.cli import home_path
 from shards.format import INDEX, ShardFile, load_index
 
 ROOT = Path(__file__).resolve().parents[2]

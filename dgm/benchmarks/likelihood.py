@@ -18,6 +18,7 @@ from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
 from dgm.cli.load_run import open_trained
 from dgm.cli.path_checks import check_folder
+from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.evaluation.likelihood import bits_per_dim
@@ -30,7 +31,6 @@ from dgm.training.run_folder import RunFolder
 from dgm.training.state_dicts import load_nets
 from dgm.training.trainer import train
 from dgm.vae.networks import VAENetConfig
-from shards.cli import home_path
 from shards.reader import open_shards
 
 SEED = 1  # of the choice of test images and of their draws

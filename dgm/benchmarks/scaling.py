@@ -23,10 +23,10 @@ import torch.distributed as dist
 
 from dgm.benchmarks.machine import MOST_AT_ONCE, wait
 from dgm.cli.entry import run
+from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.build import ensure
-from shards.cli import home_path
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_PROCESSES = 256  # on one machine

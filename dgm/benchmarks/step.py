@@ -25,16 +25,16 @@ from dgm.benchmarks.peer_loops import PEERS, check_batch, check_installed
 from dgm.benchmarks.table import print_table
 from dgm.cli import train_ddpm
 from dgm.cli.parser import parse
+from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.training import cuda_graph as step_graph
+from dgm.training import cuda_graph
 from shards.build import ensure
-from shards.cli import home_path
 from shards.reader import open_shards
 
 NUM_PICTURES = 2000  # for loops that read files, at least
 MOST_PICTURES = 50_000
-WARM_UP = step_graph.WARM_UP + 2  # steps before any is timed: one of them is recorded
+WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed: one of them is recorded
 OURS = "ours"
 
 

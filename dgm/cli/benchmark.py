@@ -25,7 +25,7 @@ from dgm.benchmarks import (
     step,
 )
 from dgm.cli.path_checks import check_file
-from shards.cli import Parser
+from dgm.common.command_line import Parser
 
 COMMANDS = {
     "data": data,

@@ -26,7 +26,7 @@ from dgm.cli.sample import choose_checkpoint
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
-from dgm.diffusion import sdedit as partial
+from dgm.diffusion import sdedit
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.evaluation.classifier import classify
 from dgm.evaluation.image_similarity import SMALLEST, feature_distance, psnr, ssim
@@ -100,8 +100,8 @@ class Denoiser:
         """Give some of the images noised and denoised, [n, 2, C, H, W]."""
         options, rows = self.subject.options, rows.to(self.real.device)
         draws = Draws.of(options.seed, self.numbers[rows])
-        noised = partial.noise(self.objective, self.pixels[rows], draws, steps)
-        made = partial.denoise(
+        noised = sdedit.noise(self.objective, self.pixels[rows], draws, steps)
+        made = sdedit.denoise(
             self.objective, self.subject.nets, noised, self.labels[rows], draws, steps,
             options.sampler, options.evaluations, options.guidance,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from dgm.cli.eval_context import Subject
 from dgm.common.atomic_dirs import cache_root
 from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.evaluation import latent_traversal as walks
+from dgm.evaluation import latent_traversal
 from dgm.evaluation.class_labels import is_balanced, labels_by_frequency, uniform_labels
 from dgm.evaluation.classifier import to_input
 from dgm.evaluation.feature_cache import describe_real
@@ -64,7 +64,7 @@ class Explorer:
         path = subject.options.path or ("line" if subject.trained.family == "flow" else "sphere")
         way = {"line": along_line, "sphere": along_sphere}[path]
         rows = self._decode(way(z[0::2], z[1::2], COLUMNS), labels[0::2])
-        even: list[dict[str, Any]] = [*walks.smoothness(subject.classifier, rows)]
+        even: list[dict[str, Any]] = [*latent_traversal.smoothness(subject.classifier, rows)]
         between = "test images" if self.encodes else "latents"
         found: dict[str, Any] = {"between": between, "along": path}
         for name in ("mean_step", "largest_over_mean"):
@@ -100,7 +100,7 @@ class Explorer:
         else:
             moved = "directions in which images change most"
             moved += f", at temperature {held:g}" if flow else ""
-            directions, changes = walks.most_changing(
+            directions, changes = latent_traversal.most_changing(
                 self.engine, objective, subject.nets, z, labels, count, subject.options.seed
             )
             width = STANDARD.bin_width / subject.trained.objective.pixels.bin_width
@@ -109,7 +109,7 @@ class Explorer:
             ]
         path = along_directions(z[0], directions, COLUMNS, reach)
         sheet = self._decode(path, labels[:1].expand(count))
-        far = walks.distance_of_ends(subject.classifier, sheet)
+        far = latent_traversal.distance_of_ends(subject.classifier, sheet)
         rows = [{**row, "distance_of_ends": d} for row, d in zip(rows, far, strict=True)]
         return {"moved": moved, "reach": reach, "rows": rows}, sheet
 
@@ -121,7 +121,9 @@ class Explorer:
         number = min(len(subject.test), subject.options.num_images)
 
         def told(mine: Tensor) -> Tensor:
-            return objective.kl_by_latent(subject.nets, walks.load(subject.test, mine, device))
+            return objective.kl_by_latent(
+                subject.nets, latent_traversal.load(subject.test, mine, device)
+            )
 
         with torch.no_grad():
             kl, latents = self.engine.spread(number, told).double().mean(0).topk(count)
@@ -137,7 +139,7 @@ class Explorer:
         subject, seed = self.subject, self.subject.options.seed
         if isinstance(self.objective, Encoder):
             index = self.ends[:count]
-            found = walks.encode_on_all(
+            found = latent_traversal.encode_on_all(
                 self.engine, self.objective, subject.nets, subject.test, index, seed
             )
             return found, torch.from_numpy(subject.test.labels(index.numpy()))
@@ -150,7 +152,7 @@ class Explorer:
 
     def _decode(self, z: Tensor, labels: Tensor) -> Tensor:
         objective = self.subject.trained.objective
-        made = walks.decode_on_all(
+        made = latent_traversal.decode_on_all(
             self.engine, self.objective, self.subject.nets, z, labels, objective.sample_config.batch
         )
         return objective.pixels.convert(made, STANDARD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch import nn
 from dgm.cli.assemble import identify, known_as
 from dgm.cli.families import open_config, rebuild
 from dgm.common.errors import UserError
+from dgm.common.suggestions import nearest
 from dgm.objective import Objective
 from dgm.training import checkpoint
 from dgm.training.state_dicts import in_channels_last, load_nets
@@ -95,9 +95,8 @@ def hint_at_runs(folder: Path) -> str:
         wanted = folder.relative_to(root) if folder.is_relative_to(root) else Path(folder.name)
         names = {run.name: run for run in _runs_under(root)}
         names |= {str(run.relative_to(root)): run for run in _runs_under(root)}
-        near = difflib.get_close_matches(str(wanted), names, 1, cutoff=0.6)
-        if near:
-            return f"did you mean {names[near[0]]}?"
+        if near := nearest(str(wanted), names, cutoff=0.6):
+            return f"did you mean {names[near]}?"
     if next(_runs_under(Path("runs")), None) is None:
         return "there is none under runs/ here: train one first, or give its path"
     return "name one of runs/"

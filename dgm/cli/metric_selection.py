@@ -8,8 +8,8 @@ import numpy as np
 
 from dgm.cli.eval_context import Subject
 from dgm.cli.sample_metrics import MEASURES
-from dgm.cli.suggestions import nearest_name
 from dgm.common.errors import UserError
+from dgm.common.suggestions import did_you_mean
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.ode import check_timesteps
 from dgm.evaluation.diversity import LEAST_REAL
@@ -82,7 +82,7 @@ def hint_at_measure(name: str) -> str:
     """Return what to give instead of a name that is no measure."""
     if option := _PUBLISHED.get(name.lower().replace("-", "_")):
         return f"give {option}"
-    return f"{nearest_name(name, MEASURES)}choose of {', '.join(MEASURES)}"
+    return f"{did_you_mean(name, MEASURES)}choose of {', '.join(MEASURES)}"
 
 
 def refuse_published_names(words: list[str]) -> None:

@@ -17,10 +17,10 @@ from dgm import images
 from dgm.cli.load_run import Trained, open_trained
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
-from dgm.cli.suggestions import nearest_name
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
+from dgm.common.suggestions import did_you_mean
 from dgm.common.validation import check_range
 from dgm.diffusion.samplers import SamplerName
 from dgm.nn.compiling import compile_net
@@ -76,7 +76,7 @@ def choose_classes(trained: Trained, wanted: str | None) -> list[int]:
         elif word.isdecimal() and int(word) < len(trained.classes):
             labels.append(int(word))
         else:
-            near = nearest_name(word, trained.classes)
+            near = did_you_mean(word, trained.classes)
             raise UserError(
                 f"--classes names '{word}', which the run does not know: {near}choose of "
                 f"{', '.join(trained.classes)}"

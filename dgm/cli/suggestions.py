@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
 
-from shards.cli import nearest
+from dgm.common.suggestions import nearest
 
 # The names of diffusers' and Hugging Face's scripts, Lightning's Trainer and of well-known
 # repositories, by the key that does the same here. A family that lacks a key has no such hint.
@@ -145,12 +144,3 @@ def suggest_option(unknown: str, known: Iterable[str]) -> str | None:
         if name in names.split() and f"--{option}" in options:
             return f"did you mean --{option}?"
     return None
-
-
-def nearest_name(unknown: str, known: Iterable[str]) -> str:
-    """Return `did you mean X? ` for a name that is spelled much like a known one, else ''."""
-    lower = {name.lower(): name for name in known}
-    near = nearest(unknown.lower(), lower) or next(
-        iter(difflib.get_close_matches(unknown.lower(), lower, 1, cutoff=0.6)), None
-    )
-    return f"did you mean {lower[near]}? " if near else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgm.common.progress import advance
 from dgm.common.validation import check_range
-from dgm.flow import actnorm_init as walk
+from dgm.flow import actnorm_init
 from dgm.flow.networks import Flow, normal_log_prob
 from dgm.objective import Batch, Nets, Phase
 from dgm.preprocessing import DEQUANTIZED, draw_mirrored, flip_images
@@ -144,11 +144,11 @@ class FlowObjective:
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
         """Let each actnorm standardise its output on these images."""
-        walk.initialize(nets["flow"], self._seen(batch, draws))
+        actnorm_init.initialize(nets["flow"], self._seen(batch, draws))
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
         """Name the first layer whose output for these images is not finite, if there is one."""
-        return walk.find_non_finite(nets["flow"], self._seen(batch, draws))
+        return actnorm_init.find_non_finite(nets["flow"], self._seen(batch, draws))
 
     def _seen(self, batch: Batch, draws: Draws) -> Tensor:
         """Give the images as training sees them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -10,6 +9,7 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from dgm.common.errors import UserError, check_readable
+from dgm.common.json_files import as_object, read_objects
 from dgm.training.checkpoint import MANIFEST
 from dgm.training.run_folder import read_config
 
@@ -21,8 +21,6 @@ ENERGY = {
 """Metrics of energy since the run began, and what each covers."""
 SPREAD = "spread_over_seeds"
 """In evaluation.json: standard deviations of figures over seeds, by their names."""
-_MAX_DEPTH = 30  # of objects in a file, and
-_MAX_DIGITS = 20  # of a whole number in it, lest what shows them fail
 _LARGEST = 1e100  # of a number that is shown
 _NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
 
@@ -189,11 +187,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
     check_readable(path)
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line for text in texts if (line := as_object(text)) is not None]
+    return read_objects(path)
 
 
 def newest_saved(folder: Path) -> int | None:
@@ -241,26 +235,6 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if found is None:
         notes.append(f"{path.name} is left out: it cannot be read as a JSON object.")
     return found or {}
-
-
-def as_object(text: str) -> dict[str, Any] | None:
-    """Read a JSON object; None where it is none."""
-    try:
-        found = json.loads(text, parse_int=_int)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and _is_flat(found, _MAX_DEPTH) else None
-
-
-def _int(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError("beyond all bounds")
-    return int(digits)
-
-
-def _is_flat(found: object, depth: int) -> bool:
-    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    return depth > 0 and all(_is_flat(part, depth - 1) for part in inside)
 
 
 def _finite(value: object) -> TypeGuard[float]:

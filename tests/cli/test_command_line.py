@@ -13,10 +13,9 @@ from dgm.cli.sample import make_parser
 from dgm.cli.suggestions import _KEY_OF, suggest_key, suggest_option
 from dgm.cli.train_ddpm import Config
 from dgm.cli.train_gan import Config as GANConfig
+from dgm.common.command_line import Parser as ShardsParser
 from dgm.common.errors import UserError
 from dgm.training.run_folder import flatten
-from shards.cli import Parser as ShardsParser
-from slurm.cli import Parser as SlurmParser
 from slurm.options import read_options
 from slurm.preflight import examine
 from slurm.sweep import read_sweep, words_of
@@ -111,7 +110,7 @@ def test_home_folder_in_options_of_scripts(
     several = make_options_parser("x")
     several.add_argument("runs", nargs="+", type=path_word)
     assert parse_options(several, ["~/a", "b"]).runs == [f"{tmp_path}/a", "b"]
-    for kind in (ShardsParser, SlurmParser):
+    for kind in (ShardsParser, ShardsParser):
         parser = kind()
         parser.add_argument("folder", type=Path)
         assert parser.parse_args(["~/a"]).folder == tmp_path / "a"

@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.cli import eval_context as subject
-from dgm.cli import evaluate
-from dgm.cli import sample_metrics as measures
+from dgm.cli import eval_context, evaluate, sample_metrics
 from dgm.cli.eval_context import Subject
 from dgm.cli.load_run import Trained
 from dgm.cli.metric_selection import choose_measures
@@ -77,7 +75,7 @@ def make(
 ) -> Subject:  # fmt: skip
     for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(subject, "cache_root", lambda: cache / "cache")
+    monkeypatch.setattr(eval_context, "cache_root", lambda: cache / "cache")
     given = ["run", "--epochs", "1", "--test_shards", str(tiny_shards), *words]
     options = evaluate.make_parser().parse_args(given)
     evaluate.check(options)
@@ -137,7 +135,7 @@ def test_images_of_one_class_only_are_seen(
     made = make(tiny_shards, cache, monkeypatch, "--num_images", "60", conditional=False)
     family: Any = made.trained.objective
     family.rows = np.tile(family.rows[:1], (10, 1))  # circles, whatever is asked for
-    found = measures.diversity(made)
+    found = sample_metrics.diversity(made)
     assert found["classes_are"] == "seen by the classifier"
     assert max(found["share_by_class"].values()) > 0.5
     assert sum(found["share_by_class"].values()) == pytest.approx(1)

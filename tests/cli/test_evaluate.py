@@ -13,7 +13,7 @@ import pytest
 from random_inception import write_random_weights
 from safetensors.torch import load_file
 
-from dgm.cli import load_run as opening
+from dgm.cli import load_run
 from dgm.cli.eval_context import open_on_all
 from dgm.training import checkpoint
 from dgm.training.engine import Engine
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
         shutil.rmtree(newer, ignore_errors=True)
         return plain(path)
 
-    monkeypatch.setattr(opening.checkpoint, "read", vanishing)
+    monkeypatch.setattr(load_run.checkpoint, "read", vanishing)
     shutil.copytree(older, newer)
     assert open_on_all(Engine("no"), run, None).images_seen == 64
     shutil.copytree(older, newer)

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import shards.errors
 from tiny import SCRIPTS, TINY
 from written_runs import write_run
 
-from dgm.cli import parser as command
-from dgm.cli import report
+import shards.option_names
+from dgm.cli import parser, report
 from dgm.cli.entry import run
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +26,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
     def called(*words: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
         # `run` ends a process, which it may leave as it likes; this one goes on.
-        monkeypatch.setattr(shards.errors, "_spelling", str)
-        monkeypatch.setattr(command, "_ends_process", False)
+        monkeypatch.setattr(shards.option_names, "_spelling", str)
+        monkeypatch.setattr(parser, "_ends_process", False)
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
             run(report.main)

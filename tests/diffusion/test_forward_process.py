@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.diffusion import forward_process as noising
+from dgm.diffusion import forward_process
 from dgm.diffusion.forward_process import Chosen, Example, Noising, choose, q_sample
 from dgm.diffusion.parameterization import to_x_0_and_eps
 from dgm.diffusion.schedule import linear
@@ -198,13 +198,13 @@ def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.Monk
         return fail
 
     monkeypatch.setattr(compiling.torch, "compile", no_compiler)
-    noising._compiled.cache_clear()
+    forward_process._compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
             first = make(way="compiled", keep_x_0=True)(*given(2))
             second = make(way="compiled", keep_x_0=True)(*given(2))
     finally:
-        noising._compiled.cache_clear()
+        forward_process._compiled.cache_clear()
     assert len(caught) == 2  # one for each of the two passes
     for made in (first, second):
         same_examples(made, make(keep_x_0=True)(*given(2)))

@@ -16,8 +16,7 @@ import pytest
 from cluster import Cluster, kill, log_of, losses_of, until
 from tiny import BATCH, LAUNCH, SCRIPTS
 
-from slurm import slurm_cli as commands
-from slurm import status
+from slurm import slurm_cli, status
 from slurm.run_state import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -120,13 +119,13 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
     # Once before the training listens, by way of the job, as at a time limit.
     until(lambda: len(cluster.ranks(record)) == 2, 30, log_of(record))
-    commands.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
+    slurm_cli.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
     until(lambda: bool(ends(record)), 30, log_of(record))
     assert cluster.wait(record, "requeued").requeues == 0
     # Then in the middle, each process by itself.
     cluster.wait_for_steps(record, record.images_saved() // BATCH + 30)
     told = record.metrics()[-1]["step"]
-    commands.call("scancel", "--signal=USR2", cluster.job(record))
+    slurm_cli.call("scancel", "--signal=USR2", cluster.job(record))
     until(lambda: len(ends(record)) == 2, 30, log_of(record))
     saved = record.images_saved() // BATCH
     assert saved >= told
@@ -145,7 +144,7 @@ def test_preempted_it_saves_and_goes_on_afterwards(
     record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
     cluster.wait_for_steps(record, 30)
     urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null")
-    commands.call("sbatch", *urgent, "--wrap=true")
+    slurm_cli.call("sbatch", *urgent, "--wrap=true")
     assert cluster.wait(record, "requeued").images_seen < LONG * BATCH
     row = cluster.wait(record, "done")
     assert ends(record) == [("stopped", "requeue"), ("done", "nothing")]
@@ -172,7 +171,7 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
         log_of(record),
     )
     assert status.rows([record])[0].requeues >= 1 and row.total_images == steps * BATCH
-    commands.cancel([cluster.job(record)])
+    slurm_cli.cancel([cluster.job(record)])
     until(lambda: status.rows([record])[0].state in status.ENDED, 60, log_of(record))
     # Cancelled by a person: saved, and not started again.
     assert status.rows([record])[0].state in ("stopped", "cancelled")
@@ -260,4 +259,4 @@ def test_signal_to_everything_of_a_step_disturbs_no_helper(
     until(lambda: bool(ends(record)), 60, log_of(record))
     assert ends(record) == [("stopped", "requeue")]
     assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    commands.cancel([cluster.job(record)])
+    slurm_cli.cancel([cluster.job(record)])

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.evaluation import classifier
-from dgm.evaluation import online_eval as during
+from dgm.evaluation import classifier, online_eval
 from dgm.evaluation.classifier import Classifier, cached_classifier, classify, train_classifier
 from dgm.evaluation.likelihood import bits_per_dim
 from dgm.evaluation.online_eval import EvalConfig, RealImages, make_evaluation
@@ -103,7 +102,7 @@ def test_likelihood_is_measured_on_test_images(engine: Engine, tmp_path: Path):
 def test_samples_like_the_real_images_are_nearer_than_others(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(during, "enough_epochs", lambda data: 8)
+    monkeypatch.setattr(online_eval, "enough_epochs", lambda data: 8)
     config, data = EvalConfig(every_images=1, num_images=60), Shapes(60)
     distances = []
     for family in (Copies(data), Brightness()):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from dgm.evaluation import prdc as manifold
+from dgm.evaluation import prdc
 from dgm.evaluation.diversity import diversity_by_class, spread_within
 from dgm.evaluation.memorization import Near, memorisation, nearest_first
 from dgm.evaluation.prdc import nearest, overlap, radii
@@ -51,8 +51,8 @@ def test_equal_sets_overlap_as_is_said(engine: Engine):
 def test_few_rows_at_a_time_find_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     made, real = sets()
     whole, near = overlap(engine, made, real), nearest(engine, made, real)
-    monkeypatch.setattr(manifold, "_AT_ONCE", 500)
-    monkeypatch.setattr(manifold, "_BLOCK", 17)
+    monkeypatch.setattr(prdc, "_AT_ONCE", 500)
+    monkeypatch.setattr(prdc, "_BLOCK", 17)
     assert overlap(engine, made, real) == whole
     blocked = nearest(engine, made, real)
     torch.testing.assert_close(blocked[0], near[0])

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
-from shards.cli import Parser
 from tests.gpu.checks import kernels, runs, steps
 from tests.gpu.checks.registry import Check, Context, Report, carry_out
 from tests.gpu.command import run

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
-from shards.cli import Parser
 from tests.gpu.command import run
 from tests.gpu.processes import CommandError, run_command
 

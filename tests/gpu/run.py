@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
-from shards.cli import Parser
 from tests.gpu.command import run
 from tests.gpu.parts import FIRST, RESERVE_S, START_S, make_parts
 from tests.gpu.processes import CommandError, end_on_signals

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgm.diffusion import forward_process as noising
+from dgm.diffusion import forward_process
 from dgm.nn.kernels import norm_gpu
 from dgm.training.optimizer import AdamW
 from tests.gpu import check
@@ -124,13 +124,17 @@ def other_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = noising.purpose_id
-    monkeypatch.setattr(noising, "purpose_id", lambda purpose: right(purpose.replace("noise", "x")))
+    right = forward_process.purpose_id
+    monkeypatch.setattr(
+        forward_process, "purpose_id", lambda purpose: right(purpose.replace("noise", "x"))
+    )
 
 
 def other_flips(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = noising.purpose_id
-    monkeypatch.setattr(noising, "purpose_id", lambda purpose: right(purpose.replace("flip", "x")))
+    right = forward_process.purpose_id
+    monkeypatch.setattr(
+        forward_process, "purpose_id", lambda purpose: right(purpose.replace("flip", "x"))
+    )
 
 
 def no_skipping(monkeypatch: pytest.MonkeyPatch) -> None:

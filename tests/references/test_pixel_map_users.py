@@ -20,9 +20,8 @@ from torch import Tensor
 
 from dgm.cli.denoise import Denoiser
 from dgm.diffusion import objective as diffusion_objective
-from dgm.diffusion import sdedit as partial
-from dgm.evaluation import online_eval as during
-from dgm.evaluation import sampler_sweep as settings
+from dgm.diffusion import sdedit
+from dgm.evaluation import online_eval, sampler_sweep
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.frechet import Moments
 from dgm.evaluation.reconstruction import reconstruction_error
@@ -101,19 +100,19 @@ def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) 
 def test_the_frechet_distance_of_a_run_is_of_the_stored_levels(
     stored: Stored, engine: Engine, described: Callable
 ) -> None:
-    seen = described(during)
+    seen = described(online_eval)
     wanted = Moments.of(torch.randn(200, 128))
-    during.fd_classifier(engine, stored, {}, Classifier(2), wanted, torch.arange(COUNT) % 2)
+    online_eval.fd_classifier(engine, stored, {}, Classifier(2), wanted, torch.arange(COUNT) % 2)
     assert np.array_equal(seen[0], stored.levels)
 
 
 def test_trials_of_settings_are_judged_by_the_stored_levels(
     stored: Stored, engine: Engine, described: Callable
 ) -> None:
-    seen = described(settings)
-    judge = settings.Judge(Classifier(2).eval(), Moments.of(torch.randn(200, 128)), False)
+    seen = described(sampler_sweep)
+    judge = sampler_sweep.Judge(Classifier(2).eval(), Moments.of(torch.randn(200, 128)), False)
     labels = torch.arange(COUNT) % 2
-    _, sheet = settings.try_settings(engine, stored, {}, judge, [{"a": 1}], labels, 5, 0)
+    _, sheet = sampler_sweep.try_settings(engine, stored, {}, judge, [{"a": 1}], labels, 5, 0)
     assert np.array_equal(seen[0], stored.levels)
     assert np.array_equal(STANDARD.to_uint8(sheet[0]).numpy(), stored.levels[:5])
 
@@ -146,7 +145,7 @@ def test_diffusion_noises_and_encodes_images_of_its_map(
     made, draws = odd_diffusion(), Draws.of(0, torch.arange(COUNT))
     images = torch.from_numpy(stored.levels)
     x_0 = (images.permute(0, 3, 1, 2).double() + 7) / 100 - 1
-    noised = partial.noise(made, images, draws, 9)
+    noised = sdedit.noise(made, images, draws, 9)
     eps = draws.normal("noise", (SIDE, SIDE, 3), torch.float64).permute(0, 3, 1, 2)
     level = made.schedule.alphas_cumprod[8]
     expected = level.sqrt() * x_0 + (1 - level).sqrt() * eps

@@ -13,8 +13,7 @@ from accounting import WithAccounting, missing_programs
 from cluster import Cluster, kill, until
 
 from dgm.common.errors import UserError
-from slurm import slurm_cli as commands
-from slurm import status
+from slurm import slurm_cli, status
 from slurm.devcluster import FourNodes, missing_daemons
 
 pytestmark = pytest.mark.slow
@@ -45,7 +44,7 @@ class WithoutRequeue(FourNodes):
 def make_cluster(
     tmp_path: Path, tiny_config: Path, user_environment: dict[str, str], monkeypatch
 ) -> Iterator[Callable[..., Cluster]]:
-    """Return what starts such a cluster, and makes it that of Slurm's commands."""
+    """Return what starts such a cluster, and makes it that of Slurm's slurm_cli."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: type[FourNodes], missing: list[str]) -> Cluster:
@@ -78,30 +77,30 @@ def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
     def wrap(*words: str) -> str:
-        said = commands.call("sbatch", "--parsable", "--output=/dev/null", *words)
+        said = slurm_cli.call("sbatch", "--parsable", "--output=/dev/null", *words)
         return said.strip()
 
     record = accounted.submit(tmp_path / "run", steps=100_000)
     well, badly = wrap("--wrap=true"), wrap("--wrap=false")
     array = wrap("--array=0-3%1", "--wrap=sleep 100")
     tasks = [f"{array}_{number}" for number in range(4)]
-    until(lambda: commands.is_running(f"{array}_0"), 30, "the array did not begin")
-    commands.cancel([array])
+    until(lambda: slurm_cli.is_running(f"{array}_0"), 30, "the array did not begin")
+    slurm_cli.cancel([array])
     accounted.wait_for_steps(record, 5)
     # The job before its processes, so that nothing is left to tell how they ended.
     for process in sorted(processes_of(accounted.job(record)), key=lambda p: p.create_time()):
         kill(process)
     jobs = {well, badly, *tasks, accounted.job(record)}
-    until(lambda: not any(s.live for s in commands.states(jobs).values()), 30, "they live on")
+    until(lambda: not any(s.live for s in slurm_cli.states(jobs).values()), 30, "they live on")
     accounted.nodes.forget_jobs()
-    assert commands.call("squeue", "--noheader", "--states=all") == ""
-    names = {job: state.name for job, state in commands.states(jobs).items()}
+    assert slurm_cli.call("squeue", "--noheader", "--states=all") == ""
+    names = {job: state.name for job, state in slurm_cli.states(jobs).items()}
     own = accounted.job(record)
     assert names == {well: "COMPLETED", badly: "FAILED", tasks[0]: "CANCELLED", own: "FAILED"}
     assert status.rows([record])[0].state == "failed"
     # The same without accounts: all that is known is that it never ended.
     accounted.nodes.end("slurmdbd")
-    assert commands.states(jobs) == {}
+    assert slurm_cli.states(jobs) == {}
     assert status.rows([record])[0].state == "lost"
 
 
@@ -112,5 +111,5 @@ def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
     with pytest.raises(UserError, match=r"does not let job \d+ be requeued, .* it was cancelled"):
         cluster.submit(tmp_path / "run")
     # A job that began before it was cancelled stays for a moment as completing.
-    until(lambda: commands.call("squeue", "--noheader") == "", 30, "the job was not cancelled")
+    until(lambda: slurm_cli.call("squeue", "--noheader") == "", 30, "the job was not cancelled")
     assert not (tmp_path / "run").exists()

@@ -20,9 +20,7 @@ from tiny import BATCH, LAUNCH, SCRIPTS
 need("submitit")
 
 from dgm.common.errors import UserError
-from slurm import preflight as checks
-from slurm import slurm_cli as commands
-from slurm import status, submit
+from slurm import preflight, slurm_cli, status, submit
 from slurm.accelerate_env import read_accelerate
 from slurm.resources import Resources
 from slurm.run_state import Record
@@ -38,7 +36,7 @@ def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Call
     """Return a check that a submission is refused in one line, and that nothing is left of it."""
 
     def check(options: list[object], overrides: list[object], *parts: str) -> None:
-        jobs = commands.call("squeue", "--noheader", "--format=%i").split()
+        jobs = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
         words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", "--"]
         with pytest.raises(UserError) as caught:
@@ -46,7 +44,7 @@ def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Call
         told = str(caught.value)
         assert "\n" not in told and all(part in told for part in parts), told
         assert not (tmp_path / "runs").exists()
-        after = commands.call("squeue", "--noheader", "--format=%i").split()
+        after = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
         assert not set(after) - set(jobs)  # those of other tests may have ended
         assert "sbatch: error" not in capsys.readouterr().err
 
@@ -82,7 +80,7 @@ def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_pa
 
 def test_script_that_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
-        checks.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
+        preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
 
 
 def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
@@ -93,7 +91,7 @@ def test_engine_that_cannot_do_it_is_refused() -> None:
     zero = read_accelerate(LAUNCH / "configs" / "accelerate" / "zero2.yaml")
     words = ["--config", str(LAUNCH / "configs" / "ddpm_tiny.yaml"), "--train.float64=true"]
     with pytest.raises(UserError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
-        checks.examine(str(TRAINER), {"": words}, [2], zero, build=False)
+        preflight.examine(str(TRAINER), {"": words}, [2], zero, build=False)
 
 
 def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
@@ -114,7 +112,7 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
     cluster.submit(tmp_path / "runs", "--sweep", sweep, "--only-failed")
     for record in records:
         cluster.wait(record, "done")
-    assert not any(state.live for state in commands.states(set(old)).values())
+    assert not any(state.live for state in slurm_cli.states(set(old)).values())
 
 
 def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_path: Path) -> None:
@@ -131,11 +129,11 @@ def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_p
     cluster.wait_for_steps(record, 5)
     lines = record.log.read_text().splitlines()
     assert {f"{task}: inside, after its-modules" for task in (0, 1)} <= set(lines)
-    commands.call("scancel", "--signal=USR2", cluster.job(record))
+    slurm_cli.call("scancel", "--signal=USR2", cluster.job(record))
     until(lambda: record.history()[-1]["event"] == "end", 60, record.log.read_text())
     assert record.history()[-1]["verdict"] == "stopped"
     assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    commands.cancel([cluster.job(record)])
+    slurm_cli.cancel([cluster.job(record)])
 
 
 def test_dry_run_shows_everything_and_leaves_nothing(
@@ -234,9 +232,9 @@ def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
     assert Record(tmp_path / "run").images_saved() == 16 * BATCH
 
 
-def plan(run: Path, checkpoint_bytes: int = 0) -> checks.Plan:
+def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
     config = {"train": {"keep_checkpoints": 3, "global_batch": 16, "total_images": 100}}
-    return checks.Plan("", run, config, (1,), checkpoint_bytes, "")
+    return preflight.Plan("", run, config, (1,), checkpoint_bytes, "")
 
 
 def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> None:
@@ -245,22 +243,24 @@ def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> Non
         {"images_seen": 32, "time/images_per_s": 8.0, "time/save_s": 40.0, "time/sample_s": 20.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = checks.check_lead([plan(tmp_path)], Resources(lead_s=120))
+    told = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
     assert "have taken 72.0 s" in told  # a step takes 2 s
     with pytest.raises(UserError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
-        checks.check_lead([plan(tmp_path)], Resources(lead_s=60))
-    assert "no save has been measured" in checks.check_lead([plan(tmp_path / "new")], Resources())
+        preflight.check_lead([plan(tmp_path)], Resources(lead_s=60))
+    assert "no save has been measured" in preflight.check_lead(
+        [plan(tmp_path / "new")], Resources()
+    )
 
 
 def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
-    assert "0.00 GB of" in checks.check_disk([plan(tmp_path / "a", 1000)])
+    assert "0.00 GB of" in preflight.check_disk([plan(tmp_path / "a", 1000)])
     with pytest.raises(UserError, match=r"checkpoints need \d+\.\d GB, but .* free"):
-        checks.check_disk([plan(tmp_path / "a", 10**15)])
+        preflight.check_disk([plan(tmp_path / "a", 10**15)])
 
 
 def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
     resources = Resources(gpus_per_node=0)
-    assert "one was asked" in checks.check_nodes([tmp_path], resources)
+    assert "one was asked" in preflight.check_nodes([tmp_path], resources)
     with pytest.raises(UserError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
-        checks.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
+        preflight.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
     assert os.environ["SLURM_CONF"] == str(cluster.nodes.config)

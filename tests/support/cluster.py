@@ -16,8 +16,7 @@ import psutil
 import pytest
 from tiny import BATCH, LAUNCH, SCRIPTS
 
-from slurm import slurm_cli as commands
-from slurm import status
+from slurm import slurm_cli, status
 from slurm.devcluster import FourNodes
 from slurm.run_state import Record
 
@@ -82,7 +81,7 @@ class Cluster:
 
     def show(self, record: Record, key: str) -> str:
         """Give what Slurm says of a run's job."""
-        said = commands.call("scontrol", "show", "job", "-o", self.job(record))
+        said = slurm_cli.call("scontrol", "show", "job", "-o", self.job(record))
         return re.findall(rf"\b{key}=(\S*)", said)[0]
 
 

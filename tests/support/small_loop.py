@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from dgm.objective import Batch, Phase
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
-from dgm.training import checkpoint
-from dgm.training import trainer as loop
+from dgm.training import checkpoint, trainer
 from dgm.training.checkpoint import Checkpoint
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig
@@ -113,7 +112,7 @@ class Folder(RunFolder):
 
 
 def train(made: Job) -> bool:
-    return loop.train(made, Folder(made.folder))
+    return trainer.train(made, Folder(made.folder))
 
 
 def left_by(folder: Path) -> tuple[Checkpoint, list[dict[str, float]]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgm.common.errors import UserError
 from dgm.rng import ORDER_BLOCK, order, permutation
-from dgm.training import sampler as batches
+from dgm.training import sampler
 from dgm.training.sampler import Batches
 from shards.reader import Shards
 
@@ -179,7 +179,7 @@ def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
         asked.append((epoch, block))
         return order(seed, epoch, length, block)
 
-    monkeypatch.setattr(batches, "order", seen)
+    monkeypatch.setattr(sampler, "order", seen)
     length = 2 * ORDER_BLOCK + 10
 
     class Large(Numbered):

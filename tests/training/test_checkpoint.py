@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.common import atomic_io as files
+from dgm import tensor_files
 from dgm.common.errors import UserError
 from dgm.training import checkpoint
 from dgm.training.checkpoint import Checkpoint, FullState
@@ -197,7 +197,7 @@ def test_an_interrupted_write_leaves_nothing_of_its_own(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    owner: Any = {"save_file": files, "write_text": Path}.get(failing, os)
+    owner: Any = {"save_file": tensor_files, "write_text": Path}.get(failing, os)
     with monkeypatch.context() as patch:
         patch.setattr(owner, failing, fail)
         with pytest.raises(type(error)):

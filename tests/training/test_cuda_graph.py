@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from dgm.cli.families import FAMILIES
 from dgm.cli.parser import parse
 from dgm.common.errors import UserError
-from dgm.diffusion import forward_process as noising
+from dgm.diffusion import forward_process
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
-from dgm.training import trainer as loop
+from dgm.training import trainer
 from dgm.training.cuda_graph import WARM_UP, CudaRecorder, StepGraphs
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig, records_steps
@@ -73,7 +73,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TapeRecorder]:
             return StepGraphs(step, batches, recorders[0])
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "step_graphs", graphs)
+            patch.setattr(trainer, "step_graphs", graphs)
             train(made)
         return recorders[0]
 
@@ -178,7 +178,9 @@ def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
     monkeypatch.setattr(  # without generating code, which takes long
         nn.Module, "compile", lambda net, **_: compile_as_usual(net, backend="aot_eager")
     )
-    monkeypatch.setattr(noising, "_compiled", lambda function: function)  # on a GPU a kernel's work
+    monkeypatch.setattr(
+        forward_process, "_compiled", lambda function: function
+    )  # on a GPU a kernel's work
     settings = {"compile": "all", "micro_batch": BATCH if family == "gan" else BATCH // 2}
     recorder = recording(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
     assert recorder.recorded == (3 if family == "gan" else 1)
@@ -255,7 +257,9 @@ def test_it_is_known_which_kinds_of_steps_were_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        loop, "step_graphs", lambda _, step, batches: StepGraphs(step, batches, TapeRecorder(step))
+        trainer,
+        "step_graphs",
+        lambda _, step, batches: StepGraphs(step, batches, TapeRecorder(step)),
     )
     made = small_job(tmp_path / "run", TwoPhases(BOTH), kernels=False, total_images=8 * 5)
     assert train_and_count(made) == {"('a', None)": True, "('b', None)": False}

@@ -10,8 +10,7 @@ import pytest
 import torch
 from small_loop import job, left_by, train
 
-from dgm.training import energy
-from dgm.training import trainer as loop
+from dgm.training import energy, trainer
 from dgm.training.energy import GPU, PACKAGES, EnergyMeter, find_counters, gpu
 from dgm.training.metrics_log import read_metrics
 
@@ -96,14 +95,14 @@ def test_a_counter_that_breaks_off_ends_the_telling_but_not_the_sum(powercap: Pa
 def test_a_run_goes_on_counting_where_its_checkpoint_was(
     powercap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "find_counters", lambda device: find_counters(device, powercap))
-    zone, advance = powercap / "intel-rapl:0", loop.Run.advance
+    monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, powercap))
+    zone, advance = powercap / "intel-rapl:0", trainer.Run.advance
 
-    def spend(run: loop.Run) -> None:
+    def spend(run: trainer.Run) -> None:
         write(zone, int((zone / "energy_uj").read_text()) + 3_600_000)  # 1e-6 kWh a step
         advance(run)
 
-    monkeypatch.setattr(loop.Run, "advance", spend)
+    monkeypatch.setattr(trainer.Run, "advance", spend)
     folder = tmp_path / "run"
     assert train(job(folder, total_images=48))
     write(zone, 90_000_000_000)  # by others, in between
@@ -115,7 +114,7 @@ def test_a_run_goes_on_counting_where_its_checkpoint_was(
 
 
 def test_a_log_without_energy_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "find_counters", lambda device: find_counters(device, tmp_path))
+    monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, tmp_path))
     assert train(job(tmp_path / "run"))
     assert not any(
         "energy" in key for line in read_metrics(tmp_path / "run/metrics.jsonl") for key in line

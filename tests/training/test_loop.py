@@ -1,4 +1,4 @@
-"""The loop, with an objective of two phases that trains in a blink."""
+"""The trainer, with an objective of two phases that trains in a blink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from small_loop import BOTH, Folder, TwoPhases, job, left_by, train
 
 from dgm.common.errors import UserError
 from dgm.objective import Phase
-from dgm.training import trainer as loop
+from dgm.training import trainer
 from dgm.training.stop_request import StopRequest
 from dgm.training.trainer import Run
 
@@ -63,8 +63,8 @@ def test_resumed_run_equals_uninterrupted_run(
     stopping = job(folder)
     monkeypatch.setattr(stopping.engine, "agree", lambda _: len(seen) * 8 == interrupted_at or None)
     seen: list[int] = []
-    advance = loop.Run.advance
-    monkeypatch.setattr(loop.Run, "advance", lambda run: (seen.append(1), advance(run)))
+    advance = trainer.Run.advance
+    monkeypatch.setattr(trainer.Run, "advance", lambda run: (seen.append(1), advance(run)))
     assert not train(stopping)
     assert left_by(folder)[0].state["images_seen"] == interrupted_at
     assert train(job(folder))
@@ -169,7 +169,7 @@ def test_a_request_after_the_first_step_saves_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Run, "log", log_and_ask)
     made = job(tmp_path / "run", log_every_images=8, save_every_images=0)
     try:
-        assert not loop.train(made, Folder(made.folder), stop)
+        assert not trainer.train(made, Folder(made.folder), stop)
     finally:
         stop.close()
     assert ended == []

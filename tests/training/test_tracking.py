@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgm.training import metrics_log as tracking
+from dgm.training import metrics_log
 from dgm.training.engine import Engine
 from dgm.training.metrics_log import Meter, MetricsFile, Progress, read_metrics
 
@@ -187,7 +187,7 @@ def test_what_takes_a_while_is_named_and_is_no_slow_training(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     now = [100.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
     progress = Progress(1000, 0, shown=True)
     progress.advance(50)
     for what, seconds in (("saving", 1), ("drawing samples", 40)):

@@ -1,0 +1,20 @@
+"""The known name that was meant by an unknown one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(unknown: str, known: Iterable[str], cutoff: float = 0.8) -> str | None:
+    """Return the known name that begins like an unknown one, or is spelled much like it."""
+    known = list(known)
+    longer = [name for name in known if name.startswith(unknown)]
+    return next(iter(longer or difflib.get_close_matches(unknown, known, 1, cutoff)), None)
+
+
+def did_you_mean(unknown: str, known: Iterable[str]) -> str:
+    """Return `did you mean X? ` for a name spelled much like a known one, in any case, else ''."""
+    lower = {name.lower(): name for name in known}
+    near = nearest(unknown.lower(), lower, cutoff=0.6)
+    return f"did you mean {lower[near]}? " if near else ""
