@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.command_line import Parser
@@ -364,5 +364,10 @@ def main() -> None:
     print(f"data: {describe_shards(out, open_shards(out))}")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command and exit."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
@@ -112,5 +113,10 @@ def main() -> None:
     print(verify(parser.parse_args().folder))
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command and exit."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 from rich.console import Console
@@ -268,6 +268,11 @@ def _report_denied(records: list[Record]) -> int:
     return 2 if faults else 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command and exit."""
     keep_streams()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

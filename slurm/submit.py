@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -144,10 +145,15 @@ def show(submission: Submission) -> None:
         print(f"environment: {changed or 'nothing more'}")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command and exit."""
     keep_streams()  # what is begun is submitted as a whole
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

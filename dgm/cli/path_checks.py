@@ -75,7 +75,8 @@ def choose_outputs(option: str, text: str) -> Outputs:
     named, beside = outputs.png, outputs.npz
     if path.suffix.lower() == ".npz":
         named, beside = beside, named
-    if beside.exists() and not named.exists():  # so it was not written by this command before
+    # Where only that one is there, this command has not written it.
+    if path.suffix and beside.exists() and not named.exists():
         raise UserError(
             f"{option} is {text}, but {beside}, which would be written beside it, exists: move "
             "that, or name another file"

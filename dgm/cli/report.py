@@ -73,10 +73,7 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            hint = hint_at_runs(folder).replace(
-                "name one of runs/", "name a run folder or that of a sweep"
-            )
-            raise UserError(f"{folder} is no folder: {hint}")
+            raise UserError(f"{folder} is no folder: {hint_at_runs(folder)}")
         if (folder / "config.yaml").is_file():
             found[folder] = False
             continue
@@ -84,7 +81,7 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
         if not inside:
             raise UserError(
                 f"{folder} is neither a run folder (no config.yaml) nor that of a sweep "
-                "(no run folder in it): name one of runs/"
+                f"(no run folder in it): {hint_at_runs(folder)}"
             )
         found.update({path: True for path in inside})
     # A run that is named twice, or beside its sweep, is one.

@@ -128,7 +128,7 @@ LOOKING = [
 
 REPORT = "python launch/report.py"
 REPORTING = [
-    Case(f"{REPORT} nowhere", "nowhere", "no folder", "name a run folder"),
+    Case(f"{REPORT} nowhere", "nowhere", "no folder", "name one of runs/", needs="runs/ddpm"),
     Case(f"{REPORT} pictures", "pictures", "no config.yaml", "name one of runs/",
          needs="runs/ddpm"),
     Case(f"{REPORT} runs/ddpm runs/vae", "--out", "2 folders", "--out report.html"),

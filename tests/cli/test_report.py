@@ -72,7 +72,11 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
     damaged = write_run(tmp_path / "damaged", [2.0, 1.0, 1.0]) / "metrics.jsonl"
     damaged.write_text(damaged.read_text().replace('"images_seen": 200', '"images": 200'))
     mistakes: list[tuple[tuple[object, ...], str]] = [
-        ((none,), f"{none} is no folder: name a run folder or that of a sweep"),
+        (
+            (none,),
+            f"{none} is no folder: there is none under runs/ here: train one first, or give its "
+            "path",
+        ),
         (
             (empty,),
             f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "

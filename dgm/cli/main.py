@@ -1,0 +1,63 @@
+"""The command `dgm`: `dgm train ddpm ...`, `dgm sample RUN`, `dgm submit ...` and so on.
+
+Each sub-command takes the same words as its script in launch/ or its module of shards or slurm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from dgm.common.suggestions import did_you_mean
+
+COMMANDS = {
+    "train ddpm": ("dgm.cli.train_ddpm", "train a diffusion model"),
+    "train gan": ("dgm.cli.train_gan", "train a GAN"),
+    "train vae": ("dgm.cli.train_vae", "train a VAE"),
+    "train flow": ("dgm.cli.train_flow", "train a normalizing flow"),
+    "sample": ("dgm.cli.sample", "make images with a trained run"),
+    "evaluate": ("dgm.cli.evaluate", "compute metrics of trained runs"),
+    "denoise": ("dgm.cli.denoise", "denoise test images with a diffusion model"),
+    "explore": ("dgm.cli.explore", "interpolate, traverse latents, sweep sampler settings"),
+    "report": ("dgm.cli.report", "write an HTML page about runs"),
+    "exercises": ("dgm.cli.exercises", "train and compare the exercises' runs"),
+    "benchmark": ("dgm.cli.benchmark", "measure speed and memory"),
+    "submit": ("slurm.submit", "submit runs or sweeps to Slurm"),
+    "status": ("slurm.status", "show the state of submitted runs"),
+    "shards build": ("shards.build", "build WebDataset shards from images"),
+    "shards verify": ("shards.verify", "check shards against their checksums"),
+}
+"""Sub-commands: the module that has `main`, and what it does."""
+
+
+def main() -> None:
+    """Run the sub-command that the first words name; exit with code 2 where they name none."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if words else 2)
+    name = next((c for c in (" ".join(words[:2]), words[0]) if c in COMMANDS), None)
+    if name is None:
+        given = " ".join(words[: 2 if any(c.startswith(f"{words[0]} ") for c in COMMANDS) else 1])
+        hint = did_you_mean(given, COMMANDS) or f"choose of {', '.join(COMMANDS)}"
+        print(f"error: dgm {given} is no command: {hint.strip()}", file=sys.stderr)
+        sys.exit(2)
+    if name.startswith("train "):
+        from dgm.cli.early_stop import watch_early
+
+        watch_early()  # libraries take seconds to import
+    module = importlib.import_module(COMMANDS[name][0])
+    # The script's name, which runs keep as how they were started.
+    sys.argv = [f"launch/{COMMANDS[name][0].split('.')[-1]}.py", *words[len(name.split()) :]]
+    if not name.startswith(("submit", "status", "shards")):
+        from dgm.cli.entry import run
+
+        run(module.main)
+    module.command()
+
+
+def usage() -> str:
+    """Return the list of sub-commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  dgm {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join([*lines, "", "dgm COMMAND --help shows its options."])
