@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
 
+from dgm.common.run_files import read_config, scan_metrics
 from dgm.report.page import make_page
 from dgm.report.read_run import read_log
 from dgm.training import checkpoint
-from dgm.training.metrics_log import MetricsFile, scan_metrics
-from dgm.training.run_folder import read_config
+from dgm.training.metrics_log import MetricsFile
 from slurm import status
 from slurm.run_state import Record
 

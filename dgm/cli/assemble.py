@@ -20,6 +20,7 @@ from dgm.cli.memory_check import check_room
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
 from dgm.common.atomic_dirs import cache_root, remove_unfinished
+from dgm.common.config_keys import MAY_CHANGE, PATH, flatten
 from dgm.common.errors import UserError, disk_fault, naming
 from dgm.common.exit_codes import DONE, STOPPED
 from dgm.common.redact import without_password
@@ -30,7 +31,7 @@ from dgm.training.checkpoint import complete_names, newest, read_state
 from dgm.training.engine import Engine
 from dgm.training.job import Job, check
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import MAY_CHANGE, PATH, RunFolder, flatten
+from dgm.training.run_folder import RunFolder
 from dgm.training.run_lock import RunLock
 from dgm.training.sampling import shown_classes
 from dgm.training.stop_request import StopRequest

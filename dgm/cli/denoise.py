@@ -23,6 +23,7 @@ from dgm.cli.load_run import open_data, open_trained
 from dgm.cli.parser import make_options_parser, parse_options, path_word, read_list
 from dgm.cli.path_checks import check_folder
 from dgm.cli.sample import choose_checkpoint
+from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
@@ -35,7 +36,6 @@ from dgm.preprocessing import STANDARD
 from dgm.report.denoising import save_curves
 from dgm.rng import Draws
 from dgm.training.engine import Engine
-from dgm.training.run_folder import write_whole
 
 _BATCH = 100  # images at a time
 

@@ -29,6 +29,7 @@ from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_folder
 from dgm.cli.sample import choose_checkpoint
 from dgm.cli.sample_metrics import MEASURES
+from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
@@ -37,7 +38,6 @@ from dgm.evaluation.online_eval import MOST_MADE
 from dgm.report.evaluation_table import table
 from dgm.report.read_run import state_of
 from dgm.training.engine import Engine
-from dgm.training.run_folder import write_whole
 
 
 def make_parser() -> ArgumentParser:

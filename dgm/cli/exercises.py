@@ -27,13 +27,15 @@ from dgm.cli.exercise_plan import FOLDER, TRAINERS, Plan, PlannedRun, names_of_e
 from dgm.cli.parser import make_options_parser, parse, parse_options, path_word
 from dgm.cli.path_checks import check_folder
 from dgm.cli.report import open_run
+from dgm.common.atomic_io import write_whole
+from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import FAULT, MISTAKE, STOPPED
 from dgm.common.formatting import duration
+from dgm.common.run_files import newest_saved, read_lines
 from dgm.common.validation import check_range
 from dgm.report.exercise import exercise_page
-from dgm.report.read_run import Run, newest_saved, read_lines
-from dgm.training.run_folder import flatten, write_whole
+from dgm.report.read_run import Run
 from dgm.training.stop_request import watched_signals
 from shards.build import ensure
 from shards.option_names import spell_options

@@ -20,9 +20,9 @@ from jsonargparse import (
 
 from dgm.cli.suggestions import suggest_key, suggest_option
 from dgm.common.command_line import expand_home, remedy_for
+from dgm.common.config_keys import flatten, flatten_nested, nested
 from dgm.common.errors import UserError, one_line
 from dgm.common.yaml_io import read_value, read_yaml
-from dgm.training.run_folder import flatten, flatten_nested, nested
 
 _KINDS = {
     "int": "a whole number (int)", "float": "a number (float)", "bool": "true or false",

@@ -16,11 +16,13 @@ from dgm.cli.families import FAMILIES, family_of
 from dgm.cli.load_run import hint_at_runs
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_file
+from dgm.common.atomic_io import write_whole
+from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
+from dgm.common.run_files import read_config
 from dgm.report.failures import Failure, children, find_failure
 from dgm.report.page import make_page
 from dgm.report.read_run import Run, read_run
-from dgm.training.run_folder import flatten, read_config, write_whole
 
 
 def make_parser() -> ArgumentParser:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.common.config_keys import MAY_CHANGE
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.training.job import TrainConfig, noising_way
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import MAY_CHANGE, RunConfig
+from dgm.training.run_folder import RunConfig
 
 DEFAULT_CONFIG = "ddpm_cifar10.yaml"
 

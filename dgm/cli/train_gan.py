@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
 from dgm.training.job import TrainConfig
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import MAY_CHANGE, RunConfig
+from dgm.training.run_folder import RunConfig
 
 DEFAULT_CONFIG = "dcgan_cifar10.yaml"
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.training.job import TrainConfig
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import MAY_CHANGE, RunConfig
+from dgm.training.run_folder import RunConfig
 from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgm.report.read_run import newest_saved, read_lines
+from dgm.common.run_files import newest_saved, read_lines
 
 _JOBS = "slurm"  # what jobs write beside a run, and a sweep's jobs beside its runs
 _ERROR = re.compile(r"(error: .*|\w*(Error|Exception|Interrupt)\b.*|srun: error: .*)")

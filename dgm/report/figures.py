@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgm.common.atomic_io import replacing
-from dgm.training.metrics_log import read_metrics
+from dgm.common.run_files import read_metrics
 
 
 def save_loss_curve(folder: Path) -> Path | None:

@@ -9,9 +9,8 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from dgm.common.errors import UserError, check_readable
-from dgm.common.json_files import as_object, read_objects
-from dgm.training.checkpoint import MANIFEST
-from dgm.training.run_folder import read_config
+from dgm.common.json_files import as_object
+from dgm.common.run_files import newest_saved, read_config, read_lines
 
 LOGGED = ("train/", "eval/", "time/", "memory/", "energy/")
 ENERGY = {
@@ -182,19 +181,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
                 "mend or remove that line"
             )
     return lines
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
-    check_readable(path)
-    return read_objects(path)
-
-
-def newest_saved(folder: Path) -> int | None:
-    """Say how many images the newest checkpoint has seen; None where there is none."""
-    check_readable(folder / "checkpoints")  # what may not be listed looks empty
-    names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
-    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def flatten_figures(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgm.common.errors import UserError, check_readable, naming
+from dgm.common.run_files import MANIFEST
 from dgm.tensor_files import save_tensors
 
-MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 _PARTIAL = ".partial-"
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dgm.common.config_keys import MAY_CHANGE
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.nn.compiling import compile_net
@@ -19,7 +20,6 @@ from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 from dgm.training.launch_env import Launched, on_gpu
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import MAY_CHANGE
 from dgm.training.sampler import Batches
 from dgm.training.watchdog import Watchdog
 

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from dgm.common.atomic_io import append, write_whole
 from dgm.common.errors import naming
+from dgm.common.run_files import scan_metrics
 from dgm.metrics import higher_is_better
 from dgm.training.engine import Engine
 from dgm.training.watchdog import Watchdog
@@ -126,41 +126,6 @@ class MetricsFile:
         """Bring all lines to the disk."""
         with naming(self.path):
             os.fsync(self.file.fileno())
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl` without its damaged lines, such as one torn by a power cut."""
-    return scan_metrics(path)[0]
-
-
-def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
-    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
-
-    All lines of a run have the same number of images per step; one that differs is damaged too.
-    """
-    texts = path.read_bytes().split(b"\n") if path.exists() else []
-    found = {number: _line(text) for number, text in enumerate(texts, 1) if text.strip()}
-    good = {number: line for number, line in found.items() if line is not None}
-    batches = Counter(line["images_seen"] / line["step"] for line in good.values())
-    lines: dict[float, dict[str, float]] = {}
-    damaged = [number for number, line in found.items() if line is None]
-    for number, line in good.items():
-        if line["images_seen"] / line["step"] != batches.most_common(1)[0][0]:
-            damaged.append(number)
-        else:
-            lines.setdefault(line["step"], line)
-    return [lines[step] for step in sorted(lines)], sorted(damaged)
-
-
-def _line(text: bytes) -> dict[str, float] | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
-        return None
-    counts = (line.get("step"), line.get("images_seen"))
-    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
 
 
 class Clock:

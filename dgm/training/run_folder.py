@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,14 @@ from typing import Any
 import torch
 
 from dgm.common.atomic_io import append, write_whole
-from dgm.common.errors import UserError, check_readable
+from dgm.common.config_keys import MAY_CHANGE, PATH, flatten, nested
+from dgm.common.errors import UserError
 from dgm.common.redact import without_password
-from dgm.common.yaml_io import read_yaml, write_yaml
+from dgm.common.run_files import read_config
+from dgm.common.yaml_io import write_yaml
 from dgm.training.engine import Engine
 from dgm.training.launch_env import count_nodes
 from dgm.training.run_lock import LOCK, RunLock
-
-MAY_CHANGE = {"may_change": True}
-"""Field metadata of keys that do not alter what has been trained so far."""
-PATH = {"path": True}
-"""Field metadata of keys that are paths, in which ~ is the home folder."""
 
 # A start that was killed or is at it, a job that is to train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
@@ -49,19 +44,6 @@ class RunConfig:
     """Seed of every draw and of the first weights."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata=MAY_CHANGE)
     """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
-
-
-def flatten(
-    config: object, prefix: str = "", free: bool = False
-) -> Iterator[tuple[str, Any, bool]]:
-    """Go through (key, value, may change) of nested dataclasses."""
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value, key = getattr(config, f.name), prefix + f.name
-        may_change = free or bool(f.metadata.get("may_change"))
-        if dataclasses.is_dataclass(value):
-            yield from flatten(value, key + ".", may_change)
-        else:
-            yield key, list(value) if isinstance(value, tuple) else value, may_change
 
 
 class RunFolder:
@@ -248,36 +230,3 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
-    check_readable(path)
-    try:
-        nested = read_yaml(path)
-    except UserError as error:
-        raise UserError(f"{error}; or restore it, or move the run") from None
-    if not nested:
-        raise UserError(f"{path} is empty: restore it or move the run")
-    return dict(flatten_nested(nested))
-
-
-def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through (key, value) of nested dictionaries, as `flatten` does of dataclasses."""
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from flatten_nested(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return keys and values in dictionaries, as `flatten_nested` goes through them."""
-    root: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, last = key.split(".")
-        node = root
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
-    return root

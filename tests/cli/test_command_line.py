@@ -14,8 +14,8 @@ from dgm.cli.suggestions import _KEY_OF, suggest_key, suggest_option
 from dgm.cli.train_ddpm import Config
 from dgm.cli.train_gan import Config as GANConfig
 from dgm.common.command_line import Parser as ShardsParser
+from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
-from dgm.training.run_folder import flatten
 from slurm.options import read_options
 from slurm.preflight import examine
 from slurm.sweep import read_sweep, words_of

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tiny import LAUNCH
 
+from dgm.common.run_files import scan_metrics
 from dgm.training import checkpoint
-from dgm.training.metrics_log import scan_metrics
 
 SCRIPT = LAUNCH / "train_vae.py"
 PAGE = 4096

@@ -26,7 +26,8 @@ from tiny import LAUNCH
 
 from dgm.cli.parser import parse
 from dgm.cli.train_ddpm import Config
-from dgm.training.run_folder import as_yaml, read_config
+from dgm.common.run_files import read_config
+from dgm.training.run_folder import as_yaml
 
 need("submitit")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgm.common.run_files import read_metrics
 from dgm.objective import Batch, Phase
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
@@ -17,7 +18,6 @@ from dgm.training import checkpoint, trainer
 from dgm.training.checkpoint import Checkpoint
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig
-from dgm.training.metrics_log import read_metrics
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunFolder
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny import LAUNCH, SCRIPTS
 
+from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.training import engine
 from dgm.training.device_settings import apply_device_settings
 from dgm.training.job import TrainConfig
-from dgm.training.run_folder import flatten
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"

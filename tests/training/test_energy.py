@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_loop import job, left_by, train
 
+from dgm.common.run_files import read_metrics
 from dgm.training import energy, trainer
 from dgm.training.energy import GPU, PACKAGES, EnergyMeter, find_counters, gpu
-from dgm.training.metrics_log import read_metrics
 
 CPU = torch.device("cpu")
 RANGE_UJ = 262_143_328_850

@@ -11,16 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dgm.common.config_keys import MAY_CHANGE, flatten
 from dgm.common.errors import UserError
 from dgm.training.engine import Engine
-from dgm.training.run_folder import (
-    MAY_CHANGE,
-    RunConfig,
-    RunFolder,
-    describe_machine,
-    flatten,
-    record_start,
-)
+from dgm.training.run_folder import RunConfig, RunFolder, describe_machine, record_start
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from dgm.common.run_files import read_metrics
 from dgm.training import metrics_log
 from dgm.training.engine import Engine
-from dgm.training.metrics_log import Meter, MetricsFile, Progress, read_metrics
+from dgm.training.metrics_log import Meter, MetricsFile, Progress
 
 
 def line(images_seen: int, loss: float = 0.5) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""Reading the files of a run folder: config.yaml, metrics.jsonl, checkpoints/."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dgm.common.config_keys import flatten_nested
+from dgm.common.errors import UserError, check_readable
+from dgm.common.json_files import read_objects
+from dgm.common.yaml_io import read_yaml
+
+MANIFEST = "manifest.json"
+"""File of a checkpoint with the sizes and checksums of the others, written last."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    check_readable(path)
+    try:
+        nested = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}; or restore it, or move the run") from None
+    if not nested:
+        raise UserError(f"{path} is empty: restore it or move the run")
+    return dict(flatten_nested(nested))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl` without its damaged lines, such as one torn by a power cut."""
+    return scan_metrics(path)[0]
+
+
+def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
+
+    All lines of a run have the same number of images per step; one that differs is damaged too.
+    """
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    found = {number: _line(text) for number, text in enumerate(texts, 1) if text.strip()}
+    good = {number: line for number, line in found.items() if line is not None}
+    batches = Counter(line["images_seen"] / line["step"] for line in good.values())
+    lines: dict[float, dict[str, float]] = {}
+    damaged = [number for number, line in found.items() if line is None]
+    for number, line in good.items():
+        if line["images_seen"] / line["step"] != batches.most_common(1)[0][0]:
+            damaged.append(number)
+        else:
+            lines.setdefault(line["step"], line)
+    return [lines[step] for step in sorted(lines)], sorted(damaged)
+
+
+def _line(text: bytes) -> dict[str, float] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
+        return None
+    counts = (line.get("step"), line.get("images_seen"))
+    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
+    check_readable(path)
+    return read_objects(path)
+
+
+def newest_saved(folder: Path) -> int | None:
+    """Say how many images the newest checkpoint has seen; None where there is none."""
+    check_readable(folder / "checkpoints")  # what may not be listed looks empty
+    names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
+    return max((int(name) for name in names if name.isdecimal()), default=None)
