@@ -13,7 +13,7 @@ from tiny import SCRIPTS, TINY
 from written_runs import write_run
 
 import shards.option_names
-from dgm.cli import parser, report
+from dgm.cli import entry, report
 from dgm.cli.entry import run
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
         # `run` ends a process, which it may leave as it likes; this one goes on.
         monkeypatch.setattr(shards.option_names, "_spelling", str)
-        monkeypatch.setattr(parser, "_ends_process", False)
+        monkeypatch.setattr(entry, "_ends_process", False)
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
             run(report.main)
