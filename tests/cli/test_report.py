@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
-    """Return a runner of the script within this process: exit code, output, errors."""
+    """Return a function that runs the script in this process: exit code, output, errors."""
 
     def called(*words: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
@@ -31,8 +31,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
             run(report.main)
-        said = capsys.readouterr()
-        return left.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return left.value.code, output.out, output.err
 
     return called
 
@@ -56,11 +56,11 @@ def test_a_sweep_with_a_failure_and_a_damaged_run(call: Callable, tmp_path: Path
     assert "training never began" in page and "c/config.yaml is not YAML in line 1" in page
 
 
-def test_runs_of_one_name_are_told_apart(call: Callable, tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_shown_with_their_folders(call: Callable, tmp_path: Path) -> None:
     one, two = (write_run(tmp_path / name / "run", [2.0, 1.0]) for name in ("x", "y"))
     out = tmp_path / "both.html"
     assert call(one, two, one, "--out", out)[:2] == (0, f"2 runs: {out}\n")
-    assert "x/run: least" in out.read_text() and "y/run: least" in out.read_text()
+    assert "x/run: min" in out.read_text() and "y/run: min" in out.read_text()
 
 
 def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_page_of_a_trained_run(
     losses = [key for key in minima if key.split("/")[-1].startswith("loss")]
     assert len(losses) == (1 if family == "diffusion" else 4)
     for key in losses:
-        least = minima[key]
+        lowest = minima[key]
         assert f"<figcaption>{key}</figcaption>" in page
-        value = f"{least['value']:.4g}"
-        assert f"least {value} after {least['images_seen']} images, last" in page
+        value = f"{lowest['value']:.4g}"
+        assert f"min {value} after {lowest['images_seen']} images, last" in page
     assert f"launch/{SCRIPTS[family]} --config" in page and "data:image/png;base64," in page
