@@ -82,7 +82,10 @@ def metric_chart(
     return Chart(
         title=key,
         description=f"{key} over images seen" + (", logarithmic" if log else ""),
-        figure={"data": lines + marks, "layout": _layout(unit(key), log, small, named, menus)},
+        figure={
+            "data": lines + marks,
+            "layout": _layout(unit(key), log, small, len(curves) * named, menus),
+        },
         values=values,
         small=small,
     )
@@ -186,19 +189,19 @@ def _menu(buttons: list[dict[str, Any]], active: int, **place: Any) -> dict[str,
 
 
 def _layout(
-    label: str, log: bool, small: bool, named: bool, menus: list[dict[str, Any]]
+    label: str, log: bool, small: bool, num_named: int, menus: list[dict[str, Any]]
 ) -> dict[str, Any]:
     axis = {"gridcolor": _FAINT, "linecolor": _GREY, "zeroline": False, "automargin": True}
     return {
-        "height": (250 if small else 350) + 30 * named,
-        "margin": {"l": 50, "r": 8, "t": 40, "b": 40},
+        "height": (270 if small else 370) + 12 * num_named,
+        "margin": {"l": 50, "r": 8, "t": 60, "b": 40},  # Plotly's tools are above the menus
         "font": {"color": _GREY, "size": 12, "family": "system-ui, sans-serif"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "hovermode": "x unified" if named else "closest",
+        "hovermode": "x unified" if num_named else "closest",
         "hoverlabel": {"bgcolor": "#222222", "font": {"color": "#f0f0f0"}},
-        "showlegend": named,
-        "legend": {"orientation": "h", "y": -0.25},
+        "showlegend": num_named > 0,
+        "legend": {"orientation": "h", "y": -0.45 if small else -0.25},
         "xaxis": {**axis, "title": {"text": "images seen"}, "hoverformat": ",d",
                   "rangemode": "tozero"},
         "yaxis": {**axis, "title": {"text": _text(label)}, "hoverformat": ".5g",

@@ -26,10 +26,11 @@ class Picture:
     src: str = ""  # data URL
     width: int = 0  # pixels
     height: int = 0
+    is_plot: bool = False  # else its pixels are shown as they are
     error: str = ""
 
 
-def embed(path: Path, caption: str, subject: str) -> Picture:
+def embed(path: Path, caption: str, subject: str, is_plot: bool = False) -> Picture:
     """Return a PNG file as a picture of `subject`, with `error` where it is missing or damaged."""
     try:
         content = path.read_bytes()
@@ -40,7 +41,7 @@ def embed(path: Path, caption: str, subject: str) -> Picture:
         reason = "it cannot be read" if isinstance(error, OSError) else "it is damaged"
         return Picture(caption, error=f"{path.parent.name}/{path.name} is left out: {reason}.")
     src = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return Picture(caption, f"{subject}: {caption}", src, width, height)
+    return Picture(caption, f"{subject}: {caption}", src, width, height, is_plot)
 
 
 def find_grids(folder: Path) -> dict[str, list[tuple[int, Path]]]:

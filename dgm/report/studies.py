@@ -96,27 +96,32 @@ def _denoising(run: Run, found: dict[str, Any]) -> Study:
         )
         for row in rows
     ]
+    pictures = _sheets(run, "denoised", sheets)
     if curve:
-        sheets.append(("curve.png", "Each metric over the number of noising steps"))
+        caption = "Each metric over the number of noising steps"
+        pictures.append(embed(run.folder / "denoised" / "curve.png", caption, run.name, True))
     by_steps = {row["steps"]: row for row in [*curve, *rows]}
     table = listing(
         "Similarity to the real images",
         [denoising_label(name) for name in _COLUMNS],
         [[by_steps[steps][name] for name in _COLUMNS] for steps in sorted(by_steps)],
     )
-    return Study([text], _pictures(run, "denoised", sheets), [table])
+    return Study([text], pictures, [table])
 
 
 def _exploration(run: Run, found: dict[str, Any]) -> Study:
     sheets = [(_text(s, "file"), _text(s, "caption")) for s in _list(found, "sheets", dict)]
-    sheets.append(("quality.png", "Each metric over what was varied, beside real test images"))
     settings = _settings_table(_object(found, "settings"))
     paragraphs = [
         f"After {_number(found, 'images_seen'):,} images seen.",
         *_list(found, "notes", str),
     ]
     tables = [*_latent_tables(found), settings]
-    return Study(paragraphs, _pictures(run, "explored", sheets), tables)
+    plot = embed(
+        run.folder / "explored" / "quality.png",
+        "Each metric over what was varied, beside real test images", run.name, is_plot=True,
+    )  # fmt: skip
+    return Study(paragraphs, [*_sheets(run, "explored", sheets), plot], tables)
 
 
 def _latent_tables(found: dict[str, Any]) -> list[Table]:
@@ -154,7 +159,7 @@ def _settings_table(settings: dict[str, Any]) -> Table:
     return listing(caption, [name.replace("_", " ") for name in columns], cells)
 
 
-def _pictures(run: Run, folder: str, sheets: list[tuple[str, str]]) -> list[Picture]:
+def _sheets(run: Run, folder: str, sheets: list[tuple[str, str]]) -> list[Picture]:
     for name, _ in sheets:
         if Path(name).name != name or not name.endswith(".png"):
             raise _FormatError(f"{name} is no picture in {folder}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from written_runs import ENVIRONMENT, opened, write_run
+from html_page import HtmlPage
+from written_runs import ENVIRONMENT, opened, write_picture, write_run
 
 from dgm.report.exercise import Exercise, exercise_page
 from dgm.report.hypothesis_check import Hypothesis, parse_metric
@@ -30,59 +30,27 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-class Tags(HTMLParser):
-    """Every tag and attribute of a page, and the content of its scripts by their type."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.sources: list[str] = []
-        self.other: list[str] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), ""))
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        if self.tags[-1:] == ["script"]:
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-
-    def handle_comment(self, data: str) -> None:
-        self.other.append(data)
-
-    def unknown_decl(self, data: str) -> None:
-        self.other.append(data)
-
-    def handle_pi(self, data: str) -> None:
-        self.other.append(data)
-
-
 def assert_harmless(page: str) -> None:
-    seen = Tags(page)
-    assert set(seen.tags) <= TAGS, set(seen.tags) - TAGS
-    assert seen.attributes <= ATTRIBUTES, seen.attributes - ATTRIBUTES
-    assert seen.tags.count("style") == 1
-    assert sorted(str(kind) for kind, _ in seen.scripts if kind != "application/json") == [
-        "None", "application/gzip",
-    ]  # fmt: skip
-    figures = [json.loads(text) for kind, text in seen.scripts if kind == "application/json"]
-    assert figures
+    found = HtmlPage(page)
+    tags = [tag for tag, _ in found.tags]
+    attributes = {name for _, own in found.tags for name in own}
+    assert set(tags) <= TAGS, set(tags) - TAGS
+    assert attributes <= ATTRIBUTES, attributes - ATTRIBUTES
+    assert tags.count("style") == 1 and not found.other
+    for source in (own[name] for _, own in found.tags for name in ("src", "href") if name in own):
+        assert str(source).startswith("data:image/png")
+    figures = [json.loads(text) for kind, text in found.scripts if kind == "application/json"]
+    assert figures and tags.count("script") == len(found.scripts) == len(figures) + 2
+    assert {kind for kind, _ in found.scripts} == {None, "application/json", "application/gzip"}
     for trace in (trace for figure in figures for trace in figure["data"]):
         assert not set("<>") & set(trace["name"])  # Plotly takes tags in texts for markup
-    assert not seen.other and all(source.startswith("data:image/png") for source in seen.sources)
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_pages_hold_no_tag_or_attribute_of_others(tmp_path: Path, evil: str) -> None:
     settings = {"data": {"source": evil}, "optim": {"note": evil, evil: evil}}
     folder = write_run(tmp_path / "x", [3.0, 2.0, 1.0], settings=settings)
+    write_picture(folder / "samples" / f"000000100-{evil.replace('/', '')}.png")
     with open(folder / "metrics.jsonl", "a") as file:
         for seen in (400, 500):
             line = {"images_seen": seen, f"train/{evil}": 1.0, f"train/{evil}/loss": 2.0}

@@ -6,38 +6,15 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import HtmlPage
 from written_runs import ENVIRONMENT, opened, write_picture, write_run
 
 from dgm.common.errors import UserError
 from dgm.report.page import make_page
 from dgm.report.pictures import evenly_spaced
-
-
-class Seen(HTMLParser):
-    """Every start tag with its attributes, and all text."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.open[-1:] not in (["script"], ["style"]) else ""
 
 
 @pytest.mark.parametrize(
@@ -64,10 +41,10 @@ def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     )
     write_picture(folder / "samples" / "000000100.png")
     page = make_page("x", [opened(folder)], [])
-    sources = [a["src"] for _, a in Seen(page).tags if "src" in a]
+    sources = [a["src"] for _, a in HtmlPage(page).tags if "src" in a]
     assert len(sources) == 1 and str(sources[0]).startswith("data:image/png;base64,")
-    assert not [t for t, a in Seen(page).tags if t in ("link", "iframe", "base") or "href" in a]
-    assert not [a for t, a in Seen(page).tags if t == "script" and "src" in a]
+    assert not [t for t, a in HtmlPage(page).tags if t in ("link", "iframe", "base") or "href" in a]
+    assert not [a for t, a in HtmlPage(page).tags if t == "script" and "src" in a]
     assert not re.search(r"@import|url\(|fetch\(|XMLHttp", page)
     assert "default-src 'none'" in page.replace("&#39;", "'")
     assert page.isascii()
@@ -91,7 +68,7 @@ def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> No
     (folder / "generated").mkdir()
     (folder / "generated" / "mine.png").write_text("no picture")
     page = make_page("x", [opened(folder)], [])
-    seen = [a["alt"] for t, a in Seen(page).tags if t == "img"]
+    seen = [a["alt"] for t, a in HtmlPage(page).tags if t == "img"]
     assert seen == [
         *(f"x: samples, {k} images seen" for k in (100, 300, 500, 700)),
         "x: reconstructions, 1,000 images seen",
@@ -121,7 +98,7 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
     write_picture(folder / "neighbours-cifar.png")
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
     assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
@@ -130,14 +107,14 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
 
 def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "git checkout 0123456789abcdef\n" in text
     assert "python launch/train_ddpm.py --config 'my file.yaml' --run.dir runs/x" in text
     engine = {"engine": "DeepSpeed ZeRO-2, optimizer on the CPU on 2 processes", "world_size": 2}
     (folder / "environment.json").write_text(
         json.dumps({**ENVIRONMENT, **engine, "git_dirty": True})
     )
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert (
         "accelerate launch --config_file launch/configs/accelerate/zero2_offload.yaml "
         "--num_processes 2 launch/train_ddpm.py" in text
@@ -152,7 +129,7 @@ def test_command_of_several_nodes_explains_the_placeholders(
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     started = {"engine": f"{engine} on 8 processes", "world_size": 8, "num_nodes": 2}
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **started}))
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert (
         f"accelerate launch --config_file launch/configs/accelerate/{file}.yaml "
         "--num_processes 8 --num_machines 2 --main_process_ip HOST_OF_NODE_0 "
@@ -164,22 +141,22 @@ def test_command_of_several_nodes_explains_the_placeholders(
 def test_energy_is_shown_with_what_it_covers(tmp_path: Path) -> None:
     gpu, packages = {"energy__gpu_kwh": [0.5, 1.25]}, {"energy__packages_kwh": [0.1, 0.2]}
     folder = write_run(tmp_path / "x", [2.0, 1.0], **gpu, **packages)
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "energy of the GPU of the first process1.25 kWh" in text
     assert "energy of the processor packages of its machine0.2 kWh" in text and "logs0" not in text
     path = folder / "metrics.jsonl"  # which went on where no GPU could be read
     path.write_text(path.read_text().replace(', "energy/gpu_kwh": 1.25', ""))
     other = write_run(tmp_path / "y", [2.0, 1.0])
     runs = [opened(folder), opened(other)]
-    assert "0.5 kWh, read in 1 of 2 logs" in Seen(make_page("x", runs[:1], [])).text
+    assert "0.5 kWh, read in 1 of 2 logs" in HtmlPage(make_page("x", runs[:1], [])).text
     page = make_page("both", runs, [])
     assert "kWh, GPU of the first process" in page and 'best">0.5' not in page
-    assert "kWh" not in Seen(make_page("y", runs[1:], [])).text
+    assert "kWh" not in HtmlPage(make_page("y", runs[1:], [])).text
 
 
 def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0] * 10, time__save_s=[0.5] * 10)
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "wall time until the last log20.0 s" in text
     assert "of it saving5.0 s (25.0 %)" in text
     assert "spent waiting for data6.67 %" in text  # 1 of 15 s

@@ -6,11 +6,11 @@ import copy
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import HtmlPage
 from written_runs import write_picture, write_run
 
 from dgm.report.figures import save_denoising_curves, save_sweep_plots, sweep_curves
@@ -78,14 +78,6 @@ def page_of(folder: Path, denoised: Any = None, explored: Any = None) -> str:
     return make_page("x", [read_run(folder, "x", "diffusion", {})], [])
 
 
-def text_of(page: str) -> str:
-    words: list[str] = []
-    parser = HTMLParser()
-    parser.handle_data = words.append  # type: ignore[method-assign]
-    parser.feed(page)
-    return " ".join(words)
-
-
 def test_a_run_without_studies_has_no_section_for_them(tmp_path: Path) -> None:
     page = page_of(tmp_path / "x")
     assert "Denoised" not in page and "Explored" not in page
@@ -93,7 +85,7 @@ def test_a_run_without_studies_has_no_section_for_them(tmp_path: Path) -> None:
 
 def test_denoising_is_shown_with_sheets_figures_and_curves(tmp_path: Path) -> None:
     page = page_of(tmp_path / "x", denoised=DENOISED)
-    text = text_of(page)
+    text = HtmlPage(page).text
     assert "40 test images, noised by some of the 1000 steps" in text and "97.5 %" in text
     alts = re.findall(r'alt="x: (\d+) steps of noise', page)
     assert alts == ["50", "5"] and page.count("data:image/png") == 3
@@ -104,7 +96,7 @@ def test_denoising_is_shown_with_sheets_figures_and_curves(tmp_path: Path) -> No
 
 def test_exploring_is_shown_with_sheets_figures_and_plots(tmp_path: Path) -> None:
     page = page_of(tmp_path / "x", explored=EXPLORED)
-    text = text_of(page)
+    text = HtmlPage(page).text
     assert "Guidance is left out." in text and 'alt="x: Interpolation between things"' in page
     assert "latents that say most" in text and "kl nats" in text
     assert "20 images by ddim at each setting" in text
@@ -149,7 +141,7 @@ def test_plots_as_files(tmp_path: Path) -> None:
     ],
 )
 def test_denoising_that_cannot_be_shown_is_named(tmp_path: Path, found: Any, reason: str) -> None:
-    text = text_of(page_of(tmp_path / "x", denoised=found))
+    text = HtmlPage(page_of(tmp_path / "x", denoised=found)).text
     assert "denoised/denoising.json is left out: " in text and reason in text
 
 
@@ -174,7 +166,7 @@ def test_denoising_that_cannot_be_shown_is_named(tmp_path: Path, found: Any, rea
     ],
 )
 def test_exploring_that_cannot_be_shown_is_named(tmp_path: Path, found: Any, reason: str) -> None:
-    text = text_of(page_of(tmp_path / "x", explored=found))
+    text = HtmlPage(page_of(tmp_path / "x", explored=found)).text
     assert "explored/exploration.json is left out: " in text and reason in text
     assert "Evaluation" not in text and "Cost" in text  # the rest of the page is there
 

@@ -34,7 +34,7 @@ async function drawCharts() {
       observer.unobserve(entry.target);
       const figure = JSON.parse(entry.target.nextElementSibling.textContent);
       Plotly.newPlot(entry.target, figure.data, figure.layout,
-        {responsive: true, displaylogo: false});
+        {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]});
     });
   }, {rootMargin: "300px"});
   document.querySelectorAll(".chart").forEach(function (chart) { observer.observe(chart); });
