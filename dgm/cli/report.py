@@ -19,7 +19,6 @@ from dgm.common.atomic_io import write_whole
 from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs, read_config
-from dgm.report.page import make_page
 from dgm.report.read_run import Failure, Run, find_failure, read_run, sweep_folders
 
 
@@ -111,6 +110,8 @@ def main() -> None:
     folders = [Path(name) for name in dict.fromkeys(options.runs)]
     runs, failures = read_all(folders)
     out = choose_out(options.out, folders)
+    from dgm.report.page import make_page  # here, to keep --help fast
+
     title = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
     page = make_page(title, runs, failures)
     try:

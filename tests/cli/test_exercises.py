@@ -128,27 +128,11 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path: Path, content: object, messa
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
 
 
-@pytest.mark.slow
-def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: Path) -> None:
+def test_a_wrong_key_of_a_run_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     wrong = {**GOOD, "groups": {"plain": {"set": {"vae.betta": 1.0}}}, "expect": []}
     own = written(tmp_path / "own", wrong).parent
-    mistakes: dict[tuple[object, ...], str] = {
-        ("--only", "week9"): "--only names 'week9': choose of families, week1_gan",
-        ("--scale", "huge"): "has no scale huge: choose of small, medium, full",
-        ("--parallel", 0): "--parallel is 0: choose 1 to 1024",
-        ("--exercises", tmp_path / "none"): "holds no exercise: name a folder of them",
-        ("--exercises", own): "vae.betta",
-        ("--data", "mnist"): "mnist",
-    }
-    for words, message in mistakes.items():
-        done = run_warm(SCRIPT, *words, "--out", tmp_path / "out")
-        lines = done.stderr.strip().splitlines()
-        assert done.code == 2 and len(lines) == 1, (words, done.stderr)
-        assert lines[0].startswith("error: ") and message in lines[0], lines
-        assert not (tmp_path / "out").exists()
-    (tmp_path / "out").write_text("")
-    done = run_warm(SCRIPT, "--out", tmp_path / "out" / "here")
-    assert done.code == 2 and "is no folder: name another place" in done.stderr
+    with pytest.raises(UserError, match=r"vae\.betta"):
+        choose(make_parser().parse_args(["--exercises", str(own)]))
 
 
 @pytest.fixture

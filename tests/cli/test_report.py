@@ -63,48 +63,25 @@ def test_runs_of_the_same_name_are_shown_with_their_folders(call: Callable, tmp_
     assert "x/run: min" in out.read_text() and "y/run: min" in out.read_text()
 
 
-def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> None:
-    good, other = (write_run(tmp_path / name, [2.0, 1.0, 1.0]) for name in ("good", "other"))
+def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path: Path) -> None:
     empty, none = tmp_path / "empty", tmp_path / "none"
     empty.mkdir()
     config = write_run(tmp_path / "config", [1.0]) / "config.yaml"
     config.write_text("a: [")
     damaged = write_run(tmp_path / "damaged", [2.0, 1.0, 1.0]) / "metrics.jsonl"
     damaged.write_text(damaged.read_text().replace('"images_seen": 200', '"images": 200'))
-    mistakes: list[tuple[tuple[object, ...], str]] = [
-        (
-            (none,),
-            f"{none} is no folder: there is none under runs/ here: train one first, or give its "
-            "path",
-        ),
-        (
-            (empty,),
-            f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
-            "(no run folder in it): there is none under runs/ here: train one first, or give "
-            "its path",
-        ),
-        (
-            (config.parent,),
-            f"{config} is not YAML in line 1 (did not find expected node content): mend that line; "
-            "or restore it, or move the run",
-        ),
-        (
-            (damaged.parent,),
-            f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
-            "mend or remove that line",
-        ),
-        (
-            (good, "--out", none / "x.html"),
-            f"--out is {none}/x.html, but there is no folder {none}: make it first",
-        ),
-        ((good, "--out", empty), f"--out is {empty}, which is a folder: name a file in it"),
-        (
-            (good, other),
-            "2 folders are given, but not --out: name the page, as --out report.html",
-        ),
-    ]
-    for words, message in mistakes:
-        assert call(*words) == (2, "", f"error: {message}\n"), words
+    hint = "there is none under runs/ here: train one first, or give its path"
+    mistakes: dict[Path, str] = {
+        none: f"{none} is no folder: {hint}",
+        empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
+        f"(no run folder in it): {hint}",
+        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): mend "
+        "that line; or restore it, or move the run",
+        damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
+        "mend or remove that line",
+    }
+    for folder, message in mistakes.items():
+        assert call(folder) == (2, "", f"error: {message}\n"), folder
     assert not list(tmp_path.rglob("*.html"))
 
 
