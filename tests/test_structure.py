@@ -55,7 +55,7 @@ ALLOWED = {
     **{family: {*BASE, family} for family in FAMILIES},
     "training": {*BASE, "training"},
     "evaluation": {*BASE, *FAMILIES, "training", "evaluation"},
-    "report": {*BASE, *FAMILIES, "training", "report"},
+    "report": {*BASE, "report"},
     "cli": {*EVERY, "benchmarks"},
     "benchmarks": {*EVERY, "benchmarks"},
     "shards": {"common", "shards"},

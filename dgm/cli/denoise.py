@@ -33,7 +33,7 @@ from dgm.evaluation.classifier import classify
 from dgm.evaluation.image_similarity import SMALLEST, feature_distance, psnr, ssim
 from dgm.evaluation.subset import in_turn
 from dgm.preprocessing import STANDARD
-from dgm.report.denoising import save_curves
+from dgm.report.figures import save_denoising_curves
 from dgm.rng import Draws
 from dgm.training.engine import Engine
 
@@ -218,7 +218,7 @@ def main() -> None:
             write_whole(out / "denoising.json", json.dumps(found, indent=1) + "\n")
             show(found)
             if found["curve"]:
-                save_curves(found["curve"], found["class_seen_real"], out / "curve.png")
+                save_denoising_curves(found["curve"], found["class_seen_real"], out / "curve.png")
             print(f"sheets, figures and curve: {out}")
     finally:
         engine.close()

@@ -1,15 +1,16 @@
-"""Files of exercises: which runs answer a question, what is expected of them, what is shown.
+"""Files of exercises: which runs answer a question, the hypotheses, what is shown.
 
-title, asks       of the page
+title, question   of the page
 trainer           ddpm, gan, vae or flow
 groups            by name: `set` (keys of the trainer), or `like: FILE` and `group` to take a group
                   of another file; `trainer` and `scales` of its own where it needs them
 scales            by name: `config` (in launch/configs), `set`, `seeds` (runs of each group),
-                  `measure` (words for launch/evaluate.py), `then` (for the first run of each
+                  `measure` (words for launch/evaluate.py), `post` (for the first run of each
                   group: a script of launch/ and its words)
-expect            `says`, `lower` or `higher` (a measure), `of` (a group), `than` (one, or a number)
-compare, rank_by  measures of groups; by the latter the best is named
-least, show       the least of each loss; pictures
+expect            `hypothesis` (a text), `lower` or `higher` (a metric), `of` (a group), `baseline`
+                  (a group, or a number)
+compare, rank_by  metrics of groups; the best is named by the latter
+min, show         whether the minimum of each loss is listed; pictures
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from dgm.cli.parser import CONFIGS, parse_options
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 from dgm.report.exercise import PICTURES, Exercise
-from dgm.report.figure_names import Measure, read_measure
-from dgm.report.hypothesis_check import Expectation
+from dgm.report.hypothesis_check import Hypothesis, Metric, parse_metric
 
 FOLDER = CONFIGS / "exercises"
 TRAINERS = {module.__name__.rpartition("train_")[2]: module for module in FAMILIES.values()}
@@ -35,23 +35,24 @@ TRAINERS = {module.__name__.rpartition("train_")[2]: module for module in FAMILI
 _SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
 
 _FILE = (
-    "title", "asks", "trainer", "groups", "scales", "expect", "compare", "rank_by", "least", "show",
+    "title", "question", "trainer", "groups", "scales", "expect", "compare", "rank_by", "min",
+    "show",
 )  # fmt: skip
 _GROUP = ("trainer", "set", "scales", "like", "group")
-_SCALE = ("config", "set", "seeds", "measure", "then", "like", "group")
-_EXPECT = ("says", "lower", "higher", "of", "than")
+_SCALE = ("config", "set", "seeds", "measure", "post", "like", "group")
+_EXPECT = ("hypothesis", "lower", "higher", "of", "baseline")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of an exercise: how it is trained, and what is done with it then."""
+    """A run of an exercise: how it is trained, and which commands follow."""
 
     name: str
     group: str
     trainer: str
     config: Path
     settings: dict[str, Any]
-    then: tuple[tuple[str, ...], ...]  # a script's name and its words
+    commands: tuple[tuple[str, ...], ...]  # a script's name and its words
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,25 @@ class Plan:
 
 
 def names_of_exercises(folder: Path = FOLDER) -> list[str]:
-    """Name the exercises that there are."""
+    """Return the names of the exercises in a folder."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def read_plan(path: Path, scale: str) -> Plan:
     """Read an exercise at a scale; raises UserError naming the file and what is wrong in it."""
-    told = _read(path)
-    groups = _object(path, told, "groups")
+    content = _read(path)
+    groups = _object(path, content, "groups")
     if not groups:
-        raise UserError(f"{path} has no groups: name one at least")
-    runs = [run for name in groups for run in _plan_group(path, told, name, scale)]
+        raise UserError(f"{path} has no groups: name at least one")
+    runs = [run for name in groups for run in _plan_group(path, content, name, scale)]
     exercise = Exercise(
-        title=_text(path, told, "title"),
-        asks=_text(path, told, "asks"),
-        expectations=[_expectation(path, found, groups) for found in _list(path, told, "expect")],
-        compare=_measures(path, told, "compare"),
-        rank_by=_measures(path, told, "rank_by"),
-        least=bool(told.get("least", False)),
-        show=_list(path, told, "show"),
+        title=_text(path, content, "title"),
+        question=_text(path, content, "question"),
+        hypotheses=[_hypothesis(path, entry, groups) for entry in _list(path, content, "expect")],
+        compare=[_metric(path, text) for text in _list(path, content, "compare")],
+        rank_by=[_metric(path, text) for text in _list(path, content, "rank_by")],
+        min_losses=bool(content.get("min", False)),
+        show=_list(path, content, "show"),
     )
     for kind in exercise.show:
         if kind not in PICTURES:
@@ -91,61 +92,66 @@ def read_plan(path: Path, scale: str) -> Plan:
 
 
 def _plan_group(
-    path: Path, told: dict[str, Any], name: str, scale: str, wanted_seeds: int | None = None
+    path: Path, content: dict[str, Any], name: str, scale: str, num_seeds: int | None = None
 ) -> list[PlannedRun]:
-    """Plan the runs of a group; with `wanted_seeds` for another file, which takes it."""
-    group = _object(path, told["groups"], name)
+    """Return the runs of a group; `num_seeds` is that of another file which takes the group."""
+    group = _object(path, content["groups"], name)
     _check_keys(path, f"groups.{name}", group, _GROUP)
-    whole, own = _scale(path, told, scale), _scale(path, group, scale)
-    at = {**whole, **own}
-    seeds = wanted_seeds or at.get("seeds", 1)
+    common, own = _scale(path, content, scale), _scale(path, group, scale)
+    at = {**common, **own}
+    seeds = num_seeds or at.get("seeds", 1)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise UserError(f"{path} has seeds {seeds} at scale {scale}: give 1 or more")
     taken = {**group, **own}
     if "like" in taken:
         other = path.parent / _text(path, taken, "like")
-        theirs, wanted = _read(other), _text(path, taken, "group")
-        if wanted not in _object(other, theirs, "groups"):
-            raise UserError(f"{path} takes group {wanted} of {other.name}, which has none")
-        if wanted_seeds is not None:  # or two files could send each other round for ever
+        source, source_name = _read(other), _text(path, taken, "group")
+        if source_name not in _object(other, source, "groups"):
+            raise UserError(f"{path} takes group {source_name} of {other.name}, which has none")
+        if num_seeds is not None:  # or two files could refer to each other without end
             raise UserError(f"{path} takes group {name} of {other.name} itself: take it from there")
-        return [replace(r, group=name) for r in _plan_group(other, theirs, wanted, scale, seeds)]
-    trainer = group.get("trainer", told.get("trainer"))
+        planned = _plan_group(other, source, source_name, scale, seeds)
+        return [replace(run, group=name) for run in planned]
+    trainer = group.get("trainer", content.get("trainer"))
     if trainer not in TRAINERS:
         raise UserError(
             f"{path} has trainer {trainer} for group {name}: choose of {', '.join(TRAINERS)}"
         )
     config = CONFIGS / _text(path, at, "config")
-    settings = {k: v for part in (whole, own, group) for k, v in _object(path, part, "set").items()}
-    measure, then = _then(path, at)
+    settings = {
+        k: v for part in (common, own, group) for k, v in _object(path, part, "set").items()
+    }
+    for_all, for_first = _commands(path, at)
     runs = []
     for seed in range(seeds):
         # The first run has the seed of its configuration.
-        given = {**settings, "run.seed": seed} if seed else settings
+        keys = {**settings, "run.seed": seed} if seed else settings
         folder = (trainer if name == trainer else f"{trainer}-{name}") + f"-seed{seed}" * (seed > 0)
-        words = measure if seed else [*measure, *then]
-        runs.append(PlannedRun(folder, name, trainer, config, given, tuple(words)))
+        commands = for_all if seed else [*for_all, *for_first]
+        runs.append(PlannedRun(folder, name, trainer, config, keys, tuple(commands)))
     return runs
 
 
-def _then(path: Path, at: dict[str, Any]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """Give the commands for every run of a group, and those for its first."""
+def _commands(
+    path: Path, at: dict[str, Any]
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return the commands for every run of a group, and those for its first."""
     lines = at.get("measure", [])
     lines = [lines] if isinstance(lines, str) else _list(path, at, "measure")
     measure = [("evaluate", *_words(path, line)) for line in lines]
-    then = [_words(path, line) or ("",) for line in _list(path, at, "then")]
-    for script, *words in [*measure, *then]:
+    post = [_words(path, line) or ("",) for line in _list(path, at, "post")]
+    for script, *words in [*measure, *post]:
         if script not in _SCRIPTS:
-            raise UserError(f"{path} then runs '{script}': choose of {', '.join(_SCRIPTS)}")
+            raise UserError(f"{path} runs '{script}': choose of {', '.join(_SCRIPTS)}")
         try:
             parse_options(_SCRIPTS[script].make_parser(), ["RUN", *words])
         except UserError as error:
             raise UserError(f"{path} runs {shlex.join([script, *words])}: {error}") from None
-    return measure, then
+    return measure, post
 
 
-def _scale(path: Path, told: dict[str, Any], scale: str) -> dict[str, Any]:
-    scales = _object(path, told, "scales")
+def _scale(path: Path, content: dict[str, Any], scale: str) -> dict[str, Any]:
+    scales = _object(path, content, "scales")
     if scales and scale not in scales:
         raise UserError(f"{path} has no scale {scale}: choose of {', '.join(map(str, scales))}")
     found = _object(path, scales, scale)
@@ -153,40 +159,39 @@ def _scale(path: Path, told: dict[str, Any], scale: str) -> dict[str, Any]:
     return found
 
 
-def _expectation(path: Path, found: Any, groups: Collection[str]) -> Expectation:
-    if not isinstance(found, dict):
-        raise UserError(f"{path} expects '{found}': give says, lower or higher, of and than")
-    _check_keys(path, "expect", found, _EXPECT)
-    if ("lower" in found) == ("higher" in found):
+def _hypothesis(path: Path, entry: Any, groups: Collection[str]) -> Hypothesis:
+    if not isinstance(entry, dict):
+        raise UserError(
+            f"{path} expects '{entry}': give hypothesis, lower or higher, of and baseline"
+        )
+    _check_keys(path, "expect", entry, _EXPECT)
+    if ("lower" in entry) == ("higher" in entry):
         raise UserError(f"{path} expects neither lower nor higher, or both: give one")
-    lower = "lower" in found
-    measure = _measure(path, found["lower" if lower else "higher"])
-    of, than = _text(path, found, "of"), found.get("than")
-    for group in (of, than):
+    lower = "lower" in entry
+    metric = _metric(path, entry["lower" if lower else "higher"])
+    of, baseline = _text(path, entry, "of"), entry.get("baseline")
+    for group in (of, baseline):
         if isinstance(group, str) and group not in groups:
             raise UserError(f"{path} expects something of group {group}, which it does not have")
-    if isinstance(than, bool) or not isinstance(than, str | int | float):
-        raise UserError(f"{path} expects something than '{than}': name a group or a number")
-    return Expectation(_text(path, found, "says"), measure, lower, of, than)
+    if isinstance(baseline, bool) or not isinstance(baseline, str | int | float):
+        raise UserError(f"{path} has baseline '{baseline}': name a group or a number")
+    return Hypothesis(_text(path, entry, "hypothesis"), metric, lower, of, baseline)
 
 
-def _measures(path: Path, told: dict[str, Any], key: str) -> list[Measure]:
-    return [_measure(path, text) for text in _list(path, told, key)]
-
-
-def _measure(path: Path, text: object) -> Measure:
+def _metric(path: Path, text: object) -> Metric:
     try:
-        return read_measure(str(text))
+        return parse_metric(str(text))
     except ValueError:
         raise UserError(
-            f"{path} names the measure '{text}', which is none: see dgm/report/figure_names.py"
+            f"{path} names the metric '{text}', which is unknown: see "
+            "dgm/report/hypothesis_check.py"
         ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    told = read_yaml(path)
-    _check_keys(path, "the file", told, _FILE)
-    return told
+    content = read_yaml(path)
+    _check_keys(path, "the file", content, _FILE)
+    return content
 
 
 def _check_keys(path: Path, where: str, found: dict[str, Any], known: Iterable[str]) -> None:
@@ -195,8 +200,8 @@ def _check_keys(path: Path, where: str, found: dict[str, Any], known: Iterable[s
             raise UserError(f"{path} has an unknown key {key} in {where}: use {', '.join(known)}")
 
 
-def _object(path: Path, told: dict[str, Any], key: str) -> dict[str, Any]:
-    found = told.get(key)
+def _object(path: Path, parent: dict[str, Any], key: str) -> dict[str, Any]:
+    found = parent.get(key)
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -204,15 +209,15 @@ def _object(path: Path, told: dict[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-def _list(path: Path, told: dict[str, Any], key: str) -> list[Any]:
-    found = told.get(key)
+def _list(path: Path, parent: dict[str, Any], key: str) -> list[Any]:
+    found = parent.get(key)
     if not isinstance(found, list | None):
         raise UserError(f"{path} has {key} '{found}': give a list")
     return found or []
 
 
-def _text(path: Path, told: dict[str, Any], key: str) -> str:
-    found = told.get(key)
+def _text(path: Path, parent: dict[str, Any], key: str) -> str:
+    found = parent.get(key)
     if not isinstance(found, str) or not found.strip():
         raise UserError(f"{path} has {key} '{found}': give a text")
     return found

@@ -1,7 +1,7 @@
-"""Train, measure and answer the exercises: `python launch/exercises.py --data shapes`.
+"""Train and compare the exercises' runs: `python launch/exercises.py --data shapes`.
 
-Each is a file of launch/configs/exercises, and becomes a page of its own. The same command again
-goes on where it was stopped.
+Each exercise is a file of launch/configs/exercises, and gets a page of its own. The same command
+again continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from shards.build import ensure
 from shards.option_names import spell_options
 
 ROOT = Path(__file__).resolve().parents[2]
-_DONE = "done.jsonl"  # the commands that ended well
+_DONE = "done.jsonl"  # the commands that succeeded
 
 
 def make_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("--data", type=path_word, default="shapes", help="data.source of all runs")
@@ -56,35 +56,35 @@ def make_parser() -> ArgumentParser:
     add("--scale", default="small", help="small (minutes), medium (hours on CPUs), full (GPUs)")
     add("--only", help=f"of {', '.join(names_of_exercises())}, with commas; default all")
     add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
-    add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one a core")
+    add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one per core")
     add("--processes", type=int, default=1, help="of each run, as accelerate launch starts them")
     add("--exercises", type=path_word, default=str(FOLDER), help="folder of the exercises' files")
     return parser
 
 
 class CommandError(Exception):
-    """A command ended badly."""
+    """A command failed."""
 
-    def __init__(self, code: int, said: str):
-        """Keep its exit code and what is to be told."""
-        super().__init__(said)
+    def __init__(self, code: int, message: str):
+        """Keep its exit code."""
+        super().__init__(message)
         self.code = code
 
 
 class Commands:
-    """Run commands with a log each; those that ended well are not run again."""
+    """Runs commands with a log each; those that succeeded are not run again."""
 
     def __init__(self, folder: Path):
-        """Read what was done before."""
+        """Read which commands succeeded before."""
         self.folder, self.lock = folder, threading.Lock()
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopping = False
         folder.mkdir(parents=True, exist_ok=True)
         self.done = [line.get("command") for line in read_lines(folder / _DONE)]
 
-    def run(self, title: str, words: list[str], on: int | None = None) -> None:
-        """Run a command of this Python, unless it was done, on the checkpoint `on` if any."""
-        key = words if on is None else [*words, f"at {on}"]
+    def run(self, title: str, words: list[str], checkpoint: int | None = None) -> None:
+        """Run a Python script unless it was done, on the same checkpoint where one is given."""
+        key = words if checkpoint is None else [*words, f"at {checkpoint}"]
         if key in self.done:
             return
         log = self.folder / "logs" / f"{title.replace(' ', '-')}.txt"
@@ -92,10 +92,10 @@ class Commands:
         began = time.monotonic()
         with self.lock, open(log, "ab") as file:
             if self.stopping:
-                raise CommandError(STOPPED, f"{title} was not begun")
+                raise CommandError(STOPPED, f"{title} was not started")
             process = subprocess.Popen(
                 [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,  # of Ctrl-C it learns from us alone
+                start_new_session=True,  # Ctrl-C reaches it through `stop` only
             )  # fmt: skip
             self.running.add(process)
         print(f"{title} ... (its output: {log})", flush=True)
@@ -103,21 +103,20 @@ class Commands:
         with self.lock:
             self.running.discard(process)
         if code:
-            said = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:] or [
-                "nothing was said"
-            ]
-            raise CommandError(code, f"{title} ended with code {code} ({log}): {said[0]}")
+            lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
+            last = lines[-1] if lines else "no output"
+            raise CommandError(code, f"{title} ended with code {code} ({log}): {last}")
         took = time.monotonic() - began
         with self.lock, open(self.folder / _DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"command": key, "s": round(took, 1)}) + "\n")
         print(f"{title}: {duration(took)}", flush=True)
 
     def forget(self, words: list[str]) -> None:
-        """Take a command for not done: what it left is gone."""
+        """Mark a command as not done."""
         self.done = [command for command in self.done if command != words]
 
     def stop(self) -> None:
-        """Ask all that run to save and end, and begin nothing more."""
+        """Ask all running commands to save and end; start no more."""
         with self.lock:
             self.stopping = True
             for process in self.running:
@@ -125,7 +124,7 @@ class Commands:
 
 
 def choose(options: Namespace) -> list[Plan]:
-    """Read the exercises asked for; raises UserError where one, or a key of a run, is wrong."""
+    """Return the exercises of --only; raises UserError where one, or a key of a run, is wrong."""
     folder = Path(options.exercises)
     known = names_of_exercises(folder)
     if not known:
@@ -142,9 +141,8 @@ def choose(options: Namespace) -> list[Plan]:
 
 
 def _runs(plans: list[Plan]) -> list[PlannedRun]:
-    """List the runs of all plans, each once."""
-    found = {run.name: run for plan in plans for run in plan.runs}
-    return list(found.values())
+    """Return the runs of all plans, each once."""
+    return list({run.name: run for plan in plans for run in plan.runs}.values())
 
 
 def _data(options: Namespace) -> DataConfig:
@@ -160,18 +158,19 @@ def _keys(planned: PlannedRun, options: Namespace, folder: Path) -> list[str]:
     keys = {**given, "data.source": options.data, "run.dir": str(folder), **planned.settings}
     return [
         "--config", os.path.relpath(planned.config),
-        *(f"--{key}={_spelled(value)}" for key, value in keys.items()),
+        *(f"--{key}={_as_yaml(value)}" for key, value in keys.items()),
     ]  # fmt: skip
 
 
-def _spelled(value: object) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(
-        value, default_flow_style=True, width=10**6
-    ).removesuffix("\n").removesuffix("\n...")  # fmt: skip
+def _as_yaml(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands) -> None:
-    """Train a run, or go on with it."""
+    """Train a run, or continue it."""
     keys = _keys(planned, options, out / planned.name)
     words = [_path(f"launch/train_{planned.trainer}.py"), *keys]
     if options.processes > 1:
@@ -184,10 +183,10 @@ def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands
     commands.run(f"train {planned.name}", words)
 
 
-def measure(planned: PlannedRun, out: Path, commands: Commands) -> None:
-    """Measure a trained run and make what is to be shown of it."""
+def run_commands(planned: PlannedRun, out: Path, commands: Commands) -> None:
+    """Run the commands that follow training: evaluation, and what the page shows."""
     folder = out / planned.name
-    for script, *words in planned.then:
+    for script, *words in planned.commands:
         given = [_path(f"launch/{script}.py"), str(folder), *words]
         commands.run(f"{script} {planned.name}", given, newest_saved(folder))
 
@@ -197,13 +196,13 @@ def _path(name: str) -> str:
 
 
 def own_cores(parallel: int) -> Callable[[], None]:
-    """Return what gives each thread that calls it, and what it starts, cores of its own."""
+    """Return an initializer that gives each thread, and what it starts, cores of its own."""
     if not hasattr(os, "sched_setaffinity"):
         return lambda: None
     cores = sorted(os.sched_getaffinity(0))
-    shares = iter([set(cores[k::parallel]) or set(cores) for k in range(parallel)])
-    # Threads beyond the cores would wait for each other in every layer.
-    return lambda: os.sched_setaffinity(0, next(shares))
+    parts = iter([set(cores[k::parallel]) or set(cores) for k in range(parallel)])
+    # More threads than cores would wait for each other in every layer.
+    return lambda: os.sched_setaffinity(0, next(parts))
 
 
 def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
@@ -217,7 +216,7 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
-    """Train and measure all runs, then write the pages. Raises CommandError."""
+    """Train and evaluate all runs, then write the pages; raises CommandError."""
     data = _data(options)
     for split in ("test", "train"):  # without test images nothing is built
         ensure(options.data, split=split, resize=options.resize, options=data.options)
@@ -228,8 +227,8 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
         waiting = [pool.submit(train, planned, options, out, commands) for planned in runs]
         for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
             future.result()
-        for planned in runs:  # one after another: nothing beside it slows what is timed
-            measure(planned, out, commands)
+        for planned in runs:  # one at a time: some are timed
+            run_commands(planned, out, commands)
     except BaseException:
         commands.stop()
         raise
@@ -241,7 +240,7 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
 
 
 def main() -> int:
-    """Answer the exercises by the command line."""
+    """Train and compare as the command line says; return the exit code."""
     for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
         signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])
@@ -260,6 +259,6 @@ def main() -> int:
         return failed.code if failed.code in (MISTAKE, STOPPED) else FAULT
     except KeyboardInterrupt:
         again = shlex.join(["python", "launch/exercises.py", *sys.argv[1:]])
-        print(f"stopped: `{again}` goes on", file=sys.stderr)
+        print(f"stopped: `{again}` continues", file=sys.stderr)
         return STOPPED
     return 0

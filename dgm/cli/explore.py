@@ -33,7 +33,7 @@ from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.samplers import SamplerName
 from dgm.evaluation.online_eval import MOST_MADE
 from dgm.preprocessing import STANDARD
-from dgm.report.exploring import save_plots
+from dgm.report.figures import save_sweep_plots
 from dgm.training.engine import Engine
 
 VARIED = {
@@ -218,7 +218,7 @@ def main() -> None:
             out = folder_of(options)
             write_whole(out / "exploration.json", json.dumps(found, indent=1) + "\n")
             show_figures(found)
-            save_plots(found["settings"], out / "quality.png")
+            save_sweep_plots(found["settings"], out / "quality.png")
             print(f"sheets, figures and plot: {out}")
     finally:
         engine.close()

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dgm.cli import train_ddpm, train_flow, train_gan, train_vae
-from dgm.cli.assemble import Parts
 from dgm.cli.parser import parse
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 
-FAMILIES: dict[str, ModuleType] = {
-    "diffusion": train_ddpm,
-    "gan": train_gan,
-    "vae": train_vae,
-    "flow": train_flow,
-}
+if TYPE_CHECKING:
+    from dgm.cli.assemble import Parts
+
+
+class _Modules(Mapping[str, ModuleType]):
+    """Modules by name, each imported on access, because they import torch."""
+
+    def __init__(self, names: dict[str, str]):
+        self._names = names
+
+    def __getitem__(self, key: str) -> ModuleType:
+        return importlib.import_module(self._names[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+FAMILIES = _Modules(
+    {
+        "diffusion": "dgm.cli.train_ddpm",
+        "gan": "dgm.cli.train_gan",
+        "vae": "dgm.cli.train_vae",
+        "flow": "dgm.cli.train_flow",
+    }
+)
 
 
 def family_of(path: Path) -> str:
-    """Say of which family a run's config.yaml is; raises UserError where it is of none."""
+    """Return the family of a run's config.yaml; raises UserError where it has none or several."""
     sections = read_yaml(path)
     found = [name for name in FAMILIES if name in sections]
     if len(found) != 1:
@@ -37,6 +59,6 @@ def open_config(path: Path) -> Any:
 
 
 def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[str, Parts]:
-    """Build nets and objective as a run's config.yaml says; name the family too."""
+    """Return the family of a run's config.yaml, and its nets and objective."""
     family = family_of(path)
     return family, FAMILIES[family].make_parts(open_config(path), image_shape, num_classes)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +12,12 @@ from torch import nn
 from dgm.cli.assemble import identify, known_as
 from dgm.cli.families import open_config, rebuild
 from dgm.common.errors import UserError
-from dgm.common.suggestions import nearest
+from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective
 from dgm.training import checkpoint
 from dgm.training.state_dicts import in_channels_last, load_nets
 from shards.reader import Shards, open_shards
 from shards.remote import is_remote
-
-_MOST_RUNS = 1000  # that are looked through for one with a name like the one given
 
 
 @dataclass
@@ -80,33 +75,6 @@ def open_trained(
     seen = loaded.state["images_seen"]
     data_id, shape = loaded.state["data_id"], (height, width, channels)
     return Trained(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
-
-
-def hint_at_runs(folder: Path) -> str:
-    """Return which run may be meant by a folder that is none: around it, or under runs/."""
-    around = next((p for p in folder.parents if (p / "config.yaml").is_file()), None)
-    if around is not None:
-        return f"did you mean {around}?"
-    inside = sorted(_runs_under(folder))
-    if inside:
-        return f"it holds runs, name one: {', '.join(map(str, inside[:5]))}"
-    for root in (folder.parent, Path("runs")):
-        # Without what all have in common, by which long paths would be alike.
-        wanted = folder.relative_to(root) if folder.is_relative_to(root) else Path(folder.name)
-        names = {run.name: run for run in _runs_under(root)}
-        names |= {str(run.relative_to(root)): run for run in _runs_under(root)}
-        if near := nearest(str(wanted), names, cutoff=0.6):
-            return f"did you mean {names[near]}?"
-    if next(_runs_under(Path("runs")), None) is None:
-        return "there is none under runs/ here: train one first, or give its path"
-    return "name one of runs/"
-
-
-def _runs_under(root: Path) -> Iterator[Path]:
-    """Go through the run folders in a folder, and those of sweeps in it."""
-    with contextlib.suppress(OSError):
-        for pattern in ("*/config.yaml", "*/*/config.yaml"):
-            yield from (path.parent for path in itertools.islice(root.glob(pattern), _MOST_RUNS))
 
 
 def _no_checkpoint(folder: Path, seen: int) -> str:

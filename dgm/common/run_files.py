@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dgm.common.config_keys import flatten_nested
 from dgm.common.errors import UserError, check_readable
 from dgm.common.json_files import read_objects
+from dgm.common.suggestions import nearest
 from dgm.common.yaml_io import read_yaml
 
 MANIFEST = "manifest.json"
 """File of a checkpoint with the sizes and checksums of the others, written last."""
+_MAX_RUNS = 1000  # that are searched for a similar name
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -74,3 +79,30 @@ def newest_saved(folder: Path) -> int | None:
     check_readable(folder / "checkpoints")  # what may not be listed looks empty
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def hint_at_runs(folder: Path) -> str:
+    """Return a hint at the run folder that was meant: around `folder`, in it, or under runs/."""
+    around = next((p for p in folder.parents if (p / "config.yaml").is_file()), None)
+    if around is not None:
+        return f"did you mean {around}?"
+    inside = sorted(_runs_under(folder))
+    if inside:
+        return f"it holds runs, name one: {', '.join(map(str, inside[:5]))}"
+    for root in (folder.parent, Path("runs")):
+        # Relative, because long paths with a common beginning are similar.
+        name = folder.relative_to(root) if folder.is_relative_to(root) else Path(folder.name)
+        names = {run.name: run for run in _runs_under(root)}
+        names |= {str(run.relative_to(root)): run for run in _runs_under(root)}
+        if near := nearest(str(name), names, cutoff=0.6):
+            return f"did you mean {names[near]}?"
+    if next(_runs_under(Path("runs")), None) is None:
+        return "there is none under runs/ here: train one first, or give its path"
+    return "name one of runs/"
+
+
+def _runs_under(root: Path) -> Iterator[Path]:
+    """Yield the run folders in a folder, and those of sweeps in it."""
+    with contextlib.suppress(OSError):
+        for pattern in ("*/config.yaml", "*/*/config.yaml"):
+            yield from (path.parent for path in itertools.islice(root.glob(pattern), _MAX_RUNS))

@@ -1,1 +1,1 @@
-"""Figures and pages made from a run folder."""
+"""Pages and plots made from run folders; imports no torch."""

@@ -1,4 +1,4 @@
-"""What can be said of curves by computing alone; with too few points nothing is."""
+"""Sentences on curves, computed from their values; none where there are too few points."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from dgm.common.formatting import counted, number, percent
 from dgm.metrics import higher_is_better
 from dgm.report.read_run import Curve, Run
 
-MIN_POINTS = 10  # logs of a curve of which anything is said
+_MIN_POINTS = 10  # of a curve with sentences
 _MIN_IN_TENTH = 5
-_PEERS = 3  # runs that the one with the lowest loss is compared with
+_NUM_PEERS = 3  # runs that the one with the lowest loss is compared with
 
 
-def observe(runs: list[Run]) -> list[str]:
-    """Compute sentences on each run's curves, then on the losses of runs of one family."""
+def summarize_curves(runs: list[Run]) -> list[str]:
+    """Return sentences on each run's curves, then on the losses of runs of one family."""
     found = []
     for run in runs:
         subject = f"{run.name}: " if len(runs) > 1 else ""
         for key in run.losses:
-            found += [subject + s for s in (_least(run, key), _last_tenth(run, key)) if s]
-        measures = [
+            found += [subject + s for s in (_minimum(run, key), _last_tenth(run, key)) if s]
+        metrics = [
             key for key in run.keys if key.startswith("eval/") and higher_is_better(key) is False
         ]
-        found += [subject + s for key in measures if (s := _least(run, key, 3))]
+        found += [subject + s for key in metrics if (s := _minimum(run, key, 3))]
     for family in dict.fromkeys(run.family for run in runs):
         found += _compare([run for run in runs if run.family == family])
     return found
 
 
-def smooth(curve: Curve) -> Curve:
-    """Take the mean of each value and those before it, over a twentieth of the curve."""
+def _smooth(curve: Curve) -> Curve:
+    """Return the means of each value and those before it, over a twentieth of the curve."""
     width = max(1, len(curve.values) // 20)
     means = [fmean(curve.values[max(0, k + 1 - width) : k + 1]) for k in range(len(curve.values))]
     return Curve(curve.seen, means)
 
 
-def _least(run: Run, key: str, enough: int = MIN_POINTS) -> str | None:
-    """Say where a curve was least, where that is not its end."""
+def _minimum(run: Run, key: str, min_points: int = _MIN_POINTS) -> str | None:
+    """Return a sentence on where the minimum is; None where it is the last value."""
     curve = run.curve(key)
-    least, where = curve.least()
+    lowest, where = curve.min()
     last = curve.values[-1]
-    if len(curve.values) < enough or last <= least:
+    if len(curve.values) < min_points or last <= lowest:
         return None
-    more = f", {percent(last / least - 1)} above" if least > 0 else ""
+    more = f", {percent(last / lowest - 1)} above" if lowest > 0 else ""
     return (
-        f"{key} was least, {number(least)}, after {counted(where, 'image')}; "
+        f"{key} had its minimum, {number(lowest)}, after {counted(where, 'image')}; "
         f"the last value, after {counted(curve.seen[-1], 'image')}, is {number(last)}{more}."
     )
 
 
 def _last_tenth(run: Run, key: str) -> str | None:
-    """Say whether a loss still fell, against the scatter of its logs."""
+    """Return a sentence on whether a loss was still falling, given the scatter of its logs."""
     values = run.curve(key).values
     count = len(values) // 10
     if count < _MIN_IN_TENTH:
@@ -73,10 +73,10 @@ def _compare(runs: list[Run]) -> list[str]:
     """Compare the run whose loss ended lowest with those that follow, for each kind of loss."""
     found = []
     for key in dict.fromkeys(key for run in runs for key in run.losses):
-        curves = {run.name: smooth(run.curve(key)) for run in runs}
-        names = [name for name, curve in curves.items() if len(curve.values) >= MIN_POINTS]
+        curves = {run.name: _smooth(run.curve(key)) for run in runs}
+        names = [name for name, curve in curves.items() if len(curve.values) >= _MIN_POINTS]
         names.sort(key=lambda name: curves[name].values[-1])
-        for other in names[1 : 1 + _PEERS]:
+        for other in names[1 : 1 + _NUM_PEERS]:
             first = names[0]
             found += _pair(key, first, curves[first], other, curves[other])
     return found
@@ -95,15 +95,15 @@ def _pair(key: str, first: str, lower: Curve, other: str, higher: Curve) -> list
         f"{counted(lower.seen[-1], 'image')} against {number(high)} after "
         f"{counted(higher.seen[-1], 'image')}{less}{small}."
     )
-    met = {
+    reached_at = {
         name: next(s for s, v in zip(curve.seen, curve.values, strict=True) if v <= high)
         for name, curve in ((first, lower), (other, higher))
     }
-    order = sorted(met, key=lambda name: met[name])
+    order = sorted(reached_at, key=lambda name: reached_at[name])
     reached = (
         f"The final {key} of {other}, {number(high)}, was first reached by {order[0]}, after "
-        f"{counted(met[order[0]], 'image')}, and by {order[1]} after "
-        f"{counted(met[order[1]], 'image')}."
+        f"{counted(reached_at[order[0]], 'image')}, and by {order[1]} after "
+        f"{counted(reached_at[order[1]], 'image')}."
     )
     crossing = _crossing(key, first, lower, other, higher)
     return [ended, reached, *([crossing] if crossing else [])]
@@ -115,12 +115,11 @@ def _scatter(curve: Curve) -> float:
 
 
 def _crossing(key: str, first: str, a: Curve, other: str, b: Curve) -> str | None:
-    """Say where two curves cross last, or that they do not, over the images that both saw."""
+    """Return a sentence on where two curves cross last, over the images that both saw."""
     start, end = max(a.seen[0], b.seen[0]), min(a.seen[-1], b.seen[-1])
-    places = sorted({s for s in (*a.seen, *b.seen) if start <= s <= end})
-    gaps = [(s, _at(a, s) - _at(b, s)) for s in places]
-    gaps = [(s, gap) for s, gap in gaps if gap != 0]
-    if len(gaps) < MIN_POINTS:
+    seen = sorted({s for s in (*a.seen, *b.seen) if start <= s <= end})
+    gaps = [(s, gap) for s in seen if (gap := _interpolate(a, s) - _interpolate(b, s)) != 0]
+    if len(gaps) < _MIN_POINTS:
         return None
     crossings = [
         s + (t - s) * g / (g - h) for (s, g), (t, h) in pairwise(gaps) if (g < 0) != (h < 0)
@@ -139,8 +138,8 @@ def _crossing(key: str, first: str, a: Curve, other: str, b: Curve) -> str | Non
     )
 
 
-def _at(curve: Curve, seen: float) -> float:
-    """Interpolate between two logs."""
+def _interpolate(curve: Curve, seen: float) -> float:
+    """Return the value between two logs."""
     k = bisect_left(curve.seen, seen)
     if curve.seen[k] == seen:
         return curve.values[k]

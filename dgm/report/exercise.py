@@ -1,142 +1,118 @@
-"""The page of an exercise: what was asked and expected, what came out, and the runs it rests on."""
+"""The page of an exercise: question, hypotheses, what came out, and the runs it is based on."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dgm.common.formatting import counted
-from dgm.report.denoising import show_denoised
-from dgm.report.figure_names import Measure
 from dgm.report.hypothesis_check import (
-    CLOSE,
-    SURE,
-    Expectation,
+    NUM_STANDARD_ERRORS,
+    RELATIVE_TOLERANCE,
     Groups,
-    judge,
+    Hypothesis,
+    Metric,
+    check_hypothesis,
     measure_group,
     name_best,
 )
-from dgm.report.markup import Html, element, join
-from dgm.report.page import side_by_side, whole_page
-from dgm.report.pictures import show_generated, show_kind, show_samples
+from dgm.report.page import compare_runs, render
+from dgm.report.pictures import Picture, generated_grids, newest_grid, sample_grids
 from dgm.report.read_run import Run
-from dgm.report.tables import Column, listing, sortable
+from dgm.report.studies import Study, denoising_study
+from dgm.report.tables import NOTHING, Column, Table, listing, sortable
 
-_NOTHING = "–"
-_GRIDS = 3  # of samples through training
-PICTURES: dict[str, tuple[str, Callable[[Run], Html | None]]] = {
-    "samples": (
-        "Samples through training", lambda run: show_samples(run.folder, run.name, _GRIDS),
-    ),
-    "generated": (
-        "One image of each class", lambda run: show_generated(run.folder, run.name),
-    ),
+_NUM_GRIDS = 3  # of samples through training
+PICTURES: dict[str, tuple[str, Callable[[Run], list[Picture] | Study | None]]] = {
+    "samples": ("Samples through training", lambda run: sample_grids(run, _NUM_GRIDS)),
+    "generated": ("One image of each class", generated_grids),
     "reconstructions": (
-        "Images and their reconstructions",
-        lambda run: show_kind(run.folder, "reconstructions", run.name),
+        "Images and their reconstructions", lambda run: newest_grid(run, "reconstructions"),
     ),
-    "denoised": (
-        "Real images, noised a part of the way and denoised",
-        lambda run: show_denoised(run.folder, run.name),
-    ),
+    "denoised": ("Real images, partly noised and denoised", denoising_study),
 }  # fmt: skip
-"""What of each run can be shown: a title, and how."""
+"""What `show` can name: a title, and what is shown of the first run of each group."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """What is asked, and how the answer is shown."""
+    """A question to runs, and how the answer is shown."""
 
     title: str
-    asks: str
-    expectations: Sequence[Expectation] = ()
-    compare: Sequence[Measure] = ()  # of groups
-    rank_by: Sequence[Measure] = ()  # by which the best is named
-    least: bool = False  # of every loss
+    question: str
+    hypotheses: Sequence[Hypothesis] = ()
+    compare: Sequence[Metric] = ()  # of groups
+    rank_by: Sequence[Metric] = ()  # by which the best is named
+    min_losses: bool = False  # the minimum of each loss
     show: Sequence[str] = ()
 
 
 def exercise_page(exercise: Exercise, groups: Groups, command: Sequence[str]) -> str:
-    """Write the page on groups of runs; `command` is what made it."""
-    runs = [run for own in groups.values() for run in own]
-    content = join(
-        element("p", exercise.asks),
-        _expected(exercise, groups),
-        _compared(exercise, groups),
-        _least(runs) if exercise.least else None,
-        *(_pictures(kind, groups) for kind in exercise.show),
-        side_by_side(runs, pictures=False),
-        element("h2", "Do it again"),
-        element("pre", element("code", shlex.join(command))),
-    )
-    return whole_page(exercise.title, content)
-
-
-def _expected(exercise: Exercise, groups: Groups) -> Html | None:
-    if not exercise.expectations:
-        return None
-    rows: list[list[object]] = []
-    for expected in exercise.expectations:
-        verdict, told = judge(expected, groups)
-        rows.append([expected.says, expected.measure.name, told, verdict])
-    heads = ["expected", "by", "what came out", "it"]
-    note = (
-        "What was expected stands in the exercise's file; what came out is computed. Too close to "
-        f"tell is what lies within {SURE:g} standard errors over seeds, without seeds within "
-        f"{100 * CLOSE:g} %."
-    )
-    return join(
-        element("h2", "Expected beforehand, and what came out"),
-        element("p", note, class_="note"),
-        listing("Expectations", heads, rows),
+    """Return the page on groups of runs; `command` is what made it."""
+    runs = [run for group in groups.values() for run in group]
+    compared = compare_runs(runs, pictures=False)
+    return render(
+        "exercise.html.j2",
+        exercise.title,
+        compared["curves"],
+        question=exercise.question,
+        hypotheses=_hypothesis_table(exercise, groups) if exercise.hypotheses else None,
+        num_standard_errors=f"{NUM_STANDARD_ERRORS:g}",
+        tolerance=f"{100 * RELATIVE_TOLERANCE:g} %",
+        comparison=_comparison_table(exercise, groups) if exercise.compare else None,
+        best=name_best(groups, exercise.rank_by),
+        minima=_minima(runs) if exercise.min_losses else None,
+        shown=[(PICTURES[kind][0], _first_of_each(kind, groups)) for kind in exercise.show],
+        compared=compared,
+        command=shlex.join(command),
     )
 
 
-def _compared(exercise: Exercise, groups: Groups) -> Html | None:
-    if not exercise.compare:
-        return None
+def _hypothesis_table(exercise: Exercise, groups: Groups) -> Table:
+    rows: list[list[Any]] = []
+    for hypothesis in exercise.hypotheses:
+        outcome, values = check_hypothesis(hypothesis, groups)
+        rows.append([hypothesis.text, hypothesis.metric.name, values, outcome])
+    return listing("Hypotheses", ["hypothesis", "metric", "what came out", "outcome"], rows)
+
+
+def _comparison_table(exercise: Exercise, groups: Groups) -> Table:
     names, counts = list(groups), [len(runs) for runs in groups.values()]
     columns = [Column("", names, names), Column("runs", counts, [str(n) for n in counts])]
-    for measure in exercise.compare:
-        found = [measure_group(runs, measure) for runs in groups.values()]
+    for metric in exercise.compare:
+        found = [measure_group(runs, metric) for runs in groups.values()]
         columns.append(
             Column(
-                measure.name,
+                metric.name,
                 [None if value is None else value.mean for value in found],
-                [_NOTHING if v is None else measure.write(v.mean, v.spread) for v in found],
-                measure.higher,
+                [NOTHING if v is None else metric.format(v.mean, v.spread) for v in found],
+                metric.higher_is_better,
             )
         )
     caption = (
         "Means over runs that differ in their seed, ± their standard deviation; of one run, that "
         "over seeds of its images. The best of a column is shaded."
     )
-    said = [element("li", sentence) for sentence in name_best(groups, exercise.rank_by)]
-    return join(
-        element("h2", "Compared"),
-        sortable(caption, columns),
-        element("ul", *said) if said else None,
-    )
+    return sortable(caption, columns)
 
 
-def _least(runs: list[Run]) -> Html:
-    rows: list[list[object]] = []
+def _minima(runs: list[Run]) -> Table:
+    rows: list[list[Any]] = []
     for run in runs:
         for key in (k for k in run.keys if k.startswith("train/") and "loss" in k.split("/")[-1]):
             curve = run.curve(key)
-            least, where = curve.least()
-            rows.append([run.name, key, least, counted(where, "image"), curve.values[-1]])
-    heads = ["run", "loss", "least", "after", "last"]
-    return join(element("h2", "The least of each loss"), listing("From the logs", heads, rows))
+            lowest, seen = curve.min()
+            rows.append([run.name, key, lowest, counted(seen, "image"), curve.values[-1]])
+    return listing("From the logs", ["run", "loss", "min", "after", "last"], rows)
 
 
-def _pictures(kind: str, groups: Groups) -> Html | None:
-    """Show pictures of one kind, of the first run of each group."""
-    title, show = PICTURES[kind]
-    parts = []
+def _first_of_each(kind: str, groups: Groups) -> list[tuple[str, Study]]:
+    """Return what is shown of the first run of each group that has it."""
+    found = []
     for name, (run, *_) in groups.items():
-        if (shown := show(run)) is not None:
-            parts += [element("h3", name), shown]
-    return join(element("h2", title), *parts) if parts else None
+        shown = PICTURES[kind][1](run)
+        if shown:
+            found.append((name, shown if isinstance(shown, Study) else Study(pictures=shown)))
+    return found

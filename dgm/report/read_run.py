@@ -1,7 +1,8 @@
-"""What a run folder holds, also while it is being written."""
+"""Run folders and folders of sweeps, read while they may still be written to."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -19,9 +20,11 @@ ENERGY = {
 }
 """Metrics of energy since the run began, and what each covers."""
 SPREAD = "spread_over_seeds"
-"""In evaluation.json: standard deviations of figures over seeds, by their names."""
-_LARGEST = 1e100  # of a number that is shown
-_NEAR_S = 120.0  # a run that wrote so lately is taken to be at work
+"""Key of evaluation.json: standard deviations over seeds, by metric."""
+_MAX_VALUE = 1e100  # larger ones are damage, and arithmetic with them overflows
+_ACTIVE_S = 120.0  # a run that wrote less than this ago is taken to be training
+_JOBS = "slurm"  # the jobs' folder, in a run folder and in that of a sweep
+_ERROR = re.compile(r"(error: .*|\w*(Error|Exception|Interrupt)\b.*|srun: error: .*)")
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,20 @@ class Curve:
     seen: list[float]
     values: list[float]
 
-    def least(self) -> tuple[float, float]:
-        """Give the least value and the images seen at which it was first met."""
-        k = min(range(len(self.values)), key=self.values.__getitem__)
+    def min(self) -> tuple[float, float]:
+        """Return the minimum and the images seen where it first occurs."""
+        k = self.values.index(min(self.values))
         return self.values[k], self.seen[k]
 
-    def greatest(self) -> tuple[float, float]:
-        """Give the greatest value and the images seen at which it was first met."""
-        k = max(range(len(self.values)), key=self.values.__getitem__)
+    def max(self) -> tuple[float, float]:
+        """Return the maximum and the images seen where it first occurs."""
+        k = self.values.index(max(self.values))
         return self.values[k], self.seen[k]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as its folder tells."""
+    """The content of a run folder."""
 
     folder: Path
     name: str
@@ -61,19 +64,19 @@ class Run:
 
     @property
     def images_seen(self) -> int:
-        """Say how far it is, by its log and its newest checkpoint."""
+        """Images seen by the last log or the newest checkpoint, whichever is later."""
         logged = self.lines[-1]["images_seen"] if self.lines else 0
         return max(logged, self.saved or 0)
 
     @property
     def total_images(self) -> int | None:
-        """Say at how many images it is done."""
+        """Images after which training ends."""
         total = self.config.get("train.total_images")
         return total if isinstance(total, int) else None
 
     @property
     def keys(self) -> list[str]:
-        """Give the metrics that have a finite value, in the order of the log."""
+        """Metrics with a finite value, in the order of the log."""
         found: dict[str, None] = {}
         for line in self.lines:
             new = (k for k in line if k not in found and k.startswith(LOGGED))
@@ -82,31 +85,31 @@ class Run:
 
     @property
     def losses(self) -> list[str]:
-        """Give the keys of the losses that are minimised, one for each phase."""
+        """Keys of the losses that are minimised, one for each phase."""
         return [key for key in self.keys if key.startswith("train/") and key.endswith("/loss")]
 
     def curve(self, key: str) -> Curve:
-        """Give a metric over images seen."""
+        """Return a metric over images seen."""
         points = [(x["images_seen"], x[key]) for x in self.lines if _finite(x.get(key))]
         return Curve([seen for seen, _ in points], [value for _, value in points])
 
     def median(self, key: str) -> float | None:
-        """Give the median of a metric over all logs; None where it was not logged."""
+        """Return the median of a metric over all logs; None where it was not logged."""
         values = self.curve(key).values
         return median(values) if values else None
 
     def wall_s(self) -> float | None:
-        """Give the seconds from its start to its last log, pauses included."""
+        """Return the seconds from the start to the last log, pauses included."""
         wall = self.lines[-1].get("wall_s") if self.lines else None
         return wall if _finite(wall) else None
 
     def energy_kwh(self, key: str) -> float | None:
-        """Give the energy spent until the last log that knows it; None where none does."""
+        """Return the energy used until the last log that has it; None where none has."""
         values = self.curve(key).values
         return values[-1] if values else None
 
     def spent_s(self) -> dict[str, float]:
-        """Add up seconds of waiting (`data_wait`) and of each pause: `save`, `sample`, `eval`."""
+        """Return seconds of waiting (`data_wait`) and of each pause: `save`, `sample`, `eval`."""
         keys = [k for k in self.keys if k.startswith("time/") and k.endswith("_s")]
         return {
             key.removeprefix("time/").removesuffix("_s"): sum(self.curve(key).values)
@@ -115,8 +118,8 @@ class Run:
         }
 
     def results(self) -> dict[str, float]:
-        """Give the figures of `evaluation.json` by `name/part`, without those of single classes."""
-        return dict(flatten_figures(self.evaluation))
+        """Return the metrics of `evaluation.json` by `name/part`, without those of one class."""
+        return dict(flatten_metrics(self.evaluation))
 
 
 def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> Run:
@@ -142,7 +145,7 @@ def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> 
 
 
 def _without_unread_source(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave `data.source` out where the run read shards that were not built of it."""
+    """Return the config without `data.source` where the shards were not built from it."""
     source, shards = config.get("data.source"), config.get("data.shards")
     if not isinstance(shards, str):
         return config
@@ -153,13 +156,13 @@ def _without_unread_source(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(folder: Path) -> str:
-    """Say whether a run is finished, stopped, or still being written."""
+    """Return whether a run is finished, stopped, or still being written."""
     total = read_config(folder / "config.yaml").get("train.total_images")
     return _state(folder, total, read_log(folder / "metrics.jsonl"), newest_saved(folder))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`; a last line that is torn, as the run is writing it, is left out.
+    """Read `metrics.jsonl`, without a last line that is cut off because it is being written.
 
     Raises UserError naming any other line that is damaged.
     """
@@ -183,19 +186,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def flatten_figures(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """List the numbers of nested dictionaries by `name/part`; classes and seeds are no parts."""
-    figures = []
+def flatten_metrics(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Return the numbers of nested dictionaries by `name/part`, without classes and seeds."""
+    metrics = []
     for name, value in found.items():
         if isinstance(value, dict) and not is_detail(name):
-            figures += flatten_figures(value, f"{prefix}{name}/")
+            metrics += flatten_metrics(value, f"{prefix}{name}/")
         elif _finite(value):
-            figures.append((prefix + name, value))
-    return figures
+            metrics.append((prefix + name, value))
+    return metrics
 
 
 def is_detail(name: str) -> bool:
-    """Say whether a dictionary takes a figure apart, or says how far it is known."""
+    """Return whether a dictionary splits a metric by class or quartile, or is its spread."""
     return name.endswith(("_by_class", "_by_quartile")) or name == SPREAD
 
 
@@ -205,8 +208,8 @@ def _state(folder: Path, total: Any, lines: list[dict[str, Any]], saved: int | N
     log = folder / "metrics.jsonl"
     age = time.time() - (log if log.exists() else folder / "config.yaml").stat().st_mtime
     walls = [wall for line in lines[-2:] if _finite(wall := line.get("wall_s"))]
-    near = max(_NEAR_S, 3 * (walls[-1] - walls[0])) if walls else _NEAR_S
-    state = "still being written" if age < near else "stopped"
+    active = max(_ACTIVE_S, 3 * (walls[-1] - walls[0])) if walls else _ACTIVE_S
+    state = "still being written" if age < active else "stopped"
     return state if saved is not None else f"{state}, no checkpoint yet"
 
 
@@ -224,6 +227,52 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _finite(value: object) -> TypeGuard[float]:
-    # What is larger is damage, and arithmetic with it overflows.
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) < _LARGEST  # type: ignore[arg-type]
+    return number and abs(value) < _MAX_VALUE  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed, or has no checkpoint to continue from."""
+
+    name: str
+    reason: str
+    error: str = ""  # the last one in its log
+
+
+def sweep_folders(folder: Path) -> list[Path]:
+    """Return the run folders of a sweep, including those that failed before they held anything."""
+    known = ("config.yaml", f"{_JOBS}/job.json", f"{_JOBS}/history.jsonl")
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != _JOBS)
+    return [p for p in inside if any((p / name).is_file() for name in known)]
+
+
+def find_failure(folder: Path, name: str) -> Failure | None:
+    """Return how a run of a sweep failed; None where it did not."""
+    history = read_lines(folder / _JOBS / "history.jsonl")
+    last = history[-1] if history else {}
+    saved = newest_saved(folder)
+    if last.get("event") == "end" and last.get("verdict") in ("fault", "mistake"):
+        reason = f"{last['verdict']}, exit code {last.get('code')}, then {last.get('next')}"
+    elif not (folder / "config.yaml").is_file():
+        reason = "training never began"
+    elif saved is None:
+        reason = "no checkpoint"
+    else:
+        return None
+    if saved is not None:
+        reason += f", after a checkpoint at {saved:,} images"
+    starts = sum(line.get("event") == "start" for line in history)
+    if starts:
+        reason += f", {starts} start{'s' * (starts > 1)}"
+    return Failure(name, reason, _last_error(folder / _JOBS / "log.txt"))
+
+
+def _last_error(log: Path) -> str:
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 100_000))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if _ERROR.match(line)), "")

@@ -1,78 +1,127 @@
-"""Tables of runs side by side, and of what one run holds."""
+"""Tables of a page: runs side by side, and what one run holds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dgm.common.formatting import duration, number
 from dgm.metrics import higher_is_better
-from dgm.report.evaluation_table import label, note, shown
-from dgm.report.formatting import figure
-from dgm.report.markup import Html, element
+from dgm.report.evaluation_table import format_metric, format_with_spread, label, note
 from dgm.report.read_run import ENERGY, SPREAD, Run, is_detail
 
-# How it was measured, no result.
-_COUNTS = ("num_", "images_seen", "importance_samples", "first_seed", "timesteps_per_image")
-_NOTHING = "–"
+# Parts of evaluation.json that describe how a metric was taken.
+_SETTINGS = ("num_", "images_seen", "importance_samples", "first_seed", "timesteps_per_image")
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table."""
+
+    text: str
+    numeric: bool = False  # aligned to the right
+    best: bool = False  # of its column
+    sort_value: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; one without `heads` lists names and values."""
+
+    caption: str
+    rows: list[list[Cell]]
+    heads: list[Cell]
+    row_names: bool = False  # the first cell of a row names it
+    sortable: bool = False
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: a value for each row, and how it is shown."""
+    """A column of a sortable table: a value for each row, and its text."""
 
     name: str
     values: list[Any]  # None where a run has none
     texts: list[str]
-    higher: bool | None = None  # whether the higher value is the better; None: neither is
+    higher_is_better: bool | None = None  # None: neither direction is
 
     def best(self) -> set[int]:
-        """Number the rows with the best value, where there is something to compare."""
+        """Return the rows with the best value, where there is something to compare."""
         known = [value for value in self.values if value is not None]
-        if self.higher is None or len(set(known)) < 2:
+        if self.higher_is_better is None or len(set(known)) < 2:
             return set()
-        best = max(known) if self.higher else min(known)
+        best = max(known) if self.higher_is_better else min(known)
         return {row for row, value in enumerate(self.values) if value == best}
 
+    def cells(self) -> list[Cell]:
+        """Return the cells of the rows."""
+        numeric, best = is_numeric(self.values), self.best()
+        keys = ["" if v is None else v if isinstance(v, str) else as_text(v) for v in self.values]
+        return [
+            Cell(text, numeric, row in best, key)
+            for row, (text, key) in enumerate(zip(self.texts, keys, strict=True))
+        ]
 
-def table_of_runs(runs: list[Run]) -> Html:
-    """Show what the runs were told differently and what came out; a click on a head sorts."""
-    settings = [_settings(key, runs) for key in differing(runs)]
+
+def sortable(caption: str, columns: list[Column]) -> Table:
+    """Return a table of columns, of which the first names the rows."""
+    heads = [Cell(column.name, is_numeric(column.values)) for column in columns]
+    rows = [list(row) for row in zip(*(column.cells() for column in columns), strict=True)]
+    return Table(caption, rows, heads, row_names=True, sortable=True)
+
+
+def listing(caption: str, heads: list[str], rows: list[list[Any]]) -> Table:
+    """Return a table with heads; numbers are formatted as metrics of the name in the head."""
+    numeric = [is_numeric([row[k] for row in rows]) for k in range(len(heads))]
+    cells = [
+        [Cell(_cell_text(head, value), right)
+         for head, value, right in zip(heads, row, numeric, strict=True)]
+        for row in rows
+    ]  # fmt: skip
+    return Table(caption, cells, [Cell(*head) for head in zip(heads, numeric, strict=True)])
+
+
+def facts(caption: str, rows: Iterable[tuple[str, object]]) -> Table:
+    """Return a table of names and values."""
+    cells = [[Cell(name), Cell(str(value))] for name, value in rows]
+    return Table(caption, cells, [], row_names=True)
+
+
+def evaluation_tables(found: dict[str, Any], caption: str, metric: str = "") -> list[Table]:
+    """Return tables of metrics, one for each dictionary, with notes on what each metric is.
+
+    With `metric` the keys are classes or quartiles of it.
+    """
+    plain = {k: v for k, v in found.items() if not isinstance(v, dict | list) and k != "checkpoint"}
+    rows = []
+    for name, value in plain.items():
+        text = format_metric(metric, value) if metric else format_with_spread(name, found)
+        notes = [Cell(note(name))] if any(map(note, plain)) else []
+        rows.append([Cell(label(name)), Cell(text, numeric=True), *notes])
+    tables = [Table(caption, rows, [], row_names=True)] if rows else []
+    for name, value in found.items():
+        if isinstance(value, dict) and name != SPREAD:
+            title = name.replace("_", " ") + (f": {note(name)}" if note(name) else "")
+            tables += evaluation_tables(value, title, name if is_detail(name) else metric)
+    return tables
+
+
+def table_of_runs(runs: list[Run]) -> Table:
+    """Return the settings in which runs differ, and their results."""
     columns = [Column("run", [r.name for r in runs], [r.name for r in runs])]
     if len({run.family for run in runs}) > 1:
         columns.append(Column("family", [r.family for r in runs], [r.family for r in runs]))
-    columns += [*settings, *_results(runs)]
+    for key in differing_keys(runs):
+        values = [run.config.get(key) for run in runs]
+        columns.append(Column(key, values, [NOTHING if v is None else as_text(v) for v in values]))
+    columns += _results(runs)
     return sortable("Settings that differ, and results. The best of a column is shaded.", columns)
 
 
-def sortable(caption: str, columns: list[Column]) -> Html:
-    """Show columns of as many values each; the first names the rows, a click on a head sorts."""
-    best = [column.best() for column in columns]
-    rows = [
-        element("tr", *(_cell(c, row, row in best[k], k == 0) for k, c in enumerate(columns)))
-        for row in range(len(columns[0].values))
-    ]
-    heads = [
-        element(
-            "th", element("button", c.name, type="button"), scope="col",
-            class_="number" if _numeric(c.values) else None,
-        )
-        for c in columns
-    ]  # fmt: skip
-    table = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", *heads)),
-        element("tbody", *rows),
-        class_="sortable",
-    )
-    return element("div", table, class_="scroll")
-
-
-def differing(runs: list[Run]) -> list[str]:
-    """Name the keys in which runs differ; of several families those that all of them have."""
+def differing_keys(runs: list[Run]) -> list[str]:
+    """Return the keys in which runs differ; of several families those that all of them have."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     if len({run.family for run in runs}) > 1:
         keys = [key for key in keys if all(key in run.config for run in runs)]
@@ -84,147 +133,60 @@ def differing(runs: list[Run]) -> list[str]:
 
 
 def as_text(value: object) -> str:
-    """Write a setting as in YAML, on one line."""
+    """Return a setting on one line, as in YAML."""
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def facts(caption: str, rows: Iterable[tuple[str, object]]) -> Html:
-    """Make a table of names and values."""
-    lines = [
-        element("tr", element("th", name, scope="row"), element("td", value))
-        for name, value in rows
-    ]
-    return element("table", element("caption", caption), element("tbody", *lines), class_="facts")
-
-
-def listing(caption: str, heads: list[str], rows: list[list[object]]) -> Html:
-    """Make a table with a head for each column; numbers are written by what their head says."""
-    numeric = [_numeric([row[k] for row in rows]) for k in range(len(heads))]
-    head = element(
-        "tr",
-        *(
-            element("th", name, scope="col", class_="number" if right else None)
-            for name, right in zip(heads, numeric, strict=True)
-        ),
-    )
-    lines = [
-        element(
-            "tr",
-            *(
-                element("td", _said(name, value), class_="number" if right else None)
-                for name, value, right in zip(heads, row, numeric, strict=True)
-            ),
-        )
-        for row in rows
-    ]
-    table = element(
-        "table",
-        element("caption", caption),
-        element("thead", head),
-        element("tbody", *lines),
-    )
-    return element("div", table, class_="scroll")
-
-
-def evaluation_tables(found: dict[str, Any], caption: str, share: str = "") -> list[Html]:
-    """Show figures in tables, one for each dictionary, with what each is; shares in percent."""
-    plain = {k: v for k, v in found.items() if not isinstance(v, dict | list) and k != "checkpoint"}
-    rows = [
-        element(
-            "tr", element("th", label(name), scope="row"),
-            element("td", figure(share, value) if share else shown(name, found), class_="number"),
-            element("td", note(name)) if any(map(note, plain)) else None,
-        )
-        for name, value in plain.items()
-    ]  # fmt: skip
-    tables = (
-        [element("table", element("caption", caption), element("tbody", *rows))] if rows else []
-    )
-    for name, value in found.items():
-        if isinstance(value, dict) and name != SPREAD:
-            title = name.replace("_", " ") + (f": {note(name)}" if note(name) else "")
-            tables += evaluation_tables(value, title, name if is_detail(name) else share)
-    return tables
-
-
-def _settings(key: str, runs: list[Run]) -> Column:
-    values = [run.config.get(key) for run in runs]
-    return Column(key, values, [as_text(v) if v is not None else _NOTHING for v in values])
+def is_numeric(values: list[Any]) -> bool:
+    """Return whether all values of a column, as far as there are, are numbers."""
+    known = [value for value in values if value is not None]
+    return bool(known) and all(type(value) in (int, float) for value in known)
 
 
 def _results(runs: list[Run]) -> list[Column]:
-    # What a family minimises is no measure of another's.
-    alike = len({run.family for run in runs}) == 1
+    # Losses of different families measure different things.
+    comparable = len({run.family for run in runs}) == 1
     columns = []
     for key in dict.fromkeys(key for run in runs for key in run.losses):
-        columns += _over_training(key, runs, False if alike else None)
+        columns += _over_training(key, runs, False if comparable else None)
     for key in dict.fromkeys(k for run in runs for k in run.keys if k.startswith("eval/")):
         columns += _over_training(key, runs, higher_is_better(key))
     results = [run.results() for run in runs]
     for name in dict.fromkeys(name for found in results for name in found):
-        if not name.split("/")[-1].startswith(_COUNTS):
-            values = [found.get(name) for found in results]
-            texts = [_NOTHING if v is None else figure(name, v) for v in values]
-            head = "/".join(map(label, name.split("/")))
-            columns.append(Column(head, values, texts, higher_is_better(name)))
-    speeds = [run.median("time/images_per_s") for run in runs]
-    walls = [run.wall_s() for run in runs]
-    seen = [run.images_seen for run in runs]
+        if not name.split("/")[-1].startswith(_SETTINGS):
+            column = _numbers("/".join(map(label, name.split("/"))), [f.get(name) for f in results])
+            texts = [NOTHING if v is None else format_metric(name, v) for v in column.values]
+            columns.append(replace(column, texts=texts, higher_is_better=higher_is_better(name)))
     for key, covered in ENERGY.items():
-        spent = [run.energy_kwh(key) for run in runs]
-        if any(energy is not None for energy in spent):
-            columns.append(Column(f"kWh, {covered}", spent, [_text(v) for v in spent]))
+        column = _numbers(f"kWh, {covered}", [run.energy_kwh(key) for run in runs])
+        columns += [column] if is_numeric(column.values) else []
+    walls = [run.wall_s() for run in runs]
     return [
         *columns,
-        Column("images/s, median", speeds, [_text(v) for v in speeds], True),
-        Column("wall time", walls, [_NOTHING if w is None else duration(w) for w in walls]),
-        Column("images seen", seen, [number(s) for s in seen]),
+        _numbers("images/s, median", [run.median("time/images_per_s") for run in runs], True),
+        Column("wall time", walls, [NOTHING if w is None else duration(w) for w in walls]),
+        _numbers("images seen", [run.images_seen for run in runs]),
         Column("state", [r.state for r in runs], [r.state for r in runs]),
     ]
 
 
 def _over_training(key: str, runs: list[Run], higher: bool | None) -> list[Column]:
-    """Give the final value of a curve, its best, and where that was met."""
+    """Return the final value of a curve, its best, and the images seen there."""
     curves = [run.curve(key) for run in runs]
-    last = [curve.values[-1] if curve.values else None for curve in curves]
-    best = [
-        (curve.greatest() if higher else curve.least()) if curve.values else (None, None)
-        for curve in curves
-    ]
-    values, seen = [value for value, _ in best], [where for _, where in best]
-    word = "greatest" if higher else "least"
+    best = [(c.max() if higher else c.min()) if c.values else (None, None) for c in curves]
+    word = "max" if higher else "min"
     return [
-        Column(f"{key}, final", last, [_text(v) for v in last], higher),
-        Column(f"{key}, {word}", values, [_text(v) for v in values], higher),
-        Column(f"{word} after images", seen, [_text(s) for s in seen]),
+        _numbers(f"{key}, final", [c.values[-1] if c.values else None for c in curves], higher),
+        _numbers(f"{key}, {word}", [value for value, _ in best], higher),
+        _numbers(f"{word} after images", [seen for _, seen in best]),
     ]
 
 
-def _said(name: str, value: object) -> object:
-    if value is None:
-        return _NOTHING
-    return figure(name, value) if isinstance(value, int | float) else value
+def _numbers(name: str, values: list[Any], higher: bool | None = None) -> Column:
+    return Column(name, values, [NOTHING if v is None else number(v) for v in values], higher)
 
 
-def _text(value: float | None) -> str:
-    return _NOTHING if value is None else number(value)
-
-
-def _cell(column: Column, row: int, best: bool, names_row: bool) -> Html:
-    value = column.values[row]
-    classes = ["number"] * _numeric(column.values) + ["best"] * best
-    plain = value if isinstance(value, int | float | str) else as_text(value)
-    return element(
-        "th" if names_row else "td",
-        column.texts[row],
-        scope="row" if names_row else None,
-        class_=" ".join(classes) or None,
-        data_value="" if value is None else plain,
-    )
-
-
-def _numeric(values: list[Any]) -> bool:
-    known = [value for value in values if value is not None]
-    return bool(known) and all(type(value) in (int, float) for value in known)
+def _cell_text(head: str, value: object) -> str:
+    return NOTHING if value is None else format_metric(head, value)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
-    """Return a runner of the script within this process: exit code, output, errors."""
+    """Return a function that runs the script in this process: exit code, output, errors."""
 
     def called(*words: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
@@ -31,8 +31,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
             run(report.main)
-        said = capsys.readouterr()
-        return left.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return left.value.code, output.out, output.err
 
     return called
 
@@ -56,55 +56,32 @@ def test_a_sweep_with_a_failure_and_a_damaged_run(call: Callable, tmp_path: Path
     assert "training never began" in page and "c/config.yaml is not YAML in line 1" in page
 
 
-def test_runs_of_one_name_are_told_apart(call: Callable, tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_shown_with_their_folders(call: Callable, tmp_path: Path) -> None:
     one, two = (write_run(tmp_path / name / "run", [2.0, 1.0]) for name in ("x", "y"))
     out = tmp_path / "both.html"
     assert call(one, two, one, "--out", out)[:2] == (0, f"2 runs: {out}\n")
-    assert "x/run: least" in out.read_text() and "y/run: least" in out.read_text()
+    assert "x/run: min" in out.read_text() and "y/run: min" in out.read_text()
 
 
-def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> None:
-    good, other = (write_run(tmp_path / name, [2.0, 1.0, 1.0]) for name in ("good", "other"))
+def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path: Path) -> None:
     empty, none = tmp_path / "empty", tmp_path / "none"
     empty.mkdir()
     config = write_run(tmp_path / "config", [1.0]) / "config.yaml"
     config.write_text("a: [")
     damaged = write_run(tmp_path / "damaged", [2.0, 1.0, 1.0]) / "metrics.jsonl"
     damaged.write_text(damaged.read_text().replace('"images_seen": 200', '"images": 200'))
-    mistakes: list[tuple[tuple[object, ...], str]] = [
-        (
-            (none,),
-            f"{none} is no folder: there is none under runs/ here: train one first, or give its "
-            "path",
-        ),
-        (
-            (empty,),
-            f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
-            "(no run folder in it): there is none under runs/ here: train one first, or give "
-            "its path",
-        ),
-        (
-            (config.parent,),
-            f"{config} is not YAML in line 1 (did not find expected node content): mend that line; "
-            "or restore it, or move the run",
-        ),
-        (
-            (damaged.parent,),
-            f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
-            "mend or remove that line",
-        ),
-        (
-            (good, "--out", none / "x.html"),
-            f"--out is {none}/x.html, but there is no folder {none}: make it first",
-        ),
-        ((good, "--out", empty), f"--out is {empty}, which is a folder: name a file in it"),
-        (
-            (good, other),
-            "2 folders are given, but not --out: name the page, as --out report.html",
-        ),
-    ]
-    for words, message in mistakes:
-        assert call(*words) == (2, "", f"error: {message}\n"), words
+    hint = "there is none under runs/ here: train one first, or give its path"
+    mistakes: dict[Path, str] = {
+        none: f"{none} is no folder: {hint}",
+        empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
+        f"(no run folder in it): {hint}",
+        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): mend "
+        "that line; or restore it, or move the run",
+        damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
+        "mend or remove that line",
+    }
+    for folder, message in mistakes.items():
+        assert call(folder) == (2, "", f"error: {message}\n"), folder
     assert not list(tmp_path.rglob("*.html"))
 
 
@@ -126,8 +103,8 @@ def test_page_of_a_trained_run(
     losses = [key for key in minima if key.split("/")[-1].startswith("loss")]
     assert len(losses) == (1 if family == "diffusion" else 4)
     for key in losses:
-        least = minima[key]
+        lowest = minima[key]
         assert f"<figcaption>{key}</figcaption>" in page
-        value = f"{least['value']:.4g}"
-        assert f"least {value} after {least['images_seen']} images, last" in page
+        value = f"{lowest['value']:.4g}"
+        assert f"min {value} after {lowest['images_seen']} images, last" in page
     assert f"launch/{SCRIPTS[family]} --config" in page and "data:image/png;base64," in page

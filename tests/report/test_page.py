@@ -1,43 +1,20 @@
-"""The page says what the run folder holds, escapes it, and needs nothing beside it."""
+"""The page of a run shows what its folder holds, and is self-contained."""
 
 from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from html_page import HtmlPage
 from written_runs import ENVIRONMENT, opened, write_picture, write_run
 
 from dgm.common.errors import UserError
-from dgm.report.curves import thin
 from dgm.report.page import make_page
-from dgm.report.pictures import some_of
-from dgm.report.read_run import Curve
-
-
-class Seen(HTMLParser):
-    """Every start tag with its attributes, and all text."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.open[-1:] not in (["script"], ["style"]) else ""
+from dgm.report.pictures import evenly_spaced
 
 
 @pytest.mark.parametrize(
@@ -58,77 +35,27 @@ def test_shards_that_are_not_of_the_source_are_named(
     assert ("data.source: " in page) == (not shown.startswith("shards "))
 
 
-def test_minimum_is_the_true_one_and_marked_once(tmp_path: Path) -> None:
-    losses = [3.0, 0.5, 0.123456, 0.7, 0.2]
-    page = make_page("x", [opened(write_run(tmp_path / "x", losses))], [])
-    assert "least 0.1235 after 300 images, last 0.2" in page
-    dots = [a for tag, a in Seen(page).tags if tag == "circle"]
-    assert len(dots) == 1
-    loss = next(a for t, a in Seen(page).tags if t == "polyline")["points"]
-    assert loss is not None
-    low = max(loss.split(), key=lambda point: float(point.split(",")[1]))  # y grows downwards
-    assert low == f"{dots[0]['cx']},{dots[0]['cy']}"
-
-
-def test_the_best_is_marked_only_where_one_way_is_better(tmp_path: Path) -> None:
-    more = {"train__elbo": [-3.0, -1.0, -2.0], "train__kl": [3.0, 1.0, 2.0]}
-    page = make_page("x", [opened(write_run(tmp_path / "x", [1.0, 1.0, 1.0], **more))], [])
-    assert [a["cx"] for t, a in Seen(page).tags if t == "circle"].count(None) == 0
-    assert page.count("<circle") == 2 and "greatest -1 after 200 images" in page
-    assert "least 1 after 200 images" not in page
-
-
-def test_axis_is_logarithmic_only_beyond_a_decade_of_positive_values(tmp_path: Path) -> None:
-    for name, losses, log in (
-        ("wide", [30.0, 3.0, 0.3], True),
-        ("narrow", [3.0, 2.0, 1.0], False),
-        ("negative", [30.0, 1.0, -1.0], False),
-    ):
-        page = make_page(name, [opened(write_run(tmp_path / name, losses))], [])
-        assert ("train/loss over images seen, logarithmic" in page) == log, name
-
-
-def test_a_thinned_curve_keeps_its_extremes() -> None:
-    values = [float(k % 7) for k in range(5000)]
-    values[1234], values[4321] = -9.0, 99.0
-    points = thin(Curve([float(k) for k in range(5000)], values))
-    assert len(points) < 700 and points == sorted(points)
-    assert (1234.0, -9.0) in points and (4321.0, 99.0) in points
-
-
-def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert('\"1\"')</script>"
-    settings = {"data": {"source": evil}, "optim": {"note": evil}}
-    folder = write_run(tmp_path / "x", [2.0, 1.0], settings=settings)
-    (folder / "environment.json").write_text(
-        json.dumps({**ENVIRONMENT, "engine": evil, evil: evil})
-    )
-    (folder / "starts.jsonl").write_text(json.dumps({"time": evil, "changed": {evil: [evil, 1]}}))
-    (folder / "evaluation.json").write_text(json.dumps({evil: {evil: 1.0}, "x": evil}))
-    write_picture(folder / "samples" / "000000100-'\"><b>.png")
-    line = json.dumps({"images_seen": 300, f"train/{evil}": 1.0, f"train/{evil}/loss": 2.0})
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(line + "\n")
-    other = write_run(tmp_path / "y", [2.0, 1.0])
-    for runs in ([opened(folder, evil)], [opened(folder, evil), opened(other)]):
-        page = make_page(evil, runs, [])
-        assert page.count("<script>") == 1 and "alert('" not in page and "<b>" not in page
-        seen = Seen(page)
-        assert not seen.open and evil in seen.text
-
-
 def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "x", [2.0, 1.0], settings={"data": {"shards": "https://a.b/c.tar"}}
     )
     write_picture(folder / "samples" / "000000100.png")
     page = make_page("x", [opened(folder)], [])
-    sources = [a["src"] for _, a in Seen(page).tags if "src" in a]
+    sources = [a["src"] for _, a in HtmlPage(page).tags if "src" in a]
     assert len(sources) == 1 and str(sources[0]).startswith("data:image/png;base64,")
-    assert not [t for t, a in Seen(page).tags if t in ("link", "iframe", "base") or "href" in a]
+    assert not [t for t, a in HtmlPage(page).tags if t in ("link", "iframe", "base") or "href" in a]
+    assert not [a for t, a in HtmlPage(page).tags if t == "script" and "src" in a]
     assert not re.search(r"@import|url\(|fetch\(|XMLHttp", page)
-    assert "default-src 'none'" in page.replace("&#x27;", "'")
+    assert "default-src 'none'" in page.replace("&#39;", "'")
     assert page.isascii()
+
+
+@pytest.mark.parametrize("module", ["dgm.report.page", "dgm.report.exercise", "dgm.cli.report"])
+def test_the_report_imports_no_torch(module: str) -> None:
+    slow = ("torch", "accelerate", "matplotlib", "plotly")
+    code = f"import sys, {module}; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> None:
@@ -141,7 +68,7 @@ def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> No
     (folder / "generated").mkdir()
     (folder / "generated" / "mine.png").write_text("no picture")
     page = make_page("x", [opened(folder)], [])
-    seen = [a["alt"] for t, a in Seen(page).tags if t == "img"]
+    seen = [a["alt"] for t, a in HtmlPage(page).tags if t == "img"]
     assert seen == [
         *(f"x: samples, {k} images seen" for k in (100, 300, 500, 700)),
         "x: reconstructions, 1,000 images seen",
@@ -151,11 +78,11 @@ def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> No
 
 def test_first_and_last_grids_are_always_among_those_shown() -> None:
     grids = [(k, Path(str(k))) for k in range(17)]
-    assert [k for k, _ in some_of(grids, 5)] == [0, 4, 8, 12, 16]
-    assert [k for k, _ in some_of(grids, 1)] == [16] and some_of(grids, 0) == []
+    assert [k for k, _ in evenly_spaced(grids, 5)] == [0, 4, 8, 12, 16]
+    assert [k for k, _ in evenly_spaced(grids, 1)] == [16] and evenly_spaced(grids, 0) == []
 
 
-def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
+def test_fractions_are_in_percent(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     found = {
         "images_seen": 200,
@@ -171,7 +98,7 @@ def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
     write_picture(folder / "neighbours-cifar.png")
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
     assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
@@ -180,29 +107,29 @@ def test_figures_are_in_percent_where_they_are_shares(tmp_path: Path) -> None:
 
 def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "git checkout 0123456789abcdef\n" in text
     assert "python launch/train_ddpm.py --config 'my file.yaml' --run.dir runs/x" in text
     engine = {"engine": "DeepSpeed ZeRO-2, optimizer on the CPU on 2 processes", "world_size": 2}
     (folder / "environment.json").write_text(
         json.dumps({**ENVIRONMENT, **engine, "git_dirty": True})
     )
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert (
         "accelerate launch --config_file launch/configs/accelerate/zero2_offload.yaml "
         "--num_processes 2 launch/train_ddpm.py" in text
     )
-    assert "changes that are in no commit" in text and "HOST_OF_NODE_0" not in text
+    assert "uncommitted changes" in text and "HOST_OF_NODE_0" not in text
 
 
 @pytest.mark.parametrize(("engine", "file"), [("DDP", "ddp_nodes"), ("DeepSpeed ZeRO-2", "zero2")])
-def test_command_of_several_nodes_says_what_each_has_to_be_told(
+def test_command_of_several_nodes_explains_the_placeholders(
     tmp_path: Path, engine: str, file: str
 ) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     started = {"engine": f"{engine} on 8 processes", "world_size": 8, "num_nodes": 2}
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **started}))
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert (
         f"accelerate launch --config_file launch/configs/accelerate/{file}.yaml "
         "--num_processes 8 --num_machines 2 --main_process_ip HOST_OF_NODE_0 "
@@ -214,22 +141,22 @@ def test_command_of_several_nodes_says_what_each_has_to_be_told(
 def test_energy_is_shown_with_what_it_covers(tmp_path: Path) -> None:
     gpu, packages = {"energy__gpu_kwh": [0.5, 1.25]}, {"energy__packages_kwh": [0.1, 0.2]}
     folder = write_run(tmp_path / "x", [2.0, 1.0], **gpu, **packages)
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "energy of the GPU of the first process1.25 kWh" in text
     assert "energy of the processor packages of its machine0.2 kWh" in text and "logs0" not in text
     path = folder / "metrics.jsonl"  # which went on where no GPU could be read
     path.write_text(path.read_text().replace(', "energy/gpu_kwh": 1.25', ""))
     other = write_run(tmp_path / "y", [2.0, 1.0])
     runs = [opened(folder), opened(other)]
-    assert "0.5 kWh, read in 1 of 2 logs" in Seen(make_page("x", runs[:1], [])).text
+    assert "0.5 kWh, read in 1 of 2 logs" in HtmlPage(make_page("x", runs[:1], [])).text
     page = make_page("both", runs, [])
     assert "kWh, GPU of the first process" in page and 'best">0.5' not in page
-    assert "kWh" not in make_page("y", runs[1:], [])
+    assert "kWh" not in HtmlPage(make_page("y", runs[1:], [])).text
 
 
 def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0] * 10, time__save_s=[0.5] * 10)
-    text = Seen(make_page("x", [opened(folder)], [])).text
+    text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "wall time until the last log20.0 s" in text
     assert "of it saving5.0 s (25.0 %)" in text
     assert "spent waiting for data6.67 %" in text  # 1 of 15 s
@@ -258,7 +185,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path: Path) ->
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
     page = make_page("x", [opened(write_run(tmp_path / "x", []))], [])
-    assert "Nothing was logged yet." in page and "<polyline" not in page
+    assert "Nothing was logged yet." in page and "application/" not in page
     assert "Observations" not in page and "Cost" not in page
 
 

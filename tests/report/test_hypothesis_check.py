@@ -1,4 +1,4 @@
-"""What came out of exercises is computed from run folders, and never claimed without figures."""
+"""What came out of exercises is computed from run folders, never claimed without values."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import pytest
 from written_runs import write_run
 
 from dgm.report.exercise import Exercise, exercise_page
-from dgm.report.figure_names import read_measure
-from dgm.report.hypothesis_check import Expectation, judge, measure_group, name_best
+from dgm.report.hypothesis_check import (
+    Hypothesis,
+    check_hypothesis,
+    measure_group,
+    name_best,
+    parse_metric,
+)
 from dgm.report.read_run import Run, read_run
 
-FD = read_measure("distances_cifar/fd_cifar")
+FD = parse_metric("distances_cifar/fd_cifar")
 
 
 def value_of(run: Run, text: str) -> float | None:
-    return read_measure(text).of(run)
+    return parse_metric(text).read(run)
 
 
 def opened(folder: Path, fd: float | None = None, family: str = "gan", **more: Any) -> Run:
@@ -32,19 +37,19 @@ def opened(folder: Path, fd: float | None = None, family: str = "gan", **more: A
     return read_run(folder, folder.name, family, {})
 
 
-def expects(than: str | float, lower: bool = True, measure: str = FD.key) -> Expectation:
-    return Expectation("a is better", read_measure(measure), lower, "a", than)
+def expects(baseline: str | float, lower: bool = True, metric: str = FD.key) -> Hypothesis:
+    return Hypothesis("a is better", parse_metric(metric), lower, "a", baseline)
 
 
-def test_measures_are_read_from_logs_and_files(tmp_path: Path) -> None:
+def test_metrics_are_read_from_logs_and_files(tmp_path: Path) -> None:
     run = opened(tmp_path / "a", 4.0)
-    assert FD.of(run) == 4.0
+    assert FD.read(run) == 4.0
     assert value_of(run, "final train/loss") == 2.5
-    assert value_of(run, "least train/loss") == 1.0
-    assert value_of(run, "least after train/loss") == 0.5
+    assert value_of(run, "min train/loss") == 1.0
+    assert value_of(run, "min after train/loss") == 0.5
     assert value_of(run, "wall time") == 8.0
     assert value_of(run, "images/s") == 50.0
-    assert value_of(run, "least eval/nothing") is None
+    assert value_of(run, "min eval/nothing") is None
     assert value_of(run, "bits per dimension") is None
     (run.folder / "denoised").mkdir()
     (run.folder / "denoised" / "denoising.json").write_text(
@@ -62,16 +67,16 @@ def test_bits_are_exact_before_they_are_a_bound(tmp_path: Path) -> None:
     assert value_of(run, "bits per dimension") == 5.0
     run.evaluation["bits_per_dim"] = {"exact": 3.0}
     assert value_of(run, "bits per dimension") == 3.0
-    assert "exact for dequantised data" in read_measure("bits per dimension").name
-    assert read_measure("bits_per_dim/exact").name == "bits/dim, exact for dequantised data"
+    assert "exact for dequantised data" in parse_metric("bits per dimension").name
+    assert parse_metric("bits_per_dim/exact").name == "bits/dim, exact for dequantised data"
 
 
 @pytest.mark.parametrize(
     "text", ["fd", "worst train/loss", "denoised x/psnr", "spread of nothing", "a/", "/a"]
 )
-def test_what_is_no_measure_is_seen_before_anything_runs(text: str) -> None:
+def test_an_unknown_metric_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text.removeprefix("spread of "))):
-        read_measure(text)
+        parse_metric(text)
 
 
 @pytest.mark.parametrize(
@@ -89,31 +94,31 @@ def test_what_is_no_measure_is_seen_before_anything_runs(text: str) -> None:
             "denoised 50/psnr_db_denoised", "PSNR, dB, denoised from 50 steps of noise", True,
             "0.25 ± 0.12",
         ),
-        ("least after train/loss", "least after train/loss", None, "25.0 % ± 12.5 %"),
+        ("min after train/loss", "min after train/loss", None, "25.0 % ± 12.5 %"),
         (f"spread of {FD.key}", "spread over runs of FD-cifar", False, "25.0 % ± 12.5 %"),
         ("wall time", "wall time", False, "0.2 s ± 0.1 s"),
         ("images/s", "images/s", True, "0.25 ± 0.12"),
     ],
 )  # fmt: skip
-def test_a_measure_is_written_as_people_do(
+def test_a_metric_is_named_and_formatted(
     text: str, name: str, higher: bool | None, written: str
 ) -> None:
-    measure = read_measure(text)
-    assert (measure.name, measure.higher) == (name, higher)
-    assert measure.write(0.25, 0.125) == written
+    metric = parse_metric(text)
+    assert (metric.name, metric.higher_is_better) == (name, higher)
+    assert metric.format(0.25, 0.125) == written
 
 
-def test_an_expectation_holds_or_does_not_by_its_figures(tmp_path: Path) -> None:
+def test_a_hypothesis_holds_or_does_not_by_its_values(tmp_path: Path) -> None:
     groups = {"a": [opened(tmp_path / "a", 2.0)], "b": [opened(tmp_path / "b", 3.0)]}
-    assert judge(expects("b"), groups) == ("held", "a 2, b 3 (1.5 times)")
-    assert judge(expects("b", lower=False), groups)[0] == "did not hold"
-    assert judge(expects(1.5), groups) == ("did not hold", "a 2, the bound 1.5")
-    assert judge(expects("b", measure="cost/nothing"), groups)[0] == "not measured"
-    groups["c"] = [opened(tmp_path / "c", 2.0001)]  # one run each: nobody knows how they scatter
-    assert judge(expects("c"), groups) == ("too close to tell", "a 2, c 2")
+    assert check_hypothesis(expects("b"), groups) == ("held", "a 2, b 3 (1.5 times)")
+    assert check_hypothesis(expects("b", lower=False), groups)[0] == "did not hold"
+    assert check_hypothesis(expects(1.5), groups) == ("did not hold", "a 2, the bound 1.5")
+    assert check_hypothesis(expects("b", metric="cost/nothing"), groups)[0] == "not measured"
+    groups["c"] = [opened(tmp_path / "c", 2.0001)]  # one run each: no standard error
+    assert check_hypothesis(expects("c"), groups) == ("too close to tell", "a 2, c 2")
 
 
-def test_what_seeds_scatter_by_is_no_outcome(tmp_path: Path) -> None:
+def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -> None:
     values = {"a": [2.0, 4.0], "b": [3.0, 4.5]}
     groups = {
         name: [opened(tmp_path / f"{name}{k}", fd) for k, fd in enumerate(own)]
@@ -122,31 +127,34 @@ def test_what_seeds_scatter_by_is_no_outcome(tmp_path: Path) -> None:
     value = measure_group(groups["a"], FD)
     assert value is not None and value.spread == stdev([2.0, 4.0])
     assert value.error == pytest.approx(stdev([2.0, 4.0]) / math.sqrt(2))
-    assert judge(expects("b"), groups)[0] == "too close to tell"
-    spread = measure_group(groups["a"], read_measure(f"spread of {FD.key}"))
+    assert check_hypothesis(expects("b"), groups)[0] == "too close to tell"
+    spread = measure_group(groups["a"], parse_metric(f"spread of {FD.key}"))
     assert spread is not None and spread.mean == pytest.approx(stdev([2.0, 4.0]) / 3)
-    assert measure_group(groups["a"][:1], read_measure(f"spread of {FD.key}")) is None
+    assert measure_group(groups["a"][:1], parse_metric(f"spread of {FD.key}")) is None
     # Of one run, the scatter over seeds of its images.
     more = {"num_seeds": 4, "spread_over_seeds": {"fd_cifar": 1.0}}
     one = {"a": [opened(tmp_path / "c", 2.0, **more)], "b": [opened(tmp_path / "d", 2.9)]}
-    assert judge(expects("b"), one) == ("too close to tell", "a 2 ± 1, b 2.9 (1.45 times)")
+    assert check_hypothesis(expects("b"), one) == (
+        "too close to tell",
+        "a 2 ± 1, b 2.9 (1.45 times)",
+    )
 
 
-def test_the_best_is_named_with_its_figures(tmp_path: Path) -> None:
+def test_the_best_is_named_with_its_values(tmp_path: Path) -> None:
     fds = {"a": 2.0, "b": 3.0, "c": 4.0}
     groups = {name: [opened(tmp_path / name, fd, score_cifar=fd)] for name, fd in fds.items()}
-    measures = [FD, *map(read_measure, ("final train/loss", "distances_cifar/score_cifar"))]
+    metrics = [FD, *map(parse_metric, ("final train/loss", "distances_cifar/score_cifar"))]
     # a: 1 + 1 + 3, b: 2 + 1 + 2, c: 3 + 1 + 1: equal, and the first measure decides.
-    said = name_best(groups, measures)
-    assert said[0].startswith("Best is a, by the sum of its places in 3 measures (a 5, b 5, c 5")
-    assert said[1] == "In FD-cifar it is first: 2 against 3 of b."
-    assert said[2] == "In final train/loss it is level with b: 2.5 against 2.5 of b."
-    assert said[3] == "In score-cifar it is third: 2 against 4 of c."
-    assert name_best({**groups, "d": [opened(tmp_path / "d")]}, measures) == []
-    assert name_best({"a": groups["a"]}, measures) == [] == name_best(groups, [])
+    sentences = name_best(groups, metrics)
+    assert sentences[0].startswith("Best is a, by the sum of its ranks in 3 metrics (a 5, b 5, c 5")
+    assert sentences[1] == "In FD-cifar it is first: 2 against 3 of b."
+    assert sentences[2] == "In final train/loss it equals b: 2.5 against 2.5 of b."
+    assert sentences[3] == "In score-cifar it is third: 2 against 4 of c."
+    assert name_best({**groups, "d": [opened(tmp_path / "d")]}, metrics) == []
+    assert name_best({"a": groups["a"]}, metrics) == [] == name_best(groups, [])
 
 
-def test_the_page_shows_what_was_expected_and_escapes_it(tmp_path: Path) -> None:
+def test_the_page_shows_the_hypotheses_and_escapes_them(tmp_path: Path) -> None:
     groups = {
         "<a>": [opened(tmp_path / "a", 2.0)],
         "b": [opened(tmp_path / "b", 3.0)],
@@ -154,19 +162,19 @@ def test_the_page_shows_what_was_expected_and_escapes_it(tmp_path: Path) -> None
     }
     exercise = Exercise(
         title="One <i>",
-        asks="Which & why?",
-        expectations=[Expectation("<b>less</b>", FD, True, "<a>", "b")],
-        compare=[FD, read_measure("wall time")],
+        question="Which & why?",
+        hypotheses=[Hypothesis("<b>less</b>", FD, True, "<a>", "b")],
+        compare=[FD, parse_metric("wall time")],
         rank_by=[FD],
-        least=True,
+        min_losses=True,
         show=["samples", "generated", "reconstructions", "denoised"],
     )
     page = exercise_page(exercise, groups, ["python", "x.py", "--data", "folder:a b"])
     for text in ("One &lt;i&gt;", "Which &amp; why?", "&lt;b&gt;less&lt;/b&gt;", "held"):
         assert text in page
     assert "<i>" not in page and "<b>" not in page
-    assert "python x.py --data &#x27;folder:a b&#x27;" in page
-    assert "100 images" not in page and "200 images" in page  # where the loss was least
+    assert "python x.py --data &#39;folder:a b&#39;" in page
+    assert "100 images" not in page and "200 images" in page  # where the minimum was
     assert "Best is" not in page  # c was not measured
-    compared = page[page.index("<h2>Compared") : page.index("<h2>The least of each loss")]
+    compared = page[page.index("<h2>Compared") : page.index("<h2>Minimum of each loss")]
     assert re.findall(r'best"[^>]*>([^<]*)', compared) == ["2"] and "&#8211;" in compared
