@@ -22,7 +22,7 @@ from dgm.report.read_run import read_log
 from dgm.training import checkpoint
 from dgm.training.metrics_log import MetricsFile
 from slurm import status
-from slurm.run_state import Record
+from slurm.run_state import RunState
 
 
 def told_of(read: Callable) -> tuple[Any, list[str]]:
@@ -202,9 +202,9 @@ def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> No
         if found is not None:
             several = data.draw(st.booleans())
             make_page("x", [found, opened(run, "other")] if several else [found], [])
-        [row] = status.rows([Record(run)])
+        [row] = status.rows([RunState(run)])
         assert status.table([row], run.parent).row_count == 1
-        assert Record(run).fruitless("now") >= 0
+        assert RunState(run).failures_in_a_row("now") >= 0
     finally:
         write(path, DOCUMENTS[name])
 

@@ -43,8 +43,8 @@ def written(folder: Path, content: bytes) -> Path:
 @given(content=st.one_of(damaged(SWEEP), damaged(PROFILE), MARKS.map(str.encode)))
 def test_yaml_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = written(tmp_path, content)
-    for as_written in (False, True):
-        found = attempt(lambda w=as_written: yaml_io.read_yaml(path, w), path)
+    for as_text in (False, True):
+        found = attempt(lambda w=as_text: yaml_io.read_yaml(path, w), path)
         assert found is None or all(type(key) is str for key in found)
 
 
@@ -78,12 +78,12 @@ def bomb(letters: str, inside: str) -> str:
     [
         ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", ["gives c twice, in lines 3 and 5", "remove one"]),
         ("a:\n\tb: 1\n", ["line 2", "not by tabs"]),
-        ("a: 1\nb: [\n", ["line 2", "mend"]),
+        ("a: 1\nb: [\n", ["line 2", "correct"]),
         ("- a\n", ["not a YAML file of keys", "KEY: VALUE"]),
         ("a: 1\n---\nb: 1\n", ["line 2", "another document"]),
         (bomb("abcdefghijkl", "[x]"), ["more than 20,000 values", "line 6", "aliases"]),
         (bomb("abcdefghijkl", "{x: 1}").replace(" [", " {<<: [").replace("]", "]}"), ["20,000"]),
-        ("a: &a [*a]\n", ["holds itself", "line 1"]),
+        ("a: &a [*a]\n", ["contains itself", "line 1"]),
         ("a: " + "[" * 10_000, ["deeper than 40", "line 1"]),
         ("a: [" + "1," * 100_000 + "]", ["more than 20,000 values"]),
         ("a: " + "x" * 2**20, ["more than 1,048,576 bytes"]),

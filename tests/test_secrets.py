@@ -83,19 +83,19 @@ def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from slurm.preflight import Plan
-from slurm.options import Asked, Options
+from slurm.options import Request, Options
 from slurm.resources import Resources
-from slurm.submission import Submission, note
+from slurm.submission import Submission, write_job
 run = Path({str(tmp_path / "run")!r})
 config = {{"data": {{"shards": {ADDRESS!r}}}, "train": {{"total_images": 1}}}}
 plan = Plan("", run, config, (1,), 0, "")
-made = Submission(Asked("x.py", Options(), Resources(gpus_per_node=0), []), run / "slurm" / "now",
+made = Submission(Request("x.py", Options(), Resources(gpus_per_node=0), []), run / "slurm" / "now",
                   [plan], {{}})
 made.home.mkdir(parents=True)
 made.write()
-made.job(plan).snapshot(plan.record)
+made.job(plan).snapshot(plan.state)
 sys.argv = ["submit", {ADDRESS!r}]
-note(made, plan, cluster="local", job="local-1", pid=1)
+write_job(made, plan, cluster="local", job="local-1", pid=1)
 """
     variables = {**os.environ, **SECRETS}
     done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, timeout=60)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from shards.option_names import spell_options
 
 from dgm.cli.assemble import DataConfig
 from dgm.cli.exercise_plan import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
@@ -38,7 +39,6 @@ from dgm.report.exercise import exercise_page
 from dgm.report.read_run import Run
 from dgm.training.stop_request import watched_signals
 from shards.build import ensure
-from shards.option_names import spell_options
 
 ROOT = Path(__file__).resolve().parents[2]
 _DONE = "done.jsonl"  # the commands that ended well
@@ -248,7 +248,7 @@ def main() -> int:
     spell_options(lambda option: f"--{option.removeprefix('--').replace('-', '_')}")
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    check_range(options, "--", "parallel", "processes", least=1, most=1024)
+    check_range(options, "--", "parallel", "processes", min=1, max=1024)
     plans = choose(options)
     data = options.data.rstrip("/").split("/")[-1].removeprefix("folder:")
     out = Path(options.out or f"runs/exercises/{data}-{options.scale}")

@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    """Read a run's config.yaml as dotted keys; raise UserError where it cannot be read."""
     check_readable(path)
     try:
         nested = read_yaml(path)
@@ -34,7 +34,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
-    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
+    """Read `metrics.jsonl`: its lines sorted by step, without duplicates; numbers of damaged lines.
 
     All lines of a run have the same number of images per step; one that differs is damaged too.
     """
@@ -64,13 +64,13 @@ def _line(text: bytes) -> dict[str, float] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
+    """Read the JSON objects of a JSONL file; empty if it is missing. Raise UserError if denied."""
     check_readable(path)
     return read_objects(path)
 
 
 def newest_saved(folder: Path) -> int | None:
-    """Say how many images the newest checkpoint has seen; None where there is none."""
-    check_readable(folder / "checkpoints")  # what may not be listed looks empty
+    """Return how many images the newest checkpoint has seen; None if there is none."""
+    check_readable(folder / "checkpoints")  # without access it would look empty
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
     return max((int(name) for name in names if name.isdecimal()), default=None)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import shards.option_names
 from tiny import SCRIPTS, TINY
 from written_runs import write_run
 
-import shards.option_names
 from dgm.cli import entry, report
 from dgm.cli.entry import run
 
@@ -85,7 +85,7 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
         ),
         (
             (config.parent,),
-            f"{config} is not YAML in line 1 (did not find expected node content): mend that line; "
+            f"{config} is not YAML in line 1 (did not find expected node content): correct that line; "
             "or restore it, or move the run",
         ),
         (

@@ -122,7 +122,7 @@ def test_shards_of_a_folder_that_is_gone_are_used(tree: Path, capsys, how: str) 
         tree.mkdir()
     assert ensure(f"folder:{tree}", progress=False) == folder
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{folder}: used as it was built") and str(tree) in line
+    assert line.startswith(f"{folder}: used as it is") and str(tree) in line
 
 
 def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:

@@ -112,7 +112,7 @@ def test_split_folders_are_known_by_any_usual_name(draw, train: str, test: str) 
     assert labels(root) == [("cat", f"{train}/cat/1.png"), ("dog", f"{train}/dog/2.png")]
     assert labels(root, "test") == [("dog", f"{test}/dog/3.png")]
     notes = find_images(root, "test").notes
-    said = [f"test images: those of {root / test}, for there is no folder test"]
+    said = [f"test images: those of {root / test}, as there is no folder test"]
     assert notes == (said if test.casefold().startswith("val") else [])
 
 
@@ -120,7 +120,7 @@ def test_val_is_left_out_beside_test(draw) -> None:
     root = draw("train/cat/1.png", "val/cat/2.png", "test/cat/3.png")
     assert labels(root, "test") == [("cat", "test/cat/3.png")]
     assert find_images(root, "train").notes == [
-        f"left out: the folder {root / 'val'}, for there is a folder test"
+        f"left out: the folder {root / 'val'}, as there is a folder test"
     ]
 
 
@@ -265,8 +265,7 @@ def test_the_first_frame_is_taken_and_that_is_said(tmp_path: Path) -> None:
     source = open_source(f"folder:{tmp_path}", "train")
     assert all((pixels == 10).all() for pixels, _ in source.samples())
     assert source.notes == [
-        "3 images of several frames or pages (cat/a.gif, cat/b.tiff, cat/c.webp): "
-        "the first is taken"
+        "3 images of several frames or pages (cat/a.gif, cat/b.tiff, cat/c.webp): the first is used"
     ]
 
 
@@ -277,7 +276,7 @@ def test_all_damaged_images_are_named_at_once(draw) -> None:
     with pytest.raises(UserError) as caught:
         list(open_source(f"folder:{root}", "train").samples())
     line = str(caught.value)
-    assert line.startswith(f"25 of 40 images of {root} cannot be taken: cat/03.png is empty")
+    assert line.startswith(f"25 of 40 images of {root} cannot be used: cat/03.png is empty")
     assert line.count("cat/") == 20 and "cat/22.png" in line and "and 5 more" in line
     assert line.endswith("replace or delete them, or leave damaged ones out by --skip-bad")
     skipping = FolderOptions(skip_bad=True)
@@ -307,7 +306,7 @@ def test_sizes_are_counted(draw) -> None:
         list(open_source(f"folder:{root}", "train").samples())
     assert str(caught.value) == (
         f"the images of {root} have 3 sizes: 3 of 4 x 4 (cat/a.png), 1 of 5 x 4 (dog/d.png), "
-        "1 of 6 x 6 (dog/e.png); make all of them 4 x 4 by --resize 4, or another side"
+        "1 of 6 x 6 (dog/e.png); resize all to 4 x 4 by --resize 4, or to another side"
     )
     assert len(list(open_source(f"folder:{root}", "train", resize=4).samples())) == 5
 

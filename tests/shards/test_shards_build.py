@@ -176,7 +176,7 @@ def test_leftovers_of_living_processes_and_other_hosts_stay(tmp_path: Path) -> N
     kept = [f".out.tmp-{host}-{os.getppid()}-0", ".out.tmp-elsewhere-1-0"]
     for name in kept:
         (tmp_path / name).mkdir()
-    with new_folder(tmp_path / "out", same=INDEX):
+    with new_folder(tmp_path / "out", INDEX):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
 
@@ -200,7 +200,7 @@ def test_the_slower_of_two_builds_accepts_the_same_data_only(tmp_path: Path) -> 
         out.mkdir()
         (out / INDEX).write_text("same")
         try:
-            with new_folder(out, same=INDEX) as folder:
+            with new_folder(out, INDEX) as folder:
                 (folder / INDEX).write_text(text)
         except UserError as error:
             assert not accepted and "other data" in str(error)

@@ -101,7 +101,7 @@ def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Pa
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(UserError, match=r"has changed .*; remove /.*/all-\w+, and it is decoded"):
+    with pytest.raises(UserError, match=r"has changed .*; remove /.*/all-\w+ to decode it"):
         ensure("test", tars)  # one's own is told
     give_away(tar.parent, 0o644)
     found, _ = read(tars)
@@ -142,7 +142,7 @@ def test_an_index_in_the_cache_that_cannot_be_read(
 def test_a_copy_of_ones_own_that_is_cut_is_made_again(tars: Path, images) -> None:
     copy = Shards(tars).folder
     (copy / INDEX).write_text("{")
-    with pytest.warns(UserWarning, match="decoded copy .* is passed over: .*damaged"):
+    with pytest.warns(UserWarning, match="decoded copy .* is not used: .*damaged"):
         shards = Shards(tars)
     assert shards.folder == copy
     assert np.array_equal(shards.images(np.arange(4)), images(4))

@@ -21,7 +21,7 @@ from shards.build import ensure
 from shards.format import INDEX, Index, load_index
 from shards.images import decode_image
 from shards.reader import Shards
-from shards.validate_samples import check_samples
+from shards.validate_samples import validate_samples
 from shards.verify import verify
 
 COUNT = 6
@@ -171,7 +171,7 @@ def test_a_damaged_sample_is_named_without_a_checksum_of_the_file(
     path.write_bytes(content)
     assert index.layout is not None
     layout = index.layout
-    done = attempt(lambda: check_samples(path, layout, 4, 2, (8, 8, 3), 3) or True, path)
+    done = attempt(lambda: validate_samples(path, layout, 4, 2, (8, 8, 3), 3) or True, path)
     if done:  # what it does not see lies in the pixels, in padding, or makes another label
         at = next(k for k in range(len(whole)) if content[k] != whole[k]) % layout.stride
         assert at >= layout.pixel_offset or 512 <= at < 1024

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.exit_policy import judge
-from slurm.job import RANK
-from slurm.ports import free_port
-from slurm.run_state import Record
+from slurm.exit_policy import decide
+from slurm.job import RANK_SCRIPT, free_port
+from slurm.run_state import RunState
 
 KILLED, TERMINATED = 137, 143
 
@@ -36,18 +35,18 @@ KILLED, TERMINATED = 137, 143
 def test_verdicts(
     code: int, said: list[int], asked: bool, progress: bool, faults: int, expected: tuple
 ) -> None:
-    found = judge(code, said, asked, progress, faults, max_faults=3)
-    assert (found.name, found.next, found.code) == expected
+    found = decide(code, said, asked, progress, faults, max_faults=3)
+    assert (found.outcome, found.action, found.exit_code) == expected
 
 
 def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.folder.mkdir()
+    run = RunState(tmp_path)
+    run.folder.mkdir()
     for progress, expected in ((False, 1), (False, 2), (True, 0), (False, 1)):
-        record.add("start", submission="first", images=0)
-        record.add("end", submission="first", verdict="fault", progress=progress)
-        assert record.fruitless("first") == expected
-    assert record.fruitless("second") == 0  # by a person, who may have mended it
+        run.add_event("start", submission="first", images=0)
+        run.add_event("end", submission="first", verdict="fault", progress=progress)
+        assert run.failures_in_a_row("first") == expected
+    assert run.failures_in_a_row("second") == 0  # by a person, who may have mended it
 
 
 def test_port_is_free_and_another_for_each_start() -> None:
@@ -67,7 +66,7 @@ def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     given |= {"SLURMD_NODENAME": "n2", "DGM_RUN_FOLDER": str(folder), "PATH": "/usr/bin:/bin"}
     given |= {"DGM_EXIT_CODES": str(folder.parent / "codes"), **variables}
     show = 'echo "$1" $RANK $LOCAL_RANK $MASTER_ADDR $OMP_NUM_THREADS'
-    words = ["bash", "-c", RANK, "rank", "bash", "-c", show, "show", "two words"]
+    words = ["bash", "-c", RANK_SCRIPT, "rank", "bash", "-c", show, "show", "two words"]
     return subprocess.run(words, env=given, capture_output=True, text=True)
 
 

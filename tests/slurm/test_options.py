@@ -53,7 +53,7 @@ def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
         (["--nodes", "some"], ["--nodes is some"]),
         (["--gpus-per-node", "-1"], ["--gpus-per-node is -1"]),
         (["--gpus-per-node", "few"], ["--gpus-per-node is few", "whole number"]),
-        (["--gpus-per-node", "2", "--processes-per-node", "3"], ["each process wants its own"]),
+        (["--gpus-per-node", "2", "--processes-per-node", "3"], ["each process needs its own"]),
         (["--cpus-per-process", "0"], ["--cpus-per-process is 0"]),
         (["--time", "soon"], ["--time is soon"]),
         (["--time", "2", "--lead-s", "120"], ["--lead-s is 120", "--time 2"]),
@@ -105,7 +105,7 @@ def test_engine_is_read_from_the_file_of_accelerate() -> None:
 def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "accelerate.yaml"
     path.write_text("distributed_type: FSDP\n")
-    with pytest.raises(UserError, match=r"accelerate\.yaml asks for distributed_type FSDP"):
+    with pytest.raises(UserError, match=r"accelerate\.yaml has distributed_type FSDP"):
         read_accelerate(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_accelerate(tmp_path / "nothing.yaml")

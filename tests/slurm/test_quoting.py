@@ -33,10 +33,10 @@ need("submitit")
 
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import write_yaml
-from slurm.options import Asked, Options, read_options
+from slurm.options import Options, Request, read_options
 from slurm.preflight import Plan
 from slurm.resources import Resources
-from slurm.submission import Submission, kept_on_success, submit
+from slurm.submission import Submission, submission_folder, submit
 from slurm.sweep import read_sweep, words_of
 
 TRAINER = str(LAUNCH / "train_ddpm.py")
@@ -89,7 +89,7 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
         plan = Plan("", run, config, (1,), 0, "")
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN)
-        asked = Asked(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
+        asked = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
         return Submission(asked, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
 
     return submission
@@ -110,7 +110,7 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     run = folder / name
     note = "\n".join(HARD)
     made = make(run, note, setup=["export FROM_SETUP='a  b'"])
-    with kept_on_success(made):
+    with submission_folder(made):
         (made.home / "code" / "launch" / "stand_in.py").write_text(STAND_IN)
         assert submit(made) == ["7"]
     said = programs.read_text().split("\0")[:-1]
@@ -124,7 +124,7 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     done = subprocess.run(
         ["bash", script], cwd=folder, env=variables, capture_output=True, text=True, timeout=20
     )
-    log = made.plans[0].record.log
+    log = made.plans[0].state.log
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
     found = json.loads((run / "argv.json").read_text())
     trainer = str(made.home / "code" / "launch" / "stand_in.py")
@@ -154,7 +154,7 @@ def test_no_line_of_sbatch_can_be_slipped_in(
     programs: Path, make: Callable, tmp_path: Path, run: str, resources: dict, named: str
 ) -> None:
     made = make(tmp_path / "runs" / run, **resources)
-    with pytest.raises(UserError) as caught, kept_on_success(made):
+    with pytest.raises(UserError) as caught, submission_folder(made):
         submit(made)
     told = str(caught.value)
     assert "\n" not in told and named in told and "line of #SBATCH" in told, told
@@ -166,8 +166,8 @@ def test_a_folder_that_slurm_would_rename_is_refused(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     made = make(tmp_path / "runs" / name)
-    with pytest.raises(UserError, match=r"would not leave (%.|\\) as it is: choose another"):
-        with kept_on_success(made):
+    with pytest.raises(UserError, match=r"would replace (%.|\\): choose another"):
+        with submission_folder(made):
             submit(made)
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
@@ -239,7 +239,7 @@ def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, tex
 def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path) -> None:
     run = tmp_path / "runs" / 'it\'s\n"$HOME" `x` \\'
     made = make(run, "\n".join(HARD))
-    with kept_on_success(made):
+    with submission_folder(made):
         script = made.home / "code" / "launch" / "stand_in.py"
         script.write_text(STAND_IN)
     path = tmp_path / "job.json"
@@ -247,7 +247,7 @@ def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", "slurm.job", str(path)], cwd=LAUNCH.parent, timeout=60
     )
-    assert done.returncode == 0, made.plans[0].record.log.read_text()
+    assert done.returncode == 0, made.plans[0].state.log.read_text()
     found = json.loads((run / "argv.json").read_text())
     assert found["argv"] == [str(script), "--config", str(run / "slurm" / "config.yaml")]
 
@@ -257,9 +257,9 @@ def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None
     folder = tmp_path / "runs"
     folder.mkdir()
     name = 'it\'s a "run" $HOME `touch x` ;& # 50% * ä☃ (1)'
-    record = cluster.submit(folder / name, steps=2)
-    cluster.wait(record, "done")
-    assert [path.name for path in folder.iterdir()] == [name], log_of(record)
-    [said] = record.folder.glob("*/submitit/*_log.out")
-    assert said.name == f"{cluster.job(record)}_0_log.out"
-    assert (record.run / "metrics.jsonl").is_file() and (record.run / "loss.png").is_file()
+    run = cluster.submit(folder / name, steps=2)
+    cluster.wait(run, "done")
+    assert [path.name for path in folder.iterdir()] == [name], log_of(run)
+    [said] = run.folder.glob("*/submitit/*_log.out")
+    assert said.name == f"{cluster.job(run)}_0_log.out"
+    assert (run.path / "metrics.jsonl").is_file() and (run.path / "loss.png").is_file()

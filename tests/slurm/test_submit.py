@@ -23,7 +23,7 @@ from dgm.common.errors import UserError
 from slurm import preflight, slurm_cli, status, submit
 from slurm.accelerate_env import read_accelerate
 from slurm.resources import Resources
-from slurm.run_state import Record
+from slurm.run_state import RunState
 
 ROOT = LAUNCH.parent
 TRAINER = LAUNCH / SCRIPTS["diffusion"]
@@ -66,7 +66,7 @@ def test_unknown_key_is_named_with_its_set_and_nothing_is_submitted(
 def test_bad_value_counts_the_other_bad_sets(refused: Callable, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid:\n  train.keep_checkpoints: [0, -1, 3]\n")
-    parts = ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets are bad too"]
+    parts = ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets have errors"]
     refused(["--sweep", sweep], [], *parts)
 
 
@@ -104,14 +104,14 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
     profile.write_text("gpus_per_node: 0\nsbatch: {hold: true}\n")
     options = ["--sweep", sweep, "--cluster", profile]
     base = cluster.submit(tmp_path / "runs", *options)
-    records = status.find_runs(base.run)
-    assert [row.state for row in status.rows(records)] == ["held", "held"]
-    old = [record.job()["job"] for record in records]
+    runs = status.find_runs(base.path)
+    assert [row.state for row in status.rows(runs)] == ["held", "held"]
+    old = [run.job()["job"] for run in runs]
     with pytest.raises(UserError, match=rf"run folder .* is in use by job {old[0]} \(PENDING\)"):
         cluster.submit(tmp_path / "runs", *options)
     cluster.submit(tmp_path / "runs", "--sweep", sweep, "--only-failed")
-    for record in records:
-        cluster.wait(record, "done")
+    for run in runs:
+        cluster.wait(run, "done")
     assert not any(state.live for state in slurm_cli.states(set(old)).values())
 
 
@@ -125,15 +125,15 @@ def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_p
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(profile))
     overrides = ("--train.save_every_images=0",)
-    record = cluster.submit(tmp_path / "run", "--cluster", path, steps=10**5, overrides=overrides)
-    cluster.wait_for_steps(record, 5)
-    lines = record.log.read_text().splitlines()
+    run = cluster.submit(tmp_path / "run", "--cluster", path, steps=10**5, overrides=overrides)
+    cluster.wait_for_steps(run, 5)
+    lines = run.log.read_text().splitlines()
     assert {f"{task}: inside, after its-modules" for task in (0, 1)} <= set(lines)
-    slurm_cli.call("scancel", "--signal=USR2", cluster.job(record))
-    until(lambda: record.history()[-1]["event"] == "end", 60, record.log.read_text())
-    assert record.history()[-1]["verdict"] == "stopped"
-    assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    slurm_cli.cancel([cluster.job(record)])
+    slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
+    until(lambda: run.history()[-1]["event"] == "end", 60, run.log.read_text())
+    assert run.history()[-1]["verdict"] == "stopped"
+    assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    slurm_cli.cancel([cluster.job(run)])
 
 
 def test_dry_run_shows_everything_and_leaves_nothing(
@@ -198,9 +198,9 @@ def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Pat
     assert submitter.returncode == 2, told
     assert "done: runs/good" in said.splitlines()
     assert "failed: runs/bad: error: run.dir runs/bad is not empty" in said
-    good = Record(tmp_path / "runs" / "good")
+    good = RunState(tmp_path / "runs" / "good")
     assert good.images_saved() == 16 * BATCH
-    starts = (good.run / "starts.jsonl").read_text().splitlines()
+    starts = (good.path / "starts.jsonl").read_text().splitlines()
     assert json.loads(starts[0])["engine"] == "DDP on 2 processes"
     assert (good.folder / "command.txt").read_text().endswith("slurm/config.yaml\n")
     kept = yaml.safe_load((good.folder / "config.yaml").read_text())
@@ -215,21 +215,21 @@ def test_a_request_to_stop_saves_what_runs_on_this_machine(
 ) -> None:
     overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
     submitter = start("--cluster", "local", "--gpus-per-node", 0, overrides=overrides)
-    record = Record(tmp_path / "run")
-    until(lambda: bool(record.metrics()), 90, "it did not begin")
+    run = RunState(tmp_path / "run")
+    until(lambda: bool(run.metrics()), 90, "it did not begin")
     os.killpg(submitter.pid, signum)
     said, told = submitter.communicate(timeout=60)
     assert submitter.returncode == 75, told
     assert said.splitlines()[-1] == "stopped: run"
-    assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    assert not psutil.pid_exists(record.job()["pid"])
+    assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    assert not psutil.pid_exists(run.job()["pid"])
 
 
 def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
     submitter = start("--cluster", "debug", "--gpus-per-node", 0, overrides=("--run.dir=run",))
     _, told = submitter.communicate(timeout=120)
     assert submitter.returncode == 0, told
-    assert Record(tmp_path / "run").images_saved() == 16 * BATCH
+    assert RunState(tmp_path / "run").images_saved() == 16 * BATCH
 
 
 def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
@@ -247,9 +247,7 @@ def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> Non
     assert "have taken 72.0 s" in told  # a step takes 2 s
     with pytest.raises(UserError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
         preflight.check_lead([plan(tmp_path)], Resources(lead_s=60))
-    assert "no save has been measured" in preflight.check_lead(
-        [plan(tmp_path / "new")], Resources()
-    )
+    assert "no save has been timed" in preflight.check_lead([plan(tmp_path / "new")], Resources())
 
 
 def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
@@ -260,7 +258,7 @@ def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
 
 def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
     resources = Resources(gpus_per_node=0)
-    assert "one was asked" in preflight.check_nodes([tmp_path], resources)
+    assert "sees the run folder" in preflight.check_nodes([tmp_path], resources)
     with pytest.raises(UserError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
         preflight.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
     assert os.environ["SLURM_CONF"] == str(cluster.nodes.config)

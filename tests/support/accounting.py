@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from dgm.common.errors import UserError
-from slurm.devcluster import FourNodes, free_ports, user
+from slurm.devcluster import DevCluster, free_ports, user
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
@@ -36,7 +36,7 @@ StorageLoc=slurm
 """
 
 
-class WithAccounting(FourNodes):
+class WithAccounting(DevCluster):
     """The cluster, whose jobs `sacct` knows for good."""
 
     @property
@@ -60,14 +60,14 @@ class WithAccounting(FourNodes):
 
     def forget_jobs(self) -> None:
         """Start the controller anew, so that only the accounts know of jobs."""
-        self.end("slurmctld")
+        self.kill_daemon("slurmctld")
         super().start_controller()
         self.wait_until_idle()
 
     def down(self) -> None:
         """End everything, and remove the folder."""
-        self.end("slurmdbd")
-        self.end("mariadbd")
+        self.kill_daemon("slurmdbd")
+        self.kill_daemon("mariadbd")
         super().down()
 
     def _start_database(self) -> None:
