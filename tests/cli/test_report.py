@@ -85,7 +85,8 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
         ),
         (
             (config.parent,),
-            f"{config} is not YAML in line 1 (did not find expected node content): correct that line; "
+            f"{config} is not YAML in line 1 (did not find expected node content): "
+            "correct that line; "
             "or restore it, or move the run",
         ),
         (
