@@ -42,7 +42,7 @@ from shards.verify import checksums
 
 DECODED = ".decoded"
 _MAX_CLASSES = 100_000
-_CHUNK = 8192  # labels that are read at once
+_VERSION = 3  # part of the cache key: copies and indexes of other versions are not used
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def fixed_stride_shards(
     if avoid is not None:
         caches = caches[: caches.index(avoid.parent)]
     for target in (cache / name for name in names for cache in caches):
-        copy = _load_copy(target, numbered=index is None)
+        copy = _load_copy(target)
         if copy is not None and _has_side(copy, resize):
             return target, copy
     scan = _scan(paths, index.classes if index else None)
@@ -93,7 +93,7 @@ def fixed_stride_shards(
         in_place = _index_in_place(scan, *layout)
         _cache_index(index_paths, in_place)
         return folder, in_place
-    target = _choose_target([cache / names[-1] for cache in reversed(caches)], index is None)
+    target = _choose_target([cache / names[-1] for cache in reversed(caches)])
     source = _source(scan, path, resize)
     return target, _decode_into(target, source, path, index.split if index else "train")
 
@@ -109,19 +109,13 @@ def _cache_names(name: str) -> list[str]:
 
 def _load_cached_index(path: Path) -> Index | None:
     """Return the index of an earlier scan; None where the tars must be scanned again."""
-    try:
-        index = load_index(path)
-    except (UserError, OSError):  # missing, damaged, or of another user
-        return None
-    # Older versions wrote no checksums, and counted classes without images.
-    return index if all(shard.sha256 for shard in index.shards) else None
+    with suppress(UserError, OSError):  # missing, damaged, or of another user
+        return load_index(path)
+    return None
 
 
-def _load_copy(target: Path, numbered: bool) -> Index | None:
-    """Return the index of a decoded copy; None where there is none that can be used.
-
-    numbered: every class must have images, unlike in copies of older versions.
-    """
+def _load_copy(target: Path) -> Index | None:
+    """Return the index of a decoded copy; None where there is none that can be used."""
     if not os.path.lexists(target):
         return None
     try:
@@ -133,27 +127,10 @@ def _load_copy(target: Path, numbered: bool) -> Index | None:
         reason = str(error).rpartition(";")[0] or str(error)
         warnings.warn(f"decoded copy {target} is not used: {reason}", stacklevel=2)
         return None
-    return None if numbered and _has_empty_classes(target, index) else index
+    return index
 
 
-def _has_empty_classes(folder: Path, index: Index) -> bool:
-    from shards.reader import Shards
-
-    total = len(index.classes)
-    if index.classes != tuple(map(str, range(total))):
-        return False
-    shards, missing = Shards(folder), set(range(total))
-    # Images are often sorted by class: decreasing steps find all classes early.
-    steps = [s for s in (4096, 512, 64, 8, 1) if s == 1 or s < len(shards)]
-    for rows in (np.arange(0, len(shards), step) for step in steps):
-        for start in range(0, len(rows), _CHUNK):
-            missing -= set(shards.labels(rows[start : start + _CHUNK]).tolist())
-            if not missing:
-                return False
-    return True
-
-
-def _choose_target(targets: list[Path], numbered: bool) -> Path:
+def _choose_target(targets: list[Path]) -> Path:
     """Return the first path at which a decoded copy can be written; else one for the error."""
     for target in targets:
         parent = target.parent
@@ -169,7 +146,7 @@ def _choose_target(targets: list[Path], numbered: bool) -> Path:
         if is_own(target):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if _load_copy(target, numbered) is None:  # otherwise another process has made it
+                if _load_copy(target) is None:  # otherwise another process has made it
                     remove(target)
             return target
     return targets[min(1, len(targets) - 1)]
@@ -236,8 +213,7 @@ def check_compressed(folder: Path) -> None:
 
 
 def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None) -> str:
-    # The 2 is the version of the decoder.
-    digest = hashlib.sha256(f"{paths[0].parent.resolve()}\t2".encode())
+    digest = hashlib.sha256(f"{paths[0].parent.resolve()}\t{_VERSION}".encode())
     if index is not None:
         digest.update(index.to_json().encode())
     for path in paths:

@@ -53,7 +53,6 @@ class ShardFile:
     count: int
     size: int
     sha256: str
-    """Empty in cached indexes of foreign shards from older versions."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def _parse_index(content: dict[str, Any]) -> Index:
             raise ValueError(f"shard name {name!r} is not a plain file name")
         _count(shard.count, "count")
         _count(shard.size, "size")
-        if not re.fullmatch(r"([0-9a-f]{64})?", _text(shard.sha256, "sha256")):
-            raise ValueError(f"sha256 is {shard.sha256!r}")
+        _check_sha256(shard.sha256)
     if channels != 3:
         raise ValueError(f"image_shape {content['image_shape']} is not [H, W, 3]")
     if len({shard.name for shard in shards}) != len(shards):
@@ -188,8 +186,7 @@ def _parse_source_files(content: dict[str, Any] | None) -> SourceFiles | None:
         return None
     files = SourceFiles(**content)
     _count(files.count, "source_files")
-    if not re.fullmatch(r"[0-9a-f]{64}", _text(files.sha256, "sha256")):
-        raise ValueError(f"sha256 is {files.sha256!r}")
+    _check_sha256(files.sha256)
     return files
 
 
@@ -228,6 +225,11 @@ def _count(value: object, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
         raise ValueError(f"{name} is {value!r}, no integer from {minimum}")
     return value
+
+
+def _check_sha256(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"sha256 is {value!r}")
 
 
 def _setting(value: object, name: str) -> Setting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dgm.common.atomic_io import write_whole
-from dgm.common.errors import access_fault
+from dgm.common.errors import UserError, access_fault
 from dgm.common.json_files import as_object, read_objects
+from dgm.common.run_files import newest_saved, read_metrics
 
 FOLDER = "slurm"
 _HISTORY_FIELDS: dict[str, dict[str, type]] = {
@@ -38,12 +40,9 @@ class RunState:
 
     def images_saved(self) -> int:
         """Return the number of images that the newest checkpoint has seen; -1 if there is none."""
-        folder = self.path / "checkpoints"
-        try:
-            names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        except PermissionError:
-            return -1
-        return max((int(name) for name in names if name.isdecimal()), default=-1)
+        with contextlib.suppress(UserError):  # no access
+            return newest_saved(self.path) or -1
+        return -1
 
     def access_fault(self) -> str | None:
         """Return the first file of the run that this user may not read, with the remedy."""
@@ -86,12 +85,9 @@ class RunState:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged metrics, without damaged lines."""
-        lines = read_objects(self.path / "metrics.jsonl")
-        return [
-            line
-            for line in lines
-            if _has_fields(line, {"images_seen": int}) and all(map(_is_number, line.values()))
-        ]
+        with contextlib.suppress(OSError):  # no access
+            return read_metrics(self.path / "metrics.jsonl")
+        return []
 
     def failures_in_a_row(self, submission: str) -> int:
         """Count the last starts of a submission that failed without a new checkpoint."""
@@ -104,10 +100,6 @@ class RunState:
 
 def _has_fields(line: dict[str, Any], fields: dict[str, type]) -> bool:
     return all(
-        type(line.get(key)) is kind and (kind is not int or _is_number(line[key]))
+        type(line.get(key)) is kind and (kind is not int or abs(line[key]) < 2**63)
         for key, kind in fields.items()
     )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)

@@ -24,6 +24,7 @@ from rich.table import Table
 from dgm.common.command_line import Parser, run_command
 from dgm.common.errors import UserError, access_fault
 from dgm.common.exit_codes import DONE, MISTAKE
+from dgm.common.formatting import duration
 from dgm.common.streams import reader_is_gone
 from dgm.common.suggestions import nearest
 from dgm.common.validation import check_range
@@ -189,17 +190,12 @@ def table(rows: list[Row], folder: Path) -> Table:
             f"{row.total_images:,}",
             "" if row.images_per_s is None else f"{row.images_per_s:,.0f}",
             "" if row.loss is None else f"{row.loss:.4f}",
-            "" if row.left_s is None else _clock(row.left_s),
+            "" if row.left_s is None else duration(row.left_s),
             str(row.requeues),
             "" if row.processes is None else str(row.processes),
             escape(row.error),
         )
     return result
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
 def _missing(folder: Path) -> UserError:

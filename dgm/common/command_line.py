@@ -82,7 +82,7 @@ def remedy_for(value: object, name: str = "") -> str | None:
     if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
         return "give text of UTF-8, without zero bytes"
     if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
-        return f"give a number from -{_MAX_FLOAT} to {_MAX_FLOAT}"
+        return f"give a number of magnitude at most {_MAX_FLOAT}"
     if not isinstance(value, int):
         return None
     if name.split(".")[-1] == "seed":

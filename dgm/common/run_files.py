@@ -57,10 +57,14 @@ def _line(text: bytes) -> dict[str, float] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
+    if not isinstance(line, dict) or not all(map(_is_number, line.values())):
         return None
     counts = (line.get("step"), line.get("images_seen"))
-    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
+    return line if all(type(n) is int and n > 0 for n in counts) else None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

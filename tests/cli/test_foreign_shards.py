@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tars
 from PIL import Image
 from tiny import LAUNCH, SCRIPTS
 
@@ -27,20 +26,12 @@ COUNTS = {3: 36, 5: 4, 7: 8}  # images by label
 
 
 def write_tar(path: Path, labels: list[int], first: int = 0, extension: str = "npy") -> Path:
-    """Write a tar of shapes under labels of its own, and return its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, label in enumerate(labels, start=first):
-            stream = io.BytesIO()
-            image = shapes.render("train", number * 10 + label)
-            if extension == "npy":
-                np.save(stream, image)
-            else:
-                Image.fromarray(image).save(stream, extension.upper())
-            for name, content in (("cls", b"%d" % label), (extension, stream.getvalue())):
-                info = tarfile.TarInfo(f"{number:04d}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    """Write a tar of shapes with these labels, and return its folder."""
+    images = [
+        shapes.render("train", number * 10 + label)
+        for number, label in enumerate(labels, start=first)
+    ]
+    tars.write_tar(path, tars.members(images, labels, extension, first=first))
     return path.parent
 
 

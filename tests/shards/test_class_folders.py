@@ -12,7 +12,6 @@ from PIL import Image
 
 from dgm.common.errors import UserError
 from shards.class_folders import NoTestImages, find_images
-from shards.reader import Shards
 from shards.sources import FolderOptions, open_source
 
 
@@ -309,14 +308,6 @@ def test_sizes_are_counted(draw) -> None:
         "1 of 6 x 6 (dog/e.png); resize all to 4 x 4 by --resize 4, or to another side"
     )
     assert len(list(open_source(f"folder:{root}", "train", resize=4).samples())) == 5
-
-
-def test_transparent_images_of_tars_are_composed_on_white(tmp_path: Path, write_tar) -> None:
-    path = tmp_path / "image.png"
-    save(path, transparent("RGBA"))
-    tar = write_tar(tmp_path / "x.tar", {"0.png": path.read_bytes(), "0.cls": b"0"})
-    [pixels] = Shards(tar).images(np.arange(1))
-    assert (pixels[0, 0] == 255).all() and (pixels[1, 1] == 90).all()
 
 
 def test_a_postscript_file_is_not_run_whatever_its_name(draw) -> None:

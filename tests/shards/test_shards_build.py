@@ -18,9 +18,8 @@ import webdataset
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from shards.build import build, default_folder, ensure
-from shards.format import INDEX, fixed_layout, load_index, npy_header
+from shards.format import INDEX, fixed_layout, npy_header
 from shards.reader import Shards
-from shards.shapes import CLASSES, render
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -92,30 +91,6 @@ def test_tar_ends_with_the_end_of_archive_blocks(images, write, tmp_path: Path) 
     write(images(3), np.arange(3))
     content = (tmp_path / "shards" / "train-00000.tar").read_bytes()
     assert not any(content[3 * 5120 :]) and len(content) >= 3 * 5120 + 1024
-
-
-def test_index_describes_the_shards(images, write, tmp_path: Path) -> None:
-    write(images(25), np.arange(25) % 10, shard_size=10)
-    index = load_index(tmp_path / "shards" / INDEX)
-    assert [shard.count for shard in index.shards] == [10, 10, 5]
-    assert index.total == 25 and index.image_shape == (32, 32, 3)
-    assert index.classes == tuple(f"class{number}" for number in range(10))
-    for shard in index.shards:
-        assert (tmp_path / "shards" / shard.name).stat().st_size == shard.size
-
-
-def test_shapes_depend_on_seed_split_and_index_only() -> None:
-    assert np.array_equal(render("train", 123), render("train", 123))
-    np.random.seed(5)
-    assert np.array_equal(render("train", 7, seed=3), render("train", 7, seed=3))
-    assert not np.array_equal(render("train", 10), render("test", 10))
-    assert len(CLASSES) == 10 and render("test", 0).shape == (32, 32, 3)
-
-
-def test_shapes_are_bright_on_dark() -> None:
-    for index in range(50):
-        image = render("train", index).max(axis=2).astype(int)
-        assert np.percentile(image, 2) < 70 and image.max() > 180
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(fails, tmp_path: Path) -> None:
@@ -255,13 +230,6 @@ def test_ensure_refuses_a_default_folder_of_another_source(
     write(images(2), np.arange(2), name="data/shapes")
     with pytest.raises(UserError, match=r"holds test \(train\), not shapes"):
         ensure("shapes")
-
-
-def test_ensure_says_how_to_build_a_missing_folder(tmp_path: Path) -> None:
-    for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(UserError, match=r"python -m shards.build --source shapes"):
-            ensure("shapes", folder)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_ensure_names_a_shard_with_a_flipped_byte(images, write, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import members, write_tar
 
 from dgm.common.errors import UserError
 from shards.build import ensure
@@ -36,12 +37,9 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files 
 
 
 @pytest.fixture
-def tars(images, encode, write_tar, tmp_path: Path) -> Iterator[Path]:
+def tars(images, tmp_path: Path) -> Iterator[Path]:
     """Write a folder of tars that need decoding."""
-    content = {}
-    for number, image in enumerate(images(4)):
-        content[f"{number}.cls"] = b"%d" % number
-        content[f"{number}.png"] = encode(image, "png")
+    content = members(images(4), range(4), "png")
     folder = write_tar(tmp_path / "other" / "a.tar", content).parent
     yield folder
     for path in (folder, *folder.glob(f"{DECODED}/**")):
@@ -124,12 +122,9 @@ def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
 
 @only_root
 def test_an_index_in_the_cache_that_cannot_be_read(
-    images, encode, write_tar, tmp_path: Path, cache: Path, read
+    images, tmp_path: Path, cache: Path, read
 ) -> None:
-    content = {}
-    for number, image in enumerate(images(4)):
-        content |= {f"{number}.cls": b"%d" % number, f"{number}.npy": encode(image, "npy")}
-    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
+    folder = write_tar(tmp_path / "other" / "a.tar", members(images(4), range(4))).parent
     assert read(folder) == (folder, [])
     kept = cache / "dgm" / "index"
     give_away(kept, 0o000)
@@ -173,9 +168,7 @@ def test_the_copy_and_its_size_are_said(tars: Path, capsys) -> None:
     assert not capsys.readouterr().err
 
 
-def test_transparent_images_of_tars_are_composed_on_white_and_said(
-    write_tar, tmp_path: Path, capsys
-) -> None:
+def test_transparent_images_of_tars_are_composed_on_white_and_said(tmp_path: Path, capsys) -> None:
     content = {}
     for number, alpha in enumerate((255, 0, 128)):
         with io.BytesIO() as file:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tars import members, write_tar
 
 from dgm.common import progress
 from shards.build import build, ensure
@@ -52,11 +53,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]]
 
 
 @pytest.fixture
-def tars(images, encode, write_tar, tmp_path: Path) -> Path:
-    content = {}
-    for number, image in enumerate(images(4)):
-        content |= {f"{number}.cls": b"0", f"{number}.png": encode(image, "png")}
-    return write_tar(tmp_path / "other" / "a.tar", content).parent
+def tars(images, tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "other" / "a.tar", members(images(4), [0] * 4, "png")).parent
 
 
 def works(tars: Path, tmp_path: Path, tree: Path) -> dict[str, Callable[[], object]]:

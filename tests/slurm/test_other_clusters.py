@@ -108,9 +108,7 @@ def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
     make_cluster: Callable, tmp_path: Path
 ) -> None:
     cluster = make_cluster(WithoutRequeue, missing_daemons())
-    with pytest.raises(
-        UserError, match=r"does not allow job \d+ .*requeued, .* it was cancelled"
-    ):
+    with pytest.raises(UserError, match=r"does not allow job \d+ .*requeued, .* it was cancelled"):
         cluster.submit(tmp_path / "run")
     # A job that began before it was cancelled stays for a moment as completing.
     until(lambda: slurm_cli.call("squeue", "--noheader") == "", 30, "the job was not cancelled")

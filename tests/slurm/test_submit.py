@@ -239,8 +239,14 @@ def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
 
 def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> None:
     lines = [
-        {"images_seen": 16, "time/images_per_s": 8.0, "time/save_s": 50.0},
-        {"images_seen": 32, "time/images_per_s": 8.0, "time/save_s": 40.0, "time/sample_s": 20.0},
+        {"step": 1, "images_seen": 16, "time/images_per_s": 8.0, "time/save_s": 50.0},
+        {
+            "step": 2,
+            "images_seen": 32,
+            "time/images_per_s": 8.0,
+            "time/save_s": 40.0,
+            "time/sample_s": 20.0,
+        },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     told = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
