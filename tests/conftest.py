@@ -273,7 +273,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, lest a process be left alone with it at the end.
+    """Begin with what takes minutes, so that no process is left alone with it at the end.
 
     Tests of the cluster go to one process, which starts it once.
     """

@@ -1,4 +1,4 @@
-"""Damaged files of a run are passed over with a word, left out with a word, or named."""
+"""Damaged files of a run are skipped with a warning, or named in an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import attempt, damaged, examples, flipped, resaid
+from damage import attempt, changed, damaged, examples, flipped
 from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
@@ -26,7 +26,7 @@ from slurm.run_state import RunState
 
 
 def told_of(read: Callable) -> tuple[Any, list[str]]:
-    """Read; give what came, and the warnings."""
+    """Return the result and the warnings."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = read()
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_name(saved: Path, name: str,
     whole = path.read_bytes()
     content = data.draw(damaged(whole))
     if name.endswith("json") and data.draw(st.booleans()):
-        content = json.dumps(data.draw(resaid(json.loads(whole)))).encode()
+        content = json.dumps(data.draw(changed(json.loads(whole)))).encode()
     try:
         path.write_bytes(content)
         found, said = told_of(lambda: checkpoint.newest(saved))
@@ -194,7 +194,7 @@ def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> No
     whole = copy.deepcopy(DOCUMENTS[name])
     try:
         for _ in range(data.draw(st.integers(1, 3))):
-            whole = data.draw(resaid(whole)) if whole else whole
+            whole = data.draw(changed(whole)) if whole else whole
         write(path, whole)
         if data.draw(st.integers(0, 3)) == 0:
             path.write_bytes(data.draw(damaged(path.read_bytes())))

@@ -1,4 +1,4 @@
-"""YAML files that people write are read whole or refused in one line that names file and line."""
+"""YAML files are read completely or refused in one line that names file and line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from damage import attempt, damaged, examples, resaid
+from damage import attempt, changed, damaged, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LAUNCH, TINY
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, content: dict) -> None:
 
 
 def bomb(letters: str, inside: str) -> str:
-    """Write lists of nine times the one before."""
+    """Return lists, each of nine aliases of the one before."""
     lines = [f"{letters[0]}: &{letters[0]} {inside}"]
     for before, now in itertools.pairwise(letters):
         lines.append(f"{now}: &{now} [{','.join(['*' + before] * 9)}]")
@@ -128,7 +128,7 @@ def test_a_damaged_sweep(tmp_path: Path, content: bytes) -> None:
 
 
 @examples(100)
-@given(content=resaid({"sets": {"a": {"optim": {"lr": 1}}}, "grid": {"run.seed": [0, 1]}}))
+@given(content=changed({"sets": {"a": {"optim": {"lr": 1}}}, "grid": {"run.seed": [0, 1]}}))
 def test_a_sweep_that_says_something_else(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     for keys in (attempt(lambda: read_sweep(path), path) or {}).values():
@@ -157,7 +157,7 @@ def test_a_damaged_configuration(tmp_path: Path, content: bytes) -> None:
 
 
 @examples(25)
-@given(content=resaid(TINY["diffusion"]))
+@given(content=changed(TINY["diffusion"]))
 def test_a_configuration_that_says_something_else(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     attempt(lambda: parse(Config, "", ["--config", str(path)]))

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a full disk is told by their names."""
+"""Files are written atomically, and errors of a full disk name them."""
 
 from __future__ import annotations
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = """
@@ -33,25 +30,14 @@ def run(code: str, **variables: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def on_terminal(words: list[str], environment: dict[str, str] | None = None) -> tuple[str, int]:
-    """Run a command whose stderr is a terminal; return what it shows there, and its exit code."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        words, stderr=theirs, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=environment
-    )
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        said += part
-    os.close(ours)
-    return said.decode(), process.wait()
+def on_terminal(words: list[str], environment: dict[str, str]) -> tuple[str, int]:
+    """Run a command in a terminal; return what it shows and its exit code."""
+    terminal = Terminal(words, environment, ROOT)
+    try:
+        code = terminal.wait()
+        return terminal.text, code
+    finally:
+        terminal.close()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Nothing that a file says is run, or unpacked elsewhere."""
+"""No content of a file is executed, or unpacked elsewhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def faults(source: str) -> list[str]:
-    """List what in a source would run, or unpack, what a file says."""
+    """Return calls in a source that would execute or unpack the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -101,7 +101,7 @@ def test_each_unsafe_call_is_seen(source: str) -> None:
 
 
 def test_yaml_is_read_in_one_place_only() -> None:
-    """Every YAML that a person may have written goes through yaml_file.py."""
+    """Every YAML file of a user is read by dgm/common/yaml_io.py."""
     readers = {
         str(path.relative_to(ROOT))
         for package in PACKAGES

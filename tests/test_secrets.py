@@ -1,4 +1,4 @@
-"""No secret of the environment, the command or an address is written or shown."""
+"""No secret of the environment, the command line or an address is written or printed."""
 
 from __future__ import annotations
 

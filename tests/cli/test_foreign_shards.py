@@ -1,4 +1,4 @@
-"""Training and measuring on other people's tars: their labels, frequencies, checksums and sizes."""
+"""Training and evaluation on foreign tars: their labels, frequencies, checksums and sizes."""
 
 from __future__ import annotations
 

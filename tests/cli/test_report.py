@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import shards.option_names
 from tiny import SCRIPTS, TINY
 from written_runs import write_run
 
+import shards.cli
 from dgm.cli import entry, report
 from dgm.cli.entry import run
 
@@ -26,7 +26,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
     def called(*words: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
         # `run` ends a process, which it may leave as it likes; this one goes on.
-        monkeypatch.setattr(shards.option_names, "_spelling", str)
+        monkeypatch.setattr(shards.cli, "_option_format", str)
         monkeypatch.setattr(entry, "_ends_process", False)
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:

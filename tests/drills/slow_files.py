@@ -1,4 +1,4 @@
-"""A file system that is slow, or hangs: a folder's files through FUSE, read as slowly as asked.
+"""A file system that is slow, or hangs: the files of a folder through FUSE.
 
 It speaks the kernel's own protocol (linux/fuse.h), so it needs nothing but /dev/fuse. It hangs by
 reading no more requests: the kernel lets go of a killed process whose request was not taken yet.

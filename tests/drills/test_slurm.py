@@ -1,4 +1,4 @@
-"""Train on a real Slurm cluster of four nodes: the same curve, whatever breaks on the way."""
+"""Train on a real Slurm cluster of four nodes: the same curve in spite of faults."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAVES = ("--train.save_every_images=320",)
 def peaceful(
     run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Train the long run on two processes, left in peace."""
+    """Train the long run on two processes without a fault."""
     folder = tmp_path_factory.mktemp("peaceful") / "run"
     words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", folder]
     words += ["--run.trackers=[]", f"--train.total_images={LONG * BATCH}", *SAVES]

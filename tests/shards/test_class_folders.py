@@ -1,4 +1,4 @@
-"""Folders of images as people have them: sub-folders, formats, split folders, what is left out."""
+"""Folders of images: sub-folders, formats, split folders, and files that are left out."""
 
 from __future__ import annotations
 

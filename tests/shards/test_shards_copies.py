@@ -1,4 +1,4 @@
-"""Decoded copies that several users share: whose is read, whose is made, who may read it."""
+"""Decoded copies in caches that several users share."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
 
 
 def give_away(folder: Path, mode: int) -> None:
-    """Make a copy somebody else's, its files with this mode."""
+    """Give a copy to another user, its files with this mode."""
     for path in (folder, *folder.iterdir()):
         path.chmod(mode | (0o111 if path.is_dir() and mode else 0))
         os.chown(path, SOMEBODY, SOMEBODY)
@@ -110,7 +110,7 @@ def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Pa
 @pytest.mark.slow
 @only_root
 def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
-    """Somebody's copy and index that cannot be read, in a cache that both write to."""
+    """Test a copy and an index of another user that cannot be read, in a shared cache."""
     tars.chmod(0o555)
     place, _ = read(tars)
     assert place.parent == cache / "dgm" / "decoded"

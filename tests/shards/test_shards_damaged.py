@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import attempt, damaged, examples, flipped, resaid
+from damage import attempt, changed, damaged, examples, flipped
 from hypothesis import given
 from hypothesis import strategies as st
 from tars import encode, members, write_tar
@@ -80,7 +80,7 @@ def test_a_damaged_index_is_the_same_or_named(tmp_path: Path, ours: Path, data) 
     if data.draw(st.booleans()):
         content = data.draw(damaged(whole))
     else:
-        content = json.dumps(data.draw(resaid(json.loads(whole)))).encode()
+        content = json.dumps(data.draw(changed(json.loads(whole)))).encode()
     path = tmp_path / INDEX
     path.write_bytes(content)
     found = attempt(lambda: load_index(path), path, "build the shards again")
@@ -88,7 +88,7 @@ def test_a_damaged_index_is_the_same_or_named(tmp_path: Path, ours: Path, data) 
 
 
 def older(ours: Path) -> dict:
-    """Give an index as it was before there were checksums."""
+    """Return an index without a checksum, as of older versions."""
     content = json.loads((ours / INDEX).read_text())
     del content["checksum"]
     return content
@@ -108,7 +108,7 @@ def everything(shards: Shards) -> tuple:
 @examples(100)
 @given(data=st.data())
 def test_an_older_index_fits_its_tars_or_is_named(tmp_path: Path, ours: Path, data) -> None:
-    content = json.dumps(data.draw(resaid(older(ours)))).encode()
+    content = json.dumps(data.draw(changed(older(ours)))).encode()
     place = copied(ours, tmp_path, index=content)
 
     def read() -> tuple:

@@ -1,4 +1,4 @@
-"""Other people's shards, and formats that are decoded once."""
+"""Foreign shards, and formats that are decoded once."""
 
 from __future__ import annotations
 

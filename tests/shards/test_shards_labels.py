@@ -1,4 +1,4 @@
-"""Labels of other people's shards: those that occur are numbered, test labels by train classes."""
+"""Labels of foreign shards: those that occur are numbered, test labels by train classes."""
 
 from __future__ import annotations
 

@@ -23,20 +23,6 @@ DATA = Path(os.environ.get("DGM_TEST_DATA", ROOT.parent / "shared" / "data"))
 LOSSLESS = DATA / "cifar10-lossless-6k.tar.gz"
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 @pytest.mark.parametrize("kept", [20, 1500])
 def test_a_truncated_image_is_named(class_tree, tmp_path: Path, kept: int) -> None:
     path = class_tree(tmp_path / "tree") / "dog" / "0001.png"

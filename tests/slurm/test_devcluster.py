@@ -1,4 +1,4 @@
-"""The cluster of four nodes, as `make cluster-up` and `make cluster-down` start and end it."""
+"""The development cluster, as `make cluster-up` and `make cluster-down` start and end it."""
 
 from __future__ import annotations
 

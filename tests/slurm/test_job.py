@@ -1,4 +1,4 @@
-"""What the end of a start means, and where processes meet."""
+"""What follows the end of a start, and ports for the rendezvous."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_port_is_free_and_another_for_each_start() -> None:
 
 
 def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Start a process as srun would; it shows what it was told."""
+    """Start a process as srun would; it prints its variables."""
     given = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
     given |= {"SLURMD_NODENAME": "n2", "DGM_RUN_FOLDER": str(folder), "PATH": "/usr/bin:/bin"}
     given |= {"DGM_EXIT_CODES": str(folder.parent / "codes"), **variables}

@@ -44,7 +44,7 @@ class WithoutRequeue(DevCluster):
 def make_cluster(
     tmp_path: Path, tiny_config: Path, user_environment: dict[str, str], monkeypatch
 ) -> Iterator[Callable[..., Cluster]]:
-    """Return what starts such a cluster, and makes it that of Slurm's slurm_cli."""
+    """Return a function that starts such a cluster for Slurm's commands."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: type[DevCluster], missing: list[str]) -> Cluster:

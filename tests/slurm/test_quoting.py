@@ -1,4 +1,4 @@
-"""Words reach the trainer as they were written, by way of YAML, JSON, a batch script and a shell.
+"""Arguments reach the trainer unchanged, through YAML, JSON, a batch script and a shell.
 
 submitit hands a job over as a pickle. It is written by `slurm.submit` into the run's own folder,
 beside the copy of the code that the job runs, and read by nobody but that job: who could change
@@ -69,7 +69,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the programs first in PATH; gives the file in which sbatch notes its arguments."""
+    """Put the programs first in PATH; return the file to which sbatch writes its arguments."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for name, script in PROGRAMS.items():
@@ -183,7 +183,7 @@ def test_values_of_sbatch_lines_are_quoted(programs: Path, make: Callable, tmp_p
 
 
 def words_of_slurm(line: str) -> list[str]:
-    """Divide a line into words as sbatch does, to which a backslash in quotes is one, too."""
+    """Split a line into words as sbatch does: a backslash escapes also in quotes."""
     words, word, quote, begun = [], "", "", False
     letters = iter(line)
     for letter in letters:

@@ -1,4 +1,4 @@
-"""The state of a run, from what Slurm says and what the run wrote down."""
+"""The state of a run, from Slurm and from its own history."""
 
 from __future__ import annotations
 

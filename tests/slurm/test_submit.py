@@ -1,4 +1,4 @@
-"""Submitting: what is shown, what is refused, and that nothing is left of what was refused."""
+"""Submitting: what is printed, what is refused, and that a refused submission leaves nothing."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_dry_run_shows_everything_and_leaves_nothing(
 def start(
     user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
 ) -> Callable[..., subprocess.Popen]:
-    """Return what submits in another process, in a folder of its own and as in a terminal."""
+    """Return a function that submits in another process, in its own folder and session."""
 
     def start(*options: object, overrides: tuple[str, ...] = (), **environment: str):
         words = [sys.executable, "-m", "slurm.submit", TRAINER, "--config", tiny_config]

@@ -37,7 +37,7 @@ StorageLoc=slurm
 
 
 class WithAccounting(DevCluster):
-    """The cluster, whose jobs `sacct` knows for good."""
+    """The cluster with accounting: `sacct` keeps its jobs."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class WithAccounting(DevCluster):
         super().start_controller()
 
     def forget_jobs(self) -> None:
-        """Start the controller anew, so that only the accounts know of jobs."""
+        """Restart the controller, so that only the accounts know former jobs."""
         self.kill_daemon("slurmctld")
         super().start_controller()
         self.wait_until_idle()
@@ -102,5 +102,5 @@ class WithAccounting(DevCluster):
 
 
 def missing_programs() -> list[str]:
-    """Name what accounting needs and this machine has not."""
+    """Return the programs that accounting needs and that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]

@@ -76,11 +76,11 @@ class Cluster:
         return [found[rank] for rank in sorted(found)]
 
     def job(self, run: RunState) -> str:
-        """Give a run's job."""
+        """Return the job id of a run."""
         return run.job()["job"]
 
     def show(self, run: RunState, key: str) -> str:
-        """Give what Slurm says of a run's job."""
+        """Return a field of Slurm's description of a run's job."""
         said = slurm_cli.call("scontrol", "show", "job", "-o", self.job(run))
         return re.findall(rf"\b{key}=(\S*)", said)[0]
 

@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder, whatever became of the one before."""
+"""One process at a time trains a run folder, however the one before has ended."""
 
 from __future__ import annotations
 
