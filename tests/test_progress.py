@@ -32,7 +32,7 @@ def run(code: str, **variables: str) -> tuple[str, str]:
 
 def on_terminal(words: list[str], environment: dict[str, str]) -> tuple[str, int]:
     """Run a command in a terminal; return what it shows and its exit code."""
-    terminal = Terminal(words, environment, ROOT)
+    terminal = Terminal(words, environment, ROOT, columns=80)
     try:
         code = terminal.wait()
         return terminal.text, code

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from tars import write_tar
 
 from dgm.common.errors import UserError
 from dgm.evaluation import classifier, feature_cache
@@ -151,23 +152,14 @@ def test_a_pickle_given_as_weights_of_inception_is_refused(ran: Path, tmp_path: 
 
 
 def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
-    import io
-    import tarfile
-
     np.save(tmp_path / "evil.npy", np.array([Evil(ran)], object), allow_pickle=True)
     contents = [(tmp_path / "evil.npy").read_bytes(), pickle.dumps(Evil(ran))]
     for content in contents:
         with pytest.raises(UserError, match=r"x is no readable|x holds object") as caught:
             decode_image(content, "x")
         assert "\n" not in str(caught.value)
-        path = tmp_path / "a.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, data in (("7.cls", b"1"), ("7.npy", content)):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
         with pytest.raises(UserError, match=r"a\.tar"):
-            Shards(path)
+            Shards(write_tar(tmp_path / "a.tar", {"7.cls": b"1", "7.npy": content}))
     assert not ran.exists()
 
 

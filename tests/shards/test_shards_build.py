@@ -93,14 +93,6 @@ def test_tar_ends_with_the_end_of_archive_blocks(images, write, tmp_path: Path) 
     assert not any(content[3 * 5120 :]) and len(content) >= 3 * 5120 + 1024
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(fails, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
-    line = fails("build", "--source", "shapes", "--split", "test", "--out", tmp_path / "out")
-    assert "not empty" in line and str(tmp_path / "out") in line
-    assert contents(tmp_path / "out") == {"mine": b"x"}
-
-
 def test_an_empty_folder_and_a_link_to_one_are_filled(class_tree, tmp_path: Path) -> None:
     source = f"folder:{class_tree(tmp_path / 'tree')}"
     for name in ("empty", "target"):

@@ -59,11 +59,6 @@ def test_missing_extra_and_short_shards_are_named(fails, folder: Path) -> None:
     assert "train-00001.tar is missing" in fails("verify", folder)
 
 
-def test_a_folder_without_index_is_named(fails, tmp_path: Path) -> None:
-    assert "index.json does not exist" in fails("verify", tmp_path)
-    assert "none is not a folder" in fails("verify", tmp_path / "none")
-
-
 def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10), shard_size=4, image_format="png")
     path = tmp_path / "shards" / "train-00001.tar"

@@ -31,60 +31,42 @@ TRAINER = LAUNCH / SCRIPTS["diffusion"]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Callable[..., None]:
-    """Return a check that a submission is refused in one line, and that nothing is left of it."""
-
-    def check(options: list[object], overrides: list[object], *parts: str) -> None:
-        jobs = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
-        words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
-        words += ["--accelerate-config", ROOT / "accelerate_config.yaml", "--"]
-        with pytest.raises(UserError) as caught:
-            submit.main([str(w) for w in [*words, f"--run.dir={tmp_path}/runs", *overrides]])
-        told = str(caught.value)
-        assert "\n" not in told and all(part in told for part in parts), told
-        assert not (tmp_path / "runs").exists()
-        after = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
-        assert not set(after) - set(jobs)  # those of other tests may have ended
-        assert "sbatch: error" not in capsys.readouterr().err
-
-    return check
-
-
-def test_partition_that_does_not_exist_is_told_in_slurms_words(refused: Callable) -> None:
-    refused(["--partition", "moon"], [], "sbatch refuses", "Invalid partition name specified")
-
-
-def test_unknown_key_is_named_with_its_set_and_nothing_is_submitted(
-    refused: Callable, tmp_path: Path
-) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("sets:\n  good: {optim.lr: 1e-3}\n  bad: {optim.lrr: 1e-3}\n")
-    refused(["--sweep", sweep], [], "set bad: ", "optim.lrr")
-
-
-def test_bad_value_counts_the_other_bad_sets(refused: Callable, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("grid:\n  train.keep_checkpoints: [0, -1, 3]\n")
-    parts = ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets have errors"]
-    refused(["--sweep", sweep], [], *parts)
-
-
-def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    same = tmp_path / "same"
-    sweep.write_text(f"sets:\n  a: {{run.dir: {same}}}\n  b: {{run.dir: {same}/}}\n")
-    refused(["--sweep", sweep], [], "the sets a and b have the same run folder", str(same))
-    assert not same.exists()
+@pytest.mark.parametrize(
+    ("options", "sweep", "parts"),
+    [
+        (["--partition", "moon"], "", ["sbatch refuses", "Invalid partition name specified"]),
+        (["--nodes", "3"], "", ["train.global_batch 16 does not divide among 3 processes"]),
+        ([], "sets: {good: {optim.lr: 1e-3}, bad: {optim.lrr: 1}}", ["set bad: ", "optim.lrr"]),
+        ([], "grid: {train.keep_checkpoints: [0, -1, 3]}",
+         ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets have errors"]),
+        ([], "sets: {a: {run.dir: same}, b: {run.dir: same/}}",
+         ["the sets a and b have the same run folder same"]),
+    ],
+)  # fmt: skip
+def test_a_refused_submission_is_one_line_and_leaves_nothing(
+    cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch,
+    options: list[str], sweep: str, parts: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    jobs = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
+    words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
+    words += ["--accelerate-config", ROOT / "accelerate_config.yaml"]
+    if sweep:
+        Path("sweep.yaml").write_text(sweep)
+        words += ["--sweep", "sweep.yaml"]
+    with pytest.raises(UserError) as caught:
+        submit.main([str(word) for word in [*words, "--", "--run.dir=runs"]])
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+    assert not Path("runs").exists() and not Path("same").exists()
+    after = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
+    assert not set(after) - set(jobs)  # jobs of other tests may have ended
+    assert "sbatch: error" not in capsys.readouterr().err
 
 
 def test_script_that_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
         preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
-
-
-def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
-    refused(["--nodes", "3"], [], "train.global_batch 16 does not divide among 3 processes")
 
 
 def test_engine_that_cannot_do_it_is_refused() -> None:
