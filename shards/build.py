@@ -55,12 +55,12 @@ def build(
         raise UserError(f"{out} is a file; choose another folder for --out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
-    images = _Images(source, split, resize, options, seed, image_format, shard_size)
+    images = _Build(source, split, resize, options, seed, image_format, shard_size)
     return images.write(out, progress, remedy="choose another folder")
 
 
 @dataclass(frozen=True)
-class _Images:
+class _Build:
     """A source and the options to build shards of it."""
 
     source: str
@@ -161,7 +161,7 @@ def ensure(
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
-        images = _Images(source, split, resize, options)
+        images = _Build(source, split, resize, options)
         _ensure_default(path, images, progress, check, check_index)
     else:
         from shards.remote import fetch, is_remote
@@ -251,7 +251,7 @@ def describe_shards(path: Path, opened: Shards) -> str:
 
 def _ensure_default(
     path: Path,
-    images: _Images,
+    images: _Build,
     progress: bool,
     check: CheckImages | None,
     check_index: CheckIndex | None,

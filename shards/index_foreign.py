@@ -214,7 +214,7 @@ def _check_member(path: Path, info: tarfile.TarInfo) -> None:
 
 def _sample(path: Path, key: str, members: list[Member]) -> Sample:
     images = [m for m in members if m.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    labels = [m for extension in LABEL_EXTENSIONS for m in members if _is_label(m, extension)]
+    labels = [m for e in LABEL_EXTENSIONS for m in members if f".{m.extension}".endswith(f".{e}")]
     if not images:
         known = ", ".join(IMAGE_EXTENSIONS)
         raise UserError(f"{path}: sample {key} has no image ({known}); add it or remove {key}")
@@ -225,7 +225,3 @@ def _sample(path: Path, key: str, members: list[Member]) -> Sample:
         known = ", ".join(LABEL_EXTENSIONS)
         raise UserError(f"{path}: sample {key} has no label ({known}); add it or remove {key}")
     return Sample(key, images[0], labels[0])
-
-
-def _is_label(member: Member, extension: str) -> bool:
-    return member.extension == extension or member.extension.endswith("." + extension)

@@ -58,6 +58,12 @@ def write_folder(
                     path, layout, first, count, source.image_shape, len(source.classes)
                 )
             shards.append(ShardFile(path.name, count, path.stat().st_size, sha256_of(path)))
+    source_files = None
+    if source.listing is not None:
+        listing = source.listing.encode()
+        (folder / SOURCE_FILES).write_bytes(listing)
+        count = listing.count(b"\n") - 1  # the first line has the class names
+        source_files = SourceFiles(count, hashlib.sha256(listing).hexdigest())
     index = Index(
         image_shape=source.image_shape,
         image_format=image_format,
@@ -67,19 +73,10 @@ def write_folder(
         shards=tuple(shards),
         layout=layout,
         settings=source.settings,
-        source_files=_keep_listing(source, folder),
+        source_files=source_files,
     )
     (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
     return index
-
-
-def _keep_listing(source: Source, folder: Path) -> SourceFiles | None:
-    if source.listing is None:
-        return None
-    content = source.listing.encode()
-    (folder / SOURCE_FILES).write_bytes(content)
-    # The first line has the class names.
-    return SourceFiles(content.count(b"\n") - 1, hashlib.sha256(content).hexdigest())
 
 
 def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:

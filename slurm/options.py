@@ -76,8 +76,9 @@ def read_options(arguments: list[str]) -> Request:
     if values.cluster not in NOT_SLURM:
         path = profile_path(values.cluster)
         values = _parse(parser, [*_read_profile(path), *words], f"{path}, or the command line: ")
-    elif values.gpus_per_node == Resources().gpus_per_node and not _has_gpu():
-        values.gpus_per_node = 0
+    elif values.gpus_per_node == Resources().gpus_per_node:
+        has_gpu = Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"
+        values.gpus_per_node = int(has_gpu)
     request = Request(
         values.script,
         Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)}),
@@ -138,10 +139,6 @@ def _read_profile(path: Path) -> list[str]:
         if key not in known:
             raise UserError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
     return words_of(keys)
-
-
-def _has_gpu() -> bool:
-    return Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"
 
 
 def _explain(message: str, known: list[str]) -> str:

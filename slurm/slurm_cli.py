@@ -34,7 +34,7 @@ class State:
 
 
 def call(*words: str, timeout: float = 60) -> str:
-    """Run one of Slurm's commands; raises UserError with its own message where it fails."""
+    """Run one of Slurm's commands; raise UserError with its own message where it fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError:

@@ -25,12 +25,12 @@ from slurm import status
 from slurm.run_state import RunState
 
 
-def told_of(read: Callable) -> tuple[Any, list[str]]:
+def with_warnings(read: Callable) -> tuple[Any, list[str]]:
     """Return the result and the warnings."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = read()
-    return found, [str(one.message) for one in said]
+    return found, [str(one.message) for one in warned]
 
 
 # Checkpoints
@@ -66,13 +66,14 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_name(saved: Path, name: str,
         content = json.dumps(data.draw(changed(json.loads(whole)))).encode()
     try:
         path.write_bytes(content)
-        found, said = told_of(lambda: checkpoint.newest(saved))
+        found, warned = with_warnings(lambda: checkpoint.newest(saved))
         assert found is not None
         if found.name == "000000016":
-            assert len(said) == 1 and str(path.parent) in said[0] and "\n" not in said[0], said
+            [line] = warned
+            assert str(path.parent) in line and "\n" not in line
         else:
             read = checkpoint.read(found)
-            assert read.state == state(32).state and not said
+            assert read.state == state(32).state and not warned
             assert torch.equal(read.ema["net.weight"], state(32).ema["net.weight"])
     finally:
         path.write_bytes(whole)
@@ -108,8 +109,8 @@ def test_a_damaged_log_loses_no_line_without_a_word(tmp_path: Path, content: byt
     if not left_out:
         assert {json.loads(text)["images_seen"] for text in texts} == set(seen)
     # A run that goes on has a whole log again, and says how many lines it lost.
-    _, said = told_of(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
-    assert len(said) == bool(left_out) and all(str(path) in one for one in said)
+    _, warned = with_warnings(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
+    assert len(warned) == bool(left_out) and all(str(path) in one for one in warned)
     again, left_out = scan_metrics(path)
     assert not left_out and again[-1]["images_seen"] == 64
     assert all(line["images_seen"] <= 48 for line in again[:-1])

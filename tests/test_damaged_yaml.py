@@ -34,7 +34,7 @@ MARKS = st.text("{}[]:,-&*!|>'\"\n\t #%@`a1~?<=._e\0\x85\u2028é", max_size=40)
 
 
 def written(folder: Path, content: bytes) -> Path:
-    path = folder / "told.yaml"
+    path = folder / "input.yaml"
     path.write_bytes(content)
     return path
 
@@ -101,13 +101,14 @@ def test_mistakes_in_yaml_are_named_with_their_line(
     path = written(tmp_path, text.encode())
     with pytest.raises(UserError) as caught:
         yaml_io.read_yaml(path)
-    told = str(caught.value)
-    assert "\n" not in told and told.startswith(str(path)) and all(p in told for p in parts), told
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(str(path)), message
+    assert all(part in message for part in parts), message
 
 
 def test_yaml_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     for content, line in ((b"a: 1\nb: \xff\n", 2), ("a: 1\n".encode("utf-16"), 1)):
-        with pytest.raises(UserError, match=rf"told\.yaml is not UTF-8 text in line {line}: save"):
+        with pytest.raises(UserError, match=rf"input\.yaml is not UTF-8 text in line {line}: save"):
             yaml_io.read_yaml(written(tmp_path, content))
 
 

@@ -43,8 +43,8 @@ def on_terminal(words: list[str], environment: dict[str, str]) -> tuple[str, int
 @pytest.mark.slow
 def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
     assert run(WORK.replace("PAUSE", "0")) == ("", "")
-    said = run(WORK.replace("PAUSE", "0.23"))
-    assert said == ("", "making images ...\nmaking images took 2.3 s\n")
+    output = run(WORK.replace("PAUSE", "0.23"))
+    assert output == ("", "making images ...\nmaking images took 2.3 s\n")
     assert run(WORK.replace("PAUSE", "0.21"), RANK="1", WORLD_SIZE="2") == ("", "")
 
 
@@ -60,10 +60,11 @@ def test_failed_work_leaves_the_last_line_to_its_error() -> None:
 
 def test_a_terminal_shows_a_labelled_bar() -> None:
     code = WORK.replace("PAUSE", "0.15")
-    said, done = on_terminal([sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    output, done = on_terminal([sys.executable, "-c", code], environment)
     assert done == 0
-    assert "making images:  75% |" in said or "making images:  88% |" in said, said
-    assert "13/10" not in said
+    assert "making images:  75% |" in output or "making images:  88% |" in output, output
+    assert "13/10" not in output
 
 
 @pytest.mark.slow
@@ -72,7 +73,7 @@ def test_sampling_shows_a_bar_on_a_terminal(
 ) -> None:
     words = [sys.executable, str(ROOT / "launch" / "sample.py"), str(tiny_run("diffusion"))]
     words += ["--per_class", "8", "--sampler", "ddpm", "--steps", "100", "--out"]
-    said, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
-    assert done == 0, said
-    assert "making images: " in said, said
+    output, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
+    assert done == 0, output
+    assert "making images: " in output, output
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.npz").exists()

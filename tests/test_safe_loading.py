@@ -61,16 +61,16 @@ def faults(source: str) -> list[str]:
             continue
         name = name_of(node.func)
         given = {word.arg: word.value for word in node.keywords}
-        said = {key: getattr(value, "value", None) for key, value in given.items()}
+        constants = {key: getattr(value, "value", None) for key, value in given.items()}
         if name in NEVER or name.endswith((".extractall", ".extract")):
             found.append(name)
-        if name == "torch.load" and said.get("weights_only") is not True:
+        if name == "torch.load" and constants.get("weights_only") is not True:
             found.append("torch.load without weights_only")
-        if name == "numpy.load" and said.get("allow_pickle") is not False:
+        if name == "numpy.load" and constants.get("allow_pickle") is not False:
             found.append("numpy.load without allow_pickle=False")
-        if "allow_pickle" in said and said["allow_pickle"] is not False:
+        if "allow_pickle" in constants and constants["allow_pickle"] is not False:
             found.append("allow_pickle")
-        if "shell" in said and said["shell"] is not False:
+        if "shell" in constants and constants["shell"] is not False:
             found.append("shell")
         if name == "yaml.load" and name_of(given.get("Loader", ast.Name(""))) != "yaml.SafeLoader":
             found.append("yaml.load")
@@ -179,7 +179,7 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
     assert not ran.exists()
 
 
-# Commands in configurations that somebody else wrote
+# Commands in the configurations of other users
 
 
 @pytest.mark.parametrize("key", ["shards", "test_shards"])

@@ -39,8 +39,8 @@ def test_no_secret_is_written_of_machine_and_command(monkeypatch: pytest.MonkeyP
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train_ddpm.py", "--data.shards", ADDRESS])
-    told = json.dumps(describe_machine())
-    assert "hidden" not in told and "host/x" in told
+    text = json.dumps(describe_machine())
+    assert "hidden" not in text and "host/x" in text
 
 
 def test_no_secret_is_shown_on_a_page(tmp_path: Path) -> None:

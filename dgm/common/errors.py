@@ -90,17 +90,12 @@ def check_readable(path: Path) -> None:
 
 
 def _owned(path: Path) -> str:
-    found = os.stat(path)
-    return f"mode {stat.filemode(found.st_mode)}, owner {_user_name(found.st_uid)}"
-
-
-def _user_name(uid: int) -> str:
+    status = os.stat(path)
     try:
-        import pwd
-
-        return pwd.getpwuid(uid).pw_name
-    except (ImportError, KeyError):  # no user database, or no entry for this uid
-        return f"uid {uid}"
+        owner = path.owner()
+    except (KeyError, NotImplementedError):  # not in the user database, or there is none
+        owner = f"uid {status.st_uid}"
+    return f"mode {stat.filemode(status.st_mode)}, owner {owner}"
 
 
 def _remedy(mode: str, path: Path) -> str:

@@ -216,8 +216,8 @@ def test_many_classes_make_no_huge_sheet(
     data = write_tar(tmp_path / "tars" / "a.tar", labels)
     done = train(data, "--train.samples_per_class=2", images=16, family="gan")
     assert done.code == 0, done.stderr
-    said = "samples/*.png show 62 of 100 classes, evenly spaced, and 2 images of each"
-    assert said in done.stdout
+    message = "samples/*.png show 62 of 100 classes, evenly spaced, and 2 images of each"
+    assert message in done.stdout
     run = tmp_path / "run"
     with Image.open(sorted((run / "samples").glob("*.png"))[-1]) as sheet:
         assert sheet.size == (2 * 66 + 2, 4094)

@@ -73,7 +73,7 @@ class SlowFiles:
                 )
 
     def answer(self, code: int, node: int, content: bytes) -> bytes:
-        """Answer one request; raises OSError with what is to be told."""
+        """Answer one request; raises OSError with the errno to answer."""
         if code in _NOTHING:
             return b""
         if code not in self.answers:

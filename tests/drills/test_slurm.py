@@ -28,11 +28,11 @@ SAVES = ("--train.save_every_images=320",)
 
 
 @pytest.fixture(scope="module")
-def peaceful(
+def undisturbed(
     run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Train the long run on two processes without a fault."""
-    folder = tmp_path_factory.mktemp("peaceful") / "run"
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
     words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", folder]
     words += ["--run.trackers=[]", f"--train.total_images={LONG * BATCH}", *SAVES]
     done = run_warm(*words, processes=2)
@@ -40,11 +40,11 @@ def peaceful(
     return folder
 
 
-def same_bytes(run: RunState, peaceful: Path) -> None:
+def same_bytes(run: RunState, undisturbed: Path) -> None:
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         path = f"checkpoints/{LONG * BATCH:09d}/{name}"
-        assert (run.path / path).read_bytes() == (peaceful / path).read_bytes(), name
-    assert losses_of(run.path) == losses_of(peaceful)
+        assert (run.path / path).read_bytes() == (undisturbed / path).read_bytes(), name
+    assert losses_of(run.path) == losses_of(undisturbed)
 
 
 def ends(run: RunState) -> list[tuple[str, str]]:
@@ -113,8 +113,8 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
         assert (run.folder / "config.yaml").is_file()
 
 
-def test_told_to_stop_it_saves_and_goes_on_by_itself(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+def test_asked_to_stop_it_saves_and_continues_by_itself(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
     # Once before the training listens, by way of the job, as at a time limit.
@@ -124,22 +124,22 @@ def test_told_to_stop_it_saves_and_goes_on_by_itself(
     assert cluster.wait(run, "requeued").requeues == 0
     # Then in the middle, each process by itself.
     cluster.wait_for_steps(run, run.images_saved() // BATCH + 30)
-    told = run.metrics()[-1]["step"]
+    requested_at = run.metrics()[-1]["step"]
     slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
     until(lambda: len(ends(run)) == 2, 30, log_of(run))
     saved = run.images_saved() // BATCH
-    assert saved >= told
+    assert saved >= requested_at
     assert run.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
     row = cluster.wait(run, "done")
     assert row.requeues == 2
     stopped = ("stopped", "requeue")
     assert ends(run) == [stopped, stopped, ("done", "nothing")]
-    same_bytes(run, peaceful)
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long
-def test_preempted_it_saves_and_goes_on_afterwards(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+def test_preempted_it_saves_and_continues_afterwards(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
     cluster.wait_for_steps(run, 30)
@@ -149,7 +149,7 @@ def test_preempted_it_saves_and_goes_on_afterwards(
     row = cluster.wait(run, "done")
     assert ends(run) == [("stopped", "requeue"), ("done", "nothing")]
     assert row.requeues == 1
-    same_bytes(run, peaceful)
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long
@@ -180,7 +180,7 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
     overrides = ("--train.save_every_images=80",)
@@ -198,7 +198,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     assert row.requeues == 0 and len(ports) == KILLS
     assert re.search(r"task [01]: Killed", log_of(run))
     print(f"{KILLS} kills: the same bytes")
-    same_bytes(run, peaceful)
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long

@@ -111,8 +111,8 @@ def test_split_folders_are_known_by_any_usual_name(draw, train: str, test: str) 
     assert labels(root) == [("cat", f"{train}/cat/1.png"), ("dog", f"{train}/dog/2.png")]
     assert labels(root, "test") == [("dog", f"{test}/dog/3.png")]
     notes = find_images(root, "test").notes
-    said = [f"test images: those of {root / test}, as there is no folder test"]
-    assert notes == (said if test.casefold().startswith("val") else [])
+    note = [f"test images: those of {root / test}, as there is no folder test"]
+    assert notes == (note if test.casefold().startswith("val") else [])
 
 
 def test_val_is_left_out_beside_test(draw) -> None:
@@ -250,7 +250,7 @@ def test_an_unknown_background_is_named(tmp_path: Path) -> None:
             open_source(f"folder:{tmp_path}", "train", options=FolderOptions(text))
 
 
-def test_the_first_frame_is_taken_and_that_is_said(tmp_path: Path) -> None:
+def test_the_first_frame_is_used_and_that_is_printed(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), (value, value, value)) for value in (10, 200)]
     for name in ("a.gif", "b.tiff", "c.webp"):
         more = {"lossless": True} if name == "c.webp" else {}

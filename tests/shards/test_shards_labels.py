@@ -104,7 +104,7 @@ def test_classes_match(own, given, found, by_number) -> None:
     assert match_classes(own, given) == (found, by_number)
 
 
-def test_a_match_by_number_is_said(images, write, tar_of, tmp_path: Path) -> None:
+def test_a_match_by_number_is_reported(images, write, tar_of, tmp_path: Path) -> None:
     write(images(3), np.arange(3), classes=3)
     train = Shards(tar_of([0, 1, 2]))
     with pytest.warns(UserWarning, match="matched with those of the train images by number"):

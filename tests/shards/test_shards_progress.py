@@ -114,7 +114,7 @@ def test_fast_work_shows_nothing(
     assert not capsys.readouterr().err
 
 
-def test_work_that_fails_says_nothing_of_an_end(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_work_prints_no_last_line(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET_S", 0.01)
     with pytest.raises(ValueError, match="x"), progress.progress("mending", done="mended") as work:
         time.sleep(0.2)

@@ -99,8 +99,8 @@ def test_a_failing_command_is_named(command: str, cache: Path) -> None:
 
 def test_compressed_remote_tars_are_named(images, write, tmp_path: Path, cache: Path) -> None:
     write(images(2), np.arange(2))
-    said = r"fetched whole \(the download is no plain tar, but compressed\); give plain tars"
-    with pytest.raises(UserError, match=said):
+    message = r"fetched whole \(the download is no plain tar, but compressed\); give plain tars"
+    with pytest.raises(UserError, match=message):
         open_shards(f"pipe:gzip -c {tmp_path}/shards/train-00000.tar")
     assert tars(cache) == []
 

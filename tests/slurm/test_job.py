@@ -16,7 +16,7 @@ KILLED, TERMINATED = 137, 143
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "asked", "progress", "faults", "expected"),
+    ("code", "rank_codes", "requested", "progress", "failures", "expected"),
     [
         (0, [0, 0], False, True, 0, ("done", "nothing", 0)),
         (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # asked to stop after the last step
@@ -32,10 +32,10 @@ KILLED, TERMINATED = 137, 143
         (1, [1], False, False, 2, ("fault", "give up", 1)),
     ],
 )
-def test_verdicts(
-    code: int, said: list[int], asked: bool, progress: bool, faults: int, expected: tuple
+def test_decisions(
+    code: int, rank_codes: list, requested: bool, progress: bool, failures: int, expected: tuple
 ) -> None:
-    found = decide(code, said, asked, progress, faults, max_faults=3)
+    found = decide(code, rank_codes, requested, progress, failures, max_faults=3)
     assert (found.outcome, found.action, found.exit_code) == expected
 
 
@@ -70,7 +70,7 @@ def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, env=given, capture_output=True, text=True)
 
 
-def test_process_is_told_its_place_in_torchs_words(tmp_path: Path) -> None:
+def test_process_gets_torchs_variables(tmp_path: Path) -> None:
     assert rank(tmp_path).stdout == "two words 3 1 10.0.0.7 1\n"
     both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
     assert both.stdout == "two words 3 1 10.0.0.7 4\n"

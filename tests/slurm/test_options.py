@@ -62,7 +62,7 @@ def test_trainer_that_is_not_there_is_named() -> None:
         read_options(["launch/train_nothing.py"])
 
 
-def test_profiles_that_come_along_can_be_read() -> None:
+def test_included_profiles_can_be_read() -> None:
     for path in PROFILES.glob("*.yaml"):
         read_options([SCRIPT, "--cluster", path.stem])
 

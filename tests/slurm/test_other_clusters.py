@@ -77,8 +77,8 @@ def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
     def wrap(*words: str) -> str:
-        said = slurm_cli.call("sbatch", "--parsable", "--output=/dev/null", *words)
-        return said.strip()
+        output = slurm_cli.call("sbatch", "--parsable", "--output=/dev/null", *words)
+        return output.strip()
 
     run = accounted.submit(tmp_path / "run", steps=100_000)
     well, badly = wrap("--wrap=true"), wrap("--wrap=false")
@@ -104,7 +104,7 @@ def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path
     assert status.rows([run])[0].state == "lost"
 
 
-def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
+def test_cluster_that_never_requeues_is_refused_and_nothing_is_left(
     make_cluster: Callable, tmp_path: Path
 ) -> None:
     cluster = make_cluster(WithoutRequeue, missing_daemons())

@@ -61,7 +61,7 @@ with open(os.environ["DGM_RUN_FOLDER"] + "/argv.json", "w") as file:
 """
 # In place of a cluster of one node: what the batch script and the job call.
 PROGRAMS = {
-    "sbatch": 'printf "%s\\0" "$@" >> "$SAID"; echo "Submitted batch job 7"',
+    "sbatch": 'printf "%s\\0" "$@" >> "$SBATCH_LOG"; echo "Submitted batch job 7"',
     "scontrol": '[ "$2" = hostnames ] && echo "$3" || echo "JobState=RUNNING Requeue=1"',
     "srun": 'while [ "$1" != bash ]; do shift; done; SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"',
 }
@@ -76,8 +76,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("SAID", str(tmp_path / "said"))
-    return tmp_path / "said"
+    monkeypatch.setenv("SBATCH_LOG", str(tmp_path / "sbatch.log"))
+    return tmp_path / "sbatch.log"
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     with submission_folder(made):
         (made.home / "code" / "launch" / "stand_in.py").write_text(STAND_IN)
         assert submit(made) == ["7"]
-    said = programs.read_text().split("\0")[:-1]
-    assert len(said) == 1 and said[0].startswith(f"{run}/slurm/now/submitit/")
+    log = programs.read_text().split("\0")[:-1]
+    assert len(log) == 1 and log[0].startswith(f"{run}/slurm/now/submitit/")
     [script] = (made.home / "submitit").glob("*_submission.sh")
     variables = {
         **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_PROCID": "0",
@@ -156,8 +156,8 @@ def test_no_line_of_sbatch_can_be_slipped_in(
     made = make(tmp_path / "runs" / run, **resources)
     with pytest.raises(UserError) as caught, submission_folder(made):
         submit(made)
-    told = str(caught.value)
-    assert "\n" not in told and named in told and "line of #SBATCH" in told, told
+    message = str(caught.value)
+    assert "\n" not in message and named in message and "line of #SBATCH" in message, message
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
 
@@ -260,6 +260,6 @@ def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None
     run = cluster.submit(folder / name, steps=2)
     cluster.wait(run, "done")
     assert [path.name for path in folder.iterdir()] == [name], log_of(run)
-    [said] = run.folder.glob("*/submitit/*_log.out")
-    assert said.name == f"{cluster.job(run)}_0_log.out"
+    [log] = run.folder.glob("*/submitit/*_log.out")
+    assert log.name == f"{cluster.job(run)}_0_log.out"
     assert (run.path / "metrics.jsonl").is_file() and (run.path / "loss.png").is_file()

@@ -76,9 +76,7 @@ def test_engine_that_cannot_do_it_is_refused() -> None:
         preflight.examine(str(TRAINER), {"": words}, [2], zero, build=False)
 
 
-def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_held_jobs_are_cancelled_and_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid:\n  run.seed: [0, 1]\n")
     # Held as it is submitted.
@@ -128,15 +126,15 @@ def test_dry_run_shows_everything_and_leaves_nothing(
     words += ["--accelerate-config", ROOT / "accelerate_config.yaml"]
     words += ["--", "--run.dir", tmp_path / "runs"]
     assert submit.main([str(word) for word in words]) == 0
-    shown = capsys.readouterr().out
+    out = capsys.readouterr().out
     for line in (
         "#SBATCH --nodes=2-4", "#SBATCH --time=30", "#SBATCH --account=us", "#SBATCH --requeue",
         "#SBATCH --array=0-1%1", "#SBATCH --signal=B:USR2@120", "#SBATCH --open-mode=append",
         f"run folder:  {tmp_path}/runs/lr=0.001", f"run folder:  {tmp_path}/runs/lr=0.002",
         "processes:   2, 4", "# task 1: lr=0.002",
     ):  # fmt: skip
-        assert line in shown.splitlines(), line
-    assert "train_ddpm.py --config" in shown
+        assert line in out.splitlines(), line
+    assert "train_ddpm.py --config" in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -162,9 +160,9 @@ def start(
 
 def test_machine_without_slurm_says_so(start: Callable, tmp_path: Path) -> None:
     submitter = start(PATH=str(tmp_path))
-    _, told = submitter.communicate(timeout=60)
+    _, err = submitter.communicate(timeout=60)
     assert submitter.returncode == 2
-    (line,) = told.splitlines()
+    (line,) = err.splitlines()
     assert line.startswith("error: there is no Slurm on this machine") and "local" in line
     assert not list(tmp_path.iterdir())
 
@@ -176,10 +174,10 @@ def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Pat
     (tmp_path / "runs" / "bad" / "something").touch()  # its trainer refuses a folder that is used
     options = ["--cluster", "local", "--processes-per-node", 2, "--max-parallel", 1]
     submitter = start(*options, "--sweep", sweep, overrides=("--run.dir=runs",))
-    said, told = submitter.communicate(timeout=120)
-    assert submitter.returncode == 2, told
-    assert "done: runs/good" in said.splitlines()
-    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in said
+    out, err = submitter.communicate(timeout=120)
+    assert submitter.returncode == 2, err
+    assert "done: runs/good" in out.splitlines()
+    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in out
     good = RunState(tmp_path / "runs" / "good")
     assert good.images_saved() == 16 * BATCH
     starts = (good.path / "starts.jsonl").read_text().splitlines()
@@ -200,17 +198,17 @@ def test_a_request_to_stop_saves_what_runs_on_this_machine(
     run = RunState(tmp_path / "run")
     until(lambda: bool(run.metrics()), 90, "it did not begin")
     os.killpg(submitter.pid, signum)
-    said, told = submitter.communicate(timeout=60)
-    assert submitter.returncode == 75, told
-    assert said.splitlines()[-1] == "stopped: run"
+    out, err = submitter.communicate(timeout=60)
+    assert submitter.returncode == 75, err
+    assert out.splitlines()[-1] == "stopped: run"
     assert run.images_saved() == run.metrics()[-1]["images_seen"]
     assert not psutil.pid_exists(run.job()["pid"])
 
 
 def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
     submitter = start("--cluster", "debug", "--gpus-per-node", 0, overrides=("--run.dir=run",))
-    _, told = submitter.communicate(timeout=120)
-    assert submitter.returncode == 0, told
+    _, err = submitter.communicate(timeout=120)
+    assert submitter.returncode == 0, err
     assert RunState(tmp_path / "run").images_saved() == 16 * BATCH
 
 
@@ -231,8 +229,8 @@ def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> Non
         },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
-    assert "have taken 72.0 s" in told  # a step takes 2 s
+    err = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
+    assert "have taken 72.0 s" in err  # a step takes 2 s
     with pytest.raises(UserError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
         preflight.check_lead([plan(tmp_path)], Resources(lead_s=60))
     assert "no save has been timed" in preflight.check_lead([plan(tmp_path / "new")], Resources())

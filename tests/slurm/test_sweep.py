@@ -47,6 +47,6 @@ def test_values_are_written_as_the_trainers_read_them() -> None:
     assert words == ["--a=null", "--b=true", "--c=1e-05", "--d=cifar10"]
 
 
-def test_sweeps_that_come_along_can_be_read() -> None:
+def test_included_sweeps_can_be_read() -> None:
     for path in (Path(__file__).parents[2] / "slurm" / "sweeps").glob("*.yaml"):
         assert len(read_sweep(path)) > 1

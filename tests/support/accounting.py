@@ -47,11 +47,11 @@ class WithAccounting(DevCluster):
     def start_controller(self) -> None:
         """Start the database and what writes to it, and then the controller."""
         (port,) = free_ports(1)
-        told = {"folder": self.folder, "port": port, "host": socket.gethostname(), "user": user()}
+        values = {"folder": self.folder, "port": port, "host": socket.gethostname(), "user": user()}
         with open(self.config, "a") as file:
-            file.write(SLURM.format(**told))
+            file.write(SLURM.format(**values))
         daemon = self.folder / "slurmdbd.conf"
-        daemon.write_text(DAEMON.format(**told))
+        daemon.write_text(DAEMON.format(**values))
         daemon.chmod(0o600)
         self._start_database()
         self.run("slurmdbd")

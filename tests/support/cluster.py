@@ -40,8 +40,8 @@ class Cluster:
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options, "--"]
         words += ["--run.dir", folder, "--run.trackers=[]"]
         words += [f"--train.total_images={steps * BATCH}", *overrides]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert submit.main([str(word) for word in words]) == 0, said.getvalue()
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            assert submit.main([str(word) for word in words]) == 0, output.getvalue()
         return RunState(folder)
 
     def wait(self, run: RunState, *states: str, timeout: float = 150) -> status.Row:
@@ -81,8 +81,8 @@ class Cluster:
 
     def show(self, run: RunState, key: str) -> str:
         """Return a field of Slurm's description of a run's job."""
-        said = slurm_cli.call("scontrol", "show", "job", "-o", self.job(run))
-        return re.findall(rf"\b{key}=(\S*)", said)[0]
+        output = slurm_cli.call("scontrol", "show", "job", "-o", self.job(run))
+        return re.findall(rf"\b{key}=(\S*)", output)[0]
 
 
 def log_of(run: RunState) -> str:

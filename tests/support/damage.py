@@ -103,7 +103,7 @@ def attempt(read: Callable, *named: object) -> Any:
     try:
         return read()
     except UserError as error:
-        told = str(error)
-        assert "\n" not in told and len(told) < 2000, told
-        assert all(str(name) in told for name in named), told
+        message = str(error)
+        assert "\n" not in message and len(message) < 2000, message
+        assert all(str(name) in message for name in named), message
         return None
