@@ -208,14 +208,6 @@ def test_bad_samples_are_named(images, tmp_path: Path, content, message: str) ->
     assert sorted(left) == ["a.tar", "other"]
 
 
-def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    content = {"7.cls": b"1", "7.npy": (tmp_path / "evil.npy").read_bytes()}
-    write_tar(tmp_path / "other" / "a.tar", content)
-    with pytest.raises(UserError, match="holds object"):
-        Shards(tmp_path / "other")
-
-
 def test_images_of_two_sizes_are_named(images, tmp_path: Path) -> None:
     content = thirds(images(2), "png")
     content.update(thirds(images(1, 16, 16), "png", first=5))
