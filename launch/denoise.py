@@ -1,4 +1,4 @@
-"""Noise real test images a part of the way and denoise them: `python launch/denoise.py RUN`."""
+"""Noise real test images partially and denoise them: `python launch/denoise.py RUN`."""
 
 from dgm.cli.denoise import main
 from dgm.cli.entry import run

@@ -1,4 +1,4 @@
-"""Walk through what a run has learned, and try its settings: `python launch/explore.py RUN`."""
+"""Explore the latent space and the sampler settings of a run: `python launch/explore.py RUN`."""
 
 from dgm.cli.entry import run
 from dgm.cli.explore import main

@@ -1,5 +1,5 @@
-"""Shards: images on disk as WebDataset tars that are read as memory.
+"""Shards: images on disk as WebDataset tars that are read through memory maps.
 
-`format` says how they lie on disk, `sources` where images come from, `build` writes them,
-`read` reads them by global index, `verify` checks them, `remote` fetches them.
+`format` is the layout on disk, `sources` opens image data sets, `build` writes shards, `reader`
+reads them by global index, `verify` checks them, `remote` fetches them.
 """

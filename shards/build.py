@@ -17,9 +17,8 @@ from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
 from shards.class_folders import NoImages, Tree, describe_changes, find_images
-from shards.cli import run
+from shards.cli import option, run
 from shards.format import IMAGE_FORMATS, INDEX, SOURCE_FILES, Index, load_index
-from shards.option_names import option
 from shards.sources import DEFAULT_OPTIONS, SPLITS, FolderOptions, open_source, source_name
 
 if TYPE_CHECKING:
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 10_000
 ROOT_VARIABLE = "DGM_DATA"
-"""Names the folder of default shards; `data` under the working directory without it."""
+"""Environment variable with the folder of default shards; by default `data`."""
 
 CheckImages = Callable[[tuple[int, int, int], int], object]
-"""Gets shape (H, W, 3) and number of classes; raises where such images are of no use."""
+"""Called with shape (H, W, 3) and number of classes; raises to refuse such images."""
 CheckIndex = Callable[[Index], object]
-"""Gets the index of shards that are to replace older ones; raises where those must stay."""
+"""Called with the index of shards that are to replace others; raises to keep those."""
 
 
 def build(
@@ -46,23 +45,23 @@ def build(
     progress: bool = True,
     options: FolderOptions = DEFAULT_OPTIONS,
 ) -> Index:
-    """Write the images of a source as shards into the folder `out`, whole or not at all.
+    """Write the images of a source as shards into the folder `out`, atomically.
 
-    Prints what was left out or changed of the images.
-    Raises UserError where `out` holds anything, or an argument or an image is bad.
+    Prints which images were left out or changed.
+    Raise UserError where `out` is not empty, or an argument or an image is bad.
     """
-    out = Path(os.path.expanduser(out)).resolve()  # a link to a folder stays a link
+    out = Path(os.path.expanduser(out)).resolve()  # a link to a folder remains a link
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another folder for --out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
-    images = _Images(source, split, resize, options, seed, image_format, shard_size)
+    images = _Build(source, split, resize, options, seed, image_format, shard_size)
     return images.write(out, progress, remedy="choose another folder")
 
 
 @dataclass(frozen=True)
-class _Images:
-    """What shards are built of, and how."""
+class _Build:
+    """A source and the options to build shards of it."""
 
     source: str
     split: str
@@ -77,7 +76,7 @@ class _Images:
         out: Path,
         progress: bool,
         remedy: str,
-        swap: bool = False,
+        replace: bool = False,
         check: CheckImages | None = None,
         check_index: CheckIndex | None = None,
     ) -> Index:
@@ -89,9 +88,8 @@ class _Images:
         if check is not None:
             check(images.image_shape, len(images.classes))
         what = f"{out}: {counted(len(images), 'image')}"
-        with new_folder(out, same=INDEX, remedy=remedy, swap=swap) as folder:
-            # Slow to import, and only writing needs it.
-            from shards.write import write_folder
+        with new_folder(out, INDEX, remedy, replace) as folder:
+            from shards.write import write_folder  # slow to import
 
             index = write_folder(
                 images, folder, self.split, self.image_format, self.shard_size, progress,
@@ -116,10 +114,10 @@ def default_folder(
     options: FolderOptions = DEFAULT_OPTIONS,
     root: Path | None = None,
 ) -> Path:
-    """Return where a trainer keeps the shards of a source: `data/<source>`.
+    """Return the folder in which a trainer keeps the shards of a source: `data/<source>`.
 
-    A folder source adds a hash of its path and those of `options` that are not the defaults, the
-    test split and a resize their value. root: taken instead of `default_root()`.
+    The name includes a hash of a folder source's path, `options` that differ from the defaults,
+    the resize and the test split. root: replaces `default_root()`.
     """
     name = source_name(source)
     added = ""
@@ -147,18 +145,15 @@ def ensure(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Path:
-    """Return a folder of shards that is complete, unchanged since it was written and readable.
+    """Return a path of complete, verified shards for `open_shards`, building them if necessary.
 
-    Without `folder`, the default one (below `root`) is taken, and built where it is missing or
-    where the images of a folder source have changed since. With `folder` (a folder, a tar, or a
-    remote spec such as `https://.../{000..004}.tar`) it must exist. Every checksum is compared;
-    shards that need decoding, or hold images of another size than `resize`, are decoded.
-    `classes` are those of the train images, for test images. `check` is called before anything is
-    built, so that images that are refused leave no shards behind; `check_index` before shards that
-    are built again take the place of the older ones. Open what is returned by `open_shards` with
-    the same `resize` and `classes`.
-    Raises UserError where shards are missing, damaged, of another source, or hold images of a
-    class that is none of `classes`.
+    folder: an existing folder, tar, or remote spec such as `https://.../{000..004}.tar`.
+    None is the default folder (below `root`), which is built if it is missing or if the images of a
+    folder source have changed since. classes: of the train images, for test images. check: called
+    before anything is built. check_index: called before rebuilt shards replace older ones.
+    All checksums are compared; shards that must be decoded or resized are decoded into a cache.
+    Raise UserError where shards are missing, damaged, of another source, or have images of a class
+    that is not in `classes`.
     """
     from shards.verify import check_files
 
@@ -166,7 +161,7 @@ def ensure(
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
-        images = _Images(source, split, resize, options)
+        images = _Build(source, split, resize, options)
         _ensure_default(path, images, progress, check, check_index)
     else:
         from shards.remote import fetch, is_remote
@@ -184,7 +179,7 @@ def ensure(
             if folder is not None:
                 raise
             fault = str(error).rpartition("; ")[0]
-            raise UserError(f"{fault}; remove {home}: it is then built again") from None
+            raise UserError(f"{fault}; remove {home} to build it again") from None
         if folder is not None:
             _warn_of_changes(home, index, source)
     _check_opened(path, home, resize, classes, progress)
@@ -192,14 +187,14 @@ def ensure(
 
 
 def _check_holds_shards(path: Path, command: str) -> None:
-    """Raise UserError where a path is no tar and no folder of tars; command: what builds some."""
-    from shards.decode_cache import check_packed
+    """Raise UserError where a path is no tar and no folder of tars; command: builds some."""
+    from shards.decode_cache import check_compressed
 
     build_them = f"build them with {command} {quote(str(path))}"
     if not path.exists():
         raise UserError(f"shards {path} do not exist; {build_them}")
     if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
-        check_packed(path)
+        check_compressed(path)
         for inner in sorted(path.glob("*/*.tar"))[:1]:
             raise UserError(f"{path} holds no shards, but {inner.parent} does: name that")
         raise UserError(
@@ -211,7 +206,7 @@ def _check_holds_shards(path: Path, command: str) -> None:
 def _check_opened(
     path: Path, home: Path, resize: int | None, classes: Sequence[str] | None, progress: bool
 ) -> None:
-    """Open shards, which decodes them where they need it, and check the copy that is read."""
+    """Open shards, which may decode them, and check the copy that is read."""
     from shards.reader import open_shards
 
     opened = open_shards(path, resize, classes)
@@ -219,29 +214,29 @@ def _check_opened(
         _check_copy(path, opened.folder, resize, progress)
     if opened.matched_by_number:
         warnings.warn(
-            f"classes of {path} are matched with those of the train images by number, for they "
-            "have no names in common",
+            f"classes of {path} are matched with those of the train images by number: they have "
+            "no names in common",
             stacklevel=2,
         )
 
 
 def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> None:
-    """Check a decoded copy; where somebody else's is damaged, make one of one's own."""
-    from shards.decode_cache import is_mine
+    """Check a decoded copy; if it is damaged and of another user, decode again."""
+    from shards.decode_cache import is_own
     from shards.reader import locate
     from shards.verify import check_files
 
     try:
-        check_files(copy, progress, remedy=f"remove {copy}, and it is decoded again")
+        check_files(copy, progress, remedy=f"remove {copy} to decode it again")
     except UserError as error:
-        if is_mine(copy):
+        if is_own(copy):
             raise
-        warnings.warn(f"decoded copy {copy} is passed over: {error}", stacklevel=2)
+        warnings.warn(f"decoded copy {copy} is not used: {error}", stacklevel=2)
         locate(path, resize, avoid=copy)
 
 
 def describe_shards(path: Path, opened: Shards) -> str:
-    """Return number, classes and size of the images of shards, where they lie, and since when."""
+    """Return one line with the number, classes and size of images, their path and build time."""
     height, width, _ = opened.image_shape
     classes = "1 class" if opened.num_classes == 1 else f"{opened.num_classes:,} classes"
     text = f"{counted(len(opened), 'image')}, {classes}, {width} x {height}, {path}"
@@ -249,14 +244,14 @@ def describe_shards(path: Path, opened: Shards) -> str:
     index = next((f / INDEX for f in (home, opened.folder) if (f / INDEX).is_file()), None)
     if index is None:
         return text
-    # Not in the index: its bytes depend on the images only.
+    # The index holds no time: its bytes depend on the images only.
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(index.stat().st_mtime))
     return f"{text}, {'built' if index.parent == home else 'decoded'} {since}"
 
 
 def _ensure_default(
     path: Path,
-    images: _Images,
+    images: _Build,
     progress: bool,
     check: CheckImages | None,
     check_index: CheckIndex | None,
@@ -265,14 +260,14 @@ def _ensure_default(
     elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
     if images.split == "train":  # other commands have no option for these
         elsewhere += f", or name built shards by {option('shards', 'DIR')}"
-    source, real = source_name(images.source), path.resolve()  # a link to a folder stays a link
+    source, real = source_name(images.source), path.resolve()  # a link to a folder remains a link
     if not (path / INDEX).is_file():
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
         try:
             images.write(real, progress, elsewhere, check=check)
         except UserError:
-            if not (path / INDEX).is_file():  # else another process was faster
+            if not (path / INDEX).is_file():  # otherwise another process has built it
                 raise
     index = load_index(path / INDEX)
     if (index.source, index.split) != (source, images.split):
@@ -283,8 +278,8 @@ def _ensure_default(
     if index.source_files is None:
         if source.startswith("folder:"):
             print(
-                f"{path}: built by an older version, which kept no list of the images: changes of "
-                f"{_root_of(source)} are not seen; remove {path} to have it built again",
+                f"{path}: built by an older version without a list of the images: changes of "
+                f"{_root_of(source)} are not noticed; remove {path} to build it again",
                 flush=True,
             )
         return
@@ -292,13 +287,11 @@ def _ensure_default(
         tree = find_images(_root_of(source), images.split, images.options.holdout)
     except (NoImages, OSError) as error:
         why = str(error).partition(";")[0]
-        print(
-            f"{path}: used as it was built, for its images cannot be compared ({why})", flush=True
-        )
+        print(f"{path}: used as it is, because its images cannot be compared ({why})", flush=True)
         return
     if changes := _changes(path, index, tree):
         print(f"{path}: {changes}: building again", flush=True)
-        images.write(real, progress, elsewhere, swap=True, check=check, check_index=check_index)
+        images.write(real, progress, elsewhere, True, check, check_index)
 
 
 def _root_of(source: str) -> Path:
@@ -306,7 +299,7 @@ def _root_of(source: str) -> Path:
 
 
 def _changes(path: Path, index: Index, tree: Tree) -> str | None:
-    """Return how a folder differs from what its shards were built from, None where it does not."""
+    """Return how a folder has changed since its shards were built, None if it has not."""
     assert index.source_files is not None
     if hashlib.sha256(tree.listing.encode()).hexdigest() == index.source_files.sha256:
         return None
@@ -318,7 +311,7 @@ def _changes(path: Path, index: Index, tree: Tree) -> str | None:
 
 
 def _warn_of_changes(path: Path, index: Index, source: str) -> None:
-    """Warn where shards that a user named were built from a folder that has changed since."""
+    """Warn where given shards were built from a folder that has changed since."""
     if index.source_files is None or not source.startswith("folder:"):
         return
     if index.source != source_name(source):
@@ -328,11 +321,11 @@ def _warn_of_changes(path: Path, index: Index, source: str) -> None:
         tree = find_images(_root_of(index.source), index.split, float(holdout))
         changes = _changes(path, index, tree)
     except (UserError, OSError):
-        return  # the shards are whole: they need no folder
+        return  # complete shards do not need the folder
     if changes:
         warnings.warn(
             f"{path} was built from {index.source}, which has changed since ({changes}): the "
-            "shards are used as they are; remove and build them again to take the changes in",
+            "shards are used as they are; remove and build them again to include the changes",
             stacklevel=3,
         )
 
@@ -342,10 +335,10 @@ def main() -> None:
     parser = Parser(prog="python -m shards.build", description="Build shards of images.")
     parser.add_argument("--source", required=True, help="cifar10, shapes or folder:PATH")
     parser.add_argument("--split", required=True, help=" or ".join(SPLITS))
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--out", required=True, type=Path, help="folder to create")
     parser.add_argument("--image-format", default="npy", help=" or ".join(IMAGE_FORMATS))
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="images per tar")
-    parser.add_argument("--resize", type=int, help="cut and resize images to this side length")
+    parser.add_argument("--resize", type=int, help="crop and resize images to this side length")
     parser.add_argument("--seed", type=int, default=0, help="of the built-in shapes")
     parser.add_argument(
         "--background", default="white", help="under transparent images: white, black or R,G,B"

@@ -1,7 +1,7 @@
-"""Finding the images of a tree of class folders, with or without split folders, and its changes.
+"""Finding the images of a tree of class folders, with or without split folders.
 
-Class folders are walked recursively. Files that change are found by name, size and time of change,
-of which a listing is kept beside the shards.
+Class folders are searched recursively. Changes are detected by name, size and modification time, of
+which a listing is kept beside the shards.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from pathlib import Path
 
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
+from shards.cli import option
 from shards.images import image_suffixes
-from shards.option_names import option
 
 NUM_NAMED = 20
-"""How many files a message names at most."""
+"""Maximum number of files in a message."""
 
 ROLES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-# What systems and programs leave in folders, beside all that is hidden.
+# Files and folders of operating systems, ignored like hidden ones.
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 _COMMON = "png, jpg, webp, bmp, gif, tif, ppm, ..."
 
 
 class NoTestImages(UserError):  # noqa: N818
-    """Report a folder that has no images for the test split."""
+    """A folder has no images for the test split."""
 
 
 class NoImages(UserError):  # noqa: N818
-    """Report a folder that is missing, or that holds nothing at all."""
+    """A folder is missing or empty."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file as it was found."""
+    """An image file in a tree."""
 
     name: str
     """Relative to the root, with slashes."""
     label: int
     size: int
-    """In bytes; -1 of a link that leads nowhere."""
+    """In bytes; -1 of a broken link."""
     mtime_ns: int
 
 
@@ -62,11 +62,11 @@ class Tree:
     files: list[ImageFile]
     """By class, then by name."""
     notes: list[str] = field(default_factory=list)
-    """What was left out, and where test images come from, a line each."""
+    """Lines on files that were left out, and on the source of test images."""
 
     @property
     def listing(self) -> str:
-        """Return names, sizes and times of change as text: class names, then a line for a file."""
+        """Return a JSONL text: class names, then name, size and modification time of each file."""
         lines: list[list[object]] = [list(self.classes)]
         lines += [[file.name, file.size, file.mtime_ns] for file in self.files]
         return "".join(json.dumps(line) + "\n" for line in lines)
@@ -75,9 +75,9 @@ class Tree:
 def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
     """Find the images of a split in a folder of class folders, or of split folders of these.
 
-    holdout: fraction of the images that are the test split of a folder that has none.
-    Raises UserError where the folder is missing or can be understood in several ways,
-    NoTestImages where it has no test split.
+    holdout: fraction of the images to use as the test split of a folder that has none.
+    Raise UserError where the folder is missing or ambiguous, NoTestImages where it has no test
+    split.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -96,12 +96,12 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
         raise NoTestImages(str(error)) if split == "test" else error from None
     if splits and split == "test" and not holdout:
         if "train" in splits:
-            # Labels come from the train split, or a class missing in test would shift all others.
+            # Labels of the train split: a class missing in test would shift all others.
             classes = _class_names_of_train(root / splits["train"], base, classes)
         if "test" not in splits:
-            notes.append(f"test images: those of {base}, for there is no folder test")
+            notes.append(f"test images: those of {base}, as there is no folder test")
     if splits and "test" in splits and "val" in splits:
-        notes.append(f"left out: the folder {root / splits['val']}, for there is a folder test")
+        notes.append(f"left out: the folder {root / splits['val']}, as there is a folder test")
     found, others = _walk_classes(root, folder, classes)
     if holdout:
         found = [file for file in found if _is_held_out(file.name, holdout) == (split == "test")]
@@ -114,7 +114,7 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
 
 
 def describe_changes(before: str, now: Tree) -> str:
-    """Return in words how a folder differs from a listing: `3 images added, class dog new`."""
+    """Return how a folder differs from a listing: `3 images added, class dog new`."""
     try:
         classes, *lines = (json.loads(line) for line in before.splitlines())
         old = {str(name): (size, mtime) for name, size, mtime in lines}
@@ -126,44 +126,45 @@ def describe_changes(before: str, now: Tree) -> str:
     parts = [f"{counted(added, 'image')} added"] * bool(added)
     parts += [f"{counted(removed, 'image')} removed"] * bool(removed)
     parts += [f"{counted(changed, 'image')} changed"] * bool(changed)
-    parts += [f"class {shown(name)} new" for name in now.classes if name not in classes]
-    parts += [f"class {shown(str(name))} gone" for name in classes if name not in now.classes]
+    parts += [f"class {printable(name)} new" for name in now.classes if name not in classes]
+    parts += [f"class {printable(str(name))} gone" for name in classes if name not in now.classes]
     return ", ".join(parts) or "its images changed"
 
 
-def shown(name: str) -> str:
-    """Return a file's name as it can be printed in one line, whatever its bytes are."""
+def printable(name: str) -> str:
+    """Return a file name escaped so that it can be printed in one line."""
     plain = name.encode("utf-8", "backslashreplace").decode()
     return plain if plain.isprintable() else repr(plain)[1:-1]
 
 
-def some_of(names: Iterable[str], number: int = 3) -> str:
-    """Return the first names of several, with commas."""
+def list_names(names: Iterable[str], number: int = 3) -> str:
+    """Return the first `number` names, joined by commas."""
     names = list(names)
-    return ", ".join([shown(n) for n in names[:number]] + ["..."] * (len(names) > number))
+    return ", ".join([printable(n) for n in names[:number]] + ["..."] * (len(names) > number))
 
 
 def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the folder of each split, none where class folders lie in the root, and notes."""
+    """Return the folder of each split, {} if class folders lie in the root, and notes."""
     named = [name for name in folders if name.casefold() in ROLES]
     inside = {name: [sub for sub in _list(root / name)[0] if _holds_images(root / name / sub)]
               for name in named}  # fmt: skip
     nested = [name for name in named if inside[name]]
     others = [name for name in folders if name not in named and _holds_images(root / name)]
     if others and not nested:
-        return {}, []  # classes that happen to be called so
+        return {}, []  # classes with these names
     common = {n for a in nested for b in nested if a != b for n in {*inside[a]} & {*inside[b]}}
     if others and not common:
         raise UserError(
-            f"{root} holds the class folders {some_of(others)} beside {some_of(nested)}, which "
-            f"holds class folders itself ({some_of(inside[nested[0]])}); move the former into "
-            f"{root}/train/, or the images of {nested[0]} out of its sub-folders if it is a class"
+            f"{root} holds the class folders {list_names(others)} beside {list_names(nested)}, "
+            f"which holds class folders itself ({list_names(inside[nested[0]])}); move the former "
+            f"into {root}/train/, or the images of {nested[0]} out of its sub-folders if it is a "
+            "class"
         )
     if named and not nested and any(_holds_images(root / name) for name in named):
         raise UserError(
-            f"{root} holds images in {some_of(named)} but no class folders; if these are splits, "
-            f"put images into {root / named[0]}/<class>/, if they are classes, move them into "
-            f"{root}/train/"
+            f"{root} holds images in {list_names(named)} but no class folders; if these are "
+            f"splits, put images into {root / named[0]}/<class>/, if they are classes, move them "
+            f"into {root}/train/"
         )
     splits: dict[str, str] = {}
     for name in named:
@@ -174,15 +175,15 @@ def _find_splits(root: Path, folders: list[str]) -> tuple[dict[str, str], list[s
                 "move one away"
             )
         splits[role] = name
-    beside = f"left out: the folders beside {some_of(nested)} ({some_of(others)})"
+    beside = f"left out: the folders beside {list_names(nested)} ({list_names(others)})"
     return splits, [beside] * bool(others)
 
 
 def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -> str:
     """Return the folder that holds the images of a split, '' for the root itself."""
     if splits and "train" not in splits and split == "train":
-        there = some_of(splits.values())
-        raise UserError(f"{root} has no folder 'train' beside the other split ({there}); add it")
+        others = list_names(splits.values())
+        raise UserError(f"{root} has no folder 'train' beside the other split ({others}); add it")
     test = splits.get("test", splits.get("val"))
     if holdout:
         if test is not None:
@@ -198,8 +199,8 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
             f"{root}/test/<class>/"
         )  # fmt: skip
         raise NoTestImages(
-            f"{root} has no folder 'test'; hold images out by {option('holdout', '0.1')} (the "
-            f"train images are others then, so for a new run), or {classes}"
+            f"{root} has no folder 'test'; hold images out by {option('holdout', '0.1')} (which "
+            f"changes the train images, so for a new run), or {classes}"
         )
     return test
 
@@ -222,13 +223,13 @@ def _class_names_of_train(train: Path, base: Path, found: tuple[str, ...]) -> tu
 def _walk_classes(
     root: Path, folder: str, classes: tuple[str, ...]
 ) -> tuple[list[ImageFile], list[str]]:
-    """List the images of all classes, and the names of other files."""
+    """Return the images of all classes, and the names of other files."""
     found: list[ImageFile] = []
     others: list[str] = []
     for label, name in enumerate(classes):
         relative = f"{folder}/{name}" if folder else name
         if not (root / relative).is_dir():
-            continue  # a class of train that test lacks
+            continue  # a class of train that is missing in test
         before = len(found)
         for path, status in _walk(root, relative, (_identity(root),)):
             if status is None:
@@ -243,12 +244,12 @@ def _walk_classes(
 def _walk(
     root: Path, relative: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """Yield each file below a folder in the order of names; size and time of images only."""
+    """Yield each file below a folder, sorted by name; size and time of images only."""
     folder = root / relative
     above = (*above, _identity(folder))
     with os.scandir(folder) as entries:
-        here = sorted((e for e in entries if not _is_junk(e.name)), key=lambda e: e.name)
-    for entry in here:
+        children = sorted((e for e in entries if not _is_junk(e.name)), key=lambda e: e.name)
+    for entry in children:
         name = f"{relative}/{entry.name}"
         if _is_folder(entry):
             if not entry.is_symlink() or _identity(Path(entry.path)) not in above:
@@ -258,12 +259,12 @@ def _walk(
 
 
 def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
-    """Return size and time of change of an image file, None where it is none by its name."""
+    """Return size and modification time of an image file, None for other suffixes."""
     if os.path.splitext(entry.name)[1].lower() not in image_suffixes():
         return None
     try:
         found = entry.stat()
-    except OSError:  # a link that leads nowhere: whoever reads it reports it
+    except OSError:  # a broken link: reported when it is read
         return -1, 0
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
@@ -301,7 +302,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_held_out(name: str, fraction: float) -> bool:
-    # By the name alone: images that are added later leave the others where they are.
+    # By the name alone, so that adding images does not move others between splits.
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
@@ -309,27 +310,29 @@ def _is_held_out(name: str, fraction: float) -> bool:
 def _check_held_out(
     root: Path, split: str, holdout: float, classes: tuple[str, ...], found: list[ImageFile]
 ) -> None:
-    """Raise UserError where a class keeps no train image, or where nothing is held out."""
-    left = {file.label for file in found}
+    """Raise UserError where a class has no train image left, or where nothing is held out."""
+    labels = {file.label for file in found}
     if split == "test" and not found:
         raise UserError(f"holdout is {holdout}, which holds no image of {root} out; raise it")
     for label, name in enumerate(classes):
-        if split == "train" and label not in left:
+        if split == "train" and label not in labels:
             raise UserError(
-                f"holdout is {holdout}, which leaves class {shown(name)} of {root} no train image; "
-                "lower it"
+                f"holdout is {holdout}, which leaves class {printable(name)} of {root} no train "
+                "image; lower it"
             )
 
 
 def _left_out(others: list[str], tops: list[str]) -> str | None:
-    """Return a line on files that are no images, or lie outside class folders."""
+    """Return a line on files that are no images, or are outside class folders."""
     suffixes = image_suffixes()
     outside = [name for name in tops if os.path.splitext(name)[1].lower() in suffixes]
     others = others + [name for name in tops if name not in outside]
     parts = []
     if others:
         noun = "file that is no image" if len(others) == 1 else "files that are no images"
-        parts.append(f"{len(others):,} {noun} ({some_of(others)})")
+        parts.append(f"{len(others):,} {noun} ({list_names(others)})")
     if outside:
-        parts.append(f"{counted(len(outside), 'image')} outside class folders ({some_of(outside)})")
+        parts.append(
+            f"{counted(len(outside), 'image')} outside class folders ({list_names(outside)})"
+        )
     return f"left out: {', '.join(parts)}" if parts else None

@@ -1,48 +1,48 @@
-"""Running a command of this package: its exit codes, signals and disk faults."""
+"""Running a command of this package, and the names of its options in messages."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 from dgm.common.atomic_dirs import remove_unfinished
-from dgm.common.errors import UserError, disk_fault
-from dgm.common.streams import keep_streams
+from dgm.common.command_line import run_command
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_option_format: Callable[[str], str] = str
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command and exit, with code 128 + n after signal n; unfinished folders are removed."""
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(signum, _stop)
+    run_command(main)
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    # Not by an exception: one raised at a random point can be swallowed, in a __del__ for example.
+    # Not by an exception, which may be swallowed, in a __del__ for example.
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the removal
     remove_unfinished()
     name = signal.Signals(signum).name
-    with contextlib.suppress(OSError):  # of a terminal that is closed
+    with contextlib.suppress(OSError):  # of a closed terminal
         os.write(2, f"error: stopped by {name}; nothing half-written is left\n".encode())
     os._exit(128 + signum)
 
 
-def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake or full disk in one line, 128 + n on signal n."""
-    keep_streams()
-    for signum in _SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
-            signal.signal(signum, _stop)
-    try:
-        command()
-        sys.stdout.flush()  # into a file, on a disk that may be full
-    except (UserError, OSError) as error:
-        fault = disk_fault(error) if isinstance(error, OSError) else str(error)
-        if fault is None:
-            raise
-        print("error: " + " ".join(fault.splitlines()), file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+def set_option_format(option_format: Callable[[str], str]) -> None:
+    """Set how messages of this process show an option of `python -m shards.build`."""
+    global _option_format
+    _option_format = option_format
+
+
+def option(name: str, value: str = "") -> str:
+    """Return an option of `python -m shards.build` as the running command accepts it."""
+    return _option_format(f"--{name} {value}".strip())

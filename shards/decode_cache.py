@@ -1,8 +1,8 @@
-"""Making other shards readable in place: other people's, and PNG, JPEG or WebP ones.
+"""Decoding shards of other formats (WebDataset tars of any origin; PNG, JPEG, WebP) into a cache.
 
-One scan finds every sample. Fixed-stride npy shards are then read where they lie; all others are
-decoded once into fixed-stride shards in a cache, whose key is the name, size and time of change
-of each tar and the size that images are resized to, so that changed shards are decoded anew.
+One scan finds every sample. Fixed-stride npy shards are read in place; all others are decoded once
+into fixed-stride shards in a cache, whose key is made of the name, size and modification time of
+each tar and the resize, so that changed shards are decoded again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dgm.common.atomic_dirs import cache_root, new_folder, remove, temporary_sibling
+from dgm.common.atomic_dirs import cache_root, new_folder, remove
+from dgm.common.atomic_io import replacing
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted, size_of
 from shards.class_folders import ROLES
@@ -35,146 +36,123 @@ from shards.format import (
     npy_header,
 )
 from shards.images import Decoded, decode, decode_image, ordered_map
-from shards.index_foreign import PACKED_ENDINGS, Sample, how_to_unpack, read_label, scan_tar
+from shards.index_foreign import ARCHIVE_SUFFIXES, Sample, index_tar, read_label, unpack_command
 from shards.sources import Source, check_resize
 from shards.verify import checksums
 
 DECODED = ".decoded"
 _MAX_CLASSES = 100_000
-_AT_ONCE = 8192  # labels that are read at once
+_VERSION = 3  # part of the cache key: copies and indexes of other versions are not used
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What one scan of a list of tars found."""
+    """The result of scanning a list of tars."""
 
     paths: list[Path]
     samples: list[list[Sample]]
     stored: list[list[int | str]]
-    """The label of each sample as its tar has it."""
+    """The label of each sample as it is in its tar."""
     labels: list[list[int]]
     classes: tuple[str, ...]
     label_values: tuple[int, ...] | None
     """As in the index."""
 
 
-def readable(
+def fixed_stride_shards(
     path: Path, index: Index | None, resize: int | None = None, avoid: Path | None = None
 ) -> tuple[Path, Index]:
     """Return folder and index of fixed-stride shards with the images of a folder or tar.
 
-    index: that of the shards where they have one; resize: side length that images are cut and
-    resized to; avoid: a damaged decoded copy of somebody else's, instead of which another is made
-    that is found first. Raises UserError where a shard is bad.
+    index: of the shards if they have one; resize: side length that images are cropped and resized
+    to; avoid: a damaged decoded copy of another user, to be superseded by a new one. Raise
+    UserError where a shard is bad.
     """
     check_resize(resize)
     folder, paths = _tars(path, index)
     key = _cache_key(paths, index)
-    kept = [cache_root() / name / f"{key}.json" for name in _of_user("index")]
+    index_paths = [cache_root() / name / f"{key}.json" for name in _cache_names("index")]
     if avoid is None:
-        for found in filter(None, map(_load_known, kept)):
-            if _has_side(found, resize):
-                return folder, found
+        for known in filter(None, map(_load_cached_index, index_paths)):
+            if _has_side(known, resize):
+                return folder, known
     subject = "all" if path.is_dir() else path.name
     names = [f"{subject}-{key}"]
     if resize is not None:
         names.append(f"{subject}-{resize}-{_cache_key(paths, index, resize)}")
-    homes = [*(cache_root() / name for name in _of_user("decoded")), folder / DECODED]
+    caches = [*(cache_root() / name for name in _cache_names("decoded")), folder / DECODED]
     if avoid is not None:
-        homes = homes[: homes.index(avoid.parent)]
-    for place in (home / name for name in names for home in homes):
-        copy = _load_copy(place, numbered=index is None)
+        caches = caches[: caches.index(avoid.parent)]
+    for target in (cache / name for name in names for cache in caches):
+        copy = _load_copy(target)
         if copy is not None and _has_side(copy, resize):
-            return place, copy
+            return target, copy
     scan = _scan(paths, index.classes if index else None)
     layout = _common_layout(scan)
     if layout is not None and (resize is None or layout[1][:2] == (resize, resize)):
-        found = _index_in_place(scan, *layout)
-        _keep_index(kept, found)
-        return folder, found
-    place = _new_place([home / names[-1] for home in reversed(homes)], numbered=index is None)
+        in_place = _index_in_place(scan, *layout)
+        _cache_index(index_paths, in_place)
+        return folder, in_place
+    target = _choose_target([cache / names[-1] for cache in reversed(caches)])
     source = _source(scan, path, resize)
-    return place, _decode_into(place, source, path, index.split if index else "train")
+    return target, _decode_into(target, source, path, index.split if index else "train")
 
 
 def _has_side(index: Index, side: int | None) -> bool:
     return side is None or index.image_shape[:2] == (side, side)
 
 
-def _of_user(name: str) -> list[str]:
-    """List folders of a cache: the user's own, where the other is another user's; the other."""
+def _cache_names(name: str) -> list[str]:
+    """Return the names of a cache folder: one per user, for a cache that users share; the usual."""
     return [f"{name}-{os.geteuid()}", name]
 
 
-def _load_known(path: Path) -> Index | None:
-    """Read the index that an earlier scan kept; None where it must be made anew."""
-    try:
-        index = load_index(path)
-    except (UserError, OSError):  # missing, damaged, or of another user
-        return None
-    # Without checksums it was kept by an older version, which counted classes without images too.
-    return index if all(shard.sha256 for shard in index.shards) else None
+def _load_cached_index(path: Path) -> Index | None:
+    """Return the index of an earlier scan; None where the tars must be scanned again."""
+    with suppress(UserError, OSError):  # missing, damaged, or of another user
+        return load_index(path)
+    return None
 
 
-def _load_copy(place: Path, numbered: bool) -> Index | None:
-    """Read the index of a decoded copy; None where there is none that can be used.
-
-    numbered: every class must have images, which is not so where an older version numbered them.
-    """
-    if not os.path.lexists(place):
+def _load_copy(target: Path) -> Index | None:
+    """Return the index of a decoded copy; None where there is none that can be used."""
+    if not os.path.lexists(target):
         return None
     try:
-        index = load_index(place / INDEX)
+        index = load_index(target / INDEX)
         for shard in index.shards:
-            check_size(place, shard)
-            (place / shard.name).open("rb").close()
+            check_size(target, shard)
+            (target / shard.name).open("rb").close()
     except (UserError, OSError) as error:
         reason = str(error).rpartition(";")[0] or str(error)
-        warnings.warn(f"decoded copy {place} is passed over: {reason}", stacklevel=2)
+        warnings.warn(f"decoded copy {target} is not used: {reason}", stacklevel=2)
         return None
-    return None if numbered and _has_empty_classes(place, index) else index
+    return index
 
 
-def _has_empty_classes(place: Path, index: Index) -> bool:
-    from shards.reader import Shards
-
-    total = len(index.classes)
-    if index.classes != tuple(map(str, range(total))):
-        return False
-    shards, missing = Shards(place), set(range(total))
-    # Images often lie by class: ever finer steps find all classes early.
-    steps = [s for s in (4096, 512, 64, 8, 1) if s == 1 or s < len(shards)]
-    for rows in (np.arange(0, len(shards), step) for step in steps):
-        for start in range(0, len(rows), _AT_ONCE):
-            missing -= set(shards.labels(rows[start : start + _AT_ONCE]).tolist())
-            if not missing:
-                return False
-    return True
-
-
-def _new_place(places: list[Path], numbered: bool) -> Path:
-    """Choose the first place where a decoded copy can be made; else one that will say why not."""
-    for place in places:
-        home = place.parent
+def _choose_target(targets: list[Path]) -> Path:
+    """Return the first path at which a decoded copy can be written; else one for the error."""
+    for target in targets:
+        parent = target.parent
         try:
-            while not home.exists():
-                home = home.parent
-        except OSError:  # a folder above it may not be looked into
+            while not parent.exists():
+                parent = parent.parent
+        except OSError:  # no access to a folder above
             continue
-        if not os.access(home, os.W_OK | os.X_OK):
+        if not os.access(parent, os.W_OK | os.X_OK):
             continue
-        if not os.path.lexists(place):
-            return place
-        if is_mine(place):
+        if not os.path.lexists(target):
+            return target
+        if is_own(target):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if _load_copy(place, numbered) is None:  # else another process was faster
-                    remove(place)
-            return place
-    return places[min(1, len(places) - 1)]
+                if _load_copy(target) is None:  # otherwise another process has made it
+                    remove(target)
+            return target
+    return targets[min(1, len(targets) - 1)]
 
 
-def is_mine(path: Path) -> bool:
+def is_own(path: Path) -> bool:
     """Return whether a file or folder belongs to the user of this process."""
     try:
         return path.lstat().st_uid == os.geteuid()
@@ -182,7 +160,7 @@ def is_mine(path: Path) -> bool:
         return False
 
 
-def source_of(folder: Path, index: Index) -> Source:
+def encoded_source(folder: Path, index: Index) -> Source:
     """Return a source that decodes the images of a folder of encoded shards."""
     _, paths = _tars(folder, index)
     source = _source(_scan(paths, index.classes), folder)
@@ -202,7 +180,7 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
     if not names:
         _check_one_split(path, paths)
     if not paths:
-        check_packed(path)
+        check_compressed(path)
         raise UserError(
             f"{path} holds no shards (no {INDEX}, no *.tar); build them with python -m shards.build"
         )
@@ -210,7 +188,7 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
 
 
 def _check_one_split(folder: Path, paths: list[Path]) -> None:
-    """Raise UserError where tars are named after several splits, as train-0.tar and val-0.tar."""
+    """Raise UserError where the names of tars have several splits, as train-0.tar and val-0.tar."""
     first: dict[str, str] = {}
     for path in paths:
         for word in re.findall("[a-z]+", path.stem.lower()):
@@ -218,26 +196,24 @@ def _check_one_split(folder: Path, paths: list[Path]) -> None:
                 first.setdefault(ROLES[word], path.name)
     if "train" in first and len(first) > 1:
         raise UserError(
-            f"{folder} holds tars of several splits ({', '.join(first.values())}): move those of "
-            "each into a folder of its own, and name one by data.shards, another by "
-            "data.test_shards"
+            f"{folder} holds tars of several splits ({', '.join(first.values())}): move each split "
+            "into its own folder, and set data.shards and data.test_shards to these"
         )
 
 
-def check_packed(folder: Path) -> None:
-    """Raise UserError that says how to unpack them where a folder holds compressed tars."""
-    packed = sorted(p for p in folder.iterdir() if p.name.lower().endswith(PACKED_ENDINGS))
-    for path in packed:
-        if (remedy := how_to_unpack(path)) is not None:
+def check_compressed(folder: Path) -> None:
+    """Raise UserError with the command to unpack them where a folder holds compressed tars."""
+    archives = sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES))
+    for path in archives:
+        if (remedy := unpack_command(path)) is not None:
             raise UserError(
-                f"{folder} holds no plain tars, but {len(packed)} compressed, such as "
+                f"{folder} holds no plain tars, but {len(archives)} compressed, such as "
                 f"{path.name}; {remedy}"
             )
 
 
 def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None) -> str:
-    # The 2 is the decoder's version: it composes transparent images on white.
-    digest = hashlib.sha256(f"{paths[0].parent.resolve()}\t2".encode())
+    digest = hashlib.sha256(f"{paths[0].parent.resolve()}\t{_VERSION}".encode())
     if index is not None:
         digest.update(index.to_json().encode())
     for path in paths:
@@ -249,14 +225,7 @@ def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None
 
 
 def _scan(paths: list[Path], classes: tuple[str, ...] | None) -> _Scan:
-    def warn(path: Path) -> Callable[[str], None]:
-        return lambda key: warnings.warn(
-            f"{path}: members of sample {key} do not follow each other, so WebDataset itself would "
-            "not read it; tar --sort=name writes them so",
-            stacklevel=2,
-        )
-
-    samples = [scan_tar(path, warn(path)) for path in paths]
+    samples = [index_tar(path) for path in paths]
     stored = [_stored_labels(path, found) for path, found in zip(paths, samples, strict=True)]
     names, values = _number(paths[0].parent, {v for shard in stored for v in shard}, classes)
     number = {name: label for label, name in enumerate(names)}
@@ -275,7 +244,7 @@ def _scan(paths: list[Path], classes: tuple[str, ...] | None) -> _Scan:
 def _number(
     folder: Path, found: set[int | str], classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Number the labels that occur, ascending: names of the classes, and `label_values`."""
+    """Return the class names of the labels that occur, in ascending order, and `label_values`."""
     numbers = sorted(value for value in found if isinstance(value, int))
     texts = sorted(value for value in found if isinstance(value, str))
     if numbers and texts:
@@ -287,8 +256,8 @@ def _number(
         return classes, None
     if len(found) > _MAX_CLASSES:
         raise UserError(
-            f"{folder}: {len(found):,} different labels are no classes, which are at most "
-            f"{_MAX_CLASSES:,}; correct the labels"
+            f"{folder} has {len(found):,} different labels, more than the maximum of "
+            f"{_MAX_CLASSES:,} classes; correct the labels"
         )
     names = tuple(map(str, numbers)) if numbers else tuple(texts)
     gaps = numbers and numbers != list(range(len(numbers)))
@@ -307,9 +276,9 @@ def _mapped(handle: int) -> mmap.mmap:
 
 
 def _common_layout(scan: _Scan) -> tuple[Layout, tuple[int, int, int]] | None:
-    """Return layout and image shape where all shards share one fixed stride, else None."""
-    found = {_layout(*shard) for shard in zip(scan.paths, scan.samples, scan.stored, strict=True)}
-    return found.pop() if len(found) == 1 else None
+    """Return layout and image shape where all shards have the same fixed stride, else None."""
+    layouts = {_layout(*shard) for shard in zip(scan.paths, scan.samples, scan.stored, strict=True)}
+    return layouts.pop() if len(layouts) == 1 else None
 
 
 def _layout(
@@ -321,7 +290,7 @@ def _layout(
     pixels = np.array([sample.image.offset for sample in samples])
     digits = np.array([sample.label.offset for sample in samples])
     image = samples[0].image
-    # One sample has any stride; take that of a sample of two members.
+    # A single sample fits any stride: use that of a sample of two members.
     content_blocks = -(-image.size // BLOCK)
     stride = int(pixels[1] - pixels[0]) if len(samples) > 1 else (3 + content_blocks) * BLOCK
     steps = np.arange(len(samples)) * stride
@@ -333,8 +302,8 @@ def _layout(
         header = npy_header(image_shape)
         for sample, label in zip(samples, labels, strict=True):
             text = content[sample.label.offset : sample.label.offset + sample.label.size]
-            plain = isinstance(label, int) and text.rstrip() == b"%d" % label
-            if not plain or not _bytes_of(content, sample).startswith(header):
+            digits_only = isinstance(label, int) and text.rstrip() == b"%d" % label
+            if not digits_only or not _bytes_of(content, sample).startswith(header):
                 return None
     if image.size != len(header) + int(np.prod(image_shape)):
         return None
@@ -358,21 +327,14 @@ def _index_in_place(scan: _Scan, layout: Layout, image_shape: tuple[int, int, in
     )  # fmt: skip
 
 
-def _keep_index(places: list[Path], index: Index) -> None:
-    """Write an index into the cache, to the last of these places that can be written.
-
-    Where none can be, the next process scans again.
-    """
-    for known in reversed(places):
-        temporary = temporary_sibling(known)
+def _cache_index(paths: list[Path], index: Index) -> None:
+    """Write an index to the last of these paths that can be written, if any."""
+    for path in reversed(paths):
         with suppress(OSError):
-            known.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(index.to_json(), encoding="utf-8")
-                os.replace(temporary, known)
-                return
-            finally:
-                remove(temporary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, shared=True) as partial:
+                partial.write_text(index.to_json(), encoding="utf-8")
+            return
 
 
 def _source(scan: _Scan, path: Path, resize: int | None = None) -> Source:
@@ -398,21 +360,21 @@ def _decoded(
     resize: int | None,
     notes: list[str] | None = None,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the images of all shards, in order; `notes` gets a line on transparent ones."""
+    """Decode the images of all shards in order; `notes` receives a line on transparent ones."""
     count = 0
     for path, found, numbers in zip(paths, samples, labels, strict=True):
         with path.open("rb") as stream, _mapped(stream.fileno()) as content:
 
             def read(sample: Sample, path: Path = path, content: mmap.mmap = content) -> Decoded:
-                where = f"{path}: sample {sample.key}"
-                found = decode(_bytes_of(content, sample), where, resize)
-                height, width = found.pixels.shape[:2]
-                if shape is not None and found.pixels.shape != shape:
+                name = f"{path}: sample {sample.key}"
+                image = decode(_bytes_of(content, sample), name, resize)
+                height, width = image.pixels.shape[:2]
+                if shape is not None and image.pixels.shape != shape:
                     raise UserError(
-                        f"{where} is {width} x {height} but the first one is "
+                        f"{name} is {width} x {height} but the first one is "
                         f"{shape[1]} x {shape[0]}; give data.resize to make all images one size"
                     )
-                return found
+                return image
 
             for image, label in zip(ordered_map(read, found), numbers, strict=True):
                 count += image.transparent
@@ -422,21 +384,21 @@ def _decoded(
                 yield image.pixels, label
 
 
-def _decode_into(place: Path, source: Source, path: Path, split: str) -> Index:
+def _decode_into(target: Path, source: Source, path: Path, split: str) -> Index:
     from shards.write import write_folder
 
     what = counted(len(source), "image")
     remedy = "set XDG_CACHE_HOME to a folder that can be written"
-    with new_folder(place, same=INDEX, remedy=remedy) as folder:
+    with new_folder(target, INDEX, remedy) as folder:
         label = (f"decoding {what}", f"decoded {what}")
         index = write_folder(source, folder, split, label=label)
     size = size_of(sum(shard.size for shard in index.shards))
-    for line in (f"decoded copy of {path}: {place} ({what}, {size})", *source.notes):
+    for line in (f"decoded copy of {path}: {target} ({what}, {size})", *source.notes):
         print(line, file=sys.stderr, flush=True)
-    if place.parent.name == DECODED:
-        # Copies of what the shards were before; an open map of them stays valid.
-        subject = place.name.rpartition("-")[0]
-        for old in place.parent.iterdir():
-            if old.name.rpartition("-")[0] == subject and old != place:
+    if target.parent.name == DECODED:
+        # Remove copies of earlier versions of the shards; memory maps of them stay valid.
+        subject = target.name.rpartition("-")[0]
+        for old in target.parent.iterdir():
+            if old.name.rpartition("-")[0] == subject and old != target:
                 remove(old)
     return index

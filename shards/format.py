@@ -1,4 +1,4 @@
-"""How shards lie on disk: `index.json` beside plain WebDataset tars.
+"""The format of shards on disk: `index.json` beside plain WebDataset tars.
 
 The default image format is fixed stride: each sample is `KEY.cls` (the label as text) and
 `KEY.npy` (uint8 [H, W, 3]), uncompressed, so that sample i lies at byte i * stride:
@@ -6,7 +6,7 @@ The default image format is fixed stride: each sample is `KEY.cls` (the label as
     | tar header | label, padded | tar header | npy header, pixels, padded |
     0            512             1024         1536                         stride
 
-tar pads every content to blocks of 512 bytes, so labels of any number of digits keep the stride.
+tar pads every member to blocks of 512 bytes, so labels of any number of digits keep the stride.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dgm.common.errors import UserError
 VERSION = 1
 INDEX = "index.json"
 SOURCE_FILES = "source-files.jsonl"
-"""Beside the index of a folder source: name, size and time of change of each image file."""
+"""File of a folder source: name, size and modification time of each image file."""
 BLOCK = 512
 IMAGE_FORMATS = ("npy", "png")
 _CHUNK = 1 << 20
@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """Where sample i lies in a fixed-stride tar, in bytes."""
+    """Offsets in a fixed-stride tar, in bytes."""
 
     stride: int
     """Distance from one sample to the next."""
@@ -53,7 +53,6 @@ class ShardFile:
     count: int
     size: int
     sha256: str
-    """Empty in indexes of other people's shards that older versions kept."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class SourceFiles:
 
     count: int
     sha256: str
-    """Of `source-files.jsonl`: class names, names, sizes, times of change."""
+    """Of `source-files.jsonl`: class names; names, sizes and modification times of files."""
 
 
 Setting = int | float | str
@@ -75,22 +74,22 @@ class Index:
     image_shape: tuple[int, int, int]
     """(H, W, 3)"""
     image_format: str
-    """`npy` (fixed stride, read in place) or another one that is decoded once."""
+    """`npy` (fixed stride, read in place), or `png`, which is decoded once."""
     classes: tuple[str, ...]
     """Names in label order."""
     split: str
     source: str
     shards: tuple[ShardFile, ...]
     layout: Layout | None
-    """None where the shards must be decoded before they can be read in place."""
+    """None for shards that must be decoded."""
     settings: dict[str, Setting] = field(default_factory=dict)
-    """What else decided the images: `resize`, `seed`, `background`, `holdout`, `skip_bad`."""
+    """Options of the build: `resize`, `seed`, `background`, `holdout`, `skip_bad`."""
     source_files: SourceFiles | None = None
-    """None where the source is no folder of images, or where an older version built the shards."""
+    """None if the source is no folder of images, or if an older version built the shards."""
     label_values: tuple[int, ...] | None = None
-    """The label that the tars hold for each class, ascending; None where it is the class's number.
+    """The label in the tars of each class, ascending; None if these are 0, 1, ...
 
-    Other people's labels may begin at 1 or have gaps.
+    Foreign labels may begin at 1 or have gaps.
     """
 
     @property
@@ -100,7 +99,7 @@ class Index:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of all that it says; nothing else tells that a class or an offset changed."""
+        """SHA-256 of the other fields."""
         return hashlib.sha256(json.dumps(self._content()).encode()).hexdigest()
 
     @property
@@ -111,19 +110,19 @@ class Index:
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
         if self.source_files is None:
-            del content["source_files"]  # so that checksums of older indexes stay what they are
+            del content["source_files"]  # keeps the checksums of older indexes valid
         if self.label_values is None:
             del content["label_values"]
         return content
 
     def to_json(self) -> str:
-        """Return the text of `index.json`, the same for the same content."""
+        """Return the text of `index.json`, deterministic."""
         content = {"version": VERSION, "total": self.total, **self._content()}
         return json.dumps({**content, "checksum": self.checksum}, indent=1) + "\n"
 
 
 def load_index(path: Path) -> Index:
-    """Read an `index.json`. Raises UserError where it is missing, damaged or too new."""
+    """Read an `index.json`. Raise UserError where it is missing, damaged or too new."""
     rebuild = "build the shards again with python -m shards.build"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -133,9 +132,9 @@ def load_index(path: Path) -> Index:
         index = _parse_index(content)
         if (total := content.pop("total")) != index.total:
             raise ValueError(f"total {total!r} is not the sum of the counts")
-        # Those that were written before there was a checksum have none.
+        # Indexes of older versions have no checksum.
         if content.pop("checksum", index.checksum) != index.checksum:
-            raise ValueError("checksum is not that of the rest")
+            raise ValueError("checksum does not match")
         if unknown := content.keys() - asdict(index).keys():
             raise ValueError(f"unknown key {min(unknown)}")
     except FileNotFoundError:
@@ -155,15 +154,14 @@ def _parse_index(content: dict[str, Any]) -> Index:
     for shard in shards:
         name = _text(shard.name, "name")
         if Path(name).name != name or name in ("", "..") or not name.isprintable():
-            raise ValueError(f"shard name {name!r} is not plain")
+            raise ValueError(f"shard name {name!r} is not a plain file name")
         _count(shard.count, "count")
         _count(shard.size, "size")
-        if not re.fullmatch(r"([0-9a-f]{64})?", _text(shard.sha256, "sha256")):
-            raise ValueError(f"sha256 is {shard.sha256!r}")
+        _check_sha256(shard.sha256)
     if channels != 3:
         raise ValueError(f"image_shape {content['image_shape']} is not [H, W, 3]")
     if len({shard.name for shard in shards}) != len(shards):
-        raise ValueError("a shard is named twice")
+        raise ValueError("duplicate shard name")
     if not classes or not shards:
         raise ValueError("no classes" if shards else "no shards")
     if content["image_format"] not in IMAGE_FORMATS:
@@ -186,19 +184,16 @@ def _parse_index(content: dict[str, Any]) -> Index:
 def _parse_source_files(content: dict[str, Any] | None) -> SourceFiles | None:
     if content is None:
         return None
-    found = SourceFiles(**content)
-    _count(found.count, "source_files")
-    if not re.fullmatch(r"[0-9a-f]{64}", _text(found.sha256, "sha256")):
-        raise ValueError(f"sha256 is {found.sha256!r}")
-    return found
+    files = SourceFiles(**content)
+    _count(files.count, "source_files")
+    _check_sha256(files.sha256)
+    return files
 
 
 def _parse_values(content: dict[str, Any]) -> tuple[int, ...] | None:
-    """Read the labels that stand for the classes: ascending, one for each."""
-    found = content.get("label_values")
-    if found is None:
+    if content.get("label_values") is None:
         return None
-    values = tuple(_count(value, "label_values", 0) for value in found)
+    values = tuple(_count(value, "label_values", 0) for value in content["label_values"])
     if len(values) != len(content["classes"]) or list(values) != sorted(set(values)):
         raise ValueError("label_values are not ascending, one for each class")
     return values
@@ -210,7 +205,7 @@ def _parse_layout(
     shards: tuple[ShardFile, ...],
     values: tuple[int, ...] | None,
 ) -> Layout | None:
-    """Read where samples lie, all of which must lie within their tars."""
+    """Return the layout; raise ValueError where samples overlap or exceed their tars."""
     if content["layout"] is None:
         return None
     layout = Layout(**content["layout"])
@@ -219,17 +214,22 @@ def _parse_layout(
     width = len(str(values[-1] if values else len(content["classes"]) - 1))
     end = max(layout.pixel_offset + pixels, layout.label_offset + width)
     if end > layout.stride + min(layout.pixel_offset, layout.label_offset):
-        raise ValueError("samples cannot be laid out so, for they overlap")
+        raise ValueError("the samples of this layout overlap")
     for shard in shards:
         if (shard.count - 1) * layout.stride + end > shard.size:
-            raise ValueError(f"{shard.name} cannot be laid out so, for it is too small")
+            raise ValueError(f"{shard.name} is too small for this layout")
     return layout
 
 
-def _count(value: object, name: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"{name} is {value!r}, no number from {least}")
+def _count(value: object, name: str, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}, no integer from {minimum}")
     return value
+
+
+def _check_sha256(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"sha256 is {value!r}")
 
 
 def _setting(value: object, name: str) -> Setting:
@@ -240,15 +240,12 @@ def _setting(value: object, name: str) -> Setting:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}, no text")
+        raise ValueError(f"{name} is {value!r}, no string")
     return value
 
 
 def npy_header(image_shape: tuple[int, int, int]) -> bytes:
-    """Return the npy header (version 1.0) of a uint8 image of this shape, as numpy writes it.
-
-    Spelled out, so that the bytes of a shard never depend on the version of numpy.
-    """
+    """Return the npy header (version 1.0) of a uint8 image, independent of numpy's version."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(image_shape)}, }}"
     padding = -(10 + len(text) + 1) % 64
     content = text.encode() + b" " * padding + b"\n"
@@ -256,7 +253,7 @@ def npy_header(image_shape: tuple[int, int, int]) -> bytes:
 
 
 def fixed_layout(image_shape: tuple[int, int, int]) -> Layout:
-    """Return the layout that `shards.write` gives to images of this shape."""
+    """Return the layout with which `shards.write` writes images of this shape."""
     header = len(npy_header(image_shape))
     content = header + int(np.prod(image_shape))
     blocks = -(-content // BLOCK)
@@ -271,7 +268,7 @@ def sample_key(index: int) -> str:
 
 
 def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits; `advance` is called with bytes read."""
+    """Return the SHA-256 of a file in hexadecimal; `advance` is called with numbers of bytes."""
     digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as stream:
@@ -282,7 +279,7 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -
 
 
 def check_size(folder: Path, shard: ShardFile) -> None:
-    """Raise UserError where a shard is missing or its size is not that of the index."""
+    """Raise UserError where a shard is missing or its size differs from the index."""
     path = folder / shard.name
     try:
         size = path.stat().st_size
@@ -295,9 +292,9 @@ def check_size(folder: Path, shard: ShardFile) -> None:
 
 
 def parse_labels(digits: np.ndarray) -> np.ndarray:
-    """Convert labels from text. digits: uint8 [B, width], ASCII digits, then anything else.
+    """Return labels, int64 [B], from ASCII digits, uint8 [B, width].
 
-    Returns int64 [B]. A label ends at its first byte that is no digit.
+    A label ends at its first byte that is no digit.
     """
     values = digits - np.uint8(48)  # other bytes wrap to 10 or more
     labels = values[:, 0].astype(np.int64)

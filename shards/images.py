@@ -1,7 +1,7 @@
 """Decoding and encoding image files, in threads and in order.
 
-Threads, not processes: Pillow releases the lock while it decodes, and a trainer that has
-started torch must not fork.
+Threads, not processes: Pillow releases the GIL, and a process that has initialized torch must not
+fork.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ _Result = TypeVar("_Result")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-# What Pillow opens that is no picture, or not by itself: videos, documents that other programs
-# render, brushes, and arrays of measurements.
-_NO_PICTURES = frozenset(
+# Formats of Pillow that are no images or need other programs: videos, documents, brushes, arrays.
+_NO_IMAGES = frozenset(
     ("BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 )
 
@@ -50,17 +49,17 @@ class Decoded:
     transparent: bool = False
     """Whether it was composed on the background."""
     several_frames: bool = False
-    """Whether it holds more frames or pages than the first, which is taken."""
+    """Whether it has more frames or pages than the first, which is used."""
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the image formats that the installed Pillow decodes, in the order of its attempts."""
+    """Return the image formats that the installed Pillow decodes, in the order it tries them."""
     from PIL import Image
 
     Image.preinit()  # the usual formats first, as Image.open tries them
     Image.init()
-    return tuple(name for name in Image.ID if name in Image.OPEN.keys() - _NO_PICTURES)
+    return tuple(name for name in Image.ID if name in Image.OPEN.keys() - _NO_IMAGES)
 
 
 @cache
@@ -73,7 +72,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def parse_background(text: str) -> Colour:
-    """Return the colour of `white`, `black` or `R,G,B`. Raises UserError for anything else."""
+    """Return the colour of `white`, `black` or `R,G,B`; raise UserError for anything else."""
     named = {"white": WHITE, "black": (0, 0, 0)}
     if text in named:
         return named[text]
@@ -92,9 +91,9 @@ def decode_image(
 ) -> np.ndarray:
     """Decode an image file (any that Pillow reads, or npy) to uint8 [H, W, 3], RGB.
 
-    resize: cut to a centred square and resize to this side length, bicubic; background: what
-    transparent images are composed on.
-    Raises UserError with `name` where the content is empty, damaged or no 8-bit image.
+    resize: center-crop to a square and resize to this side length, bicubic; background: under
+    transparent images.
+    Raise UserError with `name` where the content is empty, damaged or no 8-bit image.
     """
     return decode(content, name, resize, background).pixels
 
@@ -102,18 +101,18 @@ def decode_image(
 def decode(
     content: bytes, name: str, resize: int | None = None, background: Colour = WHITE
 ) -> Decoded:
-    """Decode as `decode_image` does; return what else is to be known of the file, too."""
+    """Decode like `decode_image`; return also whether it was transparent or has several frames."""
     if not content:
         raise UserError(f"{name} is empty (0 bytes); delete or replace it")
     if content.startswith(b"\x93NUMPY"):
-        return Decoded(cut_square(_decode_npy(content, name), resize))
+        return Decoded(crop_and_resize(_decode_npy(content, name), resize))
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what would take much memory, and refuses no less than twice that.
+            # Pillow warns of large images, and refuses those of twice that size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Not EPS, for one, whatever the name: Pillow runs Ghostscript on it.
+            # Restricted by content, not by name: Pillow would run Ghostscript on EPS.
             opened = Image.open(io.BytesIO(content), formats=_formats())
         with opened:
             if opened.mode in _DEEP_MODES:
@@ -122,19 +121,17 @@ def decode(
             several = _has_several_frames(opened)
     except UserError:
         raise
-    except Exception as error:  # of Pillow's many decoders, many kinds
+    except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split(" <_io")[0].split())[:200]
         raise UserError(f"{name} is no readable image ({reason}); replace or delete it") from None
-    if resize is not None:
-        image = ImageOps.fit(image, (resize, resize), Image.Resampling.BICUBIC)
-    return Decoded(np.asarray(image), transparent, several)
+    return Decoded(crop_and_resize(np.asarray(image), resize), transparent, several)
 
 
 def _on_background(image: PillowImage.Image, background: Colour) -> tuple[PillowImage.Image, bool]:
     """Return an image as RGB, and whether any of it was transparent."""
     from PIL import Image
 
-    # `transparency` is that of a palette's entry, or of one colour.
+    # `transparency` is of a palette entry, or of one colour.
     if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
         return image.convert("RGB"), False
     whole = image.convert("RGBA")
@@ -148,12 +145,12 @@ def _on_background(image: PillowImage.Image, background: Colour) -> tuple[Pillow
 def _has_several_frames(opened: PillowImage.Image) -> bool:
     try:
         return bool(getattr(opened, "is_animated", False))
-    except Exception:  # a damaged second frame is of no concern
+    except Exception:  # a damaged second frame does not matter
         return False
 
 
-def cut_square(image: np.ndarray, side: int | None) -> np.ndarray:
-    """Cut uint8 [H, W, 3] to a centred square and resize it to this side, bicubic; None: as is."""
+def crop_and_resize(image: np.ndarray, side: int | None) -> np.ndarray:
+    """Center-crop uint8 [H, W, 3] to a square and resize it, bicubic; None: unchanged."""
     if side is None or image.shape[:2] == (side, side):
         return image
     from PIL import Image, ImageOps
@@ -165,20 +162,19 @@ def cut_square(image: np.ndarray, side: int | None) -> np.ndarray:
 def _decode_npy(content: bytes, name: str) -> np.ndarray:
     stream = io.BytesIO(content)
     try:
-        # Not by np.load, which takes whatever memory a damaged header asks for.
+        # Not np.load, which allocates as much memory as a damaged header requests.
         version = np.lib.format.read_magic(stream)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read(stream)
-    except Exception as error:  # of NumPy's parser of Python literals, many kinds
+    except Exception as error:  # NumPy's header parser raises many types
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{name} is no readable npy ({reason}); replace or delete it") from None
     pixels = content[stream.tell() :]
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
-        found = f"{dtype} {list(shape)}"
-        raise UserError(f"{name} holds {found}; images must be uint8 [H, W, 3]")
+        raise UserError(f"{name} holds {dtype} {list(shape)}; images must be uint8 [H, W, 3]")
     if math.prod(shape) != len(pixels):
         raise UserError(
             f"{name} is no readable npy ({len(pixels)} bytes for {list(shape)}); "
@@ -202,7 +198,7 @@ def ordered_map(
 ) -> Iterator[_Result]:
     """Apply `function` in threads and yield the results in the order of `items`.
 
-    Only a few chunks are in flight, so memory stays bounded whatever the number of items.
+    Only a few chunks are in flight, which limits memory.
     """
     workers = min(16, os.cpu_count() or 1)
     items = iter(items)

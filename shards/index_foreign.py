@@ -1,4 +1,4 @@
-"""Scanning a WebDataset tar of anybody's: which samples, and where their bytes lie."""
+"""Indexing a WebDataset tar of any origin: its samples and the offsets of their members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import mmap
 import re
 import tarfile
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -20,15 +20,15 @@ LABEL_EXTENSIONS = ("cls", "label", "class", "cls.txt", "label.txt", "class.txt"
 _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
 _MAX_HEADER = 2**20
 _MAX_LABEL = 2**20
-# First bytes, endings, and the program that unpacks it.
-_PACKED = (
+# First bytes, suffixes, and the program that unpacks it.
+_ARCHIVES = (
     (b"\x1f\x8b", (".gz", ".tgz"), "gzip"),
     (b"\x28\xb5\x2f\xfd", (".zst", ".tzst"), "zstd"),
     (b"\xfd7zXZ\0", (".xz", ".txz"), "xz"),
     (b"BZh", (".bz2", ".tbz2"), "bzip2"),
     (b"PK\3\4", (".zip",), "unzip"),
 )
-PACKED_ENDINGS = tuple(ending for _, endings, _ in _PACKED for ending in endings)
+ARCHIVE_SUFFIXES = tuple(ending for _, endings, _ in _ARCHIVES for ending in endings)
 _ENDING = re.compile(r"(\.tar)?(\.(gz|zst|xz|bz2|tgz|tzst|txz|tbz2|zip))?$", re.IGNORECASE)
 _NAME = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # as WebDataset splits key and extension
 
@@ -51,39 +51,43 @@ class Sample:
     label: Member
 
 
-def scan_tar(path: Path, scattered: Callable[[str], None] = lambda key: None) -> list[Sample]:
-    """List the samples of a tar, each all members of one key, in the order of their first ones.
+def index_tar(path: Path, warn: bool = True) -> list[Sample]:
+    """Return the samples of a tar, in the order of their first members.
 
-    `scattered` is called with the first key whose members do not follow each other. Raises
-    UserError that names shard and key where a member is unsafe or there twice, a sample lacks its
-    image or label, or the tar is compressed, damaged or truncated.
+    warn: of samples whose members are not adjacent. Raise UserError with shard and key where a
+    member is unsafe or duplicate, a sample lacks its image or label, or the tar is compressed,
+    damaged or truncated.
     """
     samples: dict[str, list[Member]] = {}
-    previous = apart = None
+    previous = scattered = None
     for name, offset, size in _members(path):
         match = _NAME.match(name)
         if match is None or name.rpartition("/")[2].startswith("__"):
-            continue  # WebDataset passes over these, too
+            continue  # as in WebDataset
         key, extension = match.group(1), match.group(2).lower()
         members = samples.setdefault(key, [])
         if any(member.extension == extension for member in members):
             raise UserError(f"{path} holds {name} twice; rename or remove one of them")
-        if members and key != previous and apart is None:
-            apart = key
+        if members and key != previous and scattered is None:
+            scattered = key
         members.append(Member(extension, offset, size))
         previous = key
     if not samples:
         raise UserError(f"{path} holds no samples; remove it")
-    found = [_sample(path, key, members) for key, members in samples.items()]
-    if apart is not None:
-        scattered(apart)
-    return found
+    result = [_sample(path, key, members) for key, members in samples.items()]
+    if scattered is not None and warn:
+        warnings.warn(
+            f"{path}: members of sample {scattered} are not adjacent, so WebDataset itself would "
+            "not read it; tar --sort=name writes them so",
+            stacklevel=2,
+        )
+    return result
 
 
 def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | str:
     """Return the label of a sample: a number, or the name of a class.
 
-    Raises UserError with `where` in it where there is none.
+    Raise UserError that begins with `where` if there is none.
     """
     value: object
     if member.size > _MAX_LABEL:
@@ -109,8 +113,8 @@ def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | 
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
-    """List (name, offset, size) of the files in a tar."""
-    found = []
+    """Return (name, offset, size) of the files in a tar."""
+    members = []
     size = path.stat().st_size
     previous = -1
     try:
@@ -124,11 +128,13 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
                     raise UserError(f"{path} is damaged at byte {previous}; get it again")
                 previous = info.offset
                 if info.isreg():
-                    found.append((info.name, info.offset_data, info.size))
+                    members.append((info.name, info.offset_data, info.size))
                     if info.offset_data + info.size > size:
                         raise UserError(f"{path} is truncated in {info.name}; get it again")
-                tar.members = []  # type: ignore[attr-defined]  # bounds memory
+                tar.members = []  # type: ignore[attr-defined]  # limits memory
             end = tar.offset
+    except UserError:
+        raise
     except (
         tarfile.TarError,
         EOFError,
@@ -137,25 +143,23 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         OverflowError,
         RecursionError,
     ) as error:
-        if isinstance(error, UserError):
-            raise
-        if (remedy := how_to_unpack(path)) is not None:
+        if (remedy := unpack_command(path)) is not None:
             raise UserError(f"{path} is no plain tar, but compressed; {remedy}") from None
         raise UserError(
             f"{path} is no plain tar, or a truncated one ({error}); get it again, uncompressed"
         ) from None
     _check_end(path, end)
-    return found
+    return members
 
 
-def how_to_unpack(path: Path) -> str | None:
-    """Return what to do with an archive that is no plain tar, with a command; None for others."""
+def unpack_command(path: Path) -> str | None:
+    """Return the remedy for an archive that is no plain tar, with a command; None for others."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
     except OSError:
         start = b""
-    for magic, ending, program in _PACKED:
+    for magic, ending, program in _ARCHIVES:
         if start.startswith(magic) or (not start and path.name.lower().endswith(ending)):
             name = _ENDING.sub("", path.name) or path.name
             if program == "unzip":
@@ -168,20 +172,20 @@ def how_to_unpack(path: Path) -> str | None:
 
 
 class _Headers:
-    """A stream for reading headers only, none of which may ask for much memory."""
+    """A stream for reading tar headers, which limits the size of each."""
 
     def __init__(self, stream: BinaryIO):
         self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
 
     def read(self, size: int) -> bytes:
-        """Read a header, or the long name or the fields that one announces."""
+        """Read a header, or the long name or fields that follow one."""
         if not 0 <= size <= _MAX_HEADER:
             raise ValueError(f"a header of {size} bytes at byte {self.tell()}")
         return self._read(size)
 
 
 def _check_end(path: Path, end: int) -> None:
-    # tarfile takes any damage between two members for the end of the archive.
+    # tarfile ends silently at any damage between two members.
     with path.open("rb") as stream:
         stream.seek(end)
         block = stream.read(BLOCK)
@@ -210,7 +214,7 @@ def _check_member(path: Path, info: tarfile.TarInfo) -> None:
 
 def _sample(path: Path, key: str, members: list[Member]) -> Sample:
     images = [m for m in members if m.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    labels = [m for wanted in LABEL_EXTENSIONS for m in members if _is_label(m, wanted)]
+    labels = [m for e in LABEL_EXTENSIONS for m in members if f".{m.extension}".endswith(f".{e}")]
     if not images:
         known = ", ".join(IMAGE_EXTENSIONS)
         raise UserError(f"{path}: sample {key} has no image ({known}); add it or remove {key}")
@@ -221,7 +225,3 @@ def _sample(path: Path, key: str, members: list[Member]) -> Sample:
         known = ", ".join(LABEL_EXTENSIONS)
         raise UserError(f"{path}: sample {key} has no label ({known}); add it or remove {key}")
     return Sample(key, images[0], labels[0])
-
-
-def _is_label(member: Member, wanted: str) -> bool:
-    return member.extension == wanted or member.extension.endswith("." + wanted)

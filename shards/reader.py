@@ -1,12 +1,13 @@
-"""Reading shards by global index, as memory.
+"""Reading shards by global index, through memory maps.
 
-Only numpy and the standard library are imported, so a process has its first batch at once.
+Imports only numpy and the standard library, so that the first batch is read without delay.
 Shards that cannot be read in place (PNG, JPEG, ...) are decoded once by `shards.decode_cache`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ from shards.format import (
 
 
 class Shards:
-    """Read images of a shard folder by global index."""
+    """The images of a shard folder, read by global index."""
 
     image_shape: tuple[int, int, int]
     """(H, W, 3)"""
     classes: tuple[str, ...]
     """Names in label order."""
     matched_by_number: bool
-    """Whether classes were matched by number, for want of names."""
+    """Whether classes were matched by number, because they have no names."""
     folder: Path
-    """Where the tars that are mapped lie; a cache where shards had to be decoded."""
+    """The folder of the mapped tars; a cache where shards had to be decoded."""
     index: Index
-    """What they hold."""
+    """The index of that folder."""
 
     def __init__(
         self,
@@ -47,12 +48,12 @@ class Shards:
     ) -> None:
         """Map the shards of a folder, or one tar.
 
-        resize: side length that images of another size are cut and resized to, once, into a cache;
-        classes: number labels by these names instead of the shards' own, as test images are by
-        those of training.
-        Cheap for fixed-stride shards: reads the index, checks sizes, reads no image.
-        Raises UserError where shards are missing, truncated or damaged, or hold images of a class
-        that is not one of `classes`.
+        resize: side length that images of another size are cropped and resized to, once, into a
+        cache; classes: names that define the label numbers, such as those of the train images for
+        test images.
+        Fixed-stride shards are only checked for their size; no image is read.
+        Raise UserError where shards are missing, truncated or damaged, or have images of a class
+        that is not in `classes`.
         """
         self._path, self._resize = Path(folder), resize
         self.folder, self.index = locate(self._path, resize)
@@ -74,7 +75,7 @@ class Shards:
         return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
-        # A pickled map would carry all its bytes.
+        # A pickled memory map would contain all its bytes.
         return Shards, (self._path, self._resize, self.classes)
 
     @property
@@ -85,7 +86,7 @@ class Shards:
     def images(self, index: np.ndarray) -> np.ndarray:
         """Return the images at these global indices: uint8 [B, H, W, 3], contiguous.
 
-        Raises IndexError where an index is negative or not below len(self).
+        Raise IndexError where an index is negative or not below len(self).
         """
         index = self._checked(index)
         images = self._gather(self._pixels, index)
@@ -94,8 +95,8 @@ class Shards:
     def labels(self, index: np.ndarray) -> np.ndarray:
         """Return the labels at these global indices: int64 [B], each below num_classes.
 
-        Raises IndexError where an index is negative or not below len(self), UserError where a
-        tar holds a label that its index does not know.
+        Raise IndexError where an index is negative or not below len(self), UserError where a tar
+        has a label that is not in its index.
         """
         index = self._checked(index)
         digits = self._gather(self._digits, index)
@@ -108,18 +109,19 @@ class Shards:
         return labels if self._numbers is None else self._numbers[labels]
 
     def _match(self) -> None:
-        """Find the number of each of the shards' own classes among those that were given."""
-        found, self.matched_by_number = match_classes(self.index.classes, self.classes)
-        if None in found:
-            labels = self.labels(np.arange(len(self)))  # one that has no image matters not
+        """Map the labels of the shards' own classes to those of `self.classes`."""
+        numbers, self.matched_by_number = match_classes(self.index.classes, self.classes)
+        if None in numbers:
+            labels = self.labels(np.arange(len(self)))  # classes without images do not matter
             for label in np.unique(labels).tolist():
-                if found[label] is None:
+                if numbers[label] is None:
+                    names = ", ".join(self.classes[:10]) + ", ..." * (len(self.classes) > 10)
                     raise UserError(
                         f"{self._path} holds images of class {self.index.classes[label]}, which "
-                        f"the train images lack ({_some(self.classes)}); remove these images, or "
-                        "give other test shards"
+                        f"the train images lack ({names}); remove these images, or give other "
+                        "test shards"
                     )
-        self._numbers = np.array([-1 if number is None else number for number in found])
+        self._numbers = np.array([-1 if number is None else number for number in numbers])
 
     def _gather(self, views: list[np.ndarray], index: np.ndarray) -> np.ndarray:
         """Copy items of the shards' views, by global index, into one array."""
@@ -133,7 +135,7 @@ class Shards:
         return out
 
     def _checked(self, index: np.ndarray) -> np.ndarray:
-        """Return the index as int64 [B], every one in range."""
+        """Return the index as int64 [B]; raise IndexError where one is out of range."""
         index = np.asarray(index)
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
             raise IndexError(f"index must be integers [B], not {index.dtype} {index.shape}")
@@ -143,9 +145,9 @@ class Shards:
         return index.astype(np.int64, copy=False)
 
     def _map(self, shard: ShardFile) -> tuple[np.ndarray, np.ndarray]:
-        """Return pixels and label digits of one shard, one opaque item per sample, not copied."""
+        """Return views of pixels and label digits of one shard, one opaque item per sample."""
         layout = self.index.layout
-        assert layout is not None, "_locate returns shards of fixed stride"
+        assert layout is not None, "`locate` returns shards of fixed stride"
         path = self.folder / shard.name
         content = np.memmap(path, np.uint8, "r")
         size = int(np.prod(self.image_shape))
@@ -161,24 +163,20 @@ class Shards:
 
 
 def match_classes(own: Sequence[str], given: Sequence[str]) -> tuple[list[int | None], bool]:
-    """Return the number of each own class among the given ones, and whether names did not help.
+    """Return the index of each own class in the given ones, and whether they match by number.
 
-    Classes match by name. Where no name matches and those of one side are label numbers (0, 1, ...
-    without names of their own), they match by number.
+    Classes match by name. Where no name matches and one side has only label numbers (0, 1, ...) as
+    names, they match by number.
     """
     number = {name: label for label, name in enumerate(given)}
-    found = [number.get(name) for name in own]
-    if any(label is not None for label in found):
-        return found, False
+    labels = [number.get(name) for name in own]
+    if any(label is not None for label in labels):
+        return labels, False
     if list(given) == [str(label) for label in range(len(given))]:
         return [label if label < len(given) else None for label in range(len(own))], True
     if all(name.isdecimal() for name in own):
         return [int(name) if int(name) < len(given) else None for name in own], True
-    return found, False
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])}, ..."
+    return labels, False
 
 
 def open_shards(
@@ -186,8 +184,8 @@ def open_shards(
 ) -> Shards:
     """Open a folder of shards, one local tar, or remote tars such as `https://.../{000..004}.tar`.
 
-    resize, classes: as `Shards` takes them. Remote tars are fetched into the cache first. Raises
-    UserError where that fails.
+    resize, classes: see `Shards`. Remote tars are downloaded into the cache first. Raise UserError
+    where that fails.
     """
     from shards.remote import fetch, is_remote
 
@@ -195,15 +193,18 @@ def open_shards(
 
 
 def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> tuple[Path, Index]:
-    """Find the fixed-stride shards for a folder or tar: its own, or a decoded copy in a cache.
+    """Return folder and index of the fixed-stride shards of a folder or tar, or of a decoded copy.
 
-    avoid: a decoded copy to pass over, as `shards.decode_cache.readable` takes it.
+    avoid: see `shards.decode_cache.fixed_stride_shards`.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / INDEX).is_file():
         index = load_index(folder / INDEX)
         if path != folder:
-            index = _only(index, path)
+            shards = tuple(shard for shard in index.shards if shard.name == path.name)
+            if not shards:
+                raise UserError(f"{path} is not in {folder / INDEX}; move it to another folder")
+            index = replace(index, shards=shards)
         for shard in index.shards:
             check_size(folder, shard)
         fits = resize is None or index.image_shape[:2] == (resize, resize)
@@ -213,26 +214,17 @@ def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> 
         index = None
         if not path.exists():
             raise UserError(f"{path} does not exist; build it with python -m shards.build")
-    from shards.decode_cache import readable
+    from shards.decode_cache import fixed_stride_shards
 
-    return readable(path, index, resize, avoid)
-
-
-def _only(index: Index, path: Path) -> Index:
-    from dataclasses import replace
-
-    shards = tuple(shard for shard in index.shards if shard.name == path.name)
-    if not shards:
-        raise UserError(f"{path} is not in {path.parent / INDEX}; move it to another folder")
-    return replace(index, shards=shards)
+    return fixed_stride_shards(path, index, resize, avoid)
 
 
 def _check_fits(
     path: Path, content: np.ndarray, layout: Layout, count: int, image_shape: tuple[int, int, int]
 ) -> None:
     header = npy_header(image_shape)
-    for start in (0, (count - 1) * layout.stride):  # a wrong index would miss the first or last
+    for start in (0, (count - 1) * layout.stride):  # the first and the last sample
         pixels = start + layout.pixel_offset
-        found = content[max(0, pixels - len(header)) : pixels].tobytes()
-        if pixels + int(np.prod(image_shape)) > len(content) or found != header:
+        stored = content[max(0, pixels - len(header)) : pixels].tobytes()
+        if pixels + int(np.prod(image_shape)) > len(content) or stored != header:
             raise UserError(f"{path} is not laid out as its index says; build it again")

@@ -1,4 +1,4 @@
-"""Fetching remote shards into the cache, through WebDataset."""
+"""Downloading remote shards into the cache, with WebDataset's `gopen`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _CURL = {6: "host not found", 7: "no connection", 18: "cut off", 22: "not found"
 
 
 def is_remote(spec: str) -> bool:
-    """Tell whether a spec names remote shards: `https://...`, `s3://...`, `pipe:CMD`."""
+    """Return whether a spec names remote shards: `https://...`, `s3://...`, `pipe:CMD`."""
     return re.match(r"pipe:|[a-z][a-z0-9+.-]*://", spec) is not None
 
 
 def fetch(spec: str, progress: bool = True) -> Path:
-    """Fetch remote tars into the cache, where they are not yet there, and return their folder.
+    """Download remote tars into the cache, unless they are there, and return their folder.
 
-    spec: as WebDataset takes it, `https://.../{000..004}.tar`, `pipe:CMD`, several joined by `::`.
-    What was fetched once is kept; delete the folder to fetch it again.
-    Raises UserError with URL and reason where a tar cannot be fetched whole.
+    spec: as in WebDataset, `https://.../{000..004}.tar`, `pipe:CMD`, several joined by `::`.
+    Delete the folder to download them again.
+    Raise UserError with URL and reason where a tar cannot be downloaded completely.
     """
     name = hashlib.sha256(spec.encode(errors="surrogatepass")).hexdigest()[:16]
     folder = cache_root() / "remote" / name
@@ -44,7 +44,7 @@ def fetch(spec: str, progress: bool = True) -> Path:
         ) from None
     what = f"{counted(len(urls), 'tar')} into {folder}"
     with show_progress(
-        f"fetching {what}", unit="B", done=f"fetched {what}", alone=True, shown=progress
+        f"fetching {what}", unit="B", done=f"fetched {what}", single_process=True, show=progress
     ) as bar:
         for number, url in enumerate(urls):
             final = folder / f"{number:05d}.tar"
@@ -56,29 +56,29 @@ def fetch(spec: str, progress: bool = True) -> Path:
 
 
 def _name(url: str, number: int, total: int) -> str:
-    """Name a tar on the bar, without what an address may hold of keys."""
+    """Return the name of a tar for the progress bar, without keys that its address may contain."""
     name = re.sub(r"[?#].*", "", url).rpartition("/")[2]
     return name if name and not url.startswith("pipe:") else f"tar {number + 1} of {total}"
 
 
 def _expand(spec: str) -> list[str]:
-    """List the addresses that braces and `::` stand for; raises UserError."""
+    """Return the addresses of a spec with braces and `::`; raise UserError."""
     from webdataset.shardlists import expand_urls
 
-    shown = without_password(spec)
+    redacted = without_password(spec)
     if any(ord(letter) < 32 for letter in spec):
-        raise UserError(f"{shown!r} has a control character; give a plain address")
-    if _count(spec) > _MAX_TARS:
-        raise UserError(f"{shown} stands for more than {_MAX_TARS:,} tars; give fewer")
+        raise UserError(f"{redacted!r} has a control character; give a plain address")
+    if _max_count(spec) > _MAX_TARS:
+        raise UserError(f"{redacted} expands to more than {_MAX_TARS:,} tars; give fewer")
     try:
         return expand_urls(spec)
-    except (ValueError, LookupError, AssertionError, RecursionError) as error:  # as it has them
+    except (ValueError, LookupError, AssertionError, RecursionError) as error:
         reason = without_password(" ".join(str(error).split()))
-        raise UserError(f"{shown} is no list of addresses ({reason}); correct it") from None
+        raise UserError(f"{redacted} is no list of addresses ({reason}); correct it") from None
 
 
-def _count(spec: str) -> int:
-    """Say how many addresses braces stand for at most."""
+def _max_count(spec: str) -> int:
+    """Return an upper bound on the number of addresses that braces expand to."""
     count, commas = 1, [0]
     for letter in spec:
         if letter == "{":
@@ -112,27 +112,27 @@ def _fetch_one(url: str, final: Path, bar: Progress) -> None:
         os.replace(temporary, final)
     except UserError:
         raise
-    except Exception as error:  # gopen lets through whatever its many handlers raise
-        shown = without_password(url)
-        raise UserError(f"{shown} could not be fetched ({_reason(error)}); check it") from None
+    except Exception as error:  # gopen's handlers raise many types
+        redacted = without_password(url)
+        raise UserError(f"{redacted} could not be fetched ({_reason(error)}); check it") from None
     finally:
         remove(temporary)
 
 
 def _check_whole(url: str, path: Path) -> None:
-    from shards.index_foreign import how_to_unpack, scan_tar
+    from shards.index_foreign import index_tar, unpack_command
 
     try:
-        scan_tar(path)
+        index_tar(path, warn=False)
     except UserError as error:
-        reason = str(error).replace(str(path), "what came").rpartition(";")[0]
-        shown = without_password(url)
-        remedy = "check it" if how_to_unpack(path) is None else "give plain tars, uncompressed"
-        raise UserError(f"{shown} could not be fetched whole ({reason}); {remedy}") from None
+        reason = str(error).replace(str(path), "the download").rpartition(";")[0]
+        redacted = without_password(url)
+        remedy = "check it" if unpack_command(path) is None else "give plain tars, uncompressed"
+        raise UserError(f"{redacted} could not be fetched whole ({reason}); {remedy}") from None
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong in a few words; WebDataset gives only the exit code of its command."""
+    """Return a short reason; WebDataset reports only the exit code of its command."""
     code = re.search(r": exit (\d+)", str(error))
     if code is None:
         return without_password(f"{type(error).__name__}: {error}")

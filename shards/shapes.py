@@ -1,9 +1,8 @@
-"""The built-in data set: ten classes of coloured shapes, drawn, not downloaded.
+"""The built-in data set: ten classes of coloured shapes, which needs no download.
 
-Each image is a function of (seed, split, index) only: bright shape on a dark ground, random
-place, size, angle and colours; drawn at 128 x 128 and averaged down to 32 x 32. Shapes are
-their own mirror images and stand upright but for a small tilt, so that a small model can learn them
-within minutes.
+Each image is a function of (seed, split, index) only: a bright shape on a dark background, with
+random position, size, angle and colours; drawn at 128 x 128 and averaged down to 32 x 32. Shapes
+are mirror-symmetric and nearly upright, so that a small model can learn them within minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 SIDE = 32
 _SCALE = 4
 _TURN = 2 * np.pi
-_TILT = _TURN / 24  # largest, either way
+_MAX_TILT = _TURN / 24
 _SPLITS = ("train", "test")
 
 CLASSES = (
@@ -47,9 +46,9 @@ def render(split: str, index: int, seed: int = 0) -> np.ndarray:
     key = np.array([seed, index * len(_SPLITS) + _SPLITS.index(split)], np.uint64)
     draws = np.random.Generator(np.random.Philox(key=key)).random(9)
     radius = 8.5 + 5.0 * draws[0]  # pixels of the 32 x 32 image
-    room = SIDE / 2 - radius
-    centre = SIDE / 2 + room * (2 * draws[1:3] - 1)
-    coverage = _coverage(CLASSES[index % len(CLASSES)], radius, centre, _TILT * (2 * draws[3] - 1))
+    centre = SIDE / 2 + (SIDE / 2 - radius) * (2 * draws[1:3] - 1)
+    angle = _MAX_TILT * (2 * draws[3] - 1)
+    coverage = _coverage(CLASSES[index % len(CLASSES)], radius, centre, angle)
     bright = colorsys.hsv_to_rgb(draws[4], 0.4 + 0.6 * draws[5], 0.75 + 0.25 * draws[6])
     dark = colorsys.hsv_to_rgb(draws[7], 0.6, 0.05 + 0.2 * draws[8])
     colour = coverage * np.array(bright) + (1 - coverage) * np.array(dark)
@@ -57,7 +56,7 @@ def render(split: str, index: int, seed: int = 0) -> np.ndarray:
 
 
 def _coverage(name: str, radius: float, centre: np.ndarray, angle: float) -> np.ndarray:
-    """Return the share of each pixel that the shape covers: [32, 32, 1] in [0, 1]."""
+    """Return the fraction of each pixel that the shape covers: [32, 32, 1] in [0, 1]."""
     from PIL import Image, ImageDraw
 
     image = Image.new("L", (SIDE * _SCALE, SIDE * _SCALE))

@@ -1,4 +1,4 @@
-"""Checking every sample of a fixed-stride tar that this package wrote."""
+"""Checking every sample of a fixed-stride tar written by this package."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from dgm.common.errors import UserError
 from shards.format import BLOCK, Layout, fixed_layout, npy_header, parse_labels, sample_key
 
-_CHUNK = 4096  # samples at a time, so that memory stays bounded
+_CHUNK = 4096  # samples at a time, to limit memory
 _NAME = slice(0, 100)
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
 
 
-def check_samples(
+def validate_samples(
     path: Path,
     layout: Layout,
     first: int,
@@ -26,7 +26,7 @@ def check_samples(
 ) -> None:
     """Check names, tar headers, npy headers and labels of samples first .. first + count - 1.
 
-    Raises UserError that names the shard and its first damaged sample.
+    Raise UserError with the shard and its first damaged sample.
     """
     if layout != fixed_layout(image_shape):
         raise UserError(f"{path} is not laid out as its index says; build it again")
@@ -52,7 +52,7 @@ def _good_samples(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> np.ndarray:
-    """Return bool [n]: which samples are as written. rows: uint8 [n, stride]."""
+    """Return which samples are undamaged: bool [n]. rows: uint8 [n, stride]."""
     header = np.frombuffer(npy_header(image_shape), np.uint8)
     start = 3 * BLOCK
     good = (rows[:, start : start + len(header)] == header).all(axis=1)
@@ -70,7 +70,7 @@ def _good_samples(
 def _good_headers(
     blocks: np.ndarray, keys: list[str], suffix: str, sizes: np.ndarray
 ) -> np.ndarray:
-    """Return bool [n]: which tar headers name KEY + suffix, with this size and a right checksum."""
+    """Return which tar headers have the name KEY + suffix, this size and a valid checksum."""
     names = np.array([(key + suffix).encode() for key in keys], dtype="S100")
     octal = np.array([b"%011o" % size for size in sizes], dtype="S12")
     good = (blocks[:, _NAME] == names.view(np.uint8).reshape(-1, 100)).all(axis=1)

@@ -18,7 +18,7 @@ from shards.format import INDEX, Index, check_size, load_index, sha256_of
 
 @dataclass(frozen=True)
 class Summary:
-    """What a folder of good shards holds."""
+    """The contents of a folder of undamaged shards."""
 
     count: int
     classes: int
@@ -37,7 +37,7 @@ def check_files(
 ) -> Index:
     """Compare the index of a folder with its tars: missing, extra, size and SHA-256.
 
-    Raises UserError that names the first bad shard, and what to do by `remedy`.
+    Raise UserError with the first bad shard and `remedy`.
     """
     index = load_index(folder / INDEX)
     known = {shard.name for shard in index.shards}
@@ -60,11 +60,16 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
     """Return the SHA-256 of each file."""
     total = sum(path.stat().st_size for path in paths)
     what = f"{counted(len(paths), 'shard')}, {size_of(total)}"
-    # hashlib releases the lock: threads hash several shards at once.
+    # hashlib releases the GIL.
     with (
         show_progress(
-            f"checking {what}", total, "B", done=f"checked {what}", alone=True, shown=progress
-        ) as bar,
+            f"checking {what}",
+            total,
+            "B",
+            done=f"checked {what}",
+            single_process=True,
+            show=progress,
+        ) as bar,  # fmt: skip
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
     ):
         return list(pool.map(lambda path: sha256_of(path, bar.advance), paths))
@@ -73,37 +78,26 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
 def verify(folder: str | Path) -> Summary:
     """Check files, checksums and every sample of a folder of shards.
 
-    Raises UserError that names the first damaged shard.
+    Raise UserError with the first damaged shard.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of shards")
+    from shards.decode_cache import encoded_source
+    from shards.validate_samples import validate_samples
+
     index = check_files(folder)
     if index.layout is None:
-        _check_encoded(folder, index)
+        for image, _ in encoded_source(folder, index).samples():  # decoding checks each image
+            assert image.shape == index.image_shape, "encoded_source checks the shape"
     else:
-        _check_fixed(folder, index)
+        first, classes = 0, len(index.classes)
+        for shard in index.shards:
+            path = folder / shard.name
+            validate_samples(path, index.layout, first, shard.count, index.image_shape, classes)
+            first += shard.count
     size = sum(shard.size for shard in index.shards)
     return Summary(index.total, len(index.classes), len(index.shards), size)
-
-
-def _check_fixed(folder: Path, index: Index) -> None:
-    from shards.validate_samples import check_samples
-
-    first = 0
-    for shard in index.shards:
-        assert index.layout is not None
-        path = folder / shard.name
-        check_samples(path, index.layout, first, shard.count, index.image_shape, len(index.classes))
-        first += shard.count
-
-
-def _check_encoded(folder: Path, index: Index) -> None:
-    """Decode every image, which checks it."""
-    from shards.decode_cache import source_of
-
-    for image, _ in source_of(folder, index).samples():
-        assert image.shape == index.image_shape, "source_of checks the shape"
 
 
 def main() -> None:

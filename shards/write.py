@@ -1,4 +1,4 @@
-"""Writing a source of images as a folder of shards."""
+"""Writing the images of a source as a folder of shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shards.format import (
 )
 from shards.images import encode_png, ordered_map
 from shards.sources import Source
-from shards.validate_samples import check_samples
+from shards.validate_samples import validate_samples
 
 
 def write_folder(
@@ -39,13 +39,13 @@ def write_folder(
 ) -> Index:
     """Write every image of a source into tars of `shard_size` images, and `index.json`, in folder.
 
-    label: what the progress bar says, and what is said at the end where there is no terminal.
-    The bytes are the same on every run. Raises UserError where an image of the source is bad.
+    label: of the progress bar, and of its last line without a terminal.
+    The bytes are the same on every run. Raise UserError where an image of the source is bad.
     """
     layout = fixed_layout(source.image_shape) if image_format == "npy" else None
     shards: list[ShardFile] = []
     with show_progress(
-        label[0], len(source), "image", done=label[1], alone=True, shown=progress
+        label[0], len(source), "image", done=label[1], single_process=True, show=progress
     ) as bar:
         samples = _encoded(source, image_format)
         for first in range(0, len(source), shard_size):
@@ -54,8 +54,16 @@ def write_folder(
             for done in _write_tar(path, first, islice(samples, count)):
                 bar.advance(done)
             if layout is not None:
-                check_samples(path, layout, first, count, source.image_shape, len(source.classes))
+                validate_samples(
+                    path, layout, first, count, source.image_shape, len(source.classes)
+                )
             shards.append(ShardFile(path.name, count, path.stat().st_size, sha256_of(path)))
+    source_files = None
+    if source.listing is not None:
+        listing = source.listing.encode()
+        (folder / SOURCE_FILES).write_bytes(listing)
+        count = listing.count(b"\n") - 1  # the first line has the class names
+        source_files = SourceFiles(count, hashlib.sha256(listing).hexdigest())
     index = Index(
         image_shape=source.image_shape,
         image_format=image_format,
@@ -65,19 +73,10 @@ def write_folder(
         shards=tuple(shards),
         layout=layout,
         settings=source.settings,
-        source_files=_keep_listing(source, folder),
+        source_files=source_files,
     )
     (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
     return index
-
-
-def _keep_listing(source: Source, folder: Path) -> SourceFiles | None:
-    if source.listing is None:
-        return None
-    content = source.listing.encode()
-    (folder / SOURCE_FILES).write_bytes(content)
-    # One line is of the class names.
-    return SourceFiles(content.count(b"\n") - 1, hashlib.sha256(content).hexdigest())
 
 
 def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
@@ -88,20 +87,20 @@ def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
         image, label = sample
         if image.shape != source.image_shape or image.dtype != np.uint8:
             found = f"{image.dtype} {image.shape}"
-            raise UserError(f"{source.name} gave an image {found}, not {source.image_shape}")
+            raise UserError(f"{source.name} has an image {found}, not {source.image_shape}")
         if image_format == "png":
             return {"cls": b"%d" % label, "png": encode_png(image)}
         return {"cls": b"%d" % label, "npy": header + image.tobytes()}
 
     samples = source.samples()
-    # Threads pay off only where the encoder releases the lock.
+    # Threads help only where the encoder releases the GIL.
     return ordered_map(encode, samples) if image_format == "png" else map(encode, samples)
 
 
 def _write_tar(path: Path, first: int, samples: Iterator[dict[str, bytes]]) -> Iterator[int]:
-    """Write one tar; yields 1 for each sample written."""
+    """Write one tar; yield 1 for each sample."""
     with path.open("wb") as stream:
-        # Fixed owner, mode and time: the bytes are the same on every run.
+        # Fixed owner, mode and time, for the same bytes on every run.
         writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644)
         with writer:
             for number, members in enumerate(samples, start=first):

@@ -1,4 +1,4 @@
-"""What `accelerate launch` tells its processes, read from the same configuration file."""
+"""The environment variables of `accelerate launch`, from the same configuration file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 
 _ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED")
-# Those that `accelerate launch` passes on, and the trainers look at (or refuse).
+# What `accelerate launch` passes on and the trainers read (or refuse).
 _KEYS = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
     "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
@@ -25,10 +25,9 @@ _DEEPSPEED_KEYS = {
 
 
 def read_accelerate(path: Path) -> dict[str, str]:
-    """Give the variables that choose the engine; raises UserError.
+    """Return the variables that choose the engine; raise UserError.
 
-    How many nodes and processes there are, the file may say for other launchers; here the job
-    knows.
+    Numbers of nodes and processes in the file are ignored: they come from the job.
     """
     try:
         config = read_yaml(path)
@@ -37,25 +36,25 @@ def read_accelerate(path: Path) -> dict[str, str]:
     engine = str(config.get("distributed_type", "NO")).upper()
     if engine not in _ENGINES:
         raise UserError(
-            f"{path} asks for distributed_type {engine}, which the trainers do not know: choose "
+            f"{path} has distributed_type {engine}, which the trainers do not support: choose "
             "NO, MULTI_GPU or DEEPSPEED"
         )
-    found = _named(config, _KEYS)
+    variables = _variables(config, _KEYS)
     dynamo = _section(path, config, "dynamo_config")
     if dynamo.get("dynamo_backend"):
-        found["ACCELERATE_DYNAMO_BACKEND"] = str(dynamo["dynamo_backend"])
+        variables["ACCELERATE_DYNAMO_BACKEND"] = str(dynamo["dynamo_backend"])
     if engine == "DEEPSPEED":
-        found["ACCELERATE_USE_DEEPSPEED"] = "true"
-        found |= _named(_section(path, config, "deepspeed_config"), _DEEPSPEED_KEYS)
-    return found
+        variables["ACCELERATE_USE_DEEPSPEED"] = "true"
+        variables |= _variables(_section(path, config, "deepspeed_config"), _DEEPSPEED_KEYS)
+    return variables
 
 
 def _section(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path} has {name} {found!r}: give it keys and values")
-    return found
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{path} has {name} {section!r}: give it keys and values")
+    return section
 
 
-def _named(keys: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+def _variables(keys: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
     return {names[key]: str(value) for key, value in keys.items() if key in names}

@@ -1,11 +1,11 @@
-"""A real Slurm cluster of four nodes on this one machine, to try jobs and sweeps on.
+"""A real Slurm cluster of four nodes on one machine, for testing jobs and sweeps.
 
-    python -m slurm.devcluster up [DIR]      start it, and say which variable Slurm's commands want
+    python -m slurm.devcluster up [DIR]      start it, and print the variable for Slurm's commands
     python -m slurm.devcluster down [DIR]    end its jobs and daemons; with `--after PID` as soon
                                              as that process has ended
 
-Its daemons are Debian's (`apt-get install slurm-wlm munge`). All of them listen on this machine
-only, in a folder of their own, as the user who starts them; nothing of the system's is touched.
+It runs Debian's daemons (`apt-get install slurm-wlm munge`) as the user who starts them, with all
+files in DIR and listening on this machine only.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pathlib import Path
 
 import psutil
 
-from dgm.common.command_line import Parser
+from dgm.common.command_line import Parser, run_command
 from dgm.common.errors import UserError
 
 NODES = ("n1", "n2", "n3", "n4")
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")
 DEFAULT = Path(".cluster")
 
-# A requeued job may begin when the credentials of its last start have expired, after two minutes
-# where cred_expire does not say otherwise. The cores of the machine are given out several times,
-# since all nodes share them. A job for the partition `urgent` takes nodes from those of `main`,
-# which are told to stop, have half a minute for it, and go back into the queue.
+# A requeued job can start only after the credentials of its last start have expired: by default two
+# minutes, here cred_expire. The nodes share the cores of the machine, which are allocated several
+# times. Jobs of the partition `urgent` preempt those of `main`, which get a signal, half a minute
+# to save, and are requeued.
 CONFIG = """\
 ClusterName=four
 SlurmctldHost={host}(127.0.0.1)
@@ -74,22 +74,22 @@ PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
 
-class FourNodes:
-    """The cluster in a folder."""
+class DevCluster:
+    """The cluster with its files in one folder."""
 
     def __init__(self, folder: Path, node_timeout_s: int = 30):
-        """Name its folder; a node that says nothing for `node_timeout_s` is taken for dead."""
+        """Set its folder and the time after which a silent node is considered dead."""
         self.folder = folder.resolve()
         self.node_timeout_s = node_timeout_s
         self.config = self.folder / "slurm.conf"
 
     @property
     def environment(self) -> dict[str, str]:
-        """Give the variables with which Slurm's commands find the cluster."""
+        """Return the variables with which Slurm's commands find the cluster."""
         return {"SLURM_CONF": str(self.config)}
 
     def up(self) -> None:
-        """Start all daemons and wait until the four nodes are idle; raises UserError."""
+        """Start all daemons and wait until the four nodes are idle; raise UserError."""
         missing = missing_daemons()
         if missing:
             raise UserError(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
@@ -113,20 +113,20 @@ class FourNodes:
             raise
 
     def start_controller(self) -> None:
-        """Start the controller, which knows of no job."""
+        """Start the controller, without any former jobs."""
         self.run("slurmctld", "-c")
 
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
         self.run("slurmd", "-N", name)
 
-    def end(self, name: str) -> None:
-        """Kill a daemon that wrote down its id."""
+    def kill_daemon(self, name: str) -> None:
+        """Kill a daemon by its PID file."""
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((self.folder / f"{name}.pid").read_text(encoding="utf-8")), signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
-        """Kill a node as a power cut would: its daemon and all that runs there, at once."""
+        """Kill a node as a power failure would: its daemon and all its processes at once."""
         for process in self._processes_of(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -141,13 +141,13 @@ class FourNodes:
         for name in NODES:
             self.kill_node(name)
         for name in ("slurmctld", "munged"):
-            self.end(name)
+            self.kill_daemon(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def end_with(self, process: int) -> None:
-        """Let something of its own take the cluster down once a process is gone, however it ends.
+        """Start a process that takes the cluster down as soon as another has ended in any way.
 
-        Jobs that nobody waits for would be started again and again.
+        Otherwise its jobs would be restarted forever.
         """
         words = [sys.executable, "-m", "slurm.devcluster", "down", self.folder, "--after", process]
         nothing = subprocess.DEVNULL
@@ -157,7 +157,7 @@ class FourNodes:
         )  # fmt: skip
 
     def down_after(self, process: int) -> None:
-        """Wait for the end of a process, and take down what it left."""
+        """Wait for the end of a process, then end the cluster and all processes of its folder."""
         while psutil.pid_exists(process):
             if not self.config.exists():
                 return
@@ -190,9 +190,9 @@ class FourNodes:
         self.config.write_text(text, encoding="utf-8")
 
     def run(self, name: str, *words: str, timeout: float = 60) -> str:
-        """Run one of the programs, as of this cluster; gives its output, raises UserError."""
+        """Run one of Slurm's programs for this cluster; return its output, or raise UserError."""
         done = subprocess.run(
-            [_found(name), *words],
+            [_find(name) or name, *words],
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
@@ -203,9 +203,9 @@ class FourNodes:
         return done.stdout
 
     def wait_until_idle(self) -> None:
-        """Wait until all nodes are there and free; raises UserError after a minute."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
+        """Wait until all nodes are idle; raise UserError after a minute."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             with contextlib.suppress(UserError):  # while the controller starts
                 idle = ("--noheader", "--states=idle", "--partition=main", "--format=%D")
                 if self.run("sinfo", *idle).strip() == str(len(NODES)):
@@ -214,8 +214,8 @@ class FourNodes:
         raise UserError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
 
     def _processes_of(self, node: str) -> list[int]:
-        """Find a node's daemon and what it started: by its name, and our configuration's path."""
-        found = []
+        """Return a node's daemon and the processes it started, by their environment."""
+        pids = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 variables = (path / "environ").read_bytes().split(b"\0")
@@ -224,17 +224,17 @@ class FourNodes:
                 words = (path / "cmdline").read_bytes().split(b"\0")
                 daemon = words[0].endswith((b"slurmd", b"slurmd-wlm")) and node.encode() in words
                 if daemon or f"SLURMD_NODENAME={node}".encode() in variables:
-                    found.append(int(path.name))
-        return found
+                    pids.append(int(path.name))
+        return pids
 
 
 def missing_daemons() -> list[str]:
-    """Name what the cluster needs and this machine has not."""
+    """Return the programs that the cluster needs and that are not installed."""
     return [name for name in DAEMONS if _find(name) is None]
 
 
 def user() -> str:
-    """Name who runs this."""
+    """Return the name of the current user."""
     return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -242,14 +242,8 @@ def _find(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def _found(name: str) -> str:
-    path = _find(name)
-    assert path is not None, name
-    return path
-
-
 def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens at."""
+    """Return free ports."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -257,28 +251,23 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def main() -> int:
-    """Start or end the cluster, as the command line says."""
+def main() -> None:
+    """Start or end the cluster."""
     parser = Parser(prog="python -m slurm.devcluster", description=__doc__)
-    parser.add_argument("what", choices=("up", "down"))
+    parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--after", type=int, help="down: as soon as this process has ended")
-    asked = parser.parse_args()
-    cluster = FourNodes(asked.folder)
-    try:
-        if asked.what == "up":
-            cluster.up()
-            print(f"four nodes are up; for Slurm's commands:  export SLURM_CONF={cluster.config}")
-        elif asked.after is not None:
-            cluster.down_after(asked.after)
-        else:
-            cluster.down()
-            print("the four nodes are down")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = parser.parse_args()
+    cluster = DevCluster(args.folder)
+    if args.action == "up":
+        cluster.up()
+        print(f"four nodes are up; for Slurm's commands:  export SLURM_CONF={cluster.config}")
+    elif args.after is not None:
+        cluster.down_after(args.after)
+    else:
+        cluster.down()
+        print("the four nodes are down")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

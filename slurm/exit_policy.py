@@ -1,4 +1,4 @@
-"""What the end of a run's processes means, and what comes next."""
+"""What a job does when the processes of its run have ended."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import Literal
 
 from dgm.common.exit_codes import DONE, FAULT, MISTAKE, STOPPED
 
-# The trainers' exit codes.
-_DIED_OF_REQUEST = 128 + signal.SIGUSR2  # before the training had begun to listen
+_KILLED_BY_REQUEST = 128 + signal.SIGUSR2  # before the trainer had installed its handler
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a start ended, what comes next, and the job's exit code where nothing does."""
+class Decision:
+    """How a start ended, what the job does next, and its exit code if it ends here."""
 
-    name: Literal["done", "mistake", "stopped", "fault"]
-    next: Literal["nothing", "requeue", "again", "give up"]
-    code: int
+    outcome: Literal["done", "mistake", "stopped", "fault"]
+    action: Literal["nothing", "requeue", "again", "give up"]
+    exit_code: int
 
 
-def judge(
-    code: int, said: list[int], asked: bool, progress: bool, faults: int, max_faults: int
-) -> Verdict:
-    """Judge a start by srun's exit code and by those that the processes left behind.
+def decide(
+    exit_code: int,
+    rank_codes: list[int],
+    stop_requested: bool,
+    progress: bool,
+    failures: int,
+    max_faults: int,
+) -> Decision:
+    """Return what to do after a start, from srun's exit code and those that the ranks recorded.
 
-    srun gives the highest code, also that of processes which it ended after the first failed, so
-    what the processes `said` counts for more. A fault after `progress` (a new checkpoint) is met by
-    starting again at once, on the same nodes; one without by waiting for others in the queue, until
-    `max_faults` starts in a row came to nothing.
+    srun returns the highest code, also that of processes which it killed after the first failure,
+    so `rank_codes` take precedence. A fault after `progress` (a new checkpoint) is restarted at
+    once on the same nodes; one without progress is requeued, until `max_faults` starts in a row
+    (`failures` before this one) have failed.
     """
-    if code == DONE:
-        return Verdict("done", "nothing", DONE)
-    if MISTAKE in said:
-        return Verdict("mistake", "nothing", MISTAKE)
-    if STOPPED in said or asked or code in (STOPPED, _DIED_OF_REQUEST, -signal.SIGUSR2):
-        return Verdict("stopped", "requeue", STOPPED)
+    if exit_code == DONE:
+        return Decision("done", "nothing", DONE)
+    if MISTAKE in rank_codes:
+        return Decision("mistake", "nothing", MISTAKE)
+    requested = (STOPPED, _KILLED_BY_REQUEST, -signal.SIGUSR2)
+    if STOPPED in rank_codes or stop_requested or exit_code in requested:
+        return Decision("stopped", "requeue", STOPPED)
     if progress:
-        return Verdict("fault", "again", FAULT)
-    if faults + 1 < max_faults:
-        return Verdict("fault", "requeue", FAULT)
-    return Verdict("fault", "give up", FAULT)
+        return Decision("fault", "again", FAULT)
+    return Decision("fault", "requeue" if failures + 1 < max_faults else "give up", FAULT)

@@ -1,8 +1,8 @@
-"""A run as a job: start its processes on the nodes there are, and see it through.
+"""A run as a job: start its processes on the allocated nodes and act on how they end.
 
-What `accelerate launch` would start, Slurm starts here: a process for each GPU, with torch's
-variables. The job stays beside them, and when they end it decides: done, a mistake, saved and to be
-requeued, or a fault after which they are started again.
+Slurm starts what `accelerate launch` would start: one process per GPU, with torch's environment
+variables. The job waits for them and then ends (done, mistake), is requeued (stopped after saving)
+or starts them again (fault).
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from slurm import slurm_cli
-from slurm.exit_policy import MISTAKE, STOPPED, Verdict, judge
-from slurm.ports import free_port
-from slurm.run_state import Record
+from slurm.exit_policy import MISTAKE, STOPPED, Decision, decide
+from slurm.run_state import RunState
 
-# One process of a run on a node: Slurm's numbers in torch's words, then the trainer. Where a site
-# shows each process one GPU only, that one is its first. One thread, as torchrun says too, lets the
-# trainer share out the cores. Slurm signals all of a step: what is around the trainer, such as a
-# container's command, must not die of the request to save, and the trainer listens for itself.
-RANK = """
+# One process of a run: Slurm's variables as torch names them, then the trainer. Where a site shows
+# each process one GPU only, that GPU has local rank 0. One thread, as with torchrun, unless set:
+# the trainer then divides the cores. Slurm signals every process of a step: USR2 is ignored here,
+# so that a wrapper such as a container's command survives it; the trainer installs its handler.
+RANK_SCRIPT = """
 if ! [ -d "$DGM_RUN_FOLDER" ]; then
     echo "error: node $SLURMD_NODENAME does not see $DGM_RUN_FOLDER: put run.dir on a disk that" \\
         "all nodes share" >&2
@@ -43,7 +44,9 @@ case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
 trap '' USR2
 exec "$@"
 """
-ASK_AGAIN_S = 2.0  # to stop: processes that are still importing do not listen
+REPEAT_REQUEST_S = 2.0  # to stop: processes that are still importing ignore it
+# Below the ports that Linux assigns to connections (net.ipv4.ip_local_port_range).
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -53,173 +56,166 @@ class Job:
     run: str  # its folder
     command: tuple[str, ...]  # python, the trainer, and its configuration as it was submitted
     config: str  # that configuration's file
-    submission: str  # its name, under which starts and ends are written down
-    processes: int = 1  # on each node
-    sizes: tuple[int, ...] = (1,)  # numbers of processes among which its batch divides
-    environment: dict[str, str] = field(default_factory=dict)  # which chooses the engine
-    srun: tuple[str, ...] = ()  # more options
-    max_faults: int = 3  # starts in a row that may come to nothing
+    submission: str  # its name in the history
+    processes: int = 1  # per node
+    sizes: tuple[int, ...] = (1,)  # world sizes by which the batch is divisible
+    environment: dict[str, str] = field(default_factory=dict)  # of the engine
+    srun: tuple[str, ...] = ()  # further options
+    max_faults: int = 3  # failed starts in a row after which the run is given up
 
     def __call__(self) -> NoReturn:
-        """See the run through on what Slurm (or this machine) gives, and exit with its code."""
-        record = Record(Path(self.run))
-        record.folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        """Run until it ends or is requeued, on Slurm's nodes or on this machine, and exit."""
+        state = RunState(Path(self.run))
+        state.folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        self.snapshot(record)
-        nodes = SlurmNodes(self) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else Here(self)
-        sys.exit(_Watch(self, record, nodes).see_through())
+        self.snapshot(state)
+        on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        sys.exit(_Supervisor(self, state, SlurmNodes(self) if on_slurm else LocalNode(self)).run())
 
     @staticmethod
     def read(path: Path) -> Job:
-        """Read a job that was written as JSON."""
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found.update({key: tuple(v) for key, v in found.items() if isinstance(v, list)})
-        return Job(**found)
+        """Read a job from its JSON file."""
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields.update({key: tuple(v) for key, v in fields.items() if isinstance(v, list)})
+        return Job(**fields)
 
-    def snapshot(self, record: Record) -> None:
-        """Keep the configuration and the command that were submitted, in the run folder."""
-        shutil.copy(self.config, record.folder / "config.yaml")
-        (record.folder / "command.txt").write_text(
-            shlex.join(self.command) + "\n", encoding="utf-8"
-        )
+    def snapshot(self, state: RunState) -> None:
+        """Copy the submitted configuration and command into the run folder."""
+        shutil.copy(self.config, state.folder / "config.yaml")
+        (state.folder / "command.txt").write_text(shlex.join(self.command) + "\n", encoding="utf-8")
 
 
 class SlurmNodes:
-    """The nodes that Slurm gave this start."""
+    """The nodes that Slurm allocated to this start."""
 
     def __init__(self, job: Job):
-        """Read what was given."""
+        """Read the allocation from Slurm's environment variables."""
         self.job = job
         self.hosts = slurm_cli.hosts_of(os.environ["SLURM_JOB_NODELIST"])
         self.id = slurm_cli.own_job_id()
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        """Start the processes on some of the nodes, this one the first of them."""
+        """Start the processes on some of the nodes, of which the first is this one."""
         count = len(hosts) * self.job.processes
         words = [
             "srun", f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}",
             f"--ntasks={count}", f"--ntasks-per-node={self.job.processes}",
             "--kill-on-bad-exit=1", "--input=none", "--unbuffered",
         ]  # fmt: skip
-        words += [*self.job.srun, "bash", "-c", RANK, "rank", *self.job.command]
+        words += [*self.job.srun, "bash", "-c", RANK_SCRIPT, "rank", *self.job.command]
         return subprocess.Popen(words, env={**os.environ, **environment})
 
     def requeue(self) -> str | None:
-        """Ask Slurm to start this job again; gives the reason where it does not."""
+        """Requeue this job; return the reason if that fails."""
         if not slurm_cli.is_running(self.id):
             return "the job is being ended by Slurm or by scancel"
         return slurm_cli.requeue(self.id)
 
 
-class Here:
-    """This machine, as the only node."""
+class LocalNode:
+    """This machine as the only node."""
 
     def __init__(self, job: Job):
-        """Take it."""
+        """Run the job here."""
         self.job, self.hosts, self.id, self.restart = job, ["localhost"], f"local-{os.getpid()}", 0
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        """Start the processes, under one that watches them."""
-        words = [
-            sys.executable,
-            "-m",
-            "slurm.local_launcher",
-            str(self.job.processes),
-            *self.job.command,
-        ]
-        return subprocess.Popen(words, env={**os.environ, **environment})
+        """Start the processes under `slurm.local_launcher`."""
+        words = [sys.executable, "-m", "slurm.local_launcher", str(self.job.processes)]
+        return subprocess.Popen([*words, *self.job.command], env={**os.environ, **environment})
 
     def requeue(self) -> str | None:
-        """Tell why there is no second start."""
+        """Return why there is no second start."""
         return "this machine has no queue: run the same command to continue"
 
 
-class _Watch:
-    """Beside the processes of a run, from their start to the verdict."""
+class _Supervisor:
+    """Starts the processes of a run, forwards requests to stop, and decides what follows."""
 
-    def __init__(self, job: Job, record: Record, nodes: SlurmNodes | Here):
-        self.job, self.record, self.nodes = job, record, nodes
-        self.asked = False  # to stop: by the time limit, by preemption, or by someone
+    def __init__(self, job: Job, state: RunState, nodes: SlurmNodes | LocalNode):
+        self.job, self.state, self.nodes = job, state, nodes
+        self.stop_requested = False  # by the time limit, by preemption, or by a user
         self.child: subprocess.Popen | None = None
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
-                signal.signal(number, self.note)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self.request_stop)
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the request and pass it on; srun, too, passes it to every process."""
-        self.asked = True
+    def request_stop(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Forward a request to stop; srun forwards it to every process."""
+        self.stop_requested = True
         if self.child is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.child.send_signal(signal.SIGUSR2)
 
-    def see_through(self) -> int:
-        """Start the run until it ends or has to be requeued; give the exit code."""
+    def run(self) -> int:
+        """Start the run until it ends or is requeued; return the job's exit code."""
         for attempt in range(10**6):
             hosts = self.usable_hosts()
             if not hosts:
                 return MISTAKE
-            verdict = self.attempt(hosts, attempt)
-            if verdict.next == "again":
+            decision = self.attempt(hosts, attempt)
+            if decision.action == "again":
                 continue
-            if verdict.next == "requeue":
-                why_not = self.nodes.requeue()
-                if why_not is None:
+            if decision.action == "requeue":
+                reason = self.nodes.requeue()
+                if reason is None:
                     time.sleep(600)  # Slurm ends this start
-                    why_not = "Slurm took the request, and did nothing for ten minutes"
-                say(f"not requeued: {why_not}")
-            return verdict.code
+                    reason = "Slurm accepted the request, but nothing happened in ten minutes"
+                log(f"not requeued: {reason}")
+            return decision.exit_code
         raise AssertionError("a run was started a million times")
 
     def usable_hosts(self) -> list[str]:
-        """Choose as many nodes as the batch divides among."""
+        """Return the largest number of nodes among which the batch can be divided."""
         hosts = list(self.nodes.hosts)
         while hosts and len(hosts) * self.job.processes not in self.job.sizes:
             hosts.pop()
         if not hosts:
-            say(
+            log(
                 f"error: the batch does not divide among {len(self.nodes.hosts)} nodes of "
                 f"{self.job.processes} processes: change train.global_batch or --nodes"
             )
         elif len(hosts) < len(self.nodes.hosts):
-            say(f"{len(hosts)} of {len(self.nodes.hosts)} nodes serve: the batch divides by them")
+            log(f"using {len(hosts)} of {len(self.nodes.hosts)} nodes, which divide the batch")
         return hosts
 
-    def attempt(self, hosts: list[str], number: int) -> Verdict:
-        """Start the processes, wait for their end, and judge."""
-        record, job, nodes = self.record, self.job, self.nodes
-        saved, faults = record.images_saved(), record.fruitless(job.submission)
-        place = f"{nodes.id}.{nodes.restart}.{number}"
+    def attempt(self, hosts: list[str], number: int) -> Decision:
+        """Start the processes, wait for their end and decide what follows."""
+        state, job, nodes = self.state, self.job, self.nodes
+        before, failures = state.images_saved(), state.failures_in_a_row(job.submission)
+        start_id = f"{nodes.id}.{nodes.restart}.{number}"
         count = len(hosts) * job.processes
-        who = {"submission": job.submission, "job": nodes.id, "restart": nodes.restart}
-        record.add("start", **who, nodes=hosts, processes=count, images=saved)
-        say(f"start {place} on {', '.join(hosts)}: {count} processes")
-        code, said = self.run_processes(hosts, place)
-        now = record.images_saved()
-        verdict = judge(code, said, self.asked, now > saved, faults, job.max_faults)
-        record.add(
-            "end", **who, code=code, codes=said, verdict=verdict.name, next=verdict.next,
-            progress=now > saved, images=now,
+        ids = {"submission": job.submission, "job": nodes.id, "restart": nodes.restart}
+        state.add_event("start", **ids, nodes=hosts, processes=count, images=before)
+        log(f"start {start_id} on {', '.join(hosts)}: {count} processes")
+        code, rank_codes = self.run_processes(hosts, start_id)
+        after = state.images_saved()
+        progress = after > before
+        decision = decide(code, rank_codes, self.stop_requested, progress, failures, job.max_faults)
+        state.add_event(
+            "end", **ids, code=code, codes=rank_codes, verdict=decision.outcome,
+            next=decision.action, progress=progress, images=after,
         )  # fmt: skip
-        say(f"end {place}: {verdict.name} (code {code}), then: {verdict.next}")
-        return verdict
+        log(f"end {start_id}: {decision.outcome} (code {code}), then: {decision.action}")
+        return decision
 
-    def run_processes(self, hosts: list[str], place: str) -> tuple[int, list[int]]:
-        """Run the processes to their end; give the code of all, and those they left behind."""
-        if self.asked:
+    def run_processes(self, hosts: list[str], start_id: str) -> tuple[int, list[int]]:
+        """Run the processes; return the exit code of the launcher and those the ranks recorded."""
+        if self.stop_requested:
             return STOPPED, []
-        codes = self.record.folder / f".codes-{place}"
+        codes = self.state.folder / f".codes-{start_id}"
         codes.touch()
         environment = {
             **self.job.environment,
             "WORLD_SIZE": str(len(hosts) * self.job.processes),
             "LOCAL_WORLD_SIZE": str(self.job.processes),
-            "MASTER_PORT": str(free_port(f"{self.job.run} {place}")),
+            "MASTER_PORT": str(free_port(f"{self.job.run} {start_id}")),
             "DGM_EXIT_CODES": str(codes),
             "DGM_RUN_FOLDER": self.job.run,
-            # A requeued job may begin before its last start is quite dead.
+            # A requeued job may begin before its last start has fully ended.
             "DGM_LOCK_WAIT_S": os.environ.get("DGM_LOCK_WAIT_S", "180"),
             "PYTHONUNBUFFERED": "1",
         }
@@ -227,17 +223,35 @@ class _Watch:
         code = None
         while code is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self.child.wait(ASK_AGAIN_S)
-            if self.asked:
-                self.note(signal.SIGUSR2, None)
+                code = self.child.wait(REPEAT_REQUEST_S)
+            if self.stop_requested:
+                self.request_stop()
         self.child = None
-        said = [int(line) for line in codes.read_text(encoding="utf-8").split()]
+        rank_codes = [int(line) for line in codes.read_text(encoding="utf-8").split()]
         codes.unlink()
-        return code, said
+        return code, rank_codes
 
 
-def say(text: str) -> None:
-    """Write a line of the job's own into the log."""
+def free_port(start_id: str) -> int:
+    """Return a free port of this machine for the rendezvous of a start.
+
+    The search begins at a hash of `start_id`, so that tasks of an array on one node, a start and
+    the remains of the one before, and jobs of two clusters on one machine use different ports.
+    """
+    begin = zlib.crc32(start_id.encode())
+    for offset in range(_NUM_PORTS):
+        port = _FIRST_PORT + (begin + offset) % _NUM_PORTS
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no port from {_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1} is free")
+
+
+def log(text: str) -> None:
+    """Print a line of the job itself."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job: {text}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """Start the processes of a run on this machine: `python -m slurm.local_launcher COUNT COMMAND ...`.
 
-It does what srun does on a cluster: passes signals on, and ends all when one has failed.
+As srun does on a cluster, it forwards signals and ends all processes after one has failed.
 """
 
 from __future__ import annotations
@@ -12,36 +12,35 @@ import subprocess
 import sys
 import time
 
-_PATIENCE_S = 10.0  # for the others, after one failed
+_GRACE_S = 10.0  # for the others, after one failed
 
 
 def main() -> int:
-    """Run COUNT processes; give the highest of their exit codes."""
+    """Run COUNT processes; return the highest of their exit codes."""
     count, *command = sys.argv[1:]
     processes: list[subprocess.Popen] = []
 
-    def pass_on(number: int, frame: object = None) -> None:
+    def forward(number: int, frame: object = None) -> None:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    def deaf() -> None:  # until the trainer listens for itself, as on a cluster
+    def ignore_request() -> None:  # until the trainer installs its handler, as on a cluster
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
-            signal.signal(number, pass_on)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, forward)
     for rank in range(int(count)):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-        if count == "1":
-            own = {}  # as without a launcher
-        processes.append(subprocess.Popen(command, env={**os.environ, **own}, preexec_fn=deaf))
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        env = {**os.environ, **(variables if count != "1" else {})}
+        processes.append(subprocess.Popen(command, env=env, preexec_fn=ignore_request))
     failed_at = None
     while any(process.poll() is None for process in processes):
         if failed_at is None and any(process.poll() for process in processes):
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > _PATIENCE_S:
-            pass_on(signal.SIGKILL)
+        if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
+            forward(signal.SIGKILL)
         time.sleep(0.05)
     return max(code if code >= 0 else 128 - code for code in (p.wait() for p in processes))
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from dgm.common.command_line import expand_home
+from dgm.common.command_line import expand_home, remedy_for
+from dgm.common.config_keys import PATH
 from dgm.common.errors import UserError
 from dgm.common.suggestions import nearest
+from dgm.common.validation import check_range
 from dgm.common.yaml_io import read_yaml
 from slurm.resources import Resources, profile_path
+from slurm.sweep import words_of
 
 NOT_SLURM = ("local", "debug")
-_PATH = {"path": True}  # field metadata of options in which ~ is the home folder
-
-
-_KINDS = {
+_TYPES = {
     "int": "a whole number (int)", "bool": "true or false", "str": "a text",
     "list": "a list, as [a, b]", "dict": "keys and values, as {a: b}",
 }  # fmt: skip
@@ -32,37 +30,37 @@ _KINDS = {
 class Options:
     """What to submit, and how."""
 
-    config: str | None = field(default=None, metadata=_PATH)
-    """YAML file of keys, as the trainer has it; null is the trainer's published one."""
-    sweep: str | None = field(default=None, metadata=_PATH)
+    config: str | None = field(default=None, metadata=PATH)
+    """The trainer's YAML configuration; null is its default one."""
+    sweep: str | None = field(default=None, metadata=PATH)
     """YAML file of sets of keys (sets:, grid:), each of which becomes a task of an array."""
-    cluster: str = field(default="default", metadata=_PATH)
+    cluster: str = field(default="default", metadata=PATH)
     """A profile of slurm/clusters/ by name, or a YAML file; or local (this machine), debug (this
     process)."""
-    accelerate_config: str = field(default="accelerate_config.yaml", metadata=_PATH)
+    accelerate_config: str = field(default="accelerate_config.yaml", metadata=PATH)
     """File that chooses the engine, as for accelerate launch."""
     max_parallel: int | None = None
-    """Tasks of an array that run at once; null is 64, on this machine 1."""
+    """Tasks of an array that run at once; null is 64, or 1 on this machine."""
     max_faults: int = 3
-    """Starts in a row that may fail without a new checkpoint before a run is given up."""
+    """Failed starts in a row, without a new checkpoint, after which a run is given up."""
     only_failed: bool = False
-    """Leave out what is done, queued or running."""
+    """Leave out runs that are done, queued or running."""
     dry_run: bool = False
     """Show the batch script, commands and run folders, and submit nothing."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A parsed command line."""
 
     script: str
     options: Options
     resources: Resources
-    overrides: list[str]  # behind --, for the trainer
+    overrides: list[str]  # after --, for the trainer
 
 
-def read_options(arguments: list[str]) -> Asked:
-    """Parse the command line; raises UserError in one line."""
+def read_options(arguments: list[str]) -> Request:
+    """Parse the command line; raise UserError."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     words = [_underscored(word) for word in arguments[:cut]]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -74,67 +72,56 @@ def read_options(arguments: list[str]) -> Asked:
     parser.add_argument("script", help="trainer, such as launch/train_ddpm.py")
     parser.add_class_arguments(Options)
     parser.add_class_arguments(Resources)
-    chosen = _parse(parser, words)
-    if chosen.cluster not in NOT_SLURM:
-        path = profile_path(chosen.cluster)
-        chosen = _parse(parser, [*_read_profile(path), *words], f"{path}, or the command line: ")
-    elif chosen.gpus_per_node == Resources().gpus_per_node and not _has_gpu():
-        chosen.gpus_per_node = 0
-    found = vars(chosen)
-    asked = Asked(
-        found["script"],
-        Options(**{f.name: found[f.name] for f in dataclasses.fields(Options)}),
-        Resources(**{f.name: found[f.name] for f in dataclasses.fields(Resources)}),
+    values = _parse(parser, words)
+    if values.cluster not in NOT_SLURM:
+        path = profile_path(values.cluster)
+        values = _parse(parser, [*_read_profile(path), *words], f"{path}, or the command line: ")
+    elif values.gpus_per_node == Resources().gpus_per_node:
+        has_gpu = Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"
+        values.gpus_per_node = int(has_gpu)
+    request = Request(
+        values.script,
+        Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)}),
+        Resources(**{f.name: values[f.name] for f in dataclasses.fields(Resources)}),
         arguments[cut + 1 :],
     )
-    _check(asked)
-    return asked
+    _check(request)
+    return request
 
 
-def _check(asked: Asked) -> None:
-    asked.resources.check()
-    options = asked.options
-    if not Path(asked.script).is_file():
-        raise UserError(f"there is no trainer {asked.script}: choose one of launch/train_*.py")
-    for name in ("max_parallel", "max_faults"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {value}: choose 1 or more")
-    if options.cluster in NOT_SLURM and asked.resources.node_range[0] > 1:
+def _check(request: Request) -> None:
+    request.resources.check()
+    options = request.options
+    if not Path(request.script).is_file():
+        raise UserError(f"there is no trainer {request.script}: choose one of launch/train_*.py")
+    check_range(options, "--", "max-parallel", "max-faults", min=1)
+    if options.cluster in NOT_SLURM and request.resources.node_range[0] > 1:
         raise UserError(f"--cluster {options.cluster} is one node: leave out --nodes")
-    if options.cluster == "debug" and (options.sweep or asked.resources.processes > 1):
+    if options.cluster == "debug" and (options.sweep or request.resources.processes > 1):
         raise UserError("--cluster debug is one process of one run: leave out --sweep and others")
 
 
-def _parse(parser: ArgumentParser, words: list[str], where: str = "") -> Namespace:
+def _parse(parser: ArgumentParser, words: list[str], prefix: str = "") -> Namespace:
     try:
-        chosen = parser.instantiate(parser.parse_args(words))
+        values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         known = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"{where}{_plainly(said, known)}") from None
-    _check_values(chosen)
-    for name in ("script", *(f.name for f in dataclasses.fields(Options) if f.metadata)):
-        if isinstance(chosen[name], str):
-            flag = name if name == "script" else _dashed(f"--{name}")
-            chosen[name] = expand_home(flag, chosen[name])
-    return chosen
-
-
-def _check_values(chosen: Namespace) -> None:
-    """Raise UserError where a text is empty or a number far too large."""
-    for name, value in vars(chosen).items():
+        raise UserError(f"{prefix}{_explain(message, known)}") from None
+    paths = ("script", *(f.name for f in dataclasses.fields(Options) if f.metadata))
+    for name, value in vars(values).items():
         flag = name if name == "script" else _dashed(f"--{name}")
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and not each.strip():
-                raise UserError(f"{flag} is '{each}': give a value, or leave it out")
-            if isinstance(each, int) and abs(each) >= 2**31:
-                raise UserError(f"{flag} is {each}: choose a number below 2**31")
+            if remedy := remedy_for(each, name):
+                shown = f"'{each}'" if isinstance(each, str) else each
+                raise UserError(f"{flag} is {shown}: {remedy}")
+        if name in paths and isinstance(value, str):
+            values[name] = expand_home(flag, value)
+    return values
 
 
 def _underscored(word: str) -> str:
-    """Let --gpus-per-node mean --gpus_per_node, and --dry-run alone true."""
+    """Return --gpus-per-node as --gpus_per_node, and a flag such as --dry-run as --dry_run=true."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -144,37 +131,28 @@ def _underscored(word: str) -> str:
 
 
 def _read_profile(path: Path) -> list[str]:
-    """Write a profile's keys as options; the command line's own come after them and win."""
-    keys = read_yaml(path, as_written=True)  # to YAML 12:00:00 would be a number
+    """Return a profile's keys as options, which those of the command line override."""
+    keys = read_yaml(path, as_text=True)  # in YAML 12:00:00 is a number
     known = [f.name for f in dataclasses.fields(Resources)]
     known += ["accelerate_config", "max_parallel", "max_faults"]
     for key in keys:
         if key not in known:
             raise UserError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
-    return [f"--{key}={_as_word(value)}" for key, value in keys.items()]
+    return words_of(keys)
 
 
-def _as_word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _has_gpu() -> bool:
-    return Path("/proc/driver/nvidia").is_dir() or sys.platform == "darwin"
-
-
-def _plainly(said: str, known: list[str]) -> str:
-    """Say in our words what a parser found wrong, with what to do about it."""
-    wrong = re.fullmatch(
-        r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', said
+def _explain(message: str, known: list[str]) -> str:
+    """Return a parser's error message in the form of ours, with a remedy."""
+    mistyped = re.fullmatch(
+        r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', message
     )
-    if wrong:
-        key, kind, value = wrong.groups()
-        return f"--{_dashed(key)} is {value}: give {_KINDS.get(kind, kind)}"
-    unknown = re.search(r"unrecognized arguments: (--[^ =]+)", said)
+    if mistyped:
+        key, kind, value = mistyped.groups()
+        return f"--{_dashed(key)} is {value}: give {_TYPES.get(kind, kind)}"
+    unknown = re.search(r"unrecognized arguments: (--[^ =]+)", message)
     near = nearest(_dashed(unknown[1]), map(_dashed, known)) if unknown else None
-    return f"{said}: did you mean {near}?" if near else f"{said}: see --help"
+    return f"{message}: did you mean {near}?" if near else f"{message}: see --help"
 
 
 def _dashed(option: str) -> str:
-    """Write an option with dashes, as people do."""
     return option.replace("_", "-")

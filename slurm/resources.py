@@ -1,4 +1,4 @@
-"""What a run asks of a cluster: from flags, or from a profile in slurm/clusters/."""
+"""The resources that a run requests: from flags, or from a profile in slurm/clusters/."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from dgm.common.errors import UserError
+from dgm.common.validation import check_range
 
-MOST_NODES = 10_000
+MAX_NODES = 10_000
 PROFILES = Path(__file__).parent / "clusters"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run asks of a cluster."""
+    """The resources that a run requests of a cluster."""
 
     nodes: str = "1"
-    """Nodes: N, or MIN-MAX to take what Slurm has; each start may be on another number."""
+    """Nodes: N, or MIN-MAX to take as many as are free; the number may differ at each start."""
     gpus_per_node: int = 1
     """GPUs of each node; 0 trains on CPUs."""
     processes_per_node: int | None = None
@@ -27,82 +28,76 @@ class Resources:
     cpus_per_process: int | None = None
     """Cores for each process."""
     mem: str | None = None
-    """Memory of each node, as sbatch has it: 64G."""
+    """Memory of each node in sbatch's notation: 64G."""
     partition: str | None = None
     """Partition."""
     account: str | None = None
-    """Account that pays."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
     """Features that nodes must have."""
     time: str = "4:00:00"
-    """Time limit of each start, as sbatch has it: minutes, or 4:00:00. A run that needs longer goes
-    on in the next one, and short jobs find gaps in the queue."""
+    """Time limit of each start in sbatch's notation: minutes, or 4:00:00. A run that needs longer
+    continues in the next start, and short jobs are scheduled earlier."""
     lead_s: int = 120
-    """Seconds before the time limit at which a run is told to save."""
+    """Seconds before the time limit at which a run is asked to save and stop."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the run: module load ..., source ..., export ..."""
     srun: list[str] = field(default_factory=list)
-    """More options of srun, for instance of a container: --container-image=..."""
+    """Further options of srun, for instance of a container: --container-image=..."""
     sbatch: dict[str, str] = field(default_factory=dict)
-    """More options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
+    """Further options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
     python: str | None = None
     """Command of the trainer's Python; null is the one that submits. A container's, for instance:
     apptainer exec IMAGE python."""
 
     @property
     def node_range(self) -> tuple[int, int]:
-        """Give the least and the most nodes; raises UserError."""
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
-        least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= least <= most <= MOST_NODES:
+        """Return the minimum and the maximum number of nodes; raise UserError."""
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high <= MAX_NODES:
             raise UserError(
                 f"--nodes is {self.nodes}: give a number, or MIN-MAX such as 2-4, "
-                f"of {MOST_NODES} at most"
+                f"of {MAX_NODES} at most"
             )
-        return least, most
+        return low, high
 
     @property
     def processes(self) -> int:
-        """Count the processes of a node."""
+        """Return the number of processes per node."""
         return self.processes_per_node or max(1, self.gpus_per_node)
 
     def check(self) -> None:
-        """Raise UserError where a value makes no sense."""
-        for name, least in (("gpus_per_node", 0), ("lead_s", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{_flag(name)} is {getattr(self, name)}: choose {least} or more")
-        for name in ("processes_per_node", "cpus_per_process"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{_flag(name)} is {value}: choose 1 or more")
+        """Raise UserError where a value is out of range or contradicts another."""
+        check_range(self, "--", "gpus-per-node", min=0)
+        check_range(self, "--", "lead-s", "processes-per-node", "cpus-per-process", min=1)
         if self.gpus_per_node and self.processes > self.gpus_per_node:
             raise UserError(
                 f"--processes-per-node is {self.processes}, but a node has {self.gpus_per_node} "
-                f"GPUs and each process wants its own: choose {self.gpus_per_node} or fewer"
+                f"GPUs and each process needs its own: choose {self.gpus_per_node} or fewer"
             )
         try:
             shlex.split(self.python or "")
         except ValueError as error:
             raise UserError(
-                f"--python is {self.python}, which is no command ({error}): mend its quotes"
+                f"--python is {self.python}, which is no command ({error}): correct its quotes"
             ) from None
         if self.time_s <= self.lead_s:
             raise UserError(
                 f"--lead-s is {self.lead_s}, but --time {self.time} leaves only {self.time_s} s: "
                 "give more time, or a shorter lead"
             )
-        least, most = self.node_range  # raises where it is none
-        assert least <= most
+        _ = self.node_range  # raises where it is not valid
 
     @property
     def time_s(self) -> int:
-        """Give the time limit in seconds; raises UserError where it is not written as Slurm's."""
-        found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
-        if found is None:
+        """Return the time limit in seconds; raise UserError where it is not in Slurm's notation."""
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
+        if match is None:
             raise UserError(f"--time is {self.time}: write minutes, 12:00:00 or 2-00:00:00")
-        days, *rest = (None if part is None else int(part) for part in found.groups())
+        days, *rest = (None if part is None else int(part) for part in match.groups())
         first, second, third = rest
         if days is not None:  # D-HH[:MM[:SS]]
             return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
@@ -111,12 +106,12 @@ class Resources:
         return (first or 0) * 60 + (second or 0)  # MM[:SS]
 
     def sbatch_options(self) -> dict[str, Any]:
-        """Give sbatch's options by name."""
-        least, most = self.node_range
-        fixed, cores = least == most, self.cpus_per_process
+        """Return sbatch's options by name."""
+        low, high = self.node_range
+        fixed, cores = low == high, self.cpus_per_process
         options: dict[str, Any] = {
             "nodes": self.nodes,
-            # To Slurm, tasks of each node set the number of tasks, and that the most nodes.
+            # With a range of nodes, ntasks-per-node would make Slurm allocate the minimum only.
             "ntasks-per-node": self.processes if fixed else None,
             "cpus-per-task": cores if fixed else None,
             "mincpus": None if fixed else self.processes * (cores or 1),
@@ -127,7 +122,7 @@ class Resources:
             "qos": self.qos,
             "constraint": self.constraint,
             "time": self.time,
-            # To the batch script, which passes it on and then knows why the run stopped.
+            # To the batch script, which forwards it and so knows why the run stopped.
             "signal": f"B:USR2@{self.lead_s}",
             "requeue": True,
             "open-mode": "append",
@@ -137,7 +132,7 @@ class Resources:
 
 
 def profile_path(name: str) -> Path:
-    """Find a profile by name or path; raises UserError."""
+    """Return the file of a profile, by name or path; raise UserError."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -145,7 +140,3 @@ def profile_path(name: str) -> Path:
             f"--cluster {name}: there is no {path}; choose local, debug, {known}, or a YAML file"
         )
     return path
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

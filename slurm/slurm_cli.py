@@ -1,4 +1,4 @@
-"""Slurm's own commands, and what they say."""
+"""Calling Slurm's commands and parsing their output."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED
 
 @dataclass(frozen=True)
 class State:
-    """What Slurm says of a job."""
+    """The state of a job in Slurm."""
 
     name: str  # PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, CANCELLED, NODE_FAIL ...
     reason: str = ""  # why it waits
 
     @property
     def live(self) -> bool:
-        """Say whether it runs or will."""
+        """Whether it runs or will run."""
         return self.name in LIVE
 
     @property
     def held(self) -> bool:
-        """Say whether it waits for a person."""
+        """Whether it waits until a user or an administrator releases it."""
         stuck = ("held", "Held", "Never", "InvalidAccount", "InvalidQOS")
         return self.name == "PENDING" and any(word in self.reason for word in stuck)
 
 
 def call(*words: str, timeout: float = 60) -> str:
-    """Run one of Slurm's commands; raises UserError with its own message where it fails."""
+    """Run one of Slurm's commands; raise UserError with its own message where it fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError:
@@ -47,39 +47,39 @@ def call(*words: str, timeout: float = 60) -> str:
             f"{words[0]} did not answer in {timeout:.0f} s: is Slurm's controller up?"
         ) from None
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise UserError(f"{words[0]} failed: {said or f'code {done.returncode}'}")
+        output = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"{words[0]} failed: {output or f'code {done.returncode}'}")
     return done.stdout
 
 
 def present() -> bool:
-    """Say whether this machine belongs to a Slurm cluster."""
+    """Return whether this machine belongs to a Slurm cluster."""
     return shutil.which("sbatch") is not None
 
 
 def states(ids: set[str]) -> dict[str, State]:
-    """Ask for the states of jobs; those that Slurm has forgotten are missing.
+    """Return the states of jobs, without those that Slurm no longer knows.
 
-    squeue knows live jobs and those of the last minutes, sacct all where accounting is kept.
+    squeue knows live jobs and those of the last minutes, sacct all jobs if accounting is enabled.
     """
     if not ids or not present():
         return {}
     found: dict[str, State] = {}
-    wanted = "--format=%i|%T|%r"
-    for line in call("squeue", "--noheader", "--array", "--states=all", wanted).splitlines():
+    columns = "--format=%i|%T|%r"
+    for line in call("squeue", "--noheader", "--array", "--states=all", columns).splitlines():
         job, name, reason = line.split("|", 2)
         if job in ids:
             found[job] = State(name, reason)
     missing = sorted(ids - found.keys())
     if missing:
         try:
-            said = call(
+            accounts = call(
                 "sacct", "--noheader", "--parsable2", "--allocations",
                 f"--jobs={','.join(missing)}", "--format=JobID,State",
             )  # fmt: skip
         except UserError:
             return found  # no accounting
-        for line in said.splitlines():
+        for line in accounts.splitlines():
             job, _, name = line.partition("|")
             # Tasks that never began are one line, "7_[2-5]", and stay missing.
             if job in missing:
@@ -88,7 +88,7 @@ def states(ids: set[str]) -> dict[str, State]:
 
 
 def own_job_id() -> str:
-    """Give the id of the job that this process is of, as `squeue` writes it."""
+    """Return the id of this process's job as `squeue` prints it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -96,17 +96,17 @@ def own_job_id() -> str:
 
 
 def hosts_of(nodes: str) -> list[str]:
-    """Write out `n[1-3]`."""
+    """Return the host names of a node list such as `n[1-3]`."""
     return call("scontrol", "show", "hostnames", nodes).split()
 
 
 def is_running(job: str) -> bool:
-    """Say whether a job runs and nobody is ending it."""
+    """Return whether a job runs and is not being ended."""
     return "RUNNING" in re.findall(r"JobState=(\S+)", call("scontrol", "show", "job", "-o", job))
 
 
 def requeue(job: str) -> str | None:
-    """Put a job back into the queue; gives the reason where Slurm does not."""
+    """Requeue a job; return Slurm's reason if it refuses."""
     try:
         call("scontrol", "requeue", job)
     except UserError as error:
@@ -115,11 +115,11 @@ def requeue(job: str) -> str | None:
 
 
 def may_requeue(job: str) -> bool:
-    """Say whether Slurm would put a job back into the queue."""
+    """Return whether Slurm allows a job to be requeued."""
     return "Requeue=0" not in call("scontrol", "show", "job", "-o", job)
 
 
 def cancel(jobs: list[str]) -> None:
-    """End jobs, or take them out of the queue."""
+    """Cancel jobs, running or queued."""
     if jobs:
         call("scancel", *jobs)

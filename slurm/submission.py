@@ -1,4 +1,4 @@
-"""Runs that are submitted together: what is written for them, and how they are handed over."""
+"""Runs that are submitted together: writing their files, and starting them on Slurm or here."""
 
 from __future__ import annotations
 
@@ -23,31 +23,34 @@ from typing import Any
 import submitit
 
 from dgm.common.errors import UserError
+from dgm.common.exit_codes import STOPPED
 from dgm.common.redact import without_password
 from dgm.common.yaml_io import write_yaml
 from slurm import slurm_cli, status
 from slurm.job import Job
-from slurm.options import Asked
+from slurm.options import Request
 from slurm.preflight import Plan
 from slurm.run_state import FOLDER
-from slurm.snapshot import copy_code
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dgm", "shards", "launch", "slurm")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Runs that are submitted together, and the folder of what they share."""
+    """Runs that are submitted together, and the folder of the files they share."""
 
-    asked: Asked
-    home: Path  # code, configurations, and what submitit writes
+    request: Request
+    home: Path  # a copy of the code, configurations, and submitit's files
     plans: list[Plan]
     environment: dict[str, str]
 
     def job(self, plan: Plan) -> Job:
-        """Describe a run for the node that it will start on."""
-        script = self.home / "code" / "launch" / Path(self.asked.script).name
+        """Return the job of a run."""
+        script = self.home / "code" / "launch" / Path(self.request.script).name
         config = self.home / "configs" / f"{plan.name or 'run'}.yaml"
         snapshot = str(Path(plan.run).absolute() / FOLDER / "config.yaml")
-        resources = self.asked.resources
+        resources = self.request.resources
         python = shlex.split(resources.python or sys.executable)
         cores = resources.cpus_per_process
         return Job(
@@ -59,12 +62,17 @@ class Submission:
             sizes=plan.sizes,
             environment=self.environment,
             srun=((f"--cpus-per-task={cores}",) if cores else ()) + tuple(resources.srun),
-            max_faults=self.asked.options.max_faults,
+            max_faults=self.request.options.max_faults,
         )
 
     def write(self) -> None:
-        """Copy the code and write the configurations."""
-        copy_code(self.home / "code", self.plans[0].code)
+        """Copy the code, so that a queued job runs what was submitted; write configurations."""
+        code = self.home / "code"
+        for name in PACKAGES:
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(ROOT / name, code / name, ignore=ignored)
+        commit = json.dumps(self.plans[0].code)  # the copy is no git repository
+        (code / "snapshot.json").write_text(commit + "\n", encoding="utf-8")
         (self.home / "configs").mkdir()
         for plan in self.plans:
             text = write_yaml(plan.config)
@@ -73,36 +81,36 @@ class Submission:
             path.write_text(text, encoding="utf-8")
 
     def executor(self) -> submitit.SlurmExecutor:
-        """Set up submitit for this cluster."""
-        resources, options = self.asked.resources, self.asked.options
-        # In the shell's place, so that Slurm's signals to the batch script reach the job.
+        """Return submitit's executor for this cluster."""
+        resources, options = self.request.resources, self.request.options
+        # exec replaces the shell, so that Slurm's signals to the batch script reach the job.
         python = f"exec {shlex.quote(sys.executable)}"
-        if found := re.search(r"%[jtAa]|\\", str(self.home)):
+        if match := re.search(r"%[jtAa]|\\", str(self.home)):
             raise UserError(
-                f"run.dir leads to {self.home.parents[1]}, of which Slurm would not leave "
-                f"{found[0]} as it is: choose another run.dir"
+                f"run.dir leads to {self.home.parents[1]}, in which Slurm would replace "
+                f"{match[0]}: choose another run.dir"
             )
         executor = submitit.SlurmExecutor(self.home / "submitit", python=python)
-        task = "%A_%a" if len(self.plans) > 1 else "%j"  # as submitit names it, too
+        task = "%A_%a" if len(self.plans) > 1 else "%j"  # as submitit names it
         output = f"{executor.folder}/".replace("%", "%%") + f"{task}_0_log.out"
-        more = {
-            name: value if value is True else _in_a_line(name, str(value))
+        parameters = {
+            name: value if value is True else _sbatch_value(name, str(value))
             for name, value in {**resources.sbatch_options(), "output": output}.items()
         }
         executor.update_parameters(
-            job_name=_in_a_line("job-name", self.home.parents[1].name),
+            job_name=_sbatch_value("job-name", self.home.parents[1].name),
             array_parallelism=options.max_parallel or 64,
             setup=[*resources.setup, f"export PYTHONPATH={shlex.quote(str(self.home / 'code'))}"],
             stderr_to_stdout=True,
             use_srun=False,  # the job itself starts its processes
-            additional_parameters=more,
+            additional_parameters=parameters,
         )
         return executor
 
 
 @contextlib.contextmanager
-def kept_on_success(submission: Submission) -> Iterator[None]:
-    """Make the submission's folder; take it away again where nothing comes of it."""
+def submission_folder(submission: Submission) -> Iterator[None]:
+    """Create and fill the submission's folder; remove it if no run was started."""
     existing = next(p for p in submission.home.parents if p.exists())
     submission.home.mkdir(parents=True)
     try:
@@ -110,7 +118,7 @@ def kept_on_success(submission: Submission) -> Iterator[None]:
         yield
     except BaseException:
         if not any(
-            plan.record.job().get("submission") == submission.home.name for plan in submission.plans
+            plan.state.job().get("submission") == submission.home.name for plan in submission.plans
         ):
             shutil.rmtree(submission.home, ignore_errors=True)
             for folder in submission.home.parents:
@@ -122,68 +130,67 @@ def kept_on_success(submission: Submission) -> Iterator[None]:
 
 
 def submit(submission: Submission) -> list[str]:
-    """Hand the runs to Slurm; gives their ids. Raises UserError with Slurm's own message."""
+    """Submit the runs to Slurm and return their ids; raise UserError with Slurm's own message."""
     executor = submission.executor()
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(submission.job(plan)) for plan in submission.plans]
-    except Exception as error:  # of submitit's several kinds, all with sbatch's words in them
-        said = re.findall(r"sbatch: error: (.*)", str(error))
-        told = "; ".join(dict.fromkeys(said)) or " ".join(str(error).split())
-        raise UserError(f"sbatch refuses: {told}") from None
+    except Exception as error:  # of several types of submitit, which contain sbatch's message
+        lines = re.findall(r"sbatch: error: (.*)", str(error))
+        reason = "; ".join(dict.fromkeys(lines)) or " ".join(str(error).split())
+        raise UserError(f"sbatch refuses: {reason}") from None
     ids = [job.job_id for job in jobs]
     if not slurm_cli.may_requeue(ids[0]):
         slurm_cli.cancel(ids)
         raise UserError(
-            f"the cluster does not let job {ids[0]} be requeued, so a run could not continue by "
-            "itself; it was cancelled: ask the administrators, or use another partition"
+            f"the cluster does not allow job {ids[0]} to be requeued, so a run could not continue "
+            "by itself; it was cancelled: ask the administrators, or use another partition"
         )
     for plan, job in zip(submission.plans, ids, strict=True):
-        note(submission, plan, cluster="slurm", job=job)
+        write_job(submission, plan, cluster="slurm", job=job)
     return ids
 
 
-def run_here(submission: Submission) -> int:
-    """Run the same jobs on this machine, some at once, and wait; give the highest exit code."""
+def run_local(submission: Submission) -> int:
+    """Run the same jobs on this machine, `max_parallel` at a time; return the highest exit code."""
     environment = {**os.environ, "PYTHONPATH": str(submission.home / "code")}
     codes: list[int] = []
     running: dict[subprocess.Popen, Plan] = {}
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup lets SIGHUP be
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     waiting = list(submission.plans)
-    most = submission.asked.options.max_parallel or 1
     try:
         while waiting or running:
-            while waiting and len(running) < most:
+            while waiting and len(running) < (submission.request.options.max_parallel or 1):
                 plan = waiting.pop(0)
                 path = submission.home / "configs" / f"{plan.name or 'run'}.json"
                 path.write_text(
                     json.dumps(dataclasses.asdict(submission.job(plan))), encoding="utf-8"
                 )
-                # A session of its own: Ctrl-C is ours, and we pass it on.
+                # In a new session: Ctrl-C reaches this process only, which forwards it.
                 words = [sys.executable, "-m", "slurm.job", str(path)]
                 job = subprocess.Popen(words, env=environment, start_new_session=True)
-                note(submission, plan, cluster="local", job=f"local-{job.pid}", pid=job.pid)
-                print(f"started {plan.run}: see {plan.record.log}", flush=True)
+                write_job(submission, plan, cluster="local", job=f"local-{job.pid}", pid=job.pid)
+                print(f"started {plan.run}: see {plan.state.log}", flush=True)
                 running[job] = plan
             time.sleep(0.2)
             for job in [job for job in running if job.poll() is not None]:
                 codes.append(job.returncode)
-                _say_end(running.pop(job))
+                _print_end(running.pop(job))
     except KeyboardInterrupt:
         print("stopping: the runs save; the same command continues them", flush=True)
         for job, plan in running.items():
             job.send_signal(signal.SIGUSR2)
             job.wait()
-            _say_end(plan)
-        return 75
+            _print_end(plan)
+        return STOPPED
     return max(codes)
 
 
-def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> None:
-    """Be the trainer, for a debugger: one process of the code as it lies here."""
-    folder = plan.record.folder
+def run_in_process(plan: Plan, script: str, environment: dict[str, str]) -> None:
+    """Run the trainer in this process, for a debugger, without a copy of the code."""
+    folder = plan.state.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     config.write_text(write_yaml(plan.config), encoding="utf-8")
@@ -192,31 +199,31 @@ def in_this_process(plan: Plan, script: str, environment: dict[str, str]) -> Non
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        if not (plan.run / "config.yaml").exists():  # a mistake, met before there was a run
+        if not (plan.run / "config.yaml").exists():  # an error before the run began
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):
                 plan.run.rmdir()
 
 
-def _in_a_line(name: str, value: str) -> str:
-    """Write a value for a line of #SBATCH, where a backslash takes away the next one's meaning."""
+def _sbatch_value(name: str, value: str) -> str:
+    """Return a value for a line of #SBATCH, in which a backslash escapes."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", name) or not value.isprintable():
-        told = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
+        given = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
         raise UserError(
-            f"{told}, which does not fit a line of #SBATCH: leave out line breaks and other "
-            "characters that cannot be printed, also of run.dir"
+            f"{given}, which does not fit a line of #SBATCH: leave out line breaks and other "
+            "characters that cannot be printed, also in run.dir"
         )
     return value.replace("\\", "\\\\")
 
 
-def _say_end(plan: Plan) -> None:
-    row = status.rows([plan.record])[0]
+def _print_end(plan: Plan) -> None:
+    row = status.rows([plan.state])[0]
     print(f"{row.state}: {plan.run}{': ' * bool(row.error)}{row.error}", flush=True)
 
 
-def note(submission: Submission, plan: Plan, **job: Any) -> None:
-    """Write the job into its run folder, where status and the next submission look."""
+def write_job(submission: Submission, plan: Plan, **job: Any) -> None:
+    """Record the job in its run folder, for status and the next submission."""
     command = ["python", "-m", "slurm.submit", *map(without_password, sys.argv[1:])]
     total = plan.config["train"]["total_images"]
     shared = {"submission": submission.home.name, "command": command, "set": plan.name}
-    plan.record.write_job({**job, **shared, "total_images": total})
+    plan.state.write_job({**job, **shared, "total_images": total})

@@ -1,4 +1,4 @@
-"""A sweep: one file that names sets of hyperparameters, a grid of them, or both."""
+"""A sweep: one file with named sets of hyperparameters, a grid of them, or both."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dgm.common.config_keys import flatten_nested
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 
-MOST_RUNS = 10_000
+MAX_RUNS = 10_000
 Sets = dict[str, dict[str, Any]]
+"""Keys and values of each run, by the name of the set."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
 
 
 def read_sweep(path: Path) -> Sets:
     """Read `sets:` (a name -> keys and values) and `grid:` (key -> list of values).
 
-    With both, each set is tried with each point of the grid. Raises UserError.
+    With both, each set is combined with each point of the grid. Raise UserError.
     """
     try:
-        found = read_yaml(path)
+        content = read_yaml(path)
     except UserError as error:
         raise UserError(f"sweep {error}") from None
-    if not found or found.keys() - {"sets", "grid"}:
+    if not content or content.keys() - {"sets", "grid"}:
         raise UserError(f"sweep {path} needs the sections sets, grid or both, and no others")
-    sets = _read_sets(path, found.get("sets", {"": {}}))
-    grid = _read_grid(path, found["grid"]) if "grid" in found else {}
+    sets = _read_sets(path, content.get("sets", {"": {}}))
+    grid = _read_grid(path, content["grid"]) if "grid" in content else {}
     count = len(sets) * math.prod(len(values) for values in grid.values())
-    if count > MOST_RUNS:
-        raise UserError(f"sweep {path} makes {count} runs: give {MOST_RUNS} or fewer")
-    whole: Sets = {}
+    if count > MAX_RUNS:
+        raise UserError(f"sweep {path} makes {count} runs: give {MAX_RUNS} or fewer")
+    runs: Sets = {}
     points = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
-    for (name, keys), point in itertools.product(sets.items(), points):
-        where = "-".join(filter(None, (name, _point_name(point))))
-        if where in whole:
-            raise UserError(f"sweep {path} names two sets {where}: write differing values")
-        whole[where] = {**keys, **point}
-    for name in whole:
+    for (set_name, keys), point in itertools.product(sets.items(), points):
+        name = "-".join(filter(None, (set_name, _point_name(point))))
+        if name in runs:
+            raise UserError(f"sweep {path} names two sets {name}: write differing values")
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"sweep {path} has a set named {name!r}: a folder is named after it, so use "
                 "letters, digits and . , = + - _"
             )
-    return whole
+        runs[name] = {**keys, **point}
+    return runs
 
 
 def words_of(keys: dict[str, Any]) -> list[str]:
-    """Write keys and values as the trainers' options."""
+    """Return keys and values as the trainers' command-line options."""
     return [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in keys.items()
@@ -60,12 +61,10 @@ def words_of(keys: dict[str, Any]) -> list[str]:
 def _read_sets(path: Path, sets: Any) -> Sets:
     if not isinstance(sets, dict) or not sets:
         raise UserError(f"sweep {path}: sets is {sets!r}; give each set a name and its keys")
-    read = {}
     for name, keys in sets.items():
         if not isinstance(keys, dict | None):
             raise UserError(f"sweep {path}: the set {name} is {keys!r}; give it keys and values")
-        read[str(name)] = _flat(keys or {})
-    return read
+    return {str(name): dict(flatten_nested(keys or {})) for name, keys in sets.items()}
 
 
 def _read_grid(path: Path, grid: Any) -> dict[str, list[Any]]:
@@ -77,19 +76,8 @@ def _read_grid(path: Path, grid: Any) -> dict[str, list[Any]]:
     return grid
 
 
-def _flat(keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Let `optim: {lr: 1}` mean `optim.lr: 1`, as configurations are written."""
-    flat: dict[str, Any] = {}
-    for key, value in keys.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _point_name(point: dict[str, Any]) -> str:
-    """Name a point of the grid by the last word of each key: lr=0.001-seed=1."""
+    """Return the name of a grid point, from the last word of each key: lr=0.001-seed=1."""
     return "-".join(
         f"{key.split('.')[-1]}={re.sub(r'[^A-Za-z0-9.+_]+', '_', str(value)).strip('_')}"
         for key, value in point.items()

@@ -240,12 +240,12 @@ def cluster(
     need("submitit")
     from cluster import Cluster
 
-    from slurm.devcluster import FourNodes, missing_daemons
+    from slurm.devcluster import DevCluster, missing_daemons
 
     missing = missing_daemons()
     if missing:
         pytest.skip(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
-    nodes = FourNodes(tmp_path_factory.mktemp("cluster") / "slurm", node_timeout_s=10)
+    nodes = DevCluster(tmp_path_factory.mktemp("cluster") / "slurm", node_timeout_s=10)
     patch = pytest.MonkeyPatch()
     for name, value in {**user_environment, **nodes.environment}.items():
         patch.setenv(name, value)
@@ -273,7 +273,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, lest a process be left alone with it at the end.
+    """Begin with what takes minutes, so that no process is left alone with it at the end.
 
     Tests of the cluster go to one process, which starts it once.
     """

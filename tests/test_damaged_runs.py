@@ -1,4 +1,4 @@
-"""Damaged files of a run are passed over with a word, left out with a word, or named."""
+"""Damaged files of a run are skipped with a warning, or named in an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import attempt, damaged, examples, flipped, resaid
+from damage import attempt, changed, damaged, examples, flipped
 from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
@@ -22,15 +22,15 @@ from dgm.report.read_run import read_log
 from dgm.training import checkpoint
 from dgm.training.metrics_log import MetricsFile
 from slurm import status
-from slurm.run_state import Record
+from slurm.run_state import RunState
 
 
-def told_of(read: Callable) -> tuple[Any, list[str]]:
-    """Read; give what came, and the warnings."""
-    with warnings.catch_warnings(record=True) as said:
+def with_warnings(read: Callable) -> tuple[Any, list[str]]:
+    """Return the result and the warnings."""
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = read()
-    return found, [str(one.message) for one in said]
+    return found, [str(one.message) for one in warned]
 
 
 # Checkpoints
@@ -63,16 +63,17 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_name(saved: Path, name: str,
     whole = path.read_bytes()
     content = data.draw(damaged(whole))
     if name.endswith("json") and data.draw(st.booleans()):
-        content = json.dumps(data.draw(resaid(json.loads(whole)))).encode()
+        content = json.dumps(data.draw(changed(json.loads(whole)))).encode()
     try:
         path.write_bytes(content)
-        found, said = told_of(lambda: checkpoint.newest(saved))
+        found, warned = with_warnings(lambda: checkpoint.newest(saved))
         assert found is not None
         if found.name == "000000016":
-            assert len(said) == 1 and str(path.parent) in said[0] and "\n" not in said[0], said
+            [line] = warned
+            assert str(path.parent) in line and "\n" not in line
         else:
             read = checkpoint.read(found)
-            assert read.state == state(32).state and not said
+            assert read.state == state(32).state and not warned
             assert torch.equal(read.ema["net.weight"], state(32).ema["net.weight"])
     finally:
         path.write_bytes(whole)
@@ -108,8 +109,8 @@ def test_a_damaged_log_loses_no_line_without_a_word(tmp_path: Path, content: byt
     if not left_out:
         assert {json.loads(text)["images_seen"] for text in texts} == set(seen)
     # A run that goes on has a whole log again, and says how many lines it lost.
-    _, said = told_of(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
-    assert len(said) == bool(left_out) and all(str(path) in one for one in said)
+    _, warned = with_warnings(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
+    assert len(warned) == bool(left_out) and all(str(path) in one for one in warned)
     again, left_out = scan_metrics(path)
     assert not left_out and again[-1]["images_seen"] == 64
     assert all(line["images_seen"] <= 48 for line in again[:-1])
@@ -194,7 +195,7 @@ def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> No
     whole = copy.deepcopy(DOCUMENTS[name])
     try:
         for _ in range(data.draw(st.integers(1, 3))):
-            whole = data.draw(resaid(whole)) if whole else whole
+            whole = data.draw(changed(whole)) if whole else whole
         write(path, whole)
         if data.draw(st.integers(0, 3)) == 0:
             path.write_bytes(data.draw(damaged(path.read_bytes())))
@@ -202,9 +203,9 @@ def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> No
         if found is not None:
             several = data.draw(st.booleans())
             make_page("x", [found, opened(run, "other")] if several else [found], [])
-        [row] = status.rows([Record(run)])
+        [row] = status.rows([RunState(run)])
         assert status.table([row], run.parent).row_count == 1
-        assert Record(run).fruitless("now") >= 0
+        assert RunState(run).failures_in_a_row("now") >= 0
     finally:
         write(path, DOCUMENTS[name])
 

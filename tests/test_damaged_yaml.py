@@ -1,4 +1,4 @@
-"""YAML files that people write are read whole or refused in one line that names file and line."""
+"""YAML files are read completely or refused in one line that names file and line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from damage import attempt, damaged, examples, resaid
+from damage import attempt, changed, damaged, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LAUNCH, TINY
@@ -34,7 +34,7 @@ MARKS = st.text("{}[]:,-&*!|>'\"\n\t #%@`a1~?<=._e\0\x85\u2028é", max_size=40)
 
 
 def written(folder: Path, content: bytes) -> Path:
-    path = folder / "told.yaml"
+    path = folder / "input.yaml"
     path.write_bytes(content)
     return path
 
@@ -43,8 +43,8 @@ def written(folder: Path, content: bytes) -> Path:
 @given(content=st.one_of(damaged(SWEEP), damaged(PROFILE), MARKS.map(str.encode)))
 def test_yaml_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = written(tmp_path, content)
-    for as_written in (False, True):
-        found = attempt(lambda w=as_written: yaml_io.read_yaml(path, w), path)
+    for as_text in (False, True):
+        found = attempt(lambda w=as_text: yaml_io.read_yaml(path, w), path)
         assert found is None or all(type(key) is str for key in found)
 
 
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, content: dict) -> None:
 
 
 def bomb(letters: str, inside: str) -> str:
-    """Write lists of nine times the one before."""
+    """Return lists, each of nine aliases of the one before."""
     lines = [f"{letters[0]}: &{letters[0]} {inside}"]
     for before, now in itertools.pairwise(letters):
         lines.append(f"{now}: &{now} [{','.join(['*' + before] * 9)}]")
@@ -78,12 +78,12 @@ def bomb(letters: str, inside: str) -> str:
     [
         ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", ["gives c twice, in lines 3 and 5", "remove one"]),
         ("a:\n\tb: 1\n", ["line 2", "not by tabs"]),
-        ("a: 1\nb: [\n", ["line 2", "mend"]),
+        ("a: 1\nb: [\n", ["line 2", "correct"]),
         ("- a\n", ["not a YAML file of keys", "KEY: VALUE"]),
         ("a: 1\n---\nb: 1\n", ["line 2", "another document"]),
         (bomb("abcdefghijkl", "[x]"), ["more than 20,000 values", "line 6", "aliases"]),
         (bomb("abcdefghijkl", "{x: 1}").replace(" [", " {<<: [").replace("]", "]}"), ["20,000"]),
-        ("a: &a [*a]\n", ["holds itself", "line 1"]),
+        ("a: &a [*a]\n", ["contains itself", "line 1"]),
         ("a: " + "[" * 10_000, ["deeper than 40", "line 1"]),
         ("a: [" + "1," * 100_000 + "]", ["more than 20,000 values"]),
         ("a: " + "x" * 2**20, ["more than 1,048,576 bytes"]),
@@ -101,13 +101,14 @@ def test_mistakes_in_yaml_are_named_with_their_line(
     path = written(tmp_path, text.encode())
     with pytest.raises(UserError) as caught:
         yaml_io.read_yaml(path)
-    told = str(caught.value)
-    assert "\n" not in told and told.startswith(str(path)) and all(p in told for p in parts), told
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(str(path)), message
+    assert all(part in message for part in parts), message
 
 
 def test_yaml_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     for content, line in ((b"a: 1\nb: \xff\n", 2), ("a: 1\n".encode("utf-16"), 1)):
-        with pytest.raises(UserError, match=rf"told\.yaml is not UTF-8 text in line {line}: save"):
+        with pytest.raises(UserError, match=rf"input\.yaml is not UTF-8 text in line {line}: save"):
             yaml_io.read_yaml(written(tmp_path, content))
 
 
@@ -128,7 +129,7 @@ def test_a_damaged_sweep(tmp_path: Path, content: bytes) -> None:
 
 
 @examples(100)
-@given(content=resaid({"sets": {"a": {"optim": {"lr": 1}}}, "grid": {"run.seed": [0, 1]}}))
+@given(content=changed({"sets": {"a": {"optim": {"lr": 1}}}, "grid": {"run.seed": [0, 1]}}))
 def test_a_sweep_that_says_something_else(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     for keys in (attempt(lambda: read_sweep(path), path) or {}).values():
@@ -157,7 +158,7 @@ def test_a_damaged_configuration(tmp_path: Path, content: bytes) -> None:
 
 
 @examples(25)
-@given(content=resaid(TINY["diffusion"]))
+@given(content=changed(TINY["diffusion"]))
 def test_a_configuration_that_says_something_else(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     attempt(lambda: parse(Config, "", ["--config", str(path)]))

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a full disk is told by their names."""
+"""Files are written atomically, and errors of a full disk name them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_disk_is_at_fault_only_where_it_is(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         with pytest.raises(OSError) as caught, naming(tmp_path / "it"):
             raise OSError(number, os.strerror(number))
-        said = disk_fault(caught.value)
-        assert said is not None and said.startswith(f"{tmp_path / 'it'}: {os.strerror(number)}: ")
+        message = disk_fault(caught.value)
+        assert str(message).startswith(f"{tmp_path / 'it'}: {os.strerror(number)}: ")
     assert disk_fault(FileNotFoundError(errno.ENOENT, "none", "file")) is None
     assert disk_fault(BrokenPipeError(errno.EPIPE, "none")) is None
     assert disk_fault(OSError("of a library's own")) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARDING = "tests/train/test_launched.py::test_an_optimizer_that_zero_cannot_shard_is_named"
+SHARDING = "tests/training/test_launch_env.py::test_an_optimizer_that_zero_cannot_shard_is_named"
 
 
 @pytest.mark.slow

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = """
@@ -33,32 +30,21 @@ def run(code: str, **variables: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def on_terminal(words: list[str], environment: dict[str, str] | None = None) -> tuple[str, int]:
-    """Run a command whose stderr is a terminal; return what it shows there, and its exit code."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        words, stderr=theirs, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=environment
-    )
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        said += part
-    os.close(ours)
-    return said.decode(), process.wait()
+def on_terminal(words: list[str], environment: dict[str, str]) -> tuple[str, int]:
+    """Run a command in a terminal; return what it shows and its exit code."""
+    terminal = Terminal(words, environment, ROOT, columns=80)
+    try:
+        code = terminal.wait()
+        return terminal.text, code
+    finally:
+        terminal.close()
 
 
 @pytest.mark.slow
 def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
     assert run(WORK.replace("PAUSE", "0")) == ("", "")
-    said = run(WORK.replace("PAUSE", "0.23"))
-    assert said == ("", "making images ...\nmaking images took 2.3 s\n")
+    output = run(WORK.replace("PAUSE", "0.23"))
+    assert output == ("", "making images ...\nmaking images took 2.3 s\n")
     assert run(WORK.replace("PAUSE", "0.21"), RANK="1", WORLD_SIZE="2") == ("", "")
 
 
@@ -74,10 +60,11 @@ def test_failed_work_leaves_the_last_line_to_its_error() -> None:
 
 def test_a_terminal_shows_a_labelled_bar() -> None:
     code = WORK.replace("PAUSE", "0.15")
-    said, done = on_terminal([sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    output, done = on_terminal([sys.executable, "-c", code], environment)
     assert done == 0
-    assert "making images:  75% |" in said or "making images:  88% |" in said, said
-    assert "13/10" not in said
+    assert "making images:  75% |" in output or "making images:  88% |" in output, output
+    assert "13/10" not in output
 
 
 @pytest.mark.slow
@@ -86,7 +73,7 @@ def test_sampling_shows_a_bar_on_a_terminal(
 ) -> None:
     words = [sys.executable, str(ROOT / "launch" / "sample.py"), str(tiny_run("diffusion"))]
     words += ["--per_class", "8", "--sampler", "ddpm", "--steps", "100", "--out"]
-    said, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
-    assert done == 0, said
-    assert "making images: " in said, said
+    output, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
+    assert done == 0, output
+    assert "making images: " in output, output
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.npz").exists()

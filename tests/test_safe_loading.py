@@ -1,4 +1,4 @@
-"""Nothing that a file says is run, or unpacked elsewhere."""
+"""No content of a file is executed, or unpacked elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from tars import write_tar
 
 from dgm.common.errors import UserError
 from dgm.evaluation import classifier, feature_cache
@@ -48,7 +49,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def faults(source: str) -> list[str]:
-    """List what in a source would run, or unpack, what a file says."""
+    """Return calls in a source that would execute or unpack the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -60,16 +61,16 @@ def faults(source: str) -> list[str]:
             continue
         name = name_of(node.func)
         given = {word.arg: word.value for word in node.keywords}
-        said = {key: getattr(value, "value", None) for key, value in given.items()}
+        constants = {key: getattr(value, "value", None) for key, value in given.items()}
         if name in NEVER or name.endswith((".extractall", ".extract")):
             found.append(name)
-        if name == "torch.load" and said.get("weights_only") is not True:
+        if name == "torch.load" and constants.get("weights_only") is not True:
             found.append("torch.load without weights_only")
-        if name == "numpy.load" and said.get("allow_pickle") is not False:
+        if name == "numpy.load" and constants.get("allow_pickle") is not False:
             found.append("numpy.load without allow_pickle=False")
-        if "allow_pickle" in said and said["allow_pickle"] is not False:
+        if "allow_pickle" in constants and constants["allow_pickle"] is not False:
             found.append("allow_pickle")
-        if "shell" in said and said["shell"] is not False:
+        if "shell" in constants and constants["shell"] is not False:
             found.append("shell")
         if name == "yaml.load" and name_of(given.get("Loader", ast.Name(""))) != "yaml.SafeLoader":
             found.append("yaml.load")
@@ -101,7 +102,7 @@ def test_each_unsafe_call_is_seen(source: str) -> None:
 
 
 def test_yaml_is_read_in_one_place_only() -> None:
-    """Every YAML that a person may have written goes through yaml_file.py."""
+    """Every YAML file of a user is read by dgm/common/yaml_io.py."""
     readers = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -151,23 +152,14 @@ def test_a_pickle_given_as_weights_of_inception_is_refused(ran: Path, tmp_path: 
 
 
 def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
-    import io
-    import tarfile
-
     np.save(tmp_path / "evil.npy", np.array([Evil(ran)], object), allow_pickle=True)
     contents = [(tmp_path / "evil.npy").read_bytes(), pickle.dumps(Evil(ran))]
     for content in contents:
         with pytest.raises(UserError, match=r"x is no readable|x holds object") as caught:
             decode_image(content, "x")
         assert "\n" not in str(caught.value)
-        path = tmp_path / "a.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, data in (("7.cls", b"1"), ("7.npy", content)):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
         with pytest.raises(UserError, match=r"a\.tar"):
-            Shards(path)
+            Shards(write_tar(tmp_path / "a.tar", {"7.cls": b"1", "7.npy": content}))
     assert not ran.exists()
 
 
@@ -187,7 +179,7 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
     assert not ran.exists()
 
 
-# Commands in configurations that somebody else wrote
+# Commands in the configurations of other users
 
 
 @pytest.mark.parametrize("key", ["shards", "test_shards"])

@@ -1,4 +1,4 @@
-"""No secret of the environment, the command or an address is written or shown."""
+"""No secret of the environment, the command line or an address is written or printed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_no_secret_is_written_of_machine_and_command(monkeypatch: pytest.MonkeyP
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train_ddpm.py", "--data.shards", ADDRESS])
-    told = json.dumps(describe_machine())
-    assert "hidden" not in told and "host/x" in told
+    text = json.dumps(describe_machine())
+    assert "hidden" not in text and "host/x" in text
 
 
 def test_no_secret_is_shown_on_a_page(tmp_path: Path) -> None:
@@ -83,19 +83,19 @@ def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from slurm.preflight import Plan
-from slurm.options import Asked, Options
+from slurm.options import Request, Options
 from slurm.resources import Resources
-from slurm.submission import Submission, note
+from slurm.submission import Submission, write_job
 run = Path({str(tmp_path / "run")!r})
 config = {{"data": {{"shards": {ADDRESS!r}}}, "train": {{"total_images": 1}}}}
 plan = Plan("", run, config, (1,), 0, "")
-made = Submission(Asked("x.py", Options(), Resources(gpus_per_node=0), []), run / "slurm" / "now",
+made = Submission(Request("x.py", Options(), Resources(gpus_per_node=0), []), run / "slurm" / "now",
                   [plan], {{}})
 made.home.mkdir(parents=True)
 made.write()
-made.job(plan).snapshot(plan.record)
+made.job(plan).snapshot(plan.state)
 sys.argv = ["submit", {ADDRESS!r}]
-note(made, plan, cluster="local", job="local-1", pid=1)
+write_job(made, plan, cluster="local", job="local-1", pid=1)
 """
     variables = {**os.environ, **SECRETS}
     done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, timeout=60)

@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
-    check_range(args, "--", "batch", "repetitions", least=1)
-    check_range(args, "--", "num-images", least=1, most=MOST_IMAGES)
+    check_range(args, "--", "batch", "repetitions", min=1)
+    check_range(args, "--", "num-images", min=1, max=MOST_IMAGES)
     if args.shards is None and args.num_images < args.batch:
         raise UserError(
             f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"

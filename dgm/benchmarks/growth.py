@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare data sets of more and more images: start-up, time per image, memory."""
-    check_range(args, "--", "batch", "steps", "repetitions", least=1)
-    check_range(args, "--", "images", least=1, most=10**9)
+    check_range(args, "--", "batch", "steps", "repetitions", min=1)
+    check_range(args, "--", "images", min=1, max=10**9)
     if min(args.images) < args.batch:
         raise UserError(f"--images has {min(args.images)}: choose at least --batch {args.batch}")
     source = ensure("shapes", args.shards)

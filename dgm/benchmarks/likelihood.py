@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare a run's bits per dimension with a public model's that saw the same images."""
-    check_range(args, "--", "num-test", least=2)
+    check_range(args, "--", "num-test", min=2)
     check_range(args, "--", "variance", "lr", above=0)
     check_folder("--out", args.out)
     if args.out.resolve() == args.run.resolve():

@@ -73,8 +73,8 @@ def eager_chain(images: Tensor, alpha: Tensor, sigma: Tensor) -> Noised:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare counter-based, compiled noising with the eager chain that uses `randn_like`."""
-    check_range(args, "--", "batch", least=1, most=MOST_AT_ONCE)
-    check_range(args, "--", "repetitions", least=1)
+    check_range(args, "--", "batch", min=1, max=MOST_AT_ONCE)
+    check_range(args, "--", "repetitions", min=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     ways = _ways(dtype, device)

@@ -269,14 +269,14 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    check_range(args, "--", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "batch", min=1, max=MOST_AT_ONCE)
     check_range(
         args, "--", "tflops", "attention-tflops", "bandwidth", "memory", "launch-us",
         "operator-us", above=0,
     )  # fmt: skip
-    check_range(args, "--", "kernel-us", least=0)
-    check_range(args, "--", "image-size", least=8, most=1024)
-    check_range(args, "--", "channels", least=4, most=8192)
+    check_range(args, "--", "kernel-us", min=0)
+    check_range(args, "--", "image-size", min=8, max=1024)
+    check_range(args, "--", "channels", min=4, max=8192)
     if args.channels % 4:
         raise UserError(f"--channels is {args.channels}: choose a multiple of 4")
     if args.image_size % 8:

@@ -57,8 +57,8 @@ class Maker:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare making images by 50 steps of DDIM or fewer: images per second."""
-    check_range(args, "--", "steps", "repetitions", least=1)
-    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "steps", "repetitions", min=1)
+    check_range(args, "--", "channels", "batch", min=1, max=MOST_AT_ONCE)
     made: dict[str, Callable[[int, int], None]] = {"ours": _ours(args, classes=False)}
     if args.compile or torch.cuda.is_available():
         made["ours, compiled"] = _ours(args, classes=False, compiled=True)

@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure DDP: bytes sent per step, how much of it hides; a model for 8, 64 and 512 GPUs."""
-    check_range(args, "--", "rounds", "steps", least=1)
-    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
-    check_range(args, "--", "processes", least=2, most=MOST_PROCESSES)
+    check_range(args, "--", "rounds", "steps", min=1)
+    check_range(args, "--", "channels", "batch", min=1, max=MOST_AT_ONCE)
+    check_range(args, "--", "processes", min=2, max=MOST_PROCESSES)
     if len(args.links) != 3 or min(args.links) <= 0:
         raise UserError(f"--links is {args.links}: give three numbers above 0")
     check_range(args, "--", "rate", "parameters", above=0)

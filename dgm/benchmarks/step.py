@@ -86,10 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
-    check_range(args, "--", "rounds", "steps", least=1)
+    check_range(args, "--", "rounds", "steps", min=1)
     check_range(args, "--", "seconds", above=0)
     args.deadline = _deadline(args.seconds)
-    check_range(args, "--", "channels", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "channels", "batch", min=1, max=MOST_AT_ONCE)
     for option in args.options:
         if "=" not in option:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")

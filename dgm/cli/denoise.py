@@ -126,9 +126,9 @@ class Denoiser:
 
 def measure(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Denoise from each number of steps, and from those of the curve; write the sheets."""
-    check_range(options, "--", "num_images", "num_shown", "evaluations", "epochs", least=1)
-    check_range(options, "--", "curve", least=0, most=1000)
-    check_range(options, "--", "guidance", least=0)
+    check_range(options, "--", "num_images", "num_shown", "evaluations", "epochs", min=1)
+    check_range(options, "--", "curve", min=0, max=1000)
+    check_range(options, "--", "guidance", min=0)
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     objective = trained.objective
     if not isinstance(objective, DiffusionObjective):

@@ -20,7 +20,7 @@ from dgm.common.errors import UserError, disk_fault, one_line
 from dgm.common.exit_codes import DONE, MISTAKE
 from dgm.common.streams import keep_streams
 from dgm.training.stop_request import SIGNALS
-from shards.option_names import spell_options
+from shards.cli import set_option_format
 
 _ends_process = False  # once `run` was called
 
@@ -35,7 +35,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     keep_streams()
     _give_caches_a_place()
     warnings.showwarning = _say_warning
-    spell_options(_as_key)
+    set_option_format(_as_key)
     # Without a GPU it warns of a CUDA toolkit that lies about unused.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _keep_disk_faults_of_helpers_quiet()

@@ -81,11 +81,11 @@ def make_parser() -> ArgumentParser:
 
 def check(options: Namespace) -> None:
     """Raise UserError where an option has no meaning."""
-    check_range(options, "--", "per_class", "num_images", least=1, most=MOST_MADE)
-    check_range(options, "--", "seeds", "epochs", "num_test", least=1)
-    check_range(options, "--", "ode_steps", least=MIN_STEPS)
+    check_range(options, "--", "per_class", "num_images", min=1, max=MOST_MADE)
+    check_range(options, "--", "seeds", "epochs", "num_test", min=1)
+    check_range(options, "--", "ode_steps", min=MIN_STEPS)
     check_range(options, "--", "ode_tolerance", above=0)
-    check_range(options, "--", "importance_samples", least=0)
+    check_range(options, "--", "importance_samples", min=0)
     if options.per_class and options.num_images:
         raise UserError(
             f"--per_class {options.per_class} and --num_images {options.num_images} say the same: "

@@ -38,7 +38,7 @@ from dgm.report.exercise import exercise_page
 from dgm.report.read_run import Run
 from dgm.training.stop_request import watched_signals
 from shards.build import ensure
-from shards.option_names import spell_options
+from shards.cli import set_option_format
 
 ROOT = Path(__file__).resolve().parents[2]
 _DONE = "done.jsonl"  # the commands that succeeded
@@ -244,10 +244,10 @@ def main() -> int:
     for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
         signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])
-    spell_options(lambda option: f"--{option.removeprefix('--').replace('-', '_')}")
+    set_option_format(lambda option: f"--{option.removeprefix('--').replace('-', '_')}")
     if options.parallel is None:
         options.parallel = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    check_range(options, "--", "parallel", "processes", least=1, most=1024)
+    check_range(options, "--", "parallel", "processes", min=1, max=1024)
     plans = choose(options)
     data = options.data.rstrip("/").split("/")[-1].removeprefix("folder:")
     out = Path(options.out or f"runs/exercises/{data}-{options.scale}")

@@ -119,8 +119,8 @@ def _values(name: str, text: str, trained: Trained) -> Sequence[float]:
 
 def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
     """Explore a run; the first process writes the sheets."""
-    check_range(options, "--", "num_shown", "num_pairs", "epochs", least=1, most=MOST_MADE)
-    check_range(options, "--", "num_images", least=2, most=MOST_MADE)
+    check_range(options, "--", "num_shown", "num_pairs", "epochs", min=1, max=MOST_MADE)
+    check_range(options, "--", "num_images", min=2, max=MOST_MADE)
     trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
     check_folder("--out", folder_of(options))
     settings, notes = choose_settings(options, trained)

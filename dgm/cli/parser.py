@@ -92,7 +92,7 @@ def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict
         raise UserError("--config is '': name a YAML file")
     try:
         keys = read_yaml(Path(path))
-        texts = dict(flatten_nested(read_yaml(Path(path), as_written=True)))
+        texts = dict(flatten_nested(read_yaml(Path(path), as_text=True)))
     except UserError as error:
         raise UserError(f"--config {error}") from None
     sections = {key.split(".")[0] for key in known}

@@ -132,7 +132,7 @@ def save_singly(
     written whole or not at all.
     """
     counts: Counter[str] = Counter()
-    with new_folder(folder.resolve(), same="images.npz") as made:
+    with new_folder(folder.resolve(), identity="images.npz") as made:
         for k, image in enumerate(pixels):
             name = "" if labels is None else re.sub(r"[^\w.+-]", "_", classes[labels[k]]) + "-"
             images.save_png(made / f"{name}{counts[name]:05d}.png", image)
@@ -142,7 +142,7 @@ def save_singly(
 
 def make_images(options: Namespace, engine: Engine) -> None:
     """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
-    check_range(options, "--", "per_class", least=1, most=MOST_OF_A_CLASS)
+    check_range(options, "--", "per_class", min=1, max=MOST_OF_A_CLASS)
     outputs = choose_outputs("--out", options.out) if options.out else None
     trained = open_trained(
         Path(options.run), choose_checkpoint(options.checkpoint), options.average

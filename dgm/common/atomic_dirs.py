@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all, and the cache folder."""
+"""Folders that are created atomically, and the cache folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FORBIDDEN = (
 )
 
 _unfinished: dict[Path, list[Path]] = {}
-"""Temporary folders being filled, with the parents made for each."""
+"""Temporary folders being filled, with the parents created for each."""
 
 
 def cache_root() -> Path:
-    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`; raises UserError without a home."""
+    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`; raise UserError without a home."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "dgm"
     try:
@@ -39,20 +39,20 @@ def cache_root() -> Path:
         return Path.home() / ".cache" / "dgm"
     except RuntimeError:
         raise UserError(
-            "HOME is not set and this user has no home folder, so there is no place for caches: "
-            "set XDG_CACHE_HOME to a folder of this user's"
+            "HOME is not set and this user has no home folder for caches: set XDG_CACHE_HOME to a "
+            "writable folder"
         ) from None
 
 
 def temporary_sibling(final: Path) -> Path:
-    """Return a free name `.NAME.tmp-HOST-PID-RANDOM` beside `final`, which tells who owns it."""
+    """Return an unused path `.NAME.tmp-HOST-PID-RANDOM` beside `final`, with its owner's pid."""
     tag = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return final.parent / f".{final.name}.tmp-{tag}"
 
 
 def remove_leftovers(final: Path) -> None:
-    """Remove temporary siblings of `final` whose process on this host is gone."""
-    import psutil  # Not above: reading images needs NumPy alone.
+    """Remove temporary siblings of `final` whose process on this host has ended."""
+    import psutil  # imported here: reading images needs NumPy alone
 
     prefix = f".{final.name}.tmp-{socket.gethostname()}-"
     if not final.parent.is_dir():
@@ -66,7 +66,7 @@ def remove_leftovers(final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where that can be done."""
+    """Remove a file or a folder, ignoring errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -76,14 +76,14 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def new_folder(
-    final: Path, same: str, remedy: str = "choose another folder", swap: bool = False
+    final: Path, identity: str, remedy: str = "choose another folder", replace: bool = False
 ) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `final` at the end of the block, whole or not at all.
+    """Yield a temporary folder that is renamed to `final` at the end of the block, or removed.
 
-    Where another process made `final` in the meantime, its folder stays if its file named `same`
-    is byte for byte ours. remedy: what an error advises where `final` cannot be written; swap:
-    take the place of a `final` that is other; open maps of its files stay valid.
-    Raises UserError where `final` is other, or where nothing can be written.
+    Where another process has created `final` meanwhile, its folder is kept if its file named
+    `identity` has the same bytes. remedy: of errors where `final` cannot be written; replace: take
+    the place of a different `final`, of which memory maps stay valid.
+    Raise UserError where `final` has other content, or where it cannot be written.
     """
     made = _make_parents(final, remedy)
     remove_leftovers(final)
@@ -94,7 +94,7 @@ def new_folder(
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
-            _publish(temporary, final, same, remedy, swap)
+            _publish(temporary, final, identity, remedy, replace)
     except BaseException:
         _remove_unfinished(temporary, made)
         raise
@@ -103,7 +103,7 @@ def new_folder(
 
 
 def remove_unfinished() -> None:
-    """Remove every folder that `new_folder` has not finished in this process, before it exits."""
+    """Remove every unfinished folder of `new_folder` in this process, which is about to exit."""
     for temporary, made in list(_unfinished.items()):
         _remove_unfinished(temporary, made)
 
@@ -115,15 +115,15 @@ def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
             parent.rmdir()
 
 
-def _publish(temporary: Path, final: Path, same: str, remedy: str, swap: bool) -> None:
+def _publish(temporary: Path, final: Path, identity: str, remedy: str, replace: bool) -> None:
     try:
         os.rename(temporary, final)  # also replaces an empty folder
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        theirs = final / same
-        equal = theirs.is_file() and theirs.read_bytes() == (temporary / same).read_bytes()
-        if not equal and not swap:
+        theirs, ours = final / identity, temporary / identity
+        equal = theirs.is_file() and theirs.read_bytes() == ours.read_bytes()
+        if not equal and not replace:
             raise UserError(f"{final} was filled with other data meanwhile; {remedy}") from None
         if not equal:
             _exchange(temporary, final)
@@ -132,13 +132,13 @@ def _publish(temporary: Path, final: Path, same: str, remedy: str, swap: bool) -
 
 
 def _exchange(temporary: Path, final: Path) -> None:
-    """Swap two folders, at once where the system can: no moment sees `final` missing."""
+    """Swap two folders, atomically where the file system can."""
     with suppress(OSError, AttributeError):
-        here, swapped = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
+        cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
         libc = ctypes.CDLL(None, use_errno=True)
-        if not libc.renameat2(here, os.fsencode(temporary), here, os.fsencode(final), swapped):
+        if not libc.renameat2(cwd, os.fsencode(temporary), cwd, os.fsencode(final), exchange):
             return
-    # A network file system, for one, cannot. The old one's name is that of a leftover.
+    # On network file systems, for example. If this is interrupted, `old` is removed as a leftover.
     old = temporary_sibling(final)
     os.rename(final, old)
     os.rename(temporary, final)
@@ -146,7 +146,7 @@ def _exchange(temporary: Path, final: Path) -> None:
 
 
 def _make_parents(final: Path, remedy: str) -> list[Path]:
-    """Make the parents of `final`; return those that were missing, innermost first."""
+    """Create the parents of `final`; return those that were missing, innermost first."""
     missing = [parent for parent in final.parents if not parent.exists()]
     with _plain_errors(final, remedy):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -160,14 +160,14 @@ def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"no space left to write {final}; free some or move it") from error
-        if error.errno in _FORBIDDEN and not _is_read(error, final):
+        if error.errno in _FORBIDDEN and not _is_elsewhere(error, final):
             reason = error.strerror
             raise UserError(f"cannot write {final} ({reason}); {remedy}") from error
         raise
 
 
-def _is_read(error: OSError, final: Path) -> bool:
-    """Say whether an error names a file that lies elsewhere, such as an image of the source."""
+def _is_elsewhere(error: OSError, final: Path) -> bool:
+    """Return whether an error names a file outside, such as a source image that is read."""
     name = error.filename
     return isinstance(name, str) and not Path(name).resolve().is_relative_to(final.parent)
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, lines too; errors name the file."""
+"""Atomic writing of files and lines; errors name the file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dgm.common.errors import naming
 
 @contextlib.contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Give a temporary name to write to; it becomes `path`, or is removed where that fails.
+    """Yield a temporary path that is renamed to `path`, or removed after an error.
 
-    In a `shared` folder other processes may write the same file meanwhile.
+    shared: other processes may write the same file at the same time.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and bring it to the disk."""
+    """Write a text file atomically and fsync it."""
     with replacing(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
@@ -38,12 +38,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append(file: FileIO, text: str) -> None:
-    """Append a line to an unbuffered file, whole or not at all."""
+    """Append a line to an unbuffered file; truncate it again if that fails."""
     size = os.fstat(file.fileno()).st_size
     rest = memoryview(text.encode() + b"\n")
     try:
         with naming(Path(os.fsdecode(file.name))):
-            while rest:  # a disk that fills up takes a part first
+            while rest:  # a disk that becomes full accepts a part first
                 rest = rest[file.write(rest) or 0 :]
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Command lines by argparse that report a mistake in one line and exit with code 2."""
+"""Commands: an argparse parser and a runner that report a mistake in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -7,14 +7,31 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dgm.common.errors import UserError
+from dgm.common.errors import UserError, disk_fault, one_line
+from dgm.common.exit_codes import DONE, MISTAKE
+from dgm.common.streams import keep_streams
 from dgm.common.suggestions import nearest
 
-_LARGEST = 3.4e38  # what float32 holds, in which most is computed
+_MAX_FLOAT = 3.4e38  # of float32
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit with the code that it returns, 2 for a mistake or a failing disk."""
+    keep_streams()
+    try:
+        code = main() or DONE
+        sys.stdout.flush()  # here, where a full disk is still reported in one line
+    except (UserError, OSError) as error:
+        fault = disk_fault(error) if isinstance(error, OSError) else str(error)
+        if fault is None:
+            raise
+        print(f"error: {one_line(fault)}", file=sys.stderr)
+        code = MISTAKE
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,47 +43,46 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; a mistake too where a word is empty, or a number is none or far too large."""
+        """Parse; report also empty words, numbers that are not finite or far too large."""
         words = sys.argv[1:] if args is None else list(args)
         for before, word in itertools.pairwise(["", *words]):
             option = before if not word else word[:-1]
             if option.startswith("--") and word in ("", f"{option}="):
                 self.error(f"{option} is '': {remedy_for('')}")
-        found = super().parse_args(args, namespace)
-        for name, value in vars(found).items():
-            for each in value if isinstance(value, list) else [value]:
-                plain = str(each) if isinstance(each, Path) else each
-                if remedy := remedy_for(plain, name):
-                    self.error(f"--{name.replace('_', '-')} is {each}: {remedy}")
-            setattr(found, name, self._expanded(name, value))
-        return found
-
-    def _expanded(self, name: str, value: Any) -> Any:
-        """Return a value with ~ as the home folder where it is a path, or several."""
-        if isinstance(value, list):
-            return [self._expanded(name, each) for each in value]
-        try:
+        values = super().parse_args(args, namespace)
+        for name, value in vars(values).items():
             option = f"--{name.replace('_', '-')}"
+            if isinstance(value, list):
+                setattr(values, name, [self._checked(option, each) for each in value])
+            else:
+                setattr(values, name, self._checked(option, value))
+        return values
+
+    def _checked(self, option: str, value: Any) -> Any:
+        """Return a value, of a path with ~ as the home folder; exit where no option takes it."""
+        if remedy := remedy_for(str(value) if isinstance(value, Path) else value, option[2:]):
+            self.error(f"{option} is {value}: {remedy}")
+        try:
             return Path(expand_home(option, str(value))) if isinstance(value, Path) else value
         except UserError as error:
-            self.exit(2, f"error: {error}\n")
+            self.exit(MISTAKE, f"error: {error}\n")
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
         near = nearest(unknown[1], _options(self)) if unknown else None
         hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
-        self.exit(2, f"error: {message}; {hint}\n")
+        self.exit(MISTAKE, f"error: {message}; {hint}\n")
 
 
 def remedy_for(value: object, name: str = "") -> str | None:
-    """Say what to give instead of a value that no option takes; None where it is plain."""
+    """Return what to give instead of a value that no option accepts; None for any other value."""
     if isinstance(value, str) and not value.strip():
         return "give a value, or leave it out"
     if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
         return "give text of UTF-8, without zero bytes"
-    if isinstance(value, float) and not abs(value) <= _LARGEST:
-        return f"give a number, at most {_LARGEST} either way"
+    if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
+        return f"give a number of magnitude at most {_MAX_FLOAT}"
     if not isinstance(value, int):
         return None
     if name.split(".")[-1] == "seed":
@@ -75,10 +91,9 @@ def remedy_for(value: object, name: str = "") -> str | None:
 
 
 def expand_home(name: str, path: str) -> str:
-    """Return a path in which a first ~ is the home folder, also behind `folder:`.
+    """Return a path with a leading ~ expanded, also after `folder:`.
 
-    Remote addresses and `pipe:` commands begin otherwise and stay as they are. Raises UserError
-    naming the option `name` where nobody knows that home folder.
+    Raise UserError naming the option `name` where that home folder is unknown.
     """
     kind = "folder:" if path.startswith("folder:") else ""
     bare = path.removeprefix(kind)
@@ -95,7 +110,7 @@ def expand_home(name: str, path: str) -> str:
 
 
 def home_path(text: str) -> str:
-    """Return a path with ~ as the home folder: the argparse type of folders and addresses."""
+    """Return a path with ~ expanded: the argparse type of folders and addresses."""
     try:
         return expand_home("the path", text)
     except UserError as error:
@@ -103,7 +118,7 @@ def home_path(text: str) -> str:
 
 
 def _is_utf8(text: str) -> bool:
-    # Other bytes of a command line become halves of surrogate pairs (PEP 383).
+    # Python decodes other bytes of a command line to surrogates (PEP 383).
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

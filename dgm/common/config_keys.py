@@ -1,4 +1,4 @@
-"""Configurations as nested dataclasses or dictionaries, and by their dotted keys."""
+"""Conversion between nested configurations and dotted keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATH = {"path": True}
 def flatten(
     config: object, prefix: str = "", free: bool = False
 ) -> Iterator[tuple[str, Any, bool]]:
-    """Go through (key, value, may change) of nested dataclasses."""
+    """Yield (dotted key, value, may change) of nested dataclasses."""
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, key = getattr(config, f.name), prefix + f.name
         may_change = free or bool(f.metadata.get("may_change"))
@@ -26,7 +26,7 @@ def flatten(
 
 
 def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through (key, value) of nested dictionaries, as `flatten` does of dataclasses."""
+    """Yield (dotted key, value) of nested dictionaries."""
     for key, value in nested.items():
         if isinstance(value, dict):
             yield from flatten_nested(value, f"{prefix}{key}.")
@@ -35,7 +35,7 @@ def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return keys and values in dictionaries, as `flatten_nested` goes through them."""
+    """Return dotted keys and their values as nested dictionaries."""
     root: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, last = key.split(".")

@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend: mistakes, and disks that are full, closed or broken."""
+"""Errors that a user can correct: mistakes, and disks that are full, unreadable or failing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that names the thing, the value and what to change."""
+    """A user's mistake: one line with the thing, its value and what to change."""
 
 
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or have the quota raised",
     errno.EROFS: "make it writable or choose another place",
-    errno.EACCES: "give this user the right to it (chmod, chgrp) or choose another place",
-    errno.EPERM: "give this user the right to it (chmod, chgrp) or choose another place",
-    errno.EIO: "look at the disk",
-    errno.ESTALE: "look at the network disk",
-    errno.ETIMEDOUT: "look at the network disk",
-    errno.ENXIO: "look at the disk",
+    errno.EACCES: "give this user access (chmod, chgrp) or choose another place",
+    errno.EPERM: "give this user access (chmod, chgrp) or choose another place",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network disk",
+    errno.ETIMEDOUT: "check the network disk",
+    errno.ENXIO: "check the disk",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "choose another place",
     errno.ELOOP: "choose another place",
@@ -35,14 +35,14 @@ _REMEDIES = {
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """Say in one line which file failed, why and what to do; None where no disk is at fault."""
+    """Return one line with the file, the reason and the remedy; None if no disk is at fault."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    names = (error.filename2, error.filename)  # of a renaming, the one that it should have become
+    names = (error.filename2, error.filename)  # of a rename, the new name
     name = next((os.fsdecode(n) for n in names if isinstance(n, str | bytes)), "a file")
     remedy, variable = _REMEDIES.get(error.errno), cache_variable(name)
     if variable is not None and error.errno in (*_FORBIDDEN, errno.ENOENT):
-        remedy = f"make that cache writable, or name another folder by {variable}"
+        remedy = f"make that cache writable, or set {variable} to another folder"
     elif isinstance(error, PermissionError) and (denied := access_fault(Path(name))):
         return f"{denied}, then run the same command again"
     if remedy is None:
@@ -52,10 +52,7 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 def cache_variable(path: str) -> str | None:
-    """Return the environment variable that moves the cache in which `path` lies, if it is in one.
-
-    The caches are torch's and Triton's of compiled code, and ours.
-    """
+    """Return the environment variable of the cache (torch, Triton or ours) that contains `path`."""
     home = os.path.expanduser("~")
     folders = {
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(tempfile.gettempdir(), "torchinductor_"),
@@ -72,10 +69,9 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def access_fault(path: Path) -> str | None:
-    """Return a line saying why this user cannot read `path`, and the remedy; None if readable.
+    """Return why this user cannot read `path`, or a folder above it, and the remedy.
 
-    The line names the folder above it that stands in the way, if one does. A missing file is not
-    a matter of access.
+    None if it can be read or does not exist.
     """
     for folder in reversed(path.absolute().parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
@@ -88,23 +84,18 @@ def access_fault(path: Path) -> str | None:
 
 
 def check_readable(path: Path) -> None:
-    """Raise UserError where there is a file or folder that this user may not read."""
+    """Raise UserError if `path` exists but this user may not read it."""
     if fault := access_fault(path):
         raise UserError(fault)
 
 
 def _owned(path: Path) -> str:
-    found = os.stat(path)
-    return f"mode {stat.filemode(found.st_mode)}, owner {_user_name(found.st_uid)}"
-
-
-def _user_name(uid: int) -> str:
+    status = os.stat(path)
     try:
-        import pwd
-
-        return pwd.getpwuid(uid).pw_name
-    except (ImportError, KeyError):  # no user database, or no entry for this uid
-        return f"uid {uid}"
+        owner = path.owner()
+    except (KeyError, NotImplementedError):  # not in the user database, or there is none
+        owner = f"uid {status.st_uid}"
+    return f"mode {stat.filemode(status.st_mode)}, owner {owner}"
 
 
 def _remedy(mode: str, path: Path) -> str:
@@ -114,7 +105,7 @@ def _remedy(mode: str, path: Path) -> str:
 
 @contextlib.contextmanager
 def naming(path: os.PathLike[str]) -> Iterator[None]:
-    """Name the file in errors of the system that do not: those of writing and of closing."""
+    """Set the file name of an OSError that has none, such as those of write and close."""
     try:
         yield
     except OSError as error:
@@ -124,5 +115,5 @@ def naming(path: os.PathLike[str]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """Join the lines of a message."""
+    """Return a message with its lines joined."""
     return " ".join(part.strip() for part in text.splitlines() if part.strip())

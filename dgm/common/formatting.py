@@ -1,4 +1,4 @@
-"""Numbers, times and sizes as people read them."""
+"""Human-readable numbers, durations and sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float) -> str:
-    """Return a count whole, any other number with four digits."""
+    """Return an integer with separators, any other number with four significant digits."""
     if isinstance(value, int) or (abs(value) >= 1000 and abs(value) < 1e15):
         return f"{value:,.0f}"
     if not math.isfinite(value) or value == 0:
@@ -20,7 +20,7 @@ def percent(fraction: float) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number for the axis of a chart: 1,500,000 as 1.5M."""
+    """Return a number in short form, as for an axis: 1,500,000 as 1.5M."""
     for size, ending in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{ending}"

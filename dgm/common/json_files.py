@@ -1,4 +1,4 @@
-"""JSON files that may be damaged: what is no object, or beyond all bounds, is left out."""
+"""Reading JSON that may be damaged: anything but an object of limited size is left out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 _MAX_DEPTH = 30
-_MAX_DIGITS = 20  # of a whole number, lest what shows it fail
+_MAX_DIGITS = 20  # of an integer: longer ones cannot be printed
 
 
 def as_object(text: str | bytes) -> dict[str, Any] | None:
-    """Return a JSON object; None where a text is none, or nests or counts beyond all bounds."""
+    """Return a JSON object; None if the text is none, or exceeds the limits above."""
     try:
         found = json.loads(text, parse_int=_int)
     except (ValueError, RecursionError):
@@ -20,7 +20,7 @@ def as_object(text: str | bytes) -> dict[str, Any] | None:
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of lines; empty where it cannot be read."""
+    """Return the JSON objects of a JSONL file; empty if it cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -30,7 +30,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 
 def _int(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError("beyond all bounds")
+        raise ValueError("too many digits")
     return int(digits)
 
 

@@ -1,12 +1,11 @@
-"""Progress of work that takes a while: a labelled bar on a terminal, elsewhere two lines.
+"""Progress of long work: a labelled bar on a terminal, elsewhere two lines.
 
     with progress("making images", 1000):
         for part in parts:
             ...
             advance(len(part))
 
-`advance` may be called anywhere in the block: it updates the innermost open `progress`, and does
-nothing where none is open.
+`advance` may be called anywhere in the block: it updates the innermost open `progress`, if any.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from typing import Any
 from dgm.common.formatting import duration
 
 QUIET_S = 2.0
-"""Seconds within which work is not worth a line."""
+"""Shorter work is not reported."""
 DELAY_S = 0.5
 """Seconds until a bar appears."""
 
 
 class Progress:
-    """Count what is done; see `progress`."""
+    """The progress of one block; see `progress`."""
 
-    def __init__(self, label: str, total: float | None, unit: str, processes: int, shown: bool):
-        """Show a bar, or a line once the work has taken `QUIET_S`."""
+    def __init__(self, label: str, total: float | None, unit: str, processes: int, show: bool):
+        """Start a bar, or a timer that prints a line after `QUIET_S`."""
         self.label, self.total, self.processes = label, total, processes
         self.done, self.began = 0.0, time.monotonic()
         self._lock = threading.Lock()
         self._bar: Any = None
         self._timer: threading.Timer | None = None
-        if not shown or os.environ.get("RANK", "0") != "0":
+        if not show or os.environ.get("RANK", "0") != "0":
             return
         if sys.stderr.isatty():
-            from tqdm import tqdm  # not above: reading images needs NumPy alone
+            from tqdm import tqdm  # imported here: reading images needs NumPy alone
 
             bytes_ = unit == "B"
             shape = "{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
@@ -56,7 +55,7 @@ class Progress:
             self._timer.start()
 
     def advance(self, count: float = 1) -> None:
-        """Count work done by this process, from any thread; the others are as far."""
+        """Add work done by this process, from any thread; other processes count as equally far."""
         with self._lock:
             more = count * self.processes
             if self.total is not None:
@@ -66,13 +65,13 @@ class Progress:
                 self._bar.update(more)
 
     def relabel(self, label: str) -> None:
-        """Show another label on the bar."""
+        """Change the label of the bar."""
         with self._lock:
             if self._bar is not None:
                 self._bar.set_description(label, refresh=time.monotonic() > self.began + DELAY_S)
 
     def close(self, last: str | None) -> None:
-        """Remove the bar; in a file, print `last` and the time if the work took long."""
+        """Remove the bar; without a terminal, print `last` and the time if the work took long."""
         took = time.monotonic() - self.began
         if self._bar is not None:
             self._bar.close()
@@ -88,7 +87,7 @@ class Progress:
 
 def _columns() -> int:
     with contextlib.suppress(OSError, ValueError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: it does not say
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: unknown
     return 80
 
 
@@ -102,17 +101,17 @@ def progress(
     unit: str = "img",
     *,
     done: str | None = None,
-    alone: bool = False,
-    shown: bool = True,
+    single_process: bool = False,
+    show: bool = True,
 ) -> Iterator[Progress]:
-    """Show the progress of a block on stderr, from the first process.
+    """Show the progress of a block on stderr, from rank 0.
 
-    `total` is the work of all processes, of which each does an equal part, or of this one `alone`;
-    None shows the label and the time. `unit` is what is counted, `B` for bytes; `done` replaces the
-    label in the last line, such as `decoded 50,000 images`.
+    total: the work of all processes, of which each does an equal part, or of this one with
+    `single_process`; None shows only label and time. unit: `B` for bytes. done: replaces the label
+    in the last line, such as `decoded 50,000 images`.
     """
-    processes = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
-    work = Progress(label, total, unit, processes, shown)
+    processes = 1 if single_process else int(os.environ.get("WORLD_SIZE", "1"))
+    work = Progress(label, total, unit, processes, show)
     _open.append(work)
     last = None
     try:
@@ -124,6 +123,6 @@ def progress(
 
 
 def advance(count: float) -> None:
-    """Count work that was done, for the innermost `progress` that is open, if any."""
+    """Add completed work to the innermost open `progress`, if any."""
     if _open:
         _open[-1].advance(count)

@@ -1,4 +1,4 @@
-"""Addresses as they may be shown and written down."""
+"""Redaction of credentials in addresses."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _KEY = re.compile(
 
 
 def without_password(text: str) -> str:
-    """Leave out of addresses what lets their owner in: https://***@host/x?token=***."""
+    """Return text with passwords and keys of addresses replaced: https://***@host/x?token=***."""
     return _KEY.sub(r"\1***", _PASSWORD.sub("***@", text))

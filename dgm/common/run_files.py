@@ -22,7 +22,7 @@ _MAX_RUNS = 1000  # that are searched for a similar name
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's config.yaml, flat; raises UserError where it cannot be read."""
+    """Read a run's config.yaml as dotted keys; raise UserError where it cannot be read."""
     check_readable(path)
     try:
         nested = read_yaml(path)
@@ -39,7 +39,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
-    """Read `metrics.jsonl`: its lines by their steps, each once, and the numbers of damaged ones.
+    """Read `metrics.jsonl`: its lines sorted by step, without duplicates; numbers of damaged lines.
 
     All lines of a run have the same number of images per step; one that differs is damaged too.
     """
@@ -62,21 +62,25 @@ def _line(text: bytes) -> dict[str, float] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or not all(type(v) in (int, float) for v in line.values()):
+    if not isinstance(line, dict) or not all(map(_is_number, line.values())):
         return None
     counts = (line.get("step"), line.get("images_seen"))
-    return line if all(type(n) is int and 0 < n < 2**63 for n in counts) else None
+    return line if all(type(n) is int and n > 0 for n in counts) else None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line; what is none is left out, as is a missing file."""
+    """Read the JSON objects of a JSONL file; empty if it is missing. Raise UserError if denied."""
     check_readable(path)
     return read_objects(path)
 
 
 def newest_saved(folder: Path) -> int | None:
-    """Say how many images the newest checkpoint has seen; None where there is none."""
-    check_readable(folder / "checkpoints")  # what may not be listed looks empty
+    """Return how many images the newest checkpoint has seen; None if there is none."""
+    check_readable(folder / "checkpoints")  # without access it would look empty
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 

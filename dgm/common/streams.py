@@ -1,7 +1,7 @@
-"""Standard streams that outlive their readers.
+"""Standard streams that survive the loss of their reader.
 
-A pipe whose reader ended, a terminal that was closed and a stream that was closed at the start take
-nothing any more. What is written to them is dropped, and the command sees its work through.
+A pipe without a reader, a closed terminal or a stream that was closed at the start would make every
+`print` fail. Output to them is dropped instead, and the command continues.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 class _Output(io.FileIO):
-    """What lies under a standard stream; once it has lost its reader, it takes all and drops it.
+    """The raw file of a standard stream, which drops all output once its reader is gone.
 
-    A fault such as a full disk is raised once, naming the stream, and then drops what is left:
-    Python writes it out again at the end.
+    Any other fault, such as a full disk, is raised once with the name of the stream; then output is
+    dropped, which Python would try to flush again at exit.
     """
 
     lost = False
@@ -31,7 +31,7 @@ class _Output(io.FileIO):
     _raised = False
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes, waiting where a non-blocking reader is slow; return how many."""
+        """Write all bytes, also to a slow non-blocking reader; return how many."""
         rest = memoryview(data).cast("B")
         size = rest.nbytes
         while rest:
@@ -44,7 +44,7 @@ class _Output(io.FileIO):
                     self._raised, error.filename = True, self.stream
                     raise
                 self.lost = True
-                # Libraries in C write there as well, and streams that were opened before.
+                # C libraries and streams that were opened earlier use this number, too.
                 _open_null(self.fileno())
                 break
             if count is None:
@@ -55,9 +55,9 @@ class _Output(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Let no end of a reader end this process, and no character that a locale does not know.
+    """Replace the standard streams by ones that never fail for a lost reader or an encoding.
 
-    Streams that were replaced, as in a notebook, are left alone.
+    Streams that were replaced already, as in a notebook, are kept.
     """
     _reserve_numbers()
     if sys.stdin is None:
@@ -77,7 +77,7 @@ def reader_is_gone() -> bool:
 
 def _lenient(stream: TextIO | None, name: str) -> TextIO:
     number = _NUMBERS[name]
-    if stream is None and not _is_null(number):  # taken by a file since the start
+    if stream is None and not _is_null(number):  # in use by another file since the start
         number = os.open(os.devnull, os.O_WRONLY)
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -89,13 +89,13 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
         output if unbuffered else io.BufferedWriter(output),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=True,  # a log file is read as it grows, and a killed process flushes nothing
+        line_buffering=True,  # log files are read while they grow, also of killed processes
         write_through=unbuffered,
     )
 
 
 def _reserve_numbers() -> None:
-    # A file that is opened later must not get one of them: libraries in C print there.
+    # A file that is opened later must not get such a number, to which C libraries print.
     for number in _NUMBERS.values():
         try:
             os.fstat(number)

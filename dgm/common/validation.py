@@ -1,4 +1,4 @@
-"""Ranges that settings and options are held to."""
+"""Range checks of settings and command-line options."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ def check_range(
     settings: Any,
     prefix: str,
     *names: str,
-    least: float | None = None,
+    min: float | None = None,
     above: float | None = None,
-    most: float | None = None,
+    max: float | None = None,
 ) -> None:
-    """Raise UserError where one of the settings, or of a list's numbers, is out of range.
+    """Raise UserError where a setting, or an element of a list, is out of range.
 
-    `prefix` stands before a name in what is said: `train.` or `--`. None is left alone.
+    prefix: printed before a name, `train.` or `--`; above: exclusive minimum. None is not checked.
     """
     for name in names:
         value = getattr(settings, name.replace("-", "_"))
         for each in value if isinstance(value, list | tuple) else [value]:
             if each is None or (
-                (least is None or each >= least)
+                (min is None or each >= min)
                 and (above is None or each > above)
-                and (most is None or each <= most)
+                and (max is None or each <= max)
                 and abs(each) != math.inf
             ):
                 continue
-            said = list(value) if isinstance(value, tuple) else value
-            raise UserError(f"{prefix}{name} is {said}: choose {_range(least, above, most)}")
+            given = list(value) if isinstance(value, tuple) else value
+            raise UserError(f"{prefix}{name} is {given}: choose {_range(min, above, max)}")
 
 
-def _range(least: float | None, above: float | None, most: float | None) -> str:
-    if least is not None:
-        return f"{least} or more" if most is None else f"{least} to {most}"
+def _range(min: float | None, above: float | None, max: float | None) -> str:
+    if min is not None:
+        return f"{min} or more" if max is None else f"{min} to {max}"
     lower = "a number" if above is None else f"a number above {above}"
-    return lower if most is None else f"{lower}, at most {most}"
+    return lower if max is None else f"{lower}, at most {max}"

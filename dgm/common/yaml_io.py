@@ -1,4 +1,4 @@
-"""YAML files that people write, read with care: plain values, each key once, of bounded size."""
+"""Strict reading of YAML files: plain values only, no duplicate keys, limited size."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from dgm.common.errors import UserError, access_fault
 
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 40
-_MAX_VALUES = 20_000  # with those that aliases and merges repeat
+_MAX_VALUES = 20_000  # including those that aliases and merges repeat
 _MAX_DIGITS = 100
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
-# Numbers as people mean them, rather than YAML 1.1's: 010 is ten and 1e-4 a number; 1:30, dates
-# and = are texts, as in the trainers' options.
+# Unlike in YAML 1.1, 010 is ten, 1e-4 is a number, and 1:30, dates and = are strings, as in the
+# trainers' command-line options.
 _INT = re.compile(r"[-+]?(0x[\da-fA-F_]+|0b[01_]+|\d[\d_]*)$")
 _FLOAT = re.compile(
     r"([-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
     r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
 )
-_OTHERS = {_TAG + kind for kind in ("int", "float", "timestamp", "value")}  # left out of PyYAML's
+_REPLACED = {_TAG + kind for kind in ("int", "float", "timestamp", "value")}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML with the numbers above."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, less four
-        first: [(tag, rule) for tag, rule in rules if tag not in _OTHERS]
+    yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of PyYAML
+        first: [(tag, rule) for tag, rule in rules if tag not in _REPLACED]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Return the number of a scalar; raise ValueError where it is none."""
+        """Return a scalar as an integer; raise ValueError where it is none."""
         text = str(self.construct_scalar(node)).replace("_", "")
         return int(text, 0 if re.match(r"[-+]?0[xb]", text) else 10)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each text that a loader would take for a number, also PyYAML's own."""
+    """A dumper that quotes each string that either loader would read as a number."""
 
 
 _Loader.add_constructor(_TAG + "int", _Loader.construct_yaml_int)
@@ -53,12 +53,12 @@ for _kind in (_Loader, _Dumper):
 
 
 def write_yaml(content: dict[str, Any]) -> str:
-    """Write keys and values such that reading gives the same."""
+    """Return keys and values as YAML that reads back the same."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 
 
 def read_value(text: str) -> Any:
-    """Return the value that a word of a command line means; raise yaml.YAMLError if it is none."""
+    """Return the value of a command-line word; raise yaml.YAMLError if it is no YAML."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -66,10 +66,10 @@ def read_value(text: str) -> Any:
         loader.dispose()
 
 
-def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
-    """Read a YAML file of keys, an empty one as none; `as_written` leaves every value a text.
+def read_yaml(path: Path, as_text: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping, an empty file as no keys; as_text: return every value as a string.
 
-    Raises UserError in one line that names file, line and remedy.
+    Raise UserError with file, line and remedy.
     """
     try:
         with open(path, "rb") as file:
@@ -87,22 +87,22 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path} is not UTF-8 text in line {line}: save it as UTF-8") from None
     try:
-        return _parse(path, text, as_written)
+        return _parse(path, text, as_text)
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         reason = " ".join(reason.split())
-        if "nesting depth" in reason:  # PyYAML 6.0.4 on looks ahead, and gives up before we do
+        if "nesting depth" in reason:  # PyYAML from 6.0.4 has its own limit
             raise UserError(_too_deep(path, _marked_line(error, text) + 1)) from None
         line, remedy = _find_mistake(_marked_line(error, text), reason, text.split("\n"))
         raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None
 
 
 def _marked_line(error: yaml.YAMLError, text: str) -> int:
-    """Return the line, from 0, at which the parser gave up."""
+    """Return the line, from 0, at which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     last = text.rstrip().count("\n")
     context = getattr(error, "context_mark", None)
-    # At the end of the file, or behind a key without a colon, it lies further up.
+    # At the end of the file, or after a key without a colon, the cause is further up.
     if mark and context and (mark.line > last or "expected ':'" in str(error)):
         mark = context
     position = getattr(error, "position", None)  # of a character that YAML does not know
@@ -111,9 +111,9 @@ def _marked_line(error: yaml.YAMLError, text: str) -> int:
 
 
 def _find_mistake(line: int, reason: str, lines: list[str]) -> tuple[int, str]:
-    """Return the line, from 0, that is wrong, and what to do about it.
+    """Return the line, from 0, that is wrong, and the remedy.
 
-    A parser notices a tab or a missing colon as late as in the next line.
+    The parser may notice a tab or a missing colon only in the next line.
     """
     written = [k for k in range(line + 1) if lines[k].strip() and lines[k].strip()[0] != "#"]
     for k in reversed(written[-2:]):
@@ -128,10 +128,10 @@ def _find_mistake(line: int, reason: str, lines: list[str]) -> tuple[int, str]:
             and not re.search(r":(\s|$)", key)
         ):
             return k, f"write '{key.split()[0].split(':')[0]}: ', with a colon and a space"
-    return line, "indent by spaces, not by tabs" if "\t" in lines[line] else "mend that line"
+    return line, "indent by spaces, not by tabs" if "\t" in lines[line] else "correct that line"
 
 
-def _parse(path: Path, text: str, as_written: bool) -> dict[str, Any]:
+def _parse(path: Path, text: str, as_text: bool) -> dict[str, Any]:
     depth = 0
     for count, event in enumerate(yaml.parse(text, _Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -145,35 +145,35 @@ def _parse(path: Path, text: str, as_written: bool) -> dict[str, Any]:
         root = loader.get_single_node()
         if root is None:
             return {}
-        _Check(path, as_written).size(root)
+        _Checker(path, as_text).size(root)
         try:
-            found = loader.construct_document(root)
-        except (ValueError, LookupError) as error:  # !!int of what is none
+            content = loader.construct_document(root)
+        except (ValueError, LookupError) as error:  # such as !!int x
             raise UserError(
-                f"{path} has a value that does not fit its tag ({error}): mend it"
+                f"{path} has a value that does not fit its tag ({error}): correct it"
             ) from None
     finally:
         loader.dispose()
-    if found is None:
+    if content is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is not a YAML file of keys: write lines of KEY: VALUE")
-    return found
+    return content
 
 
-class _Check:
-    """Goes through the nodes of a document before anything is made of them."""
+class _Checker:
+    """Checks the nodes of a document before objects are constructed."""
 
-    def __init__(self, path: Path, as_written: bool):
-        self.path, self.as_written = path, as_written
+    def __init__(self, path: Path, as_text: bool):
+        self.path, self.as_text = path, as_text
         self.sizes: dict[int, int | None] = {}
 
     def size(self, node: yaml.Node) -> int:
-        """Count the values of a node, those of an alias each time; raises UserError."""
+        """Count the values of a node, those of an alias each time; raise UserError."""
         if id(node) in self.sizes:
             known = self.sizes[id(node)]
             if known is None:
-                _refuse(self.path, node, "has a value that holds itself", "write it out")
+                _refuse(self.path, node, "has a value that contains itself", "write it out")
             return known
         self.sizes[id(node)] = None
         self.check(node)
@@ -195,7 +195,7 @@ class _Check:
             number = node.tag in (_TAG + "int", _TAG + "float")
             if number and len(node.value) > _MAX_DIGITS:
                 _refuse(self.path, node, f"has a number of {len(node.value)} digits", "shorten it")
-            if self.as_written and node.tag != _TAG + "merge":
+            if self.as_text and node.tag != _TAG + "merge":
                 node.tag = _TAG + "str"
 
     def check_keys(self, node: yaml.MappingNode) -> None:
@@ -213,7 +213,7 @@ class _Check:
                 )
             lines[key.value] = line
             if key.tag in _PLAIN - {_TAG + "merge"}:
-                key.tag = _TAG + "str"  # of a key, on or 1 is its name
+                key.tag = _TAG + "str"  # the keys on and 1 are strings
 
 
 def _inside(node: yaml.Node) -> list[yaml.Node]:

@@ -257,16 +257,16 @@ class DiffusionObjective:
 
 
 def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
-    check_range(config, "diffusion.", "num_timesteps", least=2, most=_MOST_TIMESTEPS)
+    check_range(config, "diffusion.", "num_timesteps", min=2, max=_MOST_TIMESTEPS)
     if config.zero_terminal_snr and config.prediction == "eps":
         raise UserError(
             "diffusion.zero_terminal_snr true leaves diffusion.prediction 'eps' nothing to learn "
             "at the last timestep: choose v or x_0"
         )
-    check_range(config, "diffusion.", "label_drop", least=0, most=1)
+    check_range(config, "diffusion.", "label_drop", min=0, max=1)
     check_range(config, "diffusion.", "min_snr_gamma", above=0)
-    check_range(config, "diffusion.", "vlb_weight", least=0)
-    check_range(sample, "sample.", "guidance", least=0)
+    check_range(config, "diffusion.", "vlb_weight", min=0)
+    check_range(sample, "sample.", "guidance", min=0)
     if sample.guidance != 1 and (config.label_drop == 0 or not config.class_conditional):
         raise UserError(
             f"sample.guidance is {sample.guidance}, but the run trains without "
@@ -284,4 +284,4 @@ def _check(config: DiffusionConfig, sample: SampleConfig) -> None:
         )
     if not 0 <= sample.eta <= 1:
         raise UserError(f"sample.eta is {sample.eta}: choose 0 (no noise) to 1 (as much as DDPM)")
-    check_range(sample, "sample.", "batch", least=1)
+    check_range(sample, "sample.", "batch", min=1)

@@ -284,8 +284,8 @@ def _check(config: UNetConfig, image_size: int) -> None:
         )
     if levels == 0:
         raise UserError("model.channel_mult is []: give at least one level, as [1]")
-    check_range(config, "model.", "num_blocks", least=1, most=100)
-    check_range(config, "model.", "channel_mult", "attention_at", "patch_size", least=1)
+    check_range(config, "model.", "num_blocks", min=1, max=100)
+    check_range(config, "model.", "channel_mult", "attention_at", "patch_size", min=1)
     if config.channels < 4 or config.channels % 4:
         raise UserError(f"model.channels is {config.channels}: choose a multiple of 4")
     if not 0 <= config.dropout < 1:

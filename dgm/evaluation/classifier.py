@@ -110,7 +110,7 @@ def cached_classifier(
     def train() -> None:
         if _read(path, num_classes) is None:
             label = "training a classifier of the images, once for this data set"
-            with progress(label, epochs * len(data), alone=True):
+            with progress(label, epochs * len(data), single_process=True):
                 net = train_classifier(data, num_classes, epochs, seed, engine.device)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, shared=True) as partial:

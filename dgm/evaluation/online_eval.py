@@ -62,8 +62,8 @@ def make_evaluation(
 
     Raises UserError where the family cannot be measured so.
     """
-    check_range(config, "eval.", "every_images", least=0)
-    check_range(config, "eval.", "num_images", least=2, most=MOST_MADE)
+    check_range(config, "eval.", "every_images", min=0)
+    check_range(config, "eval.", "num_images", min=2, max=MOST_MADE)
     if config.every_images == 0:
         return None
     if config.metric == "bits_per_dim":

@@ -157,8 +157,8 @@ def _said_of(channels: int, config: FlowNetConfig) -> int:
 
 
 def _check(config: FlowNetConfig, image_shape: tuple[int, int, int]) -> None:
-    check_range(config, "model.", "hidden", least=1)
-    check_range(config, "model.", "levels", "steps", "blocks", least=1, most=1000)
+    check_range(config, "model.", "hidden", min=1)
+    check_range(config, "model.", "levels", "steps", "blocks", min=1, max=1000)
     if not 0 <= config.logit < 0.5:
         raise UserError(f"model.logit is {config.logit}: choose 0 (none) or more, less than 0.5")
     height, width, _ = image_shape

@@ -160,4 +160,4 @@ class FlowObjective:
 
 def _check(sample: SampleConfig) -> None:
     check_range(sample, "sample.", "temperature", above=0)
-    check_range(sample, "sample.", "batch", least=1)
+    check_range(sample, "sample.", "batch", min=1)

@@ -52,7 +52,7 @@ def make_nets(
 ) -> dict[str, nn.Module]:
     """Make both nets for images (H, W, C); raises UserError where they do not fit."""
     sizes = ("latent", "generator_channels", "discriminator_channels")
-    check_range(config, "model.", *sizes, least=1)
+    check_range(config, "model.", *sizes, min=1)
     height, width, channels = image_shape
     doublings = round(math.log2(height / 4)) if height >= 8 else 0
     if height != width or height != 4 << doublings or doublings < 1:

@@ -240,8 +240,8 @@ def _in_eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 def _check(config: GanConfig, sample: SampleConfig) -> None:
-    check_range(config, "gan.", "r1", least=0)
-    check_range(config, "gan.", "r1_interval", "discriminator_steps", least=1)
+    check_range(config, "gan.", "r1", min=0)
+    check_range(config, "gan.", "r1_interval", "discriminator_steps", min=1)
     if config.discriminator_lr is not None and not config.discriminator_lr > 0:
         raise UserError(
             f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"
@@ -253,4 +253,4 @@ def _check(config: GanConfig, sample: SampleConfig) -> None:
             f"gan.augment_probability is {config.augment_probability}: choose above 0, at most 1"
         )
     check_range(sample, "sample.", "truncation", above=0)
-    check_range(sample, "sample.", "batch", least=1)
+    check_range(sample, "sample.", "batch", min=1)

@@ -188,11 +188,11 @@ def with_kernels(config: TrainConfig) -> bool:
 def check(config: TrainConfig, asked: Launched) -> None:
     """Raise UserError where a setting makes no sense, or not with the engine that is asked for."""
     ones = ("total_images", "log_every_images", "keep_checkpoints")
-    check_range(config, "train.", *ones, least=1)
-    check_range(config, "train.", "global_batch", "micro_batch", least=1, most=MOST_IMAGES)
-    check_range(config, "train.", "samples_per_class", least=1, most=1000)
+    check_range(config, "train.", *ones, min=1)
+    check_range(config, "train.", "global_batch", "micro_batch", min=1, max=MOST_IMAGES)
+    check_range(config, "train.", "samples_per_class", min=1, max=1000)
     zeros = ("sample_every_images", "save_every_images", "ema_halflife_images", "profile_steps")
-    check_range(config, "train.", *zeros, "timeout_minutes", least=0)
+    check_range(config, "train.", *zeros, "timeout_minutes", min=0)
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
     if asked.zero is not None and config.float64:

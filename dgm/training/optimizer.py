@@ -271,7 +271,7 @@ def torchs_adamw(
 
 def _check(config: OptimConfig) -> None:
     check_range(config, "optim.", "lr", above=0)
-    check_range(config, "optim.", "eps", "weight_decay", "warmup_images", "clip_norm", least=0)
+    check_range(config, "optim.", "eps", "weight_decay", "warmup_images", "clip_norm", min=0)
     if not all(0 <= beta < 1 for beta in config.betas):
         raise UserError(f"optim.betas is {list(config.betas)}: choose numbers from 0 to below 1")
 

@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder: a lock that ends with the process that holds it."""
+"""A lock that lets one process at a time train a run folder and that ends with its process."""
 
 from __future__ import annotations
 
@@ -8,114 +8,89 @@ import json
 import os
 import socket
 import sys
-import time
 import warnings
 from pathlib import Path
 
-from dgm.common.errors import UserError
+from filelock import Timeout, UnixFileLock
 
-try:
-    import fcntl
-except ImportError:  # not a system of the Unix kind
-    fcntl = None  # type: ignore[assignment]
+from dgm.common.errors import UserError
 
 LOCK = ".lock"
 WAIT = "DGM_LOCK_WAIT_S"
-"""Variable that says for how long to wait for another process to end."""
+"""Environment variable: seconds to wait for another process to end."""
 
-_LOOK_AGAIN_S = 0.2
+_POLL_S = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunLock:
-    """The lock of a run folder: `.lock` in it names who holds it, the system who really does.
+    """The lock of a run folder: the file `.lock`, which also holds the pid and host of its owner.
 
-    A file that a killed process left behind is free.
+    The kernel releases the lock of a killed process; its file does not matter.
     """
 
     def __init__(self, folder: Path):
-        """Take the folder, which need not exist yet."""
+        """Prepare the lock of a folder, which need not exist yet."""
         self.folder, self.path = folder, folder / LOCK
-        self._descriptor: int | None = None
+        # Without flock, a soft lock would remain locked after its process was killed.
+        self._lock = UnixFileLock(self.path, thread_local=False, fallback_to_soft=False)
+        self._held = False
 
     def take(self) -> None:
-        """Hold the lock until `release`; raises UserError naming who holds it."""
-        patience, began = _patience(), time.monotonic()
-        told = False
-        while not self._try():
-            holder = self._holder()
-            if time.monotonic() - began >= patience:
-                raise UserError(
-                    f"run.dir {self.folder} is being trained by {holder}: wait until it ends, "
-                    "stop it, or choose another run.dir"
+        """Acquire the lock; raise UserError with its owner if that does not end in time."""
+        wait_s = _wait_s()
+        try:
+            self._acquire(0)
+        except Timeout:
+            if wait_s > 0:
+                message = (
+                    f"waiting up to {wait_s:g} s for {self._owner()}, which trains {self.folder}"
                 )
-            if not told:
-                say = f"waiting up to {patience:g} s for {holder}, which trains {self.folder}"
-                print(say, file=sys.stderr, flush=True)
-            told = True
-            time.sleep(_LOOK_AGAIN_S)
+                print(message, file=sys.stderr, flush=True)
+            try:
+                self._acquire(wait_s)
+            except Timeout:
+                raise UserError(
+                    f"run.dir {self.folder} is being trained by {self._owner()}: wait until it "
+                    "ends, stop it, or choose another run.dir"
+                ) from None
+        self._held = True
+        with contextlib.suppress(OSError):  # the lock is held even if its text cannot be written
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            self.path.write_text(json.dumps(owner), encoding="utf-8")
 
     def release(self) -> None:
-        """Let go of the lock, if it is held; the file goes too."""
-        if self._descriptor is None:
+        """Remove the file and release the lock, if it is held."""
+        if not self._held:
             return
-        with contextlib.suppress(OSError):
+        self._held = False
+        with contextlib.suppress(OSError):  # first: waiting processes notice a removed file
             self.path.unlink()
-        os.close(self._descriptor)
-        self._descriptor = None
+        self._lock.release()
 
-    def _try(self) -> bool:
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                _lock(descriptor)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    os.close(descriptor)
-                    if isinstance(error, BlockingIOError):
-                        return False
-                    raise
-                warnings.warn(
-                    f"the disk of {self.folder} knows no locks ({error.strerror}): see to it that "
-                    "nothing else trains there",
-                    stacklevel=2,
-                )
-            if self._is_still(descriptor):
-                break
-            os.close(descriptor)  # of a file that its holder removed as it ended
-        self._descriptor = descriptor
-        with contextlib.suppress(OSError):  # it is held, whether or not its text fits on the disk
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(_myself()).encode())
-        return True
-
-    def _is_still(self, descriptor: int) -> bool:
+    def _acquire(self, timeout: float) -> None:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False
+            self._lock.acquire(timeout, poll_interval=_POLL_S)
+        except OSError as error:
+            if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"the disk of {self.folder} does not support locks ({error.strerror}): make sure "
+                "that no other process trains there",
+                stacklevel=3,
+            )
 
-    def _holder(self) -> str:
+    def _owner(self) -> str:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return f"process {found['pid']} on {found['host']}"
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            return f"process {owner['pid']} on {owner['host']}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "another process"  # which has not written its name yet
+            return "another process"  # which has not written its pid yet
 
 
-def _lock(descriptor: int) -> None:
-    if fcntl is None:
-        raise OSError(errno.ENOSYS, "this system has none")
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _myself() -> dict[str, object]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def _patience() -> float:
-    told = os.environ.get(WAIT, "0")
+def _wait_s() -> float:
+    text = os.environ.get(WAIT, "0")
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(text))
     except ValueError:
-        raise UserError(f"{WAIT} is '{told}': give seconds") from None
+        raise UserError(f"{WAIT} is '{text}': give seconds") from None

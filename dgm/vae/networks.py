@@ -209,8 +209,8 @@ def _precisely(layer: nn.Linear | nn.Conv2d, h: Tensor) -> Tensor:
 
 def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     levels = len(config.channel_mult)
-    check_range(config, "model.", "latent", "encoder_channels", "decoder_channels", least=1)
-    check_range(config, "model.", "num_blocks", least=0, most=100)
+    check_range(config, "model.", "latent", "encoder_channels", "decoder_channels", min=1)
+    check_range(config, "model.", "num_blocks", min=0, max=100)
     if levels == 0 or min(config.channel_mult) < 1:
         raise UserError(
             f"model.channel_mult is {config.channel_mult}: give at least one level, with numbers "

@@ -191,9 +191,9 @@ class VAEObjective:
 
 
 def _check(config: VAEConfig) -> None:
-    check_range(config, "vae.", "beta", "kl_warmup_images", "free_bits", least=0)
+    check_range(config, "vae.", "beta", "kl_warmup_images", "free_bits", min=0)
 
 
 def _check_sample(config: SampleConfig) -> None:
     check_range(config, "sample.", "temperature", above=0)
-    check_range(config, "sample.", "batch", least=1)
+    check_range(config, "sample.", "batch", min=1)

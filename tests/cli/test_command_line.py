@@ -233,8 +233,8 @@ def test_a_configuration_of_another_family_names_its_trainer() -> None:
     [
         ("run:\n  seed 3\n  dir: x\n", 2, "'seed: '"), ("train\n  lr: 1\n", 1, "'train: '"),
         ("run:\n  seed:3\n  dir: x\n", 2, "'seed: '"), ("run:\n  dir: x\n\tseed: 1\n", 3, "spaces"),
-        ("run:\n\tseed: 1\n\tdir: x\n", 2, "spaces"), ("run: a: b\n", 1, "mend"),
-        ("run:\n  seed: 1\n   dir: x\n", 3, "mend"),
+        ("run:\n\tseed: 1\n\tdir: x\n", 2, "spaces"), ("run: a: b\n", 1, "correct"),
+        ("run:\n  seed: 1\n   dir: x\n", 3, "correct"),
     ],
 )  # fmt: skip
 def test_a_missing_colon_or_a_tab_is_named_with_its_own_line(

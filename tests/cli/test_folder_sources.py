@@ -1,4 +1,4 @@
-"""Trainers on a folder of images: what is printed, followed, held out and found again elsewhere."""
+"""Trainers on a folder of images: messages, changes, hold-out, and runs used from other folders."""
 
 from __future__ import annotations
 

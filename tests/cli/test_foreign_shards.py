@@ -1,18 +1,17 @@
-"""Training and measuring on other people's tars: their labels, frequencies, checksums and sizes."""
+"""Training and evaluation on foreign tars: their labels, frequencies, checksums and sizes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tars
 from PIL import Image
 from tiny import LAUNCH, SCRIPTS
 
@@ -27,20 +26,12 @@ COUNTS = {3: 36, 5: 4, 7: 8}  # images by label
 
 
 def write_tar(path: Path, labels: list[int], first: int = 0, extension: str = "npy") -> Path:
-    """Write a tar of shapes under labels of its own, and return its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, label in enumerate(labels, start=first):
-            stream = io.BytesIO()
-            image = shapes.render("train", number * 10 + label)
-            if extension == "npy":
-                np.save(stream, image)
-            else:
-                Image.fromarray(image).save(stream, extension.upper())
-            for name, content in (("cls", b"%d" % label), (extension, stream.getvalue())):
-                info = tarfile.TarInfo(f"{number:04d}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    """Write a tar of shapes with these labels, and return its folder."""
+    images = [
+        shapes.render("train", number * 10 + label)
+        for number, label in enumerate(labels, start=first)
+    ]
+    tars.write_tar(path, tars.members(images, labels, extension, first=first))
     return path.parent
 
 
@@ -225,8 +216,8 @@ def test_many_classes_make_no_huge_sheet(
     data = write_tar(tmp_path / "tars" / "a.tar", labels)
     done = train(data, "--train.samples_per_class=2", images=16, family="gan")
     assert done.code == 0, done.stderr
-    said = "samples/*.png show 62 of 100 classes, evenly spaced, and 2 images of each"
-    assert said in done.stdout
+    message = "samples/*.png show 62 of 100 classes, evenly spaced, and 2 images of each"
+    assert message in done.stdout
     run = tmp_path / "run"
     with Image.open(sorted((run / "samples").glob("*.png"))[-1]) as sheet:
         assert sheet.size == (2 * 66 + 2, 4094)

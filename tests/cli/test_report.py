@@ -12,7 +12,7 @@ import pytest
 from tiny import SCRIPTS, TINY
 from written_runs import write_run
 
-import shards.option_names
+import shards.cli
 from dgm.cli import entry, report
 from dgm.cli.entry import run
 
@@ -26,7 +26,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
     def called(*words: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
         # `run` ends a process, which it may leave as it likes; this one goes on.
-        monkeypatch.setattr(shards.option_names, "_spelling", str)
+        monkeypatch.setattr(shards.cli, "_option_format", str)
         monkeypatch.setattr(entry, "_ends_process", False)
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
@@ -75,7 +75,7 @@ def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path:
         none: f"{none} is no folder: {hint}",
         empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
         f"(no run folder in it): {hint}",
-        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): mend "
+        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): correct "
         "that line; or restore it, or move the run",
         damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
         "mend or remove that line",

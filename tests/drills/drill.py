@@ -1,4 +1,4 @@
-"""Break things, and see that promises are kept: `python -m tests.drills.drill [--short]`.
+"""Break things, and check that promises hold: `python -m tests.drills.drill [--short]`.
 
 It ends with a table: each fault, how often it was tried, whether what is promised was kept, the
 most images of training that had to be done again, and the longest time from the fault to the end
@@ -28,7 +28,7 @@ HEADER = ("fault", "tried", "promise", "held", "most images lost", "longest, s")
 
 @dataclass
 class Row:
-    """What came of all tries of a fault."""
+    """The outcome of all attempts of a fault."""
 
     fault: str
     promise: str
@@ -42,13 +42,13 @@ class Row:
 
     @property
     def held(self) -> str:
-        """Say whether the promise was held."""
+        """Return whether the promise was held."""
         if self.not_possible:
             return f"not possible here: {self.not_possible}"
         return f"broken {len(self.broken)} times" if self.broken else "yes"
 
     def add(self, outcome: Outcome) -> None:
-        """Take in a try."""
+        """Add the outcome of one attempt."""
         self.images_lost = max(self.images_lost, outcome.images_lost)
         self.seconds = max(self.seconds, outcome.seconds)
         if outcome.note:
@@ -56,7 +56,7 @@ class Row:
 
 
 def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
-    """Make a fault so many times; what was drawn for a try follows from seed, name and number."""
+    """Create a fault so many times; the draws of an attempt depend on seed, name and number."""
     row = Row(fault.name, fault.promise)
     began = time.monotonic()
     for number in range(tries):
@@ -72,7 +72,7 @@ def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
             row.tried += 1
             kept = sorted(set((lab.folder / "tries").iterdir()) - before)
             folders = " ".join(map(str, kept))
-            row.broken.append(f"try {number}: {broken}\n  kept: {folders}\n  said: {lab.said}")
+            row.broken.append(f"try {number}: {broken}\n  kept: {folders}\n  said: {lab.output}")
         else:
             for path in set((lab.folder / "tries").iterdir()) - before:
                 shutil.rmtree(path)
@@ -105,7 +105,7 @@ def choose(only: str | None) -> Sequence[Fault]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Try faults; give 1 where a promise was broken."""
+    """Create faults; return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.drills.drill", description=__doc__)
     parser.add_argument("--short", action="store_true", help="a few tries of each")
     parser.add_argument("--only", help="faults, by the beginnings of their names, with commas")
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def say(row: Row) -> None:
-    """Show a fault as soon as it has been tried."""
+    """Print the outcome of a fault."""
     print(f"{row.fault}: {row.tried} tries, held: {row.held} ({row.took_s:.0f} s)", flush=True)
     for note in dict.fromkeys(row.notes):
         print(f"  {note}", flush=True)

@@ -1,4 +1,4 @@
-"""The laboratory: tiny shards, a run left in peace, runs to break, and what is looked at."""
+"""The laboratory of the drill: tiny shards, an undisturbed run, runs to break, and checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dgm.report.read_run import read_run
 from dgm.training import checkpoint
 from shards import shapes
 from shards.build import build
-from tests.drills.left import TENSORS, is_whole, metrics, named_checkpoints, newest_whole
+from tests.drills.run_contents import TENSORS, is_whole, metrics, named_checkpoints, newest_whole
 from tests.support.processes import free_port
 from tests.support.tiny import BATCH, LAUNCH, TINY
 from tests.support.warm_processes import Result, Running, Warm, plain_environment
@@ -40,16 +40,16 @@ PATIENCE_S = 120.0
 
 
 class BrokenPromise(Exception):  # noqa: N818 - it is none of the program
-    """What was promised, and what came instead."""
+    """A promise that was not held."""
 
 
 class NotPossible(Exception):  # noqa: N818 - nor this
-    """Why a fault cannot be made on this machine."""
+    """A fault cannot be created on this machine."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one try; the promise was held, else BrokenPromise was raised."""
+    """The outcome of one attempt that held its promise."""
 
     images_lost: int = 0
     seconds: float = 0.0  # from the fault to the end of what it met
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that breaks, and what is promised for it."""
+    """A fault, and the promise for it."""
 
     name: str
     promise: str
@@ -68,7 +68,7 @@ class Fault:
 
 
 class Lab:
-    """A folder in which runs are broken; everything that they may write to lies in it."""
+    """A folder in which runs are broken, with everything that they may write to."""
 
     def __init__(self, folder: Path):
         self.folder, self.numbers = folder, itertools.count()
@@ -84,30 +84,30 @@ class Lab:
         self.kept: dict[str, Any] = {}  # by `once`
         self.warms: list[Warm] = []
         self.running: dict[Running | subprocess.Popen, float] = {}  # since when
-        self.seconds = 0.0  # that the run left in peace took
-        self.said, self.took_s = "", 0.0  # by what ended last
+        self.seconds = 0.0  # that the undisturbed run took
+        self.output, self.took_s = "", 0.0  # by what ended last
         self.left_outside: set[Path] = set()
 
     def close(self) -> None:
-        """End what is still there; the folder stays."""
+        """End all processes; keep the folder."""
         self.clear()
         for warm in self.warms:
             warm.close()
 
     def clear(self) -> None:
-        """Kill what a try that was given up left running, or standing still."""
+        """Kill running and stopped processes of a failed attempt."""
         while self.running:
             self.running.popitem()[0].kill()
 
     def new_warm(self, variables: dict[str, str]) -> Warm:
-        """Give processes that have imported torch, with more variables."""
+        """Return a server of processes that have imported torch, with further variables."""
         folder = self.folder / "warm" / str(len(self.warms))
         folder.mkdir(parents=True)
         self.warms.append(Warm(folder, {**self.environment, **variables}))
         return self.warms[-1]
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Make something when it is first asked for."""
+        """Return a value that is created on first use."""
         if name not in self.kept:
             self.kept[name] = make()
         return self.kept[name]
@@ -142,35 +142,35 @@ class Lab:
         path.write_text(yaml.safe_dump(keys))
         return path
 
-    def in_peace(self, processes: int = 1) -> Path:
-        """Give the run that nothing disturbs, on so many processes."""
+    def undisturbed_run(self, processes: int = 1) -> Path:
+        """Return the undisturbed run on so many processes."""
         run = self.folder / f"peaceful-{processes}"
         if not run.exists():
             began = time.monotonic()
             done = self.run(run, processes=processes)
-            self.expect(done.code == 0, f"the run left in peace ended with {done.code}")
+            self.expect(done.code == 0, f"the undisturbed run ended with {done.code}")
             self.seconds = self.seconds or time.monotonic() - began
         return run
 
     def prepare(self) -> None:
-        """Make what every try needs; what it leaves outside of the runs is not new afterwards."""
+        """Create what every attempt needs, and list the files outside of runs."""
         compiled = cache_root().glob("kernels-*.so")
         (self.cache / "dgm").mkdir()
         for path in compiled:  # it takes a while: what the user has serves
             shutil.copy(path, self.cache / "dgm")
         warmed = self.run(self.folder / "warmed")  # else they are compiled here
-        self.expect(warmed.code == 0, f"a first run ended with {warmed.code}: {self.said}")
-        self.in_peace()
+        self.expect(warmed.code == 0, f"a first run ended with {warmed.code}: {self.output}")
+        self.undisturbed_run()
         self.left_outside = self._outside()
 
     # Starting.
 
     def new(self, name: str = "run") -> Path:
-        """Give a path for one try that nothing lies at."""
+        """Return an unused path for one attempt."""
         return self.folder / "tries" / f"{next(self.numbers):04d}" / name
 
     def words(self, run: Path, *options: str) -> list[object]:
-        """Give the command that trains into a folder."""
+        """Return the command that trains into a folder."""
         script = LAUNCH / "train_ddpm.py"
         return [script, "--config", self.config, "--run.dir", run, *options]
 
@@ -197,9 +197,9 @@ class Lab:
         try:
             result = running.wait(patience)
         except TimeoutError:
-            self.said = (running.said / "stderr").read_text()
+            self.output = (running.said / "stderr").read_text()
             raise BrokenPromise(f"it hangs: no end within {patience:.0f} s") from None
-        self.said, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
+        self.output, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
         return result
 
     def run(self, run: Path, *options: str, moment: str | None = None, **how: Any) -> Result:
@@ -208,9 +208,9 @@ class Lab:
         return self.end(self.start([*driver, *self.words(run, *options)], **how))
 
     def copy(self, newest: int) -> Path:
-        """Copy the run left in peace, as if killed after its checkpoint of `newest` steps."""
+        """Copy the undisturbed run, as if killed after its checkpoint of `newest` steps."""
         run = self.new()
-        shutil.copytree(self.in_peace(), run)
+        shutil.copytree(self.undisturbed_run(), run)
         for path in named_checkpoints(run):
             if int(path.name) > newest * BATCH:
                 shutil.rmtree(path)
@@ -234,8 +234,8 @@ class Lab:
         for name in named:
             self.expect(name in lines[0], f"{name} is not named: {lines[0]}")
 
-    def look(self, run: Path) -> int:
-        """Look at what a fault left: readable, nothing partial; give the images it has logged."""
+    def check_run(self, run: Path) -> int:
+        """Check that a run is readable, without partial files; return its images seen."""
         self.expect_nothing_outside()
         if not (run / "config.yaml").exists():
             found = sorted(p.name for p in run.iterdir()) if run.exists() else []
@@ -260,15 +260,15 @@ class Lab:
                 image.load()
         return seen
 
-    def look_and_continue(
+    def check_and_continue(
         self, run: Path, *options: str, began: float | None = None, processes: int = 1
     ) -> Outcome:
-        """Look at what a fault left, run the same command again and compare with the peaceful run.
+        """Check a run after a fault, run the same command again, compare with the undisturbed run.
 
-        Images lost are those that the log has, and the run that goes on does again.
+        Images lost are those in the log that the continued run processes again.
         """
         ended = time.monotonic()
-        seen = self.look(run)
+        seen = self.check_run(run)
         saved = newest_whole(run)
         again = self.run(run, *options, processes=processes)
         self.expect(again.code == 0, f"continuing ended with {again.code}: {again.stderr[-500:]}")
@@ -280,10 +280,10 @@ class Lab:
         return Outcome(max(seen - at, 0), ended - (ended if began is None else began))
 
     def expect_same(self, run: Path, processes: int = 1) -> None:
-        """Compare a finished run with the one left in peace: tensors, pictures, log."""
+        """Compare a finished run with the undisturbed one: tensors, pictures, log."""
         self.expect_nothing_outside()
         self.expect_same_tensors(run, processes)
-        peaceful = self.in_peace(processes)
+        peaceful = self.undisturbed_run(processes)
         self.expect(metrics(run) == metrics(peaceful), f"{run}/metrics.jsonl: other lines")
         for path in (peaceful / "samples").iterdir():
             same = filecmp.cmp(path, run / "samples" / path.name, shallow=False)
@@ -292,10 +292,10 @@ class Lab:
         self.expect(not left, f"left behind: {left}")
 
     def expect_same_tensors(self, run: Path, processes: int = 1) -> None:
-        """Compare weights, average and optimizer with those of the run left in peace."""
+        """Compare weights, average and optimizer with those of the undisturbed run."""
         last = f"checkpoints/{STEPS * BATCH:09d}"
         for name in TENSORS:
-            ours, theirs = run / last / name, self.in_peace(processes) / last / name
+            ours, theirs = run / last / name, self.undisturbed_run(processes) / last / name
             self.expect(ours.exists(), f"{ours} is missing")
             self.expect(filecmp.cmp(ours, theirs, shallow=False), f"{ours}: other bytes")
 

@@ -15,6 +15,8 @@ arranged.
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 import os
 import runpy
 import signal
@@ -31,109 +33,88 @@ from dgm.training import checkpoint  # noqa: E402
 from dgm.training.engine import Engine  # noqa: E402
 
 
-def signal_after(
-    function: Callable[..., Any], calls: int, number: int = signal.SIGKILL
+def after(
+    function: Callable[..., Any], calls: int, action: Callable[[Any], Any]
 ) -> Callable[..., Any]:
-    """Wrap a function so that the process gets a signal as the `calls`-th call returns."""
+    """Wrap a function so that the result of the `calls`-th call passes through `action`."""
     done = 0
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal done
         result = function(*args, **kwargs)
         done += 1
-        if done == calls:
-            os.kill(os.getpid(), number)
+        return action(result) if done == calls else result
+
+    return call
+
+
+def send(number: int) -> Callable[[Any], Any]:
+    """Return an action that sends a signal to this process."""
+
+    def action(result: Any) -> Any:
+        os.kill(os.getpid(), number)
         return result
 
-    return call
+    return action
 
 
-def fault_after(function: Callable[..., Any], calls: int, error: Exception) -> Callable[..., Any]:
-    """Wrap a function so that the `calls`-th call raises an error."""
-    done = 0
+def fail(error: Exception) -> Callable[[Any], Any]:
+    """Return an action that raises an error."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done == calls:
-            raise error
-        return function(*args, **kwargs)
+    def action(result: Any) -> Any:
+        raise error
 
-    return call
-
-
-def changed_after(
-    function: Callable[..., Any], calls: int, change: Callable[[Any], Any]
-) -> Callable[..., Any]:
-    """Wrap a function so that what the `calls`-th call returns is changed."""
-    done = 0
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        done += 1
-        result = function(*args, **kwargs)
-        return change(result) if done == calls else result
-
-    return call
+    return action
 
 
 def move_clock(seconds: int) -> Callable[[Any], Any]:
-    """Give what moves the clock, and passes a result on."""
+    """Return an action that moves the clock."""
 
-    def move(result: Any) -> Any:
+    def action(result: Any) -> Any:
         ctypes.CDLL(None).move_clock(ctypes.c_long(seconds))
         return result
 
-    return move
+    return action
 
 
-def arrange_in_forward(kind: str, calls: int, how: str) -> None:
-    """Patch the backward pass, which is given the forward pass that it is to follow."""
-    errors = {"fault": RuntimeError, "mistake": UserError}
-    backward = Engine.backward
-
-    def forward(loss: Callable[[], Any]) -> Any:
-        return loss()
-
-    if kind in errors:
-        error = errors[kind](f"a {kind} of this process alone")
-        forwards = fault_after(forward, calls, error)
+def arrange_in_forward(kind: str, calls: int, option: str) -> None:
+    """Patch the backward pass, which calls the forward pass."""
+    if kind in ("fault", "mistake"):
+        error = RuntimeError if kind == "fault" else UserError
+        action = fail(error(f"a {kind} of this process alone"))
     elif kind == "nan":
-        forwards = changed_after(forward, calls, lambda loss: loss * float("nan"))
+        action = functools.partial(operator.mul, float("nan"))
     elif kind == "clock":
-        forwards = changed_after(forward, calls, move_clock(int(how or -3600)))
+        action = move_clock(int(option or -3600))
     else:
         default = "TERM" if kind == "term" else "KILL"
-        forwards = signal_after(forward, calls, signal.Signals[f"SIG{how or default}"])
-    Engine.backward = lambda self, net, loss, last: backward(
-        self, net, lambda: forwards(loss), last
-    )
+        action = send(signal.Signals[f"SIG{option or default}"])
+    backward = Engine.backward
+    forward = after(lambda loss: loss(), calls, action)
+    Engine.backward = lambda self, net, loss, last: backward(self, net, lambda: forward(loss), last)
 
 
-def arrange(kind: str, calls: int, how: str) -> None:
-    """Patch the one function that the moment follows."""
+def arrange(kind: str, calls: int, option: str) -> None:
+    """Patch the function after which something is to happen."""
     if kind in ("forward", "term", "fault", "mistake", "nan", "clock"):
-        arrange_in_forward(kind, calls, how)
+        arrange_in_forward(kind, calls, option)
         return
-    number = signal.Signals[f"SIG{how or 'KILL'}"]
-    if kind == "update":
-        Engine.update = signal_after(Engine.update, calls, number)
-    elif kind == "file":
-        # Every file of a checkpoint is brought to the disk by this one function.
-        checkpoint._sync_file = signal_after(checkpoint._sync_file, calls, number)
-    elif kind == "saved":
-        checkpoint.write = signal_after(checkpoint.write, calls, number)
-    else:
-        raise SystemExit(f"unknown moment {kind}")
+    owner, name = {
+        "update": (Engine, "update"),
+        "file": (checkpoint, "_sync_file"),  # called for every file of a checkpoint
+        "saved": (checkpoint, "write"),
+    }[kind]
+    action = send(signal.Signals[f"SIG{option or 'KILL'}"])
+    setattr(owner, name, after(getattr(owner, name), calls, action))
 
 
 def main() -> None:
-    """Arrange the moment, then be the script."""
+    """Arrange the moment, then run the script."""
     moment, _, rank = sys.argv[1].partition("@")
-    moment, _, how = moment.partition("=")
+    moment, _, option = moment.partition("=")
     kind, calls = moment.split(":")
     if rank in ("", os.environ.get("RANK", "0")):
-        arrange(kind, int(calls), how)
+        arrange(kind, int(calls), option)
     sys.argv = sys.argv[2:]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

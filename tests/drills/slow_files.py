@@ -1,4 +1,4 @@
-"""A file system that is slow, or hangs: a folder's files through FUSE, read as slowly as asked.
+"""A file system that is slow, or hangs: the files of a folder through FUSE.
 
 It speaks the kernel's own protocol (linux/fuse.h), so it needs nothing but /dev/fuse. It hangs by
 reading no more requests: the kernel lets go of a killed process whose request was not taken yet.
@@ -73,7 +73,7 @@ class SlowFiles:
                 )
 
     def answer(self, code: int, node: int, content: bytes) -> bytes:
-        """Answer one request; raises OSError with what is to be told."""
+        """Answer one request; raises OSError with the errno to answer."""
         if code in _NOTHING:
             return b""
         if code not in self.answers:

@@ -36,7 +36,7 @@ def test_row_says_what_came_of_a_fault(tmp_path: Path) -> None:
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         lab.new().mkdir(parents=True)
-        lab.said = "what it printed"
+        lab.output = "what it printed"
         lab.expect(number != 1, "it broke")
         return Outcome(images_lost=16 * number, seconds=number / 2)
 

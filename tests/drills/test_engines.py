@@ -239,10 +239,10 @@ def test_node_that_dies_ends_the_other_within_a_minute(
             time.sleep(0.1)
         kill_all(nodes[1])
         died = time.monotonic()
-        _, said = nodes[0].communicate(timeout=60)
+        _, output = nodes[0].communicate(timeout=60)
         print(f"{engine}: the other ended after {time.monotonic() - died:.0f} s")
         assert nodes[0].returncode not in (0, 2, 75)
-        assert "Connection" in said, said
+        assert "Connection" in output, output
     finally:
         for node in nodes:
             if node.poll() is None:

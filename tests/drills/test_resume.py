@@ -40,7 +40,9 @@ def train(run_script: Callable, run_warm: Callable, tiny_configs: dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def in_peace(train: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def undisturbed_run(
+    train: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """Return a maker of a family's uninterrupted run on so many processes."""
     made: dict[tuple[int, str], Path] = {}
 
@@ -62,7 +64,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """Read metrics.jsonl without what a clock or the memory says."""
+    """Read metrics.jsonl without times, memory and energy."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = ("wall_s", "time/", "memory/", "energy/")
     return [{k: v for k, v in line.items() if not k.startswith(measured)} for line in lines]
@@ -95,7 +97,7 @@ def assert_same_run(folder: Path, peaceful: Path) -> None:
 )
 def test_killed_run_continues_to_the_same_bytes(
     train: Callable,
-    in_peace: Callable,
+    undisturbed_run: Callable,
     tmp_path: Path,
     moment: str,
     saved: list[int],
@@ -109,7 +111,7 @@ def test_killed_run_continues_to_the_same_bytes(
     again = train(folder)
     assert again.code == 0, again.stderr
     assert any(line in again.stdout for line in ("continues at:", "already seen:")) == bool(saved)
-    assert_same_run(folder, in_peace(1))
+    assert_same_run(folder, undisturbed_run(1))
 
 
 LONG = [pytest.param(family, marks=pytest.mark.long) for family in ("vae", "flow")]
@@ -117,7 +119,7 @@ LONG = [pytest.param(family, marks=pytest.mark.long) for family in ("vae", "flow
 
 @pytest.mark.parametrize("family", ["gan", *LONG])
 def test_every_family_killed_three_times_continues_to_the_same_bytes(
-    train: Callable, in_peace: Callable, tmp_path: Path, family: str
+    train: Callable, undisturbed_run: Callable, tmp_path: Path, family: str
 ) -> None:
     folder = tmp_path / "run"
     # In a step, in the second file of a save, after a save; a GAN has a second pass in most steps.
@@ -128,11 +130,11 @@ def test_every_family_killed_three_times_continues_to_the_same_bytes(
     again = train(folder, family=family)
     assert again.code == 0, again.stderr
     assert "continues at:" in again.stdout
-    assert_same_run(folder, in_peace(1, family))
+    assert_same_run(folder, undisturbed_run(1, family))
 
 
 def test_run_killed_at_every_file_of_a_save_continues_to_the_same_bytes(
-    train: Callable, in_peace: Callable, tmp_path: Path
+    train: Callable, undisturbed_run: Callable, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     files: set[str] = set()
@@ -148,11 +150,11 @@ def test_run_killed_at_every_file_of_a_save_continues_to_the_same_bytes(
     assert files == {*TENSORS, "state.json", "manifest.json"}
     again = train(folder)
     assert again.code == 0, again.stderr
-    assert_same_run(folder, in_peace(1))
+    assert_same_run(folder, undisturbed_run(1))
 
 
 def test_run_stopped_by_sigterm_exits_75_and_continues_to_the_same_bytes(
-    train: Callable, in_peace: Callable, tmp_path: Path
+    train: Callable, undisturbed_run: Callable, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     stopped = train(folder, "term:7")
@@ -163,11 +165,11 @@ def test_run_stopped_by_sigterm_exits_75_and_continues_to_the_same_bytes(
     again = train(folder)
     assert again.code == 0, again.stderr
     assert "continues at:    112 images" in again.stdout.splitlines()
-    assert_same_run(folder, in_peace(1))
+    assert_same_run(folder, undisturbed_run(1))
 
 
 def test_two_processes_end_together_and_continue_to_the_same_bytes(
-    train: Callable, in_peace: Callable, tmp_path: Path
+    train: Callable, undisturbed_run: Callable, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     killed = train(folder, "forward:7@1", processes=2)  # a hang would run into the timeout
@@ -182,14 +184,14 @@ def test_two_processes_end_together_and_continue_to_the_same_bytes(
     assert again.code == 0, again.stderr
     assert "DDP on 2 processes" in again.stdout
     assert "continues at:    208 images" in again.stdout.splitlines()
-    assert_same_run(folder, in_peace(2))
+    assert_same_run(folder, undisturbed_run(2))
 
 
 def test_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before(
-    train: Callable, in_peace: Callable, tmp_path: Path
+    train: Callable, undisturbed_run: Callable, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(in_peace(1), folder)
+    shutil.copytree(undisturbed_run(1), folder)
     newest = folder / "checkpoints" / f"{STEPS * BATCH:09d}"
     damaged = newest / "optimizer.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -200,4 +202,4 @@ def test_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before(
     warned = f"warning: checkpoint {newest} is passed over: optimizer.safetensors is not as"
     assert warned in again.stderr
     assert f"continues at:    {(STEPS - 4) * BATCH} images" in again.stdout.splitlines()
-    assert_same_run(folder, in_peace(1))
+    assert_same_run(folder, undisturbed_run(1))

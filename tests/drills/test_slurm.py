@@ -1,4 +1,4 @@
-"""Train on a real Slurm cluster of four nodes: the same curve, whatever breaks on the way."""
+"""Train on a real Slurm cluster of four nodes: the same curve in spite of faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster import Cluster, kill, log_of, losses_of, until
 from tiny import BATCH, LAUNCH, SCRIPTS
 
 from slurm import slurm_cli, status
-from slurm.run_state import Record
+from slurm.run_state import RunState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,11 +28,11 @@ SAVES = ("--train.save_every_images=320",)
 
 
 @pytest.fixture(scope="module")
-def peaceful(
+def undisturbed(
     run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Train the long run on two processes, left in peace."""
-    folder = tmp_path_factory.mktemp("peaceful") / "run"
+    """Train the long run on two processes without a fault."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
     words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", folder]
     words += ["--run.trackers=[]", f"--train.total_images={LONG * BATCH}", *SAVES]
     done = run_warm(*words, processes=2)
@@ -40,15 +40,15 @@ def peaceful(
     return folder
 
 
-def same_bytes(record: Record, peaceful: Path) -> None:
+def same_bytes(run: RunState, undisturbed: Path) -> None:
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         path = f"checkpoints/{LONG * BATCH:09d}/{name}"
-        assert (record.run / path).read_bytes() == (peaceful / path).read_bytes(), name
-    assert losses_of(record.run) == losses_of(peaceful)
+        assert (run.path / path).read_bytes() == (undisturbed / path).read_bytes(), name
+    assert losses_of(run.path) == losses_of(undisturbed)
 
 
-def ends(record: Record) -> list[tuple[str, str]]:
-    return [(line["verdict"], line["next"]) for line in record.history() if line["event"] == "end"]
+def ends(run: RunState) -> list[tuple[str, str]]:
+    return [(line["verdict"], line["next"]) for line in run.history() if line["event"] == "end"]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_job_on_several_nodes_has_the_losses_of_one_process(
     options: list[object] = ["--nodes", nodes, "--processes-per-node", processes]
     if engine:
         options += ["--accelerate-config", LAUNCH / "configs" / "accelerate" / f"{engine}.yaml"]
-    record = cluster.submit(tmp_path / "run", *options, steps=50)
-    row = cluster.wait(record, "done")
+    run = cluster.submit(tmp_path / "run", *options, steps=50)
+    row = cluster.wait(run, "done")
     assert row.processes == nodes * processes
-    difference = largest_difference(losses_of(record.run), losses_alone("diffusion"))
+    difference = largest_difference(losses_of(run.path), losses_alone("diffusion"))
     print(f"{nodes} nodes x {processes}, {engine or 'ddp'}: differs by {difference:.1e}")
     assert difference < 1e-5
     name = "DeepSpeed ZeRO-2" if engine else "DDP"
-    assert f"engine:          {name} on {nodes * processes} processes" in log_of(record)
+    assert f"engine:          {name} on {nodes * processes} processes" in log_of(run)
 
 
 @pytest.mark.long
@@ -86,18 +86,18 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid:\n  optim.lr: [1e-3, 2e-3]\n  run.seed: [0, 1]\n")
     base = cluster.submit(tmp_path / "runs", "--sweep", sweep, "--max-parallel", 2, steps=60)
-    records = status.find_runs(base.run)
+    runs = status.find_runs(base.path)
     names = [f"lr=0.00{lr}-seed={seed}" for lr in (1, 2) for seed in (0, 1)]
-    assert [record.run.name for record in records] == names
+    assert [run.path.name for run in runs] == names
     seen: set[tuple[str, ...]] = set()
     ports: dict[Path, str] = {}
 
     def look() -> bool:
-        for record in records:
-            for rank in cluster.ranks(record):
+        for run in runs:
+            for rank in cluster.ranks(run):
                 with contextlib.suppress(psutil.Error):  # it may have ended since
-                    ports[record.run] = rank.environ()["MASTER_PORT"]
-        found = status.rows(records)
+                    ports[run.path] = rank.environ()["MASTER_PORT"]
+        found = status.rows(runs)
         assert all(row.total_images == 60 * BATCH for row in found)
         assert all(row.images_seen == row.total_images for row in found if row.state == "done")
         seen.add(tuple(row.state for row in found))
@@ -108,48 +108,48 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     assert ("running", "running", "queued", "queued") in seen
     assert {state for states in seen for state in states} == {"queued", "running", "done"}
     assert len(set(ports.values())) == 4, "tasks of an array met at the same port"
-    for record in records:
-        assert len(losses_of(record.run)) == 60
-        assert (record.folder / "config.yaml").is_file()
+    for run in runs:
+        assert len(losses_of(run.path)) == 60
+        assert (run.folder / "config.yaml").is_file()
 
 
-def test_told_to_stop_it_saves_and_goes_on_by_itself(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+def test_asked_to_stop_it_saves_and_continues_by_itself(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
-    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
     # Once before the training listens, by way of the job, as at a time limit.
-    until(lambda: len(cluster.ranks(record)) == 2, 30, log_of(record))
-    slurm_cli.call("scancel", "--batch", "--signal=USR2", cluster.job(record))
-    until(lambda: bool(ends(record)), 30, log_of(record))
-    assert cluster.wait(record, "requeued").requeues == 0
+    until(lambda: len(cluster.ranks(run)) == 2, 30, log_of(run))
+    slurm_cli.call("scancel", "--batch", "--signal=USR2", cluster.job(run))
+    until(lambda: bool(ends(run)), 30, log_of(run))
+    assert cluster.wait(run, "requeued").requeues == 0
     # Then in the middle, each process by itself.
-    cluster.wait_for_steps(record, record.images_saved() // BATCH + 30)
-    told = record.metrics()[-1]["step"]
-    slurm_cli.call("scancel", "--signal=USR2", cluster.job(record))
-    until(lambda: len(ends(record)) == 2, 30, log_of(record))
-    saved = record.images_saved() // BATCH
-    assert saved >= told
-    assert record.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
-    row = cluster.wait(record, "done")
+    cluster.wait_for_steps(run, run.images_saved() // BATCH + 30)
+    requested_at = run.metrics()[-1]["step"]
+    slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
+    until(lambda: len(ends(run)) == 2, 30, log_of(run))
+    saved = run.images_saved() // BATCH
+    assert saved >= requested_at
+    assert run.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
+    row = cluster.wait(run, "done")
     assert row.requeues == 2
     stopped = ("stopped", "requeue")
-    assert ends(record) == [stopped, stopped, ("done", "nothing")]
-    same_bytes(record, peaceful)
+    assert ends(run) == [stopped, stopped, ("done", "nothing")]
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long
-def test_preempted_it_saves_and_goes_on_afterwards(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+def test_preempted_it_saves_and_continues_afterwards(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
-    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
-    cluster.wait_for_steps(record, 30)
+    run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
+    cluster.wait_for_steps(run, 30)
     urgent = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null")
     slurm_cli.call("sbatch", *urgent, "--wrap=true")
-    assert cluster.wait(record, "requeued").images_seen < LONG * BATCH
-    row = cluster.wait(record, "done")
-    assert ends(record) == [("stopped", "requeue"), ("done", "nothing")]
+    assert cluster.wait(run, "requeued").images_seen < LONG * BATCH
+    row = cluster.wait(run, "done")
+    assert ends(run) == [("stopped", "requeue"), ("done", "nothing")]
     assert row.requeues == 1
-    same_bytes(record, peaceful)
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long
@@ -158,47 +158,47 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     steps = 100_000
     options = ["--time", "1", "--lead-s", "40"]
     overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
-    record = cluster.submit(tmp_path / "run", *options, steps=steps, overrides=overrides)
-    until(lambda: bool(ends(record)), 90, log_of(record))
-    assert ends(record) == [("stopped", "requeue")]
-    saved = record.images_saved()
+    run = cluster.submit(tmp_path / "run", *options, steps=steps, overrides=overrides)
+    until(lambda: bool(ends(run)), 90, log_of(run))
+    assert ends(run) == [("stopped", "requeue")]
+    saved = run.images_saved()
     assert saved > 0
-    row = cluster.wait(record, "running")
+    row = cluster.wait(run, "running")
     # Where imports take long, all that a start has time for is a step and to save it.
     until(
-        lambda: max(record.metrics()[-1]["images_seen"], record.images_saved()) > saved,
+        lambda: max(run.metrics()[-1]["images_seen"], run.images_saved()) > saved,
         90,
-        log_of(record),
+        log_of(run),
     )
-    assert status.rows([record])[0].requeues >= 1 and row.total_images == steps * BATCH
-    slurm_cli.cancel([cluster.job(record)])
-    until(lambda: status.rows([record])[0].state in status.ENDED, 60, log_of(record))
+    assert status.rows([run])[0].requeues >= 1 and row.total_images == steps * BATCH
+    slurm_cli.cancel([cluster.job(run)])
+    until(lambda: status.rows([run])[0].state in status.ENDED, 60, log_of(run))
     # Cancelled by a person: saved, and not started again.
-    assert status.rows([record])[0].state in ("stopped", "cancelled")
-    assert cluster.show(record, "JobState") == "CANCELLED"
+    assert status.rows([run])[0].state in ("stopped", "cancelled")
+    assert cluster.show(run, "JobState") == "CANCELLED"
 
 
 @pytest.mark.long
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    cluster: Cluster, peaceful: Path, tmp_path: Path
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
     overrides = ("--train.save_every_images=80",)
-    record = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
+    run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
     between, ports = LONG // (KILLS + 1), set()
     for number in range(KILLS):
         # Anywhere within a stretch of the run, so that all fall before its end.
-        cluster.wait_for_steps(record, number * between + chance.randrange(6, between))
-        victims = cluster.ranks(record)
+        cluster.wait_for_steps(run, number * between + chance.randrange(6, between))
+        victims = cluster.ranks(run)
         ports.add(victims[0].environ()["MASTER_PORT"])
         kill(chance.choice(victims))
-        until(lambda number=number: len(ends(record)) > number, 60, log_of(record))
-    row = cluster.wait(record, "done")
-    assert ends(record) == [("fault", "again")] * KILLS + [("done", "nothing")]
+        until(lambda number=number: len(ends(run)) > number, 60, log_of(run))
+    row = cluster.wait(run, "done")
+    assert ends(run) == [("fault", "again")] * KILLS + [("done", "nothing")]
     assert row.requeues == 0 and len(ports) == KILLS
-    assert re.search(r"task [01]: Killed", log_of(record))
+    assert re.search(r"task [01]: Killed", log_of(run))
     print(f"{KILLS} kills: the same bytes")
-    same_bytes(record, peaceful)
+    same_bytes(run, undisturbed)
 
 
 @pytest.mark.long
@@ -207,15 +207,15 @@ def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
 ) -> None:
     # At this rate rounding, which differs with the number of processes, does not grow.
     overrides = (*SAVES, "--optim.lr=1e-4")
-    record = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=overrides)
-    cluster.wait_for_steps(record, 30)
+    run = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=overrides)
+    cluster.wait_for_steps(run, 30)
     for node in ("n3", "n4"):
         cluster.nodes.kill_node(node)
     died = time.monotonic()
     try:
-        row = cluster.wait(record, "done")
+        row = cluster.wait(run, "done")
         print(f"two nodes died: done {time.monotonic() - died:.0f} s later")
-        starts = [line for line in record.history() if line["event"] == "start"]
+        starts = [line for line in run.history() if line["event"] == "start"]
         assert starts[0]["nodes"] == ["n1", "n2", "n3", "n4"]
         assert starts[-1]["nodes"] == ["n1", "n2"] and row.requeues >= 1
     finally:
@@ -223,26 +223,26 @@ def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
             cluster.nodes.start_node(node)
         cluster.nodes.wait_until_idle()
     alone = tmp_path / "alone"
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", record.run / "config.yaml"]
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", run.path / "config.yaml"]
     assert run_warm(*words, "--run.dir", alone).code == 0
-    difference = largest_difference(losses_of(record.run), losses_of(alone))
+    difference = largest_difference(losses_of(run.path), losses_of(alone))
     print(f"4 nodes, then 2: differs by {difference:.1e} from one process")
     assert difference < 1e-5
 
 
 def test_run_that_always_fails_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
     options = ["--max-faults", "1"]
-    record = cluster.submit(tmp_path / "run", *options, overrides=("--train.save_every_images=0",))
-    until(lambda: len(cluster.ranks(record)) == 1, 30, log_of(record))
-    kill(cluster.ranks(record)[0])
-    until(lambda: bool(ends(record)), 30, log_of(record))
-    assert ends(record) == [("fault", "give up")]
-    until(lambda: status.rows([record])[0].state == "failed", 30, log_of(record))
-    row = status.rows([record])[0]
+    run = cluster.submit(tmp_path / "run", *options, overrides=("--train.save_every_images=0",))
+    until(lambda: len(cluster.ranks(run)) == 1, 30, log_of(run))
+    kill(cluster.ranks(run)[0])
+    until(lambda: bool(ends(run)), 30, log_of(run))
+    assert ends(run) == [("fault", "give up")]
+    until(lambda: status.rows([run])[0].state == "failed", 30, log_of(run))
+    row = status.rows([run])[0]
     assert re.search(r"task 0: Killed", row.error), row.error
-    kept = status.rows([record])[0].job
+    kept = status.rows([run])[0].job
     cluster.submit(tmp_path / "run", "--only-failed")
-    row = cluster.wait(record, "done")
+    row = cluster.wait(run, "done")
     assert row.job != kept and row.error == ""
 
 
@@ -251,12 +251,12 @@ def test_signal_to_everything_of_a_step_disturbs_no_helper(
 ) -> None:
     # Clusters that keep a step in a cgroup signal every process in it, compilers' helpers too.
     overrides = ("--train.compile=noise",)
-    record = cluster.submit(tmp_path / "run", steps=100_000, overrides=overrides)
-    cluster.wait_for_steps(record, 5)
-    rank = cluster.ranks(record)[0]
+    run = cluster.submit(tmp_path / "run", steps=100_000, overrides=overrides)
+    cluster.wait_for_steps(run, 5)
+    rank = cluster.ranks(run)[0]
     for process in [rank, *rank.children(recursive=True)]:
         kill(process, signal.SIGUSR2)
-    until(lambda: bool(ends(record)), 60, log_of(record))
-    assert ends(record) == [("stopped", "requeue")]
-    assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    slurm_cli.cancel([cluster.job(record)])
+    until(lambda: bool(ends(run)), 60, log_of(run))
+    assert ends(run) == [("stopped", "requeue")]
+    assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    slurm_cli.cancel([cluster.job(run)])

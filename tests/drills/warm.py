@@ -83,7 +83,7 @@ def answer(connection: socket.socket) -> None:
 
 
 def become(request: dict[str, Any], rank: int) -> NoReturn:
-    """Be the script, as if Python had just been started with these words."""
+    """Run the script as if Python had just been started with these words."""
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(name, flags), number)

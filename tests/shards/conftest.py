@@ -1,18 +1,16 @@
-"""Small sources, tars of other people's, and the command lines run as a user runs them."""
+"""Small sources, shards, and the commands run as processes."""
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tars import encode
 
 from shards.format import Index
 from shards.sources import Source
@@ -59,39 +57,7 @@ def write(tmp_path: Path) -> Callable[..., Index]:
 
 
 @pytest.fixture
-def write_tar() -> Callable[[Path, dict[str, bytes]], Path]:
-    """Return a writer of plain tars, as other people make them."""
-
-    def make(path: Path, members: dict[str, bytes]) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, content in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        return path
-
-    return make
-
-
-@pytest.fixture
-def encode() -> Callable[[np.ndarray, str], bytes]:
-    """Return an encoder of one image as a file of the given extension; all but jpg lossless."""
-
-    def make(image: np.ndarray, extension: str) -> bytes:
-        stream = io.BytesIO()
-        if extension == "npy":
-            np.save(stream, image)
-        else:
-            kind = {"jpg": "JPEG", "jpeg": "JPEG"}.get(extension, extension.upper())
-            Image.fromarray(image).save(stream, kind, quality=90, lossless=True)
-        return stream.getvalue()
-
-    return make
-
-
-@pytest.fixture
-def class_tree(images, encode) -> Callable[..., Path]:
+def class_tree(images) -> Callable[..., Path]:
     """Return a maker of a class-folder tree with `count` PNGs per class."""
 
     def make(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3) -> Path:

@@ -1,4 +1,4 @@
-"""Decoded copies that several users share: whose is read, whose is made, who may read it."""
+"""Decoded copies in caches that several users share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import members, write_tar
 
 from dgm.common.errors import UserError
 from shards.build import ensure
@@ -30,18 +31,15 @@ from shards.reader import open_shards
 shards = open_shards(ensure("test", sys.argv[1]))
 print(shards.folder, shards.images(np.arange(len(shards))).sum())
 """
-SOMEBODY = 12345  # a user's number
+OTHER_USER = 12345  # a user's number
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
 
 
 @pytest.fixture
-def tars(images, encode, write_tar, tmp_path: Path) -> Iterator[Path]:
+def tars(images, tmp_path: Path) -> Iterator[Path]:
     """Write a folder of tars that need decoding."""
-    content = {}
-    for number, image in enumerate(images(4)):
-        content[f"{number}.cls"] = b"%d" % number
-        content[f"{number}.png"] = encode(image, "png")
+    content = members(images(4), range(4), "png")
     folder = write_tar(tmp_path / "other" / "a.tar", content).parent
     yield folder
     for path in (folder, *folder.glob(f"{DECODED}/**")):
@@ -67,16 +65,16 @@ def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
 
 
 def give_away(folder: Path, mode: int) -> None:
-    """Make a copy somebody else's, its files with this mode."""
+    """Give a copy to another user, its files with this mode."""
     for path in (folder, *folder.iterdir()):
         path.chmod(mode | (0o111 if path.is_dir() and mode else 0))
-        os.chown(path, SOMEBODY, SOMEBODY)
+        os.chown(path, OTHER_USER, OTHER_USER)
 
 
 @pytest.mark.slow
 @only_root
 @pytest.mark.parametrize("harm", ["files unreadable", "folder unreadable", "index cut", "tar cut"])
-def test_somebodys_copy_that_is_no_use_gives_way_to_ones_own(
+def test_an_unusable_copy_of_another_user_is_replaced_by_an_own_one(
     tars: Path, read, cache: Path, harm: str
 ) -> None:
     copy = Shards(tars).folder
@@ -96,13 +94,13 @@ def test_somebodys_copy_that_is_no_use_gives_way_to_ones_own(
 
 @pytest.mark.slow
 @only_root
-def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Path) -> None:
+def test_a_damaged_copy_of_another_user_is_replaced(tars: Path, read, cache: Path) -> None:
     [tar] = Shards(tars).folder.glob("*.tar")
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(UserError, match=r"has changed .*; remove /.*/all-\w+, and it is decoded"):
-        ensure("test", tars)  # one's own is told
+    with pytest.raises(UserError, match=r"has changed .*; remove /.*/all-\w+ to decode it"):
+        ensure("test", tars)  # the own copy is reported
     give_away(tar.parent, 0o644)
     found, _ = read(tars)
     assert found.parent == cache / "dgm" / "decoded"
@@ -112,7 +110,7 @@ def test_somebodys_copy_with_a_bit_flipped_gives_way(tars: Path, read, cache: Pa
 @pytest.mark.slow
 @only_root
 def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
-    """Somebody's copy and index that cannot be read, in a cache that both write to."""
+    """Test a copy and an index of another user that cannot be read, in a shared cache."""
     tars.chmod(0o555)
     place, _ = read(tars)
     assert place.parent == cache / "dgm" / "decoded"
@@ -124,12 +122,9 @@ def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
 
 @only_root
 def test_an_index_in_the_cache_that_cannot_be_read(
-    images, encode, write_tar, tmp_path: Path, cache: Path, read
+    images, tmp_path: Path, cache: Path, read
 ) -> None:
-    content = {}
-    for number, image in enumerate(images(4)):
-        content |= {f"{number}.cls": b"%d" % number, f"{number}.npy": encode(image, "npy")}
-    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
+    folder = write_tar(tmp_path / "other" / "a.tar", members(images(4), range(4))).parent
     assert read(folder) == (folder, [])
     kept = cache / "dgm" / "index"
     give_away(kept, 0o000)
@@ -139,10 +134,10 @@ def test_an_index_in_the_cache_that_cannot_be_read(
     assert read(folder) == (folder, []) and known.is_file()
 
 
-def test_a_copy_of_ones_own_that_is_cut_is_made_again(tars: Path, images) -> None:
+def test_a_truncated_own_copy_is_decoded_again(tars: Path, images) -> None:
     copy = Shards(tars).folder
     (copy / INDEX).write_text("{")
-    with pytest.warns(UserWarning, match="decoded copy .* is passed over: .*damaged"):
+    with pytest.warns(UserWarning, match="decoded copy .* is not used: .*damaged"):
         shards = Shards(tars)
     assert shards.folder == copy
     assert np.array_equal(shards.images(np.arange(4)), images(4))
@@ -165,7 +160,7 @@ def test_copies_follow_umask_and_group(tars: Path, cache: Path, umask: int) -> N
         assert path.stat().st_gid == group
 
 
-def test_the_copy_and_its_size_are_said(tars: Path, capsys) -> None:
+def test_the_copy_and_its_size_are_printed(tars: Path, capsys) -> None:
     copy = Shards(tars).folder
     [line] = capsys.readouterr().err.splitlines()
     assert line == f"decoded copy of {tars}: {copy} (4 images, 30.7 kB)"
@@ -173,9 +168,7 @@ def test_the_copy_and_its_size_are_said(tars: Path, capsys) -> None:
     assert not capsys.readouterr().err
 
 
-def test_transparent_images_of_tars_are_composed_on_white_and_said(
-    write_tar, tmp_path: Path, capsys
-) -> None:
+def test_transparent_images_of_tars_are_composed_on_white(tmp_path: Path, capsys) -> None:
     content = {}
     for number, alpha in enumerate((255, 0, 128)):
         with io.BytesIO() as file:

@@ -6,65 +6,36 @@ import io
 import itertools
 import json
 import tarfile
+import tempfile
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import attempt, damaged, examples, flipped, resaid
+from damage import attempt, changed, damaged, examples, flipped
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from tars import encode, members, write_tar
 
 from dgm.common.errors import UserError
 from shards.build import ensure
 from shards.format import INDEX, Index, load_index
 from shards.images import decode_image
 from shards.reader import Shards
-from shards.validate_samples import check_samples
+from shards.validate_samples import validate_samples
 from shards.verify import verify
 
 COUNT = 6
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep every cache of a test in a folder of its own."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path
 
 
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
 
 
-def tar_of(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def encoded(image: np.ndarray, extension: str) -> bytes:
-    stream = io.BytesIO()
-    if extension == "npy":
-        np.save(stream, image)
-    else:
-        Image.fromarray(image).save(stream, extension)
-    return stream.getvalue()
-
-
 def foreign(extension: str) -> bytes:
-    """Make a tar as other people do."""
-    members = {}
-    for number, image in enumerate(pixels()):
-        members[f"{number:04d}.cls"] = b"%d" % (number % 3)
-        members[f"{number:04d}.{extension}"] = encoded(image, extension)
-    return tar_of(members)
+    content = members(pixels(), (0, 1, 2, 0, 1, 2), extension)
+    with tempfile.TemporaryDirectory() as folder:
+        return write_tar(Path(folder) / "a.tar", content).read_bytes()
 
 
 PNG, NPY = foreign("png"), foreign("npy")
@@ -109,7 +80,7 @@ def test_a_damaged_index_is_the_same_or_named(tmp_path: Path, ours: Path, data) 
     if data.draw(st.booleans()):
         content = data.draw(damaged(whole))
     else:
-        content = json.dumps(data.draw(resaid(json.loads(whole)))).encode()
+        content = json.dumps(data.draw(changed(json.loads(whole)))).encode()
     path = tmp_path / INDEX
     path.write_bytes(content)
     found = attempt(lambda: load_index(path), path, "build the shards again")
@@ -117,7 +88,7 @@ def test_a_damaged_index_is_the_same_or_named(tmp_path: Path, ours: Path, data) 
 
 
 def older(ours: Path) -> dict:
-    """Give an index as it was before there were checksums."""
+    """Return an index without a checksum, as of older versions."""
     content = json.loads((ours / INDEX).read_text())
     del content["checksum"]
     return content
@@ -137,7 +108,7 @@ def everything(shards: Shards) -> tuple:
 @examples(100)
 @given(data=st.data())
 def test_an_older_index_fits_its_tars_or_is_named(tmp_path: Path, ours: Path, data) -> None:
-    content = json.dumps(data.draw(resaid(older(ours)))).encode()
+    content = json.dumps(data.draw(changed(older(ours)))).encode()
     place = copied(ours, tmp_path, index=content)
 
     def read() -> tuple:
@@ -171,7 +142,7 @@ def test_a_damaged_sample_is_named_without_a_checksum_of_the_file(
     path.write_bytes(content)
     assert index.layout is not None
     layout = index.layout
-    done = attempt(lambda: check_samples(path, layout, 4, 2, (8, 8, 3), 3) or True, path)
+    done = attempt(lambda: validate_samples(path, layout, 4, 2, (8, 8, 3), 3) or True, path)
     if done:  # what it does not see lies in the pixels, in padding, or makes another label
         at = next(k for k in range(len(whole)) if content[k] != whole[k]) % layout.stride
         assert at >= layout.pixel_offset or 512 <= at < 1024
@@ -235,15 +206,9 @@ def test_a_tar_with_rewritten_headers_is_read_whole_or_named(
 
 
 @pytest.mark.parametrize(
-    ("kind", "part"),
-    [
-        (tarfile.SYMTYPE, "a link, a device"),
-        (tarfile.LNKTYPE, "a link, a device"),
-        (tarfile.CHRTYPE, "a link, a device"),
-        (tarfile.FIFOTYPE, "a link, a device"),
-    ],
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
 )
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes, part: str) -> None:
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     stream = io.BytesIO(PNG)
     with tarfile.open(fileobj=stream, mode="a") as tar:
         info = tarfile.TarInfo("9.png")
@@ -251,7 +216,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes, part: str) -
         tar.addfile(info)
     path = tmp_path / "a.tar"
     path.write_bytes(stream.getvalue())
-    with pytest.raises(UserError, match=rf"a\.tar holds 9\.png at byte \d+, {part}"):
+    with pytest.raises(UserError, match=r"a\.tar holds 9\.png at byte \d+, a link, a device"):
         Shards(path)
 
 
@@ -288,7 +253,7 @@ def test_no_header_asks_for_much_memory(tmp_path: Path) -> None:
 @examples(60)
 @given(data=st.data())
 def test_a_damaged_image_is_read_or_named(extension: str, data) -> None:
-    content = data.draw(damaged(encoded(pixels()[0], extension)))
+    content = data.draw(damaged(encode(pixels()[0], extension)))
     found = attempt(lambda: decode_image(content, "its name"), "its name")
     assert found is None or (found.dtype == np.uint8 and found.ndim == 3)
 

@@ -1,4 +1,4 @@
-"""Labels of other people's shards: those that occur are numbered, test labels by train classes."""
+"""Labels of foreign shards: those that occur are numbered, test labels by train classes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tars import encode, members, write_tar
 
 from dgm.common.errors import UserError
+from shards import decode_cache
 from shards.build import ensure
 from shards.format import INDEX, load_index
 from shards.reader import Shards, match_classes
-from shards.sources import Source
-from shards.write import write_folder
 
 
 @pytest.fixture
-def tar_of(images, encode, write_tar, tmp_path: Path):
+def tar_of(images, tmp_path: Path):
     """Return a maker of a tar with one image for each label, and its folder."""
 
     def make(labels: list[object], extension: str = "npy", name: str = "other", kind: str = "cls"):
-        content = {}
-        for number, (image, label) in enumerate(zip(images(len(labels)), labels, strict=True)):
-            content[f"{number:04d}.{kind}"] = str(label).encode()
-            content[f"{number:04d}.{extension}"] = encode(image, extension)
+        content = members(images(len(labels)), labels, extension, kind)
         return write_tar(tmp_path / name / "a.tar", content).parent
 
     return make
@@ -107,7 +104,7 @@ def test_classes_match(own, given, found, by_number) -> None:
     assert match_classes(own, given) == (found, by_number)
 
 
-def test_a_match_by_number_is_said(images, write, tar_of, tmp_path: Path) -> None:
+def test_a_match_by_number_is_reported(images, write, tar_of, tmp_path: Path) -> None:
     write(images(3), np.arange(3), classes=3)
     train = Shards(tar_of([0, 1, 2]))
     with pytest.warns(UserWarning, match="matched with those of the train images by number"):
@@ -126,41 +123,25 @@ def test_labels_that_are_no_numbers_are_named(tar_of, labels, message: str) -> N
         Shards(tar_of(labels))
 
 
-def test_a_copy_numbered_by_an_older_version_is_made_again(tar_of, images) -> None:
-    labels, folder = [282, 101], tar_of([282, 101], "png")
-    place = Shards(folder).folder
-    for path in place.iterdir():
-        path.unlink()
-    old = Source(
-        "tar", tuple(map(str, range(283))), (32, 32, 3), 2,
-        lambda: zip(images(2), labels, strict=True),
-    )  # fmt: skip
-    write_folder(old, place, "train", progress=False)
-    shards = Shards(folder)
-    assert shards.classes == ("101", "282") and labels_of(shards) == [1, 0]
-    assert np.array_equal(shards.images(np.arange(2)), images(2))
+@pytest.mark.parametrize("extension", ["npy", "png"])
+def test_caches_of_another_version_are_not_used(
+    tar_of, cache: Path, extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tar_of([282, 101], extension)
+    names = []
+    for version in (2, 3):
+        monkeypatch.setattr(decode_cache, "_VERSION", version)
+        assert Shards(folder).classes == ("101", "282")
+        names += [path.name for path in (cache / "dgm").rglob("*.json") if path.name != INDEX]
+        names += [path.name for path in folder.glob(".decoded/*")]
+    assert len(set(names)) == 2
 
 
-def test_an_index_kept_by_an_older_version_is_made_again(tar_of, cache: Path) -> None:
-    folder = tar_of([282, 101])
-    Shards(folder)
-    [known] = (cache / "dgm" / "index").iterdir()
-    old = json.loads(known.read_text())
-    del old["label_values"], old["checksum"]
-    old["classes"] = [str(label) for label in range(283)]
-    old["shards"][0]["sha256"] = ""
-    known.write_text(json.dumps(old))
-    assert Shards(folder).classes == ("101", "282")
-    assert load_index(known).label_values == (101, 282)
-
-
-def test_scanned_tars_have_checksums(tar_of, images, encode, write_tar) -> None:
+def test_scanned_tars_have_checksums(tar_of, images) -> None:
     folder = tar_of([0, 1])
     [shard] = Shards(folder).index.shards
     assert shard.sha256 == hashlib.sha256((folder / "a.tar").read_bytes()).hexdigest()
-    content = {"0.cls": b"0", "0.npy": encode(images(1, seed=5)[0], "npy")}
-    content |= {"1.cls": b"1", "1.npy": encode(images(1, seed=6)[0], "npy")}
-    write_tar(folder / "a.tar", content)
+    write_tar(folder / "a.tar", members(images(2, seed=5), (0, 1)))
     [changed] = Shards(folder).index.shards
     assert changed.count == shard.count and changed.sha256 != shard.sha256
 
@@ -177,11 +158,11 @@ def test_damaged_label_values_are_named(tar_of, cache: Path, tmp_path: Path) -> 
             load_index(tmp_path / INDEX)
 
 
-def test_members_of_a_sample_may_lie_apart(images, encode, write_tar, tmp_path: Path) -> None:
+def test_members_of_a_sample_may_lie_apart(images, tmp_path: Path) -> None:
     pixels = images(3)
     content = {f"{n}.cls": b"%d" % n for n in range(3)}
     content |= {f"{n}.png": encode(image, "png") for n, image in enumerate(pixels)}
     tar = write_tar(tmp_path / "other" / "a.tar", content)
-    with pytest.warns(UserWarning, match=r"a\.tar: members of sample 0 do .*tar --sort=name"):
+    with pytest.warns(UserWarning, match=r"members of sample 0 are not adjacent.*tar --sort=name"):
         shards = Shards(tar)
     assert np.array_equal(shards.images(np.arange(3)), pixels) and labels_of(shards) == [0, 1, 2]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tars import members, write_tar
 
 from dgm.common.errors import UserError
 from shards.build import ensure
@@ -24,11 +25,8 @@ NAMES = ["a.tar.gz", "a b.tgz", "a.tar", "a.tar.xz", "a.tar.bz2"]
 
 
 @pytest.fixture
-def tar(images, encode, write_tar, tmp_path: Path) -> Path:
-    content = {}
-    for number, image in enumerate(images(3)):
-        content |= {f"{number}.cls": b"%d" % number, f"{number}.npy": encode(image, "npy")}
-    return write_tar(tmp_path / "whole.tar", content)
+def tar(images, tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "whole.tar", members(images(3), range(3)))
 
 
 @pytest.mark.parametrize("as_folder", [False, True])

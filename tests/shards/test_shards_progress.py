@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tars import members, write_tar
 
 from dgm.common import progress
 from shards.build import build, ensure
@@ -52,11 +53,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]]
 
 
 @pytest.fixture
-def tars(images, encode, write_tar, tmp_path: Path) -> Path:
-    content = {}
-    for number, image in enumerate(images(4)):
-        content |= {f"{number}.cls": b"0", f"{number}.png": encode(image, "png")}
-    return write_tar(tmp_path / "other" / "a.tar", content).parent
+def tars(images, tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "other" / "a.tar", members(images(4), [0] * 4, "png")).parent
 
 
 def works(tars: Path, tmp_path: Path, tree: Path) -> dict[str, Callable[[], object]]:
@@ -116,7 +114,7 @@ def test_fast_work_shows_nothing(
     assert not capsys.readouterr().err
 
 
-def test_work_that_fails_says_nothing_of_an_end(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_work_prints_no_last_line(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET_S", 0.01)
     with pytest.raises(ValueError, match="x"), progress.progress("mending", done="mended") as work:
         time.sleep(0.2)

@@ -98,8 +98,8 @@ def test_truncated_or_missing_shard_is_named(images, write, tmp_path: Path) -> N
         ("total", 11, "total 11"),
         ("image_shape", [32, 32], "damaged"),
         ("classes", None, "damaged"),
-        ("layout", {"stride": 5120, "label_offset": 512, "pixel_offset": 9999}, "laid out"),
-        ("layout", {"stride": 9999, "label_offset": 512, "pixel_offset": 1664}, "laid out"),
+        ("layout", {"stride": 5120, "label_offset": 512, "pixel_offset": 9999}, "this layout"),
+        ("layout", {"stride": 9999, "label_offset": 512, "pixel_offset": 1664}, "this layout"),
     ],
 )
 def test_a_wrong_index_is_named(images, write, tmp_path: Path, key, value, message) -> None:
@@ -114,7 +114,7 @@ def test_an_index_never_leads_out_of_its_folder(images, write, tmp_path: Path) -
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(path.read_text().replace("train-00000.tar", "../train-00000.tar"))
-    with pytest.raises(UserError, match="not plain"):
+    with pytest.raises(UserError, match="not a plain file name"):
         Shards(tmp_path / "shards")
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import members, write_tar
 
 from dgm.common.errors import UserError
 from shards.build import build, ensure
@@ -26,13 +27,10 @@ def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 @pytest.fixture
-def tar_of(encode, write_tar, tmp_path: Path):
+def tar_of(tmp_path: Path):
     def make(pixels, extension: str, name: str = "other") -> Path:
-        content = {}
-        for number, image in enumerate(pixels):
-            content[f"{number:04d}.cls"] = b"%d" % (number % 2)
-            content[f"{number:04d}.{extension}"] = encode(image, extension)
-        return write_tar(tmp_path / name / "a.tar", content).parent
+        labels = (number % 2 for number in range(len(pixels)))
+        return write_tar(tmp_path / name / "a.tar", members(pixels, labels, extension)).parent
 
     return make
 

@@ -1,4 +1,4 @@
-"""The cluster of four nodes, as `make cluster-up` and `make cluster-down` start and end it."""
+"""The development cluster, as `make cluster-up` and `make cluster-down` start and end it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from slurm.devcluster import FourNodes, missing_daemons
+from slurm.devcluster import DevCluster, missing_daemons
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None
     assert up.returncode == 0, up.stderr
     config = tmp_path / "c" / "slurm.conf"
     assert f"export SLURM_CONF={config}" in up.stdout
-    environment = {**os.environ, **FourNodes(tmp_path / "c").environment}
+    environment = {**os.environ, **DevCluster(tmp_path / "c").environment}
     words = ["srun", "--nodes=4", "bash", "-c", "echo $SLURMD_NODENAME"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30)
     assert sorted(done.stdout.split()) == ["n1", "n2", "n3", "n4"], done.stderr
@@ -61,7 +61,7 @@ def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None
 def test_cluster_ends_with_the_process_that_it_belongs_to(call, tmp_path: Path) -> None:
     assert call("up").returncode == 0
     owner = subprocess.Popen(["sleep", "600"])
-    nodes = FourNodes(tmp_path / "c")
+    nodes = DevCluster(tmp_path / "c")
     nodes.end_with(owner.pid)
     words = ["sbatch", "--wrap", f"sleep 600 # {tmp_path}", f"--chdir={tmp_path}"]
     environment = {**os.environ, **nodes.environment}

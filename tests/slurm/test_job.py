@@ -1,4 +1,4 @@
-"""What the end of a start means, and where processes meet."""
+"""What follows the end of a start, and ports for the rendezvous."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from slurm.exit_policy import judge
-from slurm.job import RANK
-from slurm.ports import free_port
-from slurm.run_state import Record
+from slurm.exit_policy import decide
+from slurm.job import RANK_SCRIPT, free_port
+from slurm.run_state import RunState
 
 KILLED, TERMINATED = 137, 143
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "asked", "progress", "faults", "expected"),
+    ("code", "rank_codes", "requested", "progress", "failures", "expected"),
     [
         (0, [0, 0], False, True, 0, ("done", "nothing", 0)),
         (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # asked to stop after the last step
@@ -33,21 +32,21 @@ KILLED, TERMINATED = 137, 143
         (1, [1], False, False, 2, ("fault", "give up", 1)),
     ],
 )
-def test_verdicts(
-    code: int, said: list[int], asked: bool, progress: bool, faults: int, expected: tuple
+def test_decisions(
+    code: int, rank_codes: list, requested: bool, progress: bool, failures: int, expected: tuple
 ) -> None:
-    found = judge(code, said, asked, progress, faults, max_faults=3)
-    assert (found.name, found.next, found.code) == expected
+    found = decide(code, rank_codes, requested, progress, failures, max_faults=3)
+    assert (found.outcome, found.action, found.exit_code) == expected
 
 
 def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.folder.mkdir()
+    run = RunState(tmp_path)
+    run.folder.mkdir()
     for progress, expected in ((False, 1), (False, 2), (True, 0), (False, 1)):
-        record.add("start", submission="first", images=0)
-        record.add("end", submission="first", verdict="fault", progress=progress)
-        assert record.fruitless("first") == expected
-    assert record.fruitless("second") == 0  # by a person, who may have mended it
+        run.add_event("start", submission="first", images=0)
+        run.add_event("end", submission="first", verdict="fault", progress=progress)
+        assert run.failures_in_a_row("first") == expected
+    assert run.failures_in_a_row("second") == 0  # by a person, who may have mended it
 
 
 def test_port_is_free_and_another_for_each_start() -> None:
@@ -62,16 +61,16 @@ def test_port_is_free_and_another_for_each_start() -> None:
 
 
 def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Start a process as srun would; it shows what it was told."""
+    """Start a process as srun would; it prints its variables."""
     given = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
     given |= {"SLURMD_NODENAME": "n2", "DGM_RUN_FOLDER": str(folder), "PATH": "/usr/bin:/bin"}
     given |= {"DGM_EXIT_CODES": str(folder.parent / "codes"), **variables}
     show = 'echo "$1" $RANK $LOCAL_RANK $MASTER_ADDR $OMP_NUM_THREADS'
-    words = ["bash", "-c", RANK, "rank", "bash", "-c", show, "show", "two words"]
+    words = ["bash", "-c", RANK_SCRIPT, "rank", "bash", "-c", show, "show", "two words"]
     return subprocess.run(words, env=given, capture_output=True, text=True)
 
 
-def test_process_is_told_its_place_in_torchs_words(tmp_path: Path) -> None:
+def test_process_gets_torchs_variables(tmp_path: Path) -> None:
     assert rank(tmp_path).stdout == "two words 3 1 10.0.0.7 1\n"
     both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
     assert both.stdout == "two words 3 1 10.0.0.7 4\n"

@@ -14,7 +14,7 @@ from cluster import Cluster, kill, until
 
 from dgm.common.errors import UserError
 from slurm import slurm_cli, status
-from slurm.devcluster import FourNodes, missing_daemons
+from slurm.devcluster import DevCluster, missing_daemons
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ return slurm.SUCCESS
 """
 
 
-class WithoutRequeue(FourNodes):
+class WithoutRequeue(DevCluster):
     """The cluster, whose administrators take `--requeue` out of every job."""
 
     def start_controller(self) -> None:
@@ -44,10 +44,10 @@ class WithoutRequeue(FourNodes):
 def make_cluster(
     tmp_path: Path, tiny_config: Path, user_environment: dict[str, str], monkeypatch
 ) -> Iterator[Callable[..., Cluster]]:
-    """Return what starts such a cluster, and makes it that of Slurm's slurm_cli."""
+    """Return a function that starts such a cluster for Slurm's commands."""
     with contextlib.ExitStack() as stack:
 
-        def make(kind: type[FourNodes], missing: list[str]) -> Cluster:
+        def make(kind: type[DevCluster], missing: list[str]) -> Cluster:
             if missing:
                 packages = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core"
                 pytest.skip(f"{', '.join(missing)} missing: apt-get install {packages}")
@@ -77,38 +77,38 @@ def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
     def wrap(*words: str) -> str:
-        said = slurm_cli.call("sbatch", "--parsable", "--output=/dev/null", *words)
-        return said.strip()
+        output = slurm_cli.call("sbatch", "--parsable", "--output=/dev/null", *words)
+        return output.strip()
 
-    record = accounted.submit(tmp_path / "run", steps=100_000)
+    run = accounted.submit(tmp_path / "run", steps=100_000)
     well, badly = wrap("--wrap=true"), wrap("--wrap=false")
     array = wrap("--array=0-3%1", "--wrap=sleep 100")
     tasks = [f"{array}_{number}" for number in range(4)]
     until(lambda: slurm_cli.is_running(f"{array}_0"), 30, "the array did not begin")
     slurm_cli.cancel([array])
-    accounted.wait_for_steps(record, 5)
+    accounted.wait_for_steps(run, 5)
     # The job before its processes, so that nothing is left to tell how they ended.
-    for process in sorted(processes_of(accounted.job(record)), key=lambda p: p.create_time()):
+    for process in sorted(processes_of(accounted.job(run)), key=lambda p: p.create_time()):
         kill(process)
-    jobs = {well, badly, *tasks, accounted.job(record)}
+    jobs = {well, badly, *tasks, accounted.job(run)}
     until(lambda: not any(s.live for s in slurm_cli.states(jobs).values()), 30, "they live on")
     accounted.nodes.forget_jobs()
     assert slurm_cli.call("squeue", "--noheader", "--states=all") == ""
     names = {job: state.name for job, state in slurm_cli.states(jobs).items()}
-    own = accounted.job(record)
+    own = accounted.job(run)
     assert names == {well: "COMPLETED", badly: "FAILED", tasks[0]: "CANCELLED", own: "FAILED"}
-    assert status.rows([record])[0].state == "failed"
+    assert status.rows([run])[0].state == "failed"
     # The same without accounts: all that is known is that it never ended.
-    accounted.nodes.end("slurmdbd")
+    accounted.nodes.kill_daemon("slurmdbd")
     assert slurm_cli.states(jobs) == {}
-    assert status.rows([record])[0].state == "lost"
+    assert status.rows([run])[0].state == "lost"
 
 
-def test_cluster_that_never_requeues_is_told_and_nothing_is_left(
+def test_cluster_that_never_requeues_is_refused_and_nothing_is_left(
     make_cluster: Callable, tmp_path: Path
 ) -> None:
     cluster = make_cluster(WithoutRequeue, missing_daemons())
-    with pytest.raises(UserError, match=r"does not let job \d+ be requeued, .* it was cancelled"):
+    with pytest.raises(UserError, match=r"does not allow job \d+ .*requeued, .* it was cancelled"):
         cluster.submit(tmp_path / "run")
     # A job that began before it was cancelled stays for a moment as completing.
     until(lambda: slurm_cli.call("squeue", "--noheader") == "", 30, "the job was not cancelled")

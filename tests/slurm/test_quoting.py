@@ -1,4 +1,4 @@
-"""Words reach the trainer as they were written, by way of YAML, JSON, a batch script and a shell.
+"""Arguments reach the trainer unchanged, through YAML, JSON, a batch script and a shell.
 
 submitit hands a job over as a pickle. It is written by `slurm.submit` into the run's own folder,
 beside the copy of the code that the job runs, and read by nobody but that job: who could change
@@ -33,10 +33,10 @@ need("submitit")
 
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import write_yaml
-from slurm.options import Asked, Options, read_options
+from slurm.options import Options, Request, read_options
 from slurm.preflight import Plan
 from slurm.resources import Resources
-from slurm.submission import Submission, kept_on_success, submit
+from slurm.submission import Submission, submission_folder, submit
 from slurm.sweep import read_sweep, words_of
 
 TRAINER = str(LAUNCH / "train_ddpm.py")
@@ -61,7 +61,7 @@ with open(os.environ["DGM_RUN_FOLDER"] + "/argv.json", "w") as file:
 """
 # In place of a cluster of one node: what the batch script and the job call.
 PROGRAMS = {
-    "sbatch": 'printf "%s\\0" "$@" >> "$SAID"; echo "Submitted batch job 7"',
+    "sbatch": 'printf "%s\\0" "$@" >> "$SBATCH_LOG"; echo "Submitted batch job 7"',
     "scontrol": '[ "$2" = hostnames ] && echo "$3" || echo "JobState=RUNNING Requeue=1"',
     "srun": 'while [ "$1" != bash ]; do shift; done; SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"',
 }
@@ -69,15 +69,15 @@ PROGRAMS = {
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the programs first in PATH; gives the file in which sbatch notes its arguments."""
+    """Put the programs first in PATH; return the file to which sbatch writes its arguments."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for name, script in PROGRAMS.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("SAID", str(tmp_path / "said"))
-    return tmp_path / "said"
+    monkeypatch.setenv("SBATCH_LOG", str(tmp_path / "sbatch.log"))
+    return tmp_path / "sbatch.log"
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
         plan = Plan("", run, config, (1,), 0, "")
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN)
-        asked = Asked(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
+        asked = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
         return Submission(asked, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
 
     return submission
@@ -110,11 +110,11 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     run = folder / name
     note = "\n".join(HARD)
     made = make(run, note, setup=["export FROM_SETUP='a  b'"])
-    with kept_on_success(made):
+    with submission_folder(made):
         (made.home / "code" / "launch" / "stand_in.py").write_text(STAND_IN)
         assert submit(made) == ["7"]
-    said = programs.read_text().split("\0")[:-1]
-    assert len(said) == 1 and said[0].startswith(f"{run}/slurm/now/submitit/")
+    log = programs.read_text().split("\0")[:-1]
+    assert len(log) == 1 and log[0].startswith(f"{run}/slurm/now/submitit/")
     [script] = (made.home / "submitit").glob("*_submission.sh")
     variables = {
         **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_PROCID": "0",
@@ -124,7 +124,7 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     done = subprocess.run(
         ["bash", script], cwd=folder, env=variables, capture_output=True, text=True, timeout=20
     )
-    log = made.plans[0].record.log
+    log = made.plans[0].state.log
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
     found = json.loads((run / "argv.json").read_text())
     trainer = str(made.home / "code" / "launch" / "stand_in.py")
@@ -154,10 +154,10 @@ def test_no_line_of_sbatch_can_be_slipped_in(
     programs: Path, make: Callable, tmp_path: Path, run: str, resources: dict, named: str
 ) -> None:
     made = make(tmp_path / "runs" / run, **resources)
-    with pytest.raises(UserError) as caught, kept_on_success(made):
+    with pytest.raises(UserError) as caught, submission_folder(made):
         submit(made)
-    told = str(caught.value)
-    assert "\n" not in told and named in told and "line of #SBATCH" in told, told
+    message = str(caught.value)
+    assert "\n" not in message and named in message and "line of #SBATCH" in message, message
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
 
@@ -166,8 +166,8 @@ def test_a_folder_that_slurm_would_rename_is_refused(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     made = make(tmp_path / "runs" / name)
-    with pytest.raises(UserError, match=r"would not leave (%.|\\) as it is: choose another"):
-        with kept_on_success(made):
+    with pytest.raises(UserError, match=r"would replace (%.|\\): choose another"):
+        with submission_folder(made):
             submit(made)
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
@@ -183,7 +183,7 @@ def test_values_of_sbatch_lines_are_quoted(programs: Path, make: Callable, tmp_p
 
 
 def words_of_slurm(line: str) -> list[str]:
-    """Divide a line into words as sbatch does, to which a backslash in quotes is one, too."""
+    """Split a line into words as sbatch does: a backslash escapes also in quotes."""
     words, word, quote, begun = [], "", "", False
     letters = iter(line)
     for letter in letters:
@@ -239,7 +239,7 @@ def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, tex
 def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path) -> None:
     run = tmp_path / "runs" / 'it\'s\n"$HOME" `x` \\'
     made = make(run, "\n".join(HARD))
-    with kept_on_success(made):
+    with submission_folder(made):
         script = made.home / "code" / "launch" / "stand_in.py"
         script.write_text(STAND_IN)
     path = tmp_path / "job.json"
@@ -247,7 +247,7 @@ def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", "slurm.job", str(path)], cwd=LAUNCH.parent, timeout=60
     )
-    assert done.returncode == 0, made.plans[0].record.log.read_text()
+    assert done.returncode == 0, made.plans[0].state.log.read_text()
     found = json.loads((run / "argv.json").read_text())
     assert found["argv"] == [str(script), "--config", str(run / "slurm" / "config.yaml")]
 
@@ -257,9 +257,9 @@ def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None
     folder = tmp_path / "runs"
     folder.mkdir()
     name = 'it\'s a "run" $HOME `touch x` ;& # 50% * ä☃ (1)'
-    record = cluster.submit(folder / name, steps=2)
-    cluster.wait(record, "done")
-    assert [path.name for path in folder.iterdir()] == [name], log_of(record)
-    [said] = record.folder.glob("*/submitit/*_log.out")
-    assert said.name == f"{cluster.job(record)}_0_log.out"
-    assert (record.run / "metrics.jsonl").is_file() and (record.run / "loss.png").is_file()
+    run = cluster.submit(folder / name, steps=2)
+    cluster.wait(run, "done")
+    assert [path.name for path in folder.iterdir()] == [name], log_of(run)
+    [log] = run.folder.glob("*/submitit/*_log.out")
+    assert log.name == f"{cluster.job(run)}_0_log.out"
+    assert (run.path / "metrics.jsonl").is_file() and (run.path / "loss.png").is_file()

@@ -1,4 +1,4 @@
-"""Submitting: what is shown, what is refused, and that nothing is left of what was refused."""
+"""Submitting: what is printed, what is refused, and that a refused submission leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dgm.common.errors import UserError
 from slurm import preflight, slurm_cli, status, submit
 from slurm.accelerate_env import read_accelerate
 from slurm.resources import Resources
-from slurm.run_state import Record
+from slurm.run_state import RunState
 
 ROOT = LAUNCH.parent
 TRAINER = LAUNCH / SCRIPTS["diffusion"]
@@ -31,60 +31,42 @@ TRAINER = LAUNCH / SCRIPTS["diffusion"]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def refused(cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys) -> Callable[..., None]:
-    """Return a check that a submission is refused in one line, and that nothing is left of it."""
-
-    def check(options: list[object], overrides: list[object], *parts: str) -> None:
-        jobs = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
-        words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
-        words += ["--accelerate-config", ROOT / "accelerate_config.yaml", "--"]
-        with pytest.raises(UserError) as caught:
-            submit.main([str(w) for w in [*words, f"--run.dir={tmp_path}/runs", *overrides]])
-        told = str(caught.value)
-        assert "\n" not in told and all(part in told for part in parts), told
-        assert not (tmp_path / "runs").exists()
-        after = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
-        assert not set(after) - set(jobs)  # those of other tests may have ended
-        assert "sbatch: error" not in capsys.readouterr().err
-
-    return check
-
-
-def test_partition_that_does_not_exist_is_told_in_slurms_words(refused: Callable) -> None:
-    refused(["--partition", "moon"], [], "sbatch refuses", "Invalid partition name specified")
-
-
-def test_unknown_key_is_named_with_its_set_and_nothing_is_submitted(
-    refused: Callable, tmp_path: Path
-) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("sets:\n  good: {optim.lr: 1e-3}\n  bad: {optim.lrr: 1e-3}\n")
-    refused(["--sweep", sweep], [], "set bad: ", "optim.lrr")
-
-
-def test_bad_value_counts_the_other_bad_sets(refused: Callable, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("grid:\n  train.keep_checkpoints: [0, -1, 3]\n")
-    parts = ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets are bad too"]
-    refused(["--sweep", sweep], [], *parts)
-
-
-def test_two_sets_with_the_same_run_folder_are_refused(refused: Callable, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    same = tmp_path / "same"
-    sweep.write_text(f"sets:\n  a: {{run.dir: {same}}}\n  b: {{run.dir: {same}/}}\n")
-    refused(["--sweep", sweep], [], "the sets a and b have the same run folder", str(same))
-    assert not same.exists()
+@pytest.mark.parametrize(
+    ("options", "sweep", "parts"),
+    [
+        (["--partition", "moon"], "", ["sbatch refuses", "Invalid partition name specified"]),
+        (["--nodes", "3"], "", ["train.global_batch 16 does not divide among 3 processes"]),
+        ([], "sets: {good: {optim.lr: 1e-3}, bad: {optim.lrr: 1}}", ["set bad: ", "optim.lrr"]),
+        ([], "grid: {train.keep_checkpoints: [0, -1, 3]}",
+         ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets have errors"]),
+        ([], "sets: {a: {run.dir: same}, b: {run.dir: same/}}",
+         ["the sets a and b have the same run folder same"]),
+    ],
+)  # fmt: skip
+def test_a_refused_submission_is_one_line_and_leaves_nothing(
+    cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch,
+    options: list[str], sweep: str, parts: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    jobs = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
+    words = [TRAINER, "--config", tiny_config, "--cluster", "cpu", *options]
+    words += ["--accelerate-config", ROOT / "accelerate_config.yaml"]
+    if sweep:
+        Path("sweep.yaml").write_text(sweep)
+        words += ["--sweep", "sweep.yaml"]
+    with pytest.raises(UserError) as caught:
+        submit.main([str(word) for word in [*words, "--", "--run.dir=runs"]])
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+    assert not Path("runs").exists() and not Path("same").exists()
+    after = slurm_cli.call("squeue", "--noheader", "--format=%i").split()
+    assert not set(after) - set(jobs)  # jobs of other tests may have ended
+    assert "sbatch: error" not in capsys.readouterr().err
 
 
 def test_script_that_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
         preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
-
-
-def test_batch_that_does_not_divide_is_refused(refused: Callable) -> None:
-    refused(["--nodes", "3"], [], "train.global_batch 16 does not divide among 3 processes")
 
 
 def test_engine_that_cannot_do_it_is_refused() -> None:
@@ -94,9 +76,7 @@ def test_engine_that_cannot_do_it_is_refused() -> None:
         preflight.examine(str(TRAINER), {"": words}, [2], zero, build=False)
 
 
-def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_held_jobs_are_cancelled_and_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid:\n  run.seed: [0, 1]\n")
     # Held as it is submitted.
@@ -104,14 +84,14 @@ def test_jobs_that_wait_for_a_person_are_cancelled_and_submitted_again(
     profile.write_text("gpus_per_node: 0\nsbatch: {hold: true}\n")
     options = ["--sweep", sweep, "--cluster", profile]
     base = cluster.submit(tmp_path / "runs", *options)
-    records = status.find_runs(base.run)
-    assert [row.state for row in status.rows(records)] == ["held", "held"]
-    old = [record.job()["job"] for record in records]
+    runs = status.find_runs(base.path)
+    assert [row.state for row in status.rows(runs)] == ["held", "held"]
+    old = [run.job()["job"] for run in runs]
     with pytest.raises(UserError, match=rf"run folder .* is in use by job {old[0]} \(PENDING\)"):
         cluster.submit(tmp_path / "runs", *options)
     cluster.submit(tmp_path / "runs", "--sweep", sweep, "--only-failed")
-    for record in records:
-        cluster.wait(record, "done")
+    for run in runs:
+        cluster.wait(run, "done")
     assert not any(state.live for state in slurm_cli.states(set(old)).values())
 
 
@@ -125,15 +105,15 @@ def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_p
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(profile))
     overrides = ("--train.save_every_images=0",)
-    record = cluster.submit(tmp_path / "run", "--cluster", path, steps=10**5, overrides=overrides)
-    cluster.wait_for_steps(record, 5)
-    lines = record.log.read_text().splitlines()
+    run = cluster.submit(tmp_path / "run", "--cluster", path, steps=10**5, overrides=overrides)
+    cluster.wait_for_steps(run, 5)
+    lines = run.log.read_text().splitlines()
     assert {f"{task}: inside, after its-modules" for task in (0, 1)} <= set(lines)
-    slurm_cli.call("scancel", "--signal=USR2", cluster.job(record))
-    until(lambda: record.history()[-1]["event"] == "end", 60, record.log.read_text())
-    assert record.history()[-1]["verdict"] == "stopped"
-    assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    slurm_cli.cancel([cluster.job(record)])
+    slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
+    until(lambda: run.history()[-1]["event"] == "end", 60, run.log.read_text())
+    assert run.history()[-1]["verdict"] == "stopped"
+    assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    slurm_cli.cancel([cluster.job(run)])
 
 
 def test_dry_run_shows_everything_and_leaves_nothing(
@@ -146,15 +126,15 @@ def test_dry_run_shows_everything_and_leaves_nothing(
     words += ["--accelerate-config", ROOT / "accelerate_config.yaml"]
     words += ["--", "--run.dir", tmp_path / "runs"]
     assert submit.main([str(word) for word in words]) == 0
-    shown = capsys.readouterr().out
+    out = capsys.readouterr().out
     for line in (
         "#SBATCH --nodes=2-4", "#SBATCH --time=30", "#SBATCH --account=us", "#SBATCH --requeue",
         "#SBATCH --array=0-1%1", "#SBATCH --signal=B:USR2@120", "#SBATCH --open-mode=append",
         f"run folder:  {tmp_path}/runs/lr=0.001", f"run folder:  {tmp_path}/runs/lr=0.002",
         "processes:   2, 4", "# task 1: lr=0.002",
     ):  # fmt: skip
-        assert line in shown.splitlines(), line
-    assert "train_ddpm.py --config" in shown
+        assert line in out.splitlines(), line
+    assert "train_ddpm.py --config" in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -162,7 +142,7 @@ def test_dry_run_shows_everything_and_leaves_nothing(
 def start(
     user_environment: dict[str, str], tiny_config: Path, tmp_path: Path
 ) -> Callable[..., subprocess.Popen]:
-    """Return what submits in another process, in a folder of its own and as in a terminal."""
+    """Return a function that submits in another process, in its own folder and session."""
 
     def start(*options: object, overrides: tuple[str, ...] = (), **environment: str):
         words = [sys.executable, "-m", "slurm.submit", TRAINER, "--config", tiny_config]
@@ -180,9 +160,9 @@ def start(
 
 def test_machine_without_slurm_says_so(start: Callable, tmp_path: Path) -> None:
     submitter = start(PATH=str(tmp_path))
-    _, told = submitter.communicate(timeout=60)
+    _, err = submitter.communicate(timeout=60)
     assert submitter.returncode == 2
-    (line,) = told.splitlines()
+    (line,) = err.splitlines()
     assert line.startswith("error: there is no Slurm on this machine") and "local" in line
     assert not list(tmp_path.iterdir())
 
@@ -194,13 +174,13 @@ def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Pat
     (tmp_path / "runs" / "bad" / "something").touch()  # its trainer refuses a folder that is used
     options = ["--cluster", "local", "--processes-per-node", 2, "--max-parallel", 1]
     submitter = start(*options, "--sweep", sweep, overrides=("--run.dir=runs",))
-    said, told = submitter.communicate(timeout=120)
-    assert submitter.returncode == 2, told
-    assert "done: runs/good" in said.splitlines()
-    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in said
-    good = Record(tmp_path / "runs" / "good")
+    out, err = submitter.communicate(timeout=120)
+    assert submitter.returncode == 2, err
+    assert "done: runs/good" in out.splitlines()
+    assert "failed: runs/bad: error: run.dir runs/bad is not empty" in out
+    good = RunState(tmp_path / "runs" / "good")
     assert good.images_saved() == 16 * BATCH
-    starts = (good.run / "starts.jsonl").read_text().splitlines()
+    starts = (good.path / "starts.jsonl").read_text().splitlines()
     assert json.loads(starts[0])["engine"] == "DDP on 2 processes"
     assert (good.folder / "command.txt").read_text().endswith("slurm/config.yaml\n")
     kept = yaml.safe_load((good.folder / "config.yaml").read_text())
@@ -215,21 +195,21 @@ def test_a_request_to_stop_saves_what_runs_on_this_machine(
 ) -> None:
     overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
     submitter = start("--cluster", "local", "--gpus-per-node", 0, overrides=overrides)
-    record = Record(tmp_path / "run")
-    until(lambda: bool(record.metrics()), 90, "it did not begin")
+    run = RunState(tmp_path / "run")
+    until(lambda: bool(run.metrics()), 90, "it did not begin")
     os.killpg(submitter.pid, signum)
-    said, told = submitter.communicate(timeout=60)
-    assert submitter.returncode == 75, told
-    assert said.splitlines()[-1] == "stopped: run"
-    assert record.images_saved() == record.metrics()[-1]["images_seen"]
-    assert not psutil.pid_exists(record.job()["pid"])
+    out, err = submitter.communicate(timeout=60)
+    assert submitter.returncode == 75, err
+    assert out.splitlines()[-1] == "stopped: run"
+    assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    assert not psutil.pid_exists(run.job()["pid"])
 
 
 def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
     submitter = start("--cluster", "debug", "--gpus-per-node", 0, overrides=("--run.dir=run",))
-    _, told = submitter.communicate(timeout=120)
-    assert submitter.returncode == 0, told
-    assert Record(tmp_path / "run").images_saved() == 16 * BATCH
+    _, err = submitter.communicate(timeout=120)
+    assert submitter.returncode == 0, err
+    assert RunState(tmp_path / "run").images_saved() == 16 * BATCH
 
 
 def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
@@ -239,17 +219,21 @@ def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
 
 def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> None:
     lines = [
-        {"images_seen": 16, "time/images_per_s": 8.0, "time/save_s": 50.0},
-        {"images_seen": 32, "time/images_per_s": 8.0, "time/save_s": 40.0, "time/sample_s": 20.0},
+        {"step": 1, "images_seen": 16, "time/images_per_s": 8.0, "time/save_s": 50.0},
+        {
+            "step": 2,
+            "images_seen": 32,
+            "time/images_per_s": 8.0,
+            "time/save_s": 40.0,
+            "time/sample_s": 20.0,
+        },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
-    assert "have taken 72.0 s" in told  # a step takes 2 s
+    err = preflight.check_lead([plan(tmp_path)], Resources(lead_s=120))
+    assert "have taken 72.0 s" in err  # a step takes 2 s
     with pytest.raises(UserError, match=r"--lead-s is 60, .* 72\.0 s: choose 145 or more"):
         preflight.check_lead([plan(tmp_path)], Resources(lead_s=60))
-    assert "no save has been measured" in preflight.check_lead(
-        [plan(tmp_path / "new")], Resources()
-    )
+    assert "no save has been timed" in preflight.check_lead([plan(tmp_path / "new")], Resources())
 
 
 def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
@@ -260,7 +244,7 @@ def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
 
 def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
     resources = Resources(gpus_per_node=0)
-    assert "one was asked" in preflight.check_nodes([tmp_path], resources)
+    assert "sees the run folder" in preflight.check_nodes([tmp_path], resources)
     with pytest.raises(UserError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
         preflight.check_nodes([tmp_path, tmp_path / "nowhere"], resources)
     assert os.environ["SLURM_CONF"] == str(cluster.nodes.config)

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from dgm.common.errors import UserError
-from slurm.devcluster import FourNodes, free_ports, user
+from slurm.devcluster import DevCluster, free_ports, user
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
@@ -36,8 +36,8 @@ StorageLoc=slurm
 """
 
 
-class WithAccounting(FourNodes):
-    """The cluster, whose jobs `sacct` knows for good."""
+class WithAccounting(DevCluster):
+    """The cluster with accounting: `sacct` keeps its jobs."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,11 +47,11 @@ class WithAccounting(FourNodes):
     def start_controller(self) -> None:
         """Start the database and what writes to it, and then the controller."""
         (port,) = free_ports(1)
-        told = {"folder": self.folder, "port": port, "host": socket.gethostname(), "user": user()}
+        values = {"folder": self.folder, "port": port, "host": socket.gethostname(), "user": user()}
         with open(self.config, "a") as file:
-            file.write(SLURM.format(**told))
+            file.write(SLURM.format(**values))
         daemon = self.folder / "slurmdbd.conf"
-        daemon.write_text(DAEMON.format(**told))
+        daemon.write_text(DAEMON.format(**values))
         daemon.chmod(0o600)
         self._start_database()
         self.run("slurmdbd")
@@ -59,15 +59,15 @@ class WithAccounting(FourNodes):
         super().start_controller()
 
     def forget_jobs(self) -> None:
-        """Start the controller anew, so that only the accounts know of jobs."""
-        self.end("slurmctld")
+        """Restart the controller, so that only the accounts know former jobs."""
+        self.kill_daemon("slurmctld")
         super().start_controller()
         self.wait_until_idle()
 
     def down(self) -> None:
         """End everything, and remove the folder."""
-        self.end("slurmdbd")
-        self.end("mariadbd")
+        self.kill_daemon("slurmdbd")
+        self.kill_daemon("mariadbd")
         super().down()
 
     def _start_database(self) -> None:
@@ -102,5 +102,5 @@ class WithAccounting(FourNodes):
 
 
 def missing_programs() -> list[str]:
-    """Name what accounting needs and this machine has not."""
+    """Return the programs that accounting needs and that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]

@@ -17,8 +17,8 @@ import pytest
 from tiny import BATCH, LAUNCH, SCRIPTS
 
 from slurm import slurm_cli, status
-from slurm.devcluster import FourNodes
-from slurm.run_state import Record
+from slurm.devcluster import DevCluster
+from slurm.run_state import RunState
 
 ROOT = LAUNCH.parent
 
@@ -26,12 +26,12 @@ ROOT = LAUNCH.parent
 class Cluster:
     """The cluster, and runs of the smallest diffusion model on it."""
 
-    def __init__(self, nodes: FourNodes, config: Path):
+    def __init__(self, nodes: DevCluster, config: Path):
         self.nodes, self.config = nodes, config
 
     def submit(
         self, folder: Path, *options: object, overrides: tuple[object, ...] = (), steps: int = 16
-    ) -> Record:
+    ) -> RunState:
         """Submit a run of so many steps."""
         from slurm import submit  # with submitit, which may be missing where only names are needed
 
@@ -40,54 +40,54 @@ class Cluster:
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options, "--"]
         words += ["--run.dir", folder, "--run.trackers=[]"]
         words += [f"--train.total_images={steps * BATCH}", *overrides]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert submit.main([str(word) for word in words]) == 0, said.getvalue()
-        return Record(folder)
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            assert submit.main([str(word) for word in words]) == 0, output.getvalue()
+        return RunState(folder)
 
-    def wait(self, record: Record, *states: str, timeout: float = 150) -> status.Row:
+    def wait(self, run: RunState, *states: str, timeout: float = 150) -> status.Row:
         """Wait until a run is in one of these states."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
-            row = status.rows([record])[0]
+            row = status.rows([run])[0]
             if row.state in states:
                 return row
-            assert row.state not in status.ENDED, f"{row}\n{log_of(record)}"
+            assert row.state not in status.ENDED, f"{row}\n{log_of(run)}"
             time.sleep(0.3)
-        pytest.fail(f"{row} after {timeout} s\n{log_of(record)}")
+        pytest.fail(f"{row} after {timeout} s\n{log_of(run)}")
 
-    def wait_for_steps(self, record: Record, steps: int, timeout: float = 90) -> None:
+    def wait_for_steps(self, run: RunState, steps: int, timeout: float = 90) -> None:
         """Wait until a run has logged so many steps."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
-            metrics = record.metrics()
+            metrics = run.metrics()
             if metrics and metrics[-1]["step"] >= steps:
                 return
             time.sleep(0.05)
-        pytest.fail(f"{steps} steps were not made in {timeout} s\n{log_of(record)}")
+        pytest.fail(f"{steps} steps were not made in {timeout} s\n{log_of(run)}")
 
-    def ranks(self, record: Record) -> list[psutil.Process]:
+    def ranks(self, run: RunState) -> list[psutil.Process]:
         """Find the training processes of a run, in order of rank."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 variables = process.environ()
-                if variables.get("DGM_RUN_FOLDER") == str(record.run) and "RANK" in variables:
+                if variables.get("DGM_RUN_FOLDER") == str(run.path) and "RANK" in variables:
                     found.setdefault(int(variables["RANK"]), process)
         return [found[rank] for rank in sorted(found)]
 
-    def job(self, record: Record) -> str:
-        """Give a run's job."""
-        return record.job()["job"]
+    def job(self, run: RunState) -> str:
+        """Return the job id of a run."""
+        return run.job()["job"]
 
-    def show(self, record: Record, key: str) -> str:
-        """Give what Slurm says of a run's job."""
-        said = slurm_cli.call("scontrol", "show", "job", "-o", self.job(record))
-        return re.findall(rf"\b{key}=(\S*)", said)[0]
+    def show(self, run: RunState, key: str) -> str:
+        """Return a field of Slurm's description of a run's job."""
+        output = slurm_cli.call("scontrol", "show", "job", "-o", self.job(run))
+        return re.findall(rf"\b{key}=(\S*)", output)[0]
 
 
-def log_of(record: Record) -> str:
+def log_of(run: RunState) -> str:
     """Read the log of a run, and what Slurm wrote beside it."""
-    paths = [record.log, *record.folder.glob("*/submitit/*.out")]
+    paths = [run.log, *run.folder.glob("*/submitit/*.out")]
     return "\n".join(f"{path}\n{path.read_text()}" for path in paths if path.exists())
 
 

@@ -1,4 +1,4 @@
-"""Damage to files, drawn by hypothesis: to their bytes, or to what they say."""
+"""Damage to files, drawn by hypothesis: to their bytes, or to their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = int(os.environ.get("DGM_EXAMPLES", "0"))
 
 
 def examples(count: int) -> settings:
-    """Try so many examples, the same each time, or DGM_EXAMPLES of them, others each time."""
+    """Return settings for so many fixed examples, or for DGM_EXAMPLES random ones."""
     return settings(
         max_examples=EXAMPLES or count,
         derandomize=not EXAMPLES,
@@ -70,8 +70,8 @@ for _ in range(200):
 
 
 @st.composite
-def resaid(draw: st.DrawFn, document: Any) -> Any:
-    """Put another value somewhere into a document of JSON, take one out, or add one."""
+def changed(draw: st.DrawFn, document: Any) -> Any:
+    """Change, remove or add a value somewhere in a JSON document."""
     document = copy.deepcopy(document)
     places = list(_places(document))
     where, key = draw(st.sampled_from(places))
@@ -99,11 +99,11 @@ def _places(document: Any):
 
 
 def attempt(read: Callable, *named: object) -> Any:
-    """Read; an error must be ours, be one line, and name these. None where there was one."""
+    """Return what `read` returns; None after a UserError of one line that contains these names."""
     try:
         return read()
     except UserError as error:
-        told = str(error)
-        assert "\n" not in told and len(told) < 2000, told
-        assert all(str(name) in told for name in named), told
+        message = str(error)
+        assert "\n" not in message and len(message) < 2000, message
+        assert all(str(name) in message for name in named), message
         return None

@@ -6,7 +6,7 @@ import pytest
 
 
 def same(one: object, other: object, rel: float = 1e-3) -> bool:
-    """Say whether all is equal, numbers up to the rounding of other batches."""
+    """Return whether all values are equal, numbers up to rounding."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[k], other[k], rel) for k in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -8,7 +8,7 @@ from typing import Any
 
 @functools.cache
 def mend_interpreter() -> None:
-    """Let scalars of Triton's interpreter count loops, whatever numpy there is.
+    """Make scalars of Triton's interpreter usable in loops with any numpy.
 
     It holds a scalar as an array of one dimension and calls int() on that, which numpy refuses from
     2.4 on. Triton 3.6 needs this and 3.9 does not; those between were not tried.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +20,19 @@ import psutil
 class Terminal:
     """A pseudo-terminal whose session is led by the command."""
 
-    def __init__(self, words: Sequence[object], environment: Mapping[str, str], cwd: Path):
-        """Start the command."""
+    def __init__(
+        self, words: Sequence[object], environment: Mapping[str, str], cwd: Path, columns: int = 0
+    ):
+        """Start the command; without columns the terminal does not report its size."""
         self.shown = bytearray()
         self.code: int | None = None
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(cwd)
             os.execve(str(words[0]), [str(word) for word in words], dict(environment))
+        if columns:
+            size = struct.pack("HHHH", 24, columns, 0, 0)
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
         self.group: list[psutil.Process] = []
 
     def press(self, key: bytes) -> None:

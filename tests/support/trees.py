@@ -1,4 +1,4 @@
-"""Folders as a whole, for comparing them before and after a command."""
+"""Contents of folders, for comparing them before and after a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a script as a user who may not do everything: `python without_rights.py SCRIPT WORDS ...`.
+"""Run a script without root's rights: `python without_rights.py SCRIPT WORDS ...`.
 
 Root gives up its capabilities (capset(2)), so that the modes of files hold for it too.
 """

@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder, whatever became of the one before."""
+"""One process at a time trains a run folder, however the one before has ended."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
         process.communicate()
 
 
-def tell(process: subprocess.Popen) -> None:
+def signal_process(process: subprocess.Popen) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -60,8 +60,9 @@ def tell(process: subprocess.Popen) -> None:
 
 def test_a_second_process_is_refused_by_the_first_ones_name(hold: Callable, tmp_path: Path):
     first = hold()
-    told = f"run.dir {tmp_path} is being trained by process {first.pid} on {socket.gethostname()}: "
-    with pytest.raises(UserError, match=told):
+    owner = f"process {first.pid} on {socket.gethostname()}"
+    message = f"run.dir {tmp_path} is being trained by {owner}: "
+    with pytest.raises(UserError, match=message):
         RunLock(tmp_path).take()
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == first.pid
 
@@ -89,11 +90,11 @@ def test_who_waits_takes_the_lock_when_its_holder_ends(
         RunLock(tmp_path).take()
     assert time.monotonic() - began >= 0.3
     monkeypatch.setenv(WAIT, "60")
-    tell(first)
+    signal_process(first)
     lock = RunLock(tmp_path)
     lock.take()
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == (
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
         f"waiting up to 0.3 s for process {first.pid} on {socket.gethostname()}, "
         f"which trains {tmp_path}"
     )

@@ -9,7 +9,6 @@ from tests.drills.faults import (
     kills,
     numbers,
     processes,
-    saves,
     soak,
     surroundings,
     sweeps,
@@ -17,7 +16,6 @@ from tests.drills.faults import (
 
 FAULTS = (
     *kills.FAULTS,
-    *saves.FAULTS,
     *builds.FAULTS,
     *sweeps.FAULTS,
     *disks.FAULTS,

@@ -23,11 +23,11 @@ def words(lab: Lab, out: Path) -> list[object]:
 
 
 def undisturbed(lab: Lab) -> dict[str, bytes]:
-    """Build once in peace; give the bytes of each file."""
+    """Build once without a fault; return the bytes of each file."""
     out = lab.folder / "built" / "shards"
     if not out.exists():
         done = lab.end(lab.start(words(lab, out)))
-        lab.expect(done.code == 0, f"a build left in peace ended with {done.code}")
+        lab.expect(done.code == 0, f"an undisturbed build ended with {done.code}")
     return contents(out)
 
 
@@ -44,7 +44,7 @@ def num_files(out: Path) -> int:
 
 
 def look_and_build(lab: Lab, out: Path, began: float) -> Outcome:
-    """See that nothing partial has a final name, and that the same build gives the same bytes."""
+    """Check that no partial build has its final name, and that building again is identical."""
     ended = time.monotonic()
     lab.expect_nothing_outside()
     if out.exists():

@@ -39,7 +39,7 @@ def move(lab: Lab, random: Random, number: int) -> Outcome:
     lab.expect(result.code == 0, f"it ended with {result.code}")
     ended = time.monotonic()
     lab.expect_same(run)
-    lab.look(run)
+    lab.check_run(run)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     walls = [line["wall_s"] for line in lines]
     rising = all(a <= b for a, b in itertools.pairwise(walls))

@@ -10,7 +10,7 @@ from random import Random
 
 from tests.drills.disturb import cut, flip
 from tests.drills.lab import SAVE_EVERY, STEPS, Fault, Lab, Outcome
-from tests.drills.left import TENSORS, is_whole, metrics
+from tests.drills.run_contents import TENSORS, is_whole, metrics
 from tests.support.tiny import BATCH
 
 NEWEST = 20  # steps: what is damaged was left by a run that had four to go
@@ -40,7 +40,7 @@ def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int],
         lab.expect(len(metrics(run)) == NEWEST, f"it trained on {what}")
         named = path.name in result.stderr or path.suffix == ".json"
         lab.expect(named, f"{path.name} is not named after {what}: {result.stderr}")
-        again = lab.look_and_continue(run, f"--data.shards={lab.shards}")
+        again = lab.check_and_continue(run, f"--data.shards={lab.shards}")
         return Outcome(again.images_lost, took_s)
 
     return attempt
@@ -77,7 +77,7 @@ def log(lab: Lab, random: Random, number: int) -> Outcome:
     lost = STEPS - len(steps)
     told = "metrics.jsonl" in result.stderr
     lab.expect(lost == 0 or told, f"after {what}, {lost} lines are lost, and nobody is told")
-    lab.look(run)
+    lab.check_run(run)
     return Outcome(0, lab.took_s)
 
 
@@ -94,11 +94,11 @@ def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
         if result.code != 0:
             lab.expect_mistake(result, str(run))
             path.write_bytes(before)
-            return Outcome(lab.look_and_continue(run).images_lost, took_s)
+            return Outcome(lab.check_and_continue(run).images_lost, took_s)
         lab.expect_same(run)
         if path.suffix == ".json":
             json.loads(path.read_text())
-        lab.look(run)
+        lab.check_run(run)
         return Outcome(0, took_s, f"harmless: {what}")
 
     return attempt

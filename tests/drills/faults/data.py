@@ -7,7 +7,7 @@ from random import Random
 
 from tests.drills.disturb import alive
 from tests.drills.lab import BrokenPromise, Fault, Lab, Outcome
-from tests.drills.left import num_logged
+from tests.drills.run_contents import num_logged
 from tests.drills.slow_files import slow_files
 
 TIMEOUT_S = 6.0
@@ -23,12 +23,12 @@ def slow(lab: Lab, random: Random, number: int) -> Outcome:
         done = lab.run(run, f"--data.shards={files.mount}")
         lab.expect(done.code == 0, f"it ended with {done.code}")
         lab.expect_same(run)
-        lab.look(run)
+        lab.check_run(run)
         return Outcome(0, time.monotonic() - began, f"{files.reads} reads")
 
 
 def hanging(lab: Lab, random: Random, number: int) -> Outcome:
-    """Let the files hang from a step on: the run ends within its time-out, and continues."""
+    """Make the files hang from a step on: the run ends within its time-out, and continues."""
     run = lab.new()
     step = random.randrange(1, 12)
     with slow_files(lab.shards, lab.new("mount"), 0.0005) as files:
@@ -42,7 +42,7 @@ def hanging(lab: Lab, random: Random, number: int) -> Outcome:
         seconds = time.monotonic() - began
     if ended.code in (0, 2):
         raise BrokenPromise(f"it ended with {ended.code}: {ended.stderr[-500:]}")
-    outcome = lab.look_and_continue(run)
+    outcome = lab.check_and_continue(run)
     return Outcome(outcome.images_lost, seconds)
 
 

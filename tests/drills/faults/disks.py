@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from random import Random
 
-from tests.drills import disks
-from tests.drills.disturb import as_soon_as, go_on, until_stopped
+from tests.drills import disturb
+from tests.drills.disturb import as_soon_as, resume_process, small_disk, until_stopped
 from tests.drills.faults import builds
 from tests.drills.lab import SIGNAL_AT, Fault, Lab, Outcome
 
@@ -20,30 +20,30 @@ Broken = Callable[[Path, Random], AbstractContextManager[None]]
 
 @contextmanager
 def full(disk: Path, random: Random) -> Iterator[None]:
-    filler = disks.fill(disk, leave=random.randrange(16_384))
+    filler = disturb.fill(disk, leave=random.randrange(16_384))
     yield
     filler.unlink()
 
 
 @contextmanager
 def read_only(disk: Path, random: Random) -> Iterator[None]:
-    with disks.read_only(disk):
+    with disturb.read_only(disk):
         yield
 
 
 def train(lab: Lab, random: Random, moment: str, broken: Broken) -> Outcome:
     """Break the disk at a moment of a run: one line, and all goes on once it is mended."""
-    with disks.small_disk(lab.new("disk"), 32) as disk:
+    with small_disk(lab.new("disk"), 32) as disk:
         run = disk / "run"
         running = lab.start([SIGNAL_AT, f"{moment}=STOP", *lab.words(run)])
         lab.expect(until_stopped(running), "the moment never came")
         with broken(disk, random):
-            began = go_on(running)
+            began = resume_process(running)
             ended = lab.end(running)
             seconds = time.monotonic() - began
             lab.expect_mistake(ended, str(run))
-            lab.look(run)
-        outcome = lab.look_and_continue(run)
+            lab.check_run(run)
+        outcome = lab.check_and_continue(run)
         return Outcome(outcome.images_lost, seconds)
 
 
@@ -65,14 +65,14 @@ def log(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
 def build(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         builds.undisturbed(lab)
-        with disks.small_disk(lab.new("disk"), 8) as disk:
+        with small_disk(lab.new("disk"), 8) as disk:
             out = disk / "shards"
             running = lab.start(builds.words(lab, out))
             count = 1 + number % 7
             stopped = as_soon_as(running, signal.SIGSTOP, lambda: builds.num_files(out) >= count)
             lab.expect(stopped is not None and until_stopped(running), "the moment never came")
             with broken(disk, random):
-                began = go_on(running)
+                began = resume_process(running)
                 ended = lab.end(running)
                 seconds = time.monotonic() - began
                 lab.expect_mistake(ended, str(out))

@@ -6,9 +6,9 @@ import signal
 import time
 from random import Random
 
-from tests.drills.disturb import as_soon_as, go_on, leave_memory, until_stopped
+from tests.drills.disturb import as_soon_as, limit_memory, resume_process, until_stopped
 from tests.drills.lab import STEPS, Fault, Lab, Outcome
-from tests.drills.left import named_checkpoints
+from tests.drills.run_contents import named_checkpoints
 from tests.support.tiny import BATCH
 
 
@@ -22,7 +22,7 @@ def not_finite(lab: Lab, random: Random, number: int) -> Outcome:
     lab.expect("whole" in ended.stderr, ended.stderr)
     seen = [int(path.name) for path in named_checkpoints(run)]
     lab.expect(max(seen, default=0) <= step * BATCH, f"after step {step}: checkpoints {seen}")
-    outcome = lab.look_and_continue(run)
+    outcome = lab.check_and_continue(run)
     return Outcome(outcome.images_lost, time.monotonic() - began)
 
 
@@ -34,15 +34,15 @@ def no_memory(lab: Lab, random: Random, number: int) -> Outcome:
     stopped = as_soon_as(running, signal.SIGSTOP, (run / "environment.json").exists)
     lab.expect(stopped is not None and until_stopped(running), "the moment never came")
     megabytes = random.randrange(150)  # it expects to need 350
-    leave_memory(running.pids[0], megabytes)
-    began = go_on(running)
+    limit_memory(running.pids[0], megabytes)
+    began = resume_process(running)
     ended = lab.end(running)
     seconds = time.monotonic() - began
     lab.expect_mistake(ended, "do not fit into the memory")
-    lab.look(run)
+    lab.check_run(run)
     again = lab.run(run, *large)
     lab.expect(again.code == 0, f"with memory, it ended with {again.code}")
-    lab.look(run)
+    lab.check_run(run)
     return Outcome(0, seconds)
 
 

@@ -6,10 +6,10 @@ import signal
 import time
 from random import Random
 
-from tests.drills.disturb import alive, go_on, send, until_stopped
+from tests.drills.disturb import alive, resume_process, send, until_stopped
 from tests.drills.faults.data import GRACE_S, TIMEOUT_S
 from tests.drills.lab import SIGNAL_AT, Fault, Lab, Outcome
-from tests.drills.left import num_logged
+from tests.drills.run_contents import num_logged
 
 LIMIT = f"--train.timeout_minutes={TIMEOUT_S / 60}"
 
@@ -26,7 +26,7 @@ def second_process(lab: Lab, random: Random, number: int) -> Outcome:
     seconds = time.monotonic() - began
     lab.expect_mistake(second, str(run), str(first.pids[0]))
     lab.expect(num_logged(run) == before, "the second wrote to the log")
-    go_on(first)
+    resume_process(first)
     done = lab.end(first)
     lab.expect(done.code == 0, f"the first ended with {done.code}")
     lab.expect_same(run)
@@ -41,14 +41,14 @@ def at_once(lab: Lab, random: Random, number: int) -> Outcome:
     lab.expect([r.code for r in ended] == [0, 2], f"exit codes {[r.code for r in ended]}")
     lab.expect_mistake(ended[1], str(run))
     lab.expect_same(run)
-    lab.look(run)
+    lab.check_run(run)
     return Outcome(0, lab.took_s)
 
 
 def dead_rank(lab: Lab, random: Random, number: int) -> Outcome:
     """Kill one of two processes; nobody but the other is there to notice."""
     rank = number % 2
-    lab.in_peace(2)
+    lab.undisturbed_run(2)
     run = lab.new()
     running = lab.start(lab.words(run, LIMIT), processes=2, takes_down=False)
     while num_logged(run) < 1 and alive(running.pids[rank]):
@@ -60,14 +60,14 @@ def dead_rank(lab: Lab, random: Random, number: int) -> Outcome:
     other = ended.codes[1 - rank]
     lab.expect(ended.codes[rank] == -signal.SIGKILL or ended.code == 0, f"codes {ended.codes}")
     lab.expect(other != 2, f"the other ended with {other}")
-    outcome = lab.look_and_continue(run, LIMIT, processes=2)
+    outcome = lab.check_and_continue(run, LIMIT, processes=2)
     return Outcome(outcome.images_lost, seconds)
 
 
-def standing_rank(lab: Lab, random: Random, number: int) -> Outcome:
-    """Let one of two processes stand still for good: the other ends within the time-out."""
+def hanging_rank(lab: Lab, random: Random, number: int) -> Outcome:
+    """Stop one of two processes: the other ends within the time-out."""
     rank = number % 2
-    lab.in_peace(2)
+    lab.undisturbed_run(2)
     run = lab.new()
     moment = f"forward:{random.randrange(2, 20)}=STOP@{rank}"
     words = [SIGNAL_AT, moment, *lab.words(run, LIMIT)]
@@ -82,7 +82,7 @@ def standing_rank(lab: Lab, random: Random, number: int) -> Outcome:
         send(running, signal.SIGKILL, each)
     lab.end(running)
     lab.expect(not hangs, f"the other still waits after {seconds:.0f} s")
-    outcome = lab.look_and_continue(run, LIMIT, processes=2)
+    outcome = lab.check_and_continue(run, LIMIT, processes=2)
     return Outcome(outcome.images_lost, seconds)
 
 
@@ -91,5 +91,5 @@ FAULTS = (
     Fault("a second process on a run", "ends with 2, the first is named", 2, 10, second_process),
     Fault("two processes at once on a new run", "one trains, same bytes", 2, 10, at_once),
     Fault("a dead rank of two", _ENDS, 1, 6, dead_rank),
-    Fault("a rank of two that stands still", _ENDS, 1, 4, standing_rank),
+    Fault("a rank of two that stands still", _ENDS, 1, 4, hanging_rank),
 )

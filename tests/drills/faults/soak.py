@@ -10,7 +10,7 @@ import psutil
 
 from tests.drills.disturb import alive
 from tests.drills.lab import Fault, Lab, Outcome
-from tests.drills.left import num_logged
+from tests.drills.run_contents import num_logged
 from tests.support.tiny import BATCH
 
 STEPS = 10_000
@@ -41,7 +41,7 @@ def soak(lab: Lab, random: Random, number: int) -> Outcome:
         time.sleep(0.1)
     done = lab.end(running)
     lab.expect(done.code == 0, f"it ended with {done.code}")
-    lab.look(run)
+    lab.check_run(run)
     early, late = least(seen, LOGS // 10, LOGS // 5), least(seen, LOGS - LOGS // 10, LOGS)
     note = ", ".join(
         f"{name} {a:.0f} and {b:.0f}"
@@ -56,7 +56,7 @@ def soak(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def least(seen: list[tuple[int, Numbers]], first: int, last: int) -> Numbers:
-    """Give the least of each number while so many lines were logged: a save holds a file open."""
+    """Return the minimum of each number over a range of logged lines: a save opens a file."""
     mib, files, threads = zip(*(n for logged, n in seen if first <= logged < last), strict=True)
     return min(mib), min(files), min(threads)
 

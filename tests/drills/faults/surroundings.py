@@ -1,10 +1,9 @@
-"""What changes around a run: its terminal, who reads it, whose files they are, its images."""
+"""Changes of the environment of a run: its reader, the owner of its files, its images."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from random import Random
@@ -12,25 +11,12 @@ from random import Random
 from PIL import Image
 
 from shards import shapes
-from tests.drills.disturb import at_random
 from tests.drills.lab import BATCH, HERE, LAUNCH, NUM_IMAGES, Fault, Lab, NotPossible, Outcome
-from tests.drills.left import named_checkpoints
+from tests.drills.run_contents import named_checkpoints
 
 WITHOUT_RIGHTS = LAUNCH.parent / "tests" / "support" / "without_rights.py"
 OTHER = 12345  # the number of a user whom the system does not know
 MORE = 20  # images
-
-
-def hang_up(lab: Lab, random: Random, number: int) -> Outcome:
-    run = lab.new()
-    running = lab.start(lab.words(run))
-    began = at_random(running, signal.SIGHUP, random, lab.seconds)
-    stopped = lab.end(running)
-    unheard = stopped.code == -signal.SIGHUP and not run.exists()  # the script had not begun
-    lab.expect(stopped.code in (75, 0) or unheard, f"hung up, it ended with {stopped.code}")
-    outcome = lab.look_and_continue(run, began=began)
-    lab.expect(outcome.images_lost == 0, f"{outcome.images_lost} images are lost")
-    return outcome
 
 
 def reader_ends(lab: Lab, random: Random, number: int) -> Outcome:
@@ -39,7 +25,7 @@ def reader_ends(lab: Lab, random: Random, number: int) -> Outcome:
     began = time.monotonic()
     done = lab.end(lab.start([*driver, *lab.words(run)]))
     lab.expect(done.code == 0, f"it ended with {done.code}: {done.stderr[-500:]}")
-    lab.look(run)
+    lab.check_run(run)
     lab.expect_same(run)
     return Outcome(0, time.monotonic() - began)
 
@@ -85,7 +71,7 @@ def other_images(lab: Lab, random: Random, number: int) -> Outcome:
 
     built = lab.end(lab.start(build))
     lab.expect(built.code == 0, f"building ended with {built.code}: {built.stderr}")
-    lab.expect(train(run, 8).code == 0, f"training failed: {lab.said}")
+    lab.expect(train(run, 8).code == 0, f"training failed: {lab.output}")
     before = contents(run)
     for index in range(NUM_IMAGES, NUM_IMAGES + random.randint(1, MORE)):
         place = folder / shapes.CLASSES[index % len(shapes.CLASSES)] / f"{index:04d}.png"
@@ -103,13 +89,12 @@ def other_images(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Give the bytes of each file in a folder, but for the lock that a process removes."""
+    """Return the bytes of each file in a folder, except the lock."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 FAULTS = (
-    Fault("SIGHUP at a random moment", "exit code 75, nothing lost, same bytes", 4, 30, hang_up),
     Fault("reader of the output ends", "trains to the end, same bytes", 4, 20, reader_ends),
     Fault("run and caches of another owner", "named, not damaged, same bytes", 2, 7, another_owner),
     Fault("images changed between two starts", "refused, nothing changed", 1, 5, other_images),

@@ -17,7 +17,7 @@ from dgm.training.checkpoint import find_fault
 from tests.drills.lab import PATIENCE_S, STEPS, BrokenPromise, Fault, Lab, Outcome
 from tests.support.tiny import BATCH, LAUNCH, TINY
 
-LR = TINY["diffusion"]["optim"]["lr"]  # so that the first set is the run left in peace
+LR = TINY["diffusion"]["optim"]["lr"]  # so that the first set is the undisturbed run
 SETS = {"first": {"optim.lr": LR}, "second": {"optim.lr": LR / 2}}
 
 
@@ -71,7 +71,7 @@ class Submitter:
     def end(self) -> int:
         """Wait for its end."""
         try:
-            self.lab.said, _ = self.process.communicate(timeout=PATIENCE_S)
+            self.lab.output, _ = self.process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise BrokenPromise(f"submitting hangs: no end within {PATIENCE_S:.0f} s") from None
@@ -98,7 +98,7 @@ def kill(lab: Lab, random: Random, number: int) -> Outcome:
     until_orphans_end(base)
     seconds = time.monotonic() - began
     for name in SETS:
-        lab.look(base / name)
+        lab.check_run(base / name)
     for path in base.rglob("job.json"):
         json.loads(path.read_text())
     code = Submitter(lab, base).end()

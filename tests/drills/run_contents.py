@@ -1,4 +1,4 @@
-"""What a run left, by our own reading of it."""
+"""Contents of a run folder, read independently of the toolkit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _CLOCKED = ("wall_s", "time/", "memory/", "energy/")
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """Read metrics.jsonl without what a clock or the memory says."""
+    """Read metrics.jsonl without times, memory and energy."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(_CLOCKED)} for line in lines]
 
 
 def named_checkpoints(run: Path) -> list[Path]:
-    """List what has the final name of a checkpoint, oldest first."""
+    """Return the folders with the final name of a checkpoint, oldest first."""
     folder = run / "checkpoints"
     names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     return sorted(names, key=lambda path: int(path.name))
 
 
 def newest_whole(run: Path) -> Path | None:
-    """Find the newest whole checkpoint, by our own reading."""
+    """Return the newest complete checkpoint."""
     return next((path for path in reversed(named_checkpoints(run)) if is_whole(path)), None)
 
 
 def is_whole(path: Path) -> bool:
-    """Say whether all files of a checkpoint are there, as its manifest says, and can be read."""
+    """Return whether all files of a checkpoint match its manifest and can be read."""
     try:
         files = json.loads((path / "manifest.json").read_text())["files"]
         for name in (*TENSORS, "state.json"):

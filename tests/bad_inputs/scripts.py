@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 from tests.bad_inputs.case import (
@@ -11,7 +11,6 @@ from tests.bad_inputs.case import (
     Case,
     Preparation,
     copied,
-    emptied,
     flipped,
     made,
     written,
@@ -26,9 +25,10 @@ SAMPLING = [
          needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
     Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
-         copied("runs/ddpm", "young", "without checkpoints", emptied), needs="runs/ddpm"),
+         copied("runs/ddpm", "young", lambda run: shutil.rmtree(run / "checkpoints")),
+         needs="runs/ddpm"),
     Case(f"{SAMPLE} hurt --checkpoint 32", "hurt/checkpoints", "cannot be used", "choose another",
-         copied("runs/ddpm", "hurt", "with a bit flipped", flipped("checkpoints/*/ema*")),
+         copied("runs/ddpm", "hurt", flipped("checkpoints/*/ema*")),
          needs="runs/ddpm"),
     Case(f"{SAMPLE} runs/ddpm --checkpoint last", "--checkpoint is", "last", "or best"),
     Case(f"{SAMPLE} runs/ddpm --checkpoint ²", "--checkpoint is", "²", "or best"),
@@ -90,19 +90,19 @@ EVALUATING = [
     Case(f"{EVALUATE} runs/ddpm --features inception --weights w.pth", "w.pth", "", "download",
          slow=True),
     Case(f"{EVALUATE} moved", "data.shards", "elsewhere", "put them back",
-         copied("runs/ddpm", "moved", "with other shards", lambda run: _with_other_shards(run)),
+         copied("runs/ddpm", "moved", lambda run: _with_other_shards(run)),
          needs="runs/ddpm"),
     Case(f"{EVALUATE} runs/ddpm --measure class_consistency --test_shards nowhere", "nowhere",
          "do not exist", "build"),
     Case(f"{EVALUATE} locked", "locked", "may not be written to", "change its mode",
-         copied("runs/ddpm", "locked", "of mode 555", lambda run: run.chmod(0o555)),
+         copied("runs/ddpm", "locked", lambda run: run.chmod(0o555)),
          needs="runs/ddpm",
          without_rights=True),
 ]  # fmt: skip
 
 
 def _with_other_shards(run: Path) -> None:
-    """Let a run say that its images lie elsewhere."""
+    """Change the shards of a run to a missing folder."""
     path = run / "config.yaml"
     path.write_text(re.sub(r"(?m)^  shards: .*$", "  shards: elsewhere", path.read_text()))
 
@@ -218,17 +218,11 @@ NAMING = [
 ]  # fmt: skip
 
 
-# Files that this user may not read, of runs and of caches.
-def _closed(pattern: str) -> Callable[[Path], None]:
-    """Return what takes all rights away from the first file of a pattern."""
-    return lambda folder: sorted(folder.glob(pattern))[0].chmod(0)
-
-
 def _closed_run(pattern: str) -> Preparation:
-    return copied("runs/ddpm", "closed", f"with {pattern} of mode 0", _closed(pattern))
+    """Copy a run, and forbid to read the first file of a pattern."""
+    return copied("runs/ddpm", "closed", lambda run: sorted(run.glob(pattern))[0].chmod(0))
 
 
-REPORT = "python launch/report.py"
 DENIED = [
     Case(f"{SAMPLE} closed", "model.safetensors", "may not be read", "chmod a+r",
          _closed_run("checkpoints/*/model*"), without_rights=True, needs="runs/ddpm"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
+import numpy as np
+
+from shards.build import build
 from tests.bad_inputs.case import (
     HUGE,
     Case,
@@ -13,12 +14,12 @@ from tests.bad_inputs.case import (
     all_of,
     copied,
     flipped,
-    linked,
     made,
     picture,
     train,
     written,
 )
+from tests.support.tars import encode, write_tar
 
 OPTIONS = [
     # What is no key, or no value.
@@ -152,7 +153,8 @@ PLACES = [
     train("ddpm", "--run.dir=full", "run.dir", "full", "choose another",
           prepare=written("full/notes.txt", "mine")),
     train("ddpm", f"--run.dir={60 * 'long-'}", "run.dir is", "long-long", "shorten it"),
-    train("ddpm", "--run.dir=loop", "run.dir is", "loop", "name another", prepare=linked("loop")),
+    train("ddpm", "--run.dir=loop", "run.dir is", "loop", "name another",
+          prepare=lambda folder: (folder / "loop").symlink_to("loop")),
     train("ddpm", "--run.dir=locked/run", "run.dir is", "locked", "name another",
           prepare=made("locked", 0o555), without_rights=True),
     train("ddpm", "--run.dir=runs/ddpm --optim.lr=0.5 --run.seed=7", "optim.lr was",
@@ -166,14 +168,14 @@ PLACES = [
     train("ddpm", "--data.shards=empty", "empty", "no shards", "python -m shards.build",
           prepare=made("empty")),
     train("ddpm", "--data.shards=torn", "torn", "has changed", "build the shards again",
-          prepare=copied("shards", "torn", "with a bit flipped", flipped("*.tar"))),
+          prepare=copied("shards", "torn", flipped("*.tar"))),
     train("ddpm", "--data.shards=null --data.source=mnist", "source", "'mnist'", "choose cifar10"),
     train("ddpm", "--data.shards=null --data.source=folder:nowhere", "nowhere", "does not exist",
           "one folder per class"),
     train("ddpm", "--data.shards=null --data.resize=0 --data.source=folder:pictures", "resize is",
           "0", "1 to 4096"),
     train("gan", "--data.shards=odd", "images are", "24 x 24", "data.resize 32",
-          prepare=Preparation("odd holds shards of side 24", lambda folder: _odd_shards(folder))),
+          prepare=lambda folder: _odd_shards(folder)),
 ]  # fmt: skip
 
 FOLDER = "--data.shards=null --data.source=folder:"
@@ -197,56 +199,30 @@ FOLDERS = [
 
 
 def _odd_shards(folder: Path) -> None:
-    """Build shards of images that no GAN here makes."""
-    from shards.build import build
-
-    for name in ("odd_pictures/a/0.png", "odd_pictures/b/1.png"):
-        picture(name, 24).make(folder)
+    """Build shards of an image size that no GAN supports."""
+    all_of(picture("odd_pictures/a/0.png", 24), picture("odd_pictures/b/1.png", 24))(folder)
     build(f"folder:{folder / 'odd_pictures'}", "train", folder / "odd", progress=False)
 
 
-# Other people's tars: labels, compression, sizes.
+PNG = encode(np.zeros((32, 32, 3), np.uint8), "png")
 
 
-def tar_of(name: str, members: list[tuple[str, bytes]]) -> Preparation:
-    """Write a tar of these members, in which the content `png` is a picture."""
-
-    def make(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture("made.png").make(folder)
-        content = (folder / "made.png").read_bytes()
-        (folder / "made.png").unlink()
-        with tarfile.open(folder / name, "w") as tar:
-            for member, data in members:
-                data = content if data == b"png" else data
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-
-    return Preparation(f"{name} holds {', '.join(member for member, _ in members)}", make)
-
-
-def labelled(name: str, *labels: bytes) -> Preparation:
-    """Write a tar of pictures with these labels."""
-    members = [(f"{k}.cls", label) for k, label in enumerate(labels)]
-    pictures = [(f"{k}.png", b"png") for k in range(len(labels))]
-    made_of = tar_of(name, [m for pair in zip(members, pictures, strict=True) for m in pair])
-    told = b", ".join(labels).decode()
-    return Preparation(f"{name} holds pictures with labels {told}", made_of.make)
+def foreign(*content: tuple[str, bytes]) -> Preparation:
+    """Write theirs/a.tar with these members."""
+    return lambda folder: write_tar(folder / "theirs" / "a.tar", list(content))
 
 
 FOREIGN = [
     train("vae", "--data.shards=theirs", "theirs", "(1 and 'cat')", "use one kind",
-          prepare=labelled("theirs/a.tar", b"1", b"cat")),
+          prepare=foreign(("0.cls", b"1"), ("0.png", PNG), ("1.cls", b"cat"), ("1.png", PNG))),
     train("vae", "--data.shards=theirs", "theirs", "0 and '-1'", "use one kind",
-          prepare=labelled("theirs/a.tar", b"0", b"-1")),
+          prepare=foreign(("0.cls", b"0"), ("0.png", PNG), ("1.cls", b"-1"), ("1.png", PNG))),
     train("vae", "--data.shards=theirs", "label", "9223372036854775808", "below 2**63, or names",
-          prepare=tar_of("theirs/a.tar", [("0.json", b'{"label": 9223372036854775808}'),
-                                          ("0.png", b"png")])),
+          prepare=foreign(("0.json", b'{"label": 9223372036854775808}'), ("0.png", PNG))),
     train("vae", "--data.shards=theirs", "sample 0", "no label", "json with label, cls",
-          prepare=tar_of("theirs/a.tar", [("0.json", b'{"note": 1}'), ("0.png", b"png")])),
+          prepare=foreign(("0.json", b'{"note": 1}'), ("0.png", PNG))),
     train("vae", "--data.shards=theirs", "holds", "0.png twice", "rename or remove",
-          prepare=tar_of("theirs/a.tar", [("0.cls", b"1"), ("0.png", b"png"), ("0.png", b"png")])),
+          prepare=foreign(("0.cls", b"1"), ("0.png", PNG), ("0.png", PNG))),
     train("vae", "--data.shards=theirs", "theirs holds", "compressed, such as a.tar.gz",
           "gzip -dc theirs/a.tar.gz > theirs/a.tar",
           prepare=written("theirs/a.tar.gz", b"\x1f\x8b" + bytes(9))),
