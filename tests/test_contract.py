@@ -17,7 +17,14 @@ from dgm.cli.assemble import Parts
 from dgm.cli.families import FAMILIES
 from dgm.cli.parser import parse
 from dgm.nn.layers import recompute_activations
-from dgm.objective import Batch, Encoder, InitializedByData, Latent, Likelihood, Pictured
+from dgm.objective import (
+    Batch,
+    InitializedByData,
+    LatentDecoder,
+    LatentEncoder,
+    Likelihood,
+    Visualizable,
+)
 from dgm.rng import Draws
 
 SHAPE, NUM_CLASSES = (32, 32, 3), 10
@@ -111,12 +118,12 @@ def test_samples_have_the_shape_and_range_of_images(build: Callable, family: str
 @family_of_each
 def test_pictures_are_sheets_of_images(build: Callable, family: str):
     parts = build(family)
-    if not isinstance(parts.objective, Pictured):
+    if not isinstance(parts.objective, Visualizable):
         assert family == "diffusion"
         return
     nets = {name: net.eval() for name, net in parts.nets.items()}
     with torch.no_grad():
-        sheets = parts.objective.pictures(nets, *batch(8))
+        sheets = parts.objective.visualize(nets, *batch(8))
     for name, images in sheets.items():
         assert images.shape[2:] == (3, 32, 32) and images.ndim == 5, name
         assert bool(images.isfinite().all()) and images.abs().max() <= 1 + 1e-6, name
@@ -126,7 +133,7 @@ def test_pictures_are_sheets_of_images(build: Callable, family: str):
 def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, family: str):
     parts = build(family)
     objective, nets = parts.objective, {name: net.eval() for name, net in parts.nets.items()}
-    assert isinstance(objective, Latent)
+    assert isinstance(objective, LatentDecoder)
     given, draws = batch(2)
     with torch.no_grad():
         z = objective.latents(draws)
@@ -140,9 +147,9 @@ def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, fam
         }[family]  # fmt: skip
         torch.testing.assert_close(made, objective.sample(nets, 2, given.labels, draws, **whole))
         if family == "gan":
-            assert not isinstance(objective, Encoder)
+            assert not isinstance(objective, LatentEncoder)
             return
-        assert isinstance(objective, Encoder)
+        assert isinstance(objective, LatentEncoder)
         found = objective.encode(nets, given, draws)
         assert found.shape == z.shape and bool(found.isfinite().all())
         near = (

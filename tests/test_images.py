@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dgm.images import LARGEST_GRID, evenly, fit_grid, grid, save_npz, save_png, to_uint8
+from dgm.images import MAX_GRID_SIDE, evenly_spaced, fit_grid, grid, save_npz, save_png, to_uint8
 from dgm.preprocessing import STANDARD
 from dgm.training.sampling import shown_classes
 
@@ -116,13 +116,13 @@ def test_grids_have_a_bounded_size(side: int):
     scale, gap = 2, 2
     assert rows == columns >= 1
     size = rows * (side * scale + gap) + gap
-    assert size <= LARGEST_GRID or rows == 1
-    assert size + side * scale + gap > LARGEST_GRID  # and no smaller than need be
+    assert size <= MAX_GRID_SIDE or rows == 1
+    assert size + side * scale + gap > MAX_GRID_SIDE  # and no smaller than need be
     assert fit_grid(3, 4, 32, 32) == (3, 4)
 
 
 def test_classes_that_are_shown_are_evenly_spaced():
-    assert evenly(10, 10) == list(range(10)) and evenly(10, 3) == [0, 3, 6]
+    assert evenly_spaced(10, 10) == list(range(10)) and evenly_spaced(10, 3) == [0, 3, 6]
     classes, columns = shown_classes(1000, 100, 32, 32)
     assert len(classes) == columns == 62 and classes[0] == 0 and max(classes) < 1000
     assert {b - a for a, b in itertools.pairwise(classes)} <= {16, 17}

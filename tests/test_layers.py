@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from dgm.nn.kernels.norm import Dropout, keyed_dropout
+from dgm.nn.kernels.norm import Dropout, counter_dropout
 from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
@@ -75,7 +75,7 @@ def test_dropout_of_nothing_does_nothing():
 
 def test_dropout_keeps_the_mean():
     dropout = Dropout(0.25, Draws.of(0, torch.arange(64)), "dropout")
-    made = keyed_dropout(torch.ones(64, 8, 16, 16), dropout)
+    made = counter_dropout(torch.ones(64, 8, 16, 16), dropout)
     assert made.unique().tolist() == pytest.approx([0, 4 / 3])
     # Of each element the variance is p / (1 - p); four standard errors.
     assert abs(float(made.mean()) - 1) < 4 * math.sqrt((1 / 3) / made.numel())
@@ -84,18 +84,20 @@ def test_dropout_keeps_the_mean():
 def test_dropout_does_not_depend_on_batch_or_memory_format():
     x = torch.randn(6, 3, 4, 5)
     draws = Draws.of(0, torch.arange(10, 16), 2)
-    whole = keyed_dropout(x, Dropout(0.5, draws, "dropout"))
+    whole = counter_dropout(x, Dropout(0.5, draws, "dropout"))
     parts = [
-        keyed_dropout(x[i : i + 1], Dropout(0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout"))
+        counter_dropout(
+            x[i : i + 1], Dropout(0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout")
+        )
         for i in range(6)
     ]
     assert torch.equal(whole, torch.cat(parts))
     rows_last = x.to(memory_format=torch.channels_last)
-    last = keyed_dropout(rows_last, Dropout(0.5, draws, "dropout"))
+    last = counter_dropout(rows_last, Dropout(0.5, draws, "dropout"))
     assert torch.equal(whole, last)
     assert last.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws, "another")))
-    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws.at(3), "dropout")))
+    assert not torch.equal(whole, counter_dropout(x, Dropout(0.5, draws, "another")))
+    assert not torch.equal(whole, counter_dropout(x, Dropout(0.5, draws.at(3), "dropout")))
 
 
 def test_a_zeroed_layer_outputs_zero():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgm import rng
-from dgm.rng import order, permutation
+from dgm.rng import permutation, permutation_block
 
 
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -26,8 +26,10 @@ def test_permutation_holds_each_image_once(length: int, seed: int, epoch: int):
 @settings(max_examples=20, deadline=None)
 def test_permutation_block_by_block_holds_each_image_once(length: int, seed: int, epoch: int):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rng, "ORDER_BLOCK", 16)
-        blocks = [order(seed, epoch, length, block) for block in range(-(-length // 16))]
+        patch.setattr(rng, "PERMUTATION_BLOCK", 16)
+        blocks = [
+            permutation_block(seed, epoch, length, block) for block in range(-(-length // 16))
+        ]
         assert [len(block) for block in blocks[:-1]] == [16] * (len(blocks) - 1)
         assert torch.equal(torch.cat(blocks).sort().values, torch.arange(length))
         assert torch.equal(torch.cat(blocks), permutation(seed, epoch, length))

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
-from dgm.rng import Draws, Four, philox, purpose_id, to_normal_pair, to_uniform
+from dgm.diffusion.unet import UNet, UNetBlock, UNetConfig
+from dgm.rng import Draws, Lanes, philox, purpose_id, to_normal_pair, to_uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,7 @@ def test_philox_gives_the_published_answers(counter: str, key: str, answer: str)
 
 @pytest.mark.slow
 def test_compiled_draws_equal_eager_ones():
-    def draw(draws: Draws, counter: Four, key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def draw(draws: Draws, counter: Lanes, key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return (
             *philox(counter, key),
             draws.integers("timestep", 1000),
@@ -153,7 +153,7 @@ def test_integers_reach_the_largest_bound():
 def test_keep_mask_drops_the_share_asked_for(drop: float):
     mask = Draws.of(2, torch.arange(64)).keep_mask("dropout", (32, 32), drop)
     assert mask.dtype == torch.bool and mask.shape == (64, 32, 32)
-    # Four standard errors, and the 2^-17 by which 16 bits round the share.
+    # Lanes standard errors, and the 2^-17 by which 16 bits round the share.
     bound = 4 * math.sqrt(drop * (1 - drop) / mask.numel()) + 2**-17
     assert abs(float((~mask).double().mean()) - drop) < bound
 
@@ -241,7 +241,7 @@ def test_neighbouring_draws_are_not_correlated():
         for power in (1, 2):
             both = torch.stack([(one**power).flatten(), (other**power).flatten()])
             correlation = float(torch.corrcoef(both)[0, 1])
-            # Four and a half standard errors: once in 150,000 for each of the 16 numbers.
+            # Lanes and a half standard errors: once in 150,000 for each of the 16 numbers.
             assert abs(correlation) < 4.5 / math.sqrt(both.shape[1]), (name, power)
 
 
@@ -255,7 +255,15 @@ def test_repeated_draws_are_equal_in_each_copy():
 
 def purposes_in_source() -> set[str]:
     """Collect what the library names as purposes: strings handed to whatever draws."""
-    drawing = {"bits", "uniform", "normal", "integers", "keep_mask", "keyed_dropout", "_noise_like"}
+    drawing = {
+        "bits",
+        "uniform",
+        "normal",
+        "integers",
+        "keep_mask",
+        "counter_dropout",
+        "_noise_like",
+    }
     found = set()
     for path in (ROOT / "dgm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -279,7 +287,7 @@ def test_purposes_in_use_have_numbers_of_their_own():
         channels=4, channel_mult=[1] * 4, num_blocks=[8] * 4, attention_at=[], skips="concat"
     )
     net = UNet(config, 8)
-    blocks = [m.purpose for m in net.modules() if isinstance(m, ResidualBlock)]
+    blocks = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(blocks) == 8 * 4 + 9 * 4 + 2
     assert len(set(blocks)) == len(blocks)
     names = sorted(purposes) + blocks

@@ -71,7 +71,7 @@ class AdamW:
         self._decayed = {id(p) for p in (self.parameters if decayed is None else decayed)}
         self.native = (
             kernels
-            and native.serves(*self.parameters)
+            and native.supports(*self.parameters)
             and all(map(update.is_dense, self.parameters))
         )
         self.moments: dict[Tensor, Moments] = {}
@@ -164,7 +164,7 @@ class AdamW:
             weights, [p.grad for p in weights if p.grad is not None],
             [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
             None if along is None else along.weights, [m.step for m in own],
-            update.Rule(
+            update.AdamWConfig(
                 lr, self.config.betas, self.config.eps, self.config.weight_decay,
                 0.0 if along is None else along.share,
             ),

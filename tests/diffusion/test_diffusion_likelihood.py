@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from dgm.diffusion.likelihood import ReverseSteps, prior
-from dgm.diffusion.likelihood import grey_level_nll as nll_in_bins
-from dgm.diffusion.likelihood import term as term_of
+from dgm.diffusion.likelihood import ReverseSteps, bound_term, prior_kl
+from dgm.diffusion.likelihood import discretized_gaussian_nll as nll_in_bins
 from dgm.diffusion.schedule import Schedule, make_schedule
 from dgm.preprocessing import STANDARD
 
@@ -28,7 +27,7 @@ def term(
 ) -> Tensor:
     steps = ReverseSteps.of(schedule, x_0.device, x_0.dtype)
     variance = "large" if fraction is None else fraction
-    return term_of(steps, t, x_0, x_t, x_0_hat, variance, STANDARD)
+    return bound_term(steps, t, x_0, x_t, x_0_hat, variance, STANDARD)
 
 
 def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -164,8 +163,8 @@ def test_prior_is_a_divergence_between_normals(kind: str):
     noised = Normal(schedule.alphas[-1] * x_0, schedule.sigmas[-1].expand_as(x_0))
     expected = kl_divergence(noised, Normal(0.0, 1.0)).sum((1, 2, 3))
     # The variance is within 4e-5 of 1: what is left after cancelling has 1e-16 of error.
-    torch.testing.assert_close(prior(schedule, x_0), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(prior_kl(schedule, x_0), expected, rtol=1e-6, atol=1e-12)
 
 
 def test_prior_is_nothing_without_signal():
-    assert not prior(make_schedule("linear", 100, zero_terminal_snr=True), images()).any()
+    assert not prior_kl(make_schedule("linear", 100, zero_terminal_snr=True), images()).any()

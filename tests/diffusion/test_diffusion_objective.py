@@ -24,7 +24,7 @@ from small_diffusion import (
 from dgm.benchmarks.profiling import count_conversions
 from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.diffusion.parameterization import loss_weight, target
+from dgm.diffusion.parameterization import loss_weight, to_prediction
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
@@ -49,7 +49,11 @@ def test_loss_is_the_weighted_squared_error_of_the_prediction(prediction: Any, w
         (x_0 - stored).abs().amax((1, 2, 3)), (x_0 - stored.flip(3)).abs().amax((1, 2, 3))
     )
     assert off.max() < 1e-10
-    error = (0.5 * x_t.tanh() - target(prediction, x_0, eps, alpha, sigma)).square().mean((1, 2, 3))
+    error = (
+        (0.5 * x_t.tanh() - to_prediction(prediction, x_0, eps, alpha, sigma))
+        .square()
+        .mean((1, 2, 3))
+    )
     weight = loss_weight(prediction, weighting, made.schedule.snr[t], config.min_snr_gamma)
     torch.testing.assert_close(found["loss"].detach(), (weight * error).mean(), rtol=1e-9, atol=0)
     assert set(found) == {"loss"}

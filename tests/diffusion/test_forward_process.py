@@ -1,4 +1,4 @@
-"""Noising: what is drawn once per image, and x_t from stored pixels."""
+"""ForwardProcess: what is drawn once per image, and x_t from stored pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion import forward_process
-from dgm.diffusion.forward_process import Chosen, Example, Noising, choose, q_sample
+from dgm.diffusion.forward_process import Chosen, Example, ForwardProcess, choose, q_sample
 from dgm.diffusion.parameterization import to_x_0_and_eps
 from dgm.diffusion.schedule import linear
 from dgm.nn import compiling
@@ -108,7 +108,7 @@ def test_levels_are_those_of_the_timestep():
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_the_share_of_labels_asked_for_is_dropped(share: float):
-    told = chosen(torch.arange(4000), share).told
+    told = chosen(torch.arange(4000), share).labels
     dropped = told == 10
     assert torch.equal(told[~dropped], (torch.arange(4000) % 10)[~dropped])
     # Four standard errors; none for a share of 0 or 1.
@@ -134,15 +134,21 @@ def given(
     return pixels(count, size).to(device), index % 10, *levels, draws
 
 
-def make(**settings: Any) -> Noising:
-    usual = {"prediction": "v", "label_drop": 0.3, "nobody": 10, "flip": True, "dequantize": True}
-    return Noising(**{**usual, **settings})
+def make(**settings: Any) -> ForwardProcess:
+    usual = {
+        "prediction": "v",
+        "label_drop": 0.3,
+        "null_label": 10,
+        "flip": True,
+        "dequantize": True,
+    }
+    return ForwardProcess(**{**usual, **settings})
 
 
 def same_examples(made: Example, expected: Example) -> None:
-    for name in ("t", "told", "alpha", "sigma"):
+    for name in ("t", "labels", "alpha", "sigma"):
         assert torch.equal(getattr(made, name), getattr(expected, name)), name
-    for name in ("x_t", "wanted", "x_0"):
+    for name in ("x_t", "target", "x_0"):
         one, other = getattr(made, name), getattr(expected, name)
         # Up to 5.77 in float32: some units in the last place.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -154,7 +160,7 @@ def test_an_example_asks_for_what_is_to_be_predicted(prediction: Any):
     images, labels, alphas, sigmas, draws = given(6)
     made = make(prediction=prediction, keep_x_0=True)(images, labels, alphas, sigmas, draws)
     assert made.x_0 is not None
-    x_0, eps = to_x_0_and_eps(prediction, made.wanted, made.x_t, made.alpha, made.sigma)
+    x_0, eps = to_x_0_and_eps(prediction, made.target, made.x_t, made.alpha, made.sigma)
     # Dividing by a small sigma or alpha magnifies rounding.
     torch.testing.assert_close(x_0, made.x_0, rtol=0, atol=1e-4)
     torch.testing.assert_close(made.alpha * x_0 + made.sigma * eps, made.x_t, rtol=0, atol=1e-5)
@@ -168,7 +174,7 @@ def test_x_0_is_kept_only_where_asked_for():
 def test_compiled_noising_equals_eager():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs uncompiled.*")  # else eager meets eager
-        made = make(way="compiled", keep_x_0=True)(*given(4))
+        made = make(backend="compiled", keep_x_0=True)(*given(4))
     same_examples(made, make(keep_x_0=True)(*given(4)))
 
 
@@ -180,13 +186,13 @@ def test_noising_in_one_kernel_equals_eager(
     settings = {"prediction": prediction, "flip": flip, "dequantize": dequantize, "keep_x_0": True}
     for size in (32, 5):  # of 5 x 5 x 3 numbers the last block lacks one
         images = given(4, size, kernel_device)
-        same_examples(make(way="kernel", **settings)(*images), make(**settings)(*images))
+        same_examples(make(backend="kernel", **settings)(*images), make(**settings)(*images))
 
 
 def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
     images = given(2, device=kernel_device)
-    made, expected = make(way="kernel")(*images, dtype=torch.bfloat16), make()(*images)
-    assert made.x_t.dtype == torch.bfloat16 and made.wanted.dtype == torch.float32
+    made, expected = make(backend="kernel")(*images, dtype=torch.bfloat16), make()(*images)
+    assert made.x_t.dtype == torch.bfloat16 and made.target.dtype == torch.float32
     torch.testing.assert_close(made.x_t, expected.x_t.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
@@ -201,8 +207,8 @@ def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.Monk
     forward_process._compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
-            first = make(way="compiled", keep_x_0=True)(*given(2))
-            second = make(way="compiled", keep_x_0=True)(*given(2))
+            first = make(backend="compiled", keep_x_0=True)(*given(2))
+            second = make(backend="compiled", keep_x_0=True)(*given(2))
     finally:
         forward_process._compiled.cache_clear()
     assert len(caught) == 2  # one for each of the two passes

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.diffusion.parameterization import PredictionKind, loss_weight, target, to_x_0_and_eps
+from dgm.diffusion.parameterization import (
+    PredictionKind,
+    loss_weight,
+    to_prediction,
+    to_x_0_and_eps,
+)
 from dgm.diffusion.schedule import cosine, linear
 
 KINDS = get_args(PredictionKind)
@@ -27,7 +32,7 @@ def noised(t: int, kind: str = "linear") -> tuple[Tensor, Tensor, Tensor, Tensor
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_the_target_turns_back_into_image_and_noise(kind: PredictionKind, t: int):
     x_0, eps, x_t, alpha, sigma = noised(t)
-    given = target(kind, x_0, eps, alpha, sigma)
+    given = to_prediction(kind, x_0, eps, alpha, sigma)
     found = to_x_0_and_eps(kind, given, x_t, alpha, sigma)
     # Rounding of float64, divided by alpha or sigma of at least 0.006.
     torch.testing.assert_close(found, (x_0, eps), rtol=0, atol=1e-12)
@@ -41,7 +46,7 @@ def test_conversion_between_predictions_is_exact(
     *_, x_t, alpha, sigma = noised(t)
     said = torch.randn_like(x_t)  # any output, right or wrong
     x_0, eps = to_x_0_and_eps(kinds[0], said, x_t, alpha, sigma)
-    other = target(kinds[1], x_0, eps, alpha, sigma)
+    other = to_prediction(kinds[1], x_0, eps, alpha, sigma)
     there = to_x_0_and_eps(kinds[1], other, x_t, alpha, sigma)
     # Sizes reach |x_t| / 0.006 = 600, so 1e-12 of that.
     torch.testing.assert_close(there, (x_0, eps), rtol=1e-12, atol=1e-10)
@@ -50,10 +55,10 @@ def test_conversion_between_predictions_is_exact(
 
 def test_the_targets_are_their_definitions():
     x_0, eps, _, alpha, sigma = noised(300)
-    assert target("eps", x_0, eps, alpha, sigma) is eps
-    assert target("x_0", x_0, eps, alpha, sigma) is x_0
+    assert to_prediction("eps", x_0, eps, alpha, sigma) is eps
+    assert to_prediction("x_0", x_0, eps, alpha, sigma) is x_0
     expected = alpha * eps - sigma * x_0
-    assert torch.equal(target("v", x_0, eps, alpha, sigma), expected)
+    assert torch.equal(to_prediction("v", x_0, eps, alpha, sigma), expected)
 
 
 def test_v_and_x_0_serve_a_level_without_signal():
@@ -75,7 +80,7 @@ def test_min_snr_weighs_the_same_mistake_alike_in_every_prediction(
         wrong_x_0 = x_0 + 0.1 * torch.randn_like(x_0)
         wrong_eps = (x_t - alpha * wrong_x_0) / sigma
         snr = (alpha / sigma) ** 2
-        error = target(kind, wrong_x_0, wrong_eps, alpha, sigma) - target(
+        error = to_prediction(kind, wrong_x_0, wrong_eps, alpha, sigma) - to_prediction(
             kind, x_0, eps, alpha, sigma
         )
         weighted = loss_weight(kind, "min_snr", snr, gamma) * error.square().mean()

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from dgm.diffusion import samplers
 from dgm.diffusion.parameterization import Denoised
-from dgm.diffusion.samplers import Denoiser, Level, SamplerName, posterior, run_sampler
+from dgm.diffusion.samplers import (
+    Denoiser,
+    NoiseLevel,
+    SamplerName,
+    posterior_coefficients,
+    run_sampler,
+)
 from dgm.diffusion.schedule import Schedule, make_schedule
 from dgm.rng import Draws
 
@@ -145,8 +151,11 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(
 
 
 def test_posterior_is_that_of_bayes():
-    here, there = Level(5, math.sqrt(0.3), math.sqrt(0.7)), Level(3, math.sqrt(0.6), math.sqrt(0.4))
-    mean_x_0, mean_x_t, beta, beta_tilde = posterior(here, there)
+    here, there = (
+        NoiseLevel(5, math.sqrt(0.3), math.sqrt(0.7)),
+        NoiseLevel(3, math.sqrt(0.6), math.sqrt(0.4)),
+    )
+    mean_x_0, mean_x_t, beta, beta_tilde = posterior_coefficients(here, there)
     # x_s | x_0 is normal about 0.6^(1/2) x_0, and x_t | x_s about (0.3 / 0.6)^(1/2) x_s.
     assert beta == pytest.approx(0.5)
     precision = 1 / 0.4 + 0.5 / 0.5

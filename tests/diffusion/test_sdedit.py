@@ -1,4 +1,4 @@
-"""Noising real images a part of the way and denoising them from there."""
+"""ForwardProcess real images a part of the way and denoising them from there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.sdedit import denoise, noise
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
@@ -33,7 +33,7 @@ class Knowing(nn.Module):
 @pytest.fixture
 def objective() -> DiffusionObjective:
     config = DiffusionConfig(num_timesteps=T, class_conditional=False)
-    return DiffusionObjective(config, SampleConfig(steps=10), (8, 8, 3), 10)
+    return DiffusionObjective(config, DiffusionSampleConfig(steps=10), (8, 8, 3), 10)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from dgm.diffusion.progressive_skips import ProgressiveSkips
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError
-from dgm.diffusion.progressive_skips import Pyramid
-from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
+from dgm.diffusion.unet import UNet, UNetBlock, UNetConfig
 from dgm.rng import Draws
 
 TINY = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 2], attention_at=[], dropout=0.2)
@@ -103,7 +103,7 @@ def test_channels_last_is_kept_throughout(variant: dict[str, Any]):
         seen.append(made.is_contiguous(memory_format=torch.channels_last))
 
     for module in net.modules():
-        if isinstance(module, ResidualBlock | nn.Conv2d):
+        if isinstance(module, UNetBlock | nn.Conv2d):
             module.register_forward_hook(see)
     x, t, labels, draws = inputs()
     net(x.float().to(memory_format=torch.channels_last), t, labels, draws)
@@ -144,7 +144,7 @@ def test_dropout_acts_only_with_draws():
 
 def test_every_block_drops_by_draws_of_its_own():
     net = UNet(replace(TINY, num_blocks=[3, 3]), 8)
-    names = [m.purpose for m in net.modules() if isinstance(m, ResidualBlock)]
+    names = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(names) == len(set(names)) == 3 + 3 + 4 + 4 + 2
 
 
@@ -180,7 +180,7 @@ def test_a_bad_setting_is_named(changes: dict[str, Any], named: str):
 
 
 def test_each_level_of_a_pyramid_sees_and_says_at_its_own_size():
-    pyramid = Pyramid([8, 16], [16, 24], first_factor=2, image_channels=3, outputs=3)
+    pyramid = ProgressiveSkips([8, 16], [16, 24], first_factor=2, image_channels=3, outputs=3)
     x = torch.zeros(1, 3, 8, 8)
     x[:, :, 7, 7] = 1
     for level, (fed, saying, side) in enumerate([(8, 16, 4), (16, 24, 2)]):

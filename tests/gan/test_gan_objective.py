@@ -11,7 +11,7 @@ from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
 
 from dgm.common.errors import UserError
 from dgm.gan.networks import GanNetConfig
-from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.gan.objective import GanConfig, GanObjective, GanSampleConfig
 from dgm.nn.compiling import compile_net
 from dgm.rng import Draws
 
@@ -168,11 +168,11 @@ def test_image_follows_from_its_index_whatever_the_batch(architecture, classes):
     torch.testing.assert_close(alone[0], whole[5], rtol=1e-12, atol=1e-12)
 
 
-def test_truncation_draws_latents_nearer_to_zero():
+def test_temperature_draws_latents_nearer_to_zero():
     made, own = objective(), {name: net.eval() for name, net in nets().items()}
     draws = Draws.of(4, torch.arange(50))
     spread = [
-        float(made.sample(own, 50, None, draws, truncation=t).std(0).mean()) for t in (1.0, 0.3)
+        float(made.sample(own, 50, None, draws, temperature=t).std(0).mean()) for t in (1.0, 0.3)
     ]
     assert spread[1] < 0.5 * spread[0]
 
@@ -180,7 +180,7 @@ def test_truncation_draws_latents_nearer_to_zero():
 def test_interpolation_leads_from_image_to_image():
     made, own = objective(), {name: net.eval() for name, net in nets().items()}
     given, draws = batch(7)
-    sheet = made.pictures(own, given, draws)["interpolation"]
+    sheet = made.visualize(own, given, draws)["interpolation"]
     assert sheet.shape == (3, 10, 3, 8, 8)
     latent = made._latent(draws, "picture")
     torch.testing.assert_close(sheet[:, 0], own["generator"](latent[:3]))
@@ -197,13 +197,13 @@ def test_interpolation_leads_from_image_to_image():
         ({"discriminator_steps": 0}, {}, r"gan\.discriminator_steps is 0"),
         ({"discriminator_lr": 0.0}, {}, r"gan\.discriminator_lr is 0"),
         ({"augment": ["color", "color"]}, {}, r"gan\.augment"),
-        ({}, {"truncation": 0.0}, r"sample\.truncation is 0"),
+        ({}, {"temperature": 0.0}, r"sample\.temperature is 0"),
         ({}, {"batch": 0}, r"sample\.batch is 0"),
     ],
 )
 def test_bad_settings_are_named(config: dict[str, Any], sample: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
-        GanObjective(GanConfig(**config), SampleConfig(**sample), 6, 3)
+        GanObjective(GanConfig(**config), GanSampleConfig(**sample), 6, 3)
 
 
 @pytest.mark.slow

@@ -28,16 +28,16 @@ def test_losses_are_those_of_the_papers():
             logits, torch.full_like(logits, is_real), reduction="none"
         )
 
-    found = discriminator_loss("non_saturating", real, fake)
-    torch.testing.assert_close(found.real, cross_entropy(real, 1.0))
-    torch.testing.assert_close(found.fake, cross_entropy(fake, 0.0))
+    loss_real, loss_fake = discriminator_loss("non_saturating", real, fake)
+    torch.testing.assert_close(loss_real, cross_entropy(real, 1.0))
+    torch.testing.assert_close(loss_fake, cross_entropy(fake, 0.0))
     torch.testing.assert_close(generator_loss("non_saturating", fake), cross_entropy(fake, 1.0))
-    found = discriminator_loss("hinge", real, fake)
-    assert found.real.tolist() == [0, 1.5] and found.fake.tolist() == pytest.approx([1.3, 0])
+    loss_real, loss_fake = discriminator_loss("hinge", real, fake)
+    assert loss_real.tolist() == [0, 1.5] and loss_fake.tolist() == pytest.approx([1.3, 0])
     assert generator_loss("hinge", fake).tolist() == pytest.approx([-0.3, 3])
-    found = discriminator_loss("least_squares", real, fake)
-    assert found.real.tolist() == pytest.approx([0.5, 1.125])
-    assert found.fake.tolist() == pytest.approx([0.845, 2.0])
+    loss_real, loss_fake = discriminator_loss("least_squares", real, fake)
+    assert loss_real.tolist() == pytest.approx([0.5, 1.125])
+    assert loss_fake.tolist() == pytest.approx([0.845, 2.0])
     assert generator_loss("least_squares", fake).tolist() == pytest.approx([0.045, 4.5])
 
 

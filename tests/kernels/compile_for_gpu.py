@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from dgm.diffusion.config import DiffusionConfig, SampleConfig
+from dgm.diffusion.config import DiffusionConfig, DiffusionSampleConfig
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.nn.kernels import precompile
@@ -69,7 +69,7 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
         if isinstance(module, NormAct):
             module.kernels = "triton"
     objective = DiffusionObjective(
-        DiffusionConfig(), SampleConfig(), (size, size, 3), CLASSES, noising="kernel"
+        DiffusionConfig(), DiffusionSampleConfig(), (size, size, 3), CLASSES, backend="kernel"
     )
     index = torch.arange(BATCH)
     batch = Batch(torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), index % CLASSES)

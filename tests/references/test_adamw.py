@@ -188,7 +188,7 @@ def test_arguments_of_a_kernel_are_checked():
 
 
 def test_tensors_of_another_type_or_layout_are_refused_or_copied():
-    weight, rule = torch.randn(4, 3), update.Rule(0.1, (0.9, 0.99), 1e-8, 0.0)
+    weight, rule = torch.randn(4, 3), update.AdamWConfig(0.1, (0.9, 0.99), 1e-8, 0.0)
     moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
     with pytest.raises(RuntimeError, match="must match the size"):
         update.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], rule)

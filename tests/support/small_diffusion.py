@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
@@ -13,12 +13,12 @@ from dgm.rng import Draws
 NUM_CLASSES = 5
 TINY = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[], dropout=0.1)
 SMALL = DiffusionConfig(num_timesteps=50)
-SAMPLE = SampleConfig(steps=5)
+SAMPLE = DiffusionSampleConfig(steps=5)
 
 
 def objective(
     config: DiffusionConfig = SMALL,
-    sample: SampleConfig = SAMPLE,
+    sample: DiffusionSampleConfig = SAMPLE,
     dtype: torch.dtype = torch.float64,
 ) -> DiffusionObjective:
     return DiffusionObjective(config, sample, (8, 8, 3), NUM_CLASSES, dtype=dtype)

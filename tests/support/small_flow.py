@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.flow.networks import Flow, FlowNetConfig
-from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, FlowSampleConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
 
@@ -17,7 +17,7 @@ GLOW = FlowNetConfig(levels=2, steps=2, hidden=8)
 REALNVP = FlowNetConfig("realnvp", levels=2, steps=2, hidden=8, blocks=1, logit=0.05)
 BOTH = {"glow": GLOW, "realnvp": REALNVP}
 PLAIN = FlowConfig()
-SAMPLE = SampleConfig(batch=3)
+SAMPLE = FlowSampleConfig(batch=3)
 
 
 def moved(net: nn.Module, by: float = 0.1, seed: int = 1) -> nn.Module:
@@ -44,7 +44,7 @@ def flow(
 
 def objective(
     config: FlowConfig = PLAIN,
-    sample: SampleConfig = SAMPLE,
+    sample: FlowSampleConfig = SAMPLE,
     shape: tuple[int, int, int] = SHAPE,
     dtype: torch.dtype = torch.float32,
 ) -> FlowObjective:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dgm.common.errors import UserError
 from dgm.preprocessing import STANDARD
 from dgm.vae.networks import VAE, VAENetConfig
-from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
+from dgm.vae.objective import VAEConfig, VAEObjective, VAESampleConfig
 
 D = math.prod(SHAPE)
 NAMES = {
@@ -163,7 +163,7 @@ def test_settings_that_make_no_sense_are_named(
     config: dict[str, Any], sample: dict[str, Any], named: str
 ):
     with pytest.raises(UserError, match=named):
-        objective(replace(SMALL, **config), SampleConfig(**sample))
+        objective(replace(SMALL, **config), VAESampleConfig(**sample))
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_settings_that_make_no_sense_are_named(
 @pytest.mark.parametrize("scale_kind", ["pixel", "channel"])
 def test_a_tiny_net_overfits_one_batch(likelihood: Any, scale_kind: Any):
     config = VAEConfig(likelihood, scale_kind, kl_warmup_images=4800, flip=False)
-    made = VAEObjective(config, SampleConfig(), 4)
+    made = VAEObjective(config, VAESampleConfig(), 4)
     shape = VAENetConfig(
         latent=4, encoder_channels=16, decoder_channels=16, channel_mult=[1, 2], num_blocks=[1, 1]
     )

@@ -11,11 +11,11 @@ from small_vae import SHAPE, SMALL, TINY, batch, net, objective, part_of
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.objective import Batch, Pictured
+from dgm.objective import Batch, Visualizable
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
 from dgm.vae.networks import VAE
-from dgm.vae.objective import SampleConfig
+from dgm.vae.objective import VAESampleConfig
 
 LATENTS = (1, 2, 6)
 
@@ -72,7 +72,7 @@ def test_labels_change_nothing():
 
 
 def test_knobs_of_a_call_are_checked_and_replace_the_configured():
-    made, nets = objective(sample=SampleConfig(temperature=0.5)), {"vae": net()}
+    made, nets = objective(sample=VAESampleConfig(temperature=0.5)), {"vae": net()}
     with pytest.raises(UserError, match=r"sample\.temperature is 0"):
         made.sample(nets, 1, None, draws_of(1), temperature=0)
     one = made.sample(nets, 1, None, draws_of(1), temperature=1.0)
@@ -87,9 +87,9 @@ def sheets(count: int, latent: int) -> tuple[VAE, Batch, dict[str, Tensor]]:
         for parameter in vae.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     made = objective(latent=latent)
-    assert isinstance(made, Pictured)
+    assert isinstance(made, Visualizable)
     whole, draws = batch(count)
-    return vae, whole, made.pictures({"vae": vae}, whole, draws)
+    return vae, whole, made.visualize({"vae": vae}, whole, draws)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 64])
@@ -145,8 +145,8 @@ def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
 def test_pictures_leave_the_batch_order_and_the_draws_alone():
     made, nets = objective(), {"vae": net()}
     whole, draws = batch(4)
-    first = made.pictures(nets, whole, draws)
-    again = made.pictures(nets, *part_of(whole, 0, 4))
+    first = made.visualize(nets, whole, draws)
+    again = made.visualize(nets, *part_of(whole, 0, 4))
     for name, sheet in first.items():
         assert torch.equal(sheet, again[name])
         assert not sheet.requires_grad

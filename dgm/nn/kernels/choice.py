@@ -62,7 +62,7 @@ def has_triton() -> bool:
     return found
 
 
-def triton_takes(device: torch.device) -> bool:
+def triton_runs_on(device: torch.device) -> bool:
     """Return whether Triton's kernels can run on a device: a GPU, or a CPU in its interpreter."""
     return device.type == "cuda" or _interpreted() or precompile.collecting()
 
@@ -71,4 +71,4 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-triton_takes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+triton_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]

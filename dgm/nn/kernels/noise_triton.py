@@ -74,14 +74,14 @@ def _goal(clean, eps, alpha, sigma, PREDICTION: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        "num_timesteps", "nobody", "width", "for_flip", "for_timestep",
+        "num_timesteps", "null_label", "width", "for_flip", "for_timestep",
         "for_label_drop", "for_dequantize", "for_noise",
     ],
     do_not_specialize_on_alignment=["images", "labels", "key", "index", "step"],
 )  # fmt: skip
 def noise(
     images, labels, alphas, sigmas, key, index, step, x_t, wanted, x_0, t, told,
-    num_timesteps, label_drop, nobody, width, count, blocks,
+    num_timesteps, label_drop, null_label, width, count, blocks,
     for_flip, for_timestep, for_label_drop, for_dequantize, for_noise,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, STEP_EACH: tl.constexpr, FLIP: tl.constexpr,
     DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
@@ -107,7 +107,7 @@ def noise(
     if tl.program_id(1) == 0:
         drawn, _, _, _ = _philox(key, which, when, for_label_drop, first)
         dropped = tl.sum((_uniform(drawn) < label_drop).to(tl.int32), 0) == 1
-        tl.store(told + image, tl.where(dropped, nobody, tl.load(labels + image)))
+        tl.store(told + image, tl.where(dropped, null_label, tl.load(labels + image)))
         tl.store(t + image, level.to(tl.int64))
 
     n0, n1, n2, n3 = _philox(key, which, when, for_noise, block)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgm.nn.kernels import native, norm_gpu
-from dgm.nn.kernels.choice import Kernels, refuse_transform, triton_takes, under_transform
+from dgm.nn.kernels.choice import Kernels, refuse_transform, triton_runs_on, under_transform
 from dgm.nn.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
@@ -68,7 +68,7 @@ def norm_act(
         scale, shift = (part[:, :, None, None] for part in scale_shift)
         z = torch.addcmul(shift, z, scale + 1)
     y = functional.silu(z) if silu else z
-    return y if dropout is None else keyed_dropout(y, dropout)
+    return y if dropout is None else counter_dropout(y, dropout)
 
 
 def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
@@ -79,9 +79,9 @@ def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> K
     """
     if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
         return None
-    if kernels == "triton" and triton_takes(x.device):
+    if kernels == "triton" and triton_runs_on(x.device):
         return kernels if norm_gpu.fits(len(weight), groups) else None
-    return "native" if native.serves(x, weight) else None
+    return "native" if native.supports(x, weight) else None
 
 
 def reads_apart(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
@@ -90,7 +90,7 @@ def reads_apart(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int)
     return own == "triton" and norm_gpu.reads_apart(x, len(weight), groups)
 
 
-def keyed_dropout(x: Tensor, dropout: Dropout) -> Tensor:
+def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
     """Drop elements of [B, C, H, W]."""
     _, channels, height, width = x.shape
     keep = dropout.draws.keep_mask(dropout.purpose, (height, width, channels), dropout.share)

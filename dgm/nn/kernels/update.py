@@ -26,7 +26,7 @@ _STRIDE = methodcaller("stride")
 
 
 @dataclass(frozen=True)
-class Rule:
+class AdamWConfig:
     """How AdamW updates, and what share of the weights an average takes in."""
 
     lr: float
@@ -52,7 +52,7 @@ def adamw_(
     exp_avg_sqs: Sequence[Tensor],
     averages: Sequence[Tensor] | None,
     steps: Sequence[int],
-    rule: Rule,
+    rule: AdamWConfig,
     decayed: Sequence[bool] | None = None,
 ) -> None:
     """Update weights, moments and averages in place; `steps` counts this update of each weight.

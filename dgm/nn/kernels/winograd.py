@@ -48,7 +48,7 @@ def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
     """
     height, width = x.shape[2:]
     fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST and not under_transform()
-    if not fits or not native.serves(x, layer.weight):
+    if not fits or not native.supports(x, layer.weight):
         return functional.conv2d(x, layer.weight, layer.bias if bias else None, padding=1)
     zeros = layer.weight.new_zeros(layer.out_channels)
     return _forward(x, layer.weight, layer.bias if bias and layer.bias is not None else zeros)
