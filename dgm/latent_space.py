@@ -59,7 +59,7 @@ def jtj_product(decode: Callable[[Tensor], Tensor], z: Tensor, directions: Tenso
 
 
 def principal_directions(
-    mean_jtj_product: Callable[[Tensor], Tensor],
+    mean_product: Callable[[Tensor], Tensor],
     size: int,
     count: int,
     seed: int,
@@ -69,14 +69,14 @@ def principal_directions(
 
     They are the leading eigenvectors of the mean of J'J over latents (Ramesh et al. 2018, "A
     spectral regularizer for unsupervised disentanglement", section 3), by orthogonal iteration
-    (Golub and Van Loan 2013, section 8.2.4). `mean_jtj_product` multiplies that mean by vectors
+    (Golub and Van Loan 2013, section 8.2.4). `mean_product` multiplies that mean by vectors
     [count, D]; an eigenvalue is the squared change of the image per unit of the direction.
     """
     start = Draws.of(seed, torch.arange(count)).normal("direction", (size,), torch.float64)
     basis = torch.linalg.qr(start.mT)[0]
     for _ in range(iterations):
-        basis = torch.linalg.qr(mean_jtj_product(basis.mT).double().cpu().mT)[0]
-    product = mean_jtj_product(basis.mT).double().cpu().mT
+        basis = torch.linalg.qr(mean_product(basis.mT).double().cpu().mT)[0]
+    product = mean_product(basis.mT).double().cpu().mT
     # The eigenvectors within that subspace (Rayleigh-Ritz).
     projected = basis.mT @ product
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)

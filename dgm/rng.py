@@ -1,8 +1,8 @@
 """Random draws as functions: `f(seed, purpose, step or epoch, image index)`.
 
 Every draw is computed by the counter-based generator Philox4x32-10 (Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter consists of the block of
-four numbers inside one image's draw, the image's index, the step (or epoch) and the purpose. So
+random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter consists of the block
+of four numbers inside one image's draw, the image's index, the step (or epoch) and the purpose. So
 there is no generator state: any number can be recomputed, on any process, in any batch.
 
 Integers are exact, hence equal in eager and compiled code and on every device.

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dgm.nn.embedding import Embedding, embed
+from dgm.nn.layers import Embedding, embed
 
 UNORDERED = ("embedding_dense_backward", "index_put", "index_add", "scatter")
 """Operators that add into rows by atomic additions on a GPU."""

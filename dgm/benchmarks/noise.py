@@ -22,7 +22,7 @@ from dgm.benchmarks.table import print_table
 from dgm.common.validation import check_range
 from dgm.diffusion.forward_process import Example, ForwardProcess, NoisedImages
 from dgm.diffusion.schedule import cosine
-from dgm.nn.kernels.choice import kernels_for
+from dgm.nn.kernels.dispatch import kernels_for
 from dgm.rng import Draws
 
 CLASSES, TIMESTEPS, LABEL_DROP = 10, 1000, 0.1

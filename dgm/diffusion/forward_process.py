@@ -18,7 +18,7 @@ from torch import Tensor
 from dgm.diffusion.parameterization import PredictionKind, q_sample, to_prediction
 from dgm.nn.compiling import compiled
 from dgm.nn.kernels import precompile
-from dgm.nn.kernels.choice import has_triton, triton_runs_on
+from dgm.nn.kernels.dispatch import has_triton, triton_runs_on
 from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_flips, flip_images
 from dgm.rng import Draws, int32, purpose_id
 

@@ -52,7 +52,7 @@ CLEAN = NoiseLevel(-1, 1.0, 0.0)
 def _transitions(
     schedule: Schedule, steps: int, num_images: int
 ) -> Iterator[tuple[int, NoiseLevel, NoiseLevel]]:
-    """Yield (number, level, next level) down to the clean image; counts progress of `num_images`."""
+    """Yield (number, level, next level) down to the clean image; report progress."""
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
     levels = [NoiseLevel(t, alphas[t], sigmas[t]) for t in schedule.timesteps(steps)] + [CLEAN]
     for number, (level, next_level) in enumerate(itertools.pairwise(levels)):

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.nn.embedding import Embedding
 from dgm.nn.kernels.norm import Dropout
 from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
+    Embedding,
     PointwiseConv2d,
     Upsample,
     group_norm,
@@ -81,7 +81,7 @@ class UNetBlock(nn.Module):
 
         The inputs are the channels of x and those of `skip`.
         """
-        if skip is not None and not self.norm1.reads_apart(x):
+        if skip is not None and not self.norm1.reads_separately(x):
             x, skip = join(x, skip), None
         h = self.norm1(x, skip=skip)
         projected = self.emb(emb)

@@ -49,8 +49,8 @@ class Chain(nn.Sequential):
 class Squeeze(nn.Module):
     """Fold squares of 2 x 2 pixels into channels: [B, C, H, W] to [B, 4 C, H/2, W/2].
 
-    The first half of the channels are the upper pixels, so that a coupling of channel halves differs
-    from checkerboard masks (Dinh et al. 2017, section 3.6).
+    The first half of the channels are the upper pixels, so that masks of channel halves differ from
+    checkerboard masks (Dinh et al. 2017, section 3.6).
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

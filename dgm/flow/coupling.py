@@ -102,13 +102,13 @@ class Coupling(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform."""
         identity, transformed = self._split(x)
-        z, log_det = _transform(transformed, *_parameters(self.net(identity), transformed))
+        z, log_det = _transform(transformed, *_shift_and_log_scale(self.net(identity), transformed))
         return self._join(identity, z), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Transform back."""
         identity, transformed = self._split(z)
-        x = _transform_back(transformed, *_parameters(self.net(identity), transformed))
+        x = _transform_back(transformed, *_shift_and_log_scale(self.net(identity), transformed))
         return self._join(identity, x)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,19 +137,19 @@ class Checkerboard(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform."""
-        return _transform(x, *self._parameters(x))
+        return _transform(x, *self._shift_and_log_scale(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Transform back."""
-        return _transform_back(z, *self._parameters(z))
+        return _transform_back(z, *self._shift_and_log_scale(z))
 
-    def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, log_scale = _parameters(self.net(x * (1 - self.free)), x)
+    def _shift_and_log_scale(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        shift, log_scale = _shift_and_log_scale(self.net(x * (1 - self.free)), x)
         return shift * self.free, None if log_scale is None else log_scale * self.free
 
 
-def _parameters(out: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the shift and, for an affine coupling, the bounded log_scale from a network's output."""
+def _shift_and_log_scale(out: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return shift and bounded log_scale (None if additive) from a network's output."""
     out = out.to(transformed.dtype)  # autocast lowered it
     if out.shape[1] == transformed.shape[1]:
         return out, None

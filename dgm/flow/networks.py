@@ -41,9 +41,9 @@ class FlowNetConfig:
 class Flow(nn.Module):
     """Map images [B, C, H, W] in [-1, 1] to standard normal z [B, C H W], and back.
 
-    Half of a level's output is factored out, standardised by its last layer conditioned on the other
-    half (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch
-    norm, so that an image's likelihood depends on no other image.
+    Half of a level's output is factored out, standardised by its last layer given the other half
+    (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch norm,
+    so that an image's likelihood depends on no other image.
     """
 
     def __init__(self, config: FlowNetConfig, image_shape: tuple[int, int, int]):

@@ -68,10 +68,10 @@ class FlowObjective:
         self.image_shape, self.dtype = image_shape, dtype
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Return the bound on -log2 of the mass of stored images and its terms, bits per dimension, [].
+        """Return the bound on -log2 of the mass of stored images and its terms, each [].
 
-        loss = 7 - log_prob_z - log_det, exact for dequantised data and a bound for stored images;
-        7 is -log2 of the width of a grey level, 1/128.
+        loss = 7 - log_prob_z - log_det in bits per dimension, exact for dequantised data and a
+        bound for stored images; 7 is -log2 of the width of a grey level, 1/128.
         """
         z, log_det = nets[phase.net](self._training_images(batch, draws))
         bits = 1 / (z.shape[1] * math.log(2))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.nn.embedding import embed
+from dgm.nn.layers import embed
 
 
 class BatchNorm(nn.Module):
@@ -25,7 +25,7 @@ class BatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(self, channels: int, num_classes: int | None = None, momentum: float = 0.1):
-        """Start without scale and shift; `momentum` is the running averages' weight of a new batch."""
+        """Start without scale and shift; `momentum` is a batch's weight in the running averages."""
         super().__init__()
         self.momentum, self.eps = momentum, 1e-5
         shape = (channels,) if num_classes is None else (num_classes, channels)

@@ -22,8 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.gan.batch_norm import BatchNorm
-from dgm.nn.embedding import Embedding
-from dgm.nn.layers import upsample
+from dgm.nn.layers import Embedding, upsample
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The decoder's likelihoods: -log p(x | z) of stored pixels, nats.
 
-Both are for images in [-1, 1] and in nats of the stored grey levels, so their bounds are comparable.
+Both are for images in [-1, 1], in nats of the stored grey levels, so their bounds are comparable.
 Shapes: images uint8 [B, H, W, C], all else [B, C, H, W].
 """
 

@@ -44,7 +44,7 @@ class VAESampleConfig:
     """How images are sampled from a trained network."""
 
     temperature: float = 1.0
-    """Standard deviation of the latents; below 1 (the prior's) for more typical, less varied images."""
+    """Standard deviation of the latents; below 1 for more typical, less varied images."""
     add_noise: bool = False
     """Draw each pixel from the likelihood instead of taking its mean."""
     batch: int = 250

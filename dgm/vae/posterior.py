@@ -50,7 +50,7 @@ def kl_weight(beta: float, images_seen: int | Tensor, warmup_images: int) -> flo
     if not warmup_images:
         return beta
     if isinstance(images_seen, Tensor):
-        # Divided by a tensor: for a number a GPU multiplies by the reciprocal, which rounds differently.
+        # By a tensor: for a number a GPU multiplies by the reciprocal, which rounds differently.
         seen = images_seen.double()
         return beta * (seen / torch.full_like(seen, warmup_images)).clamp(max=1)
     return beta * min(1.0, images_seen / warmup_images)

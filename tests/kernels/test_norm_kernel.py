@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.dispatch import Kernels
 from dgm.nn.kernels.norm import Dropout
 from dgm.nn.layers import NormAct, group_norm
 from dgm.rng import Draws

@@ -96,7 +96,7 @@ def test_layers_that_suit_are_computed_here_and_others_directly(monkeypatch: pyt
     net = copy.deepcopy(plain)
     winograd.use_in(net)
     assert [
-        name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and winograd.suits(m)
+        name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and winograd.is_supported(m)
     ] == ["body", "exit"]
     seen: list[torch.Size] = []
     compute = winograd._forward

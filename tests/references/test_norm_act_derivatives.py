@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.dispatch import Kernels
 from dgm.nn.kernels.norm import Dropout, norm_act
 from dgm.rng import Draws
 

@@ -116,7 +116,7 @@ def launches() -> tuple[Launch, ...]:
                 module.register_forward_hook(see, with_kwargs=True)
         index = torch.zeros(2, dtype=torch.int64)
         # As the kernels on a GPU, which read x and skip where they are.
-        with mock.patch.object(NormAct, "reads_apart", lambda module, x: True):
+        with mock.patch.object(NormAct, "reads_separately", lambda module, x: True):
             net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
     return tuple(dict.fromkeys(found))
 

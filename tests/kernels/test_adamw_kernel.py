@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.nn.kernels import native, update
+from dgm.nn.kernels import adamw, native
 from dgm.training.ema import Ema
 from dgm.training.optimizer import AdamW, OptimConfig
 
@@ -82,7 +82,7 @@ def test_the_number_of_threads_changes_no_bit():
 def test_norm_is_that_of_all_numbers(threads: int, size: float):
     grads = [p.detach() * size for p in make_net().parameters()]
     wanted = torch.cat([g.flatten() for g in grads]).double().norm()
-    found = update.gradient_norm(grads)
+    found = adamw.gradient_norm(grads)
     assert found.shape == ()
     torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=0)
 
@@ -90,7 +90,7 @@ def test_norm_is_that_of_all_numbers(threads: int, size: float):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_norm_of_what_is_not_finite_is_not(value: float):
     grads = [torch.ones(3), torch.full((100,), value)]
-    assert not torch.isfinite(update.gradient_norm(grads))
+    assert not torch.isfinite(adamw.gradient_norm(grads))
 
 
 def test_average_waits_where_a_weight_has_no_gradient():
