@@ -95,8 +95,12 @@ def test_gradient_reaches_every_weight_of_the_phases_net_and_no_other(build: Cal
 @family_of_each
 def test_loss_is_a_function_of_weights_images_and_draws(build: Callable, family: str):
     one, other = (losses(build(family), batch(8)) for _ in range(2))
-    torch.manual_seed(7)  # torch's own stream has no part in it
-    again, later = losses(build(family), batch(8)), losses(build(family), batch(8, epoch=1))
+    parts = build(family)
+    torch.manual_seed(7)  # torch's own generator is neither used nor advanced
+    state = torch.get_rng_state()
+    again = losses(parts, batch(8))
+    assert torch.equal(torch.get_rng_state(), state)
+    later = losses(build(family), batch(8, epoch=1))
     for a, b, c, d in zip(one, other, again, later, strict=True):
         assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
         assert not torch.equal(a["loss"], d["loss"])
@@ -116,15 +120,15 @@ def test_samples_have_the_shape_and_range_of_images(build: Callable, family: str
 
 
 @family_of_each
-def test_pictures_are_sheets_of_images(build: Callable, family: str):
+def test_visualizations_are_grids_of_images(build: Callable, family: str):
     parts = build(family)
     if not isinstance(parts.objective, Visualizable):
         assert family == "diffusion"
         return
     nets = {name: net.eval() for name, net in parts.nets.items()}
     with torch.no_grad():
-        sheets = parts.objective.visualize(nets, *batch(8))
-    for name, images in sheets.items():
+        grids = parts.objective.visualize(nets, *batch(8))
+    for name, images in grids.items():
         assert images.shape[2:] == (3, 32, 32) and images.ndim == 5, name
         assert bool(images.isfinite().all()) and images.abs().max() <= 1 + 1e-6, name
 
@@ -177,7 +181,7 @@ def test_activations_computed_again_give_the_same_gradients_and_take_less(
 
 
 def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
-    """Give the gradients of a loss, and the bytes that were held for them."""
+    """Return the gradients of a loss, and the bytes saved for them."""
     held: dict[int, Tensor] = {}
 
     def see(tensor: Tensor) -> Tensor:
@@ -219,8 +223,8 @@ def test_first_twenty_steps_are_the_golden_ones(
     path = GOLDEN / f"{family}.json"
     if os.environ.get("DGM_RENEW_GOLDEN"):
         path.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-    wanted = json.loads(path.read_text())
-    assert len(found) == len(wanted) == 20
-    for step, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+    expected = json.loads(path.read_text())
+    assert len(found) == len(expected) == 20
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         # In float64 other machines differ in the last digits; a changed draw in the first.
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9), f"step {step + 1}"

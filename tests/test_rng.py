@@ -49,7 +49,7 @@ def lanes(draws: Draws, purpose: str, count: int) -> Tensor:
 
 
 def kolmogorov_smirnov(values: Tensor, cumulative: Tensor) -> float:
-    """Give sqrt(n) times the largest gap between the empirical and the true distribution."""
+    """Return sqrt(n) times the largest gap between the empirical and the true distribution."""
     n = values.numel()
     empirical = torch.arange(1, n + 1, dtype=torch.float64) / n
     gap = torch.maximum((empirical - cumulative).abs(), (empirical - 1 / n - cumulative).abs())
@@ -150,7 +150,7 @@ def test_integers_reach_the_largest_bound():
 
 
 @pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
-def test_keep_mask_drops_the_share_asked_for(drop: float):
+def test_keep_mask_drops_the_fraction_asked_for(drop: float):
     mask = Draws.of(2, torch.arange(64)).keep_mask("dropout", (32, 32), drop)
     assert mask.dtype == torch.bool and mask.shape == (64, 32, 32)
     # Lanes standard errors, and the 2^-17 by which 16 bits round the share.
@@ -205,8 +205,8 @@ def test_every_shape_is_filled_with_different_numbers(sizes: list[int]):
 @pytest.mark.parametrize("other", [1, 2**32, 2**63, 2**32 + 1])
 def test_another_seed_gives_other_numbers(other: int):
     index = torch.arange(100)
-    here, there = (lanes(Draws.of(seed, index), "noise", 4) for seed in (0, other))
-    assert (here == there).sum() == 0
+    first, second = (lanes(Draws.of(seed, index), "noise", 4) for seed in (0, other))
+    assert (first == second).sum() == 0
 
 
 def test_each_step_image_and_purpose_gives_other_numbers():
@@ -263,6 +263,7 @@ def purposes_in_source() -> set[str]:
         "keep_mask",
         "counter_dropout",
         "_noise_like",
+        "noise",
     }
     found = set()
     for path in (ROOT / "dgm").rglob("*.py"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_diffusion import SAMPLE, SMALL, Told, batch, objective, part_of, unet
+from small_diffusion import SAMPLE, SMALL, RecordingNet, batch, objective, part_of, unet
 from torch import Tensor, nn
 
 from dgm.diffusion.objective import DiffusionConfig
@@ -29,13 +29,13 @@ def test_the_bound_has_finite_terms_for_each_image(learned_variance: bool):
 
 
 def test_the_bound_draws_noise_anew_at_each_timestep():
-    made, net = objective(replace(SMALL, class_conditional=False)), Told()
+    made, net = objective(replace(SMALL, class_conditional=False)), RecordingNet()
     whole, draws = batch(16)
     made.nats({"net": net}, whole, draws)
     x_0 = whole.images.permute(0, 3, 1, 2).double() / 127.5 - 1
     alphas, sigmas = made.schedule.alphas, made.schedule.sigmas
-    eps = [((x_t - alphas[i] * x_0) / sigmas[i]).flatten() for i, (x_t, *_) in enumerate(net.heard)]
-    assert [int(t[0]) for _, t, _ in net.heard] == list(range(50))
+    eps = [((x_t - alphas[i] * x_0) / sigmas[i]).flatten() for i, (x_t, *_) in enumerate(net.calls)]
+    assert [int(t[0]) for _, t, _ in net.calls] == list(range(50))
     correlations = torch.corrcoef(torch.stack(eps)).fill_diagonal_(0)
     assert float(correlations.abs().max()) < 5 / math.sqrt(16 * 192)  # 1,225 pairs: once in 1,400
     assert torch.stack(eps).std() == pytest.approx(1, abs=0.01)  # five standard errors

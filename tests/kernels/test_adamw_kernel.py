@@ -29,7 +29,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def make_net() -> nn.Module:
-    """Make weights of one number, of a part that is whole, of more, and in channels_last."""
+    """Return weights of one element, of exactly one part, of more, and in channels_last."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(40, 50, 3), nn.Linear(128, 128), nn.Linear(1, 1, bias=False)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
@@ -42,7 +42,7 @@ def give_gradients(net: nn.Module, step: int) -> None:
 
 
 def train(kernels: bool, steps: int = 5) -> tuple[dict[str, Tensor], list[bool]]:
-    """Take steps; give weights, moments and average by name, and whether the last went along."""
+    """Take steps; return weights, moments and averages, and whether the average was fused."""
     net = make_net()
     made, ema = AdamW(net.parameters(), CONFIG, kernels), Ema({"net": net}, 1000.0)
     along = []
@@ -81,10 +81,10 @@ def test_the_number_of_threads_changes_no_bit():
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_norm_is_that_of_all_numbers(threads: int, size: float):
     grads = [p.detach() * size for p in make_net().parameters()]
-    wanted = torch.cat([g.flatten() for g in grads]).double().norm()
+    expected = torch.cat([g.flatten() for g in grads]).double().norm()
     found = adamw.gradient_norm(grads)
     assert found.shape == ()
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=0)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

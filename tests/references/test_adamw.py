@@ -188,12 +188,12 @@ def test_arguments_of_a_kernel_are_checked():
 
 
 def test_tensors_of_another_type_or_layout_are_refused_or_copied():
-    weight, rule = torch.randn(4, 3), adamw.AdamWConfig(0.1, (0.9, 0.99), 1e-8, 0.0)
+    weight, config = torch.randn(4, 3), adamw.AdamWConfig(0.1, (0.9, 0.99), 1e-8, 0.0)
     moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
     with pytest.raises(RuntimeError, match="must match the size"):
-        adamw.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], rule)
+        adamw.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], config)
     with pytest.raises(TypeError, match="expected tensors of float32"):
-        adamw.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], rule)
+        adamw.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], config)
     for kernels in (True, False):
         nets = [nn.Linear(3, 4) for _ in range(2)]
         nets[1].load_state_dict(nets[0].state_dict())

@@ -90,10 +90,7 @@ def test_terms_are_those_of_an_independent_loop(
     before = np.append(1.0, cumulative[:-1])
     posterior = betas * (1 - before) / (1 - cumulative)
     log_clipped = np.log(np.append(posterior[1], posterior[1:]))
-    log_variances = {
-        "small": log_clipped,
-        "large": np.log(np.append(posterior[1], betas[1:])),
-    }
+    log_variances = {"small": log_clipped, "large": np.log(np.append(posterior[1], betas[1:]))}
     for t in range(T):
         eps = draws.at(t).normal("likelihood", (8, 8, 3), torch.float64).permute(0, 3, 1, 2).numpy()
         x_t = math.sqrt(cumulative[t]) * x_0 + math.sqrt(1 - cumulative[t]) * eps

@@ -101,8 +101,8 @@ def test_the_frechet_distance_of_a_run_is_of_the_stored_levels(
     stored: Stored, engine: Engine, described: Callable
 ) -> None:
     seen = described(online_eval)
-    wanted = Moments.of(torch.randn(200, 128))
-    online_eval.fd_classifier(engine, stored, {}, Classifier(2), wanted, torch.arange(COUNT) % 2)
+    reference = Moments.of(torch.randn(200, 128))
+    online_eval.fd_classifier(engine, stored, {}, Classifier(2), reference, torch.arange(COUNT) % 2)
     assert np.array_equal(seen[0], stored.levels)
 
 

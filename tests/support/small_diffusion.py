@@ -35,23 +35,23 @@ def part_of(whole: Batch, start: int, stop: int) -> tuple[Batch, Draws]:
     return Batch(whole.images[part], whole.labels[part]), Draws.of(0, torch.arange(start, stop))
 
 
-class Told(nn.Module):
-    """A net that remembers what it was told, and says the same of every image of a class."""
+class RecordingNet(nn.Module):
+    """A net that records its inputs and whose output depends on x and the class only."""
 
     def __init__(self, outputs: int = 3):
         super().__init__()
         self.outputs = outputs
         self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.heard: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, draws: Draws | None = None
     ) -> Tensor:
-        self.heard.append((x, t, labels))
-        said = 0.5 * x.tanh() * self.weight
+        self.calls.append((x, t, labels))
+        out = 0.5 * x.tanh() * self.weight
         if labels is not None:
-            said = said + 0.1 * labels[:, None, None, None]
-        return torch.cat([said] * (self.outputs // 3), dim=1).to(x.dtype)
+            out = out + 0.1 * labels[:, None, None, None]
+        return torch.cat([out] * (self.outputs // 3), dim=1).to(x.dtype)
 
 
 def unet(config: DiffusionConfig = SMALL) -> UNet:

@@ -51,9 +51,9 @@ def test_log_ratio_is_the_prior_over_the_posterior_at_the_drawn_latent():
 
 def test_free_bits_count_each_dimension_of_each_image_by_itself():
     kl = torch.tensor([[0.1, 2.0], [0.6, 0.0]], requires_grad=True)
-    paid = apply_free_bits(kl, 0.5)
-    assert paid.tolist() == pytest.approx([2.5, 1.1])
-    paid.sum().backward()
+    clamped = apply_free_bits(kl, 0.5)
+    assert clamped.tolist() == pytest.approx([2.5, 1.1])
+    clamped.sum().backward()
     assert kl.grad is not None and kl.grad.tolist() == [[0, 1], [1, 0]]
 
 

@@ -66,8 +66,8 @@ def test_noise_is_that_of_the_likelihood():
 
 def test_labels_change_nothing():
     made, nets = objective(), {"vae": net()}
-    told = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
-    assert torch.equal(told, made.sample(nets, 3, None, draws_of(3)))
+    labelled = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
+    assert torch.equal(labelled, made.sample(nets, 3, None, draws_of(3)))
     assert made.num_classes is None
 
 
@@ -132,8 +132,8 @@ def test_interpolation_leads_from_one_reconstruction_to_the_other():
 def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
     vae, whole, made = sheets(16, 6)
     posterior = vae.encoder(STANDARD.scale(whole.images, torch.float64))
-    said = posterior.kl().mean(0).detach()
-    order = sorted(range(6), key=lambda dim: -float(said[dim]))
+    kl = posterior.kl().mean(0).detach()
+    order = sorted(range(6), key=lambda dim: -float(kl[dim]))
     for row, dim in enumerate(order):
         for column, value in ((0, -3.0), (3, -1.0), (9, 3.0)):
             z = posterior.mu[:1].clone()
@@ -142,7 +142,7 @@ def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
             torch.testing.assert_close(made["traversal"][row, column], expected, rtol=0, atol=1e-12)
 
 
-def test_pictures_leave_the_batch_order_and_the_draws_alone():
+def test_visualizations_leave_the_batch_order_and_the_draws_alone():
     made, nets = objective(), {"vae": net()}
     whole, draws = batch(4)
     first = made.visualize(nets, whole, draws)
