@@ -36,7 +36,7 @@ def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.n
 def fit_grid(
     rows: int, columns: int, height: int, width: int, scale: int = 2, gap: int = 2
 ) -> tuple[int, int]:
-    """Return the numbers of rows and columns that fit a `grid` of at most `MAX_GRID_SIDE`."""
+    """Return the number of rows and columns that fit a `grid` of at most `MAX_GRID_SIDE`."""
     fitting = ((MAX_GRID_SIDE - gap) // (side * scale + gap) for side in (height, width))
     max_rows, max_columns = (max(1, count) for count in fitting)
     return min(rows, max_rows), min(columns, max_columns)

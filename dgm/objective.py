@@ -43,17 +43,14 @@ class Objective(Protocol):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Return the updates of one step, in order."""
-        ...
 
     @property
     def num_classes(self) -> int | None:
         """Return the number of classes; None if the networks are unconditional."""
-        ...
 
     @property
     def sample_config(self) -> Any:
         """Return the dataclass whose fields are the knobs of `sample`."""
-        ...
 
     @property
     def pixels(self) -> PixelMap:
@@ -61,11 +58,9 @@ class Objective(Protocol):
 
         `pixels.to_uint8` converts what `sample` returns into stored images.
         """
-        ...
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Return means over the micro-batch, []; "loss" has the gradient, all are logged."""
-        ...
 
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
@@ -74,7 +69,6 @@ class Objective(Protocol):
 
         `knobs` replace fields of `sample_config`.
         """
-        ...
 
 
 @runtime_checkable
@@ -88,7 +82,6 @@ class Likelihood(Protocol):
 
         p is the probability mass of the grey levels.
         """
-        ...
 
 
 @runtime_checkable
@@ -99,7 +92,6 @@ class ImportanceWeighted(Likelihood, Protocol):
         self, nets: Nets, batch: Batch, draws: Draws, num_samples: int
     ) -> Tensor:
         """Return an upper bound on -log p of stored images from `num_samples` samples, nats [B]."""
-        ...
 
 
 @runtime_checkable
@@ -108,11 +100,9 @@ class LatentDecoder(Protocol):
 
     def latents(self, draws: Draws) -> Tensor:
         """Draw latents from the prior N(0, I), [B, D]."""
-        ...
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
         """Return images of latents, [B, C, H, W] in [-1, 1]; differentiable."""
-        ...
 
 
 @runtime_checkable
@@ -121,7 +111,6 @@ class LatentEncoder(LatentDecoder, Protocol):
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """Return latents [B, D] that `decode` maps to these images or close to them."""
-        ...
 
 
 @runtime_checkable
@@ -130,7 +119,6 @@ class Visualizable(Protocol):
 
     def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return image grids by name, each [rows, columns, C, H, W] in [-1, 1]."""
-        ...
 
 
 @runtime_checkable
@@ -139,7 +127,6 @@ class InitializedByData(Protocol):
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
         """Initialize weights from a batch that is the same on every process."""
-        ...
 
 
 @runtime_checkable
@@ -148,7 +135,6 @@ class NonFiniteFinder(Protocol):
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
         """Return the first layer whose output for these images is not finite; None if all are."""
-        ...
 
 
 @runtime_checkable
@@ -160,7 +146,6 @@ class StepDependent(Protocol):
 
     def variant(self, phase: Phase, step: int) -> Hashable:
         """Return a key of the step's computation; steps with equal keys share a CUDA graph."""
-        ...
 
 
 @runtime_checkable

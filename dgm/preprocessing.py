@@ -77,10 +77,10 @@ def _affine(levels: Tensor, pixels: PixelMap) -> Tensor:
 
 
 STANDARD = PixelMap(127.5, 0.0)
-"""Level 0 at -1 and 255 at 1; the outer halves of these two bins lie outside [-1, 1]."""
+"""Level 0 at -1 and 255 at 1; the outer halves of these two bins are outside [-1, 1]."""
 
 DEQUANTIZED = PixelMap(128.0, 0.5)
-"""256 bins that fill [-1, 1): what a density of uniformly dequantised images is learned on."""
+"""256 bins that fill [-1, 1), for densities of uniformly dequantised images."""
 
 
 def draw_flips(draws: Draws) -> Tensor:

@@ -1,7 +1,7 @@
 """The density that a diffusion model gives images, by its probability-flow ODE.
 
 With alpha = cos(phi) and sigma = sin(phi) the ODE is dx / dphi = v(x), where v = alpha eps - sigma
-x_0 as the net predicts them, and the log-density along a path changes by -div v (Song et al. 2021,
+x_0 of the network's estimates, and the log-density on a path changes by -div v (Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 39; Chen et al. 2018).
 
 It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), with dx / dtau = sigma v:
@@ -29,7 +29,7 @@ from dgm.diffusion.schedule import Schedule
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 
-MIN_STEPS = 8  # so that there are four paths to compare
+MIN_STEPS = 8  # for four paths to compare
 MIN_TIMESTEPS = 4 * MIN_STEPS + 1
 _MAX_SNR, _MAX_SNR_BEFORE_GAP, _GAP = 1e-4, 0.01, 0.5  # see `_last`
 _RATIO = 8  # Heun extrapolated once is of order 3: twice the steps divide its change by 8

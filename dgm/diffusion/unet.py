@@ -111,12 +111,6 @@ class UNetLevel(nn.Module):
         """Yield (block, its attention)."""
         return zip(self.blocks, self.attentions, strict=True)
 
-    def forward(self, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
-        """Apply the blocks, without resizing."""
-        for block, attention in self.pairs():
-            h = attention(block(h, emb, draws))
-        return h
-
 
 class UNet(nn.Module):
     """Predict eps, x_0 or v from a noised image, its timestep and its class."""
@@ -201,54 +195,35 @@ class UNet(nn.Module):
         emb = functional.silu(emb)
         patch = self.config.patch_size
         h = self.entry(functional.pixel_unshuffle(x, patch) if patch > 1 else x)
-        concat = self.config.skips == "concat"
-        h, skip_outputs = (self._concat_skips if concat else self._add_skips)(h, x, emb, draws)
+        h, skip_outputs = self._down_and_up(h, x, emb, draws)
         h = self.exit(self.exit_norm(h))
         h = functional.pixel_shuffle(h, patch) if patch > 1 else h
         return sum(skip_outputs, start=h)
 
-    def _concat_skips(
+    def _down_and_up(
         self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the last features and the outputs of progressive skips, at the image's size."""
-        skips = [h]
+        """Return the last features, and the outputs of progressive skips at the image's size."""
+        concat = self.config.skips == "concat"  # one skip per block and resize, else one per level
+        skips = [h] if concat else []
         for i, level in enumerate(cast(Iterable[UNetLevel], self.down)):
             for block, attention in level.pairs():
                 h = attention(block(h, emb, draws))
-                skips.append(h)
-            if not isinstance(level.resize, nn.Identity):
+                skips += [h] if concat else []
+            skips += [] if concat else [h]
+            if i < len(self.down) - 1:
                 h = self._with_input(i + 1, level.resize(h), x)
-                skips.append(h)
-        h = self.middle(h, emb, draws)
+                skips += [h] if concat else []
+        for block, attention in self.middle.pairs():
+            h = attention(block(h, emb, draws))
         skip_outputs: list[Tensor] = []
-        for i, level in self._up_levels():
+        for i, level in enumerate(cast(Iterable[UNetLevel], self.up)):
+            h = h if concat else h + skips.pop()
             for block, attention in level.pairs():
-                h = attention(block(h, emb, draws, skips.pop()))
-            skip_outputs += self._skip_output(i, h)
+                h = attention(block(h, emb, draws, skips.pop() if concat else None))
+            skip_outputs += self._skip_output(len(self.up) - 1 - i, h)
             h = level.resize(h)
         return h, skip_outputs
-
-    def _add_skips(
-        self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Do the same with one added skip per level."""
-        skips = []
-        for i, level in enumerate(cast(Iterable[UNetLevel], self.down)):
-            h = level(self._with_input(i, h, x), emb, draws)
-            skips.append(h)
-            h = level.resize(h)
-        h = self.middle(h, emb, draws)
-        skip_outputs: list[Tensor] = []
-        for i, level in self._up_levels():
-            h = level(h + skips.pop(), emb, draws)
-            skip_outputs += self._skip_output(i, h)
-            h = level.resize(h)
-        return h, skip_outputs
-
-    def _up_levels(self) -> Iterator[tuple[int, UNetLevel]]:
-        """Yield (number of halvings, level) from the smallest size to the image's."""
-        levels = cast(Iterable[UNetLevel], self.up)
-        return zip(reversed(range(len(self.up))), levels, strict=True)
 
     def _with_input(self, level: int, h: Tensor, x: Tensor) -> Tensor:
         return h if self.pyramid is None or level == 0 else h + self.pyramid.input(level - 1, x)

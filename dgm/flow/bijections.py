@@ -21,11 +21,9 @@ class Bijection(Protocol):
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and log_det [B]."""
-        ...
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return the x that `forward` maps to z."""
-        ...
 
 
 class Chain(nn.Sequential):
@@ -107,7 +105,6 @@ class ActNorm(nn.Module):
     """
 
     def __init__(self, channels: int):
-        """Build for `channels`."""
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -140,7 +137,6 @@ class InvertibleConv(nn.Module):
     sign_s: Tensor  # [C]
 
     def __init__(self, channels: int):
-        """Build for `channels`."""
         super().__init__()
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
         permutation, lower, upper = (m.float() for m in torch.linalg.lu(rotation))

@@ -58,7 +58,6 @@ class CouplingBlock(nn.Module):
     """GroupNorm, ReLU, convolution, twice, added to the input."""
 
     def __init__(self, width: int):
-        """Build for `width` channels."""
         super().__init__()
         self.body = nn.Sequential(
             group_norm(width),
@@ -95,7 +94,6 @@ class Coupling(nn.Module):
     recomputable = True
 
     def __init__(self, net: nn.Module, swap: bool = False):
-        """Couple by `net`, which maps the one half to parameters of the other."""
         super().__init__()
         self.net, self.swap = net, swap
 
@@ -129,7 +127,6 @@ class Checkerboard(nn.Module):
     free: Tensor  # [H, W]: 1 where pixels are transformed
 
     def __init__(self, net: nn.Module, height: int, width: int, odd: bool):
-        """Couple images of height x width by `net`."""
         super().__init__()
         self.net = net
         parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2

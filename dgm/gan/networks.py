@@ -5,7 +5,7 @@
 
 Classes condition the generator by class-conditional BatchNorm and the discriminator by projection
 (Miyato and Koyama 2018). Concatenated to the latent they dominate it: each class then collapses to
-one image. Labels are int64 [B], None for unconditional networks.
+one image. Labels are int64 [B], None for unconditional networks. Images have sides 4 * 2^doublings.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ class DCGANGenerator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Build for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.generator_channels << i for i in reversed(range(doublings))]
         self.first = nn.Linear(config.latent, widths[0] * 16, bias=False)
@@ -97,7 +96,6 @@ class DCGANDiscriminator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Build for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.discriminator_channels << i for i in range(doublings)]
         normalized = config.discriminator_batch_norm
@@ -133,7 +131,6 @@ class ResidualGenerator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Build for images of side 4 * 2^doublings."""
         super().__init__()
         width = config.generator_channels
         self.first = nn.Linear(config.latent, width * 16)
@@ -176,7 +173,6 @@ class ResidualDiscriminator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Build for images of side 4 * 2^doublings."""
         super().__init__()
         width, halvings = config.discriminator_channels, max(1, doublings - 1)
         self.blocks = nn.ModuleList(

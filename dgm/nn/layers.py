@@ -23,7 +23,6 @@ class NormAct(nn.GroupNorm):
     kernels: Kernels | None = None  # set by `use_kernels`
 
     def __init__(self, groups: int, channels: int, silu: bool):
-        """Build for [B, channels, H, W]."""
         super().__init__(groups, channels, eps=1e-6)
         self.silu = silu
 
@@ -39,18 +38,9 @@ class NormAct(nn.GroupNorm):
         if dropout is not None and dropout.p == 0:
             dropout = None
         return norm_act(
-            x,
-            self.weight,
-            self.bias,
-            self.num_groups,
-            self.eps,
-            added,
-            scale_shift,
-            self.silu,
-            dropout,
-            self.kernels,
-            skip,
-        )
+            x, self.weight, self.bias, self.num_groups, self.eps,
+            added, scale_shift, self.silu, dropout, self.kernels, skip,
+        )  # fmt: skip
 
     def reads_separately(self, x: Tensor) -> bool:
         """Return whether x and `skip` are read separately, without concatenating them."""
@@ -75,7 +65,6 @@ class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution as a matrix product over the positions of channels_last images."""
 
     def __init__(self, inputs: int, outputs: int):
-        """Map `inputs` channels to `outputs`."""
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:

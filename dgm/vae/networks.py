@@ -88,7 +88,6 @@ class Encoder(nn.Module):
     """Map images to q(z | x)."""
 
     def __init__(self, config: VAENetConfig, image_shape: tuple[int, int, int]):
-        """Build for images of shape (H, W, C)."""
         super().__init__()
         height, width, channels = image_shape
         widths = [config.encoder_channels * m for m in config.channel_mult]

@@ -46,15 +46,10 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def adamw_(
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    averages: Sequence[Tensor] | None,
-    steps: Sequence[int],
-    config: AdamWConfig,
-    decayed: Sequence[bool] | None = None,
-) -> None:
+    weights: Sequence[Tensor], grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], averages: Sequence[Tensor] | None,
+    steps: Sequence[int], config: AdamWConfig, decayed: Sequence[bool] | None = None,
+) -> None:  # fmt: skip
     """Update weights, moments and averages in place; `steps` includes this update, per weight.
 
     `decayed`: which weights decay, None for all. The tensors of a weight are dense float32 on the

@@ -35,18 +35,10 @@ class Dropout:
 
 
 def norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    added: Tensor | None = None,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
-    silu: bool = True,
-    dropout: Dropout | None = None,
-    kernels: Kernels | None = None,
-    skip: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None, silu: bool = True,
+    dropout: Dropout | None = None, kernels: Kernels | None = None, skip: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Normalise concat(x, skip), [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
     By one of the `kernels` in the dtype of x if `choose` allows, else by torch's operators.
@@ -120,23 +112,11 @@ def _in_one_kernel(
 
 @torch.library.custom_op("dgm::norm_act", mutates_args=())
 def _forward(
-    x: Tensor,
-    skip: Tensor | None,
-    added: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    key: Tensor | None,
-    index: Tensor | None,
-    step: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    drop: float,
-    purpose: int,
-    kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, skip: Tensor | None, added: Tensor | None, weight: Tensor, bias: Tensor,
+    scale: Tensor | None, shift: Tensor | None,
+    key: Tensor | None, index: Tensor | None, step: Tensor | None,
+    groups: int, eps: float, silu: bool, drop: float, purpose: int, kernels: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the means and inverse deviations of the groups, fp32 [B, groups], and a mask.
 
     The mask holds the dropout's bits, uint8 [B, H W / 8, C], for the kernels in Triton; else [0].
@@ -157,27 +137,12 @@ def _forward(
 
 @torch.library.custom_op("dgm::norm_act_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    added: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    key: Tensor | None,
-    index: Tensor | None,
-    step: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    mask: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    drop: float,
-    purpose: int,
-    kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, skip: Tensor | None, added: Tensor | None, weight: Tensor,
+    bias: Tensor, scale: Tensor | None, shift: Tensor | None,
+    key: Tensor | None, index: Tensor | None, step: Tensor | None,
+    mean: Tensor, rstd: Tensor, mask: Tensor,
+    groups: int, eps: float, silu: bool, drop: float, purpose: int, kernels: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
     u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU. Gradients of
