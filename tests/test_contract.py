@@ -1,4 +1,4 @@
-"""What every family keeps of the contract with the loop, and how its losses begin."""
+"""What every family guarantees to the loop, and its first losses."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def golden(folder: Path) -> list[dict[str, float]]:
 def test_first_twenty_steps_are_the_golden_ones(
     run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path, family: str
 ):
-    """A change that moves a curve is a new release's; `golden/README.md` says how to renew it."""
+    """A change that alters a curve needs new golden values: `golden/README.md` describes how."""
     script = Path(__file__).parents[1] / "launch" / SCRIPTS[family]
     words = ["--config", tiny_configs[family], "--run.dir", tmp_path / "run"]
     options = ["--train.total_images=320", "--train.save_every_images=0", "--train.float64"]

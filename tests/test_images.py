@@ -34,8 +34,8 @@ def test_grid_goes_row_by_row_on_white():
     assert sheet.shape == (2 * (4 + 1) + 1, 3 * (6 + 1) + 1, 3)
     for i in range(6):
         top, left = 1 + (i // 3) * 5, 1 + (i % 3) * 7
-        here = sheet[top : top + 4, left : left + 6]
-        assert (here == (10 * i if i < 5 else 255)).all(), i
+        cell = sheet[top : top + 4, left : left + 6]
+        assert (cell == (10 * i if i < 5 else 255)).all(), i
     on_white = np.ones(sheet.shape[:2], bool)
     for i in range(5):
         on_white[1 + (i // 3) * 5 :, :][:4, 1 + (i % 3) * 7 :][:, :6] = False

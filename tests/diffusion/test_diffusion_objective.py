@@ -1,4 +1,4 @@
-"""The diffusion objective: its loss, and the settings that it refuses."""
+"""The diffusion objective: its loss, and invalid settings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_no_convolution_copies_images_into_another_layout():
     assert count_conversions(trace.events()) == 0
 
 
-def test_loss_starts_at_one_with_a_net_that_says_zero():
+def test_loss_starts_at_one_with_a_net_that_predicts_zero():
     net = UNet(TINY, 8, num_classes=NUM_CLASSES).double()
     found = float(loss(objective(), net, batch(64))["loss"].detach())
     # The mean square of 12,288 normals; four standard errors.
@@ -88,7 +88,7 @@ def test_loss_of_a_batch_is_the_mean_over_its_parts(learned_variance: bool):
         torch.testing.assert_close(value, mean, rtol=1e-10, atol=0)  # rounding of float64
 
 
-def test_images_are_mirrored_only_where_asked():
+def test_images_are_mirrored_only_with_flip():
     for flip in (True, False):
         made, net = objective(replace(SMALL, flip=flip)), RecordingNet()
         whole, draws = batch(64)
@@ -119,23 +119,23 @@ def test_the_bound_teaches_the_variance_and_not_the_mean():
     torch.testing.assert_close(found["loss"], total, rtol=1e-12, atol=0)
 
 
-def test_the_share_of_labels_asked_for_is_dropped_image_by_image():
+def test_the_given_fraction_of_labels_is_dropped_image_by_image():
     made, net = objective(replace(SMALL, label_drop=0.25)), RecordingNet()
     whole, draws = batch(4000)
     loss(made, net, (whole, draws))
-    told = net.calls[0][2]
-    assert told is not None
-    dropped = told == NUM_CLASSES
-    assert torch.equal(told[~dropped], whole.labels[~dropped])
-    # Four standard errors of a share of 4000; and each class loses some, none all.
+    labels_seen = net.calls[0][2]
+    assert labels_seen is not None
+    dropped = labels_seen == NUM_CLASSES
+    assert torch.equal(labels_seen[~dropped], whole.labels[~dropped])
+    # Four standard errors of a fraction of 4000; and each class loses some, none all.
     assert abs(float(dropped.double().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     for label in range(NUM_CLASSES):
         assert 0.1 < float(dropped[whole.labels == label].double().mean()) < 0.4
     loss(made, net, part_of(whole, 100, 103))
-    assert torch.equal(net.calls[1][2], told[100:103])
+    assert torch.equal(net.calls[1][2], labels_seen[100:103])
 
 
-def test_an_unconditional_net_is_told_no_class():
+def test_an_unconditional_net_gets_no_labels():
     made, net = objective(replace(SMALL, class_conditional=False)), RecordingNet()
     loss(made, net, batch(4))
     made.sample({"net": net}, 2, torch.tensor([1, 2]), Draws.of(0, torch.arange(2)))

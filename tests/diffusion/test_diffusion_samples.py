@@ -82,7 +82,7 @@ def test_guidance_one_is_the_conditional_model_at_half_the_work():
     draws, labels = Draws.of(0, torch.arange(3)), torch.tensor([1, 2, 3])
     plain = made.sample({"net": net}, 3, labels, draws)
     assert all(len(x) == 3 for x, _, _ in net.calls)
-    assert all(torch.equal(told, labels) for *_, told in net.calls)
+    assert all(torch.equal(given, labels) for *_, given in net.calls)
     nearly = made.sample({"net": net}, 3, labels, draws, guidance=1 + 1e-12)
     assert len(net.calls[-1][0]) == 6
     torch.testing.assert_close(nearly, plain, rtol=0, atol=1e-9)
@@ -97,11 +97,11 @@ def test_guidance_extrapolates_from_no_class_to_the_class(guidance: float):
     made, net = objective(), RecordingNet()
     labels = torch.tensor([0, 3])
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    said = made.denoiser(net, labels, guidance, clip=False)(x, 20)
+    out = made.denoiser(net, labels, guidance, clip=False)(x, 20)
     without = 0.5 * x.tanh() + 0.1 * NUM_CLASSES
     with_class = 0.5 * x.tanh() + 0.1 * labels[:, None, None, None]
     expected = without + guidance * (with_class - without)
-    torch.testing.assert_close(said.eps, expected, rtol=0, atol=1e-12)  # rounding
+    torch.testing.assert_close(out.eps, expected, rtol=0, atol=1e-12)  # rounding
 
 
 def test_clipping_keeps_image_and_noise_in_agreement():
@@ -109,6 +109,6 @@ def test_clipping_keeps_image_and_noise_in_agreement():
     for t in (0, 20, 49):
         alpha, sigma = made.schedule.alphas[t], made.schedule.sigmas[t]
         for clip in (True, False):
-            said = made.denoiser(RecordingNet(), None, clip=clip)(x, t)
-            torch.testing.assert_close(alpha * said.x_0 + sigma * said.eps, x, rtol=0, atol=1e-10)
-            assert (said.x_0.abs().max() <= 1) == clip
+            out = made.denoiser(RecordingNet(), None, clip=clip)(x, t)
+            torch.testing.assert_close(alpha * out.x_0 + sigma * out.eps, x, rtol=0, atol=1e-10)
+            assert (out.x_0.abs().max() <= 1) == clip

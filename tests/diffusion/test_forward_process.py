@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.diffusion import forward_process
 from dgm.diffusion.forward_process import (
     Example,
     ForwardProcess,
@@ -20,8 +19,6 @@ from dgm.diffusion.forward_process import (
 )
 from dgm.diffusion.parameterization import to_x_0_and_eps
 from dgm.diffusion.schedule import linear
-from dgm.nn import compiling
-from dgm.nn.compiling import compiled
 from dgm.preprocessing import flip_images
 from dgm.rng import Draws
 
@@ -77,18 +74,6 @@ def test_noised_images_are_channels_last():
         assert part.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_dequantized_pixels_stay_within_their_level():
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(64, 16, 16, 3)
-    alpha, sigma = levels(64, 1.0)
-    x_0 = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(64)), True).x_0
-    assert x_0.min() >= -1 and x_0.max() < 1
-    place = (x_0 + 1) * 128 - images.permute(0, 3, 1, 2).double()
-    assert place.min() >= -1e-12 and place.max() < 1 + 1e-12
-    # Uniform within the level: mean 1/2 and variance 1/12 within four standard errors.
-    assert abs(float(place.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / place.numel())
-    assert abs(float(place.var()) - 1 / 12) < 4 * math.sqrt(1 / 180 / place.numel())
-
-
 def test_half_of_the_images_are_mirrored():
     flipped = drawn(torch.arange(4000)).flipped
     assert flipped.dtype == torch.bool
@@ -113,7 +98,7 @@ def test_levels_are_those_of_the_timestep():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])
-def test_the_share_of_labels_asked_for_is_dropped(fraction: float):
+def test_the_given_fraction_of_labels_is_dropped(fraction: float):
     labels = drawn(torch.arange(4000), fraction).labels
     dropped = labels == 10
     assert torch.equal(labels[~dropped], (torch.arange(4000) % 10)[~dropped])
@@ -122,7 +107,7 @@ def test_the_share_of_labels_asked_for_is_dropped(fraction: float):
     assert abs(float(dropped.double().mean()) - fraction) <= bound
 
 
-def test_what_is_chosen_for_an_image_does_not_depend_on_its_batch():
+def test_draws_of_an_image_do_not_depend_on_its_batch():
     whole = drawn(torch.arange(40), 0.5)
     parts = [drawn(torch.arange(i, i + 8), 0.5) for i in range(0, 40, 8)]
     for name in PerImageDraws._fields:
@@ -151,7 +136,7 @@ def make(**settings: Any) -> ForwardProcess:
     return ForwardProcess(**{**usual, **settings})
 
 
-def same_examples(made: Example, expected: Example) -> None:
+def assert_same(made: Example, expected: Example) -> None:
     for name in ("t", "labels", "alpha", "sigma"):
         assert torch.equal(getattr(made, name), getattr(expected, name)), name
     for name in ("x_t", "target", "x_0"):
@@ -162,7 +147,7 @@ def same_examples(made: Example, expected: Example) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_an_example_asks_for_what_is_to_be_predicted(prediction: Any):
+def test_the_target_of_an_example_is_its_prediction(prediction: Any):
     images, labels, alphas, sigmas, draws = inputs(6)
     made = make(prediction=prediction, keep_x_0=True)(images, labels, alphas, sigmas, draws)
     assert made.x_0 is not None
@@ -172,7 +157,7 @@ def test_an_example_asks_for_what_is_to_be_predicted(prediction: Any):
     torch.testing.assert_close(made.alpha * x_0 + made.sigma * eps, made.x_t, rtol=0, atol=1e-5)
 
 
-def test_x_0_is_kept_only_where_asked_for():
+def test_x_0_is_kept_only_with_keep_x_0():
     assert make()(*inputs(2)).x_0 is None
 
 
@@ -181,7 +166,7 @@ def test_compiled_noising_equals_eager():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs uncompiled.*")  # else eager meets eager
         made = make(backend="compiled", keep_x_0=True)(*inputs(4))
-    same_examples(made, make(keep_x_0=True)(*inputs(4)))
+    assert_same(made, make(keep_x_0=True)(*inputs(4)))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -192,7 +177,7 @@ def test_noising_in_one_kernel_equals_eager(
     settings = {"prediction": prediction, "flip": flip, "dequantize": dequantize, "keep_x_0": True}
     for size in (32, 5):  # of 5 x 5 x 3 numbers the last block lacks one
         images = inputs(4, size, kernel_device)
-        same_examples(make(backend="kernel", **settings)(*images), make(**settings)(*images))
+        assert_same(make(backend="kernel", **settings)(*images), make(**settings)(*images))
 
 
 def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
@@ -200,32 +185,3 @@ def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
     made, expected = make(backend="kernel")(*images, dtype=torch.bfloat16), make()(*images)
     assert made.x_t.dtype == torch.bfloat16 and made.target.dtype == torch.float32
     torch.testing.assert_close(made.x_t, expected.x_t.bfloat16(), rtol=2**-7, atol=1e-6)
-
-
-def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.MonkeyPatch):
-    def no_compiler(*_: object, **__: object) -> object:
-        def fail(*_: object) -> None:
-            raise torch._dynamo.exc.BackendCompilerFailed(print, OSError("no C++ here"), None)
-
-        return fail
-
-    monkeypatch.setattr(compiling.torch, "compile", no_compiler)
-    forward_process._compiled.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
-            first = make(backend="compiled", keep_x_0=True)(*inputs(2))
-            second = make(backend="compiled", keep_x_0=True)(*inputs(2))
-    finally:
-        forward_process._compiled.cache_clear()
-    assert len(caught) == 2  # one for each of the two passes
-    for made in (first, second):
-        same_examples(made, make(keep_x_0=True)(*inputs(2)))
-
-
-@pytest.mark.slow
-def test_noising_of_too_many_batch_sizes_goes_on_uncompiled():
-    with torch._dynamo.config.patch(recompile_limit=1):
-        double = compiled(lambda x: 2 * x)
-        assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
-        with pytest.warns(UserWarning, match="runs uncompiled"):
-            assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))

@@ -95,7 +95,7 @@ def test_levels_fall_strictly_from_the_last_timestep(num_timesteps: int, data: s
     levels = Schedule(torch.linspace(0.9, 0.1, num_timesteps)).timesteps(steps)
     assert len(levels) == steps
     assert levels[0] == num_timesteps - 1 and levels[-1] >= 0
-    gaps = [here - there for here, there in zip(levels, [*levels[1:], -1], strict=True)]
+    gaps = [level - next_level for level, next_level in zip(levels, [*levels[1:], -1], strict=True)]
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1  # as even as integers can be
 

@@ -1,4 +1,4 @@
-"""The flow objective: its loss, samples, likelihood and pictures, and what it refuses."""
+"""The flow objective: its loss, samples, likelihood, visualizations and invalid settings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_gradient_reaches_every_parameter(name: str):
     assert untouched == []
 
 
-def test_images_are_mirrored_only_where_asked():
+def test_images_are_mirrored_only_with_flip():
     seen = []
     net = flow()
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -133,13 +133,13 @@ def test_temperatures_show_the_same_latents_row_by_row():
     assert torch.equal(sheet, again)
 
 
-def test_pictures_and_samples_can_be_turned_into_files():
+def test_visualizations_and_samples_can_be_turned_into_files():
     made, net = objective(), {"flow": flow(REALNVP)}
     for sheet in made.visualize(net, *batch(4)).values():
         assert to_uint8(sheet.flatten(0, 1), DEQUANTIZED).shape[1:] == (8, 8, 3)
 
 
-def test_the_objective_can_do_what_the_loop_asks_for():
+def test_the_objective_implements_the_optional_protocols():
     made = objective()
     for ability in (Likelihood, Visualizable, InitializedByData, NonFiniteFinder):
         assert isinstance(made, ability)
@@ -170,5 +170,5 @@ def test_sixty_steps_teach_a_small_flow(name: str):
     made, net = objective(), flow(BOTH[name], by=0)
     made.initialize({"flow": net}, *batch(16))
     losses = train(made, net, 60)
-    # Images of two colours with noise of a grey level could be told in well under 2 bits.
+    # Images of two colours with noise of a grey level can be coded in well under 2 bits.
     assert sum(losses[-5:]) / 5 < losses[0] - 1

@@ -1,4 +1,4 @@
-"""The GAN objective: what is learned in which phase, and what is made."""
+"""The GAN objective: its phases, samples and settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_discriminator_learns_first_and_is_not_averaged():
 
 @pytest.mark.parametrize("kind", ["non_saturating", "hinge", "least_squares"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parts_of_the_loss_are_told_apart(architecture, kind):
+def test_terms_of_the_loss_are_logged(architecture, kind):
     made = objective(loss=kind, r1=10.0, sees_batch=False)
     own = nets(architecture, batch_norm=False)
     found = {k: float(v.detach()) for k, v in loss(made, own, batch(8), D).items()}
@@ -124,7 +124,7 @@ def test_generator_has_no_use_for_real_images_where_images_are_judged_alone(arch
     assert all(map(torch.equal, *buffers))  # one power iteration in each
 
 
-def test_images_are_mirrored_only_where_asked():
+def test_images_are_mirrored_only_with_flip():
     own, given = nets(), batch(8)
     found = [
         float(loss(objective(flip=flip), own, given, D)["loss_real"].detach())
@@ -134,7 +134,7 @@ def test_images_are_mirrored_only_where_asked():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_few_steps_learn_to_tell_real_from_generated(architecture):
+def test_few_steps_learn_to_discriminate(architecture):
     made, own, given = objective(), nets(architecture, width=8), batch(16)
 
     def learn(phase: int) -> list[dict[str, float]]:

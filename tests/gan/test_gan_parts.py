@@ -48,7 +48,7 @@ def test_every_image_is_changed_by_its_own_draws(kind):
     assert not torch.equal(whole, augment(x, [kind], draws, "fake"))
 
 
-def test_augmentation_leaves_images_alone_as_often_as_told():
+def test_augmentation_leaves_images_alone_as_often_as_configured():
     x = torch.rand(2000, 3, 8, 8) * 2 - 1
     draws = Draws.of(0, torch.arange(2000))
     for kind in ("color", "cutout"):  # a translation by nothing changes nothing either

@@ -45,23 +45,23 @@ def train(kernels: bool, steps: int = 5) -> tuple[dict[str, Tensor], list[bool]]
     """Take steps; return weights, moments and averages, and whether the average was fused."""
     net = make_net()
     made, ema = AdamW(net.parameters(), CONFIG, kernels), Ema({"net": net}, 1000.0)
-    along = []
+    fused = []
     for step in range(steps):
         give_gradients(net, step)
         seen = 16 * (step + 1)
         taken = made.step(CONFIG.lr / (1 + step), average=ema.along("net", seen, 16))
         ema.update({"net": net}, seen, 16, {"net": taken})
-        along.append(taken)
+        fused.append(taken)
     found = {f"weight {name}": value.detach() for name, value in net.named_parameters()}
     found |= {f"average {name}": value for name, value in ema.nets["net"].named_parameters()}
     for name, parameter in net.named_parameters():
         found |= {f"{kind} {name}": value for kind, value in made.state[parameter].items()}
-    return found, along
+    return found, fused
 
 
 def test_steps_and_averages_are_torchs_to_rounding(threads: int):
-    (ours, along), (theirs, apart) = train(True), train(False)
-    assert along == [True] * 5 and apart == [False] * 5
+    (ours, fused), (theirs, separate) = train(True), train(False)
+    assert fused == [True] * 5 and separate == [False] * 5
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=2e-6, atol=1e-8, msg=name)

@@ -1,4 +1,4 @@
-"""Small flows whose weights have left their first values, and batches for them."""
+"""Small flows with perturbed weights, and batches for them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def objective(
 
 
 def batch(count: int, epoch: int = 0, shape: tuple[int, int, int] = SHAPE) -> tuple[Batch, Draws]:
-    """Give images with smooth colours, one half another than the other, and their draws."""
+    """Return images with smooth colours, different in each half, and their draws."""
     index = torch.arange(count)
     own = Draws.of(9, index)
     height = shape[0]
@@ -74,7 +74,7 @@ def loss(made: FlowObjective, net: nn.Module, given: tuple[Batch, Draws]) -> dic
 
 
 def train(made: FlowObjective, net: nn.Module, steps: int, count: int = 16) -> list[float]:
-    """Take steps of Adam on the same images, with fresh noise at each; give the losses."""
+    """Take steps of Adam on the same images, with fresh noise at each; return the losses."""
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     losses = []
     for step in range(steps):

@@ -93,7 +93,7 @@ def fit(made: VAEObjective, vae: VAE, images: Tensor, steps: int, lr: float) -> 
 
 
 class Known(nn.Module):
-    """A VAE of images of two grey pixels, each told by a latent of its own.
+    """A VAE of images of two grey pixels, each determined by its own latent.
 
     Pixel i has mean `slope z_i + offset` and one scale; the posterior is a guess, the same for
     all images.

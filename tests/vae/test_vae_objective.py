@@ -1,4 +1,4 @@
-"""The VAE's objective: its loss and what it logs, and the settings that it refuses."""
+"""The VAE's objective: its loss and what it logs, and invalid settings."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Seen(nn.Module):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_images_are_mirrored_only_where_asked(flip: bool):
+def test_images_are_mirrored_only_with_flip(flip: bool):
     seen = Seen()
     whole, draws = batch(64)
     loss(objective(replace(SMALL, flip=flip)), seen, (whole, draws))

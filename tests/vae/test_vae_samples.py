@@ -1,4 +1,4 @@
-"""What a VAE's objective makes to look at: samples and sheets."""
+"""Samples and visualizations of a VAE."""
 
 from __future__ import annotations
 
