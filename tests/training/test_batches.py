@@ -179,7 +179,7 @@ def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
         asked.append((epoch, block))
         return permutation_block(seed, epoch, length, block)
 
-    monkeypatch.setattr(sampler, "order", seen)
+    monkeypatch.setattr(sampler, "permutation_block", seen)
     length = 2 * PERMUTATION_BLOCK + 10
 
     class Large(Numbered):
