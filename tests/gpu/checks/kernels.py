@@ -105,7 +105,7 @@ def launches() -> tuple[Launch, ...]:
             Launch(
                 module.num_groups, module.num_channels, module.silu, tuple(given["x"].shape[1:]),
                 0 if skip is None else skip.shape[1], given.get("added") is not None,
-                dropout is not None and dropout.share > 0,
+                dropout is not None and dropout.p > 0,
             )
         )  # fmt: skip
 
