@@ -1,4 +1,4 @@
-"""Ways through a space of latents z [D] whose prior is N(0, 1) in each dimension."""
+"""Paths and directions in a latent space, z [D] with the prior N(0, I)."""
 
 from __future__ import annotations
 
@@ -10,71 +10,78 @@ from torch.nn import functional
 
 from dgm.rng import Draws
 
-_NEARLY_ONE_WAY = 1e-3  # sine of an angle that float32 can hardly tell from 0
+_MIN_SINE = 1e-3  # of an angle that float32 distinguishes from 0
 
 
-def along_sphere(start: Tensor, end: Tensor, columns: int) -> Tensor:
-    """Go from each start to its end [B, D] in equal steps of the angle: [B, columns, D].
+def slerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
+    """Interpolate spherically from each start to its end [B, D], [B, columns, D].
 
-    Draws from the prior lie near a sphere, and the way keeps near it (White 2016, "Sampling
-    generative networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a). Where the
-    two point the same way or opposite ones, the way is a line.
+    Draws from the prior lie near a sphere, and so does the path (White 2016, "Sampling generative
+    networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a). Linear where the two
+    are (anti)parallel.
     """
-    line = along_line(start, end, columns)
-    share = torch.linspace(0, 1, columns, dtype=start.dtype, device=start.device)[None, :, None]
+    line = lerp_path(start, end, columns)
+    fraction = _fractions(columns, start)
     start, end = start[:, None], end[:, None]
     cosine = functional.cosine_similarity(start, end, dim=2)[:, :, None]
     angle = torch.arccos(cosine.clamp(-1, 1))
-    arc = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
-    straight = torch.sin(angle) < _NEARLY_ONE_WAY
-    return torch.where(straight, line, arc / torch.sin(angle))
+    arc = torch.sin((1 - fraction) * angle) * start + torch.sin(fraction * angle) * end
+    return torch.where(torch.sin(angle) < _MIN_SINE, line, arc / torch.sin(angle))
 
 
-def along_line(start: Tensor, end: Tensor, columns: int) -> Tensor:
-    """Go from each start to its end [B, D] in equal steps: [B, columns, D]."""
-    share = torch.linspace(0, 1, columns, dtype=start.dtype, device=start.device)[None, :, None]
-    return torch.lerp(start[:, None], end[:, None], share)
+def lerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
+    """Interpolate linearly from each start to its end [B, D], [B, columns, D]."""
+    return torch.lerp(start[:, None], end[:, None], _fractions(columns, start))
 
 
-def along_directions(z: Tensor, directions: Tensor, columns: int, reach: float) -> Tensor:
-    """Move the coordinate of z [D] along each unit vector [K, D] from -reach to reach.
+def _fractions(columns: int, like: Tensor) -> Tensor:
+    return torch.linspace(0, 1, columns, dtype=like.dtype, device=like.device)[None, :, None]
 
-    What lies across the direction stays: [K, columns, D].
+
+def traverse_directions(z: Tensor, directions: Tensor, columns: int, reach: float) -> Tensor:
+    """Set the coordinate of z [D] along each unit vector [K, D] from -reach to reach.
+
+    The components orthogonal to the direction stay; [K, columns, D].
     """
     steps = torch.linspace(-reach, reach, columns, dtype=z.dtype, device=z.device)[:, None]
-    across = z - (directions @ z)[:, None] * directions
-    return across[:, None] + steps * directions[:, None]
+    orthogonal = z - (directions @ z)[:, None] * directions
+    return orthogonal[:, None] + steps * directions[:, None]
 
 
-def pull_back(decode: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor) -> Tensor:
-    """Compute J'J v at z [D] for each direction v [K, D]: [K, D]; J = d decode / dz.
+def jtj_product(decode: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor) -> Tensor:
+    """Return J'J v at z [D] for each direction v [K, D], with J = d decode / dz, [K, D].
 
     `decode` gets z as a batch of K.
     """
-    same = z.repeat(len(directions), 1)
-    moved = torch.func.jvp(decode, (same,), (directions,))[1]
-    return torch.func.vjp(decode, same)[1](moved)[0]
+    repeated = z.repeat(len(directions), 1)
+    tangents = torch.func.jvp(decode, (repeated,), (directions,))[1]
+    return torch.func.vjp(decode, repeated)[1](tangents)[0]
 
 
 def principal_directions(
-    pulled: Callable[[Tensor], Tensor], size: int, count: int, seed: int, iterations: int = 8
+    mean_product: Callable[[Tensor], Tensor],
+    size: int,
+    count: int,
+    seed: int,
+    iterations: int = 8,
 ) -> tuple[Tensor, Tensor]:
-    """Find the directions in which images change most: unit vectors [count, D] and eigenvalues.
+    """Return the directions in which images change most, unit vectors [count, D], and eigenvalues.
 
     They are the leading eigenvectors of the mean of J'J over latents (Ramesh et al. 2018, "A
     spectral regularizer for unsupervised disentanglement", section 3), by orthogonal iteration
-    (Golub and Van Loan 2013, section 8.2.4). `pulled` computes that mean's product with vectors
-    [count, D]; an eigenvalue is the squared change of the image for a unit of the direction.
+    (Golub and Van Loan 2013, section 8.2.4). `mean_product` multiplies that mean by vectors
+    [count, D]; an eigenvalue is the squared change of the image per unit of the direction.
     """
     start = Draws.of(seed, torch.arange(count)).normal("direction", (size,), torch.float64)
     basis = torch.linalg.qr(start.mT)[0]
     for _ in range(iterations):
-        basis = torch.linalg.qr(pulled(basis.mT).double().cpu().mT)[0]
-    moved = pulled(basis.mT).double().cpu().mT
-    # Within the space that was found, the eigenvectors themselves (Rayleigh and Ritz).
-    within = basis.mT @ moved
-    values, vectors = torch.linalg.eigh((within + within.mT) / 2)
+        basis = torch.linalg.qr(mean_product(basis.mT).double().cpu().mT)[0]
+    product = mean_product(basis.mT).double().cpu().mT
+    # The eigenvectors within that subspace (Rayleigh-Ritz).
+    projected = basis.mT @ product
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
     order = values.argsort(descending=True)
-    found = (basis @ vectors[:, order]).mT
-    largest = found.gather(1, found.abs().argmax(1, keepdim=True))
-    return found * largest.sign(), values[order]  # an eigenvector's sign is anyone's choice
+    directions = (basis @ vectors[:, order]).mT
+    # The sign of an eigenvector is arbitrary: the largest entry is made positive.
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return directions * largest.sign(), values[order]

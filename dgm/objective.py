@@ -1,4 +1,7 @@
-"""What a family gives to the loop: phases, a loss, a way to sample, and whatever else it can do."""
+"""The interface of a model family to the training loop and the scripts.
+
+Every family implements `Objective`. The other protocols are optional; callers use isinstance.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ Nets = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of update: which net learns, and every how many steps."""
+    """One kind of update: the network that is updated, every `every` steps."""
 
     name: str
     net: str
     every: int = 1
-    average: bool = True  # keep a moving average of the net
+    average: bool = True  # keep a moving average (EMA) of the network
 
 
 @dataclass(frozen=True)
@@ -30,142 +33,123 @@ class Batch:
 
     images: Tensor  # uint8 [B, H, W, C]
     labels: Tensor  # int64 [B]
-    images_seen: int | Tensor = 0  # by the run before this step; int64 [] in a recorded step
-    step: int = 0  # training steps completed before this one; see `Varying`
+    images_seen: int | Tensor = 0  # before this step; int64 [] in a CUDA graph
+    step: int = 0  # training steps before this one; see `StepDependent`
 
 
 class Objective(Protocol):
-    """A family, seen from the loop; it receives nets, so it cannot tell an engine from another."""
+    """A family's loss and sampling; it receives networks, so it is independent of the engine."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Give the updates of one step, in order."""
-        ...
+        """Return the updates of one step, in order."""
 
     @property
     def num_classes(self) -> int | None:
-        """Count the classes that the nets are told; None where they are told none."""
-        ...
+        """Return the number of classes; None if the networks are unconditional."""
 
     @property
     def sample_config(self) -> Any:
-        """Give the dataclass whose fields are the knobs of `sample`."""
-        ...
+        """Return the dataclass whose fields are the knobs of `sample`."""
 
     @property
     def pixels(self) -> PixelMap:
-        """Return the map between stored grey levels and the images that the nets work on.
+        """Return the map between stored grey levels and the networks' images.
 
         `pixels.to_uint8` converts what `sample` returns into stored images.
         """
-        ...
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute means over the micro-batch, []; "loss" has the gradient, the rest is logged."""
-        ...
+        """Return means over the micro-batch, []; "loss" has the gradient, all are logged."""
 
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make images, [count, C, H, W] of the map `pixels`; image i by the draws of index i.
+        """Sample images [count, C, H, W] of the map `pixels`; image i by the draws of index i.
 
-        `knobs` replace entries of the configuration's `sample` section.
+        `knobs` replace fields of `sample_config`.
         """
-        ...
-
-
-# What only some families can do; the loop and the scripts ask with isinstance.
 
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """A family that knows how probable an image is, or a bound of it."""
+    """A family with a likelihood, exact or a bound."""
 
-    exact: bool  # the density of dequantised images is computed exactly, not bounded
+    exact: bool  # the density of dequantised images is exact, not a bound
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute the terms of -log p of stored images (the mass of their grey levels), each [B].
+        """Return named terms, each [B], whose sum is -log p of stored images or an upper bound.
 
-        Their sum is -log p, or bounds it from above.
+        p is the probability mass of the grey levels.
         """
-        ...
 
 
 @runtime_checkable
 class ImportanceWeighted(Likelihood, Protocol):
-    """A family whose bound comes closer with more samples."""
+    """A family with an importance-weighted bound."""
 
     def importance_weighted_nats(
         self, nets: Nets, batch: Batch, draws: Draws, num_samples: int
     ) -> Tensor:
-        """Bound -log p of stored images from above by `num_samples` samples, [B]."""
-        ...
+        """Return an upper bound on -log p of stored images from `num_samples` samples, nats [B]."""
 
 
 @runtime_checkable
-class Latent(Protocol):
-    """A family that makes each image of a latent z [D] and of nothing else but its class."""
+class LatentDecoder(Protocol):
+    """A family whose images are functions of a latent z [D] and the class."""
 
     def latents(self, draws: Draws) -> Tensor:
-        """Draw latents of the prior, N(0, 1) in each dimension: [B, D]."""
-        ...
+        """Draw latents from the prior N(0, I), [B, D]."""
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Make images of latents, [B, C, H, W] in [-1, 1]; with a gradient where one is asked."""
-        ...
+        """Return images of latents, [B, C, H, W] in [-1, 1]; differentiable."""
 
 
 @runtime_checkable
-class Encoder(Latent, Protocol):
-    """A family that finds the latent of an image."""
+class LatentEncoder(LatentDecoder, Protocol):
+    """A family that can also invert `decode`, at least approximately."""
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
-        """Find latents [B, D] of which `decode` makes these images, or what comes near them."""
-        ...
+        """Return latents [B, D] that `decode` maps to these images or close to them."""
 
 
 @runtime_checkable
-class Pictured(Protocol):
-    """A family with more to look at than samples."""
+class Visualizable(Protocol):
+    """A family with visualizations besides samples."""
 
-    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Draw sheets by name, each [rows, columns, C, H, W] in [-1, 1]."""
-        ...
+    def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Return image grids by name, each [rows, columns, C, H, W] in [-1, 1]."""
 
 
 @runtime_checkable
 class InitializedByData(Protocol):
-    """A family whose first weights depend on images."""
+    """A family with data-dependent initialization."""
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Set weights from a batch, which is the same on every process."""
-        ...
+        """Initialize weights from a batch that is the same on every process."""
 
 
 @runtime_checkable
-class Layered(Protocol):
-    """A family that can say which layer broke."""
+class NonFiniteFinder(Protocol):
+    """A family that can locate the layer where values stop being finite."""
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
-        """Name the first layer whose output for these images is not finite."""
-        ...
+        """Return the first layer whose output for these images is not finite; None if all are."""
 
 
 @runtime_checkable
-class Varying(Protocol):
-    """A family whose loss does other work in some steps than in others.
+class StepDependent(Protocol):
+    """A family whose loss depends on `Batch.step`.
 
-    A step that is recorded as a CUDA graph repeats the work of the step that it was recorded in, so
-    a loss that reads `Batch.step` has to say here what follows from it.
+    A CUDA graph repeats the step that it was captured from, so there is one graph per variant.
     """
 
     def variant(self, phase: Phase, step: int) -> Hashable:
-        """Return a key of the work done in this step: steps with equal keys do the same work."""
-        ...
+        """Return a key of the step's computation; steps with equal keys share a CUDA graph."""
 
 
 @runtime_checkable
 class WholeBatch(Protocol):
-    """A family in which the loss of an image depends on the others of its batch."""
+    """A family in which the loss of an image depends on the rest of its batch."""
 
-    whole_batch: bool  # so that accumulating micro-batches would be another run
+    whole_batch: bool  # so gradient accumulation would change the result

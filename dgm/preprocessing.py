@@ -1,4 +1,4 @@
-"""Grey levels as what networks take, and back: flip, scale, dequantise, quantise."""
+"""Pixel maps between stored grey levels and the networks' numbers, dequantisation and flips."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class PixelMap:
 
     def dequantize_with(self, levels: Tensor, noise: Tensor) -> Tensor:
         """Return (levels + offset + noise - 1/2) / levels_per_unit - 1; noise in [0, 1)."""
-        below = self.offset - 0.5  # of the bin's lower edge from the level
-        return _affine(levels + noise if below == 0 else levels + (noise + below), self)
+        edge = self.offset - 0.5  # distance of the bin's lower edge from the level
+        return _affine(levels + noise if edge == 0 else levels + (noise + edge), self)
 
     def from_levels(self, levels: Tensor) -> Tensor:
         """Return x of grey levels, which need not be whole; any shape."""
@@ -55,12 +55,12 @@ class PixelMap:
     def to_levels(self, x: Tensor) -> Tensor:
         """Return the grey level of x, in [0, 255] and not rounded; any shape.
 
-        What lies outside is clipped, as it is when images are stored.
+        Values outside are clipped, as they are when images are stored.
         """
         return ((x + 1) * self.levels_per_unit - self.offset).clamp(0, 255)
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Return the stored image of x [B, C, H, W]: in whose bin each number lies, [B, H, W, C].
+        """Return the grey level in whose bin each number of x [B, C, H, W] lies, [B, H, W, C].
 
         The inverse of `scale` and of `dequantize`; numbers outside all bins take the nearest.
         """
@@ -77,17 +77,17 @@ def _affine(levels: Tensor, pixels: PixelMap) -> Tensor:
 
 
 STANDARD = PixelMap(127.5, 0.0)
-"""Level 0 at -1 and 255 at 1; the outer halves of these two bins lie outside [-1, 1]."""
+"""Level 0 at -1 and 255 at 1; the outer halves of these two bins are outside [-1, 1]."""
 
 DEQUANTIZED = PixelMap(128.0, 0.5)
-"""256 bins that fill [-1, 1): what a density of uniformly dequantised images is learned on."""
+"""256 bins that fill [-1, 1), for densities of uniformly dequantised images."""
 
 
-def draw_mirrored(draws: Draws) -> Tensor:
-    """Draw which images to mirror, each with probability 1/2: bool [B]."""
+def draw_flips(draws: Draws) -> Tensor:
+    """Draw which images to mirror, with probability 1/2: bool [B]."""
     return draws.bits("flip", 1)[0][:, 0] >= 2**31
 
 
-def flip_images(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror those of uint8 [B, H, W, C] that `mirrored` [B] says."""
-    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+def flip_images(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the images of uint8 [B, H, W, C] where `flipped`, bool [B]."""
+    return torch.where(flipped[:, None, None, None], images.flip(2), images)

@@ -1,9 +1,9 @@
 """Random draws as functions: `f(seed, purpose, step or epoch, image index)`.
 
 Every draw is computed by the counter-based generator Philox4x32-10 (Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter is made of the block of
-four numbers inside one image's draw, the image's index, the step (or epoch) and the purpose. So
-there is no generator state: any number can be computed again, on any process, in any batch.
+random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter consists of the block
+of four numbers inside one image's draw, the image's index, the step (or epoch) and the purpose. So
+there is no generator state: any number can be recomputed, on any process, in any batch.
 
 Integers are exact, hence equal in eager and compiled code and on every device.
 """
@@ -21,10 +21,10 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Lanes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox(counter: Four, key: tuple[Tensor, Tensor]) -> Four:
+def philox(counter: Lanes, key: tuple[Tensor, Tensor]) -> Lanes:
     """Compute Philox4x32-10 of int64 tensors that hold unsigned 32-bit numbers.
 
     The tensors broadcast against each other; each result lies in [0, 2^32).
@@ -48,25 +48,25 @@ def philox(counter: Four, key: tuple[Tensor, Tensor]) -> Four:
 
 
 def purpose_id(purpose: str) -> int:
-    """Give the 32-bit number that stands for a purpose in the counter."""
+    """Return the 32-bit number of a purpose in the counter."""
     return zlib.crc32(purpose.encode())
 
 
 def int32(number: int) -> int:
     """Return the signed 32-bit integer with the bits of an unsigned one.
 
-    Triton compiles a kernel anew for an integer that needs 64 bits.
+    Triton would recompile a kernel for an integer that needs 64 bits.
     """
     return number - 2**32 if number >= 2**31 else number
 
 
-# As torch.compiler.assume_constant_result marks it, which would import the compiler, for seconds,
-# also where nothing is compiled.
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, which takes
+# seconds, also where nothing is compiled.
 purpose_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def to_uniform(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map 32-bit numbers to [0, 1) by their upper 24 bits, which float32 holds exactly."""
+    """Map 32-bit numbers to [0, 1) by their upper 24 bits, which are exact in float32."""
     return (bits >> 8).to(dtype) * 2.0**-24
 
 
@@ -78,7 +78,7 @@ def to_normal_pair(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def seed_key(seed: int) -> Tensor:
-    """Give the key of a seed of 64 bits: its lower and upper half, int64 [2]."""
+    """Return the key of a 64-bit seed: its lower and upper half, int64 [2]."""
     return torch.tensor([seed & _MASK, (seed >> 32) & _MASK])
 
 
@@ -95,27 +95,27 @@ class Draws:
 
     @staticmethod
     def of(seed: int, index: Tensor, step: Tensor | int = 0) -> Draws:
-        """Make the draws of a seed (64 bits) for images at a step or epoch."""
+        """Return the draws of a 64-bit seed for images at a step or epoch."""
         device = index.device
         key = seed_key(seed).to(device)
         return Draws(key, index, torch.as_tensor(step, dtype=torch.int64, device=device))
 
     def at(self, step: Tensor | int) -> Draws:
-        """Give the same images' draws at another step."""
+        """Return the same images' draws at another step."""
         step = torch.as_tensor(step, dtype=torch.int64, device=self.index.device)
         return Draws(self.key, self.index, step)
 
     def part(self, part: slice) -> Draws:
-        """Give the draws of some of the images."""
+        """Return the draws of some of the images."""
         step = self.step[part] if self.step.ndim else self.step
         return Draws(self.key, self.index[part], step)
 
     def repeat(self, times: int) -> Draws:
-        """Give the draws of a batch that holds these images several times over, equal in each."""
+        """Return the draws of a batch that repeats these images, equal in each copy."""
         step = self.step.repeat(times) if self.step.ndim else self.step
         return Draws(self.key, self.index.repeat(times), step)
 
-    def bits(self, purpose: str, count: int) -> Four:
+    def bits(self, purpose: str, count: int) -> Lanes:
         """Draw `count` 32-bit numbers per image as four lanes, each int64 [B, ceil(count / 4)]."""
         block = torch.arange((count + 3) // 4, device=self.index.device)[None, :]
         step = self.step[:, None] if self.step.ndim else self.step
@@ -128,7 +128,7 @@ class Draws:
     ) -> Tensor:
         """Draw uniform numbers in [0, 1), [B, *shape]."""
         lanes = self.bits(purpose, math.prod(shape))
-        return self._laid_out(tuple(to_uniform(lane, dtype) for lane in lanes), shape)
+        return self._join_lanes(tuple(to_uniform(lane, dtype) for lane in lanes), shape)
 
     def normal(
         self, purpose: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
@@ -136,7 +136,7 @@ class Draws:
         """Draw standard normal numbers, [B, *shape]."""
         a, b, c, d = self.bits(purpose, math.prod(shape))
         lanes = (*to_normal_pair(a, b, dtype), *to_normal_pair(c, d, dtype))
-        return self._laid_out(lanes, shape)
+        return self._join_lanes(lanes, shape)
 
     def integers(self, purpose: str, high: int) -> Tensor:
         """Draw one integer in [0, high) per image, int64 [B]; `high` is at most 2^31."""
@@ -148,11 +148,11 @@ class Draws:
         lanes = self.bits(purpose, (math.prod(shape) + 1) // 2)
         halves = tuple(h for lane in lanes for h in (lane & 0xFFFF, lane >> 16))
         threshold = round(drop * 65536)
-        return self._laid_out(tuple(half >= threshold for half in halves), shape)
+        return self._join_lanes(tuple(half >= threshold for half in halves), shape)
 
-    def _laid_out(self, lanes: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    def _join_lanes(self, lanes: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         # Lane after lane, not interleaved: each lane is then one contiguous store when compiled.
-        # No slice where it takes everything: it would cost compiled code a copy.
+        # No slice that keeps everything: it would cost compiled code a copy.
         count = math.prod(shape)
         flat = torch.cat(lanes, dim=1)
         flat = flat if flat.shape[1] == count else flat[:, :count]
@@ -160,41 +160,42 @@ class Draws:
 
 
 def permutation(seed: int, epoch: int, length: int) -> Tensor:
-    """Order the images of an epoch: int64 [length], on the CPU."""
-    blocks = range(-(-length // ORDER_BLOCK))
-    return torch.cat([order(seed, epoch, length, block) for block in blocks])
+    """Return the order of an epoch's images, int64 [length], on the CPU."""
+    blocks = range(-(-length // PERMUTATION_BLOCK))
+    return torch.cat([permutation_block(seed, epoch, length, block) for block in blocks])
 
 
-ORDER_BLOCK = 2**16
-"""Places of an epoch whose images `order` gives at once."""
+PERMUTATION_BLOCK = 2**16
+"""Positions of an epoch that `permutation_block` computes at once."""
 
 
-def order(seed: int, epoch: int, length: int, block: int = 0) -> Tensor:
-    """Give the images at the places of an epoch from `block` x ORDER_BLOCK on, int64, on the CPU.
+def permutation_block(seed: int, epoch: int, length: int, block: int = 0) -> Tensor:
+    """Return the images at one block of an epoch's positions, int64, on the CPU.
 
-    It depends on nothing but (seed, epoch, length), and costs as much however many images there
-    are. Those of one block get a 64-bit number each and are sorted by it. Of more, each place is
-    mapped by itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the numbers
-    of the fewest bits that hold `length`, and again what it puts beyond, until it lies within.
+    The block starts at position `block` PERMUTATION_BLOCK. Its cost does not grow with `length`.
+    Up to one block of images is sorted by random 64-bit keys. Otherwise each position is mapped by
+    itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the integers of as
+    few bits as hold `length`, and results of `length` or more are permuted again (cycle walking).
     """
-    if length <= ORDER_BLOCK:
+    if length <= PERMUTATION_BLOCK:
         draws = Draws.of(seed, torch.arange(length), epoch)
         high, low, *_ = (lane[:, 0] for lane in draws.bits("order", 2))
         return torch.argsort((high << 31) | (low >> 1), stable=True)
-    first = block * ORDER_BLOCK
-    image = _feistel(seed, epoch, torch.arange(first, min(first + ORDER_BLOCK, length)), length)
-    while len(beyond := (image >= length).nonzero()[:, 0]):
-        image[beyond] = _feistel(seed, epoch, image[beyond], length)
+    first = block * PERMUTATION_BLOCK
+    positions = torch.arange(first, min(first + PERMUTATION_BLOCK, length))
+    image = _feistel(seed, epoch, positions, length)
+    while len(outside := (image >= length).nonzero()[:, 0]):
+        image[outside] = _feistel(seed, epoch, image[outside], length)
     return image
 
 
 def _feistel(seed: int, epoch: int, number: Tensor, length: int) -> Tensor:
-    """Permute the numbers of as many bits as length - 1 has."""
+    """Permute integers of as many bits as length - 1 has."""
     bits = (length - 1).bit_length()
     sizes = (bits // 2, bits - bits // 2)
     halves = [number >> sizes[1], number & ((1 << sizes[1]) - 1)]
-    for turn in range(8):
-        there, here = turn % 2, 1 - turn % 2
-        drawn = Draws.of(seed, halves[here], epoch).bits(f"order/{turn}", 1)[0][:, 0]
-        halves[there] = halves[there] ^ (drawn & ((1 << sizes[there]) - 1))
+    for round_ in range(8):
+        left, right = round_ % 2, 1 - round_ % 2
+        drawn = Draws.of(seed, halves[right], epoch).bits(f"order/{round_}", 1)[0][:, 0]
+        halves[left] = halves[left] ^ (drawn & ((1 << sizes[left]) - 1))
     return (halves[0] << sizes[1]) | halves[1]

@@ -19,9 +19,9 @@ from dgm.common.errors import naming
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
 ) -> None:
-    """Write contiguous tensors as safetensors; raises OSError where the disk is at fault."""
+    """Write contiguous tensors as safetensors; raise OSError for disk errors."""
     with naming(path):
-        mode = _mode_of_new(path)
+        mode = _create_empty(path)
         try:
             save_file(dict(tensors), path, dict(header) if header else None)
         except SafetensorError as error:
@@ -30,12 +30,12 @@ def save_tensors(
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         # safetensors creates its files with mode 0600.
-        with contextlib.suppress(PermissionError):  # of a file system without modes
+        with contextlib.suppress(PermissionError):  # a file system without modes
             os.chmod(path, mode)
 
 
-def _mode_of_new(path: Path) -> int:
-    """Make an empty file and return the mode that umask and the folder's ACL give it."""
+def _create_empty(path: Path) -> int:
+    """Create an empty file and return the mode set by umask and the folder's ACL."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:

@@ -1,4 +1,4 @@
-"""Compiling, and going on where it cannot be done."""
+"""Compiling, and falling back to eager mode."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _dynamo(call: Callable, backend: Callable) -> Callable:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["net", "function"])
-def test_a_backward_pass_that_cannot_be_compiled_is_said_once_and_the_run_goes_on(
+def test_a_backward_pass_that_cannot_be_compiled_warns_once_and_falls_back(
     what: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ):
     from torch._inductor import config
@@ -107,8 +107,17 @@ def test_a_backward_pass_that_cannot_be_compiled_is_said_once_and_the_run_goes_o
         torch.equal(a.grad, b.grad)
         for a, b in zip(net.parameters(), plain.parameters(), strict=True)
     )
-    said = [str(w.message) for w in recwarn if "runs uncompiled" in str(w.message)]
-    assert len(said) == 1 and "RuntimeError: no code for" in said[0]
+    warned = [str(w.message) for w in recwarn if "runs uncompiled" in str(w.message)]
+    assert len(warned) == 1 and "RuntimeError: no code for" in warned[0]
+
+
+@pytest.mark.slow
+def test_too_many_batch_sizes_fall_back_to_eager_mode():
+    with torch._dynamo.config.patch(recompile_limit=1):
+        double = compiled(lambda x: 2 * x)
+        assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
+        with pytest.warns(UserWarning, match="runs uncompiled"):
+            assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
 
 
 @pytest.mark.slow
@@ -160,6 +169,7 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(
         variables=missing,
     )  # fmt: skip
     assert done.code == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "runs uncompiled" in line]
-    assert len([line for line in said if "UNet" in line]) == 1, done.stderr
-    assert all(line.startswith("warning: ") for line in said)
+    warned = [line for line in done.stderr.splitlines() if "runs uncompiled" in line]
+    # Once for each function: both passes of the forward process, and the network.
+    names = sorted(line.split()[1] for line in warned if line.startswith("warning: "))
+    assert names == ["UNet", "_finish", "draw_per_image"] and len(warned) == 3, done.stderr

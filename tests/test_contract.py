@@ -1,4 +1,4 @@
-"""What every family keeps of the contract with the loop, and how its losses begin."""
+"""What every family guarantees to the loop, and its first losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from dgm.cli.assemble import Parts
 from dgm.cli.families import FAMILIES
 from dgm.cli.parser import parse
 from dgm.nn.layers import recompute_activations
-from dgm.objective import Batch, Encoder, InitializedByData, Latent, Likelihood, Pictured
+from dgm.objective import (
+    Batch,
+    InitializedByData,
+    LatentDecoder,
+    LatentEncoder,
+    Likelihood,
+    Visualizable,
+)
 from dgm.rng import Draws
 
 SHAPE, NUM_CLASSES = (32, 32, 3), 10
@@ -88,8 +95,12 @@ def test_gradient_reaches_every_weight_of_the_phases_net_and_no_other(build: Cal
 @family_of_each
 def test_loss_is_a_function_of_weights_images_and_draws(build: Callable, family: str):
     one, other = (losses(build(family), batch(8)) for _ in range(2))
-    torch.manual_seed(7)  # torch's own stream has no part in it
-    again, later = losses(build(family), batch(8)), losses(build(family), batch(8, epoch=1))
+    parts = build(family)
+    torch.manual_seed(7)  # torch's own generator is neither used nor advanced
+    state = torch.get_rng_state()
+    again = losses(parts, batch(8))
+    assert torch.equal(torch.get_rng_state(), state)
+    later = losses(build(family), batch(8, epoch=1))
     for a, b, c, d in zip(one, other, again, later, strict=True):
         assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
         assert not torch.equal(a["loss"], d["loss"])
@@ -109,15 +120,15 @@ def test_samples_have_the_shape_and_range_of_images(build: Callable, family: str
 
 
 @family_of_each
-def test_pictures_are_sheets_of_images(build: Callable, family: str):
+def test_visualizations_are_grids_of_images(build: Callable, family: str):
     parts = build(family)
-    if not isinstance(parts.objective, Pictured):
+    if not isinstance(parts.objective, Visualizable):
         assert family == "diffusion"
         return
     nets = {name: net.eval() for name, net in parts.nets.items()}
     with torch.no_grad():
-        sheets = parts.objective.pictures(nets, *batch(8))
-    for name, images in sheets.items():
+        grids = parts.objective.visualize(nets, *batch(8))
+    for name, images in grids.items():
         assert images.shape[2:] == (3, 32, 32) and images.ndim == 5, name
         assert bool(images.isfinite().all()) and images.abs().max() <= 1 + 1e-6, name
 
@@ -126,7 +137,7 @@ def test_pictures_are_sheets_of_images(build: Callable, family: str):
 def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, family: str):
     parts = build(family)
     objective, nets = parts.objective, {name: net.eval() for name, net in parts.nets.items()}
-    assert isinstance(objective, Latent)
+    assert isinstance(objective, LatentDecoder)
     given, draws = batch(2)
     with torch.no_grad():
         z = objective.latents(draws)
@@ -140,9 +151,9 @@ def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, fam
         }[family]  # fmt: skip
         torch.testing.assert_close(made, objective.sample(nets, 2, given.labels, draws, **whole))
         if family == "gan":
-            assert not isinstance(objective, Encoder)
+            assert not isinstance(objective, LatentEncoder)
             return
-        assert isinstance(objective, Encoder)
+        assert isinstance(objective, LatentEncoder)
         found = objective.encode(nets, given, draws)
         assert found.shape == z.shape and bool(found.isfinite().all())
         near = (
@@ -170,7 +181,7 @@ def test_activations_computed_again_give_the_same_gradients_and_take_less(
 
 
 def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
-    """Give the gradients of a loss, and the bytes that were held for them."""
+    """Return the gradients of a loss, and the bytes saved for them."""
     held: dict[int, Tensor] = {}
 
     def see(tensor: Tensor) -> Tensor:
@@ -202,7 +213,7 @@ def golden(folder: Path) -> list[dict[str, float]]:
 def test_first_twenty_steps_are_the_golden_ones(
     run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path, family: str
 ):
-    """A change that moves a curve is a new release's; `golden/README.md` says how to renew it."""
+    """A change that alters a curve needs new golden values: `golden/README.md` describes how."""
     script = Path(__file__).parents[1] / "launch" / SCRIPTS[family]
     words = ["--config", tiny_configs[family], "--run.dir", tmp_path / "run"]
     options = ["--train.total_images=320", "--train.save_every_images=0", "--train.float64"]
@@ -212,8 +223,8 @@ def test_first_twenty_steps_are_the_golden_ones(
     path = GOLDEN / f"{family}.json"
     if os.environ.get("DGM_RENEW_GOLDEN"):
         path.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-    wanted = json.loads(path.read_text())
-    assert len(found) == len(wanted) == 20
-    for step, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+    expected = json.loads(path.read_text())
+    assert len(found) == len(expected) == 20
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         # In float64 other machines differ in the last digits; a changed draw in the first.
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9), f"step {step + 1}"

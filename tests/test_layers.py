@@ -1,20 +1,26 @@
-"""Layers that families share."""
+"""Layers shared by the families."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
-from dgm.nn.kernels.norm import Dropout, keyed_dropout
+from dgm.nn.kernels.norm import Dropout, counter_dropout
 from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
+    Embedding,
     PointwiseConv2d,
+    embed,
     group_norm,
     repeat_pixels,
     timestep_embedding,
@@ -42,7 +48,7 @@ def test_timestep_embedding_is_the_formula():
         assert row == pytest.approx(expected, abs=1e-4)
 
 
-def test_timestep_embedding_tells_all_timesteps_apart():
+def test_timestep_embedding_distinguishes_all_timesteps():
     made = timestep_embedding(torch.arange(1000), 32)
     distances = torch.cdist(made, made) + 10 * torch.eye(1000)
     assert distances.min() > 0.1
@@ -75,7 +81,7 @@ def test_dropout_of_nothing_does_nothing():
 
 def test_dropout_keeps_the_mean():
     dropout = Dropout(0.25, Draws.of(0, torch.arange(64)), "dropout")
-    made = keyed_dropout(torch.ones(64, 8, 16, 16), dropout)
+    made = counter_dropout(torch.ones(64, 8, 16, 16), dropout)
     assert made.unique().tolist() == pytest.approx([0, 4 / 3])
     # Of each element the variance is p / (1 - p); four standard errors.
     assert abs(float(made.mean()) - 1) < 4 * math.sqrt((1 / 3) / made.numel())
@@ -84,18 +90,20 @@ def test_dropout_keeps_the_mean():
 def test_dropout_does_not_depend_on_batch_or_memory_format():
     x = torch.randn(6, 3, 4, 5)
     draws = Draws.of(0, torch.arange(10, 16), 2)
-    whole = keyed_dropout(x, Dropout(0.5, draws, "dropout"))
+    whole = counter_dropout(x, Dropout(0.5, draws, "dropout"))
     parts = [
-        keyed_dropout(x[i : i + 1], Dropout(0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout"))
+        counter_dropout(
+            x[i : i + 1], Dropout(0.5, Draws.of(0, torch.tensor([10 + i]), 2), "dropout")
+        )
         for i in range(6)
     ]
     assert torch.equal(whole, torch.cat(parts))
     rows_last = x.to(memory_format=torch.channels_last)
-    last = keyed_dropout(rows_last, Dropout(0.5, draws, "dropout"))
+    last = counter_dropout(rows_last, Dropout(0.5, draws, "dropout"))
     assert torch.equal(whole, last)
     assert last.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws, "another")))
-    assert not torch.equal(whole, keyed_dropout(x, Dropout(0.5, draws.at(3), "dropout")))
+    assert not torch.equal(whole, counter_dropout(x, Dropout(0.5, draws, "another")))
+    assert not torch.equal(whole, counter_dropout(x, Dropout(0.5, draws.at(3), "dropout")))
 
 
 def test_a_zeroed_layer_outputs_zero():
@@ -108,7 +116,7 @@ def test_attention_is_softmax_of_scaled_products(num_heads: int):
     layer = Attention(8, num_heads).double()
     nn.init.normal_(layer.out.weight)
     x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
-    flat = layer.qkv(layer.norm(x)).flatten(2)  # [B, 3 C, places]
+    flat = layer.qkv(layer.norm(x)).flatten(2)  # [B, 3 C, positions]
     query, key, value = flat.chunk(3, dim=1)
     heads = []
     for q, k, v in zip(*(part.chunk(num_heads, 1) for part in (query, key, value)), strict=True):
@@ -191,3 +199,106 @@ def test_kernels_are_those_for_the_device_of_a_net():
     assert net[0].kernels == "triton"
     use_kernels(net)
     assert net[0].kernels == "native"
+
+
+UNORDERED = ("embedding_dense_backward", "index_put", "index_add", "scatter")
+"""Operators that add into rows by atomic additions on a GPU."""
+
+
+def rows(dtype: torch.dtype = torch.float64, count: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels (most repeated, one absent), weights and a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, count - 1, (64,), generator=generator)
+    weight = torch.randn(count, 12, generator=generator, dtype=torch.float64).to(dtype)
+    grad = torch.randn(64, 12, generator=generator, dtype=torch.float64).to(dtype)
+    return labels, weight.requires_grad_(), grad
+
+
+def gradient(function: Callable[[Tensor, Tensor], Tensor], *given: Tensor) -> Tensor:
+    labels, weight, grad = given
+    (found,) = torch.autograd.grad(function(labels, weight), weight, grad)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (1,), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rows_have_the_same_bytes_and_gradients_differ_by_rounding(
+    dtype: torch.dtype, shape: tuple[int, ...]
+):
+    labels, weight, grad = rows(dtype)
+    count = torch.Size(shape).numel()
+    labels, grad = labels[:count].reshape(shape), grad[:count].reshape(*shape, 12)
+    assert torch.equal(embed(labels, weight), nn.functional.embedding(labels, weight))
+    exact = gradient(
+        nn.functional.embedding, labels, weight.detach().double().requires_grad_(), grad.double()
+    )
+    found = gradient(embed, labels, weight, grad)
+    assert found.dtype == dtype and found.shape == weight.shape
+    # bf16 is rounded once, at the end: the sum itself is in fp32.
+    error = float((found.double() - exact).abs().max())
+    assert error <= {8: 1e-14, 4: 1e-5, 2: 2**-8 * float(exact.abs().max() + 1)}[dtype.itemsize]
+    assert not found[weight.shape[0] - 1].any()  # the label that no image has
+
+
+def test_first_and_second_derivatives_are_those_of_finite_differences():
+    labels, weight, _ = rows()
+    labels = labels[:5]
+
+    def squares(weight: Tensor) -> Tensor:
+        return embed(labels, weight).square()
+
+    assert torch.autograd.gradcheck(squares, (weight,))
+    assert torch.autograd.gradgradcheck(squares, (weight,))
+
+
+def test_forward_mode_and_vmap_are_torchs():
+    labels, weight, _ = rows()
+    move = torch.randn(weight.shape, dtype=torch.float64)
+    with_ours, with_torchs = (
+        torch.func.jvp(lambda w, f=f: f(labels, w).sin(), (weight.detach(),), (move,))
+        for f in (embed, nn.functional.embedding)
+    )
+    assert all(map(torch.equal, with_ours, with_torchs))
+    found = torch.func.vmap(lambda label: embed(label, weight.detach()))(labels)
+    assert torch.equal(found, weight.detach()[labels])
+
+
+def test_autocast_rounds_no_gradient():
+    given = rows(torch.float32)
+    plain = gradient(embed, *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient(embed, *given), plain)
+
+
+def test_the_module_is_an_embedding_of_torch_by_name_and_by_keys():
+    labels, weight, grad = rows(torch.float32)
+    ours, theirs = Embedding(7, 12), nn.Embedding(7, 12)
+    theirs.load_state_dict(ours.state_dict())
+    assert isinstance(ours, nn.Embedding) and torch.equal(ours(labels), theirs(labels))
+    named = functional_call(ours, {"weight": weight}, (labels,))
+    assert torch.equal(named, weight[labels])
+    normed = spectral_norm(ours)
+    normed(labels).backward(grad)
+    assert normed.parametrizations.weight.original.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_the_compiler_leaves_it_so():
+    from torch._inductor import config
+    from torch._inductor.utils import run_and_get_code
+
+    def run(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, str]:
+        torch._dynamo.reset()
+        fast = torch.compile(function, fullgraph=True, dynamic=False)
+        # On a CPU threads add at once only where there are several.
+        with config.patch({"force_disable_caches": True, "cpp.threads": 2}):
+            found, code = run_and_get_code(lambda: gradient(fast, *rows(torch.float32)))
+        return found, "\n".join(code)
+
+    unordered = "|".join(("atomic_add", *UNORDERED))
+    ours, code = run(embed)
+    theirs, theirs_code = run(nn.functional.embedding)
+    assert re.search(unordered, theirs_code)
+    assert not re.search(unordered, code)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours, gradient(embed, *rows(torch.float32)))

@@ -13,8 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
-from dgm.rng import Draws, Four, philox, purpose_id, to_normal_pair, to_uniform
+from dgm import rng
+from dgm.diffusion.unet import UNet, UNetBlock, UNetConfig
+from dgm.rng import (
+    Draws,
+    Lanes,
+    permutation,
+    permutation_block,
+    philox,
+    purpose_id,
+    to_normal_pair,
+    to_uniform,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +59,7 @@ def lanes(draws: Draws, purpose: str, count: int) -> Tensor:
 
 
 def kolmogorov_smirnov(values: Tensor, cumulative: Tensor) -> float:
-    """Give sqrt(n) times the largest gap between the empirical and the true distribution."""
+    """Return sqrt(n) times the largest gap between the empirical and the true distribution."""
     n = values.numel()
     empirical = torch.arange(1, n + 1, dtype=torch.float64) / n
     gap = torch.maximum((empirical - cumulative).abs(), (empirical - 1 / n - cumulative).abs())
@@ -64,7 +74,7 @@ def test_philox_gives_the_published_answers(counter: str, key: str, answer: str)
 
 @pytest.mark.slow
 def test_compiled_draws_equal_eager_ones():
-    def draw(draws: Draws, counter: Four, key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def draw(draws: Draws, counter: Lanes, key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return (
             *philox(counter, key),
             draws.integers("timestep", 1000),
@@ -150,16 +160,16 @@ def test_integers_reach_the_largest_bound():
 
 
 @pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
-def test_keep_mask_drops_the_share_asked_for(drop: float):
+def test_keep_mask_drops_the_fraction_asked_for(drop: float):
     mask = Draws.of(2, torch.arange(64)).keep_mask("dropout", (32, 32), drop)
     assert mask.dtype == torch.bool and mask.shape == (64, 32, 32)
-    # Four standard errors, and the 2^-17 by which 16 bits round the share.
+    # Four standard errors, and the 2^-17 by which 16 bits round the fraction.
     bound = 4 * math.sqrt(drop * (1 - drop) / mask.numel()) + 2**-17
     assert abs(float((~mask).double().mean()) - drop) < bound
 
 
 def test_keep_mask_takes_each_element_by_itself():
-    # Eight elements share the four 32-bit numbers of a block, two of each.
+    # Eight elements use the four 32-bit numbers of a block, two of each.
     mask = Draws.of(2, torch.arange(20_000)).keep_mask("dropout", (8,), 0.5).double()
     correlations = torch.corrcoef(mask.T).fill_diagonal_(0)
     assert float(correlations.abs().max()) < 4.5 / math.sqrt(20_000)  # once in 150,000 a pair
@@ -205,8 +215,8 @@ def test_every_shape_is_filled_with_different_numbers(sizes: list[int]):
 @pytest.mark.parametrize("other", [1, 2**32, 2**63, 2**32 + 1])
 def test_another_seed_gives_other_numbers(other: int):
     index = torch.arange(100)
-    here, there = (lanes(Draws.of(seed, index), "noise", 4) for seed in (0, other))
-    assert (here == there).sum() == 0
+    first, second = (lanes(Draws.of(seed, index), "noise", 4) for seed in (0, other))
+    assert (first == second).sum() == 0
 
 
 def test_each_step_image_and_purpose_gives_other_numbers():
@@ -241,7 +251,7 @@ def test_neighbouring_draws_are_not_correlated():
         for power in (1, 2):
             both = torch.stack([(one**power).flatten(), (other**power).flatten()])
             correlation = float(torch.corrcoef(both)[0, 1])
-            # Four and a half standard errors: once in 150,000 for each of the 16 numbers.
+            # Lanes and a half standard errors: once in 150,000 for each of the 16 numbers.
             assert abs(correlation) < 4.5 / math.sqrt(both.shape[1]), (name, power)
 
 
@@ -255,7 +265,16 @@ def test_repeated_draws_are_equal_in_each_copy():
 
 def purposes_in_source() -> set[str]:
     """Collect what the library names as purposes: strings handed to whatever draws."""
-    drawing = {"bits", "uniform", "normal", "integers", "keep_mask", "keyed_dropout", "_noise_like"}
+    drawing = {
+        "bits",
+        "uniform",
+        "normal",
+        "integers",
+        "keep_mask",
+        "counter_dropout",
+        "_noise_like",
+        "noise",
+    }
     found = set()
     for path in (ROOT / "dgm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -279,9 +298,60 @@ def test_purposes_in_use_have_numbers_of_their_own():
         channels=4, channel_mult=[1] * 4, num_blocks=[8] * 4, attention_at=[], skips="concat"
     )
     net = UNet(config, 8)
-    blocks = [m.purpose for m in net.modules() if isinstance(m, ResidualBlock)]
+    blocks = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(blocks) == 8 * 4 + 9 * 4 + 2
     assert len(set(blocks)) == len(blocks)
     names = sorted(purposes) + blocks
     assert len({purpose_id(name) for name in names}) == len(names)
     assert all(0 <= purpose_id(name) < 2**32 for name in names)
+
+
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_permutation_holds_each_image_once(length: int, seed: int, epoch: int):
+    order = permutation(seed, epoch, length)
+    assert torch.equal(order.sort().values, torch.arange(length))
+    assert torch.equal(order, permutation(seed, epoch, length))
+
+
+@pytest.mark.slow
+@given(st.integers(17, 1000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_permutation_block_by_block_holds_each_image_once(length: int, seed: int, epoch: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "PERMUTATION_BLOCK", 16)
+        blocks = [
+            permutation_block(seed, epoch, length, block) for block in range(-(-length // 16))
+        ]
+        assert [len(block) for block in blocks[:-1]] == [16] * (len(blocks) - 1)
+        assert torch.equal(torch.cat(blocks).sort().values, torch.arange(length))
+        assert torch.equal(torch.cat(blocks), permutation(seed, epoch, length))
+
+
+def test_a_large_permutation_looks_random():
+    length, cells = 100_000, 32
+    orders = [permutation(seed, epoch, length) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    positions = torch.arange(length)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (orders[one] == orders[other]).sum() <= 8
+    for images in orders:
+        assert torch.equal(images.sort().values, positions)
+        for before, after in ((positions, images), (images[:-1], images[1:])):
+            # Where an image lies and what comes next: 1,024 cells, 961 degrees of freedom.
+            cell = before * cells // length * cells + after * cells // length
+            counts = torch.bincount(cell, minlength=cells**2).double()
+            mean = len(after) / cells**2
+            assert abs(float(((counts - mean) ** 2 / mean).sum()) - 961) < 4 * math.sqrt(2 * 961)
+
+
+@pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 0), (2**32, 0), (0, 1000)])
+def test_permutation_differs_for_each_epoch_and_seed(seed: int, epoch: int):
+    # Two random orders agree at one position on average (Poisson); more than 8 once in a million.
+    assert (permutation(0, 0, 1000) == permutation(seed, epoch, 1000)).sum() <= 8
+
+
+def test_permutation_brings_every_image_to_every_position():
+    firsts = torch.stack([permutation(0, epoch, 8) for epoch in range(1000)])
+    counts = torch.stack([torch.bincount(place, minlength=8) for place in firsts.T]).double()
+    # 64 cells of 125: a chi-square of 49 degrees of freedom; four standard deviations.
+    assert abs(float(((counts - 125) ** 2 / 125).sum()) - 49) < 4 * math.sqrt(2 * 49)

@@ -20,9 +20,9 @@ from dgm.benchmarks.machine import (
 )
 from dgm.benchmarks.table import print_table
 from dgm.common.validation import check_range
-from dgm.diffusion.forward_process import Example, Noised, Noising
+from dgm.diffusion.forward_process import Example, ForwardProcess, NoisedImages
 from dgm.diffusion.schedule import cosine
-from dgm.nn.kernels.choice import kernels_for
+from dgm.nn.kernels.dispatch import kernels_for
 from dgm.rng import Draws
 
 CLASSES, TIMESTEPS, LABEL_DROP = 10, 1000, 0.1
@@ -58,17 +58,17 @@ class Inputs:
         return Inputs(images, index % CLASSES, alphas, sigmas, Draws.of(0, index, step))
 
 
-Way = Callable[[Inputs], Example | Noised]
+Way = Callable[[Inputs], Example | NoisedImages]
 
 
-def eager_chain(images: Tensor, alpha: Tensor, sigma: Tensor) -> Noised:
+def eager_chain(images: Tensor, alpha: Tensor, sigma: Tensor) -> NoisedImages:
     """Do the same work the usual way: uint8 [B, C, H, W] scaled, flipped and noised by `randn`."""
     x_0 = images.float() / 127.5 - 1
     flipped = torch.rand(len(x_0), device=x_0.device) < 0.5
     x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
     eps = torch.randn_like(x_0)
     x_t = alpha[:, None, None, None] * x_0 + sigma[:, None, None, None] * eps
-    return Noised(x_t, x_0, eps)
+    return NoisedImages(x_t, x_0, eps)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,24 +96,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ways(dtype: torch.dtype, device: torch.device) -> dict[str, Way]:
-    plain = Noising("eps", LABEL_DROP, CLASSES, flip=True, dequantize=False, keep_x_0=True)
-    fused = replace(plain, way="kernel" if kernels_for(device) == "triton" else "compiled")
+    plain = ForwardProcess("eps", LABEL_DROP, CLASSES, flip=True, dequantize=False, keep_x_0=True)
+    fused = replace(plain, backend="kernel" if kernels_for(device) == "triton" else "compiled")
 
-    def ours(noising: Noising) -> Way:
+    def ours(noising: ForwardProcess) -> Way:
         return lambda given: noising(
             given.images, given.labels, given.alphas, given.sigmas, given.draws, dtype
         )
 
-    def theirs(given: Inputs, images: Tensor) -> Noised:
+    def theirs(given: Inputs, images: Tensor) -> NoisedImages:
         t = torch.randint(0, TIMESTEPS, (len(images),), device=images.device)
         dropped = torch.rand(len(images), device=images.device) < LABEL_DROP
         torch.where(dropped, CLASSES, given.labels)
         return eager_chain(images, given.alphas[t], given.sigmas[t])
 
-    def by_way_of_nchw(given: Inputs) -> Noised:
+    def by_way_of_nchw(given: Inputs) -> NoisedImages:
         # From the same stored batch to the same layout, through the one that suits randn_like.
         x_t, x_0, eps = theirs(given, given.images.permute(0, 3, 1, 2).contiguous())
-        return Noised(x_t.contiguous(memory_format=torch.channels_last), x_0, eps)
+        return NoisedImages(x_t.contiguous(memory_format=torch.channels_last), x_0, eps)
 
     return {
         "counter-based, compiled": ours(fused),
@@ -179,7 +179,7 @@ def _bandwidth(way: Way, batch: int, ms: float, device: torch.device) -> dict[st
     }
 
 
-def moved_bytes(given: Inputs, made: Example | Noised) -> int:
+def moved_bytes(given: Inputs, made: Example | NoisedImages) -> int:
     """Count the images read once and all that was made written once, each in its own dtype."""
     kept = [part for part in made if isinstance(part, Tensor)]
     return given.images.nbytes + given.labels.nbytes + sum(part.nbytes for part in kept)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError
-from dgm.flow.objective import SampleConfig as FlowSampleConfig
+from dgm.flow.objective import FlowSampleConfig
 from dgm.objective import Batch, Likelihood, Nets, Objective, Phase
-from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
+from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_flips, flip_images
 from dgm.rng import Draws
-from dgm.vae.objective import SampleConfig as VAESampleConfig
+from dgm.vae.objective import VAESampleConfig
 from shards.reader import Shards
 
 _FITTED_ON = 1000  # images
@@ -65,7 +65,7 @@ class NormflowsGlow:
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute bits per dimension, []."""
-        images = flip_images(batch.images, draw_mirrored(draws))
+        images = flip_images(batch.images, draw_flips(draws))
         nats = self._nats(nets["peer"], images, draws).mean()
         return {"loss": nats / (images[0].numel() * math.log(2))}
 
@@ -128,7 +128,7 @@ class PythaeVAE:
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Compute its loss, []."""
-        found = nets["peer"]({"data": _unit(flip_images(batch.images, draw_mirrored(draws)))})
+        found = nets["peer"]({"data": _unit(flip_images(batch.images, draw_flips(draws)))})
         return {"loss": found.loss, "reconstruction": found.recon_loss, "kl": found.reg_loss}
 
     @torch.no_grad()

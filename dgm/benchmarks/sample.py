@@ -15,7 +15,7 @@ from dgm.benchmarks.machine import MOST_AT_ONCE, device, wait
 from dgm.benchmarks.peer_loops import check_installed, diffusers_net
 from dgm.benchmarks.table import medians, print_table
 from dgm.common.validation import check_range
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.nn.compiling import compile_net
 from dgm.nn.layers import use_kernels
@@ -111,7 +111,7 @@ def _ours(
 ) -> Maker:
     objective = DiffusionObjective(
         DiffusionConfig(class_conditional=classes),
-        SampleConfig(steps=args.steps, batch=args.batch),
+        DiffusionSampleConfig(steps=args.steps, batch=args.batch),
         (32, 32, 3),
         CLASSES,
     )

@@ -30,7 +30,7 @@ from dgm.benchmarks.costs import (
     add_noise_and_loss,
     add_update,
 )  # fmt: skip
-from dgm.diffusion.unet import Level, ResidualBlock, UNet
+from dgm.diffusion.unet import UNet, UNetBlock, UNetLevel
 from dgm.nn.layers import Attention, NormAct
 
 
@@ -77,7 +77,7 @@ def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
     """Add all levels, down and up; return channels and side at the end."""
     h = int(net.entry.weight.shape[0])
     skips = [Skip("entry", h, size**2, into_block=True)]
-    for i, level in enumerate(cast(Iterable[Level], net.down)):
+    for i, level in enumerate(cast(Iterable[UNetLevel], net.down)):
         pairs, last = list(level.pairs()), isinstance(level.resize, nn.Identity)
         for k, (block, attention) in enumerate(pairs):
             name = f"down{i}.{k}"
@@ -92,7 +92,7 @@ def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
         h = _block(costs, f"middle{k}", block, h, None, size)
         if isinstance(attention, Attention):
             _attention(costs, "middle.attention", attention, size)
-    for i, level in enumerate(cast(Iterable[Level], net.up)):
+    for i, level in enumerate(cast(Iterable[UNetLevel], net.up)):
         for k, (block, attention) in enumerate(level.pairs()):
             name = f"up{len(net.up) - 1 - i}.{k}"
             h = _block(costs, name, block, h, skips.pop(), size)
@@ -127,7 +127,7 @@ def _block(
     costs: StepCosts, layer: str, found: nn.Module, h: int, skip: Skip | None, size: int
 ) -> int:
     """Add a residual block of h [and a skip's] channels at `size`^2; return its channels."""
-    block, design, positions = cast(ResidualBlock, found), costs.design, size**2
+    block, design, positions = cast(UNetBlock, found), costs.design, size**2
     outputs, inputs = block.conv1.weight.shape[:2]
     x, y, own = inputs * positions, outputs * positions, h * positions
     joined = skip is None or design.joins

@@ -3,7 +3,7 @@
 From image to image through their latents (of a GAN: from latent to latent); along single latents or
 directions that change images most (of a VAE, flow or GAN); and the same draws at several settings
 of the sampler, with quality, diversity and time: guidance and steps of a diffusion model, the
-temperature of a flow or VAE, the truncation of a GAN. Sheets, figures and a plot in RUN/explored.
+temperature of a flow, VAE or GAN. Sheets, figures and a plot in RUN/explored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dgm.training.engine import Engine
 
 VARIED = {
     "diffusion": ("guidance", "steps"),
-    "gan": ("truncation",),
+    "gan": ("temperature",),
     "vae": ("temperature",),
     "flow": ("temperature",),
 }
@@ -46,7 +46,6 @@ VALUES = {
     "guidance": "1,2,4",
     "steps": "5,10,20",
     "temperature": "0.5,0.7,1",
-    "truncation": "0.5,0.7,1",
 }
 
 

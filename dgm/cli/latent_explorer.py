@@ -23,8 +23,8 @@ from dgm.evaluation.features import of_classifier
 from dgm.evaluation.image_similarity import psnr
 from dgm.evaluation.sampler_sweep import Judge, try_settings
 from dgm.evaluation.subset import in_turn
-from dgm.latent_space import along_directions, along_line, along_sphere
-from dgm.objective import Encoder, Latent
+from dgm.latent_space import lerp_path, slerp_path, traverse_directions
+from dgm.objective import LatentDecoder, LatentEncoder
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws, permutation
 from dgm.vae.objective import VAEObjective
@@ -42,9 +42,9 @@ class Explorer:
     def __init__(self, subject: Subject):
         """Choose test images: classes in turn, or pairs of a class where the net is told them."""
         self.subject, self.engine = subject, subject.engine
-        self.objective = cast(Latent, subject.trained.objective)
+        self.objective = cast(LatentDecoder, subject.trained.objective)
         self.by_class = subject.trained.objective.num_classes is not None
-        self.encodes = isinstance(self.objective, Encoder)
+        self.encodes = isinstance(self.objective, LatentEncoder)
         options = subject.options
         labels = subject.test.labels(np.arange(len(subject.test)))
         run = 2 if self.by_class else 1
@@ -62,7 +62,7 @@ class Explorer:
         # A flow's latents keep all of an image, and between two of them a sphere's arc goes where
         # no image lies; Kingma and Dhariwal 2018 (section 6) take the line.
         path = subject.options.path or ("line" if subject.trained.family == "flow" else "sphere")
-        way = {"line": along_line, "sphere": along_sphere}[path]
+        way = {"line": lerp_path, "sphere": slerp_path}[path]
         rows = self._decode(way(z[0::2], z[1::2], COLUMNS), labels[0::2])
         even: list[dict[str, Any]] = [*latent_traversal.smoothness(subject.classifier, rows)]
         between = "test images" if self.encodes else "latents"
@@ -107,7 +107,7 @@ class Explorer:
             rows = [
                 {"direction": k + 1, "change_per_unit": width * c} for k, c in enumerate(changes)
             ]
-        path = along_directions(z[0], directions, COLUMNS, reach)
+        path = traverse_directions(z[0], directions, COLUMNS, reach)
         sheet = self._decode(path, labels[:1].expand(count))
         far = latent_traversal.distance_of_ends(subject.classifier, sheet)
         rows = [{**row, "distance_of_ends": d} for row, d in zip(rows, far, strict=True)]
@@ -137,7 +137,7 @@ class Explorer:
     def _begin(self, count: int) -> tuple[Tensor, Tensor]:
         """Give latents [count, D] to walk from, of test images where they can be had; labels."""
         subject, seed = self.subject, self.subject.options.seed
-        if isinstance(self.objective, Encoder):
+        if isinstance(self.objective, LatentEncoder):
             index = self.ends[:count]
             found = latent_traversal.encode_on_all(
                 self.engine, self.objective, subject.nets, subject.test, index, seed

@@ -31,7 +31,7 @@ from dgm.training.sampling import sample_on_all
 SHOWN = 20  # images of a class in the PNG; the .npz holds all
 BITS_OF_A_CLASS = 24
 MOST_OF_A_CLASS = 2**BITS_OF_A_CLASS
-KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "batch")
+KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "batch")
 
 
 def make_parser() -> ArgumentParser:
@@ -54,8 +54,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--steps", type=int, help="default: the run's sample.steps")
     parser.add_argument("--guidance", type=float, help="default: the run's sample.guidance")
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
-    parser.add_argument("--temperature", type=float, help="of the latents of a vae or flow")
-    parser.add_argument("--truncation", type=float, help="of the latents of a gan")
+    parser.add_argument("--temperature", type=float, help="of the latents of a gan, vae or flow")
     parser.add_argument("--batch", type=int, help="images per forward pass; changes no image")
     parser.add_argument(
         "--compile", type=bool, default=False, help="compile the nets: pays for many images"
@@ -116,9 +115,9 @@ def choose_shown(
     """
     if per_class == 1:  # classes in rows of as many as fit
         rows, columns = images.fit_grid(num_classes, num_classes, height, width)
-        return images.evenly(num_classes, min(num_classes, rows * columns)), columns
+        return images.evenly_spaced(num_classes, min(num_classes, rows * columns)), columns
     rows, columns = images.fit_grid(num_classes, min(per_class, SHOWN), height, width)
-    classes = images.evenly(num_classes, rows)
+    classes = images.evenly_spaced(num_classes, rows)
     return [k * per_class + number for k in classes for number in range(columns)], columns
 
 

@@ -52,6 +52,7 @@ _USUAL = {
     "diffusion.class_conditional": "class_cond",
     "sample.steps": "num_inference_steps ddpm_num_inference_steps sampling_steps "
     "sampling_timesteps",
+    "sample.temperature": "truncation truncation_psi trunc",
     "sample.guidance": "guidance_scale cfg_scale cfg cond_scale",
     "model.channel_mult": "dim_mults ch_mult channel_mults",
     "model.channels": "dim model_channels base_channels num_channels ch",

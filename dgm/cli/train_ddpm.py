@@ -8,7 +8,7 @@ import torch
 
 from dgm.cli.assemble import DataConfig, Parts, run_training
 from dgm.common.config_keys import MAY_CHANGE
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.training.job import TrainConfig, noising_way
@@ -28,7 +28,9 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    sample: DiffusionSampleConfig = field(
+        default_factory=DiffusionSampleConfig, metadata=MAY_CHANGE
+    )
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
 
 
@@ -40,7 +42,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
         config.sample,
         image_shape,
         num_classes,
-        noising=noising_way(config.train),
+        backend=noising_way(config.train),
         dtype=dtype,
     )
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers

@@ -10,7 +10,7 @@ from dgm.cli.assemble import DataConfig, Parts, run_training
 from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.flow.networks import Flow, FlowNetConfig
-from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, FlowSampleConfig
 from dgm.training.job import TrainConfig
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunConfig
@@ -28,7 +28,7 @@ class Config:
     flow: FlowConfig = field(default_factory=FlowConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    sample: FlowSampleConfig = field(default_factory=FlowSampleConfig, metadata=MAY_CHANGE)
     eval: EvalConfig = field(
         default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
     )

@@ -10,7 +10,7 @@ from dgm.cli.assemble import DataConfig, Parts, run_training
 from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.gan.networks import GanNetConfig, make_nets
-from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.gan.objective import GanConfig, GanObjective, GanSampleConfig
 from dgm.training.job import TrainConfig
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunConfig
@@ -28,7 +28,7 @@ class Config:
     gan: GanConfig = field(default_factory=GanConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    sample: GanSampleConfig = field(default_factory=GanSampleConfig, metadata=MAY_CHANGE)
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
 
 

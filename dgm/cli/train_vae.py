@@ -13,7 +13,7 @@ from dgm.training.job import TrainConfig
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunConfig
 from dgm.vae.networks import VAE, VAENetConfig
-from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
+from dgm.vae.objective import VAEConfig, VAEObjective, VAESampleConfig
 
 DEFAULT_CONFIG = "vae_1_plain.yaml"
 
@@ -28,7 +28,7 @@ class Config:
     vae: VAEConfig = field(default_factory=VAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig, metadata=MAY_CHANGE)
+    sample: VAESampleConfig = field(default_factory=VAESampleConfig, metadata=MAY_CHANGE)
     eval: EvalConfig = field(
         default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
     )

@@ -1,1 +1,1 @@
-"""Diffusion: schedules, predictions, noising, U-Net, objective, samplers."""
+"""Diffusion models: schedules, forward process, U-Net, objective, samplers, likelihoods."""

@@ -3,7 +3,7 @@
 -log p(x_0) <= L_T + E[L_0 + ... + L_{T-1}] over q(x_t | x_0) (Ho et al. 2020, equation 5; index t
 is t + 1 in the paper). For t > 0, L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). L_0 is
 -log of the mass that a Gaussian assigns to the stored pixel value's bin (equation 13), and
-L_T = KL(q(x_T | x_0) || N(0, I)) is computed by `prior`.
+L_T = KL(q(x_T | x_0) || N(0, I)) is computed by `prior_kl`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ReverseSteps:
 
     @classmethod
     def of(cls, schedule: Schedule, device: torch.device, dtype: torch.dtype) -> ReverseSteps:
-        """Compute them in float64, where 1 - alpha^2 of one step keeps its digits."""
+        """Return the coefficients, computed in float64: 1 - alpha^2 of one step would cancel."""
         betas, cumulative = schedule.betas, schedule.alphas_cumprod
         before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
         variance = betas * (1 - before) / (1 - cumulative)
@@ -51,15 +51,10 @@ class ReverseSteps:
         return cls(*(table.to(device, dtype) for table in tables))
 
 
-def term(
-    steps: ReverseSteps,
-    t: Tensor,
-    x_0: Tensor,
-    x_t: Tensor,
-    x_0_hat: Tensor,
-    variance: Tensor | Literal["small", "large"],
-    pixels: PixelMap,
-) -> Tensor:
+def bound_term(
+    steps: ReverseSteps, t: Tensor, x_0: Tensor, x_t: Tensor, x_0_hat: Tensor,
+    variance: Tensor | Literal["small", "large"], pixels: PixelMap,
+) -> Tensor:  # fmt: skip
     """Return L_t of each image, nats [B].
 
     t: int64 [B]; images [B, C, H, W]. `variance` is beta_tilde (small), beta (large), or a fraction
@@ -86,11 +81,11 @@ def term(
         + (true_mean - mean) ** 2 * torch.exp(-log_variance)
         - 1
     )
-    first = grey_level_nll(x_0, mean, 0.5 * log_variance, pixels)
-    return torch.where((t == 0)[:, None, None, None], first, divergence).flatten(1).sum(1)
+    decoder = discretized_gaussian_nll(x_0, mean, 0.5 * log_variance, pixels)
+    return torch.where((t == 0)[:, None, None, None], decoder, divergence).flatten(1).sum(1)
 
 
-def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
+def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
     """Return KL(q(x_T | x_0) || N(0, 1)) of each image, nats [B]."""
     alpha2 = float(schedule.alphas_cumprod[-1])
     variance = 1 - alpha2
@@ -98,11 +93,13 @@ def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
     return kl.flatten(1).sum(1)
 
 
-def grey_level_nll(x: Tensor, mean: Tensor, log_scale: Tensor, pixels: PixelMap) -> Tensor:
+def discretized_gaussian_nll(
+    x: Tensor, mean: Tensor, log_scale: Tensor, pixels: PixelMap
+) -> Tensor:
     """Return -log of a Gaussian's mass in the bin of x (Ho et al. 2020, equation 13), nats.
 
-    x may lie anywhere in a bin of `pixels`; those of levels 0 and 255 reach to infinity.
-    A mass counts as 1e-12 or more, as in the code of Ho et al.
+    x may lie anywhere in a bin of `pixels`; those of levels 0 and 255 reach to infinity. Masses
+    are clamped to 1e-12, as in the code of Ho et al.
     """
     levels = (pixels.to_levels(x) + 0.5).floor()
     inverse, half = torch.exp(-log_scale), pixels.bin_width / 2

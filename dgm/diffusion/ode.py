@@ -1,7 +1,7 @@
 """The density that a diffusion model gives images, by its probability-flow ODE.
 
 With alpha = cos(phi) and sigma = sin(phi) the ODE is dx / dphi = v(x), where v = alpha eps - sigma
-x_0 as the net predicts them, and the log-density along a path changes by -div v (Song et al. 2021,
+x_0 of the network's estimates, and the log-density on a path changes by -div v (Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 39; Chen et al. 2018).
 
 It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), with dx / dtau = sigma v:
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
-from dgm.diffusion.parameterization import PredictionKind
+from dgm.diffusion.parameterization import PredictionKind, to_prediction
 from dgm.diffusion.samplers import Denoiser
 from dgm.diffusion.schedule import Schedule
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 
-MIN_STEPS = 8  # so that there are four paths to compare
+MIN_STEPS = 8  # for four paths to compare
 MIN_TIMESTEPS = 4 * MIN_STEPS + 1
-_NOISE, _NOISE_BEFORE_LEAP, _LEAP = 1e-4, 0.01, 0.5
+_MAX_SNR, _MAX_SNR_BEFORE_GAP, _GAP = 1e-4, 0.01, 0.5  # see `_last`
 _RATIO = 8  # Heun extrapolated once is of order 3: twice the steps divide its change by 8
 
 
@@ -69,8 +69,7 @@ def ode_nats(
 
     Takes 3.75 evaluations of net and gradient for each step. Raise UserError for too few steps.
     """
-    labels = None if objective.num_classes is None else batch.labels
-    denoiser = objective.denoiser(nets["net"], labels, clip=False)
+    denoiser = objective.denoiser(nets["net"], batch.labels, clip=False)
     x = objective.pixels.dequantize(batch.images, draws, objective.dtype)
     schedule, kind = objective.schedule, objective.config.prediction
     fine = path(schedule, steps, kind)
@@ -98,30 +97,30 @@ def ode_log_density(
     divergence is estimated with one Rademacher probe per image (Hutchinson 1990), fixed along the
     path, or computed exactly if `draws` is None, at one backward pass per entry of an image.
     """
-    probe = None if draws is None else _probe(x, draws)
+    probe = None if draws is None else _rademacher(x, draws)
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
     time, rates = (values.tolist() for values in _time(schedule, kind))
-    gained = x.new_zeros(len(x), dtype=torch.float64)
+    log_ratio = x.new_zeros(len(x), dtype=torch.float64)
 
     def flow(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             out = denoiser(x, t)
-            slope = rates[t] * (alphas[t] * out.eps - sigmas[t] * out.x_0)
+            slope = rates[t] * to_prediction("v", out.x_0, out.eps, alphas[t], sigmas[t])
             return slope.detach(), _divergence(slope, x, probe)
 
-    for t, following in itertools.pairwise(timesteps):
-        step = time[following] - time[t]
+    for t, next_t in itertools.pairwise(timesteps):
+        step = time[next_t] - time[t]
         slope, divergence = flow(x, t)
-        ahead, divergence_ahead = flow(x + step * slope, following)
-        x = x + step / 2 * (slope + ahead)
-        gained += step / 2 * (divergence + divergence_ahead)
+        next_slope, next_divergence = flow(x + step * slope, next_t)
+        x = x + step / 2 * (slope + next_slope)
+        log_ratio += step / 2 * (divergence + next_divergence)
     squares = x.double().square().flatten(1)
-    return gained - 0.5 * (squares + math.log(2 * math.pi)).sum(1)
+    return log_ratio - 0.5 * (squares + math.log(2 * math.pi)).sum(1)
 
 
 def path(schedule: Schedule, steps: int, kind: PredictionKind = "v") -> list[int]:
-    """Return timesteps from 0 to `_last`, about evenly in the ODE's variable.
+    """Return timesteps from 0 to `_last`, approximately even in the ODE's variable.
 
     They make `steps` steps rounded up to a multiple of 8, or as many as the schedule has. Raise
     UserError where that is too few.
@@ -161,8 +160,8 @@ def _last(schedule: Schedule, kind: PredictionKind) -> int:
     if kind != "eps":
         return last
     snr, (time, _) = schedule.snr, _time(schedule, kind)
-    last = min(last, int((snr > _NOISE).sum()))
-    while float(time[last] - time[last - 1]) > _LEAP and float(snr[last - 1]) <= _NOISE_BEFORE_LEAP:
+    last = min(last, int((snr > _MAX_SNR).sum()))
+    while float(time[last] - time[last - 1]) > _GAP and float(snr[last - 1]) <= _MAX_SNR_BEFORE_GAP:
         last -= 1
     return last
 
@@ -184,7 +183,7 @@ def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
     return (sigmas / (1 + alphas)).log(), sigmas
 
 
-def _probe(x: Tensor, draws: Draws) -> Tensor:
+def _rademacher(x: Tensor, draws: Draws) -> Tensor:
     _, channels, height, width = x.shape
     signs = draws.keep_mask("probe", (height, width, channels), 0.5)
     return signs.permute(0, 3, 1, 2).to(x.dtype) * 2 - 1

@@ -1,30 +1,39 @@
-"""What the network predicts, and how one prediction becomes another.
+"""What the network predicts, and how one prediction is converted into another.
 
-With alpha^2 + sigma^2 = 1 and `x_t = alpha x_0 + sigma eps`, any one of eps, x_0 and
-`v = alpha eps - sigma x_0` (Salimans and Ho 2022, appendix D) together with x_t gives the others.
+With alpha^2 + sigma^2 = 1 and x_t = alpha x_0 + sigma eps, any one of eps, x_0 and
+v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D) together with x_t gives the others.
+In all functions alpha and sigma broadcast over [B, C, H, W].
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 PredictionKind = Literal["eps", "x_0", "v"]
 Weighting = Literal["simple", "min_snr"]
+Level = TypeVar("Level", Tensor, float)
+
+
+def q_sample(x_0: Tensor, eps: Tensor, alpha: Level, sigma: Level) -> Tensor:
+    """Return x_t = alpha x_0 + sigma eps (Ho et al. 2020, equation 4); alpha, sigma broadcast."""
+    return alpha * x_0 + sigma * eps
 
 
 class Denoised(NamedTuple):
-    """What a denoiser says of x_t: both parts [B, C, H, W], and how to choose the variance."""
+    """A denoiser's estimates given x_t: x_0 and eps [B, C, H, W], and the learned variance."""
 
     x_0: Tensor
     eps: Tensor
     variance_fraction: Tensor | None = None  # in [0, 1]: 0 is beta_tilde, 1 is beta (log scale)
 
 
-def target(kind: PredictionKind, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Give what the network should predict, [B, C, H, W]; alpha, sigma broadcast."""
+def to_prediction(
+    kind: PredictionKind, x_0: Tensor, eps: Tensor, alpha: Level, sigma: Level
+) -> Tensor:
+    """Return what the network should predict, [B, C, H, W]."""
     if kind == "eps":
         return eps
     if kind == "x_0":
@@ -33,14 +42,14 @@ def target(kind: PredictionKind, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma:
 
 
 def to_x_0_and_eps(
-    kind: PredictionKind, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor
+    kind: PredictionKind, prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turn a prediction into (x_0, eps), exactly; alpha, sigma broadcast over [B, C, H, W]."""
+    """Convert a prediction into (x_0, eps), exactly."""
     if kind == "eps":
-        return (x_t - sigma * output) / alpha, output
+        return (x_t - sigma * prediction) / alpha, prediction
     if kind == "x_0":
-        return output, (x_t - alpha * output) / sigma
-    return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+        return prediction, (x_t - alpha * prediction) / sigma
+    return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
 
 
 def loss_weight(

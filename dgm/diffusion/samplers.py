@@ -1,8 +1,8 @@
 """Samplers: pure functions `(denoiser, x, schedule, draws, steps, **knobs) -> x`.
 
 x is pure noise [B, C, H, W] at the last timestep; the result is an image in about [-1, 1]. Image i
-of a batch depends on its own draws only, so batches may be cut as one likes. All work at any number
-of steps from 1 to T, on the timesteps that `Schedule.levels` chooses.
+of a batch depends on its own draws only, so batches can be split. All work at any number of steps
+from 1 to T, on the timesteps of `Schedule.timesteps`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from dgm.common.progress import advance
-from dgm.diffusion.parameterization import Denoised
+from dgm.diffusion.parameterization import Denoised, q_sample, to_prediction
 from dgm.diffusion.schedule import Schedule
 from dgm.rng import Draws
 
 Denoiser = Callable[[Tensor, int], Denoised]
-"""Given x_t [B, C, H, W] and the timestep, say what x_0 and eps are."""
+"""Map x_t [B, C, H, W] and its timestep to estimates of x_0 and eps."""
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "heun"]
 
 
-class Level(NamedTuple):
+class NoiseLevel(NamedTuple):
     """One noise level that a sampler visits."""
 
     t: int  # -1 stands for the clean image
@@ -34,22 +34,29 @@ class Level(NamedTuple):
     sigma: float
 
     @property
-    def log_snr_half(self) -> float:
-        """Give lambda = log(alpha / sigma), infinite at either end."""
+    def half_log_snr(self) -> float:
+        """Return lambda = log(alpha / sigma), which is infinite at either end."""
         if self.alpha == 0:
             return -math.inf
         return math.log(self.alpha / self.sigma) if self.sigma else math.inf
 
+    @property
+    def angle(self) -> float:
+        """Return phi with alpha = cos(phi), sigma = sin(phi)."""
+        return math.atan2(self.sigma, self.alpha)
 
-CLEAN = Level(-1, 1.0, 0.0)
+
+CLEAN = NoiseLevel(-1, 1.0, 0.0)
 
 
-def _pairs(schedule: Schedule, steps: int, num_images: int) -> Iterator[tuple[int, Level, Level]]:
-    """Go through (number, from, to) until the clean image; counts progress of so many images."""
+def _transitions(
+    schedule: Schedule, steps: int, num_images: int
+) -> Iterator[tuple[int, NoiseLevel, NoiseLevel]]:
+    """Yield (number, level, next level) down to the clean image; report progress."""
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
-    levels = [Level(t, alphas[t], sigmas[t]) for t in schedule.levels(steps)] + [CLEAN]
-    for number, (here, there) in enumerate(itertools.pairwise(levels)):
-        yield number, here, there
+    levels = [NoiseLevel(t, alphas[t], sigmas[t]) for t in schedule.timesteps(steps)] + [CLEAN]
+    for number, (level, next_level) in enumerate(itertools.pairwise(levels)):
+        yield number, level, next_level
         advance(num_images / (len(levels) - 1))
 
 
@@ -63,15 +70,15 @@ def ddpm(
 ) -> Tensor:
     """Sample ancestrally from q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7).
 
-    `small` takes beta_tilde as the variance, `large` beta, `learned` what the network says
+    `small` takes beta_tilde as the variance, `large` beta, `learned` the network's
     (Nichol and Dhariwal 2021, equation 15). With fewer than T steps, betas are those of the
     chosen timesteps (same paper, equation 19).
     """
-    for number, here, there in _pairs(schedule, steps, len(x)):
-        x_0, _, fraction = denoiser(x, here.t)
-        mean_x_0, mean_x_t, beta, beta_tilde = posterior(here, there)
+    for number, level, next_level in _transitions(schedule, steps, len(x)):
+        x_0, _, fraction = denoiser(x, level.t)
+        mean_x_0, mean_x_t, beta, beta_tilde = posterior_coefficients(level, next_level)
         x = mean_x_0 * x_0 + mean_x_t * x
-        if there is CLEAN:
+        if next_level is CLEAN:
             break
         noise = _noise_like(x, draws, "ancestral", number)
         if variance == "learned":
@@ -83,28 +90,26 @@ def ddpm(
     return x
 
 
-def posterior(here: Level, there: Level) -> tuple[float, float, float, float]:
-    """Give q(x_s | x_t, x_0): factors of x_0 and of x_t in its mean, beta and beta_tilde."""
-    alpha = here.alpha / there.alpha  # of the one step
+def posterior_coefficients(
+    level: NoiseLevel, next_level: NoiseLevel
+) -> tuple[float, float, float, float]:
+    """Return coefficients of q(x_s | x_t, x_0): of x_0 and x_t in its mean, beta and beta_tilde."""
+    alpha = level.alpha / next_level.alpha  # of the one step
     beta = 1 - alpha**2
-    mean_x_0 = there.alpha * beta / here.sigma**2
-    mean_x_t = alpha * there.sigma**2 / here.sigma**2
-    return mean_x_0, mean_x_t, beta, beta * there.sigma**2 / here.sigma**2
+    mean_x_0 = next_level.alpha * beta / level.sigma**2
+    mean_x_t = alpha * next_level.sigma**2 / level.sigma**2
+    return mean_x_0, mean_x_t, beta, beta * next_level.sigma**2 / level.sigma**2
 
 
 def ddim(
-    denoiser: Denoiser,
-    x: Tensor,
-    schedule: Schedule,
-    draws: Draws,
-    steps: int,
-    eta: float = 0.0,
+    denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int, eta: float = 0.0
 ) -> Tensor:
     """Sample by DDIM (Song et al. 2021, equations 12 and 16); eta 0 draws no noise, 1 is DDPM's."""
-    for number, here, there in _pairs(schedule, steps, len(x)):
-        x_0, eps, _ = denoiser(x, here.t)
-        noise_sigma = eta * math.sqrt(posterior(here, there)[3])
-        x = there.alpha * x_0 + math.sqrt(max(there.sigma**2 - noise_sigma**2, 0.0)) * eps
+    for number, level, next_level in _transitions(schedule, steps, len(x)):
+        x_0, eps, _ = denoiser(x, level.t)
+        noise_sigma = eta * math.sqrt(posterior_coefficients(level, next_level)[3])
+        sigma = math.sqrt(max(next_level.sigma**2 - noise_sigma**2, 0.0))
+        x = q_sample(x_0, eps, next_level.alpha, sigma)
         if noise_sigma:
             x = x + noise_sigma * _noise_like(x, draws, "ddim", number)
     return x
@@ -113,19 +118,18 @@ def ddim(
 def ddim_inverse(
     denoiser: Denoiser, x: Tensor, schedule: Schedule, steps: int, repeats: int = 3
 ) -> Tensor:
-    """Find the noise of which `ddim` without noise of its own makes x: undo it step by step.
+    """Return the noise that `ddim` (eta 0) maps to x, by inverting it step by step.
 
-    A step is x_s = cos(d) x_t - sin(d) v(x_t), d the difference of the levels' angles (as in
-    `heun`), hence x_t = (x_s + sin(d) v(x_t)) / cos(d), which is solved by fixed-point iteration
-    from x_s. One repeat is the encoding of Song et al. 2021 (section 4.3), which the sampler does
-    not quite undo; more come closer to its inverse.
+    A step is x_s = cos(d) x_t - sin(d) v(x_t) with the angle difference d of `heun`, hence
+    x_t = (x_s + sin(d) v(x_t)) / cos(d), which is solved by `repeats` fixed-point iterations from
+    x_s. One iteration is the approximate inverse of Song et al. 2021 (section 4.3).
     """
-    for _, here, there in reversed(list(_pairs(schedule, steps, 0))):
-        angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
+    for _, level, next_level in reversed(list(_transitions(schedule, steps, 0))):
+        angle = level.angle - next_level.angle
         known = x
         for _ in range(repeats):
-            said = denoiser(x, here.t)
-            v = here.alpha * said.eps - here.sigma * said.x_0
+            x_0, eps, _ = denoiser(x, level.t)
+            v = to_prediction("v", x_0, eps, level.alpha, level.sigma)
             x = (known + math.sin(angle) * v) / math.cos(angle)
     return x
 
@@ -133,14 +137,14 @@ def ddim_inverse(
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps: int) -> Tensor:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the last step is of first order."""
     previous_x_0, previous_h = None, 0.0
-    for _, here, there in _pairs(schedule, steps, len(x)):
-        x_0 = denoiser(x, here.t).x_0
-        h = there.log_snr_half - here.log_snr_half
+    for _, level, next_level in _transitions(schedule, steps, len(x)):
+        x_0 = denoiser(x, level.t).x_0
+        h = next_level.half_log_snr - level.half_log_snr
         data = x_0
-        if previous_x_0 is not None and there is not CLEAN:
+        if previous_x_0 is not None and next_level is not CLEAN:
             half_inverse_ratio = h / (2 * previous_h)  # 0 after a first step from pure noise
             data = (1 + half_inverse_ratio) * x_0 - half_inverse_ratio * previous_x_0
-        x = (there.sigma / here.sigma) * x - there.alpha * math.expm1(-h) * data
+        x = (next_level.sigma / level.sigma) * x - next_level.alpha * math.expm1(-h) * data
         previous_x_0, previous_h = x_0, h
     return x
 
@@ -157,15 +161,15 @@ def heun(denoiser: Denoiser, x: Tensor, schedule: Schedule, draws: Draws, steps:
     method is of second order. Karras et al. 2022 (algorithm 1) step linearly in the noise level
     instead. Two evaluations per step; the last step, to the clean image, takes only the predictor.
     """
-    for _, here, there in _pairs(schedule, steps, len(x)):
-        x_0, eps, _ = denoiser(x, here.t)
-        predicted = there.alpha * x_0 + there.sigma * eps
-        if there is CLEAN:
+    for _, level, next_level in _transitions(schedule, steps, len(x)):
+        x_0, eps, _ = denoiser(x, level.t)
+        predicted = q_sample(x_0, eps, next_level.alpha, next_level.sigma)
+        if next_level is CLEAN:
             return predicted
-        ahead = denoiser(predicted, there.t)
-        mean_x_0, mean_eps = (x_0 + ahead.x_0) / 2, (eps + ahead.eps) / 2
-        v = here.alpha * mean_eps - here.sigma * mean_x_0
-        angle = math.atan2(here.sigma, here.alpha) - math.atan2(there.sigma, there.alpha)
+        corrector = denoiser(predicted, next_level.t)
+        mean_x_0, mean_eps = (x_0 + corrector.x_0) / 2, (eps + corrector.eps) / 2
+        v = to_prediction("v", mean_x_0, mean_eps, level.alpha, level.sigma)
+        angle = level.angle - next_level.angle
         x = math.cos(angle) * x - math.sin(angle) * v
     return x
 
@@ -180,7 +184,7 @@ def run_sampler(
     eta: float = 0.0,
     variance: Literal["small", "large", "learned"] = "large",
 ) -> Tensor:
-    """Sample by the sampler of that name; the knobs go to those that have them."""
+    """Sample by name; `eta` is used by ddim only, `variance` by ddpm only."""
     if name == "ddpm":
         return ddpm(denoiser, x, schedule, draws, steps, variance)
     if name == "ddim":

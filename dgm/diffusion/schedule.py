@@ -1,4 +1,4 @@
-"""How much of the image is left at each timestep."""
+"""Noise schedules: alpha and sigma of each timestep."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ class Schedule:
 
     @property
     def num_timesteps(self) -> int:
-        """Give T."""
+        """Return T."""
         return len(self.alphas_cumprod)
 
     @property
     def betas(self) -> Tensor:
-        """Give the variance added at each step, [T]; the inverse of the cumulative product."""
+        """Return the variance added at each step, [T]."""
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
         return 1 - self.alphas_cumprod / before
 
     @property
     def alphas(self) -> Tensor:
-        """Give the signal's factor, [T]."""
+        """Return the factor of the signal, [T]."""
         return self.alphas_cumprod.sqrt()
 
     @property
     def sigmas(self) -> Tensor:
-        """Give the noise's factor, [T]."""
+        """Return the factor of the noise, [T]."""
         return (1 - self.alphas_cumprod).sqrt()
 
     @property
     def snr(self) -> Tensor:
-        """Give alpha^2 / sigma^2, [T]."""
+        """Return alpha^2 / sigma^2, [T]."""
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
     def with_zero_terminal_snr(self) -> Schedule:
-        """Shift and scale alpha so that the last step holds no signal (Lin et al. 2024, alg. 1)."""
+        """Return alphas shifted and scaled to 0 at the last step (Lin et al. 2024, algorithm 1)."""
         alphas = self.alphas
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
         return Schedule(alphas**2)
 
-    def levels(self, steps: int) -> list[int]:
-        """Choose `steps` timesteps from T - 1 downwards, evenly ("trailing", Lin et al. 2024)."""
+    def timesteps(self, steps: int) -> list[int]:
+        """Return `steps` timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
         total = self.num_timesteps
         if not 1 <= steps <= total:
             raise UserError(
@@ -63,14 +63,14 @@ class Schedule:
 
 
 def linear(num_timesteps: int) -> Schedule:
-    """Make the linear schedule of Ho et al. 2020, its ends scaled to T as by Nichol et al. 2021."""
+    """Return the linear schedule of Ho et al. 2020, scaled to T as by Nichol and Dhariwal 2021."""
     scale = 1000 / num_timesteps
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return Schedule(torch.cumprod(1 - betas.clamp(max=0.999), 0))
 
 
 def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
-    """Make the cosine schedule of Nichol and Dhariwal 2021, equation 17; betas at most 0.999."""
+    """Return the cosine schedule (Nichol and Dhariwal 2021, equation 17); betas <= 0.999."""
     time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     signal = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
@@ -78,7 +78,7 @@ def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
 
 
 def make_schedule(name: str, num_timesteps: int, zero_terminal_snr: bool = False) -> Schedule:
-    """Make a schedule by its name: `linear` or `cosine`."""
+    """Return the schedule `linear` or `cosine`; raise UserError for fewer than 2 timesteps."""
     if num_timesteps < 2:
         raise UserError(f"diffusion.num_timesteps is {num_timesteps}: choose 2 or more")
     schedule = {"linear": linear, "cosine": cosine}[name](num_timesteps)

@@ -1,4 +1,4 @@
-"""Noise real images a part of the way, and denoise them from there."""
+"""Noise real images part of the way and denoise them from there (SDEdit, Meng et al. 2022)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dgm.diffusion.objective import DiffusionObjective
+from dgm.diffusion.parameterization import q_sample
 from dgm.diffusion.samplers import SamplerName, run_sampler
 from dgm.diffusion.schedule import Schedule
 from dgm.objective import Nets
@@ -13,13 +14,13 @@ from dgm.rng import Draws
 
 
 def noise(objective: DiffusionObjective, images: Tensor, draws: Draws, steps: int) -> Tensor:
-    """Noise stored images uint8 [B, H, W, C] by the first `steps` of the run's schedule, 1 to T.
+    """Return x_t of stored images uint8 [B, H, W, C] at t = steps - 1, [B, C, H, W].
 
-    q(x_t | x_0) at t = steps - 1 (Ho et al. 2020, equation 4): [B, C, H, W].
+    `steps` counts those of the run's schedule, 1 to T.
     """
-    schedule, x_0 = objective.schedule, objective.pixels.scale(images, objective.dtype)
-    eps = draws.normal("noise", objective.image_shape, objective.dtype).permute(0, 3, 1, 2)
-    return float(schedule.alphas[steps - 1]) * x_0 + float(schedule.sigmas[steps - 1]) * eps
+    x_0, eps = objective.pixels.scale(images, objective.dtype), objective.noise(draws, "noise")
+    alpha, sigma = objective.schedule.alphas[steps - 1], objective.schedule.sigmas[steps - 1]
+    return q_sample(x_0, eps, float(alpha), float(sigma))
 
 
 @torch.no_grad()
@@ -34,13 +35,13 @@ def denoise(
     evaluations: int | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Denoise x [B, C, H, W], noised by `steps` of the run's schedule, to images in [-1, 1].
+    """Return images in [-1, 1] denoised from x [B, C, H, W], noised by `steps` of the schedule.
 
-    The sampler goes over the first `steps` timesteps: all of them, or `evaluations` of them.
+    The sampler visits the first `steps` timesteps: all, or at most `evaluations` of them.
     """
-    own = Schedule(objective.schedule.alphas_cumprod[:steps])
-    told = None if objective.num_classes is None else labels
-    denoiser = objective.denoiser(nets["net"], told, guidance, objective.sample_config.clip)
+    schedule = Schedule(objective.schedule.alphas_cumprod[:steps])
+    denoiser = objective.denoiser(nets["net"], labels, guidance, objective.sample_config.clip)
     variance = objective.sample_config.variance
     count = min(steps, evaluations or steps)
-    return run_sampler(sampler, denoiser, x, own, draws, count, variance=variance).clamp(-1, 1)
+    x = run_sampler(sampler, denoiser, x, schedule, draws, count, variance=variance)
+    return x.clamp(-1, 1)

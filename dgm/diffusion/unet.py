@@ -1,6 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B) and smaller, faster ones from the same class.
 
-Shapes: x [B, C, H, W], t int64 [B], labels int64 [B] (num_classes stands for "no class").
+Shapes: x [B, C, H, W], t int64 [B], labels int64 [B] (num_classes is the null label).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from torch.nn import functional
 
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.diffusion.progressive_skips import Pyramid
-from dgm.nn.embedding import Embedding
 from dgm.nn.kernels.norm import Dropout
 from dgm.nn.layers import (
     Attention,
     DeferredBiasConv2d,
+    Embedding,
     PointwiseConv2d,
     Upsample,
     group_norm,
@@ -52,18 +51,18 @@ class UNetConfig:
     skips: Literal["concat", "add"] = "concat"
     """`concat`: one skip per block, as DDPM; `add`: one per level, added, which is cheaper."""
     scale_shift: bool = False
-    """Let time and class scale and shift the normalised features instead of being added."""
+    """Time and class scale and shift the normalised features instead of being added (adaGN)."""
     pyramid: bool = False
-    """Show shrunken copies of the image to the smaller levels and add what they predict."""
+    """Progressive skips: downsampled inputs to the smaller levels, outputs from them (NCSN++)."""
 
 
-class ResidualBlock(nn.Module):
+class UNetBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice, with the embedding of time and class in between."""
 
     recomputable = True
 
     def __init__(self, inputs: int, outputs: int, config: UNetConfig, name: str):
-        """Map `inputs` channels to `outputs`; `name` keys the dropout's draws."""
+        """Map `inputs` channels to `outputs`; `name` is the purpose of the dropout's draws."""
         super().__init__()
         self.drop, self.purpose, self.scale_shift = config.dropout, name, config.scale_shift
         self.norm1 = group_norm(inputs, silu=True)
@@ -82,7 +81,7 @@ class ResidualBlock(nn.Module):
 
         The inputs are the channels of x and those of `skip`.
         """
-        if skip is not None and not self.norm1.reads_apart(x):
+        if skip is not None and not self.norm1.reads_separately(x):
             x, skip = join(x, skip), None
         h = self.norm1(x, skip=skip)
         projected = self.emb(emb)
@@ -98,23 +97,23 @@ class ResidualBlock(nn.Module):
         return shortcut + self.conv2(h)
 
 
-class Level(nn.Module):
-    """The blocks of one image size and what changes the size afterwards."""
+class UNetLevel(nn.Module):
+    """The blocks of one image size, and the layer that changes the size afterwards."""
 
     def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], resize: nn.Module):
-        """Hold them; an `nn.Identity` stands where there is no attention or no resizing."""
+        """Pass `nn.Identity` where there is no attention or no resizing."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attentions = nn.ModuleList(attentions)
         self.resize = resize
 
     def pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Go through (block, its attention)."""
+        """Yield (block, its attention)."""
         return zip(self.blocks, self.attentions, strict=True)
 
 
 class UNet(nn.Module):
-    """Predict from a noised image, its timestep and its class."""
+    """Predict eps, x_0 or v from a noised image, its timestep and its class."""
 
     def __init__(
         self,
@@ -124,15 +123,13 @@ class UNet(nn.Module):
         output_channels: int | None = None,
         num_classes: int | None = None,
     ):
-        """Build; raises UserError where sizes do not divide."""
+        """Build the network; raise UserError where sizes do not divide."""
         super().__init__()
         _check(config, image_size)
         self.config, self.num_classes = config, num_classes
         width, patch = config.channels, config.patch_size
         self.time = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.SiLU(),
-            nn.Linear(4 * width, 4 * width),
+            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
         )
         self.label = None if num_classes is None else Embedding(num_classes + 1, 4 * width)
         self.entry = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
@@ -142,7 +139,7 @@ class UNet(nn.Module):
         outputs = output_channels or image_channels
         self.exit = zeroed(nn.Conv2d(widths[0], outputs * patch**2, 3, padding=1))
         self.pyramid = (
-            Pyramid(widths[:-1], widths[1:], 2 * patch, image_channels, outputs)
+            ProgressiveSkips(widths[:-1], widths[1:], 2 * patch, image_channels, outputs)
             if config.pyramid and len(widths) > 1
             else None
         )
@@ -156,7 +153,7 @@ class UNet(nn.Module):
             return Attention(channels, config.num_heads) if attends else nn.Identity()
 
         def block(inputs: int, outputs: int, name: str) -> nn.Module:
-            return ResidualBlock(inputs, outputs, config, f"dropout/{name}")
+            return UNetBlock(inputs, outputs, config, f"dropout/{name}")
 
         sizes = [size >> i for i in range(len(widths))]
         down: list[nn.Module] = []
@@ -169,11 +166,11 @@ class UNet(nn.Module):
                 skips.append(width)
                 now = width
             attentions = [attention(width, sizes[i]) for _ in blocks]
-            down.append(Level(blocks, attentions, _shrink(width, concat, i == last)))
+            down.append(UNetLevel(blocks, attentions, _shrink(width, concat, i == last)))
             skips += [width] if i < last else []
         middle = Attention(now, config.num_heads) if config.attention_at else nn.Identity()
         ends = [block(now, now, "middle0"), block(now, now, "middle1")]
-        self.middle = Level(ends, [middle, nn.Identity()], nn.Identity())
+        self.middle = UNetLevel(ends, [middle, nn.Identity()], nn.Identity())
         up: list[nn.Module] = []
         for i in reversed(range(len(widths))):
             width, blocks = widths[i], []
@@ -183,14 +180,14 @@ class UNet(nn.Module):
                 now = width
             attentions = [attention(width, sizes[i]) for _ in blocks]
             next_width = width if concat else widths[max(i - 1, 0)]
-            up.append(Level(blocks, attentions, _grow(width, next_width, concat, i == 0)))
+            up.append(UNetLevel(blocks, attentions, _grow(width, next_width, concat, i == 0)))
             now = next_width
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, draws: Draws | None = None
     ) -> Tensor:
-        """Predict [B, output_channels, H, W]; dropout acts only where `draws` are given."""
+        """Return the prediction [B, output_channels, H, W]; dropout is active only with `draws`."""
         emb = self.time(timestep_embedding(t, self.config.channels).to(x.dtype))
         if self.label is not None:
             assert labels is not None, "a class-conditional net needs labels"
@@ -198,64 +195,78 @@ class UNet(nn.Module):
         emb = functional.silu(emb)
         patch = self.config.patch_size
         h = self.entry(functional.pixel_unshuffle(x, patch) if patch > 1 else x)
-        h, said = (self._concat_skips if self.config.skips == "concat" else self._add_skips)(
-            h, x, emb, draws
-        )
+        h, skip_outputs = self._down_and_up(h, x, emb, draws)
         h = self.exit(self.exit_norm(h))
         h = functional.pixel_shuffle(h, patch) if patch > 1 else h
-        return sum(said, start=h)
+        return sum(skip_outputs, start=h)
 
-    def _concat_skips(
+    def _down_and_up(
         self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
     ) -> tuple[Tensor, list[Tensor]]:
-        skips = [h]
-        for i, level in enumerate(cast(Iterable[Level], self.down)):
+        """Return the last features, and the outputs of progressive skips at the image's size."""
+        concat = self.config.skips == "concat"  # one skip per block and resize, else one per level
+        skips = [h] if concat else []
+        for i, level in enumerate(cast(Iterable[UNetLevel], self.down)):
             for block, attention in level.pairs():
                 h = attention(block(h, emb, draws))
-                skips.append(h)
-            if not isinstance(level.resize, nn.Identity):
-                h = self._fed(i + 1, level.resize(h), x)
-                skips.append(h)
-        h = self._through(self.middle, h, emb, draws)
-        said: list[Tensor] = []
-        for i, level in self._upwards():
-            for block, attention in level.pairs():
-                h = attention(block(h, emb, draws, skips.pop()))
-            said += self._said(i, h)
-            h = level.resize(h)
-        return h, said
-
-    def _add_skips(
-        self, h: Tensor, x: Tensor, emb: Tensor, draws: Draws | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        skips = []
-        for i, level in enumerate(cast(Iterable[Level], self.down)):
-            h = self._through(level, self._fed(i, h, x), emb, draws)
-            skips.append(h)
-            h = level.resize(h)
-        h = self._through(self.middle, h, emb, draws)
-        said: list[Tensor] = []
-        for i, level in self._upwards():
-            h = self._through(level, h + skips.pop(), emb, draws)
-            said += self._said(i, h)
-            h = level.resize(h)
-        return h, said
-
-    def _upwards(self) -> Iterator[tuple[int, Level]]:
-        """Go through (how often the image was halved, level) from the smallest to the first."""
-        levels = cast(Iterable[Level], self.up)
-        return zip(reversed(range(len(self.up))), levels, strict=True)
-
-    def _fed(self, level: int, h: Tensor, x: Tensor) -> Tensor:
-        return h if self.pyramid is None or level == 0 else h + self.pyramid.feed(level - 1, x)
-
-    def _said(self, level: int, h: Tensor) -> list[Tensor]:
-        return [] if self.pyramid is None or level == 0 else [self.pyramid.say(level - 1, h)]
-
-    def _through(self, level: Level, h: Tensor, emb: Tensor, draws: Draws | None) -> Tensor:
-        for block, attention in level.pairs():
+                skips += [h] if concat else []
+            skips += [] if concat else [h]
+            if i < len(self.down) - 1:
+                h = self._with_input(i + 1, level.resize(h), x)
+                skips += [h] if concat else []
+        for block, attention in self.middle.pairs():
             h = attention(block(h, emb, draws))
-        return h
+        skip_outputs: list[Tensor] = []
+        for i, level in enumerate(cast(Iterable[UNetLevel], self.up)):
+            h = h if concat else h + skips.pop()
+            for block, attention in level.pairs():
+                h = attention(block(h, emb, draws, skips.pop() if concat else None))
+            skip_outputs += self._skip_output(len(self.up) - 1 - i, h)
+            h = level.resize(h)
+        return h, skip_outputs
+
+    def _with_input(self, level: int, h: Tensor, x: Tensor) -> Tensor:
+        return h if self.pyramid is None or level == 0 else h + self.pyramid.input(level - 1, x)
+
+    def _skip_output(self, level: int, h: Tensor) -> list[Tensor]:
+        return [] if self.pyramid is None or level == 0 else [self.pyramid.output(level - 1, h)]
+
+
+class ProgressiveSkips(nn.Module):
+    """Skips at every image size: downsampled inputs to the smaller levels, and outputs from them.
+
+    The "progressive" input and output of NCSN++ (Song et al. 2021, appendix H), after StyleGAN2
+    (Karras et al. 2020). At high noise only means over large areas carry information. A small
+    network takes long to learn such means through strided convolutions.
+    """
+
+    def __init__(
+        self, in_widths: list[int], out_widths: list[int], first_factor: int,
+        image_channels: int, outputs: int,
+    ):  # fmt: skip
+        """Set up for smaller levels that begin with `in_widths` and end with `out_widths` channels.
+
+        The first is smaller than the image by `first_factor`, each further one by two more.
+        """
+        super().__init__()
+        self.factors = [first_factor << i for i in range(len(in_widths))]
+        self.feeds = nn.ModuleList(nn.Conv2d(image_channels, w, 3, padding=1) for w in in_widths)
+        self.says = nn.ModuleList(  # a name in checkpoints
+            nn.Sequential(group_norm(w), nn.SiLU(), zeroed(nn.Conv2d(w, outputs, 3, padding=1)))
+            for w in out_widths
+        )
+
+    def input(self, level: int, x: Tensor) -> Tensor:
+        """Return features of a level from the image x [B, C, H, W]."""
+        factor = self.factors[level]
+        # A mean over factor^2 pixels leaves 1/factor of white noise but all of a large shape;
+        # scaling half of that back keeps both in a range that the next layers can use.
+        return cast(Tensor, self.feeds[level](functional.avg_pool2d(x, factor) * (factor / 2)))
+
+    def output(self, level: int, h: Tensor) -> Tensor:
+        """Return the level's part of the output, at the image's size."""
+        factor = self.factors[level]
+        return functional.interpolate(self.says[level](h), scale_factor=factor, mode="bilinear")
 
 
 def _shrink(width: int, concat: bool, last: bool) -> nn.Module:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.image_similarity import feature_distance
-from dgm.latent_space import principal_directions, pull_back
-from dgm.objective import Batch, Encoder, Latent, Nets
+from dgm.latent_space import jtj_product, principal_directions
+from dgm.objective import Batch, LatentDecoder, LatentEncoder, Nets
 from dgm.rng import Draws
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
@@ -26,7 +26,7 @@ def load(data: Images, index: Tensor, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def encode_on_all(
-    engine: Engine, objective: Encoder, nets: Nets, data: Images, index: Tensor, seed: int
+    engine: Engine, objective: LatentEncoder, nets: Nets, data: Images, index: Tensor, seed: int
 ) -> Tensor:
     """Find the latents of stored images [N], each process a part: [N, D] on all."""
 
@@ -40,7 +40,7 @@ def encode_on_all(
 
 @torch.no_grad()
 def decode_on_all(
-    engine: Engine, objective: Latent, nets: Nets, z: Tensor, labels: Tensor, batch: int
+    engine: Engine, objective: LatentDecoder, nets: Nets, z: Tensor, labels: Tensor, batch: int
 ) -> Tensor:
     """Make images of latents [R, K, D], each process a part: [R, K, C, H, W] on all.
 
@@ -77,7 +77,13 @@ def distance_of_ends(net: Classifier, rows: Tensor) -> list[float]:
 
 
 def most_changing(
-    engine: Engine, objective: Latent, nets: Nets, z: Tensor, labels: Tensor, count: int, seed: int
+    engine: Engine,
+    objective: LatentDecoder,
+    nets: Nets,
+    z: Tensor,
+    labels: Tensor,
+    count: int,
+    seed: int,
 ) -> tuple[Tensor, Sequence[float]]:
     """Find the directions in which images of latents about z [N, D] change most, [count, D].
 
@@ -88,7 +94,7 @@ def most_changing(
     def pulled(directions: Tensor) -> Tensor:
         def at(row: int) -> Tensor:
             own = told[row].expand(len(directions))
-            return pull_back(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
+            return jtj_product(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
 
         return engine.spread(len(z), lambda mine: torch.stack([at(int(k)) for k in mine])).mean(0)
 

@@ -42,7 +42,7 @@ def bound_by_timestep(
 
     def terms(given: Batch, draws: Draws) -> Tensor:
         nats = objective.nats_by_timestep(nets, given, draws)
-        prior = likelihood.prior(
+        prior = likelihood.prior_kl(
             objective.schedule, objective.pixels.scale(given.images, objective.dtype)
         )
         return torch.cat([nats, prior[:, None]], dim=1).double() * as_bits(given)

@@ -1,4 +1,4 @@
-"""Going through a flow layer by layer: first weights from images, and the search for what broke."""
+"""Layer-by-layer passes through a flow: actnorm initialization, and locating non-finite values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dgm.nn.compiling import uncompiled
 
 @torch.no_grad()
 def initialize(flow: nn.Module, x: Tensor) -> None:
-    """Let every actnorm's output have mean 0 and variance 1 in each channel for images x.
+    """Set every actnorm so that its output for images x has mean 0 and variance 1 per channel.
 
-    Each sees what those before it give with their new weights (Kingma and Dhariwal 2018, 3.1).
+    Each sees the outputs of the layers initialized before it (Kingma and Dhariwal 2018, 3.1).
     """
 
     def set_weights(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -37,21 +37,21 @@ def initialize(flow: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
-    """Name the first layer whose output for images x is not finite: path and class.
+    """Return path and class of the first layer whose output for images x is not finite.
 
-    A network inside a coupling is searched too, so the name is as exact as it can be.
+    The networks inside couplings are searched too.
     """
     found: list[str] = []
 
-    def look_at(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(layer: nn.Module, _: Any, output: Any) -> None:
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def check(layer: nn.Module, _: Any, output: Any) -> None:
             parts = output if isinstance(output, tuple) else (output,)
             if not all(bool(torch.isfinite(part).all()) for part in parts):
                 found.append(f"{name} ({type(layer).__name__})")
 
-        return look
+        return check
 
-    hooks = [m.register_forward_hook(look_at(name)) for name, m in flow.named_modules() if name]
+    hooks = [m.register_forward_hook(make_hook(name)) for name, m in flow.named_modules() if name]
     try:
         with uncompiled():
             z, _ = flow(x)

@@ -1,8 +1,7 @@
 """Invertible layers: `forward(x) -> z, log_det` and `inverse(z) -> x`.
 
 x and z are [B, C, H, W], channels_last in memory; log_det is log |det dz/dx| of each image, [B], in
-the precision of x, which is float32 at least: under autocast only the networks inside couplings
-compute in less.
+the precision of x, float32 or float64: autocast applies to the networks inside couplings only.
 """
 
 from __future__ import annotations
@@ -17,32 +16,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Layer(Protocol):
+class Bijection(Protocol):
     """An invertible layer."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give z and log_det [B]."""
-        ...
+        """Return z and log_det [B]."""
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Give the x that `forward` maps to z."""
-        ...
+        """Return the x that `forward` maps to z."""
 
 
 class Chain(nn.Sequential):
-    """Apply layers one after the other; their log_dets add up."""
+    """A sequence of layers; log_det is the sum of theirs."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map from the first layer to the last."""
         log_det = x.new_zeros(len(x))
-        for layer in cast(Iterable[Layer], self):
-            x, more = layer(x)
-            log_det = log_det + more
+        for layer in cast(Iterable[Bijection], self):
+            x, layer_log_det = layer(x)
+            log_det = log_det + layer_log_det
         return x, log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map back from the last layer to the first."""
-        for layer in reversed(list(cast(Iterable[Layer], self))):
+        for layer in reversed(list(cast(Iterable[Bijection], self))):
             z = layer.inverse(z)
         return z
 
@@ -50,8 +47,8 @@ class Chain(nn.Sequential):
 class Squeeze(nn.Module):
     """Fold squares of 2 x 2 pixels into channels: [B, C, H, W] to [B, 4 C, H/2, W/2].
 
-    The first half of the channels are the upper pixels, so that a coupling of channel halves does
-    not repeat what checkerboards have done (Dinh et al. 2017, section 3.6).
+    The first half of the channels are the upper pixels, so that masks of channel halves differ from
+    checkerboard masks (Dinh et al. 2017, section 3.6).
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,11 +69,11 @@ class Squeeze(nn.Module):
 class Logit(nn.Module):
     """Map pixels from [-1, 1] to z = logit(alpha + (1 - 2 alpha) u), u = (x + 1) / 2.
 
-    Dinh et al. 2017, section 4.1, save that they keep away from 0 only; here it is from 1 too.
+    Dinh et al. 2017, section 4.1, except that they keep a distance from 0 only, here from 1 too.
     """
 
     def __init__(self, alpha: float):
-        """Keep `alpha`, in (0, 1/2), away from 0 and 1."""
+        """Keep a distance `alpha`, in (0, 1/2), from 0 and 1."""
         super().__init__()
         self.alpha = alpha
 
@@ -85,16 +82,16 @@ class Logit(nn.Module):
         slope = 0.5 - self.alpha
         z = torch.logit(x * slope + 0.5)
         # dz/dx = slope / (v (1 - v)) where v = sigmoid(z).
-        local = functional.softplus(z) + functional.softplus(-z) + math.log(slope)
-        return z, local.sum((1, 2, 3))
+        log_slope = functional.softplus(z) + functional.softplus(-z) + math.log(slope)
+        return z, log_slope.sum((1, 2, 3))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map back; beyond the images of -1 and 1 the result lies outside them."""
+        """Map back; extreme z map to values outside [-1, 1]."""
         return (torch.sigmoid(z) - 0.5) * (1 / (0.5 - self.alpha))
 
 
-def standardizing(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give log_scale and bias, [C], with which each channel of x has mean 0 and variance 1."""
+def actnorm_parameters(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log_scale and bias, [C], that standardise each channel of x."""
     variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
     scale = 1 / variance.sqrt().clamp(min=1e-6)
     return scale.log(), -mean * scale
@@ -103,20 +100,19 @@ def standardizing(x: Tensor) -> tuple[Tensor, Tensor]:
 class ActNorm(nn.Module):
     """Scale and shift each channel: z = x exp(log_scale) + bias.
 
-    Kingma and Dhariwal 2018, section 3.1. It begins as the identity; `initialize` makes its output
-    standard on a batch.
+    Kingma and Dhariwal 2018, section 3.1. It starts as the identity; `initialize` standardises its
+    output on a batch.
     """
 
     def __init__(self, channels: int):
-        """Prepare for so many channels."""
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Let the output for x have mean 0 and variance 1 in each channel."""
-        for parameter, value in zip(self.parameters(), standardizing(x), strict=True):
+        """Set mean 0 and variance 1 of the output for x in each channel."""
+        for parameter, value in zip(self.parameters(), actnorm_parameters(x), strict=True):
             parameter.copy_(value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,15 +129,14 @@ class InvertibleConv(nn.Module):
     """Mix the channels of each pixel by W = P L U (Kingma and Dhariwal 2018, section 3.2).
 
     P is a fixed permutation, L has ones on its diagonal, U has s, whose signs are fixed. So W stays
-    invertible, an average of such weights is one too, and log_det = H W sum(log |s|). W begins as
-    a random rotation.
+    invertible, also as a moving average, and log_det = H W sum(log |s|). W is initialized as a
+    random rotation.
     """
 
     permutation: Tensor  # [C, C]
     sign_s: Tensor  # [C]
 
     def __init__(self, channels: int):
-        """Prepare for so many channels."""
         super().__init__()
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
         permutation, lower, upper = (m.float() for m in torch.linalg.lu(rotation))
@@ -153,24 +148,24 @@ class InvertibleConv(nn.Module):
         self.log_s = nn.Parameter(s.abs().log())
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Give L and U, each [C, C]."""
+        """Return L and U, each [C, C]."""
         ones = torch.ones_like(self.log_s)
         lower = self.lower.tril(-1) + torch.diag(ones)
         return lower, self.upper.triu(1) + torch.diag(self.sign_s * self.log_s.exp())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mix channels."""
-        with _full_precision(x):
+        with _without_autocast(x):
             lower, upper = self.factors()
             weight = self.permutation @ (lower @ upper)
-            # A product over pixels, not a convolution, which on a GPU would round to TF32.
+            # A matrix product, not a convolution, which a GPU would compute in TF32.
             z = functional.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
         return z, (num_pixels(x) * self.log_s.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Undo the mixing by U^-1 L^-1 P', from two triangular solves."""
-        with _full_precision(z):
-            # The factors are small: double precision costs nothing.
+        """Invert by U^-1 L^-1 P', from two triangular solves."""
+        with _without_autocast(z):
+            # The factors are small, so double precision is cheap.
             lower, upper = (factor.double() for factor in self.factors())
             unmixed = torch.linalg.solve_triangular(
                 lower, self.permutation.mT.double(), upper=False, unitriangular=True
@@ -180,14 +175,14 @@ class InvertibleConv(nn.Module):
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """Shape [C] so that it meets the channels of [B, C, H, W]."""
+    """Reshape [C] to broadcast over [B, C, H, W]."""
     return values[:, None, None]
 
 
 def num_pixels(x: Tensor) -> int:
-    """Count the pixels of an image of [B, C, H, W]."""
+    """Return H W of [B, C, H, W]."""
     return x.shape[2] * x.shape[3]
 
 
-def _full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(x.device.type, enabled=False)

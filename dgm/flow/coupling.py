@@ -1,9 +1,9 @@
-"""Affine couplings, and the networks that tell them how to scale and shift.
+"""Affine couplings, and the networks that predict their scale and shift.
 
-z = x exp(log_scale) + shift for some of the values, where both come from a network that sees only
-the others (Dinh et al. 2017, section 3.2). `log_scale` is held within 2 either way by a tanh,
-so that neither direction can explode in one layer; the networks' last convolutions begin at zero,
-so that a coupling begins as the identity.
+z = x exp(log_scale) + shift for part of the values, where both come from a network of the others
+(Dinh et al. 2017, section 3.2). A tanh bounds `log_scale` to [-2, 2], so that neither direction can
+explode in one layer; the networks' last convolutions are zero at initialization, so that a coupling
+starts as the identity.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.flow.bijections import standardizing
+from dgm.flow.bijections import actnorm_parameters
 from dgm.nn.layers import group_norm, zeroed
 
 _MAX_LOG_SCALE = 2.0
 
 
 class NormedConv(nn.Conv2d):
-    """Convolution followed by actnorm, which is folded into its weights and so costs no pass."""
+    """Convolution with actnorm folded into its weights, which saves a pass."""
 
     def __init__(self, inputs: int, outputs: int, size: int):
         """Map `inputs` channels to `outputs` with a kernel of an odd side `size`."""
         super().__init__(inputs, outputs, size, padding=size // 2)
-        assert self.bias is not None, "it is actnorm's"
+        assert self.bias is not None, "it is the bias of actnorm"
         nn.init.zeros_(self.bias)
         self.log_scale = nn.Parameter(torch.zeros(outputs))
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Let the output for x have mean 0 and variance 1 in each channel."""
-        assert self.bias is not None, "it is actnorm's"
+        """Set mean 0 and variance 1 of the output for x in each channel."""
+        assert self.bias is not None, "it is the bias of actnorm"
         raw = functional.conv2d(x, self.weight, padding=self.padding)
-        log_scale, bias = standardizing(raw)
+        log_scale, bias = actnorm_parameters(raw)
         self.log_scale.copy_(log_scale)
         self.bias.copy_(bias)
 
@@ -44,7 +44,7 @@ class NormedConv(nn.Conv2d):
 
 
 def conv_net(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
-    """Make Glow's network: 3x3, 1x1 and 3x3 convolutions, the first two with actnorm."""
+    """Return Glow's network: 3x3, 1x1 and 3x3 convolutions, the first two with actnorm."""
     return nn.Sequential(
         NormedConv(inputs, hidden, 3),
         nn.ReLU(inplace=True),
@@ -54,11 +54,10 @@ def conv_net(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     )
 
 
-class ResidualBlock(nn.Module):
+class CouplingBlock(nn.Module):
     """GroupNorm, ReLU, convolution, twice, added to the input."""
 
     def __init__(self, width: int):
-        """Keep `width` channels."""
         super().__init__()
         self.body = nn.Sequential(
             group_norm(width),
@@ -70,15 +69,15 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give x plus what the block adds to it, [B, width, H, W]."""
+        """Map [B, width, H, W] to the same."""
         return x + self.body(x)
 
 
 def residual_net(inputs: int, outputs: int, hidden: int, blocks: int) -> nn.Sequential:
-    """Make RealNVP's network of residual blocks, with GroupNorm in place of batch norm."""
+    """Return RealNVP's network of residual blocks, with GroupNorm in place of batch norm."""
     return nn.Sequential(
         nn.Conv2d(inputs, hidden, 3, padding=1),
-        *(ResidualBlock(hidden) for _ in range(blocks)),
+        *(CouplingBlock(hidden) for _ in range(blocks)),
         group_norm(hidden),
         nn.ReLU(inplace=True),
         zeroed(nn.Conv2d(hidden, outputs, 3, padding=1)),
@@ -86,51 +85,48 @@ def residual_net(inputs: int, outputs: int, hidden: int, blocks: int) -> nn.Sequ
 
 
 class Coupling(nn.Module):
-    """Transform half of the channels as a network says that sees the other half.
+    """Transform half of the channels, conditioned on the other half.
 
-    With `swap` the first half is transformed, else the second. The network gives as many channels
-    as are transformed (shifts: an additive coupling) or twice as many (and scales).
+    With `swap` the first half is transformed, else the second. The network outputs shifts (an
+    additive coupling) or shifts and scales.
     """
 
     recomputable = True
 
     def __init__(self, net: nn.Module, swap: bool = False):
-        """Couple by this network."""
         super().__init__()
         self.net, self.swap = net, swap
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform."""
-        seen, free = self._halves(x)
-        shift, log_scale = _read(self.net(seen), free)
-        z, log_det = _transform(free, shift, log_scale)
-        return self._joined(seen, z), log_det
+        identity, transformed = self._split(x)
+        z, log_det = _transform(transformed, *_shift_and_log_scale(self.net(identity), transformed))
+        return self._join(identity, z), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Transform back."""
-        seen, free = self._halves(z)
-        shift, log_scale = _read(self.net(seen), free)
-        return self._joined(seen, _transform_back(free, shift, log_scale))
+        identity, transformed = self._split(z)
+        x = _transform_back(transformed, *_shift_and_log_scale(self.net(identity), transformed))
+        return self._join(identity, x)
 
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.chunk(2, dim=1)
         return (second, first) if self.swap else (first, second)
 
-    def _joined(self, seen: Tensor, free: Tensor) -> Tensor:
-        return torch.cat([free, seen] if self.swap else [seen, free], dim=1)
+    def _join(self, identity: Tensor, transformed: Tensor) -> Tensor:
+        return torch.cat([transformed, identity] if self.swap else [identity, transformed], dim=1)
 
 
 class Checkerboard(nn.Module):
-    """Transform every other pixel as a network says that sees the rest, with zeros between.
+    """Transform every other pixel, conditioned on the rest (the others set to 0).
 
-    Dinh et al. 2017, section 3.4. With `odd` the pixels are transformed whose row and column add up
-    to an odd number.
+    Dinh et al. 2017, section 3.4. With `odd`, pixels with an odd sum of row and column are
+    transformed.
     """
 
     free: Tensor  # [H, W]: 1 where pixels are transformed
 
     def __init__(self, net: nn.Module, height: int, width: int, odd: bool):
-        """Couple images of this size by this network."""
         super().__init__()
         self.net = net
         parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2
@@ -138,23 +134,23 @@ class Checkerboard(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform."""
-        return _transform(x, *self._read(x))
+        return _transform(x, *self._shift_and_log_scale(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Transform back."""
-        return _transform_back(z, *self._read(z))
+        return _transform_back(z, *self._shift_and_log_scale(z))
 
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, log_scale = _read(self.net(x * (1 - self.free)), x)
+    def _shift_and_log_scale(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        shift, log_scale = _shift_and_log_scale(self.net(x * (1 - self.free)), x)
         return shift * self.free, None if log_scale is None else log_scale * self.free
 
 
-def _read(said: Tensor, free: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Read the shift and the bounded log_scale, if any, from what a network says."""
-    said = said.to(free.dtype)  # autocast leaves it in less
-    if said.shape[1] == free.shape[1]:
-        return said, None
-    shift, raw = said.chunk(2, dim=1)
+def _shift_and_log_scale(out: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return shift and bounded log_scale (None if additive) from a network's output."""
+    out = out.to(transformed.dtype)  # autocast lowered it
+    if out.shape[1] == transformed.shape[1]:
+        return out, None
+    shift, raw = out.chunk(2, dim=1)
     return shift, _MAX_LOG_SCALE * torch.tanh(raw * (1 / _MAX_LOG_SCALE))
 
 

@@ -25,29 +25,29 @@ class FlowNetConfig:
     architecture: Literal["glow", "realnvp"] = "glow"
     """`glow`: actnorm, 1x1 convolution, coupling; `realnvp`: checkerboards and channel halves."""
     levels: int = 3
-    """Image sizes; after each but the last, half of the values are done and leave."""
+    """Number of scales; after each but the last, half of the values are factored out."""
     steps: int = 32
-    """Couplings of a level; in realnvp of each mask, and one more at the last level."""
+    """Couplings per level; in realnvp per mask, and one more at the last level."""
     hidden: int = 512
     """Width of the networks inside couplings."""
     blocks: int = 8
-    """Residual blocks of such a network (realnvp)."""
+    """Residual blocks of those networks (realnvp)."""
     coupling: Literal["affine", "additive"] = "affine"
     """`affine` scales and shifts, `additive` only shifts."""
     logit: float = 0.0
-    """Stretch the pixels by a logit that is kept this far from 0 and 1 (RealNVP: 0.05); 0: not."""
+    """Apply a logit to pixels kept this far from 0 and 1 (RealNVP: 0.05); 0 for none."""
 
 
 class Flow(nn.Module):
     """Map images [B, C, H, W] in [-1, 1] to standard normal z [B, C H W], and back.
 
-    Half of what a level gives leaves as it is done: its last layer standardises it by what the
-    other half says, Glow's learned prior. RealNVP has actnorm after each coupling, where the paper
-    has batch norm, so that an image's likelihood depends on no other image and on no process.
+    Half of a level's output is factored out, standardised by its last layer given the other half
+    (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch norm,
+    so that an image's likelihood depends on no other image.
     """
 
     def __init__(self, config: FlowNetConfig, image_shape: tuple[int, int, int]):
-        """Build for images of shape (H, W, C); raises UserError where sizes do not fit."""
+        """Build for images of shape (H, W, C); raise UserError where sizes do not fit."""
         super().__init__()
         _check(config, image_shape)
         make_level = _glow_level if config.architecture == "glow" else _realnvp_level
@@ -59,26 +59,26 @@ class Flow(nn.Module):
             layers = OrderedDict[str, nn.Module]()
             if number == 0 and config.logit > 0:
                 layers["logit"] = Logit(config.logit)
-            given = make_level(config, shape, last, layers)
-            shape = given if last else (given[0], given[1], given[2] // 2)
+            height, width, channels = make_level(config, shape, last, layers)
+            shape = (height, width, channels if last else channels // 2)
             levels.append(Chain(layers))
             self.shapes.append(shape)
         self.levels = nn.ModuleList(levels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images to z and log_det [B]; z holds the parts in the order in which they leave."""
+        """Map images to z and log_det [B]; the parts of z are in the order of factoring out."""
         log_det = x.new_zeros(len(x))
         parts = []
         for number, level in enumerate(cast(Iterable[Chain], self.levels)):
-            x, more = level(x)
-            log_det = log_det + more
+            x, level_log_det = level(x)
+            log_det = log_det + level_log_det
             if number < len(self.levels) - 1:
-                x, done = x.chunk(2, dim=1)
-                parts.append(done)
+                x, factored_out = x.chunk(2, dim=1)
+                parts.append(factored_out)
         return torch.cat([_flat(part) for part in (*parts, x)], dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map z to images, which lie about [-1, 1]."""
+        """Map z to images in about [-1, 1]."""
         flat = z.split([math.prod(shape) for shape in self.shapes], dim=1)
         parts = [
             part.reshape(-1, *shape).permute(0, 3, 1, 2)
@@ -93,12 +93,12 @@ class Flow(nn.Module):
 
 
 def normal_log_prob(z: Tensor) -> Tensor:
-    """Compute log N(z; 0, 1) of z [B, D], nats [B]."""
+    """Return log N(z; 0, I) of z [B, D], nats [B]."""
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
 
 def _flat(part: Tensor) -> Tensor:
-    return part.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory
+    return part.permute(0, 2, 3, 1).flatten(1)  # the order in memory
 
 
 def _glow_level(
@@ -107,11 +107,11 @@ def _glow_level(
     last: bool,
     layers: OrderedDict[str, nn.Module],
 ) -> tuple[int, int, int]:
-    """Add the layers of a level for images (H, W, C); give the shape of what comes out."""
+    """Add the layers of a level for images (H, W, C); return the shape of its output."""
     height, width, channels = shape[0] // 2, shape[1] // 2, 4 * shape[2]
     layers["squeeze"] = Squeeze()
     for step in range(config.steps):
-        outputs = _said_of(channels // 2, config)
+        outputs = _num_parameters(channels // 2, config)
         net = conv_net(channels // 2, outputs, config.hidden)
         layers[f"step{step}"] = Chain(
             OrderedDict(
@@ -131,14 +131,15 @@ def _realnvp_level(
     last: bool,
     layers: OrderedDict[str, nn.Module],
 ) -> tuple[int, int, int]:
-    """Add the layers of a level for images (H, W, C); give the shape of what comes out."""
+    """Add the layers of a level for images (H, W, C); return the shape of its output."""
     height, width, channels = shape
 
-    def net(free: int, seen: int) -> nn.Module:
-        return residual_net(seen, _said_of(free, config), config.hidden, config.blocks)
+    def net(channels: int) -> nn.Module:
+        outputs = _num_parameters(channels, config)
+        return residual_net(channels, outputs, config.hidden, config.blocks)
 
     for step in range(config.steps + last):
-        board = Checkerboard(net(channels, channels), height, width, odd=step % 2 == 1)
+        board = Checkerboard(net(channels), height, width, odd=step % 2 == 1)
         layers[f"checkerboard{step}"] = Chain(
             OrderedDict(coupling=board, actnorm=ActNorm(channels))
         )
@@ -147,12 +148,12 @@ def _realnvp_level(
     layers["squeeze"] = Squeeze()
     channels *= 4
     for step in range(config.steps):
-        halves = Coupling(net(channels // 2, channels // 2), swap=step % 2 == 1)
+        halves = Coupling(net(channels // 2), swap=step % 2 == 1)
         layers[f"halves{step}"] = Chain(OrderedDict(coupling=halves, actnorm=ActNorm(channels)))
     return height // 2, width // 2, channels
 
 
-def _said_of(channels: int, config: FlowNetConfig) -> int:
+def _num_parameters(channels: int, config: FlowNetConfig) -> int:
     return channels * (2 if config.coupling == "affine" else 1)
 
 
@@ -166,7 +167,7 @@ def _check(config: FlowNetConfig, image_shape: tuple[int, int, int]) -> None:
     if height % 2**halvings or width % 2**halvings:
         raise UserError(
             f"images of {height} x {width} cannot be halved {halvings} times, as model.levels "
-            f"{config.levels} of model.architecture {config.architecture!r} asks: "
+            f"{config.levels} of model.architecture {config.architecture!r} requires: "
             "lower it or resize them"
         )
     if config.architecture == "realnvp" and height * width == 4**halvings:

@@ -1,1 +1,1 @@
-"""Generative adversarial networks: a generator and a discriminator that learn in turn."""
+"""Generative adversarial networks: a generator and a discriminator, trained in turn."""

@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes."""
+"""Batch normalization over the global batch of all processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgm.nn.embedding import embed
+from dgm.nn.layers import embed
 
 
 class BatchNorm(nn.Module):
-    """Normalise the channels of [B, C, H, W] over batch and places (Ioffe and Szegedy 2015).
+    """Normalise the channels of [B, C, H, W] over batch and positions (Ioffe and Szegedy 2015).
 
-    The batch is that of all processes together, so that a run does not depend on their number:
-    torch's BatchNorm2d sees each process's part alone, its SyncBatchNorm works on GPUs only.
-    With `num_classes` each class has a scale and shift of its own (Dumoulin et al. 2017).
+    Statistics are those of the global batch, so a run does not depend on the number of processes:
+    torch's BatchNorm2d uses each process's part, its SyncBatchNorm works on GPUs only. With
+    `num_classes` scale and shift are conditional on the class (Dumoulin et al. 2017).
     With several processes a forward pass in training is collective: call on all ranks.
     """
 
@@ -25,7 +25,7 @@ class BatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(self, channels: int, num_classes: int | None = None, momentum: float = 0.1):
-        """Start as the plain normalisation; `momentum` is the share of the newest batch."""
+        """Start without scale and shift; `momentum` is a batch's weight in the running averages."""
         super().__init__()
         self.momentum, self.eps = momentum, 1e-5
         shape = (channels,) if num_classes is None else (num_classes, channels)
@@ -41,18 +41,18 @@ class BatchNorm(nn.Module):
         """
         weight: Tensor = self.weight
         bias: Tensor = self.bias
-        by_class = weight.ndim == 2
-        together = self.training and dist.is_initialized() and dist.get_world_size() > 1
-        if not (by_class or together):
-            return self._normalize_alone(x, weight, bias)
-        if by_class:
+        conditional = weight.ndim == 2
+        synced = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        if not (conditional or synced):
+            return self._normalize_local(x, weight, bias)
+        if conditional:
             assert labels is not None, "a class-conditional BatchNorm needs labels"
             weight, bias = embed(labels, weight), embed(labels, bias)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        y = self._normalize_together(wide) if together else self._normalize_alone(wide)
+        y = self._normalize_synced(wide) if synced else self._normalize_local(wide)
         return (y * weight[..., None, None] + bias[..., None, None]).to(x.dtype)
 
-    def _normalize_alone(
+    def _normalize_local(
         self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         return functional.batch_norm(
@@ -60,13 +60,13 @@ class BatchNorm(nn.Module):
             self.training, self.momentum, self.eps,
         )  # fmt: skip
 
-    def _normalize_together(self, x: Tensor) -> Tensor:
+    def _normalize_synced(self, x: Tensor) -> Tensor:
         """Normalise fp32 or fp64 x by mean and variance over all ranks (equal batch sizes)."""
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         # In float64: E[x^2] - E[x]^2 below cancels in float32.
         moments = torch.stack([mean.double(), var.double() + mean.double().square()])
         processes = dist.get_world_size()
-        mean, square = _SumOverProcesses.apply(moments).div(processes).unbind()
+        mean, square = _AllReduceSum.apply(moments).div(processes).unbind()
         var = square - mean.square()
         count = x.numel() // x.shape[1] * processes
         with torch.no_grad():
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
         return (x - mean.to(x)[:, None, None]) * scale.to(x)[:, None, None]
 
 
-class _SumOverProcesses(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Sum a tensor over processes. Collective: call on all ranks, in backward and jvp too.
 
     The result of each rank depends on the inputs of all. So the gradient of an input is the sum of
@@ -98,8 +98,8 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _SumOverProcesses.apply(grads[0])
+        return _AllReduceSum.apply(grads[0])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _SumOverProcesses.apply(tangents[0])
+        return _AllReduceSum.apply(tangents[0])

@@ -1,11 +1,11 @@
-"""Generators and discriminators: DCGAN's, and a residual pair.
+"""Generators and discriminators: DCGAN and SN-GAN's residual networks.
 
     generator:      latent [B, L] -> 4x4 -> 8x8 -> ... -> image [B, C, H, W] in [-1, 1]
     discriminator:  image [B, C, H, W] -> ... -> 4x4 -> logit [B]
 
-With classes the generator is told them by BatchNorms that have a scale and shift for each (put
-beside the latent they drown it: every class then has one image only), the discriminator by
-projection (Miyato and Koyama 2018).
+Classes condition the generator by class-conditional BatchNorm and the discriminator by projection
+(Miyato and Koyama 2018). Concatenated to the latent they dominate it: each class then collapses to
+one image. Labels are int64 [B], None for unconditional networks. Images have sides 4 * 2^doublings.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.gan.batch_norm import BatchNorm
-from dgm.nn.embedding import Embedding
-from dgm.nn.layers import upsample
+from dgm.nn.layers import Embedding, upsample
 
 
 @dataclass(frozen=True)
 class GanNetConfig:
-    """The two networks; the defaults are DCGAN's for images of 32 x 32."""
+    """Generator and discriminator; the defaults are DCGAN's for images of 32 x 32."""
 
     architecture: Literal["dcgan", "residual"] = "dcgan"
     """dcgan (Radford et al. 2016), or residual with spectral norm (Miyato et al. 2018)."""
@@ -39,7 +38,7 @@ class GanNetConfig:
     discriminator_channels: int = 128
     """Channels of the discriminator's largest features; dcgan doubles them with each halving."""
     discriminator_batch_norm: bool = True
-    """BatchNorm in dcgan's discriminator; gan.r1 needs it to be false. residual has none."""
+    """BatchNorm in dcgan's discriminator; must be false for gan.r1. residual has none."""
 
     @property
     def discriminator_sees_batch(self) -> bool:
@@ -50,7 +49,7 @@ class GanNetConfig:
 def make_nets(
     config: GanNetConfig, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> dict[str, nn.Module]:
-    """Make both nets for images (H, W, C); raises UserError where they do not fit."""
+    """Return both networks for images (H, W, C); raise UserError for other image sizes."""
     sizes = ("latent", "generator_channels", "discriminator_channels")
     check_range(config, "model.", *sizes, min=1)
     height, width, channels = image_shape
@@ -60,19 +59,18 @@ def make_nets(
             f"the images are {height} x {width}, but a GAN here makes squares of 8, 16, 32 ...: "
             "give data.resize 32"
         )
-    given = (config, doublings, channels, num_classes)
+    args = (config, doublings, channels, num_classes)
     if config.architecture == "dcgan":
-        return {"generator": Generator(*given), "discriminator": Discriminator(*given)}
-    return {"generator": ResidualGenerator(*given), "discriminator": ResidualDiscriminator(*given)}
+        return {"generator": DCGANGenerator(*args), "discriminator": DCGANDiscriminator(*args)}
+    return {"generator": ResidualGenerator(*args), "discriminator": ResidualDiscriminator(*args)}
 
 
-class Generator(nn.Module):
-    """DCGAN's generator: transposed convolutions with BatchNorm and ReLU, and a tanh."""
+class DCGANGenerator(nn.Module):
+    """Transposed convolutions with BatchNorm and ReLU, and a tanh."""
 
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.generator_channels << i for i in reversed(range(doublings))]
         self.first = nn.Linear(config.latent, widths[0] * 16, bias=False)
@@ -82,26 +80,22 @@ class Generator(nn.Module):
             for a, b in zip(widths, [*widths[1:], image_channels], strict=True)
         )
         self.bias = nn.Parameter(torch.zeros(image_channels, 1, 1))
-        _draw_weights(self)
+        _init_weights(self)
 
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Make images of latents; labels [B] where classes are told."""
+        """Return the images of latents."""
         x = _unfold(self.first(latent))
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = convolution(norm(x, labels).relu())
         return (x + self.bias).tanh()
 
 
-class Discriminator(nn.Module):
-    """DCGAN's discriminator: strided convolutions with BatchNorm and leaky ReLU.
-
-    Without BatchNorm each convolution has a bias in its place.
-    """
+class DCGANDiscriminator(nn.Module):
+    """Strided convolutions with BatchNorm (or biases in its place) and leaky ReLU."""
 
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         widths = [config.discriminator_channels << i for i in range(doublings)]
         normalized = config.discriminator_batch_norm
@@ -109,20 +103,20 @@ class Discriminator(nn.Module):
             nn.Conv2d(a, b, 4, 2, 1, bias=i == 0 or not normalized)
             for i, (a, b) in enumerate(zip([image_channels, *widths], widths, strict=False))
         )
-        # The first has none (Radford et al. 2016, section 3).
+        # None after the first convolution (Radford et al. 2016, section 3).
         self.norms = nn.ModuleList(
             BatchNorm(width) if i > 0 and normalized else nn.Identity()
             for i, width in enumerate(widths)
         )
         self.out = nn.Linear(widths[-1] * 16, 1)
-        _draw_weights(self)
+        _init_weights(self)
         self.classes = None
         if num_classes is not None:
             self.classes = Embedding(num_classes, widths[-1])
             nn.init.normal_(self.classes.weight, 0, 0.02)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Judge images; labels [B] where classes are told."""
+        """Return the logits of images."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = functional.leaky_relu(norm(convolution(x)), 0.2)
         logits = self.out(_fold(x))[:, 0]
@@ -137,29 +131,28 @@ class ResidualGenerator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         width = config.generator_channels
         self.first = nn.Linear(config.latent, width * 16)
-        self.blocks = nn.ModuleList(_GrowingBlock(width, num_classes) for _ in range(doublings))
+        self.blocks = nn.ModuleList(_UpBlock(width, num_classes) for _ in range(doublings))
         self.norm = BatchNorm(width)
         self.out = nn.Conv2d(width, image_channels, 3, padding=1)
-        _draw_weights(self, xavier=True)
+        _init_weights(self, xavier=True)
 
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Make images of latents; labels [B] where classes are told."""
+        """Return the images of latents."""
         x = _unfold(self.first(latent))
         for block in self.blocks:
             x = block(x, labels)
         return self.out(self.norm(x).relu()).tanh()
 
 
-class _GrowingBlock(nn.Module):
+class _UpBlock(nn.Module):
     def __init__(self, width: int, num_classes: int | None):
         super().__init__()
         self.norm1, self.norm2 = BatchNorm(width, num_classes), BatchNorm(width, num_classes)
-        # A bias would be taken away by the next BatchNorm, and Adam would blow its gradient, which
-        # is rounding only, up to a full step.
+        # The next BatchNorm cancels a bias: its gradient would be rounding noise, which Adam
+        # normalises to full steps.
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(width, width, 1, bias=False)
@@ -167,7 +160,7 @@ class _GrowingBlock(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         h = self.conv1(upsample(self.norm1(x, labels).relu()))
         h = self.conv2(self.norm2(h, labels).relu())
-        # A 1x1 convolution before the doubling says the same as one after it, for a quarter.
+        # A 1x1 convolution commutes with the upsampling and costs a quarter before it.
         return h + upsample(self.shortcut(x))
 
 
@@ -180,22 +173,21 @@ class ResidualDiscriminator(nn.Module):
     def __init__(
         self, config: GanNetConfig, doublings: int, image_channels: int, num_classes: int | None
     ):
-        """Prepare for images of side 4 * 2^doublings."""
         super().__init__()
         width, halvings = config.discriminator_channels, max(1, doublings - 1)
         self.blocks = nn.ModuleList(
-            _ShrinkingBlock(image_channels if i == 0 else width, width, i < halvings, first=i == 0)
+            _DownBlock(image_channels if i == 0 else width, width, i < halvings, first=i == 0)
             for i in range(halvings + 2)
         )
         self.out = nn.Linear(width, 1)
         self.classes = None if num_classes is None else Embedding(num_classes, width)
-        _draw_weights(self, xavier=True)
+        _init_weights(self, xavier=True)
         for module in list(self.modules()):
             if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
                 spectral_norm(module)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Judge images; labels [B] where classes are told."""
+        """Return the logits of images."""
         for block in self.blocks:
             x = block(x)
         x = x.relu().sum((2, 3))
@@ -203,35 +195,35 @@ class ResidualDiscriminator(nn.Module):
         return logits if self.classes is None else logits + (self.classes(labels) * x).sum(1)
 
 
-class _ShrinkingBlock(nn.Module):
-    def __init__(self, inputs: int, width: int, halves: bool, first: bool):
+class _DownBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, downsamples: bool, first: bool):
         super().__init__()
-        self.halves, self.first = halves, first
+        self.downsamples, self.first = downsamples, first
         self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, width, 1) if halves else nn.Identity()
+        self.shortcut = nn.Conv2d(inputs, width, 1) if downsamples else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The pixels themselves are not passed through a ReLU.
+        # No ReLU on the pixels themselves.
         h = self.conv2(self.conv1(x if self.first else x.relu()).relu())
-        if not self.halves:
+        if not self.downsamples:
             return h + self.shortcut(x)
-        # A 1x1 convolution of means is the mean of a 1x1 convolution.
+        # A 1x1 convolution commutes with average pooling.
         return functional.avg_pool2d(h, 2) + self.shortcut(functional.avg_pool2d(x, 2))
 
 
 def _unfold(x: Tensor) -> Tensor:
-    """Turn [B, 16 C] into [B, C, 4, 4], channels_last."""
+    """Reshape [B, 16 C] to [B, C, 4, 4], channels_last."""
     return x.reshape(len(x), 4, 4, -1).permute(0, 3, 1, 2)
 
 
 def _fold(x: Tensor) -> Tensor:
-    """Turn [B, C, 4, 4] into [B, 16 C], the way back."""
+    """Reshape [B, C, 4, 4] to [B, 16 C], the inverse of `_unfold`."""
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def _draw_weights(net: nn.Module, xavier: bool = False) -> None:
-    """Draw weights from N(0, 0.02^2) (Radford et al. 2016, section 4), or Xavier's."""
+def _init_weights(net: nn.Module, xavier: bool = False) -> None:
+    """Initialize weights from N(0, 0.02^2) (Radford et al. 2016, section 4) or by Xavier."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             if xavier:

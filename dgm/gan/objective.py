@@ -1,4 +1,4 @@
-"""The GAN objective: discriminator and generator learn in turn."""
+"""The GAN objective: discriminator and generator, trained in turn."""
 
 from __future__ import annotations
 
@@ -15,58 +15,57 @@ from dgm.common.progress import advance
 from dgm.common.validation import check_range
 from dgm.gan.diffaugment import Augmentation, augment
 from dgm.gan.losses import LossName, discriminator_loss, generator_loss, r1_penalty
-from dgm.latent_space import along_sphere
+from dgm.latent_space import slerp_path
 from dgm.nn.compiling import uncompiled
 from dgm.objective import Batch, Nets, Phase
-from dgm.preprocessing import STANDARD, draw_mirrored, flip_images
+from dgm.preprocessing import STANDARD, draw_flips, flip_images
 from dgm.rng import Draws
 
 
 @dataclass(frozen=True)
 class GanConfig:
-    """What the two networks learn of each other; the defaults are DCGAN's."""
+    """Loss and regularisation of both networks; the defaults are DCGAN's."""
 
     loss: LossName = "non_saturating"
     """Loss of both: non_saturating, hinge or least_squares."""
     r1: float = 0.0
-    """Weight gamma of the R1 penalty, gamma / 2 |gradient|^2 on real images; 0 is without."""
+    """Weight gamma of the R1 penalty gamma / 2 |gradient|^2 on real images; 0 turns it off."""
     r1_interval: int = 1
     """Discriminator steps per R1 penalty, which is scaled by this number (lazy regularisation)."""
     augment: list[Augmentation] = field(default_factory=list)
     """DiffAugment of real and generated images: any of color, translation, cutout."""
     augment_probability: float = 1.0
-    """Probability of each of these changes; below 0.8 they do not leak into generated images."""
+    """Probability of each augmentation; below 0.8 they do not leak into generated images."""
     discriminator_steps: int = 1
-    """Steps of the discriminator for each of the generator."""
+    """Discriminator steps per generator step."""
     discriminator_lr: float | None = None
     """Learning rate of the discriminator; null is optim.lr."""
     class_conditional: bool = False
-    """Tell both networks the class."""
+    """Condition both networks on the class."""
     flip: bool = True
     """Mirror each real image with probability 1/2."""
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """How images are made from a trained generator."""
+class GanSampleConfig:
+    """How images are sampled from a trained generator."""
 
-    truncation: float = 1.0
-    """Standard deviation of the latents; below 1 gives likelier and less varied images."""
+    temperature: float = 1.0
+    """Standard deviation of the latents; below 1 for more typical, less varied images."""
     batch: int = 250
     """Images per forward pass of each process; has no effect on the images."""
 
 
 class GanObjective:
-    """Train a discriminator to tell real images from generated ones, a generator to fool it."""
+    """Train a discriminator to classify real and generated images, a generator to fool it."""
 
-    # BatchNorm lets the images of a batch depend on each other.
-    whole_batch = True
+    whole_batch = True  # because of BatchNorm
     pixels = STANDARD
 
     def __init__(
         self,
         config: GanConfig,
-        sample: SampleConfig,
+        sample: GanSampleConfig,
         latent: int,
         num_classes: int,
         dtype: torch.dtype = torch.float32,
@@ -74,7 +73,7 @@ class GanObjective:
     ):
         """Set up for latents of `latent` dimensions; raise UserError for invalid settings.
 
-        `sees_batch`: each logit of the discriminator depends on its whole batch, by BatchNorm.
+        `sees_batch`: each logit of the discriminator depends on its whole batch (BatchNorm).
         """
         _check(config, sample)
         if config.r1 > 0 and sees_batch:
@@ -92,7 +91,7 @@ class GanObjective:
         )
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute the loss of the phase's net; every named value is a mean over images, []."""
+        """Return the loss of the phase's network; every named value is a mean over images, []."""
         labels = None if self.num_classes is None else batch.labels
         net = nets["discriminator"]
         fake = nets["generator"](self._latent(draws, phase.name), labels)
@@ -103,7 +102,7 @@ class GanObjective:
         if self.sees_batch:
             # Real images too, so that BatchNorm has the statistics of the discriminator's phase.
             real = self._real(batch, draws)
-            _, logits = self._judge(net, real, fake, labels, draws, phase.name)
+            _, logits = self._logits(net, real, fake, labels, draws, phase.name)
         else:
             fake = self._augmented(fake.to(self.dtype), draws, f"{phase.name}/augment_fake")
             logits = net(fake, labels).to(self.dtype)
@@ -116,10 +115,10 @@ class GanObjective:
         return due and phase.name == "discriminator"
 
     def _real(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return the real images, [B, C, H, W] in [-1, 1], some of them mirrored."""
+        """Return the real images, [B, C, H, W] in [-1, 1], randomly mirrored."""
         images = batch.images
         if self.config.flip:
-            images = flip_images(images, draw_mirrored(draws))
+            images = flip_images(images, draw_flips(draws))
         return self.pixels.scale(images, self.dtype)
 
     def _discriminator_loss(
@@ -132,27 +131,27 @@ class GanObjective:
         r1_due: bool,
     ) -> dict[str, Tensor]:
         """Return the discriminator's loss and its parts; `r1` only where the penalty is due."""
-        logits_real, logits_fake = self._judge(net, real, fake, labels, draws, "discriminator")
-        loss = discriminator_loss(self.config.loss, logits_real, logits_fake)
-        values = {"loss_real": loss.real.mean(), "loss_fake": loss.fake.mean()}
+        logits_real, logits_fake = self._logits(net, real, fake, labels, draws, "discriminator")
+        loss_real, loss_fake = discriminator_loss(self.config.loss, logits_real, logits_fake)
+        values = {"loss_real": loss_real.mean(), "loss_fake": loss_fake.mean()}
         total = values["loss_real"] + values["loss_fake"]
         if r1_due:
             values["r1"] = self._r1(net, real, labels, draws).mean()
             total = total + 0.5 * self.config.r1 * self.config.r1_interval * values["r1"]
-        right = torch.cat([logits_real > 0, logits_fake <= 0]).to(self.dtype)
+        correct = torch.cat([logits_real > 0, logits_fake <= 0]).to(self.dtype)
         return {
             "loss": total,
             **values,
             "logits_real": logits_real.mean(),
             "logits_fake": logits_fake.mean(),
-            "accuracy": right.mean(),
+            "accuracy": correct.mean(),
         }
 
     def _r1(self, net: nn.Module, real: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         """Return the R1 penalty of each real image, [B].
 
-        It takes a forward pass of its own that is never compiled, since AOTAutograd cannot
-        differentiate twice, and that uses the spectral norms of the pass before it.
+        Its own forward pass is never compiled, since AOTAutograd cannot differentiate twice, and
+        reuses the spectral norms of the pass before it.
         """
         real = real.detach().requires_grad_()
         with uncompiled(), _in_eval_mode(net):
@@ -162,7 +161,7 @@ class GanObjective:
     def _augmented(self, x: Tensor, draws: Draws, purpose: str) -> Tensor:
         return augment(x, self.config.augment, draws, purpose, self.config.augment_probability)
 
-    def _judge(
+    def _logits(
         self,
         net: nn.Module,
         real: Tensor,
@@ -171,7 +170,7 @@ class GanObjective:
         draws: Draws,
         phase: str,
     ) -> tuple[Tensor, Tensor]:
-        """Give the logits of real and generated images, from one forward pass of both."""
+        """Return the logits of real and generated images, from one forward pass of both."""
         both = torch.cat([
             self._augmented(real, draws, f"{phase}/augment_real"),
             self._augmented(fake.to(real.dtype), draws, f"{phase}/augment_fake"),
@@ -188,19 +187,20 @@ class GanObjective:
         return self._latent(draws, "sample")
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Make images of latents, [B, C, H, W] in [-1, 1]; labels [B] where classes are told."""
+        """Return the images of latents, [B, C, H, W] in [-1, 1]."""
         return nets["generator"](z, None if self.num_classes is None else labels).to(self.dtype)
 
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i."""
-        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        """Sample `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i."""
+        config = GanSampleConfig(**{**vars(self.sample_config), **knobs})
         _check(self.config, config)
-        latent = config.truncation * self.latents(draws)
-        labels = None if self.num_classes is None else labels
-        if self.num_classes is not None and labels is None:
+        latent = config.temperature * self.latents(draws)
+        if self.num_classes is None:
+            labels = None
+        elif labels is None:
             labels = draws.integers("sample/label", self.num_classes)
         return self._generate(nets, latent, labels, config.batch)
 
@@ -208,27 +208,27 @@ class GanObjective:
         parts = []
         for start in range(0, len(latent), batch):
             part = slice(start, start + batch)
-            told = None if labels is None else labels[part]
-            parts.append(self.decode(nets, latent[part], told))
+            part_labels = None if labels is None else labels[part]
+            parts.append(self.decode(nets, latent[part], part_labels))
             advance(len(parts[-1]))
         return torch.cat(parts)
 
     @torch.no_grad()
-    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Draw the way from one latent to another: `interpolation`, [rows, 10, C, H, W]."""
+    def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Return spherical interpolations between latents: `interpolation`, [rows, 10, C, H, W]."""
         rows = len(batch.labels) // 2
         start, end = self._latent(draws, "picture")[: 2 * rows].chunk(2)
-        path = along_sphere(start, end, 10)
+        path = slerp_path(start, end, 10)
         labels = None
         if self.num_classes is not None:
             labels = batch.labels[:rows].repeat_interleave(10)
-        made = self._generate(nets, path.flatten(0, 1), labels, self.sample_config.batch)
-        return {"interpolation": made.unflatten(0, (rows, 10))}
+        images = self._generate(nets, path.flatten(0, 1), labels, self.sample_config.batch)
+        return {"interpolation": images.unflatten(0, (rows, 10))}
 
 
 @contextlib.contextmanager
 def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a net into eval mode, in which spectral norm takes no further power iteration."""
+    """Put a network into eval mode, in which spectral norm does no power iteration."""
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
@@ -239,7 +239,7 @@ def _in_eval_mode(net: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check(config: GanConfig, sample: SampleConfig) -> None:
+def _check(config: GanConfig, sample: GanSampleConfig) -> None:
     check_range(config, "gan.", "r1", min=0)
     check_range(config, "gan.", "r1_interval", "discriminator_steps", min=1)
     if config.discriminator_lr is not None and not config.discriminator_lr > 0:
@@ -247,10 +247,10 @@ def _check(config: GanConfig, sample: SampleConfig) -> None:
             f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"
         )
     if len(set(config.augment)) < len(config.augment):
-        raise UserError(f"gan.augment is {config.augment}: name each change once")
+        raise UserError(f"gan.augment is {config.augment}: name each augmentation once")
     if not 0 < config.augment_probability <= 1:
         raise UserError(
             f"gan.augment_probability is {config.augment_probability}: choose above 0, at most 1"
         )
-    check_range(sample, "sample.", "truncation", above=0)
+    check_range(sample, "sample.", "temperature", above=0)
     check_range(sample, "sample.", "batch", min=1)

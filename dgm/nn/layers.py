@@ -1,4 +1,4 @@
-"""Blocks that several families use."""
+"""Layers shared by the families."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dgm.nn.kernels import winograd
-from dgm.nn.kernels.choice import Kernels, kernels_for, under_transform
-from dgm.nn.kernels.norm import Dropout, norm_act, reads_apart
+from dgm.nn.kernels.dispatch import Kernels, kernels_for, under_transform
+from dgm.nn.kernels.norm import Dropout, norm_act, reads_separately
 
 
 class NormAct(nn.GroupNorm):
-    """GroupNorm and what follows it in a block: scale and shift, SiLU, dropout."""
+    """GroupNorm with the scale and shift, SiLU and dropout that follow it in a block."""
 
-    kernels: Kernels | None = None  # of our own; `use_kernels` sets it
+    kernels: Kernels | None = None  # set by `use_kernels`
 
     def __init__(self, groups: int, channels: int, silu: bool):
-        """Prepare for [B, channels, H, W]."""
         super().__init__(groups, channels, eps=1e-6)
         self.silu = silu
 
@@ -36,35 +35,26 @@ class NormAct(nn.GroupNorm):
         skip: Tensor | None = None,
     ) -> Tensor:
         """Normalise concat(x, skip) + added; added, scale and shift are [B, C]."""
-        if dropout is not None and dropout.share == 0:
+        if dropout is not None and dropout.p == 0:
             dropout = None
         return norm_act(
-            x,
-            self.weight,
-            self.bias,
-            self.num_groups,
-            self.eps,
-            added,
-            scale_shift,
-            self.silu,
-            dropout,
-            self.kernels,
-            skip,
-        )
+            x, self.weight, self.bias, self.num_groups, self.eps,
+            added, scale_shift, self.silu, dropout, self.kernels, skip,
+        )  # fmt: skip
 
-    def reads_apart(self, x: Tensor) -> bool:
-        """Return whether x and `skip` are read as they are, rather than copied into one."""
-        return reads_apart(self.kernels, x, self.weight, self.num_groups)
+    def reads_separately(self, x: Tensor) -> bool:
+        """Return whether x and `skip` are read separately, without concatenating them."""
+        return reads_separately(self.kernels, x, self.weight, self.num_groups)
 
 
 class DeferredBiasConv2d(nn.Conv2d):
-    """A convolution that leaves adding its bias to the next layer, which saves a pass."""
+    """A convolution whose bias is added by the next layer, which saves a pass."""
 
-    native = False  # by a kernel of our own; `use_kernels` sets it
+    native = False  # set by `use_kernels`
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return the convolution without bias, and `added` [B, C] plus the bias."""
-        assert self.bias is not None, "without a bias there is nothing to leave"
+        assert self.bias is not None, "the layer is built with a bias"
         bias = self.bias.expand(x.shape[0], -1) if added is None else added + self.bias
         if self.native:
             return winograd.convolve(self, x, bias=False), bias
@@ -75,74 +65,69 @@ class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution as a matrix product over the positions of channels_last images."""
 
     def __init__(self, inputs: int, outputs: int):
-        """Map `inputs` channels to `outputs`."""
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map [B, C, H, W]; the channels of `skip` follow those of x, which no copy then joins."""
+        """Map concat(x, skip), [B, C, H, W], without concatenating them."""
         weight = self.weight.flatten(1)
         x = x.permute(0, 2, 3, 1)
         if skip is None:
             y = functional.linear(x, weight, self.bias)
         else:
-            of_x, of_skip = weight.split([x.shape[-1], skip.shape[1]], dim=1)
-            y = functional.linear(x, of_x, self.bias)
-            y = y + functional.linear(skip.permute(0, 2, 3, 1), of_skip)
+            weight_x, weight_skip = weight.split([x.shape[-1], skip.shape[1]], dim=1)
+            y = functional.linear(x, weight_x, self.bias)
+            y = y + functional.linear(skip.permute(0, 2, 3, 1), weight_skip)
         return y.permute(0, 3, 1, 2)
 
 
 def group_norm(channels: int, silu: bool = False) -> NormAct:
-    """Make a GroupNorm of at most 32 groups with at least 4 channels each, where they divide."""
+    """Return a GroupNorm of at most 32 groups of at least 4 channels (fewer groups if uneven)."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return NormAct(groups, channels, silu)
 
 
 def use_kernels(net: nn.Module, device: torch.device | None = None) -> None:
-    """Use our own kernels in a net on `device`, where there are some for it.
-
-    The default device is that of the net's parameters.
-    """
+    """Use this package's kernels in a network on `device` (default: that of its parameters)."""
     kernels = kernels_for(next(net.parameters()).device if device is None else device)
     for module in net.modules():
         if isinstance(module, NormAct):
             module.kernels = kernels
         elif isinstance(module, DeferredBiasConv2d):
-            module.native = kernels == "native" and winograd.suits(module)
+            module.native = kernels == "native" and winograd.is_supported(module)
     if kernels == "native":
         winograd.use_in(net)
 
 
 def recompute_activations(net: nn.Module) -> int:
-    """Let each `recomputable` module keep its input only (Chen et al. 2016); say how many do.
+    """Checkpoint the activations of each `recomputable` module; return their number.
 
-    What it computes within is computed again in the backward pass, dropout too: it is no stream.
+    Only its input is kept and the rest recomputed in the backward pass (Chen et al. 2016), with the
+    same dropout, which depends on no generator state.
     """
-    found = [module for module in net.modules() if getattr(module, "recomputable", False)]
-    for module in found:
-        module.forward = functools.partial(_recomputed, module.forward)
-    return len(found)
+    modules = [module for module in net.modules() if getattr(module, "recomputable", False)]
+    for module in modules:
+        module.forward = functools.partial(_checkpointed, module.forward)
+    return len(modules)
 
 
-def _recomputed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
-    """Checkpoint the activations of `forward`; torch supports this in reverse mode only."""
+def _checkpointed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
+    """Call `forward` with checkpointing, which torch supports in reverse mode only."""
     if under_transform():
         return forward(*args, **named)
-    made: Tensor = checkpoint(
-        forward, *args, use_reentrant=False, preserve_rng_state=False, **named
-    )
-    return made
+    out: Tensor = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **named)
+    return out
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Repeat each pixel of [B, C, H, W] twice along both sides: nearest-neighbour upsampling."""
+    """Upsample [B, C, H, W] by 2 with nearest neighbours."""
     return repeat_pixels(x) if x.is_cuda else functional.interpolate(x, scale_factor=2)
 
 
 def repeat_pixels(x: Tensor) -> Tensor:
-    """Do what `upsample` does by broadcasting, so that the gradient is a plain sum of four pixels.
+    """Upsample by broadcasting, so that the gradient is a plain sum of four pixels.
 
-    Compiled for a GPU, the backward pass of `interpolate` adds into fp32 NCHW memory by atomics: in
-    no fixed order, and in a layout that each convolution before it then has to copy.
+    Compiled for a GPU, the backward pass of `interpolate` adds by atomics: in no fixed order, and
+    into fp32 NCHW memory, which the preceding convolution has to copy.
     """
     batch, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :]
@@ -167,10 +152,10 @@ def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -
 
 
 def join(h: Tensor, skip: Tensor) -> Tensor:
-    """Put the channels of two images [B, C, H, W] behind each other.
+    """Concatenate the channels of two images [B, C, H, W].
 
-    As `torch.cat`, but for the gradient of h, which is given in channels_last: a mere view of some
-    channels would be copied by each convolution that it goes back to.
+    Unlike `torch.cat`, the gradient of h is channels_last: a view of some channels would be copied
+    by each convolution that it flows back to.
     """
     if under_transform():
         return torch.cat([h, skip], dim=1)
@@ -189,22 +174,21 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        of_h = grad[:, : ctx.channels].contiguous(memory_format=torch.channels_last)
-        return of_h, grad[:, ctx.channels :]
+        grad_h = grad[:, : ctx.channels].contiguous(memory_format=torch.channels_last)
+        return grad_h, grad[:, ctx.channels :]
 
 
 Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 def zeroed(layer: Conv) -> Conv:
-    """Let a convolution output zero at first, so that its block begins as the identity.
+    """Zero a convolution's weights, so that its block starts as the identity.
 
-    All other layers keep torch's initialisation: it makes weights smaller than DDPM's variance
-    scaling, so that steps of Adam change them faster, and small nets learn in a fraction of the
-    steps.
+    All other layers keep torch's initialization, whose weights are smaller than DDPM's variance
+    scaling: steps of Adam change them faster, and small networks learn in a fraction of the steps.
     """
     nn.init.zeros_(layer.weight)
-    assert layer.bias is not None, "layers here have a bias"
+    assert layer.bias is not None, "the layer is built with a bias"
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -219,7 +203,7 @@ class Attention(nn.Module):
     recomputable = True
 
     def __init__(self, channels: int, num_heads: int = 1):
-        """Prepare `num_heads` heads of channels / num_heads each."""
+        """Build `num_heads` heads of channels / num_heads each."""
         super().__init__()
         self.num_heads = num_heads
         self.norm = group_norm(channels)
@@ -227,9 +211,9 @@ class Attention(nn.Module):
         self.out = zeroed(PointwiseConv2d(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give x plus what attention adds to it."""
+        """Return x + attention(norm(x))."""
         batch, channels, height, width = x.shape
-        # In channels_last the permuted view is [B, places, 3 C] without a copy.
+        # In channels_last the permuted view is [B, positions, 3 C] without a copy.
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3, -1)
         query, key, value = (
             part.reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
@@ -241,8 +225,52 @@ class Attention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return softmax(query key^T / sqrt(channels)) value of [B, heads, places, channels]."""
+    """Return softmax(query key^T / sqrt(channels)) value of [B, heads, positions, channels]."""
     if under_transform():  # torch's fused kernels have no forward-mode derivative
         weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
         return weights @ value
     return functional.scaled_dot_product_attention(query, key, value)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` with the deterministic gradient of `embed`."""
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Return the row of each label."""
+        return embed(labels, self.weight)
+
+
+def embed(labels: Tensor, weight: Tensor) -> Tensor:
+    """Return weight[labels]: int64 [...] and [N, D] to [..., D].
+
+    Unlike `functional.embedding`, the weight's gradient is a matrix product and so deterministic:
+    compiled for a GPU, torch adds the rows of a label in no fixed order. For few classes, since a
+    label costs N multiplications.
+    """
+    if under_transform():
+        return functional.embedding(labels, weight)
+    rows: Tensor = _Embed.apply(labels, weight)
+    return rows
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(labels: Tensor, weight: Tensor) -> Tensor:
+        return functional.embedding(labels, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        labels, weight = inputs
+        ctx.save_for_backward(labels)
+        ctx.num_rows = weight.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        """Return one_hot(labels)^T grad, [N, D], summed in fp32 or fp64."""
+        (labels,) = ctx.saved_tensors
+        # Not functional.one_hot, which reads the labels on a CPU and so cannot be compiled.
+        rows = torch.arange(ctx.num_rows, device=labels.device)
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        one_hot = (labels.flatten() == rows[:, None]).to(dtype)
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, (one_hot @ grad.flatten(0, -2).to(dtype)).to(grad.dtype)

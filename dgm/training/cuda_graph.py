@@ -9,7 +9,7 @@ recording ("capture", in CUDA's terms) requires of a step (pytorch.org, "CUDA se
 - All that changes from step to step lies in tensors at fixed addresses (`StaticInputs`): the
   images' numbers, images seen, rate, counts of updates. The host overwrites them by one copy from
   pinned memory. Work that differs between steps (a penalty in every 16th) has a graph for each
-  kind, see `dgm.objective.Varying`.
+  kind, see `dgm.objective.StepDependent`.
 - Weights, moments, buffers, the watch's note and the output lie outside of the graph's memory pool
   and are written in place. Nothing in the pool outlives a replay: gradients are None before and
   after a step, and autocast's copies of weights are made and dropped within it. So all graphs of a
@@ -37,7 +37,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dgm.objective import Batch, Phase, Varying
+from dgm.objective import Batch, Phase, StepDependent
 from dgm.rng import Draws
 from dgm.training.job import TrainConfig, records_steps
 from dgm.training.learner import Whole
@@ -239,7 +239,7 @@ class StepGraphs:
     def of(self, phase: Phase, step: int) -> RecordedStep:
         """Return the recorded step that does the work of this one."""
         objective = self.step.objective
-        variant = objective.variant(phase, step) if isinstance(objective, Varying) else None
+        variant = objective.variant(phase, step) if isinstance(objective, StepDependent) else None
         key = (phase.name, variant)
         if key not in self.steps:
             self.steps[key] = self._make(phase)

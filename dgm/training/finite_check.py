@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.objective import Batch, Layered, Nets, Objective
+from dgm.objective import Batch, Nets, NonFiniteFinder, Objective
 from dgm.rng import Draws
 from dgm.training.engine import Engine
 from dgm.training.sampler import Batches
@@ -68,7 +68,7 @@ class FiniteWatch:
         )
 
     def _find(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
-        if not isinstance(self.objective, Layered):
+        if not isinstance(self.objective, NonFiniteFinder):
             return None
         with torch.no_grad(), self.engine.autocast():
             return self.objective.find_non_finite(nets, batch, draws)

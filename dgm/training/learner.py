@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgm.nn.kernels.update import gradient_norm
+from dgm.nn.kernels.adamw import gradient_norm
 from dgm.training.optimizer import AdamW, Average, OptimConfig, decayed_weights, learnt
 from dgm.training.state_dicts import frozen_copy, in_channels_last, load_moments, moments_of
 

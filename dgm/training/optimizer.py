@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.nn.kernels import native, update
+from dgm.nn.kernels import adamw, native
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class AdamW:
         self._decayed = {id(p) for p in (self.parameters if decayed is None else decayed)}
         self.native = (
             kernels
-            and native.serves(*self.parameters)
-            and all(map(update.is_dense, self.parameters))
+            and native.supports(*self.parameters)
+            and all(map(adamw.is_dense, self.parameters))
         )
         self.moments: dict[Tensor, Moments] = {}
         self._on_device: OnDevice | None = None
@@ -160,11 +160,11 @@ class AdamW:
         along = (
             average if len(weights) == len(self.parameters) and _alike(average, weights) else None
         )
-        update.adamw_(
+        adamw.adamw_(
             weights, [p.grad for p in weights if p.grad is not None],
             [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
             None if along is None else along.weights, [m.step for m in own],
-            update.Rule(
+            adamw.AdamWConfig(
                 lr, self.config.betas, self.config.eps, self.config.weight_decay,
                 0.0 if along is None else along.share,
             ),
@@ -216,7 +216,7 @@ def _alike(average: Average | None, weights: list[Tensor]) -> bool:
 
 def _gradients(weights: list[Tensor]) -> list[Tensor]:
     """Return the gradients, laid out in memory as the weights, which is what fused kernels take."""
-    return update.laid_out_as(weights, [p.grad for p in weights if p.grad is not None])
+    return adamw.with_strides_of(weights, [p.grad for p in weights if p.grad is not None])
 
 
 def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ import torch
 
 from dgm.common.errors import UserError
 from dgm.objective import Batch
-from dgm.rng import ORDER_BLOCK, Draws, order
+from dgm.rng import PERMUTATION_BLOCK, Draws, permutation_block
 from dgm.training.device_loader import Feed, Images
 
 
@@ -93,7 +93,7 @@ class Batches:
         index, epochs, position = [], [], start
         while position < start + count:
             epoch, place = divmod(position, self.length)
-            block, first = divmod(place, ORDER_BLOCK)
+            block, first = divmod(place, PERMUTATION_BLOCK)
             run = self._order(epoch, block)[first : first + start + count - position]
             index.append(run)
             epochs.append(torch.full_like(run, epoch))
@@ -104,7 +104,7 @@ class Batches:
         for key, found in self._orders:
             if key == (epoch, block):
                 return found
-        found = order(self.seed, epoch, self.length, block)
+        found = permutation_block(self.seed, epoch, self.length, block)
         # A batch may straddle two blocks, so the one before is kept; older ones are not needed.
         self._orders = [*self._orders[-1:], ((epoch, block), found)]
         return found

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.images import evenly, fit_grid, grid, to_uint8
-from dgm.objective import Nets, Objective, Pictured
+from dgm.images import evenly_spaced, fit_grid, grid, to_uint8
+from dgm.objective import Nets, Objective, Visualizable
 from dgm.rng import Draws
 from dgm.training.engine import Engine
 from dgm.training.oom import is_lack_of_memory
@@ -76,9 +76,9 @@ def draw_sheets(
     if not engine.is_main:
         return {}
     sheets = {"samples": grid(to_uint8(made, objective.pixels), columns)}
-    if isinstance(objective, Pictured):
+    if isinstance(objective, Visualizable):
         with torch.no_grad(), engine.autocast():
-            drawn = objective.pictures(nets, *batches.first_images(_SHOWN, engine.device))
+            drawn = objective.visualize(nets, *batches.first_images(_SHOWN, engine.device))
         for name, images in drawn.items():
             rows, columns = fit_grid(*images.shape[:2], *images.shape[3:])
             sheet = to_uint8(images[:rows, :columns].flatten(0, 1), objective.pixels)
@@ -89,6 +89,6 @@ def draw_sheets(
 def shown_classes(
     num_classes: int, per_class: int, height: int, width: int
 ) -> tuple[list[int], int]:
-    """Return the classes, evenly spaced, and the images of each that a sheet has space for."""
+    """Return the classes, evenly spaced, and the images of each that fit on a sheet."""
     rows, columns = fit_grid(num_classes, per_class, height, width)
-    return evenly(num_classes, rows), columns
+    return evenly_spaced(num_classes, rows), columns

@@ -1,7 +1,7 @@
-"""How probable stored pixels are, given what the decoder says: -log p(x | z), nats.
+"""The decoder's likelihoods: -log p(x | z) of stored pixels, nats.
 
-Both likelihoods speak of images in [-1, 1] and give nats of the stored grey levels, so that their
-bounds compare. Shapes: images uint8 [B, H, W, C], all else [B, C, H, W].
+Both are for images in [-1, 1], in nats of the stored grey levels, so their bounds are comparable.
+Shapes: images uint8 [B, H, W, C], all else [B, C, H, W].
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from dgm.rng import Draws
 LikelihoodName = Literal["discretized_logistic", "gaussian"]
 
 
-class Pixels(NamedTuple):
-    """A distribution of each pixel: its mean and the logarithm of its scale."""
+class PixelDistribution(NamedTuple):
+    """Mean and log scale of each pixel."""
 
     mean: Tensor
     log_scale: Tensor
 
 
 def reconstruction_nll(
-    name: LikelihoodName, images: Tensor, pixels: Pixels, draws: Draws
+    name: LikelihoodName, images: Tensor, pixels: PixelDistribution, draws: Draws
 ) -> Tensor:
-    """Compute -log p of each image, nats [B]; `draws` dequantise for the Gaussian."""
+    """Return -log p of each image, nats [B]; `draws` are for the Gaussian's dequantisation."""
     if name == "discretized_logistic":
         nll = discretized_logistic_nll(images, pixels)
     else:
@@ -37,8 +37,8 @@ def reconstruction_nll(
     return nll.flatten(1).sum(1)
 
 
-def discretized_logistic_nll(images: Tensor, pixels: Pixels) -> Tensor:
-    """Compute -log of a logistic's mass in each stored grey level, nats (Kingma et al. 2016).
+def discretized_logistic_nll(images: Tensor, pixels: PixelDistribution) -> Tensor:
+    """Return -log of a logistic's mass in each stored grey level, nats (Kingma et al. 2016).
 
     The mass of level x is `S((x + h - mean) / s) - S((x - h - mean) / s)`, where S is the sigmoid,
     s the scale and h half a level; the first and last level reach to infinity (Salimans et al.
@@ -49,37 +49,36 @@ def discretized_logistic_nll(images: Tensor, pixels: Pixels) -> Tensor:
     inverse = torch.exp(-pixels.log_scale)
     upper = (x - pixels.mean + width / 2) * inverse
     lower = (x - pixels.mean - width / 2) * inverse
-    # S(a) - S(b) = S(a) S(-b) (1 - exp(b - a)): in logarithms nothing cancels, however far the
-    # tail, and no mass has to be held above a least one.
-    nothing = torch.zeros((), dtype=x.dtype, device=x.device)
-    below = torch.where(levels == 255, nothing, functional.logsigmoid(upper))
-    above = torch.where(levels == 0, nothing, functional.logsigmoid(-lower))
+    # S(a) - S(b) = S(a) S(-b) (1 - exp(b - a)): in logarithms nothing cancels in the tails, and no
+    # mass has to be clamped.
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    below = torch.where(levels == 255, zero, functional.logsigmoid(upper))
+    above = torch.where(levels == 0, zero, functional.logsigmoid(-lower))
     within = torch.log(-torch.expm1(-width * inverse))
     inner = (levels > 0) & (levels < 255)
-    return -(below + above + torch.where(inner, within, nothing))
+    return -(below + above + torch.where(inner, within, zero))
 
 
-def gaussian_nll(x: Tensor, pixels: Pixels) -> Tensor:
-    """Bound -log of a Gaussian's mass in each grey level by its density, nats.
+def gaussian_nll(x: Tensor, pixels: PixelDistribution) -> Tensor:
+    """Return an upper bound on -log of a Gaussian's mass in each grey level, nats.
 
-    x holds dequantised images (pixels.DEQUANTIZED). Subtracting log(bin_width) from the negative
-    log-density gives a bound for the stored image: on average over the dequantisation noise the
-    sum is at least -log P (Theis et al. 2016, section 3.1).
+    x are dequantised images (preprocessing.DEQUANTIZED). The negative log-density minus
+    log(bin_width) is at least -log P of the stored image, on average over the dequantisation noise
+    (Theis et al. 2016, section 3.1).
     """
     error, width = (x - pixels.mean) * torch.exp(-pixels.log_scale), math.log(DEQUANTIZED.bin_width)
     return 0.5 * error.square() + pixels.log_scale + (0.5 * math.log(2 * math.pi) - width)
 
 
-def draw_pixels(name: LikelihoodName, pixels: Pixels, draws: Draws) -> Tensor:
-    """Draw grey levels from p(x | z), images of the objective's pixel map."""
-    mean, spread = pixels.mean, torch.exp(pixels.log_scale)
+def sample_pixels(name: LikelihoodName, pixels: PixelDistribution, draws: Draws) -> Tensor:
+    """Draw grey levels from p(x | z), as images of the objective's pixel map."""
+    mean, scale = pixels.mean, torch.exp(pixels.log_scale)
     _, channels, height, width = mean.shape
     shape = height, width, channels
     if name == "discretized_logistic":
-        share = draws.uniform("pixels", shape, mean.dtype) + 2.0**-25  # neither 0 nor 1
-        x = mean + spread * torch.logit(share.clamp(max=1 - 2.0**-24)).permute(0, 3, 1, 2)
-        of = STANDARD
+        uniform = draws.uniform("pixels", shape, mean.dtype) + 2.0**-25  # neither 0 nor 1
+        noise, pixel_map = torch.logit(uniform.clamp(max=1 - 2.0**-24)), STANDARD
     else:
-        x = mean + spread * draws.normal("pixels", shape, mean.dtype).permute(0, 3, 1, 2)
-        of = DEQUANTIZED
-    return of.from_levels((of.to_levels(x) + 0.5).floor())
+        noise, pixel_map = draws.normal("pixels", shape, mean.dtype), DEQUANTIZED
+    x = mean + scale * noise.permute(0, 3, 1, 2)
+    return pixel_map.from_levels((pixel_map.to_levels(x) + 0.5).floor())

@@ -1,4 +1,4 @@
-"""The VAE's objective: its bound, what of it the loop minimises, and how to sample."""
+"""The VAE objective: training loss, sampling, bounds and visualizations."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from dgm.common.errors import UserError
 from dgm.common.progress import advance
 from dgm.common.validation import check_range
 from dgm.objective import Batch, Nets, Phase
-from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_mirrored, flip_images
+from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_flips, flip_images
 from dgm.rng import Draws
-from dgm.vae.likelihood import LikelihoodName, draw_pixels, reconstruction_nll
+from dgm.vae.likelihood import LikelihoodName, reconstruction_nll, sample_pixels
 from dgm.vae.networks import VAE
-from dgm.vae.posterior import Posterior, kl_weight, with_free_bits
+from dgm.vae.posterior import Posterior, apply_free_bits, kl_weight
 from dgm.vae.visualization import decode, interpolation, reconstructions, traversal
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """How the bound is made and weighed; the defaults are those of vae_1_plain.yaml."""
+    """Terms of the loss; the defaults are those of vae_1_plain.yaml."""
 
     likelihood: LikelihoodName = "discretized_logistic"
     """p(x | z): the mass of a logistic in each grey level, or a Gaussian on dequantised pixels."""
     scale: Literal["pixel", "channel"] = "pixel"
-    """Learn the likelihood's scale for each pixel of each image, or one for each channel."""
+    """Predict the likelihood's scale per pixel, or learn one per channel."""
     beta: float = 1.0
-    """Weight of the KL in the loss; 1 makes it the bound on -log p."""
+    """Weight of the KL in the loss; with 1 the loss is the bound on -log p."""
     kl_warmup_images: int = 500_000
     """Images over which the weight of the KL rises from 0 to `beta`."""
     free_bits: float = 0.0
-    """Nats that each latent dimension may say of each image without being pressed to say less."""
+    """KL below which a latent dimension of an image is not penalised, nats."""
     flip: bool = True
     """Mirror each image with probability 1/2."""
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """How images are made from a trained net."""
+class VAESampleConfig:
+    """How images are sampled from a trained network."""
 
     temperature: float = 1.0
-    """Standard deviation of the latents; 1 is the prior's, less gives likelier, more alike ones."""
+    """Standard deviation of the latents; below 1 for more typical, less varied images."""
     add_noise: bool = False
-    """Draw each pixel from the likelihood; else take its mean."""
+    """Draw each pixel from the likelihood instead of taking its mean."""
     batch: int = 250
     """Images per forward pass of each process; has no effect on the images."""
 
 
 class VAEObjective:
-    """Train one net to encode and decode; sample from its decoder."""
+    """Train one network to encode and decode; sample from its decoder."""
 
     phases = (Phase("autoencode", "vae"),)
     num_classes = None
@@ -61,11 +61,11 @@ class VAEObjective:
     def __init__(
         self,
         config: VAEConfig,
-        sample: SampleConfig,
+        sample: VAESampleConfig,
         latent: int,
         dtype: torch.dtype = torch.float32,
     ):
-        """Prepare for a net of so many latent dimensions; raises UserError for bad settings."""
+        """Set up for `latent` dimensions; raise UserError for invalid settings."""
         _check(config)
         _check_sample(sample)
         self.config, self.sample_config = config, sample
@@ -74,25 +74,25 @@ class VAEObjective:
         self.pixels = DEQUANTIZED if config.likelihood == "gaussian" else STANDARD
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute the loss of a micro-batch; every named value is a mean over images, [].
+        """Return the loss of a micro-batch; every named value is a mean over images, [].
 
         `loss` is (reconstruction_nll + beta KL) / (D ln 2), in bits per dimension, with free bits.
-        `elbo` and `bits_per_dim_bound` are of beta = 1 without them; nats are per image.
+        `elbo` and `bits_per_dim_bound` have beta 1 and no free bits; nats are per image.
         """
         config = self.config
         images = batch.images
         if config.flip:
-            images = flip_images(images, draw_mirrored(draws))
+            images = flip_images(images, draw_flips(draws))
         posterior, pixels = nets[phase.net](
             self.pixels.scale(images, self.dtype), self._noise(draws)
         )
         reconstruction = reconstruction_nll(config.likelihood, images, pixels, draws)
         per_dimension = posterior.kl()
-        kl, paid = per_dimension.sum(1), with_free_bits(per_dimension, config.free_bits)
+        kl, kl_loss = per_dimension.sum(1), apply_free_bits(per_dimension, config.free_bits)
         beta = kl_weight(config.beta, batch.images_seen, config.kl_warmup_images)
         bits = images[0].numel() * math.log(2)
         return {
-            "loss": (reconstruction + beta * paid).mean() / bits,
+            "loss": (reconstruction + beta * kl_loss).mean() / bits,
             "reconstruction_nll": reconstruction.mean(),
             "kl": kl.mean(),
             "elbo": -(reconstruction + kl).mean(),
@@ -101,39 +101,39 @@ class VAEObjective:
         }
 
     def latents(self, draws: Draws) -> Tensor:
-        """Draw latents of the prior, [B, latent]."""
+        """Draw latents from the prior, [B, latent]."""
         return draws.normal("latent", (self.latent,), self.dtype)
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
-        """Give the means of q(z | x), [B, latent]; nothing is drawn."""
+        """Return the means of q(z | x), [B, latent]; `draws` is unused."""
         return self._encode(nets, batch).mu
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Give the decoder's means, held within [-1, 1]; there are no classes to ask for."""
+        """Return the decoder's means, clipped to [-1, 1]; `labels` is unused."""
         return decode(cast(VAE, nets["vae"]), z)
 
     def kl_by_latent(self, nets: Nets, batch: Batch) -> Tensor:
-        """Compute KL(q(z | x) || N(0, 1)) of each latent dimension, nats [B, latent]."""
+        """Return KL(q(z | x) || N(0, 1)) of each latent dimension, nats [B, latent]."""
         return self._encode(nets, batch).kl()
 
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
+        """Sample `count` images, [count, C, H, W] in [-1, 1]; image i by the draws of index i.
 
-        `knobs` replace entries of the run's SampleConfig.
+        `knobs` replace fields of the run's VAESampleConfig.
         """
-        config = SampleConfig(**{**vars(self.sample_config), **knobs})
+        config = VAESampleConfig(**{**vars(self.sample_config), **knobs})
         _check_sample(config)
         net = cast(VAE, nets["vae"])
         parts = []
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
-            own = draws.part(part)
-            z = config.temperature * self.latents(own)
+            part_draws = draws.part(part)
+            z = config.temperature * self.latents(part_draws)
             if config.add_noise:
-                parts.append(draw_pixels(self.config.likelihood, net.decoder(z), own))
+                parts.append(sample_pixels(self.config.likelihood, net.decoder(z), part_draws))
             else:
                 parts.append(decode(net, z))
             advance(len(z))
@@ -141,9 +141,9 @@ class VAEObjective:
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Bound -log p of stored images from above by one draw of z, nats: terms, each [B]."""
+        """Return the terms of the bound on -log p of stored images, by one draw of z, nats [B]."""
         posterior = self._encode(nets, batch)
-        pixels = cast(VAE, nets["vae"]).decoder(posterior.at(self._noise(draws)))
+        pixels = cast(VAE, nets["vae"]).decoder(posterior.sample(self._noise(draws)))
         nll = reconstruction_nll(self.config.likelihood, batch.images, pixels, draws)
         return {"reconstruction_nll": nll, "kl": posterior.kl().sum(1)}
 
@@ -151,12 +151,12 @@ class VAEObjective:
     def importance_weighted_nats(
         self, nets: Nets, batch: Batch, draws: Draws, num_samples: int
     ) -> Tensor:
-        """Bound -log p of stored images more closely, nats [B] (Burda et al. 2016).
+        """Return the importance-weighted bound on -log p, nats [B] (Burda et al. 2016).
 
-        -log mean_k p(x | z_k) p(z_k) / q(z_k | x), z_k from the draws of step k; one pass of the
-        decoder per sample, so that memory does not grow with `num_samples`. With one sample it
-        is on average the sum of `nats`, with many it goes to -log p. The Gaussian's dequantising
-        noise is drawn anew for each sample too, which keeps it a bound.
+        -log mean_k p(x | z_k) p(z_k) / q(z_k | x), z_k from the draws of step k; one decoder pass
+        per sample, so memory does not grow with `num_samples`. For one sample its mean is the sum
+        of `nats`; for many it converges to -log p. The Gaussian's dequantisation noise is drawn per
+        sample too, which keeps it a bound.
         """
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: choose 1 or more")
@@ -164,16 +164,16 @@ class VAEObjective:
         decoder = cast(VAE, nets["vae"]).decoder
         log_sum = posterior.mu.new_full((len(batch.images),), -math.inf)
         for k in range(num_samples):
-            own = draws.at(k)
-            noise = self._noise(own)
-            pixels = decoder(posterior.at(noise))
-            nll = reconstruction_nll(self.config.likelihood, batch.images, pixels, own)
+            sample_draws = draws.at(k)
+            noise = self._noise(sample_draws)
+            pixels = decoder(posterior.sample(noise))
+            nll = reconstruction_nll(self.config.likelihood, batch.images, pixels, sample_draws)
             log_sum = torch.logaddexp(log_sum, posterior.log_ratio(noise) - nll)
         return math.log(num_samples) - log_sum
 
     @torch.no_grad()
-    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Draw reconstructions, interpolation and traversal of two or more images."""
+    def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Return reconstructions, interpolations and a traversal of two or more images."""
         net = cast(VAE, nets["vae"])
         posterior = self._encode(nets, batch)
         x = self.pixels.scale(batch.images, self.dtype)
@@ -194,6 +194,6 @@ def _check(config: VAEConfig) -> None:
     check_range(config, "vae.", "beta", "kl_warmup_images", "free_bits", min=0)
 
 
-def _check_sample(config: SampleConfig) -> None:
+def _check_sample(config: VAESampleConfig) -> None:
     check_range(config, "sample.", "temperature", above=0)
     check_range(config, "sample.", "batch", min=1)

@@ -1,6 +1,6 @@
-"""What there is to see of a VAE: reconstructions, ways between images, single latents.
+"""Image grids of a VAE: reconstructions, interpolations, latent traversals.
 
-Sheets are [rows, columns, C, H, W] in [-1, 1]: the decoder's means, of the encoder's means.
+Grids are [rows, columns, C, H, W] in [-1, 1], the decoder's means at the encoder's means.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dgm.latent_space import lerp_path
 from dgm.vae.networks import VAE
 from dgm.vae.posterior import Posterior
 
 MAX_ROWS = 8
 COLUMNS = 10
 PAIRS_PER_ROW = 5
-REACH = 3.0  # standard deviations of the prior, either way
+REACH = 3.0  # standard deviations of the prior
 
 
 def reconstructions(net: VAE, x: Tensor, mu: Tensor) -> Tensor:
-    """Lay out images beside what is left of them: original, reconstruction, original, ..."""
+    """Return images beside their reconstructions: original, reconstruction, original, ..."""
     pairs = min(PAIRS_PER_ROW, len(x))
     rows = min(MAX_ROWS, len(x) // pairs)
     count = rows * pairs
@@ -27,19 +28,17 @@ def reconstructions(net: VAE, x: Tensor, mu: Tensor) -> Tensor:
 
 
 def interpolation(net: VAE, mu: Tensor) -> Tensor:
-    """Go from one image's encoding to the next one's, a row for each pair, in ten columns.
+    """Return linear interpolations between encodings, a row of ten images for each pair.
 
-    Straight on: that is defined for any two encodings and any latent size. Going along a sphere
-    suits two draws from the prior, which lie at one distance from 0; encodings do not.
+    Not spherical, which suits draws from the prior: encodings have different norms.
     """
     rows = min(MAX_ROWS, len(mu) // 2)
     start, end = mu[0 : 2 * rows : 2], mu[1 : 2 * rows : 2]
-    share = torch.linspace(0, 1, COLUMNS, dtype=mu.dtype, device=mu.device)[:, None]
-    return _sheet(net, torch.lerp(start[:, None], end[:, None], share))
+    return _decode_rows(net, lerp_path(start, end, COLUMNS))
 
 
 def traversal(net: VAE, posterior: Posterior) -> Tensor:
-    """Move one dimension of the first image's encoding at a time from -3 to 3.
+    """Vary one dimension of the first image's encoding at a time from -3 to 3.
 
     Rows: the dimensions with the largest mean KL over the batch, largest first.
     """
@@ -48,14 +47,14 @@ def traversal(net: VAE, posterior: Posterior) -> Tensor:
     reach = torch.linspace(-REACH, REACH, COLUMNS, dtype=mu.dtype, device=mu.device)
     z = mu[0].repeat(len(dims), COLUMNS, 1)
     z[torch.arange(len(dims)), :, dims] = reach
-    return _sheet(net, z)
+    return _decode_rows(net, z)
 
 
 def decode(net: VAE, z: Tensor) -> Tensor:
-    """Give the decoder's means, held within [-1, 1]."""
+    """Return the decoder's means, clipped to [-1, 1]."""
     return net.decoder(z).mean.clamp(-1, 1)
 
 
-def _sheet(net: VAE, z: Tensor) -> Tensor:
-    # Row by row, so that no more images than columns are in memory at a time.
+def _decode_rows(net: VAE, z: Tensor) -> Tensor:
+    # Row by row, to limit memory.
     return torch.stack([decode(net, row) for row in z])

@@ -15,7 +15,7 @@ from dgm.cli import denoise
 from dgm.cli.denoise import choose_steps, curve_of
 from dgm.cli.load_run import Trained
 from dgm.common.errors import UserError
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 
 ROOT = Path(__file__).parents[2]
 DENOISE = ROOT / "launch" / "denoise.py"
@@ -85,7 +85,7 @@ def test_steps_are_read():
 
 
 def test_images_too_small_to_compare_are_refused(monkeypatch: pytest.MonkeyPatch):
-    objective = DiffusionObjective(DiffusionConfig(), SampleConfig(), (8, 8, 3), 10)
+    objective = DiffusionObjective(DiffusionConfig(), DiffusionSampleConfig(), (8, 8, 3), 10)
     trained = Trained("diffusion", objective, {}, [], 0)
     monkeypatch.setattr(denoise, "open_trained", lambda *_: trained)
     options = denoise.make_parser().parse_args(["runs/x"])

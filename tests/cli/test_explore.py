@@ -15,14 +15,14 @@ from PIL import Image
 from dgm.cli.explore import choose_settings, make_parser, sheets_of
 from dgm.cli.load_run import Trained
 from dgm.common.errors import UserError
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 
 ROOT = Path(__file__).parents[2]
 EXPLORE = ROOT / "launch" / "explore.py"
 FEW = ["--epochs", 1, "--num_images", 20, "--num_pairs", 2, "--num_shown", 5]
 GIVEN = {
     "diffusion": ["--guidance", "1,3", "--steps", "2,4"],
-    "gan": ["--truncation", "0.5,1"],
+    "gan": ["--temperature", "0.5,1"],
     "vae": ["--temperature", "0.5,1"],
     "flow": ["--temperature", "0.5,1"],
 }
@@ -110,7 +110,9 @@ def test_mistakes_are_one_line(run_warm: Callable, tiny_run: Callable, tmp_path:
 
 
 def chosen(words: list[str], **config: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    objective = DiffusionObjective(DiffusionConfig(**config), SampleConfig(steps=1), (8, 8, 3), 10)
+    objective = DiffusionObjective(
+        DiffusionConfig(**config), DiffusionSampleConfig(steps=1), (8, 8, 3), 10
+    )
     options = make_parser().parse_args(["runs/x", *words])
     return choose_settings(options, Trained("diffusion", objective, {}, [], 0))
 
@@ -138,7 +140,7 @@ def test_steps_by_default_are_those_that_the_schedule_has():
         (["--guidance", "-1"], "--guidance names -1.0: choose 0 or more"),
         (["--guidance", "nan"], "--guidance names nan: choose 0 or more"),
         (["--guidance", "1,,2"], "--guidance is '1,,2': give numbers with commas"),
-        (["--truncation", "1"], "--truncation 1 means nothing to a diffusion run"),
+        (["--temperature", "1"], "--temperature 1 means nothing to a diffusion run"),
     ],
 )
 def test_values_that_make_no_sense_are_named(words: list[str], said: str):

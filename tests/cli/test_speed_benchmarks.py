@@ -18,7 +18,7 @@ from torch import nn
 
 from dgm.benchmarks import machine, noise, sample
 from dgm.benchmarks.scaling import model
-from dgm.diffusion.forward_process import Noised
+from dgm.diffusion.forward_process import NoisedImages
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
 
@@ -89,7 +89,7 @@ def test_noising_counts_what_it_writes_in_its_own_type(capsys: pytest.CaptureFix
     assert "batch 4: " in capsys.readouterr().out
     given = noise.Inputs.make(4, torch.device("cpu"), 0)
     images = torch.zeros(4, 3, 32, 32, dtype=torch.bfloat16)
-    half = noise.moved_bytes(given, Noised(images, images, images))
+    half = noise.moved_bytes(given, NoisedImages(images, images, images))
     assert half == 4 * (32 * 32 * 3 * (1 + 3 * 2) + 8)
 
 

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from small_diffusion import NUM_CLASSES, SAMPLE, SMALL, Told, objective, unet
+from small_diffusion import NUM_CLASSES, SAMPLE, SMALL, RecordingNet, objective, unet
 
-from dgm.diffusion.objective import DiffusionConfig, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionSampleConfig
 from dgm.diffusion.samplers import SamplerName
 from dgm.rng import Draws
 
@@ -35,7 +35,7 @@ def test_samples_are_finite_at_any_number_of_steps(
     )
     made = objective(config, replace(SAMPLE, sampler=sampler, clip=clip), torch.float32)
     images = made.sample(
-        {"net": Told()}, 2, torch.tensor([0, 1]), Draws.of(0, torch.arange(2)), steps=steps
+        {"net": RecordingNet()}, 2, torch.tensor([0, 1]), Draws.of(0, torch.arange(2)), steps=steps
     )
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32
     assert images.isfinite().all()
@@ -47,8 +47,8 @@ def test_samples_are_finite_at_any_number_of_steps(
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_samples_are_finite_over_all_timesteps(sampler: Any, zero_terminal_snr: bool):
     config = DiffusionConfig(num_timesteps=400, zero_terminal_snr=zero_terminal_snr, prediction="v")
-    made = objective(config, SampleConfig(sampler, 400), torch.float32)
-    images = made.sample({"net": Told()}, 2, None, Draws.of(0, torch.arange(2)))
+    made = objective(config, DiffusionSampleConfig(sampler, 400), torch.float32)
+    images = made.sample({"net": RecordingNet()}, 2, None, Draws.of(0, torch.arange(2)))
     assert images.isfinite().all() and images.abs().max() <= 1
 
 
@@ -78,13 +78,13 @@ def test_samples_do_not_depend_on_batch_or_process(sampler: Any, guidance: float
 
 
 def test_guidance_one_is_the_conditional_model_at_half_the_work():
-    made, net = objective(), Told()
+    made, net = objective(), RecordingNet()
     draws, labels = Draws.of(0, torch.arange(3)), torch.tensor([1, 2, 3])
     plain = made.sample({"net": net}, 3, labels, draws)
-    assert all(len(x) == 3 for x, _, _ in net.heard)
-    assert all(torch.equal(told, labels) for *_, told in net.heard)
+    assert all(len(x) == 3 for x, _, _ in net.calls)
+    assert all(torch.equal(given, labels) for *_, given in net.calls)
     nearly = made.sample({"net": net}, 3, labels, draws, guidance=1 + 1e-12)
-    assert len(net.heard[-1][0]) == 6
+    assert len(net.calls[-1][0]) == 6
     torch.testing.assert_close(nearly, plain, rtol=0, atol=1e-9)
     none = made.sample({"net": net}, 3, None, draws)
     nothing = made.sample({"net": net}, 3, labels, draws, guidance=0.0)
@@ -94,14 +94,14 @@ def test_guidance_one_is_the_conditional_model_at_half_the_work():
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 4.0])
 def test_guidance_extrapolates_from_no_class_to_the_class(guidance: float):
-    made, net = objective(), Told()
+    made, net = objective(), RecordingNet()
     labels = torch.tensor([0, 3])
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    said = made.denoiser(net, labels, guidance, clip=False)(x, 20)
+    out = made.denoiser(net, labels, guidance, clip=False)(x, 20)
     without = 0.5 * x.tanh() + 0.1 * NUM_CLASSES
     with_class = 0.5 * x.tanh() + 0.1 * labels[:, None, None, None]
     expected = without + guidance * (with_class - without)
-    torch.testing.assert_close(said.eps, expected, rtol=0, atol=1e-12)  # rounding
+    torch.testing.assert_close(out.eps, expected, rtol=0, atol=1e-12)  # rounding
 
 
 def test_clipping_keeps_image_and_noise_in_agreement():
@@ -109,6 +109,6 @@ def test_clipping_keeps_image_and_noise_in_agreement():
     for t in (0, 20, 49):
         alpha, sigma = made.schedule.alphas[t], made.schedule.sigmas[t]
         for clip in (True, False):
-            said = made.denoiser(Told(), None, clip=clip)(x, t)
-            torch.testing.assert_close(alpha * said.x_0 + sigma * said.eps, x, rtol=0, atol=1e-10)
-            assert (said.x_0.abs().max() <= 1) == clip
+            out = made.denoiser(RecordingNet(), None, clip=clip)(x, t)
+            torch.testing.assert_close(alpha * out.x_0 + sigma * out.eps, x, rtol=0, atol=1e-10)
+            assert (out.x_0.abs().max() <= 1) == clip

@@ -1,4 +1,4 @@
-"""Noising: what is drawn once per image, and x_t from stored pixels."""
+"""ForwardProcess: what is drawn once per image, and x_t from stored pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.diffusion import forward_process
-from dgm.diffusion.forward_process import Chosen, Example, Noising, choose, q_sample
+from dgm.diffusion.forward_process import (
+    Example,
+    ForwardProcess,
+    PerImageDraws,
+    draw_noised,
+    draw_per_image,
+)
 from dgm.diffusion.parameterization import to_x_0_and_eps
 from dgm.diffusion.schedule import linear
-from dgm.nn import compiling
-from dgm.nn.compiling import compiled
 from dgm.preprocessing import flip_images
 from dgm.rng import Draws
 
@@ -30,14 +33,14 @@ def levels(count: int, alpha: float, dtype: torch.dtype = torch.float64) -> tupl
     return torch.full(shape, alpha, dtype=dtype), torch.full(shape, sigma, dtype=dtype)
 
 
-def chosen(index: Tensor, label_drop: float = 0.1) -> Chosen:
+def drawn(index: Tensor, label_drop: float = 0.1) -> PerImageDraws:
     schedule, draws = linear(100), Draws.of(0, index, 1)
-    return choose(index % 10, schedule.alphas, schedule.sigmas, draws, label_drop, 10)
+    return draw_per_image(index % 10, schedule.alphas, schedule.sigmas, draws, label_drop, 10)
 
 
 def test_x_t_is_signal_plus_noise():
     images, (alpha, sigma) = pixels(4), levels(4, 0.6)
-    x_t, x_0, eps = q_sample(images, alpha, sigma, Draws.of(0, torch.arange(4)))
+    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(4)))
     assert x_t.shape == (4, 3, 8, 8) and x_t.dtype == torch.float64
     expected = images.permute(0, 3, 1, 2).double() / 127.5 - 1
     torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-15)  # float64 rounding
@@ -46,7 +49,7 @@ def test_x_t_is_signal_plus_noise():
 
 def test_noise_has_the_moments_of_a_normal():
     images, (alpha, sigma) = pixels(64, 32), levels(64, 0.6)
-    x_t, x_0, eps = q_sample(images, alpha, sigma, Draws.of(0, torch.arange(64)))
+    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(64)))
     n = eps.numel()
     assert abs(float(eps.mean())) < 4 / math.sqrt(n)
     assert abs(float(eps.var()) - 1) < 4 * math.sqrt(2 / n)
@@ -60,71 +63,59 @@ def test_levels_go_to_their_own_image():
     images = pixels(3)
     alpha, sigma = torch.tensor([0.0, 0.6, 1.0]), torch.tensor([1.0, 0.8, 0.0])
     column = (slice(None), None, None, None)
-    x_t, x_0, eps = q_sample(images, alpha[column], sigma[column], Draws.of(0, torch.arange(3)))
+    x_t, x_0, eps = draw_noised(images, alpha[column], sigma[column], Draws.of(0, torch.arange(3)))
     assert torch.equal(x_t[0], eps[0]) and torch.equal(x_t[2], x_0[2])
     assert not torch.equal(x_t[1], eps[1])
 
 
 def test_noised_images_are_channels_last():
     images, (alpha, sigma) = pixels(4), levels(4, 0.6)
-    for part in q_sample(images, alpha, sigma, Draws.of(0, torch.arange(4))):
+    for part in draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(4))):
         assert part.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_dequantized_pixels_stay_within_their_level():
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(64, 16, 16, 3)
-    alpha, sigma = levels(64, 1.0)
-    x_0 = q_sample(images, alpha, sigma, Draws.of(0, torch.arange(64)), True).x_0
-    assert x_0.min() >= -1 and x_0.max() < 1
-    place = (x_0 + 1) * 128 - images.permute(0, 3, 1, 2).double()
-    assert place.min() >= -1e-12 and place.max() < 1 + 1e-12
-    # Uniform within the level: mean 1/2 and variance 1/12 within four standard errors.
-    assert abs(float(place.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / place.numel())
-    assert abs(float(place.var()) - 1 / 12) < 4 * math.sqrt(1 / 180 / place.numel())
-
-
 def test_half_of_the_images_are_mirrored():
-    mirrored = chosen(torch.arange(4000)).mirrored
-    assert mirrored.dtype == torch.bool
-    assert abs(float(mirrored.double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 4000)
+    flipped = drawn(torch.arange(4000)).flipped
+    assert flipped.dtype == torch.bool
+    assert abs(float(flipped.double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 4000)
 
 
 def test_a_flip_exchanges_left_and_right_of_those_images_only():
-    images, mirrored = pixels(3, 4), torch.tensor([True, False, True])
-    made = flip_images(images, mirrored)
+    images, flipped = pixels(3, 4), torch.tensor([True, False, True])
+    made = flip_images(images, flipped)
     assert made.dtype == torch.uint8
     for i in range(3):
-        columns = [3, 2, 1, 0] if mirrored[i] else [0, 1, 2, 3]
+        columns = [3, 2, 1, 0] if flipped[i] else [0, 1, 2, 3]
         assert torch.equal(made[i], images[i][:, columns])
 
 
 def test_levels_are_those_of_the_timestep():
-    found, schedule = chosen(torch.arange(500)), linear(100)
+    found, schedule = drawn(torch.arange(500)), linear(100)
     assert found.t.dtype == torch.int64 and len(found.t.unique()) > 90
     assert torch.equal(found.alpha.flatten(), schedule.alphas[found.t])
     assert torch.equal(found.sigma.flatten(), schedule.sigmas[found.t])
     assert found.alpha.shape == (500, 1, 1, 1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_the_share_of_labels_asked_for_is_dropped(share: float):
-    told = chosen(torch.arange(4000), share).told
-    dropped = told == 10
-    assert torch.equal(told[~dropped], (torch.arange(4000) % 10)[~dropped])
-    # Four standard errors; none for a share of 0 or 1.
-    bound = 4 * math.sqrt(share * (1 - share) / 4000)
-    assert abs(float(dropped.double().mean()) - share) <= bound
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])
+def test_the_given_fraction_of_labels_is_dropped(fraction: float):
+    labels = drawn(torch.arange(4000), fraction).labels
+    dropped = labels == 10
+    assert torch.equal(labels[~dropped], (torch.arange(4000) % 10)[~dropped])
+    # Four standard errors; none for a fraction of 0 or 1.
+    bound = 4 * math.sqrt(fraction * (1 - fraction) / 4000)
+    assert abs(float(dropped.double().mean()) - fraction) <= bound
 
 
-def test_what_is_chosen_for_an_image_does_not_depend_on_its_batch():
-    whole = chosen(torch.arange(40), 0.5)
-    parts = [chosen(torch.arange(i, i + 8), 0.5) for i in range(0, 40, 8)]
-    for name in Chosen._fields:
+def test_draws_of_an_image_do_not_depend_on_its_batch():
+    whole = drawn(torch.arange(40), 0.5)
+    parts = [drawn(torch.arange(i, i + 8), 0.5) for i in range(0, 40, 8)]
+    for name in PerImageDraws._fields:
         together = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(getattr(whole, name), together), name
 
 
-def given(
+def inputs(
     count: int, size: int = 8, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Draws]:
     """Images, labels, levels and draws over two epochs, with a seed of more than 32 bits."""
@@ -134,15 +125,21 @@ def given(
     return pixels(count, size).to(device), index % 10, *levels, draws
 
 
-def make(**settings: Any) -> Noising:
-    usual = {"prediction": "v", "label_drop": 0.3, "nobody": 10, "flip": True, "dequantize": True}
-    return Noising(**{**usual, **settings})
+def make(**settings: Any) -> ForwardProcess:
+    usual = {
+        "prediction": "v",
+        "label_drop": 0.3,
+        "null_label": 10,
+        "flip": True,
+        "dequantize": True,
+    }
+    return ForwardProcess(**{**usual, **settings})
 
 
-def same_examples(made: Example, expected: Example) -> None:
-    for name in ("t", "told", "alpha", "sigma"):
+def assert_same(made: Example, expected: Example) -> None:
+    for name in ("t", "labels", "alpha", "sigma"):
         assert torch.equal(getattr(made, name), getattr(expected, name)), name
-    for name in ("x_t", "wanted", "x_0"):
+    for name in ("x_t", "target", "x_0"):
         one, other = getattr(made, name), getattr(expected, name)
         # Up to 5.77 in float32: some units in the last place.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -150,26 +147,26 @@ def same_examples(made: Example, expected: Example) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_an_example_asks_for_what_is_to_be_predicted(prediction: Any):
-    images, labels, alphas, sigmas, draws = given(6)
+def test_the_target_of_an_example_is_its_prediction(prediction: Any):
+    images, labels, alphas, sigmas, draws = inputs(6)
     made = make(prediction=prediction, keep_x_0=True)(images, labels, alphas, sigmas, draws)
     assert made.x_0 is not None
-    x_0, eps = to_x_0_and_eps(prediction, made.wanted, made.x_t, made.alpha, made.sigma)
+    x_0, eps = to_x_0_and_eps(prediction, made.target, made.x_t, made.alpha, made.sigma)
     # Dividing by a small sigma or alpha magnifies rounding.
     torch.testing.assert_close(x_0, made.x_0, rtol=0, atol=1e-4)
     torch.testing.assert_close(made.alpha * x_0 + made.sigma * eps, made.x_t, rtol=0, atol=1e-5)
 
 
-def test_x_0_is_kept_only_where_asked_for():
-    assert make()(*given(2)).x_0 is None
+def test_x_0_is_kept_only_with_keep_x_0():
+    assert make()(*inputs(2)).x_0 is None
 
 
 @pytest.mark.slow
 def test_compiled_noising_equals_eager():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs uncompiled.*")  # else eager meets eager
-        made = make(way="compiled", keep_x_0=True)(*given(4))
-    same_examples(made, make(keep_x_0=True)(*given(4)))
+        made = make(backend="compiled", keep_x_0=True)(*inputs(4))
+    assert_same(made, make(keep_x_0=True)(*inputs(4)))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -179,41 +176,12 @@ def test_noising_in_one_kernel_equals_eager(
 ):
     settings = {"prediction": prediction, "flip": flip, "dequantize": dequantize, "keep_x_0": True}
     for size in (32, 5):  # of 5 x 5 x 3 numbers the last block lacks one
-        images = given(4, size, kernel_device)
-        same_examples(make(way="kernel", **settings)(*images), make(**settings)(*images))
+        images = inputs(4, size, kernel_device)
+        assert_same(make(backend="kernel", **settings)(*images), make(**settings)(*images))
 
 
 def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
-    images = given(2, device=kernel_device)
-    made, expected = make(way="kernel")(*images, dtype=torch.bfloat16), make()(*images)
-    assert made.x_t.dtype == torch.bfloat16 and made.wanted.dtype == torch.float32
+    images = inputs(2, device=kernel_device)
+    made, expected = make(backend="kernel")(*images, dtype=torch.bfloat16), make()(*images)
+    assert made.x_t.dtype == torch.bfloat16 and made.target.dtype == torch.float32
     torch.testing.assert_close(made.x_t, expected.x_t.bfloat16(), rtol=2**-7, atol=1e-6)
-
-
-def test_noising_without_a_compiler_warns_once_and_runs(monkeypatch: pytest.MonkeyPatch):
-    def no_compiler(*_: object, **__: object) -> object:
-        def fail(*_: object) -> None:
-            raise torch._dynamo.exc.BackendCompilerFailed(print, OSError("no C++ here"), None)
-
-        return fail
-
-    monkeypatch.setattr(compiling.torch, "compile", no_compiler)
-    forward_process._compiled.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="runs uncompiled: .*") as caught:
-            first = make(way="compiled", keep_x_0=True)(*given(2))
-            second = make(way="compiled", keep_x_0=True)(*given(2))
-    finally:
-        forward_process._compiled.cache_clear()
-    assert len(caught) == 2  # one for each of the two passes
-    for made in (first, second):
-        same_examples(made, make(keep_x_0=True)(*given(2)))
-
-
-@pytest.mark.slow
-def test_noising_of_too_many_batch_sizes_goes_on_uncompiled():
-    with torch._dynamo.config.patch(recompile_limit=1):
-        double = compiled(lambda x: 2 * x)
-        assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
-        with pytest.warns(UserWarning, match="runs uncompiled"):
-            assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import get_args
 
 import pytest
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from dgm.diffusion import samplers
 from dgm.diffusion.parameterization import Denoised
-from dgm.diffusion.samplers import Denoiser, Level, SamplerName, posterior, run_sampler
+from dgm.diffusion.samplers import Denoiser, SamplerName, run_sampler
 from dgm.diffusion.schedule import Schedule, make_schedule
 from dgm.rng import Draws
 
@@ -21,7 +19,7 @@ MEAN, DEVIATION = 0.3, 0.5
 
 
 def gaussian(schedule: Schedule) -> Denoiser:
-    """Make the denoiser that says E[x_0 | x_t], which is linear in x_t."""
+    """Return the denoiser E[x_0 | x_t], which is linear in x_t."""
 
     def denoise(x: Tensor, t: int) -> Denoised:
         alpha, sigma = schedule.alphas[t], schedule.sigmas[t]
@@ -38,15 +36,15 @@ def latent(count: int, size: int = 4) -> tuple[Tensor, Draws]:
 
 
 def ode_error(name: SamplerName, schedule: Schedule, steps: int) -> float:
-    """Give the mean distance to the probability-flow ODE's end.
+    """Return the mean distance to the probability-flow ODE's solution.
 
-    The ODE keeps each pixel's place, (x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2).
+    The ODE keeps each pixel's quantile, (x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2).
     """
     x, draws = latent(16)
     alpha, sigma = schedule.alphas[-1], schedule.sigmas[-1]
-    place = (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2).sqrt()
+    quantile = (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2).sqrt()
     made = run_sampler(name, gaussian(schedule), x, schedule, draws, steps)
-    return float((made - (MEAN + DEVIATION * place)).abs().mean())
+    return float((made - (MEAN + DEVIATION * quantile)).abs().mean())
 
 
 @pytest.mark.parametrize(
@@ -71,16 +69,6 @@ def test_samples_reach_mean_and_deviation_of_the_data(
     # Four standard errors of 4,096 pixels (0.0078 and 0.0055), and 0.01 for the steps' length.
     assert abs(float(made.mean()) - MEAN) < 0.031
     assert abs(float(made.std()) - DEVIATION) < 0.032
-
-
-@pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
-def test_error_falls_by_the_order_of_the_method(name: SamplerName, order: int):
-    # Steps of one length in log(alpha / sigma), down to a sigma of e^-8, so that the last step,
-    # which is of first order in all, adds little.
-    schedule = Schedule(torch.sigmoid(2 * torch.linspace(8, -3, 3840, dtype=torch.float64)))
-    errors = [ode_error(name, schedule, steps) for steps in (40, 80, 160)]
-    for longer, shorter in itertools.pairwise(errors):
-        assert math.log2(longer / shorter) == pytest.approx(order, abs=0.15)  # terms of next order
 
 
 @pytest.mark.parametrize(
@@ -125,36 +113,6 @@ def test_one_step_gives_the_denoised_image(name: SamplerName):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)  # rounding of float64
 
 
-@pytest.mark.parametrize("zero_terminal_snr", [False, True])
-@pytest.mark.parametrize("steps", [2, 9, 50])
-def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(
-    monkeypatch: pytest.MonkeyPatch, steps: int, zero_terminal_snr: bool
-):
-    # Each draws its noise under a name of its own; here both get the same.
-    same = samplers._noise_like
-
-    def one_noise(x: Tensor, draws: Draws, _: str, number: int) -> Tensor:
-        return same(x, draws, "same", number)
-
-    monkeypatch.setattr(samplers, "_noise_like", one_noise)
-    schedule = make_schedule("linear", 50, zero_terminal_snr)
-    (x, draws), denoise = latent(8), gaussian(schedule)
-    one = run_sampler("ddim", denoise, x, schedule, draws, steps, eta=1.0)
-    other = run_sampler("ddpm", denoise, x, schedule, draws, steps, variance="small")
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)  # rounding over 50 steps
-
-
-def test_posterior_is_that_of_bayes():
-    here, there = Level(5, math.sqrt(0.3), math.sqrt(0.7)), Level(3, math.sqrt(0.6), math.sqrt(0.4))
-    mean_x_0, mean_x_t, beta, beta_tilde = posterior(here, there)
-    # x_s | x_0 is normal about 0.6^(1/2) x_0, and x_t | x_s about (0.3 / 0.6)^(1/2) x_s.
-    assert beta == pytest.approx(0.5)
-    precision = 1 / 0.4 + 0.5 / 0.5
-    assert beta_tilde == pytest.approx(1 / precision)
-    assert mean_x_0 == pytest.approx(math.sqrt(0.6) / 0.4 / precision)
-    assert mean_x_t == pytest.approx(math.sqrt(0.5) / 0.5 / precision)
-
-
 @pytest.mark.parametrize("fraction, as_named", [(0.0, "small"), (1.0, "large")])
 def test_learned_variance_runs_from_small_to_large(fraction: float, as_named: str):
     schedule = make_schedule("linear", 50)
@@ -192,20 +150,6 @@ def test_deterministic_samplers_draw_nothing(name: SamplerName, monkeypatch: pyt
     run_sampler(name, gaussian(schedule), x, schedule, draws, 10)
     with pytest.raises(AssertionError, match="drew noise"):
         run_sampler("ddpm", gaussian(schedule), x, schedule, draws, 10)
-
-
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_inverse_of_ddim_finds_the_noise_again_and_closer_with_repeats(kind: str):
-    schedule = make_schedule(kind, 1000)
-    denoiser, (x, draws) = gaussian(schedule), latent(8)
-    made = samplers.ddim(denoiser, x, schedule, draws, 20)
-    errors = []
-    for repeats in (1, 3, 12):
-        found = samplers.ddim_inverse(denoiser, made, schedule, 20, repeats)
-        again = samplers.ddim(denoiser, found, schedule, draws, 20)
-        errors.append(float((again - made).abs().max()))
-    assert errors[0] > 10 * errors[1] > 100 * errors[2]
-    torch.testing.assert_close(found, x, rtol=0, atol=1e-4)
 
 
 def test_inverse_of_ddim_reaches_a_level_without_signal():

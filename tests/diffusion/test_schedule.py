@@ -92,10 +92,10 @@ def test_zero_terminal_snr_moves_the_last_level_only_to_zero(name: str, num_time
 @settings(max_examples=200, deadline=None)
 def test_levels_fall_strictly_from_the_last_timestep(num_timesteps: int, data: st.DataObject):
     steps = data.draw(st.integers(1, num_timesteps))
-    levels = Schedule(torch.linspace(0.9, 0.1, num_timesteps)).levels(steps)
+    levels = Schedule(torch.linspace(0.9, 0.1, num_timesteps)).timesteps(steps)
     assert len(levels) == steps
     assert levels[0] == num_timesteps - 1 and levels[-1] >= 0
-    gaps = [here - there for here, there in zip(levels, [*levels[1:], -1], strict=True)]
+    gaps = [level - next_level for level, next_level in zip(levels, [*levels[1:], -1], strict=True)]
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1  # as even as integers can be
 
@@ -103,7 +103,7 @@ def test_levels_fall_strictly_from_the_last_timestep(num_timesteps: int, data: s
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_levels_refuse_a_wrong_number_of_steps(steps: int):
     with pytest.raises(UserError, match=rf"sample\.steps is {steps}: .*1000"):
-        linear(1000).levels(steps)
+        linear(1000).timesteps(steps)
 
 
 @pytest.mark.parametrize("num_timesteps", [1, 0, -5])

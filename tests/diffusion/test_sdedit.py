@@ -1,4 +1,4 @@
-"""Noising real images a part of the way and denoising them from there."""
+"""Noising real images part of the way and denoising them from there (SDEdit)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.sdedit import denoise, noise
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
@@ -14,8 +14,8 @@ from dgm.rng import Draws
 T = 40
 
 
-class Knowing(nn.Module):
-    """Predicts the noise exactly, for it has been shown the real images."""
+class ExactNet(nn.Module):
+    """Predicts the noise exactly, from the real images."""
 
     def __init__(self, objective: DiffusionObjective, real: Tensor):
         super().__init__()
@@ -33,7 +33,7 @@ class Knowing(nn.Module):
 @pytest.fixture
 def objective() -> DiffusionObjective:
     config = DiffusionConfig(num_timesteps=T, class_conditional=False)
-    return DiffusionObjective(config, SampleConfig(steps=10), (8, 8, 3), 10)
+    return DiffusionObjective(config, DiffusionSampleConfig(steps=10), (8, 8, 3), 10)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_noise_is_that_of_the_schedule(objective: DiffusionObjective, images: Te
 def test_a_net_that_knows_the_images_gives_them_back(
     objective: DiffusionObjective, images: Tensor, steps: int, sampler
 ):
-    net = Knowing(objective, STANDARD.scale(images))
+    net = ExactNet(objective, STANDARD.scale(images))
     x = noise(objective, images, draws(), steps)
     made = denoise(objective, {"net": net}, x, None, draws(), steps, sampler)
     torch.testing.assert_close(made, STANDARD.scale(images), rtol=0, atol=1e-4)
@@ -70,7 +70,7 @@ def test_a_net_that_knows_the_images_gives_them_back(
 
 
 def test_fewer_evaluations_skip_steps(objective: DiffusionObjective, images: Tensor):
-    net = Knowing(objective, STANDARD.scale(images))
+    net = ExactNet(objective, STANDARD.scale(images))
     x = noise(objective, images, draws(), 20)
     denoise(objective, {"net": net}, x, None, draws(), 20, "ddim", evaluations=5)
     assert net.seen == [19, 15, 11, 7, 3]

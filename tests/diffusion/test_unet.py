@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError
-from dgm.diffusion.progressive_skips import Pyramid
-from dgm.diffusion.unet import ResidualBlock, UNet, UNetConfig
+from dgm.diffusion.unet import ProgressiveSkips, UNet, UNetBlock, UNetConfig
 from dgm.rng import Draws
 
 TINY = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 2], attention_at=[], dropout=0.2)
@@ -49,7 +48,7 @@ def perturbed(net: UNet) -> UNet:
 
 
 def inputs(count: int = 2) -> tuple[Tensor, Tensor, Tensor, Draws]:
-    """Give x, t, labels and draws of some images."""
+    """Return x, t, labels and draws of some images."""
     x = torch.randn(count, 3, 8, 8, dtype=torch.float64)
     index = torch.arange(count)
     return x, 100 * index, index % 5, Draws.of(0, index, 3)
@@ -98,12 +97,12 @@ def test_channels_last_is_kept_throughout(variant: dict[str, Any]):
 
     def see(_: nn.Module, given: tuple[Tensor, ...], made: Tensor | tuple[Tensor, ...]) -> None:
         made = made[0] if isinstance(made, tuple) else made
-        # More than one channel and place: else both formats are one.
+        # With one channel or position both formats coincide.
         seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
         seen.append(made.is_contiguous(memory_format=torch.channels_last))
 
     for module in net.modules():
-        if isinstance(module, ResidualBlock | nn.Conv2d):
+        if isinstance(module, UNetBlock | nn.Conv2d):
             module.register_forward_hook(see)
     x, t, labels, draws = inputs()
     net(x.float().to(memory_format=torch.channels_last), t, labels, draws)
@@ -144,7 +143,7 @@ def test_dropout_acts_only_with_draws():
 
 def test_every_block_drops_by_draws_of_its_own():
     net = UNet(replace(TINY, num_blocks=[3, 3]), 8)
-    names = [m.purpose for m in net.modules() if isinstance(m, ResidualBlock)]
+    names = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(names) == len(set(names)) == 3 + 3 + 4 + 4 + 2
 
 
@@ -179,16 +178,16 @@ def test_a_bad_setting_is_named(changes: dict[str, Any], named: str):
         UNet(replace(TINY, **changes), 8)
 
 
-def test_each_level_of_a_pyramid_sees_and_says_at_its_own_size():
-    pyramid = Pyramid([8, 16], [16, 24], first_factor=2, image_channels=3, outputs=3)
+def test_each_level_of_progressive_skips_has_its_own_size():
+    skips = ProgressiveSkips([8, 16], [16, 24], first_factor=2, image_channels=3, outputs=3)
     x = torch.zeros(1, 3, 8, 8)
     x[:, :, 7, 7] = 1
-    for level, (fed, saying, side) in enumerate([(8, 16, 4), (16, 24, 2)]):
-        features = pyramid.feed(level, x) - pyramid.feed(level, torch.zeros_like(x))
-        assert features.shape == (1, fed, side, side)
-        # A pixel reaches its own place and the neighbours of a 3 x 3 convolution.
+    for level, (in_width, out_width, side) in enumerate([(8, 16, 4), (16, 24, 2)]):
+        features = skips.input(level, x) - skips.input(level, torch.zeros_like(x))
+        assert features.shape == (1, in_width, side, side)
+        # A pixel reaches its own position and the neighbours of a 3 x 3 convolution.
         assert (features[0, :, side - 2 :, side - 2 :] != 0).all()
         assert (features[0, :, : side - 2] == 0).all()
-        pyramid.says[level][2].bias.data.fill_(level + 1)
-        said = pyramid.say(level, torch.randn(1, saying, side, side))
-        torch.testing.assert_close(said, torch.full((1, 3, 8, 8), level + 1.0))
+        skips.says[level][2].bias.data.fill_(level + 1)
+        out = skips.output(level, torch.randn(1, out_width, side, side))
+        torch.testing.assert_close(out, torch.full((1, 3, 8, 8), level + 1.0))

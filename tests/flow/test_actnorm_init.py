@@ -1,4 +1,4 @@
-"""First weights from images, and the search for the layer that broke."""
+"""Actnorm initialization, and locating the layer that is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The invertible layers: there and back, and what volume they say they change."""
+"""The invertible layers: inverses and log-determinants."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_autocast_reaches_the_networks_of_couplings_only(layer: Any):
         back = layer.inverse(z)
     assert z.dtype == log_det.dtype == back.dtype == torch.float32
     if any(isinstance(m, nn.Conv2d) for m in layer.modules()):
-        # A network's answer has three digits then; the others that it says nothing of stay exact.
+        # A network's output then has three digits; the values that it does not transform are exact.
         assert (z - expected).abs().max() < 0.1 and not torch.equal(z, expected)
     else:
         assert torch.equal(z, expected) and torch.equal(log_det, expected_log_det)

@@ -1,4 +1,4 @@
-"""The whole flows: there and back, volume, density, and the sizes that they refuse."""
+"""The whole flows: inverses, log-determinants, densities and invalid sizes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_log_det_is_that_of_the_jacobian(name: str, levels: int):
 
 
 def two_values(name: str) -> Any:
-    """Make a flow of two values, [B, 1, 1, 2] or [B, 2, 1, 1], in float64."""
+    """Return a flow of two values, [B, 1, 1, 2] or [B, 2, 1, 1], in float64."""
     if name == "glow":
         torch.manual_seed(0)
         steps = OrderedDict[str, torch.nn.Module]()

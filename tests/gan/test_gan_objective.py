@@ -1,4 +1,4 @@
-"""The GAN objective: what is learned in which phase, and what is made."""
+"""The GAN objective: its phases, samples and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from small_gan import ARCHITECTURES, NUM_CLASSES, batch, loss, nets, objective
 
 from dgm.common.errors import UserError
 from dgm.gan.networks import GanNetConfig
-from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.gan.objective import GanConfig, GanObjective, GanSampleConfig
 from dgm.nn.compiling import compile_net
 from dgm.rng import Draws
 
@@ -28,7 +28,7 @@ def test_discriminator_learns_first_and_is_not_averaged():
 
 @pytest.mark.parametrize("kind", ["non_saturating", "hinge", "least_squares"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parts_of_the_loss_are_told_apart(architecture, kind):
+def test_terms_of_the_loss_are_logged(architecture, kind):
     made = objective(loss=kind, r1=10.0, sees_batch=False)
     own = nets(architecture, batch_norm=False)
     found = {k: float(v.detach()) for k, v in loss(made, own, batch(8), D).items()}
@@ -124,7 +124,7 @@ def test_generator_has_no_use_for_real_images_where_images_are_judged_alone(arch
     assert all(map(torch.equal, *buffers))  # one power iteration in each
 
 
-def test_images_are_mirrored_only_where_asked():
+def test_images_are_mirrored_only_with_flip():
     own, given = nets(), batch(8)
     found = [
         float(loss(objective(flip=flip), own, given, D)["loss_real"].detach())
@@ -134,7 +134,7 @@ def test_images_are_mirrored_only_where_asked():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_few_steps_learn_to_tell_real_from_generated(architecture):
+def test_few_steps_learn_to_discriminate(architecture):
     made, own, given = objective(), nets(architecture, width=8), batch(16)
 
     def learn(phase: int) -> list[dict[str, float]]:
@@ -168,11 +168,11 @@ def test_image_follows_from_its_index_whatever_the_batch(architecture, classes):
     torch.testing.assert_close(alone[0], whole[5], rtol=1e-12, atol=1e-12)
 
 
-def test_truncation_draws_latents_nearer_to_zero():
+def test_temperature_draws_latents_nearer_to_zero():
     made, own = objective(), {name: net.eval() for name, net in nets().items()}
     draws = Draws.of(4, torch.arange(50))
     spread = [
-        float(made.sample(own, 50, None, draws, truncation=t).std(0).mean()) for t in (1.0, 0.3)
+        float(made.sample(own, 50, None, draws, temperature=t).std(0).mean()) for t in (1.0, 0.3)
     ]
     assert spread[1] < 0.5 * spread[0]
 
@@ -180,7 +180,7 @@ def test_truncation_draws_latents_nearer_to_zero():
 def test_interpolation_leads_from_image_to_image():
     made, own = objective(), {name: net.eval() for name, net in nets().items()}
     given, draws = batch(7)
-    sheet = made.pictures(own, given, draws)["interpolation"]
+    sheet = made.visualize(own, given, draws)["interpolation"]
     assert sheet.shape == (3, 10, 3, 8, 8)
     latent = made._latent(draws, "picture")
     torch.testing.assert_close(sheet[:, 0], own["generator"](latent[:3]))
@@ -197,13 +197,13 @@ def test_interpolation_leads_from_image_to_image():
         ({"discriminator_steps": 0}, {}, r"gan\.discriminator_steps is 0"),
         ({"discriminator_lr": 0.0}, {}, r"gan\.discriminator_lr is 0"),
         ({"augment": ["color", "color"]}, {}, r"gan\.augment"),
-        ({}, {"truncation": 0.0}, r"sample\.truncation is 0"),
+        ({}, {"temperature": 0.0}, r"sample\.temperature is 0"),
         ({}, {"batch": 0}, r"sample\.batch is 0"),
     ],
 )
 def test_bad_settings_are_named(config: dict[str, Any], sample: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
-        GanObjective(GanConfig(**config), SampleConfig(**sample), 6, 3)
+        GanObjective(GanConfig(**config), GanSampleConfig(**sample), 6, 3)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""Compile every Triton kernel of a training step of DDPM's U-Net for a GPU that is elsewhere.
+"""Compile every Triton kernel of a training step of DDPM's U-Net for a GPU that is not present.
 
 `TRITON_CACHE_DIR=DIR python tests/kernels/compile_for_gpu.py 90` fills a cache which that GPU's
-machine can use, if it has the same version of Triton, and prints what each kernel uses: a table, or
-JSON with --json.
+machine can use, if it has the same version of Triton, and prints each kernel's resources as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from dgm.diffusion.config import DiffusionConfig, SampleConfig
+from dgm.diffusion.config import DiffusionConfig, DiffusionSampleConfig
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.nn.kernels import precompile
@@ -41,7 +40,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class AbsentGpu:
-    """What Triton asks its driver about a GPU before it compiles for it."""
+    """The part of Triton's driver that it needs to compile for a GPU."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -69,7 +68,7 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
         if isinstance(module, NormAct):
             module.kernels = "triton"
     objective = DiffusionObjective(
-        DiffusionConfig(), SampleConfig(), (size, size, 3), CLASSES, noising="kernel"
+        DiffusionConfig(), DiffusionSampleConfig(), (size, size, 3), CLASSES, backend="kernel"
     )
     index = torch.arange(BATCH)
     batch = Batch(torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), index % CLASSES)
@@ -88,9 +87,9 @@ def used(binary: bytes) -> dict[str, Any]:
             command = [str(TOOLS / tool), *options, str(file)]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        said = run("cuobjdump", "--dump-resource-usage")
+        usage = run("cuobjdump", "--dump-resource-usage")
         code = run("nvdisasm")
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)(?=[@A-Z])", code, re.MULTILINE)
     return {
         "registers": found["REG"],
@@ -123,7 +122,6 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--larger", action="store_true", help="also of images of 64 x 64")
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     driver.set_active(AbsentGpu(args.capability))
     kinds: dict[Any, Any] = {}
@@ -144,32 +142,7 @@ def main() -> None:
         if made.hash not in seen:
             seen.add(made.hash)
             kernels.append(describe(kernel, options, made.asm))
-    if args.json:
-        print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}))
-    else:
-        show(kernels, seconds)
-
-
-def show(kernels: list[dict[str, Any]], seconds: dict[str, float]) -> None:
-    """Print a table."""
-    print(
-        f"Triton {triton.__version__}: {len(kernels)} kernels in {seconds['seconds']:.1f} s, "
-        f"{seconds['processor_s']:.1f} s of a processor\n"
-    )
-    print(
-        f"{'kernel':9} {'tile':>9} {'group':>5} {'warps':>5} {'registers':>9} {'spilled':>7} ",
-        end="",
-    )
-    print(f"{'instructions':>12} {'each':>5}  flags")
-    for kernel in kernels:
-        tile, each = kernel["tile"], kernel["instructions_per_element"]
-        shape = f"8x{tile['ROWS']}x{tile['CHANNELS']}" if "ROWS" in tile else ""
-        flags = " ".join(kernel["flags"]).lower()
-        print(
-            f"{kernel['kernel']:9} {shape:>9} {tile.get('GROUP', ''):>5} {kernel['warps']:>5} "
-            f"{kernel['registers']:>9} {kernel['spilled_bytes']:>7} {kernel['instructions']:>12} "
-            f"{'' if each is None else format(each, '.1f'):>5}  {flags}"
-        )
+    print(json.dumps({"triton": triton.__version__, **seconds, "kernels": kernels}, indent=1))
 
 
 def _processor_s() -> float:

@@ -11,6 +11,6 @@ from interpreted import mend_interpreter
 
 @pytest.fixture(autouse=True)
 def interpreter() -> None:
-    """Let the interpreter work beside a newer numpy."""
+    """Make the interpreter work with a newer numpy."""
     if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
         mend_interpreter()

@@ -20,7 +20,7 @@ def compile_for_gpu(cache: Path, *options: str) -> dict[str, Any]:
     """Compile in a process of its own, since this one interprets kernels."""
     env = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     env.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(HERE / "compile_for_gpu.py"), "90", "--json", *options]
+    command = [sys.executable, str(HERE / "compile_for_gpu.py"), "90", *options]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.dispatch import Kernels
 from dgm.nn.kernels.norm import Dropout
 from dgm.nn.layers import NormAct, group_norm
 from dgm.rng import Draws
@@ -35,10 +35,10 @@ CASES = {
     "plain": Case(32, 8, 4),
     "one group of an odd size": Case(6, 1, 4, silu=False),
     "groups that are no power of two": Case(60, 10, 4, added=True, scale_shift=True, silu=False),
-    "told by adding": Case(64, 16, 8, batch=3, added=True, drop=0.1),
-    "told by scaling": Case(48, 12, 4, scale_shift=True, drop=0.5),
+    "embedding added": Case(64, 16, 8, batch=3, added=True, drop=0.1),
+    "embedding scales": Case(48, 12, 4, scale_shift=True, drop=0.5),
     "as DDPM": Case(128, 32, 16, added=True, drop=0.1),
-    "places that eight does not divide": Case(16, 4, 3, added=True, drop=0.1),
+    "positions that eight does not divide": Case(16, 4, 3, added=True, drop=0.1),
     "of two tensors": Case(48, 12, 4, added=True, drop=0.1, skip=16),
     "of two tensors that share a group": Case(60, 5, 4, drop=0.1, skip=20),
     "more positions than a tile": Case(32, 8, 24, batch=1, added=True, drop=0.1),
@@ -55,7 +55,7 @@ def results(
     case: Case, device: str, dtype: torch.dtype, kernels: Kernels | None = None,
     scale: float = 2.0, mean: float = 3.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Give y and the gradients of all that goes in, from the same numbers each time."""
+    """Return y and the gradients of all inputs, from the same numbers each time."""
     torch.manual_seed(0)
     shape = (case.batch, case.channels)
     x = torch.randn(*shape, case.size, case.size).to(memory_format=torch.channels_last)
@@ -91,7 +91,7 @@ def results(
 
 
 def device_of(kernels: Kernels) -> str:
-    """Give the device on which kernels run: those in Triton on the CPU in its interpreter."""
+    """Return the device of the kernels: Triton's without a GPU run on the CPU, interpreted."""
     return "cuda" if kernels == "triton" and torch.cuda.is_available() else "cpu"
 
 
@@ -130,7 +130,7 @@ def test_half_precision_goes_in_and_out():
 def test_in_cpp_only_fp32_is_taken_and_the_rest_done_step_by_step():
     case = Case(32, 8, 4, added=True)
     for dtype in (torch.bfloat16, torch.float64):
-        made, plain = (results(case, "cpu", dtype, way) for way in ("native", None))
+        made, plain = (results(case, "cpu", dtype, kernels) for kernels in ("native", None))
         assert all(torch.equal(made[part], plain[part]) for part in plain)
 
 

@@ -25,7 +25,7 @@ def normalise(purpose: str) -> Tensor:
     return y
 
 
-def test_launches_are_noted_both_ways_and_made_by_none():
+def test_launches_of_both_passes_are_recorded_and_not_executed():
     with precompile.collect() as launches:
         y = normalise("dropout/down0.0")
     assert not y.any() and y.shape == (2, 32, 8, 8)
@@ -43,7 +43,7 @@ def test_on_a_cpu_nothing_is_collected():
 
 
 class Uncompilable:
-    """A kernel that no compiler takes."""
+    """A kernel whose compilation fails."""
 
     def __init__(self, error: Exception):
         self.error = error
@@ -53,18 +53,18 @@ class Uncompilable:
 
 
 @pytest.mark.parametrize(
-    "error, said",
+    "error, message",
     [
         (FileNotFoundError(2, "No such file or directory", "/nowhere"), "/nowhere"),
         (RuntimeError("first line\nFailed to find C compiler"), "Failed to find C compiler"),
         (AssertionError(), "AssertionError: no message"),
     ],
 )
-def test_a_kernel_that_cannot_be_compiled_is_one_line(error: Exception, said: str):
+def test_a_kernel_that_cannot_be_compiled_is_one_line(error: Exception, message: str):
     launches = precompile.Launches()
     launches.add(Uncompilable(error), (), {})
     with pytest.raises(UserError, match=r"set train\.kernels") as raised:
         _compile(launches)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     asynchronous = pytest.importorskip("triton.runtime._async_compile")
     assert asynchronous.active_mode.get() is None

@@ -73,8 +73,8 @@ def test_operator_keeps_torchs_rules():
     torch.library.opcheck(winograd._forward, inputs, test_utils=tests)
     x, weight, _ = (part.detach() for part in inputs)
     grad = torch.randn(2, 32, 8, 8)
-    for wanted in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(winograd._backward, (grad, x, weight, *wanted), test_utils=tests[:2])
+    for needed in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(winograd._backward, (grad, x, weight, *needed), test_utils=tests[:2])
 
 
 class Net(nn.Module):
@@ -91,13 +91,12 @@ class Net(nn.Module):
         return self.exit(self.smaller(self.body(self.entry(x))))
 
 
-def test_layers_that_suit_are_computed_here_and_others_directly(monkeypatch: pytest.MonkeyPatch):
+def test_supported_layers_use_the_kernel_and_others_torchs(monkeypatch: pytest.MonkeyPatch):
     plain = Net().to(memory_format=LAST)
     net = copy.deepcopy(plain)
     winograd.use_in(net)
-    assert [
-        name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and winograd.suits(m)
-    ] == ["body", "exit"]
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    assert [n for n, m in layers.items() if winograd.is_supported(m)] == ["body", "exit"]
     seen: list[torch.Size] = []
     compute = winograd._forward
 

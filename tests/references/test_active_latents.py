@@ -36,7 +36,7 @@ DEVIATIONS = torch.tensor([2.0, 0.101, 0.099, 0.0, 0.5, 0.01], dtype=torch.float
 
 
 class Linear(small_vae.VAEObjective):
-    """Give means that are linear in the signs, about means far from 0."""
+    """Return means that are linear in the signs, about means far from 0."""
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         signs = batch.images.flatten(1)[:, :6].double() - 100
@@ -44,7 +44,7 @@ class Linear(small_vae.VAEObjective):
 
 
 def measure(engine: Engine, index: Tensor) -> dict[str, float]:
-    objective = Linear(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    objective = Linear(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
     return active_latents(engine, objective, {}, Planted(), index, 0)
 
 
@@ -64,7 +64,7 @@ def test_images_all_alike_have_no_active_dimension(engine: Engine):
 
 
 def test_a_mean_far_from_the_priors_is_not_active_where_it_is_constant(engine: Engine):
-    # Its KL is large for every image, which says nothing of the image.
+    # Its KL is large but the same for every image.
     torch.manual_seed(0)
     net, objective = small_vae.net(), small_vae.objective()
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.gan.networks import GanNetConfig, make_nets
-from dgm.nn.kernels import native, update
+from dgm.nn.kernels import adamw, native
 from dgm.training.learner import Whole
 from dgm.training.optimizer import AdamW, OptimConfig, decayed_weights, torchs_adamw
 
@@ -188,12 +188,12 @@ def test_arguments_of_a_kernel_are_checked():
 
 
 def test_tensors_of_another_type_or_layout_are_refused_or_copied():
-    weight, rule = torch.randn(4, 3), update.Rule(0.1, (0.9, 0.99), 1e-8, 0.0)
+    weight, config = torch.randn(4, 3), adamw.AdamWConfig(0.1, (0.9, 0.99), 1e-8, 0.0)
     moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
     with pytest.raises(RuntimeError, match="must match the size"):
-        update.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], rule)
+        adamw.adamw_([weight], [torch.ones(2, 2)], *moments, None, [1], config)
     with pytest.raises(TypeError, match="expected tensors of float32"):
-        update.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], rule)
+        adamw.adamw_([weight], [torch.ones(4, 3).double()], *moments, None, [1], config)
     for kernels in (True, False):
         nets = [nn.Linear(3, 4) for _ in range(2)]
         nets[1].load_state_dict(nets[0].state_dict())
@@ -205,11 +205,11 @@ def test_tensors_of_another_type_or_layout_are_refused_or_copied():
 
 
 def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_elements():
-    assert float(update.gradient_norm([])) == 0
-    assert float(update.gradient_norm([torch.empty(0)])) == 0
+    assert float(adamw.gradient_norm([])) == 0
+    assert float(adamw.gradient_norm([torch.empty(0)])) == 0
     view = torch.arange(16.0).view(4, 4)[:, 1]
-    assert float(update.gradient_norm([view])) == pytest.approx(float(view.norm()))
-    assert float(update.gradient_norm([torch.ones(1).expand(9)])) == 3
+    assert float(adamw.gradient_norm([view])) == pytest.approx(float(view.norm()))
+    assert float(adamw.gradient_norm([torch.ones(1).expand(9)])) == 3
 
 
 def test_decay_follows_the_rate():

@@ -155,9 +155,17 @@ def check(found: dict[str, Tensor], dtype: str, by_class: bool) -> None:
 def test_one_process_is_torchs(dtype: str, by_class: bool):
     norm = ours(dtype, by_class)
     check(measure(norm, norm, dtype, slice(None)), dtype, by_class)
+    x, labels = given(dtype)["x"], given(dtype)["labels"]
+    theirs = nn.BatchNorm2d(CHANNELS, affine=False).to(norm.weight.dtype).eval()
+    theirs.running_mean, theirs.running_var = norm.running_mean, norm.running_var
+    weight, bias = (p[labels] if by_class else p for p in (norm.weight, norm.bias))
+    wide = x.to(norm.weight.dtype)
+    expected = theirs(wide) * weight[..., None, None] + bias[..., None, None]
+    tolerance = {**TOLERANCE[dtype], "atol": 1e-5 if dtype != "float64" else 1e-12}
+    torch.testing.assert_close(norm.eval()(x, labels), expected.to(x.dtype), **tolerance)
+    norm.train()
     if not by_class:
         theirs = nn.BatchNorm2d(CHANNELS).to(norm.weight.dtype)
-        x = given(dtype)["x"]
         assert theirs(x).dtype == norm(x).dtype == x.dtype
         assert theirs.eval()(x).dtype == norm.eval()(x).dtype == x.dtype
 

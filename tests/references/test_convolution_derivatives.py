@@ -9,6 +9,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from derivatives import (
+    assert_derivatives_close,
+    forward_mode,
+    functional_gradient,
+    gradient_penalty,
+    hessian_vector_product,
+    three_orders,
+)
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -49,55 +57,39 @@ def numbers(seed: int, dtype: torch.dtype) -> list[Tensor]:
     return [part.to(dtype) for part in made]
 
 
-def close(found: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(found) == len(expected)
-    for number, (mine, exact) in enumerate(zip(found, expected, strict=True)):
-        error = (mine.double() - exact).abs().max() / exact.abs().max()
-        assert error < TOLERANCE, f"{number}: {error:.1e}"
-
-
-def orders(convolve: Convolve, dtype: torch.dtype) -> list[list[Tensor]]:
-    """Return the gradients of the first three orders, each of a function of those before."""
-    given = [part.requires_grad_() for part in numbers(0, dtype)]
-    value = (convolve(*given).sin() * numbers(1, dtype)[0].sum((1, 2, 3), keepdim=True)).sum()
-    found = []
-    for _ in range(3):
-        slopes = torch.autograd.grad(value, given, create_graph=True)
-        found.append([slope.detach() for slope in slopes])
-        value = sum((slope.square().sum() for slope in slopes), torch.zeros((), dtype=dtype))
-    return found
+def same(derive: Callable[[Convolve, torch.dtype], list[Tensor]]) -> None:
+    """Compare what `derive` makes of our convolution with what it makes of torch's in float64."""
+    found, expected = derive(ours, torch.float32), derive(theirs, torch.float64)
+    assert_derivatives_close(found, expected, TOLERANCE, floor=0.0)
 
 
 def test_gradients_of_three_orders_are_those_of_a_direct_convolution():
-    found, expected = orders(ours, torch.float32), orders(theirs, torch.float64)
-    for mine, exact in zip(found, expected, strict=True):
-        close(mine, exact)
+    def derive(convolve: Convolve, dtype: torch.dtype) -> list[Tensor]:
+        weights = numbers(1, dtype)[0].sum((1, 2, 3), keepdim=True)
+        return three_orders(convolve, numbers(0, dtype), weights)
+
+    same(derive)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2), (0, 2)])
 def test_gradient_penalty_where_some_inputs_have_no_gradient(frozen: tuple[int, ...]):
-    def slopes(convolve: Convolve, dtype: torch.dtype) -> list[Tensor]:
-        given = numbers(0, dtype)
-        asked = [part.requires_grad_() for i, part in enumerate(given) if i not in frozen]
-        first = torch.autograd.grad(convolve(*given).sin().sum(), asked, create_graph=True)
-        penalty = sum((part.square().sum() for part in first), torch.zeros((), dtype=dtype))
-        return list(torch.autograd.grad(penalty, asked))
-
-    close(slopes(ours, torch.float32), slopes(theirs, torch.float64))
-
-
-def forward_mode(convolve: Convolve, dtype: torch.dtype) -> list[Tensor]:
-    """Return a value, its tangent, and the gradients of a loss of each (as MeanFlow takes)."""
-    given, moves = numbers(0, dtype), numbers(1, dtype)
-    given = [part.requires_grad_() for part in given]
-    primal, tangent = torch.func.jvp(lambda *g: convolve(*g).sin(), tuple(given), tuple(moves))
-    by_primal = torch.autograd.grad(primal.square().sum(), given, retain_graph=True)
-    by_tangent = torch.autograd.grad(tangent.square().sum(), given)
-    return [primal.detach(), tangent.detach(), *by_primal, *by_tangent]
+    same(lambda convolve, dtype: gradient_penalty(convolve, numbers(0, dtype), frozen))
 
 
 def test_forward_mode_and_reverse_through_it_are_those_of_a_direct_convolution():
-    close(forward_mode(ours, torch.float32), forward_mode(theirs, torch.float64))
+    same(lambda convolve, dtype: forward_mode(convolve, numbers(0, dtype), numbers(1, dtype)))
+
+
+def test_hessian_times_vector_in_forward_over_reverse():
+    same(
+        lambda convolve, dtype: hessian_vector_product(
+            convolve, numbers(0, dtype), numbers(1, dtype)
+        )
+    )
+
+
+def test_functional_gradient_is_that_of_a_direct_convolution():
+    same(lambda convolve, dtype: functional_gradient(convolve, numbers(0, dtype)))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -110,24 +102,7 @@ def test_dual_numbers_have_the_tangent_of_a_direct_convolution(requires_grad: bo
             ]
             return [part.detach() for part in forward_ad.unpack_dual(convolve(*moved))]
 
-    close(tangent(ours, torch.float32), tangent(theirs, torch.float64))
-
-
-def test_hessian_times_vector_in_forward_over_reverse():
-    def product(convolve: Convolve, dtype: torch.dtype) -> list[Tensor]:
-        given, moves = tuple(numbers(0, dtype)), tuple(numbers(1, dtype))
-        slope = torch.func.grad(lambda *g: convolve(*g).sin().sum(), argnums=(0, 1, 2))
-        return list(torch.func.jvp(slope, given, moves)[1])
-
-    close(product(ours, torch.float32), product(theirs, torch.float64))
-
-
-def test_functional_gradient_is_that_of_a_direct_convolution():
-    def slopes(convolve: Convolve, dtype: torch.dtype) -> list[Tensor]:
-        slope = torch.func.grad(lambda *g: convolve(*g).sin().sum(), argnums=(0, 1, 2))
-        return list(slope(*numbers(0, dtype)))
-
-    close(slopes(ours, torch.float32), slopes(theirs, torch.float64))
+    same(tangent)
 
 
 def test_operators_themselves_refuse_forward_mode():

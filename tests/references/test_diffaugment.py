@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgm.gan.diffaugment import _CHANGES, augment
+from dgm.gan.diffaugment import _AUGMENTATIONS, augment
 from dgm.rng import Draws
 
 SIDES = [8, 9, 10, 11, 12, 20, 31, 32]
@@ -44,9 +44,9 @@ def test_cutout_covers_the_official_rows_for_every_draw(side: int):
     down = every(len(expected))
     middle = torch.full_like(down, 0.5)
     ones = torch.ones(len(down), 1, side, side)
-    rows = _CHANGES["cutout"](ones, down, middle, middle)[:, 0] == 0
+    rows = _AUGMENTATIONS["cutout"](ones, down, middle, middle)[:, 0] == 0
     assert [set(row.any(1).nonzero()[:, 0].tolist()) for row in rows] == expected
-    columns = _CHANGES["cutout"](ones, middle, down, middle)[:, 0] == 0
+    columns = _AUGMENTATIONS["cutout"](ones, middle, down, middle)[:, 0] == 0
     assert [set(row.any(0).nonzero()[:, 0].tolist()) for row in columns] == expected
 
 
@@ -74,8 +74,8 @@ def test_translation_shifts_by_the_official_pixels_for_every_draw(side: int):
     shifts = every(2 * limit + 1)
     middle = torch.full_like(shifts, 0.5)
     x = torch.arange(1.0, side * side + 1).reshape(1, 1, side, side).expand(len(shifts), -1, -1, -1)
-    down = _CHANGES["translation"](x, shifts, middle, middle)
-    right = _CHANGES["translation"](x, middle, shifts, middle)
+    down = _AUGMENTATIONS["translation"](x, shifts, middle, middle)
+    right = _AUGMENTATIONS["translation"](x, middle, shifts, middle)
     for row, shift in enumerate(range(-limit, limit + 1)):
         padded = torch.nn.functional.pad(x[0, 0], (0, 0, side, side))
         expected = padded[side - shift : 2 * side - shift]  # rows from outside are 0
@@ -95,7 +95,7 @@ def test_color_is_the_official_chain():
     expected = (expected - pixel) * (chosen[1] * 2) + pixel
     image = expected.mean((1, 2, 3), keepdim=True)
     expected = (expected - image) * (chosen[2] + 0.5) + image
-    torch.testing.assert_close(_CHANGES["color"](x, *chosen), expected)
+    torch.testing.assert_close(_AUGMENTATIONS["color"](x, *chosen), expected)
 
 
 def test_shifts_are_equally_frequent():

@@ -19,8 +19,8 @@ from scipy.special import log_ndtr, ndtr
 from small_diffusion import batch, objective
 from torch import Tensor, nn
 
-from dgm.diffusion.likelihood import grey_level_nll
-from dgm.diffusion.objective import DiffusionConfig, SampleConfig
+from dgm.diffusion.likelihood import discretized_gaussian_nll
+from dgm.diffusion.objective import DiffusionConfig, DiffusionSampleConfig
 from dgm.preprocessing import DEQUANTIZED, STANDARD
 
 T, COUNT = 40, 3
@@ -71,7 +71,7 @@ def test_terms_are_those_of_an_independent_loop(
         schedule=schedule, num_timesteps=T, prediction="x_0", class_conditional=False,
         learned_variance=learned, dequantize=dequantize,
     )  # fmt: skip
-    sample = SampleConfig(steps=5, variance="large" if learned else variance)
+    sample = DiffusionSampleConfig(steps=5, variance="large" if learned else variance)
     made = objective(config, sample)
     given, draws = batch(COUNT)
     levels = given.images.permute(0, 3, 1, 2).numpy().astype(float)
@@ -90,10 +90,7 @@ def test_terms_are_those_of_an_independent_loop(
     before = np.append(1.0, cumulative[:-1])
     posterior = betas * (1 - before) / (1 - cumulative)
     log_clipped = np.log(np.append(posterior[1], posterior[1:]))
-    log_variances = {
-        "small": log_clipped,
-        "large": np.log(np.append(posterior[1], betas[1:])),
-    }
+    log_variances = {"small": log_clipped, "large": np.log(np.append(posterior[1], betas[1:]))}
     for t in range(T):
         eps = draws.at(t).normal("likelihood", (8, 8, 3), torch.float64).permute(0, 3, 1, 2).numpy()
         x_t = math.sqrt(cumulative[t]) * x_0 + math.sqrt(1 - cumulative[t]) * eps
@@ -124,7 +121,7 @@ def test_terms_are_those_of_an_independent_loop(
 def test_l_0_of_a_perfect_net_is_the_mass_within_half_a_level(variance: str) -> None:
     """1.30 bits per dimension (linear schedule, T = 1000); by beta_1 it would be 1.71."""
     config = DiffusionConfig(prediction="x_0", class_conditional=False)
-    made = objective(config, replace(SampleConfig(), variance=variance))
+    made = objective(config, replace(DiffusionSampleConfig(), variance=variance))
     given, draws = batch(COUNT)
     x_0 = made.pixels.scale(given.images, torch.float64)
 
@@ -152,5 +149,5 @@ def test_l_0_of_dequantised_images_is_the_mass_of_their_levels_bin() -> None:
         log_mass = log_mass_of_level(levels.numpy(), middle.numpy(), mean.numpy(), 0.03, width / 2)
         expected = np.minimum(-log_mass, -math.log(1e-12))  # the mass is held at 1e-12 or more
         for within in (-0.49, 0.0, 0.3, 0.49):
-            found = grey_level_nll(middle + within * width, mean, log_scale, pixels)
+            found = discretized_gaussian_nll(middle + within * width, mean, log_scale, pixels)
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)

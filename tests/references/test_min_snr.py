@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_diffusion import SAMPLE, Told, objective
+from small_diffusion import SAMPLE, RecordingNet, objective
 
 from dgm.diffusion.config import DiffusionConfig
 from dgm.diffusion.parameterization import PredictionKind, loss_weight
@@ -61,5 +61,5 @@ def test_an_error_at_the_last_timestep_enters_the_loss():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=generator)
     batch, draws = Batch(images, torch.zeros(2, dtype=torch.int64)), Draws.of(0, torch.arange(2))
-    loss, _ = made.errors_at({"net": Told()}, batch, torch.tensor([49, 49]), draws)
+    loss, _ = made.errors_at({"net": RecordingNet()}, batch, torch.tensor([49, 49]), draws)
     assert (loss > 0.01).all()

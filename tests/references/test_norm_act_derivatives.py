@@ -6,15 +6,23 @@ Source: torch.nn.functional.group_norm and silu in float64, whose derivatives ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
 import pytest
 import torch
+from derivatives import (
+    assert_derivatives_close,
+    forward_mode,
+    gradient_penalty,
+    hessian_vector_product,
+    three_orders,
+)
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dgm.nn.kernels.choice import Kernels
+from dgm.nn.kernels.dispatch import Kernels
 from dgm.nn.kernels.norm import Dropout, norm_act
 from dgm.rng import Draws
 
@@ -60,6 +68,10 @@ def numbers(case: Case, seed: int, device: str, dtype: torch.dtype) -> list[Tens
     return [part.to(device, dtype) for part in made]
 
 
+def function(case: Case, kernels: Kernels | None) -> Callable[..., Tensor]:
+    return lambda *given: apply(case, list(given), kernels)
+
+
 def apply(case: Case, given: list[Tensor], kernels: Kernels | None) -> Tensor:
     x, weight, bias = given[:3]
     added = given[3] if case.added else None
@@ -73,52 +85,34 @@ def apply(case: Case, given: list[Tensor], kernels: Kernels | None) -> Tensor:
     )
 
 
-def close(found: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(found) == len(expected)
-    # Of what cancels to zero, such as the derivative by a shift that GroupNorm takes away, only the
-    # rounding is left; it is measured against the largest of all results.
-    largest = max(float(exact.abs().max()) for exact in expected)
-    for number, (mine, exact) in enumerate(zip(found, expected, strict=True)):
-        error = (mine.double() - exact).abs().max()
-        size = max(float(exact.abs().max()), 0.01 * largest)
-        assert error < TOLERANCE * size, f"{number}: {error:.1e} of {size:.1e}"
-
-
-def orders(case: Case, device: str, dtype: torch.dtype, kernels: Kernels | None) -> list:
-    """Return the gradients of the first three orders, each of a function of those before."""
-    given = [part.requires_grad_() for part in numbers(case, 0, device, dtype)]
-    value = (apply(case, given, kernels).sin() * numbers(case, 1, device, dtype)[0]).sum()
-    found = []
-    for _ in range(3):
-        slopes = torch.autograd.grad(value, given, create_graph=True)
-        found.append([slope.detach() for slope in slopes])
-        value = sum((slope.square().mean() for slope in slopes), torch.zeros((), device=device))
-    return found
+def same(
+    derive: Callable[[torch.dtype, Kernels | None], list[Tensor]], kernels: Kernels = "native"
+) -> None:
+    """Compare what `derive` makes of the kernels with what it makes of torch in float64."""
+    found, expected = derive(torch.float32, kernels), derive(torch.float64, None)
+    assert_derivatives_close(found, expected, TOLERANCE)
 
 
 @every_kernel
 @every_case
 def test_gradients_of_three_orders_are_torchs(name: str, kernels: Kernels, kernel_device: str):
-    device = kernel_device if kernels == "triton" else "cpu"
-    found = orders(CASES[name], device, torch.float32, kernels)
-    expected = orders(CASES[name], device, torch.float64, None)
-    for mine, exact in zip(found, expected, strict=True):
-        close(mine, exact)
+    case, device = CASES[name], kernel_device if kernels == "triton" else "cpu"
+
+    def derive(dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
+        weights = numbers(case, 1, device, dtype)[0]
+        return three_orders(function(case, kernels), numbers(case, 0, device, dtype), weights)
+
+    same(derive, kernels)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1), (3,)])
 def test_gradient_penalty_where_some_inputs_have_no_gradient(frozen: tuple[int, ...]):
     case = CASES["with an embedding added"]
 
-    def slopes(dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
-        given = numbers(case, 0, "cpu", dtype)
-        asked = [part.requires_grad_() for i, part in enumerate(given) if i not in frozen]
-        y = apply(case, given, kernels).sin().sum()
-        first = torch.autograd.grad(y, asked, create_graph=True)
-        penalty = sum((part.square().sum() for part in first), torch.zeros((), dtype=dtype))
-        return list(torch.autograd.grad(penalty, asked))
+    def derive(dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
+        return gradient_penalty(function(case, kernels), numbers(case, 0, "cpu", dtype), frozen)
 
-    close(slopes(torch.float32, "native"), slopes(torch.float64, None))
+    same(derive)
 
 
 def test_half_precision_keeps_its_type_in_second_derivatives(kernel_device: str):
@@ -139,35 +133,16 @@ def test_half_precision_keeps_its_type_in_second_derivatives(kernel_device: str)
         ).norm() < 0.1 * exact.norm()  # y, its sine and slopes have 8 bits
 
 
-def forward_mode(case: Case, dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
-    """Return a value, its tangent, and the gradients of a loss of each (as MeanFlow takes)."""
-    given = [part.requires_grad_() for part in numbers(case, 0, "cpu", dtype)]
-    moves = numbers(case, 1, "cpu", dtype)
-    primal, tangent = torch.func.jvp(
-        lambda *g: apply(case, list(g), kernels).sin(), tuple(given), tuple(moves)
-    )
-    by_primal = torch.autograd.grad(primal.square().sum(), given, retain_graph=True)
-    by_tangent = torch.autograd.grad(tangent.square().sum(), given)
-    return [primal.detach(), tangent.detach(), *by_primal, *by_tangent]
-
-
+@pytest.mark.parametrize("derivative", [forward_mode, hessian_vector_product])
 @every_case
-def test_forward_mode_and_reverse_through_it_are_torchs(name: str):
-    case = CASES[name]
-    close(forward_mode(case, torch.float32, "native"), forward_mode(case, torch.float64, None))
-
-
-@every_case
-def test_hessian_times_vector_in_forward_over_reverse_is_torchs(name: str):
+def test_forward_mode_is_torchs(name: str, derivative: Callable[..., list[Tensor]]):
     case = CASES[name]
 
-    def product(dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
-        given, moves = numbers(case, 0, "cpu", dtype), numbers(case, 1, "cpu", dtype)
-        places = tuple(range(len(given)))
-        slope = torch.func.grad(lambda *g: apply(case, list(g), kernels).sin().sum(), places)
-        return list(torch.func.jvp(slope, tuple(given), tuple(moves))[1])
+    def derive(dtype: torch.dtype, kernels: Kernels | None) -> list[Tensor]:
+        inputs, tangents = (numbers(case, seed, "cpu", dtype) for seed in (0, 1))
+        return derivative(function(case, kernels), inputs, tangents)
 
-    close(product(torch.float32, "native"), product(torch.float64, None))
+    same(derive)
 
 
 def test_operators_themselves_refuse_forward_mode():

@@ -17,7 +17,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.ode import discretization_error, ode_log_density, ode_nats, path
 from dgm.diffusion.parameterization import Denoised
 from dgm.diffusion.samplers import Denoiser
@@ -117,7 +117,7 @@ def objective_of(kind: str, schedule: str, dequantize: bool = False) -> Diffusio
     config = DiffusionConfig(
         schedule=schedule, prediction=kind, class_conditional=False, dequantize=dequantize
     )
-    return DiffusionObjective(config, SampleConfig(), (4, 4, 3), None, dtype=torch.float64)
+    return DiffusionObjective(config, DiffusionSampleConfig(), (4, 4, 3), None, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dequantize", [False, True])

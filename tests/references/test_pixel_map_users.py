@@ -62,7 +62,7 @@ class Stored:
         levels = torch.from_numpy(self.levels[draws.index.numpy()].astype(float))
         return (levels.permute(0, 3, 1, 2) + 7) / 100 - 1
 
-    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         return {"shown": self.sample(nets, COUNT, None, draws).unflatten(0, (3, 4))}
 
 
@@ -101,8 +101,8 @@ def test_the_frechet_distance_of_a_run_is_of_the_stored_levels(
     stored: Stored, engine: Engine, described: Callable
 ) -> None:
     seen = described(online_eval)
-    wanted = Moments.of(torch.randn(200, 128))
-    online_eval.fd_classifier(engine, stored, {}, Classifier(2), wanted, torch.arange(COUNT) % 2)
+    reference = Moments.of(torch.randn(200, 128))
+    online_eval.fd_classifier(engine, stored, {}, Classifier(2), reference, torch.arange(COUNT) % 2)
     assert np.array_equal(seen[0], stored.levels)
 
 
@@ -125,7 +125,7 @@ def test_reconstructions_are_compared_in_grey_levels(stored: Stored, engine: Eng
         def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
             return ((z * 0.5 + 3) + 7) / 100 - 1
 
-    made = Lighter(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    made = Lighter(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
     made.pixels = ODD
     found = reconstruction_error(engine, made, {}, stored, torch.arange(COUNT), 0)
     levels = stored.levels.astype(float)

@@ -19,7 +19,7 @@ from tiny import SCRIPTS, TINY
 
 from dgm.cli.families import FAMILIES
 from dgm.cli.parser import parse
-from dgm.diffusion.forward_process import q_sample
+from dgm.diffusion.forward_process import draw_noised
 from dgm.images import to_uint8
 from dgm.objective import Objective
 from dgm.preprocessing import DEQUANTIZED, STANDARD, PixelMap
@@ -107,7 +107,7 @@ def test_noising_scales_as_the_map_does() -> None:
     draws = Draws.of(0, torch.arange(3))
     for dequantize, pixels in ((False, STANDARD), (True, DEQUANTIZED)):
         one = torch.ones(3, 1, 1, 1)
-        x_0 = q_sample(images, one, 0 * one, draws, dequantize).x_0
+        x_0 = draw_noised(images, one, 0 * one, draws, dequantize).x_0
         expected = pixels.dequantize(images, draws) if dequantize else pixels.scale(images)
         assert torch.equal(x_0, expected) and torch.equal(pixels.to_uint8(x_0), images)
 

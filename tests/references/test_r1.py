@@ -127,14 +127,14 @@ def test_of_a_residual_net_it_is_that_of_finite_differences():
 
     torch.manual_seed(1)
     direction = [torch.randn_like(parameter) for parameter in net.parameters()]
-    along = sum(
+    projected = sum(
         (part * slope).sum()
         for part, slope in zip(direction, slopes, strict=True)
         if slope is not None
     )
     step = 1e-6
     by_differences = (penalty_at(step) - penalty_at(-step)) / (2 * step)
-    torch.testing.assert_close(along, by_differences, rtol=1e-5, atol=0)
+    torch.testing.assert_close(projected, by_differences, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow

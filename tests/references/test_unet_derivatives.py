@@ -9,6 +9,7 @@ import copy
 
 import pytest
 import torch
+from derivatives import assert_derivatives_close
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -53,14 +54,6 @@ def given(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, move, torch.tensor([3.0, 7.0]).to(dtype), torch.tensor([1.0, -2.0]).to(dtype)
 
 
-def close(found: list[Tensor], expected: list[Tensor]) -> None:
-    largest = max(float(exact.abs().max()) for exact in expected)
-    for number, (mine, exact) in enumerate(zip(found, expected, strict=True)):
-        error = (mine.double() - exact).abs().max()
-        size = max(float(exact.abs().max()), 0.01 * largest)
-        assert error < TOLERANCE * size, f"{number}: {error:.1e} of {size:.1e}"
-
-
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_forward_mode_and_reverse_through_it(scale_shift: bool):
     fast, exact = both(scale_shift)
@@ -79,7 +72,7 @@ def test_forward_mode_and_reverse_through_it(scale_shift: bool):
         slopes = torch.autograd.grad(loss, list(net.parameters()))
         found.append([primal.detach(), tangent.detach(), *slopes])
     assert found[0][1].abs().max() > 0.1
-    close(*found)
+    assert_derivatives_close(*found, TOLERANCE)
 
 
 def test_forward_mode_with_activations_computed_again():
@@ -111,4 +104,4 @@ def test_gradient_penalty(scale_shift: bool):
             slope.square().sum(), [x, *net.parameters()], materialize_grads=True
         )
         found.append([slope.detach(), *slopes])
-    close(*found)
+    assert_derivatives_close(*found, TOLERANCE)

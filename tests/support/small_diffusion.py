@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, SampleConfig
+from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
@@ -13,12 +13,12 @@ from dgm.rng import Draws
 NUM_CLASSES = 5
 TINY = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[], dropout=0.1)
 SMALL = DiffusionConfig(num_timesteps=50)
-SAMPLE = SampleConfig(steps=5)
+SAMPLE = DiffusionSampleConfig(steps=5)
 
 
 def objective(
     config: DiffusionConfig = SMALL,
-    sample: SampleConfig = SAMPLE,
+    sample: DiffusionSampleConfig = SAMPLE,
     dtype: torch.dtype = torch.float64,
 ) -> DiffusionObjective:
     return DiffusionObjective(config, sample, (8, 8, 3), NUM_CLASSES, dtype=dtype)
@@ -35,23 +35,23 @@ def part_of(whole: Batch, start: int, stop: int) -> tuple[Batch, Draws]:
     return Batch(whole.images[part], whole.labels[part]), Draws.of(0, torch.arange(start, stop))
 
 
-class Told(nn.Module):
-    """A net that remembers what it was told, and says the same of every image of a class."""
+class RecordingNet(nn.Module):
+    """A net that records its inputs and whose output depends on x and the class only."""
 
     def __init__(self, outputs: int = 3):
         super().__init__()
         self.outputs = outputs
         self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.heard: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, draws: Draws | None = None
     ) -> Tensor:
-        self.heard.append((x, t, labels))
-        said = 0.5 * x.tanh() * self.weight
+        self.calls.append((x, t, labels))
+        out = 0.5 * x.tanh() * self.weight
         if labels is not None:
-            said = said + 0.1 * labels[:, None, None, None]
-        return torch.cat([said] * (self.outputs // 3), dim=1).to(x.dtype)
+            out = out + 0.1 * labels[:, None, None, None]
+        return torch.cat([out] * (self.outputs // 3), dim=1).to(x.dtype)
 
 
 def unet(config: DiffusionConfig = SMALL) -> UNet:

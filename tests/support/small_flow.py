@@ -1,4 +1,4 @@
-"""Small flows whose weights have left their first values, and batches for them."""
+"""Small flows with perturbed weights, and batches for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.flow.networks import Flow, FlowNetConfig
-from dgm.flow.objective import FlowConfig, FlowObjective, SampleConfig
+from dgm.flow.objective import FlowConfig, FlowObjective, FlowSampleConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
 
@@ -17,7 +17,7 @@ GLOW = FlowNetConfig(levels=2, steps=2, hidden=8)
 REALNVP = FlowNetConfig("realnvp", levels=2, steps=2, hidden=8, blocks=1, logit=0.05)
 BOTH = {"glow": GLOW, "realnvp": REALNVP}
 PLAIN = FlowConfig()
-SAMPLE = SampleConfig(batch=3)
+SAMPLE = FlowSampleConfig(batch=3)
 
 
 def moved(net: nn.Module, by: float = 0.1, seed: int = 1) -> nn.Module:
@@ -44,7 +44,7 @@ def flow(
 
 def objective(
     config: FlowConfig = PLAIN,
-    sample: SampleConfig = SAMPLE,
+    sample: FlowSampleConfig = SAMPLE,
     shape: tuple[int, int, int] = SHAPE,
     dtype: torch.dtype = torch.float32,
 ) -> FlowObjective:
@@ -52,7 +52,7 @@ def objective(
 
 
 def batch(count: int, epoch: int = 0, shape: tuple[int, int, int] = SHAPE) -> tuple[Batch, Draws]:
-    """Give images with smooth colours, one half another than the other, and their draws."""
+    """Return images with smooth colours, different in each half, and their draws."""
     index = torch.arange(count)
     own = Draws.of(9, index)
     height = shape[0]
@@ -74,7 +74,7 @@ def loss(made: FlowObjective, net: nn.Module, given: tuple[Batch, Draws]) -> dic
 
 
 def train(made: FlowObjective, net: nn.Module, steps: int, count: int = 16) -> list[float]:
-    """Take steps of Adam on the same images, with fresh noise at each; give the losses."""
+    """Take steps of Adam on the same images, with fresh noise at each; return the losses."""
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     losses = []
     for step in range(steps):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.gan.networks import GanNetConfig, make_nets
-from dgm.gan.objective import GanConfig, GanObjective, SampleConfig
+from dgm.gan.objective import GanConfig, GanObjective, GanSampleConfig
 from dgm.objective import Batch
 from dgm.rng import Draws
 
@@ -19,7 +19,7 @@ ARCHITECTURES = ("dcgan", "residual")
 def objective(
     dtype: torch.dtype = torch.float64, sees_batch: bool = True, **config: Any
 ) -> GanObjective:
-    given = (GanConfig(**config), SampleConfig(), LATENT, NUM_CLASSES, dtype)
+    given = (GanConfig(**config), GanSampleConfig(), LATENT, NUM_CLASSES, dtype)
     return GanObjective(*given, sees_batch=sees_batch)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dgm.objective import Batch
 from dgm.rng import Draws
-from dgm.vae.likelihood import Pixels
+from dgm.vae.likelihood import PixelDistribution
 from dgm.vae.networks import VAE, VAENetConfig
-from dgm.vae.objective import SampleConfig, VAEConfig, VAEObjective
+from dgm.vae.objective import VAEConfig, VAEObjective, VAESampleConfig
 from dgm.vae.posterior import Posterior
 
 SHAPE = (8, 8, 3)
@@ -30,11 +30,11 @@ ARCHITECTURES = {
 
 def objective(
     config: VAEConfig = SMALL,
-    sample: SampleConfig | None = None,
+    sample: VAESampleConfig | None = None,
     latent: int = TINY.latent,
     dtype: torch.dtype = torch.float64,
 ) -> VAEObjective:
-    return VAEObjective(config, sample or SampleConfig(), latent, dtype)
+    return VAEObjective(config, sample or VAESampleConfig(), latent, dtype)
 
 
 def architecture(name: str, config: VAENetConfig = TINY) -> VAENetConfig:
@@ -93,7 +93,7 @@ def fit(made: VAEObjective, vae: VAE, images: Tensor, steps: int, lr: float) -> 
 
 
 class Known(nn.Module):
-    """A VAE of images of two grey pixels, each told by a latent of its own.
+    """A VAE of images of two grey pixels, each determined by its own latent.
 
     Pixel i has mean `slope z_i + offset` and one scale; the posterior is a guess, the same for
     all images.
@@ -103,12 +103,12 @@ class Known(nn.Module):
         super().__init__()
         self.slope, self.offset, self.log_scale = slope, offset, log_scale
         self.encoder: Callable[[Tensor], Posterior] = self.encode
-        self.decoder: Callable[[Tensor], Pixels] = self.decode
+        self.decoder: Callable[[Tensor], PixelDistribution] = self.decode
 
     def encode(self, x: Tensor) -> Posterior:
         mu = 0.5 * (x.flatten(1) - self.offset) / self.slope
         return Posterior(mu, torch.full_like(mu, -0.5))
 
-    def decode(self, z: Tensor) -> Pixels:
+    def decode(self, z: Tensor) -> PixelDistribution:
         mean = (self.slope * z + self.offset)[:, None, None, :]
-        return Pixels(mean, torch.full_like(mean, self.log_scale))
+        return PixelDistribution(mean, torch.full_like(mean, self.log_scale))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.rng import ORDER_BLOCK, order, permutation
+from dgm.rng import PERMUTATION_BLOCK, permutation, permutation_block
 from dgm.training import sampler
 from dgm.training.sampler import Batches
 from shards.reader import Shards
@@ -177,10 +177,10 @@ def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
 
     def seen(seed: int, epoch: int, length: int, block: int) -> Tensor:
         asked.append((epoch, block))
-        return order(seed, epoch, length, block)
+        return permutation_block(seed, epoch, length, block)
 
-    monkeypatch.setattr(sampler, "order", seen)
-    length = 2 * ORDER_BLOCK + 10
+    monkeypatch.setattr(sampler, "permutation_block", seen)
+    length = 2 * PERMUTATION_BLOCK + 10
 
     class Large(Numbered):
         def images(self, index: np.ndarray) -> np.ndarray:
@@ -188,7 +188,13 @@ def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
 
     made = Batches(Large(length), 5, 16, None, 0, 1)
     expected = permutation(5, 0, length)
-    places = [0, ORDER_BLOCK - 8, ORDER_BLOCK, 2 * ORDER_BLOCK, length - 8]
+    places = [
+        0,
+        PERMUTATION_BLOCK - 8,
+        PERMUTATION_BLOCK,
+        2 * PERMUTATION_BLOCK,
+        length - 8,
+    ]
     for place in places:
         ((_, draws),) = made.step(place, CPU)
         first = expected[place : place + 16].tolist()

@@ -59,7 +59,7 @@ def test_net_whose_phase_says_so_is_not_averaged(tmp_path: Path):
 class Showing(TwoPhases):
     """Shows the images that it is given."""
 
-    def pictures(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+    def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         shown = batch.images[:6].permute(0, 3, 1, 2) / 127.5 - 1
         return {"given": shown.unflatten(0, (2, 3))}
 

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from dgm.common.errors import UserError
 from dgm.objective import Batch, Likelihood
 from dgm.rng import Draws
-from dgm.vae.likelihood import Pixels, discretized_logistic_nll
+from dgm.vae.likelihood import PixelDistribution, discretized_logistic_nll
 
 LIKELIHOODS: list[Any] = ["discretized_logistic", "gaussian"]
 likelihoods = pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -114,7 +114,7 @@ def test_importance_weighted_logistic_converges_to_the_known_mass():
     z = torch.linspace(-9, 9, 4001).double()
     levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1)
     mean = (0.6 * z + 0.05).reshape(1, 1, 1, -1)
-    given = Pixels(mean, torch.full_like(mean, -2.0))
+    given = PixelDistribution(mean, torch.full_like(mean, -2.0))
     nll = discretized_logistic_nll(levels, given)[:, 0, 0]
     masses = torch.trapezoid(torch.exp(Normal(0.0, 1.0).log_prob(z) - nll), z)
     assert float(masses.sum()) == pytest.approx(1, abs=1e-9)

@@ -43,9 +43,9 @@ def test_each_architecture_has_its_configuration(name: str):
 
 @pytest.mark.parametrize("name", ["1_plain", "2_encoder", "3_decoder"])
 def test_matched_configurations_have_the_parameters_of_both(name: str):
-    wanted = count("4_both")
-    assert abs(count(f"matched_{name}") - wanted) <= 0.01 * wanted
-    assert count(name) < 0.9 * wanted  # so there was something to match
+    expected = count("4_both")
+    assert abs(count(f"matched_{name}") - expected) <= 0.01 * expected
+    assert count(name) < 0.9 * expected  # so there was something to match
 
 
 def test_configurations_differ_in_nothing_but_architecture_width_and_folder():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from dgm.vae.posterior import Posterior, kl_weight, with_free_bits
+from dgm.vae.posterior import Posterior, apply_free_bits, kl_weight
 
 
 def posterior(count: int = 5, latent: int = 7) -> Posterior:
@@ -37,29 +37,29 @@ def test_kl_of_the_prior_is_nothing_and_keeps_its_digits_near_it():
 
 def test_latent_is_drawn_with_the_posteriors_mean_and_deviation():
     q = posterior()
-    assert torch.equal(q.at(torch.zeros_like(q.mu)), q.mu)
-    one_off = q.at(torch.ones_like(q.mu)) - q.mu
+    assert torch.equal(q.sample(torch.zeros_like(q.mu)), q.mu)
+    one_off = q.sample(torch.ones_like(q.mu)) - q.mu
     torch.testing.assert_close(one_off, as_normal(q).stddev, rtol=1e-9, atol=0)
 
 
 def test_log_ratio_is_the_prior_over_the_posterior_at_the_drawn_latent():
     q, noise = posterior(), torch.randn(5, 7).double()
-    z = q.at(noise)
+    z = q.sample(noise)
     expected = (Normal(0.0, 1.0).log_prob(z) - as_normal(q).log_prob(z)).sum(1)
     torch.testing.assert_close(q.log_ratio(noise), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_free_bits_count_each_dimension_of_each_image_by_itself():
     kl = torch.tensor([[0.1, 2.0], [0.6, 0.0]], requires_grad=True)
-    paid = with_free_bits(kl, 0.5)
-    assert paid.tolist() == pytest.approx([2.5, 1.1])
-    paid.sum().backward()
+    clamped = apply_free_bits(kl, 0.5)
+    assert clamped.tolist() == pytest.approx([2.5, 1.1])
+    clamped.sum().backward()
     assert kl.grad is not None and kl.grad.tolist() == [[0, 1], [1, 0]]
 
 
 def test_no_free_bits_are_the_sum():
     kl = posterior().kl()
-    assert torch.equal(with_free_bits(kl, 0.0), kl.sum(1))
+    assert torch.equal(apply_free_bits(kl, 0.0), kl.sum(1))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_extreme_posteriors_stay_finite_with_their_gradient():
     for log_var in (-12.0, 6.0):
         mu, spread = leaf(1e4), leaf(log_var)
         q = Posterior(mu, spread)
-        total = q.kl().sum() + q.at(torch.full((1, 2), 5.77)).sum()
+        total = q.kl().sum() + q.sample(torch.full((1, 2), 5.77)).sum()
         total.backward()
         assert math.isfinite(float(total.detach()))
         assert mu.grad is not None and mu.grad.isfinite().all()

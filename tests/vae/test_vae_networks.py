@@ -23,14 +23,7 @@ from small_vae import (
 from torch import nn
 
 from dgm.common.errors import UserError
-from dgm.vae.networks import (
-    LOG_SCALE_BOUNDS,
-    LOG_VAR_BOUNDS,
-    VAE,
-    Decoder,
-    Encoder,
-    soft_clamp,
-)
+from dgm.vae.networks import LOG_SCALE_BOUNDS, LOG_VAR_BOUNDS, VAE, Decoder, Encoder, soft_clamp
 
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 

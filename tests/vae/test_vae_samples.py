@@ -1,4 +1,4 @@
-"""What a VAE's objective makes to look at: samples and sheets."""
+"""Samples and visualizations of a VAE."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from small_vae import SHAPE, SMALL, TINY, batch, net, objective, part_of
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.objective import Batch, Pictured
+from dgm.objective import Batch, Visualizable
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
 from dgm.vae.networks import VAE
-from dgm.vae.objective import SampleConfig
+from dgm.vae.objective import VAESampleConfig
 
 LATENTS = (1, 2, 6)
 
@@ -66,13 +66,13 @@ def test_noise_is_that_of_the_likelihood():
 
 def test_labels_change_nothing():
     made, nets = objective(), {"vae": net()}
-    told = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
-    assert torch.equal(told, made.sample(nets, 3, None, draws_of(3)))
+    labelled = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
+    assert torch.equal(labelled, made.sample(nets, 3, None, draws_of(3)))
     assert made.num_classes is None
 
 
 def test_knobs_of_a_call_are_checked_and_replace_the_configured():
-    made, nets = objective(sample=SampleConfig(temperature=0.5)), {"vae": net()}
+    made, nets = objective(sample=VAESampleConfig(temperature=0.5)), {"vae": net()}
     with pytest.raises(UserError, match=r"sample\.temperature is 0"):
         made.sample(nets, 1, None, draws_of(1), temperature=0)
     one = made.sample(nets, 1, None, draws_of(1), temperature=1.0)
@@ -87,9 +87,9 @@ def sheets(count: int, latent: int) -> tuple[VAE, Batch, dict[str, Tensor]]:
         for parameter in vae.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     made = objective(latent=latent)
-    assert isinstance(made, Pictured)
+    assert isinstance(made, Visualizable)
     whole, draws = batch(count)
-    return vae, whole, made.pictures({"vae": vae}, whole, draws)
+    return vae, whole, made.visualize({"vae": vae}, whole, draws)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 64])
@@ -132,8 +132,8 @@ def test_interpolation_leads_from_one_reconstruction_to_the_other():
 def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
     vae, whole, made = sheets(16, 6)
     posterior = vae.encoder(STANDARD.scale(whole.images, torch.float64))
-    said = posterior.kl().mean(0).detach()
-    order = sorted(range(6), key=lambda dim: -float(said[dim]))
+    kl = posterior.kl().mean(0).detach()
+    order = sorted(range(6), key=lambda dim: -float(kl[dim]))
     for row, dim in enumerate(order):
         for column, value in ((0, -3.0), (3, -1.0), (9, 3.0)):
             z = posterior.mu[:1].clone()
@@ -142,11 +142,11 @@ def test_traversal_moves_the_dimensions_that_say_most_one_at_a_time():
             torch.testing.assert_close(made["traversal"][row, column], expected, rtol=0, atol=1e-12)
 
 
-def test_pictures_leave_the_batch_order_and_the_draws_alone():
+def test_visualizations_leave_the_batch_order_and_the_draws_alone():
     made, nets = objective(), {"vae": net()}
     whole, draws = batch(4)
-    first = made.pictures(nets, whole, draws)
-    again = made.pictures(nets, *part_of(whole, 0, 4))
+    first = made.visualize(nets, whole, draws)
+    again = made.visualize(nets, *part_of(whole, 0, 4))
     for name, sheet in first.items():
         assert torch.equal(sheet, again[name])
         assert not sheet.requires_grad

@@ -1,4 +1,4 @@
-"""Kernels in C++ for the CPU: compiled where they first run, then kept in the user's cache."""
+"""C++ kernels for the CPU, compiled on first use and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 _SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("norm.cpp", "update.cpp", "winograd.cpp")
+    Path(__file__).with_name(name) for name in ("norm.cpp", "adamw.cpp", "winograd.cpp")
 )
-# No -ffast-math: loading what was linked with it would change how this process rounds elsewhere.
+# No -ffast-math: loading a library linked with it changes the rounding mode of the process.
 _FLAGS = (
     "-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno",
     "-fopenmp", "-std=gnu++17", "-shared", "-fPIC",
 )  # fmt: skip
 
 
-class _Numbers:
-    """The ctypes type of a pointer to the numbers of a dense tensor on the CPU."""
+class _Pointer:
+    """The ctypes type of a pointer to a dense tensor on the CPU."""
 
     def __init__(self, dtype: torch.dtype, optional: bool = False):
-        """Take tensors of one dtype, and None as a null pointer where it is `optional`."""
+        """Accept tensors of one dtype, and None as a null pointer if `optional`."""
         self.dtype, self.optional = dtype, optional
 
     def from_param(self, value: object) -> ctypes.c_void_p:
-        """Convert an argument; raise TypeError where it is of another kind."""
+        """Convert an argument; raise TypeError for any other kind."""
         if value is None and self.optional:
             return ctypes.c_void_p(None)
         if not isinstance(value, Tensor):
@@ -47,9 +47,9 @@ class _Numbers:
 
 
 _LONG, _FLOAT = ctypes.c_long, ctypes.c_float
-_FLOATS, _MAYBE_FLOATS = _Numbers(torch.float32), _Numbers(torch.float32, optional=True)
-# Addresses of tensors are kept as int64 too.
-_LONGS, _MAYBE_LONGS = _Numbers(torch.int64), _Numbers(torch.int64, optional=True)
+_FLOATS, _MAYBE_FLOATS = _Pointer(torch.float32), _Pointer(torch.float32, optional=True)
+# Addresses of tensors are int64 too.
+_LONGS, _MAYBE_LONGS = _Pointer(torch.int64), _Pointer(torch.int64, optional=True)
 _NORM_ACT = (
     *[_LONG] * 4, _FLOATS, _MAYBE_FLOATS, _FLOATS, _FLOATS, *[_MAYBE_FLOATS] * 2,
     *[_MAYBE_LONGS] * 3, *[_LONG] * 3, _FLOAT, _LONG,
@@ -71,8 +71,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 _RESULTS = {"work_size": _LONG}  # of the kernels that have one
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Say whether kernels here can take these tensors; warns once where none can be compiled."""
+def supports(*tensors: Tensor) -> bool:
+    """Return whether the kernels can run on these tensors; warn once if they cannot be compiled."""
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
@@ -81,7 +81,7 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def available() -> bool:
-    """Return whether the kernels could be compiled."""
+    """Return whether the kernels are compiled."""
     return library() is not None
 
 
@@ -90,38 +90,35 @@ def available() -> bool:
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def call(name: str, *given: int | float | Tensor | None) -> Any:
-    """Call a kernel by its declared types; raise TypeError or ArgumentError for any other.
-
-    Return its result, or None where it has none.
-    """
-    found = library()
-    assert found is not None, "no compiled kernels: check native.available() before calling"
-    wanted = len(SIGNATURES[name])
-    if len(given) != wanted:  # ctypes itself lets further arguments pass
-        raise TypeError(f"{name} takes {wanted} arguments, got {len(given)}")
-    return getattr(found, name)(*given)
+def call(name: str, *args: int | float | Tensor | None) -> Any:
+    """Call a kernel and return its result; raise TypeError or ArgumentError for wrong types."""
+    loaded = library()
+    assert loaded is not None, "no compiled kernels: check native.available() before calling"
+    expected = len(SIGNATURES[name])
+    if len(args) != expected:  # ctypes allows more
+        raise TypeError(f"{name} takes {expected} arguments, got {len(args)}")
+    return getattr(loaded, name)(*args)
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Load the compiled code, compiled anew where it has changed; warns once where it cannot be."""
+    """Load the library, compiling it if needed; on failure warn once and return None."""
     try:
         return _load()
     except (OSError, subprocess.CalledProcessError) as error:
         warnings.warn(
-            "convolutions and normalisations are torch's own, for the faster ones in C++ "
-            f"{_why_not(error)}",
+            "convolutions and normalisations are torch's own, because the faster ones in C++ "
+            f"{_reason_and_remedy(error)}",
             stacklevel=1,
         )
         return None
 
 
-def _why_not(error: OSError | subprocess.CalledProcessError) -> str:
-    """Return why there are no compiled kernels, and what to do about it."""
+def _reason_and_remedy(error: OSError | subprocess.CalledProcessError) -> str:
+    """Return why there are no compiled kernels, and the remedy."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in str(error.stderr).splitlines() if line.strip()]
-        # The message beside "error" says more than the first, which may name a function only.
+        # The first line may only name a function.
         reason = next((line for line in lines if "rror" in line), (lines or [str(error)])[0])
         if "temporary file" in str(error.stderr) or "No space left" in str(error.stderr):
             return f"could not be compiled ({reason}): name another folder by TMPDIR, or free space"
@@ -132,7 +129,7 @@ def _why_not(error: OSError | subprocess.CalledProcessError) -> str:
             f"could not be compiled ({compiler}: {error.strerror}): install g++, or name a "
             "compiler by CXX"
         )
-    if error.errno is None:  # of the loader, for instance of a disk that allows no programs
+    if error.errno is None:  # from the loader, for instance on a disk mounted noexec
         return (
             f"could not be loaded ({error}): name a cache folder on another disk by XDG_CACHE_HOME"
         )
@@ -150,7 +147,7 @@ def _load() -> ctypes.CDLL:
         "-lc10",
     ]  # fmt: skip
     command = [compiler, *_FLAGS, *map(str, _SOURCES), *libraries]
-    # Not where the sources lie: jobs run copies of them.
+    # Named after the sources' contents, not their path: jobs run copies of them.
     parts = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
     parts += [path.read_text(encoding="utf-8") for path in _SOURCES]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -158,9 +155,9 @@ def _load() -> ctypes.CDLL:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            os.replace(made, path)  # several processes may be at it: the last one wins
+            built = Path(folder) / path.name
+            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            os.replace(built, path)  # atomic, since several processes may compile at once
     loaded = ctypes.CDLL(str(path))
     for kernel_name, types in SIGNATURES.items():
         kernel = getattr(loaded, kernel_name)
@@ -169,7 +166,7 @@ def _load() -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """Describe this machine's processor: on a cluster nodes share a cache, but are not alike."""
+    """Return a description of the processor: different nodes of a cluster may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -180,5 +177,5 @@ def _processor() -> str:
 def _cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home
         raise OSError("no home folder for the cache: set XDG_CACHE_HOME") from None

@@ -1,4 +1,4 @@
-"""Stored images to noised ones in one kernel: the same draws as `dgm.rng.Draws`, bit for bit."""
+"""The forward process of diffusion in one kernel, with the same draws as `dgm.rng.Draws`."""
 
 from __future__ import annotations
 
@@ -54,42 +54,42 @@ def _normals(a, b):
 
 @triton.jit
 def _mirror(element, mirrored, width, CHANNELS: tl.constexpr):
-    """Give where a number lies that a mirrored image has at `element`."""
-    place, channel = element // CHANNELS, element % CHANNELS
-    row, column = place // width, place % width
+    """Return the offset in the stored image of the mirrored image's `element`."""
+    position, channel = element // CHANNELS, element % CHANNELS
+    row, column = position // width, position % width
     other = (row * width + width - 1 - column) * CHANNELS + channel
     return tl.where(mirrored, other, element)
 
 
 @triton.jit
-def _goal(clean, eps, alpha, sigma, PREDICTION: tl.constexpr):
+def _target(x_0, eps, alpha, sigma, PREDICTION: tl.constexpr):
     if PREDICTION == "eps":
-        goal = eps
+        target = eps
     elif PREDICTION == "x_0":
-        goal = clean
+        target = x_0
     else:
-        goal = alpha * eps - sigma * clean
-    return goal
+        target = alpha * eps - sigma * x_0
+    return target
 
 
 @triton.jit(
     do_not_specialize=[
-        "num_timesteps", "nobody", "width", "for_flip", "for_timestep",
+        "num_timesteps", "null_label", "width", "for_flip", "for_timestep",
         "for_label_drop", "for_dequantize", "for_noise",
     ],
     do_not_specialize_on_alignment=["images", "labels", "key", "index", "step"],
 )  # fmt: skip
 def noise(
-    images, labels, alphas, sigmas, key, index, step, x_t, wanted, x_0, t, told,
-    num_timesteps, label_drop, nobody, width, count, blocks,
+    images, labels, alphas, sigmas, key, index, step, x_t, target, x_0_out, t, labels_out,
+    num_timesteps, label_drop, null_label, width, count, blocks,
     for_flip, for_timestep, for_label_drop, for_dequantize, for_noise,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, STEP_EACH: tl.constexpr, FLIP: tl.constexpr,
     DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
     BIN_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Noise part of one image: images uint8 [B, count] of rows of `width` places.
+    """Noise part of one image; images uint8 [B, count] with rows of `width` positions.
 
-    Writes x_t, what the net is to predict, x_0 where asked; and t, told [B].
+    Writes x_t, the target, x_0 if KEEP_X_0, and t and labels_out [B].
     """
     image = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -107,27 +107,27 @@ def noise(
     if tl.program_id(1) == 0:
         drawn, _, _, _ = _philox(key, which, when, for_label_drop, first)
         dropped = tl.sum((_uniform(drawn) < label_drop).to(tl.int32), 0) == 1
-        tl.store(told + image, tl.where(dropped, nobody, tl.load(labels + image)))
+        tl.store(labels_out + image, tl.where(dropped, null_label, tl.load(labels + image)))
         tl.store(t + image, level.to(tl.int64))
 
     n0, n1, n2, n3 = _philox(key, which, when, for_noise, block)
     if DEQUANTIZE:
         u0, u1, u2, u3 = _philox(key, which, when, for_dequantize, block)
     for lane in tl.static_range(4):
-        # Draws lie lane after lane: a block's four numbers are a quarter of the image apart.
+        # Lane after lane: a block's four numbers are a quarter of the image apart.
         element = lane * blocks + block
-        here = (block < blocks) & (element < count)
+        inside = (block < blocks) & (element < count)
         source = _mirror(element, mirrored, width, CHANNELS) if FLIP else element
-        clean = tl.load(images + image * count + source, here, 0).to(tl.float32)
+        x_0 = tl.load(images + image * count + source, inside, 0).to(tl.float32)
         if DEQUANTIZE:
             u = u0 if lane == 0 else (u1 if lane == 1 else (u2 if lane == 2 else u3))
-            clean += _uniform(u)
-        clean = clean * BIN_WIDTH - 1.0
+            x_0 += _uniform(u)
+        x_0 = x_0 * BIN_WIDTH - 1.0
         cosine, sine = _normals(n0, n1) if lane < 2 else _normals(n2, n3)
         eps = sine if lane % 2 == 1 else cosine
-        noised = alpha * clean + sigma * eps
+        noised = alpha * x_0 + sigma * eps  # q_sample
         at = image * count + element
-        tl.store(x_t + at, noised.to(x_t.dtype.element_ty), here)
-        tl.store(wanted + at, _goal(clean, eps, alpha, sigma, PREDICTION), here)
+        tl.store(x_t + at, noised.to(x_t.dtype.element_ty), inside)
+        tl.store(target + at, _target(x_0, eps, alpha, sigma, PREDICTION), inside)
         if KEEP_X_0:
-            tl.store(x_0 + at, clean, here)
+            tl.store(x_0_out + at, x_0, inside)

@@ -1,10 +1,10 @@
 // GroupNorm, scale and shift, SiLU and dropout of channels_last images on a CPU, each way; norm.py has
-// the equations. Images are [B, places, C] in memory, places a multiple of 8.
+// the equations. Images are [B, positions, C] in memory, positions a multiple of 8.
 //
-// A thread takes some whole groups of one image, few enough for its cache, and goes over the places
-// several times. The places are taken as eight equal segments, since the eight 16-bit halves of one
-// Philox block drop one number of each (`Draws.keep_mask`). Every number is summed in an order that
-// neither the number of threads nor the batch changes.
+// A thread processes some whole groups of one image, few enough for its cache, in several passes over
+// the positions. These are split into eight equal segments, since the eight 16-bit halves of one
+// Philox block drop one element of each (`Draws.keep_mask`). The order of every sum is independent of
+// the number of threads and of the batch.
 
 #include <ATen/Parallel.h>
 #include <algorithm>
@@ -16,8 +16,8 @@
 namespace {
 
 constexpr long SEGMENTS = 8;
-constexpr long CACHED = 200'000;  // bytes of an image that a thread goes over at once
-constexpr long NARROWEST = 32;    // channels, so that whole lines of the cache are read
+constexpr long CACHED = 200'000;    // bytes of an image that a thread processes at once
+constexpr long MIN_CHANNELS = 32;  // so that whole cache lines are read
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -31,13 +31,13 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
-// 1 / (1 + exp(-z)), to 2e-7 of it: exp by a polynomial of what is left of a power of two (Cephes).
-// Nothing in it is a branch to the compiler, which else would not take many at once.
+// 1 / (1 + exp(-z)), relative error 2e-7: exp by range reduction to a power of two and a polynomial
+// (Cephes). Branch-free, so that the compiler vectorises it.
 inline float sigmoid(float z) {
   uint32_t bits = bits_of(z), size = bits & 0x7FFFFFFFu;
-  size = std::min(size, 0x42AE0000u);  // of 87.0, whose exponential is still a normal number
+  size = std::min(size, 0x42AE0000u);  // 87.0, whose exponential is not subnormal
   float x = from_bits(((bits ^ 0x80000000u) & 0x80000000u) | size);
-  float shifted = x * 1.44269504f + 12582912.0f;  // rounds: the power is in its lowest bits
+  float shifted = x * 1.44269504f + 12582912.0f;  // rounds: the power is in the lowest bits
   float power = shifted - 12582912.0f;
   float r = x - power * 0.693359375f + power * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -48,18 +48,18 @@ inline float sigmoid(float z) {
 }
 
 struct Shape {
-  long batch, places, channels, groups;
+  long batch, positions, channels, groups;
   long group() const { return channels / groups; }
-  long segment() const { return places / SEGMENTS; }
-  // How many channels are taken at once: whole groups.
+  long segment() const { return positions / SEGMENTS; }
+  // The number of channels processed at once: whole groups.
   long width() const {
-    long wanted = std::max(NARROWEST, CACHED / (4 * places));
-    return std::min(channels, (wanted + group() - 1) / group() * group());
+    long target = std::max(MIN_CHANNELS, CACHED / (4 * positions));
+    return std::min(channels, (target + group() - 1) / group() * group());
   }
 };
 
-// What each image is told; null where there is nothing of the kind.
-struct Given {
+// The inputs of norm.py; optional ones are null where absent.
+struct Inputs {
   const float *x, *added, *weight, *bias, *scale, *shift;
 };
 
@@ -69,7 +69,7 @@ struct Dropping {
   float factor;
 };
 
-// Factors [segment][width] of the places `row` of all segments: 0 where a number is dropped.
+// Dropout factors [segment][width] at position `row` of all segments: 0 where an element is dropped.
 void draw_kept(const Dropping& drop, long image, long first_block, long width, float* kept) {
   const uint32_t index = drop.index[image], purpose = drop.purpose;
   const uint32_t step = drop.step[drop.step_each ? image : 0];
@@ -96,51 +96,51 @@ void draw_kept(const Dropping& drop, long image, long first_block, long width, f
   }
 }
 
-// Some whole groups of one image, and numbers of each of their channels.
+// Some whole groups of one image, and values of each of their channels.
 struct Part {
   const Shape& shape;
-  const Given& given;
+  const Inputs& inputs;
   long image, first, width;
   float *more, *gain, *offset, *g, *inverse, *shifted;  // z = x gain + offset, x_hat = x inverse + shifted
 
-  static constexpr long NUMBERS = 6;
+  static constexpr long NUM_VALUES = 6;
 
-  Part(const Shape& shape, const Given& given, long image, long first, float* room)
-      : shape(shape), given(given), image(image), first(first),
+  Part(const Shape& shape, const Inputs& inputs, long image, long first, float* buffer)
+      : shape(shape), inputs(inputs), image(image), first(first),
         width(std::min(shape.width(), shape.channels - first)) {
     float** all[] = {&more, &gain, &offset, &g, &inverse, &shifted};
-    for (float** one : all) *one = room, room += shape.width();
-    for (long c = 0; c < width; c++) more[c] = given.added ? given.added[own() + c] : 0.0f;
+    for (float** one : all) *one = buffer, buffer += shape.width();
+    for (long c = 0; c < width; c++) more[c] = inputs.added ? inputs.added[own() + c] : 0.0f;
   }
   long own() const { return image * shape.channels + first; }
-  // Where the first of these channels lies at a place of each segment.
+  // The offset of the first of these channels at position `row` of a segment.
   long at(long segment, long row) const {
-    return (image * shape.places + segment * shape.segment() + row) * shape.channels + first;
+    return (image * shape.positions + segment * shape.segment() + row) * shape.channels + first;
   }
 
   void prepare(const float* mean, const float* rstd) {
     for (long c = 0; c < width; c++) {
       long k = first + c, group = image * shape.groups + k / shape.group();
-      float factor = given.scale ? 1.0f + given.scale[own() + c] : 1.0f;
-      g[c] = given.weight[k] * factor, inverse[c] = rstd[group];
+      float factor = inputs.scale ? 1.0f + inputs.scale[own() + c] : 1.0f;
+      g[c] = inputs.weight[k] * factor, inverse[c] = rstd[group];
       shifted[c] = (more[c] - mean[group]) * rstd[group], gain[c] = rstd[group] * g[c];
-      float moved = given.shift ? given.shift[own() + c] : 0.0f;
-      offset[c] = (more[c] - mean[group]) * gain[c] + given.bias[k] * factor + moved;
+      float moved = inputs.shift ? inputs.shift[own() + c] : 0.0f;
+      offset[c] = (more[c] - mean[group]) * gain[c] + inputs.bias[k] * factor + moved;
     }
   }
 
-  // Sums over places, for each channel, of x + less, or of its square.
+  // Sums over positions, for each channel, of x + less, or of its square.
   template <bool squared>
   void sum(const float* less, float* total) const {
     std::fill(total, total + width, 0.0f);
     for (long row = 0; row < shape.segment(); row++) {
-      const float* from = given.x + at(0, row);
-      const long apart = shape.segment() * shape.channels;
+      const float* from = inputs.x + at(0, row);
+      const long stride = shape.segment() * shape.channels;
 #pragma GCC ivdep
       for (long c = 0; c < width; c++) {
         float eight = 0.0f;
         for (int s = 0; s < SEGMENTS; s++) {
-          float u = from[s * apart + c] + less[c];
+          float u = from[s * stride + c] + less[c];
           eight += squared ? u * u : u;
         }
         total[c] += eight;
@@ -148,24 +148,24 @@ struct Part {
     }
   }
 
-  // Mean and inverse deviation of each group, the mean first, so that nothing cancels.
+  // Mean and inverse deviation of each group; two passes, so that nothing cancels.
   void moments(float eps, float* mean, float* rstd) {
     const long size = shape.group();
-    const double count = (double)shape.places * size;
-    float *total = gain, *less = offset;  // not in use yet
+    const double count = (double)shape.positions * size;
+    float *total = gain, *less = offset;  // not used yet
     sum<false>(more, total);
     for (long c = 0; c < width; c += size) {
-      double all = 0;
-      for (long k = 0; k < size; k++) all += total[c + k];
-      float middle = all / count;
+      double sum = 0;
+      for (long k = 0; k < size; k++) sum += total[c + k];
+      float middle = sum / count;
       mean[image * shape.groups + (first + c) / size] = middle;
       for (long k = 0; k < size; k++) less[c + k] = more[c + k] - middle;
     }
     sum<true>(less, total);
     for (long c = 0; c < width; c += size) {
-      double all = 0;
-      for (long k = 0; k < size; k++) all += total[c + k];
-      rstd[image * shape.groups + (first + c) / size] = 1.0 / std::sqrt(all / count + eps);
+      double sum = 0;
+      for (long k = 0; k < size; k++) sum += total[c + k];
+      rstd[image * shape.groups + (first + c) / size] = 1.0 / std::sqrt(sum / count + eps);
     }
   }
 
@@ -175,7 +175,7 @@ struct Part {
     for (long row = 0; row < shape.segment(); row++) {
       if (drops) draw_kept(drop, image, row * shape.channels + first, width, kept);
       for (long s = 0; s < SEGMENTS; s++) {
-        const float *from = given.x + at(s, row), *keep = kept + s * width;
+        const float *from = inputs.x + at(s, row), *keep = kept + s * width;
         float* to = y + at(s, row);
 #pragma GCC ivdep
         for (long c = 0; c < width; c++) {
@@ -187,30 +187,30 @@ struct Part {
     }
   }
 
-  // Write dz into dx, and sum dz, dz x_hat and x_hat over places, for each channel.
+  // Write dz into dx, and sum dz, dz x_hat and x_hat over positions, for each channel.
   template <bool silu, bool drops>
-  void of_z(const Dropping& drop, float* kept, const float* grad, float* dx, float* sums) const {
-    const long apart = shape.segment() * shape.channels, wide = width;
+  void gradient_z(const Dropping& drop, float* kept, const float* grad, float* dx, float* sums) const {
+    const long stride = shape.segment() * shape.channels, wide = width;
     const float *gains = gain, *offsets = offset, *inverses = inverse, *shifts = shifted;
     std::fill(sums, sums + 3 * wide, 0.0f);
     for (long row = 0; row < shape.segment(); row++) {
       if (drops) draw_kept(drop, image, row * shape.channels + first, width, kept);
-      const float *from = given.x + at(0, row), *came = grad + at(0, row);
+      const float *from = inputs.x + at(0, row), *dy = grad + at(0, row);
       float* to = dx + at(0, row);
 #pragma GCC ivdep
       for (long c = 0; c < wide; c++) {
         float sum_1 = 0.0f, sum_2 = 0.0f, sum_3 = 0.0f;
 #pragma GCC unroll 8
         for (int s = 0; s < SEGMENTS; s++) {
-          float x = from[s * apart + c], dz = came[s * apart + c];
+          float x = from[s * stride + c], dz = dy[s * stride + c];
           if (drops) dz *= kept[s * wide + c];
           if (silu) {
-            float z = x * gains[c] + offsets[c], share = sigmoid(z);
-            dz *= share * (1.0f + z * (1.0f - share));
+            float z = x * gains[c] + offsets[c], s_z = sigmoid(z);
+            dz *= s_z * (1.0f + z * (1.0f - s_z));
           }
           float x_hat = x * inverses[c] + shifts[c];
           sum_1 += dz, sum_2 += dz * x_hat, sum_3 += x_hat;
-          to[s * apart + c] = dz;
+          to[s * stride + c] = dz;
         }
         sums[c] += sum_1, sums[wide + c] += sum_2, sums[2 * wide + c] += sum_3;
       }
@@ -218,22 +218,22 @@ struct Part {
   }
 
   // Turn dz into du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group.
-  void of_x(const float* sums, float* dx, float* sum_du) const {
+  void gradient_x(const float* sums, float* dx, float* sum_du) const {
     const float *sum_1 = sums, *sum_2 = sums + width, *sum_3 = sums + 2 * width;
-    float *mean_1 = more, *mean_2 = offset;  // done with
+    float *mean_1 = more, *mean_2 = offset;  // no longer needed
     const long size = shape.group();
     for (long c = 0; c < width; c += size) {
       double one = 0, two = 0;
       for (long k = c; k < c + size; k++) one += g[k] * sum_1[k], two += g[k] * sum_2[k];
-      float a = one / ((double)shape.places * size), b = two / ((double)shape.places * size);
+      float a = one / ((double)shape.positions * size), b = two / ((double)shape.positions * size);
       for (long k = c; k < c + size; k++) mean_1[k] = a, mean_2[k] = b;
     }
-    for (long c = 0; c < width && given.added; c++)
+    for (long c = 0; c < width && inputs.added; c++)
       sum_du[own() + c] =
-          inverse[c] * (g[c] * sum_1[c] - shape.places * mean_1[c] - sum_3[c] * mean_2[c]);
+          inverse[c] * (g[c] * sum_1[c] - shape.positions * mean_1[c] - sum_3[c] * mean_2[c]);
     for (long s = 0; s < SEGMENTS; s++)
       for (long row = 0; row < shape.segment(); row++) {
-        const float* from = given.x + at(s, row);
+        const float* from = inputs.x + at(s, row);
         float* to = dx + at(s, row);
 #pragma GCC ivdep
         for (long c = 0; c < width; c++) {
@@ -244,15 +244,15 @@ struct Part {
   }
 };
 
-// Do `work(part, room)` for every part; room for numbers of each channel, `more` of them.
+// Call `work(part, buffer)` for every part; the buffer holds `extra` values per channel.
 template <typename Work>
-void each_part(const Shape& shape, const Given& given, long more, Work work) {
+void each_part(const Shape& shape, const Inputs& inputs, long extra, Work work) {
   const long width = shape.width(), parts = (shape.channels + width - 1) / width;
   at::parallel_for(0, shape.batch * parts, 1, [&](long begin, long end) {
-    std::vector<float> room((Part::NUMBERS + more) * width);
+    std::vector<float> buffer((Part::NUM_VALUES + extra) * width);
     for (long i = begin; i < end; i++) {
-      Part part(shape, given, i / parts, i % parts * width, room.data());
-      work(part, room.data() + Part::NUMBERS * width);
+      Part part(shape, inputs, i / parts, i % parts * width, buffer.data());
+      work(part, buffer.data() + Part::NUM_VALUES * width);
     }
   });
 }
@@ -261,16 +261,16 @@ void each_part(const Shape& shape, const Given& given, long more, Work work) {
 
 extern "C" {
 
-// y [B, places, C], and mean and rstd [B, groups] of u = x + added.
-void norm_act(long batch, long places, long channels, long groups, const float* x,
+// y [B, positions, C], and mean and rstd [B, groups] of u = x + added.
+void norm_act(long batch, long positions, long channels, long groups, const float* x,
               const float* added, const float* weight, const float* bias, const float* scale,
               const float* shift, const int64_t* key, const int64_t* index, const int64_t* step,
               long step_each, long purpose, long threshold, float factor, long silu, float eps,
               float* y, float* mean, float* rstd) {
-  Shape shape{batch, places, channels, groups};
-  Given given{x, added, weight, bias, scale, shift};
+  Shape shape{batch, positions, channels, groups};
+  Inputs inputs{x, added, weight, bias, scale, shift};
   Dropping drop{key, index, step, step_each, purpose, threshold, factor};
-  each_part(shape, given, SEGMENTS, [&](Part& part, float* kept) {
+  each_part(shape, inputs, SEGMENTS, [&](Part& part, float* kept) {
     part.moments(eps, mean, rstd);
     part.prepare(mean, rstd);
     if (silu && key) part.apply<true, true>(drop, kept, y);
@@ -280,27 +280,27 @@ void norm_act(long batch, long places, long channels, long groups, const float* 
   });
 }
 
-// dx [B, places, C], and sums over places, [B, C]: of dz, of dz x_hat, and of du where there is `added`.
-void norm_act_backward(long batch, long places, long channels, long groups, const float* x,
+// dx [B, positions, C], and sums over positions, [B, C]: of dz, of dz x_hat, and of du with `added`.
+void norm_act_backward(long batch, long positions, long channels, long groups, const float* x,
                        const float* added, const float* weight, const float* bias,
                        const float* scale, const float* shift, const int64_t* key,
                        const int64_t* index, const int64_t* step, long step_each, long purpose,
                        long threshold, float factor, long silu, const float* mean,
                        const float* rstd, const float* grad, float* dx, float* sum_dz,
                        float* sum_dz_x_hat, float* sum_du) {
-  Shape shape{batch, places, channels, groups};
-  Given given{x, added, weight, bias, scale, shift};
+  Shape shape{batch, positions, channels, groups};
+  Inputs inputs{x, added, weight, bias, scale, shift};
   Dropping drop{key, index, step, step_each, purpose, threshold, factor};
-  each_part(shape, given, SEGMENTS + 3, [&](Part& part, float* kept) {
+  each_part(shape, inputs, SEGMENTS + 3, [&](Part& part, float* kept) {
     float* sums = kept + SEGMENTS * shape.width();
     part.prepare(mean, rstd);
-    if (silu && key) part.of_z<true, true>(drop, kept, grad, dx, sums);
-    else if (silu) part.of_z<true, false>(drop, kept, grad, dx, sums);
-    else if (key) part.of_z<false, true>(drop, kept, grad, dx, sums);
-    else part.of_z<false, false>(drop, kept, grad, dx, sums);
+    if (silu && key) part.gradient_z<true, true>(drop, kept, grad, dx, sums);
+    else if (silu) part.gradient_z<true, false>(drop, kept, grad, dx, sums);
+    else if (key) part.gradient_z<false, true>(drop, kept, grad, dx, sums);
+    else part.gradient_z<false, false>(drop, kept, grad, dx, sums);
     std::memcpy(sum_dz + part.own(), sums, part.width * sizeof(float));
     std::memcpy(sum_dz_x_hat + part.own(), sums + part.width, part.width * sizeof(float));
-    part.of_x(sums, dx, sum_du);
+    part.gradient_x(sums, dx, sum_du);
   });
 }
 

@@ -1,13 +1,13 @@
 """GroupNorm, scale and shift, SiLU and dropout as one operation on channels_last images.
 
-With u = x + added, and x_hat = u less the mean of its group, over its deviation (Wu and He 2018),
+With u = x + added, and x_hat = u normalised over its group (Wu and He 2018),
 
     z = (weight x_hat + bias) (1 + scale) + shift,    y = keep silu(z) / (1 - drop).
 
 On a GPU it is one Triton kernel each way, which reads and writes the training dtype and keeps
 channels_last; torch's own GroupNorm there returns contiguous NCHW and runs in fp32 under autocast.
-It keeps x for the backward pass, and a bit of each element for dropout; x may come as two tensors,
-`x` and `skip`, whose channels follow each other. On a CPU it is one in C++ (norm.cpp), in fp32.
+It saves x for the backward pass, and a bit per element for dropout; x may be given as two tensors,
+`x` and `skip`, concatenated by channels. On a CPU it is a C++ kernel (norm.cpp), in fp32.
 """
 
 from __future__ import annotations
@@ -20,42 +20,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgm.nn.kernels import native, norm_gpu
-from dgm.nn.kernels.choice import Kernels, refuse_transform, triton_takes, under_transform
+from dgm.nn.kernels.dispatch import Kernels, refuse_transform, triton_runs_on, under_transform
 from dgm.nn.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Which features are dropped, by counter-based draws: no rank and no batch size shows."""
+    """Dropout by counter-based draws, independent of the number of ranks and the batch size."""
 
-    share: float
+    p: float
     draws: Draws
     purpose: str
 
 
 def norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    added: Tensor | None = None,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
-    silu: bool = True,
-    dropout: Dropout | None = None,
-    kernels: Kernels | None = None,
-    skip: Tensor | None = None,
-) -> Tensor:
-    """Normalise [B, C, H, W]; weight and bias are [C], the rest [B, C].
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None, silu: bool = True,
+    dropout: Dropout | None = None, kernels: Kernels | None = None, skip: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Normalise concat(x, skip), [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
-    The channels of `skip` follow those of x; C counts both. Step by step, or in one of our
-    `kernels` in the dtype of x, where those take it: see `chosen`. Both are differentiable to any
-    order in reverse mode; in forward mode torch's own operators are used.
+    By one of the `kernels` in the dtype of x if `choose` allows, else by torch's operators.
+    Both are differentiable to any order in reverse mode; in forward mode torch's are used.
     """
-    if skip is not None and not reads_apart(kernels, x, weight, groups):
+    if skip is not None and not reads_separately(kernels, x, weight, groups):
         x, skip = torch.cat([x, skip], dim=1), None
-    kernels = chosen(kernels, x, weight, groups)
+    kernels = choose(kernels, x, weight, groups)
     if kernels:
         return _in_one_kernel(
             x, skip, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
@@ -68,35 +59,34 @@ def norm_act(
         scale, shift = (part[:, :, None, None] for part in scale_shift)
         z = torch.addcmul(shift, z, scale + 1)
     y = functional.silu(z) if silu else z
-    return y if dropout is None else keyed_dropout(y, dropout)
+    return y if dropout is None else counter_dropout(y, dropout)
 
 
-def chosen(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
-    """Return the kernels that normalise x: those asked for, or None for torch's operators.
+def choose(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
+    """Return the kernels that normalise x, or None for torch's operators.
 
-    H W has to be a multiple of 8. Those in Triton need a GPU and groups of at most 64 channels.
-    Those in C++ need fp32 on a CPU; they are also used when Triton was asked for but x is on a CPU.
+    H W has to be a multiple of 8. Triton needs a GPU and groups of at most 64 channels; C++ needs
+    fp32 on a CPU, and is also used if `kernels` is triton but x is on a CPU.
     """
     if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
         return None
-    if kernels == "triton" and triton_takes(x.device):
+    if kernels == "triton" and triton_runs_on(x.device):
         return kernels if norm_gpu.fits(len(weight), groups) else None
-    return "native" if native.serves(x, weight) else None
+    return "native" if native.supports(x, weight) else None
 
 
-def reads_apart(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Return whether x and `skip` are read as they are, rather than copied into one tensor."""
-    own = chosen(kernels, x, weight, groups)
-    return own == "triton" and norm_gpu.reads_apart(x, len(weight), groups)
+def reads_separately(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Return whether x and `skip` are read separately, without concatenating them."""
+    on_triton = choose(kernels, x, weight, groups) == "triton"
+    return on_triton and norm_gpu.reads_separately(x, len(weight), groups)
 
 
-def keyed_dropout(x: Tensor, dropout: Dropout) -> Tensor:
-    """Drop elements of [B, C, H, W]."""
+def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
+    """Apply dropout to [B, C, H, W]."""
     _, channels, height, width = x.shape
-    keep = dropout.draws.keep_mask(dropout.purpose, (height, width, channels), dropout.share)
-    kept = x * (1 / (1 - dropout.share))
-    nothing = torch.zeros((), dtype=x.dtype, device=x.device)
-    return torch.where(keep.permute(0, 3, 1, 2), kept, nothing)
+    keep = dropout.draws.keep_mask(dropout.purpose, (height, width, channels), dropout.p)
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    return torch.where(keep.permute(0, 3, 1, 2), x * (1 / (1 - dropout.p)), zero)
 
 
 Maybe = Tensor | None
@@ -109,36 +99,24 @@ def _in_one_kernel(
 ) -> Tensor:  # fmt: skip
     scale, shift = scale_shift or (None, None)
     key = index = step = None
-    share, purpose = 0.0, 0
+    p, purpose = 0.0, 0
     if dropout is not None:
         key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
-        share, purpose = dropout.share, purpose_id(dropout.purpose)
+        p, purpose = dropout.p, purpose_id(dropout.purpose)
     y, *_ = _forward(
         x, skip, added, weight, bias, scale, shift, key, index, step,
-        groups, eps, silu, share, purpose, kernels,
+        groups, eps, silu, p, purpose, kernels,
     )  # fmt: skip
     return y
 
 
 @torch.library.custom_op("dgm::norm_act", mutates_args=())
 def _forward(
-    x: Tensor,
-    skip: Tensor | None,
-    added: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    key: Tensor | None,
-    index: Tensor | None,
-    step: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    drop: float,
-    purpose: int,
-    kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, skip: Tensor | None, added: Tensor | None, weight: Tensor, bias: Tensor,
+    scale: Tensor | None, shift: Tensor | None,
+    key: Tensor | None, index: Tensor | None, step: Tensor | None,
+    groups: int, eps: float, silu: bool, drop: float, purpose: int, kernels: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the means and inverse deviations of the groups, fp32 [B, groups], and a mask.
 
     The mask holds the dropout's bits, uint8 [B, H W / 8, C], for the kernels in Triton; else [0].
@@ -159,31 +137,16 @@ def _forward(
 
 @torch.library.custom_op("dgm::norm_act_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    added: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    key: Tensor | None,
-    index: Tensor | None,
-    step: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    mask: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    drop: float,
-    purpose: int,
-    kernels: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, skip: Tensor | None, added: Tensor | None, weight: Tensor,
+    bias: Tensor, scale: Tensor | None, shift: Tensor | None,
+    key: Tensor | None, index: Tensor | None, step: Tensor | None,
+    mean: Tensor, rstd: Tensor, mask: Tensor,
+    groups: int, eps: float, silu: bool, drop: float, purpose: int, kernels: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
-    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU. What belongs to
-    a tensor that is not given is empty, [0].
+    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU. Gradients of
+    absent tensors are empty, [0].
     """
     refuse_transform("dgm::norm_act_backward")
     affine = [added, weight, bias, scale, shift]
@@ -196,8 +159,8 @@ def _backward(
     grad = grad.contiguous(memory_format=torch.channels_last)
     dx, sums = torch.empty_like(x), norm_gpu.empty_sums(x, skip, added)
     options, flat = _options(step, silu, drop, purpose), map(_flat, (*affine, key, index, step))
-    found = [mean, rstd, grad, dx, *sums]
-    native.call("norm_act_backward", *_sizes(x, groups), x, *flat, *options, *found)
+    rest = [mean, rstd, grad, dx, *sums]
+    native.call("norm_act_backward", *_sizes(x, groups), x, *flat, *options, *rest)
     return dx, x.new_empty(0), sums[0], sums[1], sums[2]
 
 
@@ -235,7 +198,7 @@ def _(grad, x, skip, added, *rest):
     return dx, d_skip, *norm_gpu.empty_sums(x, skip, added)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, groups, eps, silu, drop, purpose, kernels = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.settings = groups, eps, silu, drop, purpose, kernels
@@ -244,46 +207,46 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     x, skip, added, weight, bias, scale, shift, *rest = ctx.saved_tensors
-    dx, d_skip, by_one, by_x_hat, of_added = _backward(
+    dx, d_skip, sum_dz, sum_dz_x_hat, sum_du = _backward(
         grad, x, skip, added, weight, bias, scale, shift, *rest, *ctx.settings
     )
     factor = 1.0 if scale is None else 1 + scale.float()
-    d_weight = (factor * by_x_hat).sum(0).to(weight.dtype)
-    d_bias = (factor * by_one).sum(0).to(bias.dtype)
-    d_added = None if added is None else of_added.to(added.dtype)
+    d_weight = (factor * sum_dz_x_hat).sum(0).to(weight.dtype)
+    d_bias = (factor * sum_dz).sum(0).to(bias.dtype)
+    d_added = None if added is None else sum_du.to(added.dtype)
     d_scale = d_shift = None
     if scale is not None and shift is not None:
-        d_scale = (weight * by_x_hat + bias * by_one).to(scale.dtype)
-        d_shift = by_one.to(shift.dtype)
+        d_scale = (weight * sum_dz_x_hat + bias * sum_dz).to(scale.dtype)
+        d_shift = sum_dz.to(shift.dtype)
     d_skip = None if skip is None else d_skip
     return dx, d_skip, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 9
 
 
-_forward.register_autograd(_gradients, setup_context=_remember)
+_forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     # Not mean and rstd: they are functions of x, and their derivatives are part of that by x.
     ctx.save_for_backward(*inputs[:11])
     ctx.settings = inputs[14:]
     ctx.set_materialize_grads(False)
 
 
-def _second_gradients(ctx: Any, *came: Tensor | None) -> tuple[Any, ...]:
-    *given, key, index, step = ctx.saved_tensors
+def _second_gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    *inputs, key, index, step = ctx.saved_tensors
     groups, eps, silu, drop, purpose, kernels = ctx.settings
-    kept = None
+    factors = None
     if key is not None and drop > 0:
         # With x = 0, weight 0, bias 1 and no SiLU the kernel returns the dropout factors alone.
-        grad, _, _, _, weight, *_ = given
+        grad, _, _, _, weight, *_ = inputs
         zeros = torch.zeros_like(weight.detach(), dtype=torch.float32)
-        kept, *_ = _forward(
+        factors, *_ = _forward(
             torch.zeros_like(grad.detach(), dtype=torch.float32), None, None, zeros, zeros + 1,
             None, None, key, index, step, groups, eps, False, drop, purpose, kernels,
         )  # fmt: skip
-    wanted = ctx.needs_input_grad[:8]
-    found = backward_of_backward(given, wanted, came, groups, eps, silu, kept)
-    return *found, *(None,) * 12
+    needed = ctx.needs_input_grad[:8]
+    gradients = backward_of_backward(inputs, needed, cotangents, groups, eps, silu, factors)
+    return *gradients, *(None,) * 12
 
 
-_backward.register_autograd(_second_gradients, setup_context=_remember_backward)
+_backward.register_autograd(_second_gradients, setup_context=_save_backward)

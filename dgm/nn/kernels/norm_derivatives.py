@@ -29,7 +29,7 @@ def backward_of_backward(
 ) -> list[Maybe]:
     """Return the vector-Jacobian products of the backward operator with `cotangents`.
 
-    One for each of `inputs` (grad, x, skip, added, weight, bias, scale, shift), None where not
+    One for each of `inputs` (grad, x, skip, added, weight, bias, scale, shift), None if not
     `needs_grad`. The operator returns dx, d_skip and three sums [B, C]; `dropout_factors` are
     [B, C, H, W].
     """
@@ -38,22 +38,21 @@ def backward_of_backward(
         # On new nodes: `grad` may depend on x, and that path is not part of this derivative.
         nodes = [_node(tensor) for tensor in inputs]
         results = _first_derivatives(nodes, groups, eps, silu, dropout_factors)
-        pairs_of = zip(results, cotangents, strict=True)
-        used = [(r, g) for r, g in pairs_of if r is not None and g is not None]
-        pairs = zip(nodes, needs_grad, strict=True)
-        asked = [node for node, want in pairs if want and node is not None]
-        if not used or not asked:
+        pairs = zip(results, cotangents, strict=True)
+        used = [(r, g) for r, g in pairs if r is not None and g is not None]
+        needed = [n for n, needs in zip(nodes, needs_grad, strict=True) if needs and n is not None]
+        if not used or not needed:
             return [None] * len(nodes)
-        found = iter(
+        gradients = iter(
             torch.autograd.grad(
                 [result for result, _ in used],
-                asked,
+                needed,
                 [grad for _, grad in used],
                 create_graph=create_graph,
                 allow_unused=True,
             )
         )
-    return [next(found) if want else None for want in needs_grad]
+    return [next(gradients) if needs else None for needs in needs_grad]
 
 
 def _node(tensor: Maybe) -> Maybe:
@@ -66,21 +65,21 @@ def _first_derivatives(
     inputs: Sequence[Any], groups: int, eps: float, silu: bool, dropout_factors: Maybe
 ) -> tuple[Maybe, ...]:
     """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du."""
-    grad, of_x, skip, added, weight, bias, scale, shift = inputs
-    x = of_x if skip is None else torch.cat([of_x, skip], dim=1)
+    grad, x_in, skip, added, weight, bias, scale, shift = inputs
+    x = x_in if skip is None else torch.cat([x_in, skip], dim=1)
     factor = 1.0 if scale is None else 1 + scale.float()
     a = (weight.float() * factor).expand(x.shape[:2])
     b = (bias.float() * factor + (0.0 if shift is None else shift.float())).expand(x.shape[:2])
-    moved = torch.zeros_like(a, requires_grad=True) if added is None else added
-    u = x.float() + moved.float()[:, :, None, None]
+    offset = torch.zeros_like(a, requires_grad=True) if added is None else added
+    u = x.float() + offset.float()[:, :, None, None]
     centered = u.reshape(len(x), groups, -1)
     centered = centered - centered.mean(2, keepdim=True)
     x_hat = centered * torch.rsqrt(centered.square().mean(2, keepdim=True) + eps)
     y = a[:, :, None, None] * x_hat.reshape(x.shape) + b[:, :, None, None]
     y = functional.silu(y) if silu else y
     y = y if dropout_factors is None else y * dropout_factors
-    images = (of_x,) if skip is None else (of_x, skip)
-    *by_images, by_a, by_b, by_added = torch.autograd.grad(
-        y, (*images, a, b, moved), grad.float(), create_graph=True
+    images = (x_in,) if skip is None else (x_in, skip)
+    *d_images, d_a, d_b, d_offset = torch.autograd.grad(
+        y, (*images, a, b, offset), grad.float(), create_graph=True
     )
-    return by_images[0], None if skip is None else by_images[1], by_b, by_a, by_added
+    return d_images[0], None if skip is None else d_images[1], d_b, d_a, d_offset

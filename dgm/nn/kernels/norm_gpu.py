@@ -1,7 +1,7 @@
-"""How the Triton kernels of `norm_act` are launched: sizes of tiles, and what is compiled for.
+"""Launching the Triton kernels of `norm_act`: tile sizes and compile-time options.
 
-A thread has at most 32 elements of a tile: the backward kernel holds two tiles, in 128 registers,
-with which two programs of 8 warps run at once on a multiprocessor of an H100.
+A thread has at most 32 elements of a tile: the backward kernel keeps two tiles in 128 registers, so
+that two programs of 8 warps fit on a multiprocessor of an H100.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dgm.rng import int32
 
 Maybe = Tensor | None
 
-_MOST_REGISTERS = 128
+_MAX_REGISTERS = 128
 _TILE = 8192  # elements
-_LARGEST_TILE = 16384  # of 16 warps
+_MAX_TILE = 16384  # of 16 warps
 _VECTOR = 4  # channels that a thread loads at once
-_CHANNELS = 8, 32  # fewest and most of a tile, unless a group has more
-_LARGEST_GROUP = 64  # channels
+_MIN_CHANNELS, _MAX_CHANNELS = 8, 32  # of a tile, unless a group has more
+_MAX_GROUP = 64  # channels
 
 
 def fits(channels: int, groups: int) -> bool:
-    """Return whether the kernels take groups of this size."""
-    return channels // groups <= _LARGEST_GROUP
+    """Return whether the kernels support groups of this size."""
+    return channels // groups <= _MAX_GROUP
 
 
-def reads_apart(x: Tensor, channels: int, groups: int) -> bool:
+def reads_separately(x: Tensor, channels: int, groups: int) -> bool:
     """Return whether x and `skip`, together of `channels`, can be read without concatenating them.
 
     Not for larger images: the kernel that reads in two passes has too few registers for it.
@@ -94,22 +94,22 @@ def backward(
 
 
 class Tile:
-    """The part of an image that a program normalizes: some whole groups of channels."""
+    """The part of an image that a program normalises: some whole groups of channels."""
 
     def __init__(self, x: Tensor, channels: int, groups: int):
         _, of_x, height, width = x.shape
         self.group = channels // groups
         segment = height * width // 8
-        fewest, most = _CHANNELS
-        at_most = max(fewest, min(most, _TILE // (8 * _power_of_2(segment))))
-        self.channels = max(at_most, _power_of_2(self.group))
+        fitting = _TILE // (8 * _next_power_of_2(segment))
+        channels_per_tile = max(_MIN_CHANNELS, min(_MAX_CHANNELS, fitting))
+        self.channels = max(channels_per_tile, _next_power_of_2(self.group))
         own = self.channels // self.group * self.group
         self.programs = -(-channels // own)
         self.align = math.gcd(own, channels, of_x, _VECTOR)
-        fitting = 8 * segment * self.channels <= _LARGEST_TILE
-        self.whole = fitting and segment == _power_of_2(segment)
-        most_rows = max(1, _TILE // (8 * self.channels))
-        self.rows = segment if self.whole else min(segment & -segment, most_rows)
+        fits = 8 * segment * self.channels <= _MAX_TILE
+        self.whole = fits and segment == _next_power_of_2(segment)
+        max_rows = max(1, _TILE // (8 * self.channels))
+        self.rows = segment if self.whole else min(segment & -segment, max_rows)
         self.warps = max(1, min(16, self.rows * self.channels // (32 * _VECTOR)))
         self.sizes = (segment, channels, of_x)
         self.joined = channels > of_x
@@ -119,23 +119,23 @@ class Tile:
         return (self.programs * images,)
 
     def options(self, affine: list[Maybe], silu: bool, dropping: bool) -> dict[str, Any]:
-        """Return what the kernel is compiled for."""
+        """Return the kernel's compile-time constants."""
         return {
             "GROUP": self.group, "ROWS": self.rows, "CHANNELS": self.channels,
             "ALIGN": self.align, "WHOLE": self.whole, "JOINED": self.joined,
             "HAS_ADDED": affine[0] is not None, "HAS_SCALE": affine[3] is not None,
             "SILU": silu, "DROP": dropping,
-            "num_warps": self.warps, "maxnreg": _MOST_REGISTERS,
+            "num_warps": self.warps, "maxnreg": _MAX_REGISTERS,
         }  # fmt: skip
 
 
 def joined_channels(x: Tensor, skip: Maybe) -> int:
-    """Count the channels of both."""
+    """Return the number of channels of both."""
     return x.shape[1] + (0 if skip is None else skip.shape[1])
 
 
 def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
-    """Return memory for [B, C, H, W] in channels_last, C counting the channels of both."""
+    """Return an empty [B, C, H, W] in channels_last with the channels of both."""
     return torch.empty(
         (x.shape[0], joined_channels(x, skip), *x.shape[2:]),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
@@ -143,14 +143,14 @@ def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
 
 
 def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
-    """Return memory for the bits of dropout."""
+    """Return an empty mask of dropout bits."""
     own = (x.shape[0], x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
     shape = own if dropping else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def empty_sums(x: Tensor, skip: Maybe, added: Maybe) -> list[Tensor]:
-    """Return memory for three sums [B, C], the last empty without `added`."""
+    """Return three empty sums [B, C], the last of size 0 without `added`."""
     own = (x.shape[0], joined_channels(x, skip))
     sizes = [own, own, (0,) if added is None else own]
     return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]
@@ -161,8 +161,8 @@ def threshold_and_factor(drop: float) -> tuple[int, float]:
     return round(drop * 65536), 1 / (1 - drop)
 
 
-def _power_of_2(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _channels_last(tensor: Any) -> Any:

@@ -1,9 +1,15 @@
 """GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
 
-A program normalizes some whole groups of channels of one image, eight tiles at a time, one of each
-eighth of the positions (norm_tiles_triton.py). Where these are all (WHOLE), x is read once and
-stays in registers; else a second pass reads it again, mostly from the cache. Sums are accumulated
-by each thread and reduced once, after the loop.
+A program normalises some whole groups of channels of one image, eight tiles at a time, one of each
+eighth of the positions. If these cover the image (WHOLE), x is read once and kept in registers;
+else a second pass reads it again, mostly from the cache. Sums are accumulated by each thread and
+reduced once, after the loop.
+
+The positions are split into eight equal segments: the eight 16-bit halves of one Philox block drop
+one element of each (`Draws.keep_mask`), so one byte holds the dropout bits of eight elements.
+`load_tiles` returns a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment.
+
+With JOINED the channels from `channels_of_x` on are those of a second tensor, `skip`.
 """
 
 from __future__ import annotations
@@ -11,23 +17,184 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dgm.nn.kernels.norm_tiles_triton import (
-    draw_mask,
-    drop,
-    gain_and_offset,
-    load_tiles,
-    own_channels,
-    per_channel,
-    sigmoid,
-    squares_of_eight,
-    store_tile,
-    sum_of_eight,
-    sum_of_group,
-    sum_of_products,
-)
-
-# Not specialized on divisibility by 16, which would compile kernels again for other addresses.
+# The interpreter does not support inline assembly.
+INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
+# Not specialised on divisibility by 16, which would recompile kernels for other addresses.
 _DRAWS = ["key", "index", "step"]
+
+
+@triton.jit
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)) to 2^-21; a third of the instructions of tl.sigmoid.
+
+    The difference is the handling of subnormal numbers, which no result here depends on.
+    """
+    if INTERPRETED:
+        y = tl.sigmoid(x)
+    else:
+        y = tl.inline_asm_elementwise(
+            """{
+            .reg .f32 e;
+            mul.ftz.f32 e, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 e, e;
+            add.ftz.f32 e, e, 0f3F800000;
+            rcp.approx.ftz.f32 $0, e;
+            }""",
+            "=f,f",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return y
+
+
+@triton.jit
+def own_channels(channels, GROUP: tl.constexpr, ALIGN: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return this program's image and channels, and which of them exist, each [CHANNELS]."""
+    width: tl.constexpr = CHANNELS // GROUP * GROUP
+    # Programs of one image are adjacent, since they share cache lines. The grid is one-dimensional,
+    # since the other dimensions are limited to 65,535.
+    programs = (channels + width - 1) // width
+    image, part = tl.program_id(0) // programs, tl.program_id(0) % programs
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.multiple_of(part * width, ALIGN) + lane
+    # Compared by whole vectors, so that loads and stores stay vectorized.
+    inside = (lane // ALIGN < width // ALIGN) & (channel // ALIGN < channels // ALIGN)
+    return image.to(tl.int64), channel, inside
+
+
+@triton.jit
+def sum_of_group(value, inside, GROUP: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return at each channel the sum of `value` [CHANNELS] over the channels of its group."""
+    group = tl.arange(0, CHANNELS) // GROUP
+    same = (group[:, None] == group[None, :]) & inside[None, :]
+    return tl.sum(tl.where(same, value[None, :], 0.0), 1)
+
+
+@triton.jit
+def per_channel(pointer, image, channels, channel, inside):
+    """Load the values of [B, C] for the channels of an image, fp32."""
+    return tl.load(pointer + image * channels + channel, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def gain_and_offset(
+    weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE: tl.constexpr
+):  # fmt: skip
+    """Return g and b [CHANNELS] of z = g x_hat + b."""
+    w = tl.load(weight + channel, inside, 0.0).to(tl.float32)
+    b = tl.load(bias + channel, inside, 0.0).to(tl.float32)
+    if HAS_SCALE:
+        factor = 1.0 + per_channel(scale, image, channels, channel, inside)
+        w, b = w * factor, b * factor + per_channel(shift, image, channels, channel, inside)
+    return w, b
+
+
+@triton.jit
+def load_tiles(
+    x, skip, more, image, segment, row, channels, channels_of_x, channel, inside,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Return the tiles of x, or of x and skip joined, plus `more` [CHANNELS]."""
+    tiles = ()
+    if JOINED:
+        first_of_skip = channels_of_x // ALIGN
+        rest = channels - channels_of_x
+        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
+        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
+        at = x + image * 8 * segment * channels_of_x
+        at += row[:, None] * channels_of_x + channel[None, :]
+        other = skip + image * 8 * segment * rest
+        other += row[:, None] * rest + (channel - channels_of_x)[None, :]
+        for s in tl.static_range(8):
+            value = tl.load(at + s * segment * channels_of_x, of_x, 0.0).to(tl.float32)
+            value += tl.load(other + s * segment * rest, of_skip, 0.0).to(tl.float32)
+            tiles = tiles + (value + more[None, :],)  # type: ignore[assignment]  # noqa: RUF005
+    else:
+        at = x + image * 8 * segment * channels
+        at += row[:, None] * channels + channel[None, :]
+        for s in tl.static_range(8):
+            value = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
+            tiles = tiles + (value + more[None, :],)  # type: ignore[assignment]  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def store_tile(
+    value, s, x, skip, image, segment, row, channels, channels_of_x, channel, inside,
+    ALIGN: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Store the tile of segment `s` at the position of `load_tiles`."""
+    value = value.to(x.dtype.element_ty)
+    position = image * 8 * segment + s * segment
+    if JOINED:
+        first_of_skip = channels_of_x // ALIGN
+        rest = channels - channels_of_x
+        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
+        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
+        at = row[:, None] * channels_of_x + channel[None, :]
+        tl.store(x + position * channels_of_x + at, value, of_x)
+        at = row[:, None] * rest + (channel - channels_of_x)[None, :]
+        tl.store(skip + position * rest + at, value, of_skip)
+    else:
+        at = row[:, None] * channels + channel[None, :]
+        tl.store(x + position * channels + at, value, inside[None, :])
+
+
+@triton.jit
+def draw_mask(
+    mask, key, index, step, image, purpose, threshold, segment, channels, row, channel, inside,
+    STEP_EACH: tl.constexpr,
+):  # fmt: skip
+    """Write and return the mask of kept elements, [ROWS, CHANNELS]; bit s is that of segment s."""
+    seed = (tl.load(key + 1) << 32) | tl.load(key)
+    which = tl.load(index + image).to(tl.uint32)
+    when = tl.load(step + (image if STEP_EACH else 0)).to(tl.uint32)
+    block = (row[:, None] * channels + channel[None, :]).to(tl.uint32)
+    none = tl.zeros_like(block)
+    lanes = tl.philox(seed, block, none + which, none + when, none + purpose.to(tl.uint32))
+    kept = none
+    for lane in tl.static_range(4):
+        # Low and high half of each lane in turn.
+        kept |= ((lanes[lane] & 0xFFFF) >= threshold).to(tl.uint32) << (2 * lane)
+        kept |= ((lanes[lane] >> 16) >= threshold).to(tl.uint32) << (2 * lane + 1)
+    byte = image * segment * channels + row[:, None] * channels + channel[None, :]
+    tl.store(mask + byte, kept.to(tl.uint8), inside[None, :])
+    return kept
+
+
+@triton.jit
+def drop(value, kept, s, keep_factor):
+    """Apply dropout to the tile of segment `s`."""
+    return tl.where(((kept >> s) & 1) != 0, value * keep_factor, 0.0)
+
+
+@triton.jit
+def sum_of_eight(tiles):
+    """Return the sum of eight tiles."""
+    total = tiles[0]
+    for s in tl.static_range(1, 8):
+        total += tiles[s]
+    return total
+
+
+@triton.jit
+def squares_of_eight(tiles, centre):
+    """Return the sum of squares of eight tiles less `centre`, which broadcasts."""
+    total = (tiles[0] - centre) * (tiles[0] - centre)
+    for s in tl.static_range(1, 8):
+        total += (tiles[s] - centre) * (tiles[s] - centre)
+    return total
+
+
+@triton.jit
+def sum_of_products(tiles, others):
+    """Return the sum of the products of two times eight tiles."""
+    total = tiles[0] * others[0]
+    for s in tl.static_range(1, 8):
+        total += tiles[s] * others[s]
+    return total
 
 
 @triton.jit
@@ -48,7 +215,7 @@ def _finish(
 
 
 @triton.jit
-def _moments_of_several(
+def _moments_multi(
     x, more, image, segment, channels, channel, inside,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +243,7 @@ def _moments_of_several(
 
 
 @triton.jit
-def _finish_several(
+def _finish_multi(
     x, more, mask, key, index, step, y, image, segment, channels, channel, inside,
     gain, b, keep_factor, purpose, threshold,
     ROWS: tl.constexpr, ALIGN: tl.constexpr, SILU: tl.constexpr,
@@ -120,7 +287,7 @@ def forward(
     number = (8 * segment * GROUP).to(tl.float32)
     if WHOLE:
         kept = None
-        if DROP:  # before x is loaded, for want of registers
+        if DROP:  # before x is loaded, to save registers
             kept = draw_mask(
                 mask, key, index, step, image, purpose, threshold, segment, channels, row, channel,
                 inside, STEP_EACH,
@@ -133,7 +300,7 @@ def forward(
         middle = sum_of_group(total, inside, GROUP, CHANNELS) / number
         squares = tl.sum(squares_of_eight(tiles, middle[None, :]), 0)
     else:
-        middle, squares = _moments_of_several(
+        middle, squares = _moments_multi(
             x, more, image, segment, channels, channel, inside, GROUP, ROWS, CHANNELS, ALIGN
         )  # fmt: skip
     variance = sum_of_group(squares, inside, GROUP, CHANNELS) / number
@@ -151,7 +318,7 @@ def forward(
             b - middle * gain, keep_factor, ALIGN, SILU, DROP,
         )  # fmt: skip
     else:
-        _finish_several(
+        _finish_multi(
             x, more - middle, mask, key, index, step, y, image, segment, channels, channel, inside,
             gain, b, keep_factor, purpose, threshold, ROWS, ALIGN, SILU, DROP, STEP_EACH,
         )  # fmt: skip
@@ -186,7 +353,7 @@ def _load_both(
 
 
 @triton.jit
-def _sums_of_several(
+def _sums_multi(
     x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
     SILU: tl.constexpr, DROP: tl.constexpr,
@@ -246,7 +413,7 @@ def backward(
         )  # fmt: skip
         sum_1, sum_u, sum_3 = sum_of_eight(dz), sum_of_products(dz, u), sum_of_eight(u)
     else:
-        sum_1, sum_u, sum_3 = _sums_of_several(
+        sum_1, sum_u, sum_3 = _sums_multi(
             x, grad, mask, image, segment, channels, channel, inside, more, gain, b, keep_factor,
             ROWS, CHANNELS, ALIGN, SILU, DROP,
         )  # fmt: skip

@@ -1,10 +1,10 @@
 """Compile Triton kernels before their first launch, several at once.
 
-    with collect_on(device) as launches:  # kernels are noted, not launched; outputs are zeros
+    with collect_on(device) as launches:  # kernels are recorded, not launched; outputs are zeros
         objective.loss(...)
     launches.compile()
 
-Otherwise the first step compiles them one by one, for some 20 s (docs/performance.md).
+Otherwise the first step compiles them one by one, which takes some 20 s (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _collected: ContextVar[Launches | None] = ContextVar("collected", default=None)
 
 
 class Launches:
-    """Kernels and the arguments of their launches, each specialization (`kinds`) once."""
+    """Kernels and their launch arguments, one per specialization (`kinds`)."""
 
     def __init__(self) -> None:
         self.kinds: dict[Any, tuple[Any, list[Any], dict[str, Any]]] = {}
 
-    def add(self, kernel: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Note a launch."""
-        # Of a tensor its dtype only: that is what Triton compiles for, and it holds no memory.
-        kinds = [part.dtype if isinstance(part, Tensor) else part for part in given]
+    def add(self, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Record a launch."""
+        # Triton specializes on a tensor's dtype; keeping that only frees its memory.
+        kinds = [arg.dtype if isinstance(arg, Tensor) else arg for arg in args]
         self.kinds.setdefault((kernel, *kinds, *options.items()), (kernel, kinds, options))
 
     def compile(self, workers: int | None = None) -> int:
-        """Compile what Triton's cache does not hold, by threads; return how many kinds there are.
+        """Compile specializations missing in Triton's cache, in threads; return their total number.
 
         Triton's Python code holds the GIL; the rest, which takes most of the time, does not.
         """
@@ -49,17 +49,17 @@ class Launches:
 
         def compile_all() -> None:
             with ThreadPoolExecutor(count) as pool, AsyncCompileMode(pool):
-                for kernel, given, options in self.kinds.values():
-                    kernel.warmup(*given, grid=(1,), **options)
+                for kernel, args, options in self.kinds.values():
+                    kernel.warmup(*args, grid=(1,), **options)
 
-        # Triton 3.6 leaves the mode on where a kernel cannot be compiled: in a context of its own.
+        # In a copied context, since Triton 3.6 leaves the mode on if compilation fails.
         copy_context().run(compile_all)
         return len(self.kinds)
 
 
 @contextlib.contextmanager
 def collect() -> Iterator[Launches]:
-    """Note launches instead of making them."""
+    """Record launches instead of executing them."""
     launches = Launches()
     token = _collected.set(launches)
     try:
@@ -69,19 +69,19 @@ def collect() -> Iterator[Launches]:
 
 
 def collect_on(device: torch.device) -> contextlib.AbstractContextManager[Launches]:
-    """Note launches on a GPU; elsewhere there are none, and all runs as it is."""
+    """Record launches on a GPU; do nothing on other devices."""
     return collect() if device.type == "cuda" else contextlib.nullcontext(Launches())
 
 
 def collecting() -> bool:
-    """Return whether launches are noted only."""
+    """Return whether launches are only recorded."""
     return _collected.get() is not None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **options: Any) -> None:
-    """Launch a kernel, or note the launch."""
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch a kernel, or record the launch."""
     launches = _collected.get()
     if launches is None:
-        kernel[grid](*given, **options)
+        kernel[grid](*args, **options)
     else:
-        launches.add(kernel, given, options)
+        launches.add(kernel, args, options)

@@ -1,14 +1,14 @@
 // Convolutions of 3 x 3, stride 1 and padding 1, on a CPU, by Winograd's minimal filtering F(4x4, 3x3)
 // (Lavin and Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3): a tile of
-// 4 x 4 places takes 36 multiplications for each pair of channels instead of 144,
+// 4 x 4 positions takes 36 multiplications for each pair of channels instead of 144,
 //
-//     Y = A^T [(G w G^T) * (B^T x B)] A,    x the 6 x 6 places around the tile, * place by place,
+//     Y = A^T [(G w G^T) * (B^T x B)] A,    x the 6 x 6 positions around the tile, * elementwise,
 //
-// which for all tiles and channels are 36 products of matrices. Both gradients go the same way back.
+// which for all tiles and channels are 36 matrix products. Both gradients use the transposes.
 //
 // Images are [B, H, W, C] in memory (channels_last), H and W multiples of 4; weights [K, 3, 3, C].
-// Channels come in multiples of 2 LANES. Every number is summed in an order that neither the number
-// of threads nor the batch changes.
+// Channels are multiples of 2 LANES. The order of every sum is independent of the number of threads
+// and of the batch.
 
 #include <ATen/Parallel.h>
 #include <algorithm>
@@ -18,14 +18,14 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12;  // 24 sums and what they are made of fill 32 registers
+constexpr int LANES = 16, ROWS = 12;  // 24 sums and their operands fill 32 registers
 #else
 constexpr int LANES = 8, ROWS = 6;
 #endif
-constexpr int TILE = 4, SEEN = 6, POINTS = SEEN * SEEN;
-constexpr int PANEL = 2 * LANES;  // columns of a matrix that lie together, row by row
-constexpr long CACHED = 400'000;      // bytes of transformed tiles that a thread works on at once
-constexpr long SHARED = 2'000'000;   // the same, of all threads, for the gradient of weights
+constexpr int TILE = 4, PATCH = 6, POINTS = PATCH * PATCH;
+constexpr int PANEL = 2 * LANES;  // columns of a matrix that are contiguous, row by row
+constexpr long CACHED = 400'000;      // bytes of transformed tiles that a thread processes at once
+constexpr long SHARED = 2'000'000;   // the same for all threads, for the gradient of weights
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -53,26 +53,26 @@ void block(long depth, const float* a, long a_row, long a_step, const float* b, 
 }
 
 template <int rows, bool add>
-void some_rows(long wanted, long depth, const float* a, long a_row, long a_step, const float* b,
+void up_to_rows(long count, long depth, const float* a, long a_row, long a_step, const float* b,
                float* c, long c_row) {
-  if (wanted == rows)
+  if (count == rows)
     block<rows, add>(depth, a, a_row, a_step, b, c, c_row);
   else if constexpr (rows > 1)
-    some_rows<rows - 1, add>(wanted, depth, a, a_row, a_step, b, c, c_row);
+    up_to_rows<rows - 1, add>(count, depth, a, a_row, a_step, b, c, c_row);
 }
 
-// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]; b in panels of `held` rows each,
-// so that what is read together lies together, and not at strides that share few places of a cache
+// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]; b in panels of `panel_rows`
+// rows each, so that reads are contiguous and strides do not map to few cache sets
 template <bool add>
 void product(long rows, long columns, long depth, const float* a, long a_row, long a_step,
-             const float* b, long held, float* c) {
+             const float* b, long panel_rows, float* c) {
   for (long j = 0; j < columns; j += PANEL)
     for (long i = 0; i < rows; i += ROWS)
-      some_rows<ROWS, add>(std::min<long>(ROWS, rows - i), depth, a + i * a_row, a_row, a_step,
-                           b + j * held, c + i * columns + j, columns);
+      up_to_rows<ROWS, add>(std::min<long>(ROWS, rows - i), depth, a + i * a_row, a_row, a_step,
+                           b + j * panel_rows, c + i * columns + j, columns);
 }
 
-// The one-dimensional transforms, and their transposes, of numbers `from` apart to numbers `to` apart.
+// The one-dimensional transforms and their transposes, with input stride `from` and output stride `to`.
 
 inline void image_in(const Vector* d, int from, Vector* o, int to) {  // B^T d: 6 to 6
   Vector d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from];
@@ -125,113 +125,111 @@ struct Tiles {
   long each() const { return down() * across(); }  // of an image
   long all() const { return batch * each(); }
 
-  // The place [image, row, column] at which a tile begins, and the offset of a place.
+  // The position [image, row, column] of a tile's first element, and the offset of a position.
   void at(long tile, long& image, long& row, long& column) const {
     image = tile / each(), row = tile / across() % down() * TILE, column = tile % across() * TILE;
   }
   long offset(long image, long row, long column, long channels) const {
     return ((image * height + row) * width + column) * channels;
   }
-  bool holds(long row, long column) const {
+  bool contains(long row, long column) const {
     return row >= 0 && row < height && column >= 0 && column < width;
   }
 
-  // B^T x B around a tile; the 36 numbers of a channel lie `apart` from each other, panels of channels
-  // `panel`.
-  void take_in(long tile, long channels, const float* x, float* to, long apart,
+  // B^T x B around a tile; `stride` separates the 36 values of a channel, `panel` panels of channels.
+  void take_in(long tile, long channels, const float* x, float* to, long stride,
                long panel = PANEL) const {
     long image, row, column;
     at(tile, image, row, column);
     for (long c = 0; c < channels; c += LANES) {
       Vector d[POINTS], e[POINTS];
-      for (int i = 0; i < SEEN; i++)
-        for (int j = 0; j < SEEN; j++) {
+      for (int i = 0; i < PATCH; i++)
+        for (int j = 0; j < PATCH; j++) {
           long y = row + i - 1, z = column + j - 1;
-          d[SEEN * i + j] = holds(y, z) ? load(x + offset(image, y, z, channels) + c) : Vector{};
+          d[PATCH * i + j] = contains(y, z) ? load(x + offset(image, y, z, channels) + c) : Vector{};
         }
-      for (int j = 0; j < SEEN; j++) image_in(d + j, SEEN, e + j, SEEN);
-      for (int i = 0; i < SEEN; i++) image_in(e + SEEN * i, 1, d + SEEN * i, 1);
-      float* place = to + c / PANEL * panel + c % PANEL;
-      for (int k = 0; k < POINTS; k++) store(place + k * apart, d[k]);
+      for (int j = 0; j < PATCH; j++) image_in(d + j, PATCH, e + j, PATCH);
+      for (int i = 0; i < PATCH; i++) image_in(e + PATCH * i, 1, d + PATCH * i, 1);
+      float* out = to + c / PANEL * panel + c % PANEL;
+      for (int k = 0; k < POINTS; k++) store(out + k * stride, d[k]);
     }
   }
 
-  // Its transpose, added to the gradient of x.
-  void take_in_back(long tile, long channels, const float* from, long apart, float* dx) const {
+  // The transpose, added to the gradient of x.
+  void take_in_back(long tile, long channels, const float* from, long stride, float* dx) const {
     long image, row, column;
     at(tile, image, row, column);
     for (long c = 0; c < channels; c += LANES) {
       Vector d[POINTS], e[POINTS];
-      for (int k = 0; k < POINTS; k++) d[k] = load(from + k * apart + c);
-      for (int j = 0; j < SEEN; j++) image_in_back(d + j, SEEN, e + j, SEEN);
-      for (int i = 0; i < SEEN; i++) image_in_back(e + SEEN * i, 1, d + SEEN * i, 1);
-      for (int i = 0; i < SEEN; i++)
-        for (int j = 0; j < SEEN; j++)
-          if (long y = row + i - 1, z = column + j - 1; holds(y, z)) {
-            float* place = dx + offset(image, y, z, channels) + c;
-            store(place, load(place) + d[SEEN * i + j]);
+      for (int k = 0; k < POINTS; k++) d[k] = load(from + k * stride + c);
+      for (int j = 0; j < PATCH; j++) image_in_back(d + j, PATCH, e + j, PATCH);
+      for (int i = 0; i < PATCH; i++) image_in_back(e + PATCH * i, 1, d + PATCH * i, 1);
+      for (int i = 0; i < PATCH; i++)
+        for (int j = 0; j < PATCH; j++)
+          if (long y = row + i - 1, z = column + j - 1; contains(y, z)) {
+            float* out = dx + offset(image, y, z, channels) + c;
+            store(out, load(out) + d[PATCH * i + j]);
           }
     }
   }
 
   // A^T m A and the bias, into a tile of y.
-  void give_out(long tile, long channels, const float* m, long apart, const float* bias,
+  void give_out(long tile, long channels, const float* m, long stride, const float* bias,
                 float* y) const {
     long image, row, column;
     at(tile, image, row, column);
     for (long c = 0; c < channels; c += LANES) {
-      Vector d[POINTS], e[TILE * SEEN], o[TILE];
-      for (int k = 0; k < POINTS; k++) d[k] = load(m + k * apart + c);
-      for (int j = 0; j < SEEN; j++) image_out(d + j, SEEN, e + j, SEEN);
+      Vector d[POINTS], e[TILE * PATCH], o[TILE];
+      for (int k = 0; k < POINTS; k++) d[k] = load(m + k * stride + c);
+      for (int j = 0; j < PATCH; j++) image_out(d + j, PATCH, e + j, PATCH);
       Vector added = load(bias + c);
       for (int i = 0; i < TILE; i++) {
-        image_out(e + SEEN * i, 1, o, 1);
-        float* places = y + offset(image, row + i, column, channels) + c;
-        for (int j = 0; j < TILE; j++) store(places + j * channels, o[j] + added);
+        image_out(e + PATCH * i, 1, o, 1);
+        float* out = y + offset(image, row + i, column, channels) + c;
+        for (int j = 0; j < TILE; j++) store(out + j * channels, o[j] + added);
       }
     }
   }
 
-  // Its transpose: A dy A^T of a tile.
-  void give_out_back(long tile, long channels, const float* dy, float* to, long apart) const {
+  // The transpose: A dy A^T of a tile.
+  void give_out_back(long tile, long channels, const float* dy, float* to, long stride) const {
     long image, row, column;
     at(tile, image, row, column);
     for (long c = 0; c < channels; c += LANES) {
-      Vector d[TILE * TILE], e[SEEN * TILE], o[POINTS];
+      Vector d[TILE * TILE], e[PATCH * TILE], o[POINTS];
       for (int i = 0; i < TILE; i++)
         for (int j = 0; j < TILE; j++)
           d[TILE * i + j] = load(dy + offset(image, row + i, column + j, channels) + c);
       for (int j = 0; j < TILE; j++) image_out_back(d + j, TILE, e + j, TILE);
-      for (int i = 0; i < SEEN; i++) image_out_back(e + TILE * i, 1, o + SEEN * i, 1);
-      for (int k = 0; k < POINTS; k++) store(to + k * apart + c, o[k]);
+      for (int i = 0; i < PATCH; i++) image_out_back(e + TILE * i, 1, o + PATCH * i, 1);
+      for (int k = 0; k < POINTS; k++) store(to + k * stride + c, o[k]);
     }
   }
 };
 
-// How many tiles at once take so many bytes: a multiple of ROWS.
+// The number of tiles that fit in `bytes`: a multiple of ROWS.
 long tiles_in(long bytes, long channels) {
   return std::max<long>(ROWS, bytes / (POINTS * 4 * channels) / ROWS * ROWS);
 }
 
-// How far apart the matrices of `rows` tiles lie: by a line of the cache more than they take, lest the
-// 36 numbers of a tile and channel, which are written one after the other, all fall on a few places
-// of a cache.
-long apart(long rows, long channels) { return rows * channels + 16; }
+// The stride between the matrices of `rows` tiles: a cache line more than their size, so that the 36
+// values of a tile and channel, which are written in succession, do not share few cache sets.
+long matrix_stride(long rows, long channels) { return rows * channels + 16; }
 
 float* scratch(long count) {
-  static thread_local std::vector<float> held;
-  if ((long)held.size() < count) held.resize(count);
-  return held.data();
+  static thread_local std::vector<float> buffer;
+  if ((long)buffer.size() < count) buffer.resize(count);
+  return buffer.data();
 }
 
 }  // namespace
 
 extern "C" {
 
-// How much `gradient_of_weight` is to be given to work in.
+// The number of floats of `work` in `gradient_of_weight`.
 long work_size(long inputs, long outputs) {
-  long held = tiles_in(SHARED, inputs + outputs);
-  return POINTS * (apart(held, inputs) + apart(held, outputs));
+  long chunk = tiles_in(SHARED, inputs + outputs);
+  return POINTS * (matrix_stride(chunk, inputs) + matrix_stride(chunk, outputs));
 }
 
 // G w G^T of w [outputs, 3, 3, inputs], 36 matrices in panels: u [outputs, inputs] or u_t [inputs,
@@ -241,24 +239,24 @@ void transform_weight(long inputs, long outputs, const float* w, float* u, float
     return (column / PANEL * rows + row) * PANEL + column % PANEL;
   };
   at::parallel_for(0, outputs / LANES, 1, [&](long first, long last) {
-    std::vector<float> held(POINTS * LANES * LANES);
+    std::vector<float> buffer(POINTS * LANES * LANES);
     for (long k0 = first * LANES; k0 < last * LANES; k0 += LANES)
       for (long c = 0; c < inputs; c += LANES) {
         for (long k = 0; k < LANES; k++) {
-          Vector d[9], e[SEEN * 3], o[POINTS];
+          Vector d[9], e[PATCH * 3], o[POINTS];
           for (int i = 0; i < 9; i++) d[i] = load(w + ((k0 + k) * 9 + i) * inputs + c);
           for (int j = 0; j < 3; j++) weight_in(d + j, 3, e + j, 3);
-          for (int i = 0; i < SEEN; i++) weight_in(e + 3 * i, 1, o + SEEN * i, 1);
+          for (int i = 0; i < PATCH; i++) weight_in(e + 3 * i, 1, o + PATCH * i, 1);
           for (int i = 0; i < POINTS; i++) {
             if (u) store(u + i * outputs * inputs + at(outputs, k0 + k, c), o[i]);
-            else store(held.data() + (i * LANES + k) * LANES, o[i]);
+            else store(buffer.data() + (i * LANES + k) * LANES, o[i]);
           }
         }
         for (int i = 0; i < POINTS && u_t; i++)
           for (int j = 0; j < LANES; j++)
             for (int k = 0; k < LANES; k++)
               u_t[i * outputs * inputs + at(inputs, c + j, k0 + k)] =
-                  held[(i * LANES + k) * LANES + j];
+                  buffer[(i * LANES + k) * LANES + j];
       }
   });
 }
@@ -266,20 +264,20 @@ void transform_weight(long inputs, long outputs, const float* w, float* u, float
 void convolve(long batch, long height, long width, long inputs, long outputs, const float* x,
               const float* u_t, const float* bias, float* y) {
   Tiles tiles{batch, height, width};
-  long held = tiles_in(CACHED, inputs + outputs), all = tiles.all();
-  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
-  at::parallel_for(0, (all + held - 1) / held, 1, [&](long begin, long end) {
-    float* v = scratch(POINTS * (v_apart + m_apart));
-    float* m = v + POINTS * v_apart;
+  long chunk = tiles_in(CACHED, inputs + outputs), all = tiles.all();
+  long v_stride = matrix_stride(chunk, inputs), m_stride = matrix_stride(chunk, outputs);
+  at::parallel_for(0, (all + chunk - 1) / chunk, 1, [&](long begin, long end) {
+    float* v = scratch(POINTS * (v_stride + m_stride));
+    float* m = v + POINTS * v_stride;
     for (long part = begin; part < end; part++) {
-      long first = part * held, count = std::min(held, all - first);
+      long first = part * chunk, count = std::min(chunk, all - first);
       for (long i = 0; i < count; i++)
-        tiles.take_in(first + i, inputs, x, v + i * inputs, v_apart);
+        tiles.take_in(first + i, inputs, x, v + i * inputs, v_stride);
       for (long k = 0; k < POINTS; k++)
-        product<false>(count, outputs, inputs, v + k * v_apart, inputs, 1,
-                       u_t + k * inputs * outputs, inputs, m + k * m_apart);
+        product<false>(count, outputs, inputs, v + k * v_stride, inputs, 1,
+                       u_t + k * inputs * outputs, inputs, m + k * m_stride);
       for (long i = 0; i < count; i++)
-        tiles.give_out(first + i, outputs, m + i * outputs, m_apart, bias, y);
+        tiles.give_out(first + i, outputs, m + i * outputs, m_stride, bias, y);
     }
   });
 }
@@ -287,68 +285,68 @@ void convolve(long batch, long height, long width, long inputs, long outputs, co
 void gradient_of_image(long batch, long height, long width, long inputs, long outputs,
                        const float* dy, const float* u, float* dx) {
   Tiles tiles{batch, height, width};
-  long held = tiles_in(CACHED, inputs + outputs), each = tiles.each();
-  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
-  long size = height * width * inputs, group = std::max<long>(1, held / each);  // of images
-  // Whole images to each thread, for their tiles overlap.
+  long chunk = tiles_in(CACHED, inputs + outputs), each = tiles.each();
+  long v_stride = matrix_stride(chunk, inputs), m_stride = matrix_stride(chunk, outputs);
+  long size = height * width * inputs, group = std::max<long>(1, chunk / each);  // of images
+  // Whole images to each thread, since their tiles overlap.
   at::parallel_for(0, (batch + group - 1) / group, 1, [&](long begin, long end) {
-    float* v = scratch(POINTS * (v_apart + m_apart));
-    float* m = v + POINTS * v_apart;
+    float* v = scratch(POINTS * (v_stride + m_stride));
+    float* m = v + POINTS * v_stride;
     for (long part = begin; part < end; part++) {
       long image = part * group, stop = std::min(batch, image + group);
       std::memset(dx + image * size, 0, (stop - image) * size * sizeof(float));
-      for (long first = image * each; first < stop * each; first += held) {
-        long count = std::min(held, stop * each - first);
+      for (long first = image * each; first < stop * each; first += chunk) {
+        long count = std::min(chunk, stop * each - first);
         for (long i = 0; i < count; i++)
-          tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_apart);
+          tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_stride);
         for (long k = 0; k < POINTS; k++)
-          product<false>(count, inputs, outputs, m + k * m_apart, outputs, 1,
-                         u + k * inputs * outputs, outputs, v + k * v_apart);
+          product<false>(count, inputs, outputs, m + k * m_stride, outputs, 1,
+                         u + k * inputs * outputs, outputs, v + k * v_stride);
         for (long i = 0; i < count; i++)
-          tiles.take_in_back(first + i, inputs, v + i * inputs, v_apart, dx);
+          tiles.take_in_back(first + i, inputs, v + i * inputs, v_stride, dx);
       }
     }
   });
 }
 
-// dw [outputs, 3, 3, inputs]; du [36, outputs, inputs] and `work` are room to work in.
+// dw [outputs, 3, 3, inputs]; du [36, outputs, inputs] and `work` are buffers.
 void gradient_of_weight(long batch, long height, long width, long inputs, long outputs,
                         const float* x, const float* dy, float* du, float* work, float* dw) {
   Tiles tiles{batch, height, width};
-  long held = tiles_in(SHARED, inputs + outputs), all = tiles.all();
-  long v_apart = apart(held, inputs), m_apart = apart(held, outputs);
+  long chunk = tiles_in(SHARED, inputs + outputs), all = tiles.all();
+  long v_stride = matrix_stride(chunk, inputs), m_stride = matrix_stride(chunk, outputs);
   float* v = work;
-  float* m = v + POINTS * v_apart;
-  constexpr long rows = 4 * ROWS;  // of a product, to one thread
+  float* m = v + POINTS * v_stride;
+  constexpr long rows = 4 * ROWS;  // of a product, per thread
   long parts = (outputs + rows - 1) / rows;
-  for (long first = 0; first < all; first += held) {
-    long count = std::min(held, all - first);
+  for (long first = 0; first < all; first += chunk) {
+    long count = std::min(chunk, all - first);
     at::parallel_for(0, count, ROWS, [&](long begin, long end) {
       for (long i = begin; i < end; i++) {
-        tiles.take_in(first + i, inputs, x, v + i * PANEL, v_apart, held * PANEL);
-        tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_apart);
+        tiles.take_in(first + i, inputs, x, v + i * PANEL, v_stride, chunk * PANEL);
+        tiles.give_out_back(first + i, outputs, dy, m + i * outputs, m_stride);
       }
     });
     at::parallel_for(0, POINTS * parts, 1, [&](long begin, long end) {
       for (long job = begin; job < end; job++) {
-        long k = job / parts, row = job % parts * rows, wanted = std::min(rows, outputs - row);
-        const float* a = m + k * m_apart + row;
-        const float* b = v + k * v_apart;
+        long k = job / parts, row = job % parts * rows, num_rows = std::min(rows, outputs - row);
+        const float* a = m + k * m_stride + row;
+        const float* b = v + k * v_stride;
         float* c = du + (k * outputs + row) * inputs;
         if (first == 0)
-          product<false>(wanted, inputs, count, a, 1, outputs, b, held, c);
+          product<false>(num_rows, inputs, count, a, 1, outputs, b, chunk, c);
         else
-          product<true>(wanted, inputs, count, a, 1, outputs, b, held, c);
+          product<true>(num_rows, inputs, count, a, 1, outputs, b, chunk, c);
       }
     });
   }
   at::parallel_for(0, outputs, 1, [&](long begin, long end) {
     for (long k = begin; k < end; k++)
       for (long c = 0; c < inputs; c += LANES) {
-        Vector d[POINTS], e[3 * SEEN], o[9];
+        Vector d[POINTS], e[3 * PATCH], o[9];
         for (int i = 0; i < POINTS; i++) d[i] = load(du + (i * outputs + k) * inputs + c);
-        for (int j = 0; j < SEEN; j++) weight_in_back(d + j, SEEN, e + j, SEEN);
-        for (int i = 0; i < 3; i++) weight_in_back(e + SEEN * i, 1, o + 3 * i, 1);
+        for (int j = 0; j < PATCH; j++) weight_in_back(d + j, PATCH, e + j, PATCH);
+        for (int i = 0; i < 3; i++) weight_in_back(e + PATCH * i, 1, o + 3 * i, 1);
         for (int i = 0; i < 9; i++) store(dw + (k * 9 + i) * inputs + c, o[i]);
       }
   });

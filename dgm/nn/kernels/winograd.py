@@ -1,7 +1,7 @@
 """3x3 convolutions of channels_last images on a CPU, by Winograd's minimal filtering F(4x4, 3x3).
 
-The code is winograd.cpp. It takes a quarter of the multiplications of a direct convolution, and
-rounds like sums of numbers a few times larger: about 1e-5 of the largest.
+The code is winograd.cpp: a quarter of the multiplications of a direct convolution, with rounding
+errors of about 1e-5 of the largest output.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dgm.nn.kernels import native
-from dgm.nn.kernels.choice import refuse_transform, under_transform
+from dgm.nn.kernels.dispatch import refuse_transform, under_transform
 
-_CHANNELS = 32  # they come in multiples of it
-_SMALLEST = 64  # places; fewer are done directly, whatever the batch, so that no batch size shows
+_CHANNELS = 32  # numbers of channels are multiples of it
+_MIN_POSITIONS = 64  # fewer use torch's convolution, at any batch size
 
 
-def suits(layer: nn.Conv2d) -> bool:
-    """Return whether a convolution is of the kind that is computed here."""
+def is_supported(layer: nn.Conv2d) -> bool:
+    """Return whether a layer is a convolution of the supported kind."""
     return (
         layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
@@ -34,21 +34,23 @@ def suits(layer: nn.Conv2d) -> bool:
 
 
 def use_in(net: nn.Module) -> None:
-    """Let the convolutions of a net that suit be computed here."""
+    """Use this kernel for the supported convolutions of a network."""
     for module in net.modules():
-        if type(module) is nn.Conv2d and suits(module):
+        if type(module) is nn.Conv2d and is_supported(module):
             module.forward = functools.partial(convolve, module)  # type: ignore[method-assign]
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
-    """Apply a 3x3 convolution to x [B, C, H, W], with our kernel or, if it cannot, with torch's.
+    """Apply a 3x3 convolution to x [B, C, H, W], by this kernel or, where unsupported, by torch's.
 
-    Without its bias where `bias` is False. Differentiable to any order in reverse mode; torch's
+    Without its bias if `bias` is False. Differentiable to any order in reverse mode; torch's
     convolution is used in forward mode.
     """
     height, width = x.shape[2:]
-    fits = height % 4 == width % 4 == 0 and height * width >= _SMALLEST and not under_transform()
-    if not fits or not native.serves(x, layer.weight):
+    fits = (
+        height % 4 == width % 4 == 0 and height * width >= _MIN_POSITIONS and not under_transform()
+    )
+    if not fits or not native.supports(x, layer.weight):
         return functional.conv2d(x, layer.weight, layer.bias if bias else None, padding=1)
     zeros = layer.weight.new_zeros(layer.out_channels)
     return _forward(x, layer.weight, layer.bias if bias and layer.bias is not None else zeros)
@@ -56,37 +58,37 @@ def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
 
 @torch.library.custom_op("dgm::conv3x3", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Give y [B, K, H, W]."""
+    """Return y [B, K, H, W]."""
     refuse_transform("dgm::conv3x3")
-    x, weight = _last(x), _last(weight)
+    x, weight = _channels_last(x), _channels_last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
     u_t = x.new_empty(36, inputs, outputs)
     native.call("transform_weight", inputs, outputs, weight, None, u_t)
-    y = _images(x, outputs)
+    y = _empty(x, outputs)
     native.call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
     return y
 
 
 @torch.library.custom_op("dgm::conv3x3_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """Give the gradients of x and weight; empty where not asked for."""
+    """Return the gradients of x and weight; empty where not needed."""
     refuse_transform("dgm::conv3x3_backward")
-    grad, x, weight = _last(grad), _last(x), _last(weight)
+    grad, x, weight = _channels_last(grad), _channels_last(x), _channels_last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
     u = x.new_empty(36, outputs, inputs)
     sizes = batch, height, width, inputs, outputs
     dx, dw = x.new_empty(0), x.new_empty(0)
-    if of_x:
-        dx = _images(x, inputs)
+    if need_x:
+        dx = _empty(x, inputs)
         native.call("transform_weight", inputs, outputs, weight, u, None)
         native.call("gradient_of_image", *sizes, grad, u, dx)
-    if of_weight and not batch:
+    if need_weight and not batch:
         dw = torch.zeros_like(weight)  # with an empty batch the kernel's buffer is uninitialised
-    elif of_weight:
+    elif need_weight:
         dw = torch.empty_like(weight)
         work = x.new_empty(native.call("work_size", inputs, outputs))
         native.call("gradient_of_weight", *sizes, x, grad, u, work, dw)
@@ -95,34 +97,34 @@ def _backward(
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return _images(x, len(weight))
+    return _empty(x, len(weight))
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    dx = _images(x, x.shape[1]) if of_x else x.new_empty(0)
-    dw = torch.empty_like(_last(weight)) if of_weight else x.new_empty(0)
+    dx = _empty(x, x.shape[1]) if need_x else x.new_empty(0)
+    dw = torch.empty_like(_channels_last(weight)) if need_weight else x.new_empty(0)
     return dx, dw
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    of_x, of_weight, of_bias = ctx.needs_input_grad
-    dx, dw = _backward(grad, x, weight, of_x, of_weight)
-    d_bias = grad.sum((0, 2, 3)) if of_bias else None
-    return dx if of_x else None, dw if of_weight else None, d_bias
+    need_x, need_weight, need_bias = ctx.needs_input_grad
+    dx, dw = _backward(grad, x, weight, need_x, need_weight)
+    d_bias = grad.sum((0, 2, 3)) if need_bias else None
+    return dx if need_x else None, dw if need_weight else None, d_bias
 
 
-_forward.register_autograd(_gradients, setup_context=_remember)
+_forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.set_materialize_grads(False)
 
@@ -134,36 +136,36 @@ def _second_gradients(ctx: Any, g_dx: Tensor | None, g_dw: Tensor | None) -> tup
     three convolutions, and these can be differentiated again.
     """
     grad, x, weight = ctx.saved_tensors
-    of_grad, of_x, of_weight, *_ = ctx.needs_input_grad
+    need_grad, need_x, need_weight, *_ = ctx.needs_input_grad
     d_grad = d_x = d_weight = None
     if g_dx is not None:
-        if of_grad:
+        if need_grad:
             d_grad = _forward(g_dx, weight, weight.new_zeros(len(weight)))
-        if of_weight:
+        if need_weight:
             d_weight = _backward(grad, g_dx, weight, False, True)[1]
     if g_dw is not None:
-        if of_grad:
-            by_weight = _forward(x, g_dw, weight.new_zeros(len(weight)))
-            d_grad = by_weight if d_grad is None else d_grad + by_weight
-        if of_x:
+        if need_grad:
+            from_weight = _forward(x, g_dw, weight.new_zeros(len(weight)))
+            d_grad = from_weight if d_grad is None else d_grad + from_weight
+        if need_x:
             d_x = _backward(grad, x, g_dw, True, False)[0]
     return d_grad, d_x, d_weight, None, None
 
 
-_backward.register_autograd(_second_gradients, setup_context=_remember_backward)
+_backward.register_autograd(_second_gradients, setup_context=_save_backward)
 
 
 @register_flop_formula(torch.ops.dgm.conv3x3)
 def _count(x: Any, weight: Any, bias: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Count what a direct convolution takes, which is what is comparable."""
+    """Return the operations of a direct convolution, for comparison."""
     return conv_flop_count(x, weight, [x[0], weight[0], *x[2:]])
 
 
-def _last(image: Tensor) -> Tensor:
+def _channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def _images(x: Tensor, channels: int) -> Tensor:
+def _empty(x: Tensor, channels: int) -> Tensor:
     batch, _, height, width = x.shape
     return torch.empty(
         (batch, channels, height, width),

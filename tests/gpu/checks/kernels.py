@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from dgm.diffusion.forward_process import Noising
+from dgm.diffusion.forward_process import ForwardProcess
 from dgm.diffusion.schedule import linear
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.nn.kernels import precompile
@@ -58,12 +58,12 @@ def noise_is_equal(context: Context) -> str:
         return [images.to(device), (index % 10).to(device), *levels, draws]
 
     for prediction, dequantize in (("eps", False), ("v", True), ("x_0", False)):
-        plain = Noising(prediction, 0.3, 10, flip=True, dequantize=dequantize, keep_x_0=True)
-        fused = dataclasses.replace(plain, way="kernel")
+        plain = ForwardProcess(prediction, 0.3, 10, flip=True, dequantize=dequantize, keep_x_0=True)
+        fused = dataclasses.replace(plain, backend="kernel")
         made, expected = fused(*given(context.device)), plain(*given("cpu"))
         assert torch.equal(made.t.cpu(), expected.t), "timesteps differ"
-        assert torch.equal(made.told.cpu(), expected.told), "dropped labels differ"
-        for part in ("x_t", "wanted", "x_0"):
+        assert torch.equal(made.labels.cpu(), expected.labels), "dropped labels differ"
+        for part in ("x_t", "target", "x_0"):
             pair = getattr(made, part).cpu(), getattr(expected, part)
             torch.testing.assert_close(*pair, rtol=2e-6, atol=4e-6)
             worst = max(worst, apart(*pair))
@@ -105,7 +105,7 @@ def launches() -> tuple[Launch, ...]:
             Launch(
                 module.num_groups, module.num_channels, module.silu, tuple(given["x"].shape[1:]),
                 0 if skip is None else skip.shape[1], given.get("added") is not None,
-                dropout is not None and dropout.share > 0,
+                dropout is not None and dropout.p > 0,
             )
         )  # fmt: skip
 
@@ -116,7 +116,7 @@ def launches() -> tuple[Launch, ...]:
                 module.register_forward_hook(see, with_kwargs=True)
         index = torch.zeros(2, dtype=torch.int64)
         # As the kernels on a GPU, which read x and skip where they are.
-        with mock.patch.object(NormAct, "reads_apart", lambda module, x: True):
+        with mock.patch.object(NormAct, "reads_separately", lambda module, x: True):
             net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
     return tuple(dict.fromkeys(found))
 

@@ -1,7 +1,6 @@
-// What happens to the weights after a backward pass, on a CPU, in as few passes through memory as it
-// takes: the norm of the gradient, then AdamW and the moving average at once; update.py has the
-// equations. Tensors are dense, in float32, those of a weight all laid out alike. Each is cut into
-// parts, and each number is worked on alone or summed in an order that no number of threads changes.
+// The optimizer step on a CPU in as few passes through memory as possible: the norm of the gradient,
+// then AdamW fused with the moving average; update.py has the equations. Tensors are dense float32,
+// those of a weight with equal strides. The order of every sum is independent of the number of threads.
 
 #include <ATen/Parallel.h>
 #include <algorithm>
@@ -10,14 +9,14 @@
 
 namespace {
 
-constexpr long PART = 16384;  // numbers that a thread takes at once
-constexpr long LANES = 64;    // sums side by side
+constexpr long PART = 16384;  // elements that a thread processes at once
+constexpr long LANES = 64;    // partial sums
 
 struct Part {
   long tensor, start, size;
 };
 
-std::vector<Part> cut(long count, const long* sizes) {
+std::vector<Part> split(long count, const long* sizes) {
   std::vector<Part> parts;
   for (long tensor = 0; tensor < count; tensor++)
     for (long start = 0; start < sizes[tensor]; start += PART)
@@ -39,7 +38,7 @@ double sum_of_squares(const float* x, long size) {
 }  // namespace
 
 extern "C" void gradient_norm(long count, const long* sizes, float* const* grads, float* norm) {
-  std::vector<Part> parts = cut(count, sizes);
+  std::vector<Part> parts = split(count, sizes);
   std::vector<double> sums(parts.size());
   at::parallel_for(0, parts.size(), 1, [&](long from, long to) {
     for (long i = from; i < to; i++)
@@ -54,9 +53,9 @@ extern "C" void gradient_norm(long count, const long* sizes, float* const* grads
 // 1 - lr weight_decay (1 without decay). `averages` is null if no moving average is kept.
 extern "C" void adamw(long count, const long* sizes, float* const* weights, float* const* grads,
                       float* const* exp_avgs, float* const* exp_avg_sqs, float* const* averages,
-                      const float* steps, float one_less_beta1, float beta2, float one_less_beta2,
-                      float eps, float share) {
-  std::vector<Part> parts = cut(count, sizes);
+                      const float* steps, float one_minus_beta1, float beta2, float one_minus_beta2,
+                      float eps, float ema_weight) {
+  std::vector<Part> parts = split(count, sizes);
   at::parallel_for(0, parts.size(), 1, [&](long from, long to) {
     for (long k = from; k < to; k++) {
       const Part& part = parts[k];
@@ -64,19 +63,19 @@ extern "C" void adamw(long count, const long* sizes, float* const* weights, floa
       const float* __restrict grad = grads[part.tensor] + part.start;
       float* __restrict m = exp_avgs[part.tensor] + part.start;
       float* __restrict v = exp_avg_sqs[part.tensor] + part.start;
-      const float* given = steps + 3 * part.tensor;
-      const float size = given[0], root = given[1], kept = given[2];
+      const float* step = steps + 3 * part.tensor;
+      const float step_size = step[0], root = step[1], decay = step[2];
 #pragma GCC ivdep
       for (long i = 0; i < part.size; i++) {
-        m[i] += one_less_beta1 * (grad[i] - m[i]);
-        v[i] = beta2 * v[i] + one_less_beta2 * grad[i] * grad[i];
-        weight[i] = weight[i] * kept - size * m[i] / (std::sqrt(v[i]) / root + eps);
+        m[i] += one_minus_beta1 * (grad[i] - m[i]);
+        v[i] = beta2 * v[i] + one_minus_beta2 * grad[i] * grad[i];
+        weight[i] = weight[i] * decay - step_size * m[i] / (std::sqrt(v[i]) / root + eps);
       }
       if (!averages) continue;
-      // What was just written is still at hand.
+      // The new weights are still cached.
       float* __restrict average = averages[part.tensor] + part.start;
 #pragma GCC ivdep
-      for (long i = 0; i < part.size; i++) average[i] += share * (weight[i] - average[i]);
+      for (long i = 0; i < part.size; i++) average[i] += ema_weight * (weight[i] - average[i]);
     }
   });
 }

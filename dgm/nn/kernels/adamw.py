@@ -1,4 +1,4 @@
-"""What follows a backward pass, on a CPU: the gradient's norm, AdamW and the moving average.
+"""Fused optimizer step on a CPU: the gradient's norm, AdamW and the moving average.
 
 With the gradient g, in update t of a weight w at the rate lr (Loshchilov and Hutter 2019,
 algorithm 2):
@@ -6,8 +6,8 @@ algorithm 2):
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
     w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-and, of an average a, a = a + share (w - a). `dgm.training.optimizer.decayed_weights` says which
-weights decay. The update is memory-bound, so it is fused: each element is read and written once.
+and for a moving average a, a = a + ema_weight (w - a). `dgm.training.optimizer.decayed_weights`
+selects the weights that decay. The update is memory-bound: fused, it reads and writes once.
 """
 
 from __future__ import annotations
@@ -26,52 +26,48 @@ _STRIDE = methodcaller("stride")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How AdamW updates, and what share of the weights an average takes in."""
+class AdamWConfig:
+    """Hyperparameters of AdamW, and the weight of the new weights in the moving average."""
 
     lr: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-    share: float = 0.0
+    ema_weight: float = 0.0
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, fp32 [], relative error 1e-7; 0 if none."""
     norm = torch.empty(1)
-    _check_kinds(*grads)
+    _check_dtypes(*grads)
     grads = [grad if is_dense(grad) else grad.contiguous() for grad in grads]
     native.call("gradient_norm", len(grads), _sizes(grads), _addresses(grads), norm)
     return norm[0]
 
 
 def adamw_(
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    averages: Sequence[Tensor] | None,
-    steps: Sequence[int],
-    rule: Rule,
-    decayed: Sequence[bool] | None = None,
-) -> None:
-    """Update weights, moments and averages in place; `steps` counts this update of each weight.
+    weights: Sequence[Tensor], grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], averages: Sequence[Tensor] | None,
+    steps: Sequence[int], config: AdamWConfig, decayed: Sequence[bool] | None = None,
+) -> None:  # fmt: skip
+    """Update weights, moments and averages in place; `steps` includes this update, per weight.
 
-    `decayed` says which weights decay; None is all. The tensors of a weight are dense, in float32
-    on the CPU, and all but the gradient laid out alike.
+    `decayed`: which weights decay, None for all. The tensors of a weight are dense float32 on the
+    CPU with equal strides, except the gradient's.
     """
-    beta1, beta2 = rule.betas
-    _check_kinds(*grads, *(averages or ()))
-    grads = laid_out_as(weights, grads)
-    sizes = {t: (rule.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5) for t in set(steps)}
-    kept = 1 - rule.lr * rule.weight_decay
+    beta1, beta2 = config.betas
+    _check_dtypes(*grads, *(averages or ()))
+    grads = with_strides_of(weights, grads)
+    step_sizes = {t: (config.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5) for t in set(steps)}
+    decay = 1 - config.lr * config.weight_decay
     decays = [True] * len(weights) if decayed is None else decayed
-    each = [(*sizes[t], kept if d else 1.0) for t, d in zip(steps, decays, strict=True)]
+    each = [(*step_sizes[t], decay if d else 1.0) for t, d in zip(steps, decays, strict=True)]
     native.call(
         "adamw", len(weights), _sizes(weights), _addresses(weights), _addresses(grads),
         _addresses(exp_avgs), _addresses(exp_avg_sqs),
         None if averages is None else _addresses(averages),
-        torch.tensor(each, dtype=torch.float32), 1 - beta1, beta2, 1 - beta2, rule.eps, rule.share,
+        torch.tensor(each, dtype=torch.float32),
+        1 - beta1, beta2, 1 - beta2, config.eps, config.ema_weight,
     )  # fmt: skip
 
 
@@ -88,16 +84,13 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def _layout(tensor: Tensor) -> list[tuple[int, int]]:
-    # The stride of a dimension of length 1 means nothing.
+    # The stride of a dimension of length 1 is arbitrary.
     pairs = zip(tensor.stride(), tensor.shape, strict=True)
     return [(stride, length) for stride, length in pairs if length != 1]
 
 
-def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients with the strides of their weights; those with other strides are copied.
-
-    Fused kernels go through both in that order.
-    """
+def with_strides_of(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients with the strides of their weights, as fused kernels need, copying some."""
     if list(map(_STRIDE, grads)) == list(map(_STRIDE, weights)):  # nearly always; cheap to check
         return list(grads)
     return [
@@ -106,8 +99,8 @@ def laid_out_as(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tens
     ]
 
 
-def _check_kinds(*tensors: Tensor) -> None:
-    # All at once, as this is done in every step.
+def _check_dtypes(*tensors: Tensor) -> None:
+    # In one pass, since it runs in every step.
     kinds = set(map(_KIND, tensors))
     if kinds - {(torch.float32, True)}:
         raise TypeError(f"expected tensors of float32 on the CPU, got {kinds}")

@@ -1,4 +1,4 @@
-"""Which kernels of our own serve here."""
+"""Choice between this package's kernels and torch's operators."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.autograd import forward_ad
 from dgm.nn.kernels import precompile
 
 Kernels = Literal["triton", "native"]
-"""In Triton, on a GPU; in C++, on a CPU."""
+"""triton: on a GPU; native: C++, on a CPU."""
 
 
 def under_transform() -> bool:
     """Return whether a torch.func transform or forward-mode differentiation is active.
 
-    Our custom operators silently drop tangents and have no torch.func rules, so callers then use
-    torch's own operators.
+    The custom operators silently drop tangents and have no torch.func rules, so callers then use
+    torch's operators.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
@@ -32,7 +32,7 @@ under_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refuse_transform(operator: str) -> None:
-    """Raise NotImplementedError where an operator is called that would drop a tangent."""
+    """Raise NotImplementedError if a custom operator would drop a tangent."""
     if under_transform():
         raise NotImplementedError(
             f"{operator} has no forward-mode derivative or torch.func rule: call its wrapper in "
@@ -41,7 +41,7 @@ def refuse_transform(operator: str) -> None:
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
-    """Return the kernels that serve tensors on a device; None where there are none."""
+    """Return the kernels for tensors on a device; None if there are none."""
     if device.type == "cpu":
         return "native"
     return "triton" if device.type == "cuda" and has_triton() else None
@@ -49,26 +49,23 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton is installed and torch is for NVIDIA; warns once if not installed."""
-    if torch.version.hip is not None:  # AMD: our kernels contain NVIDIA's PTX
+    """Return whether Triton is installed and torch is for NVIDIA; warn once if not installed."""
+    if torch.version.hip is not None:  # AMD: the kernels contain NVIDIA's PTX
         return False
     found = importlib.util.find_spec("triton") is not None
     if not found:
         warnings.warn(
-            "Triton is not installed, so torch.compile has to do what our kernels do: "
+            "Triton is not installed, so torch.compile replaces the Triton kernels: "
             "pip install triton makes training faster",
             stacklevel=2,
         )
     return found
 
 
-def triton_takes(device: torch.device) -> bool:
+def triton_runs_on(device: torch.device) -> bool:
     """Return whether Triton's kernels can run on a device: a GPU, or a CPU in its interpreter."""
-    return device.type == "cuda" or _interpreted() or precompile.collecting()
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return device.type == "cuda" or interpreted or precompile.collecting()
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-triton_takes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+triton_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm.nn.kernels import native, update
+from dgm.nn.kernels import adamw, native
 from dgm.training.ema import Ema
 from dgm.training.optimizer import AdamW, OptimConfig
 
@@ -29,7 +29,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def make_net() -> nn.Module:
-    """Make weights of one number, of a part that is whole, of more, and in channels_last."""
+    """Return weights of one element, of exactly one part, of more, and in channels_last."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(40, 50, 3), nn.Linear(128, 128), nn.Linear(1, 1, bias=False)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
@@ -42,26 +42,26 @@ def give_gradients(net: nn.Module, step: int) -> None:
 
 
 def train(kernels: bool, steps: int = 5) -> tuple[dict[str, Tensor], list[bool]]:
-    """Take steps; give weights, moments and average by name, and whether the last went along."""
+    """Take steps; return weights, moments and averages, and whether the average was fused."""
     net = make_net()
     made, ema = AdamW(net.parameters(), CONFIG, kernels), Ema({"net": net}, 1000.0)
-    along = []
+    fused = []
     for step in range(steps):
         give_gradients(net, step)
         seen = 16 * (step + 1)
         taken = made.step(CONFIG.lr / (1 + step), average=ema.along("net", seen, 16))
         ema.update({"net": net}, seen, 16, {"net": taken})
-        along.append(taken)
+        fused.append(taken)
     found = {f"weight {name}": value.detach() for name, value in net.named_parameters()}
     found |= {f"average {name}": value for name, value in ema.nets["net"].named_parameters()}
     for name, parameter in net.named_parameters():
         found |= {f"{kind} {name}": value for kind, value in made.state[parameter].items()}
-    return found, along
+    return found, fused
 
 
 def test_steps_and_averages_are_torchs_to_rounding(threads: int):
-    (ours, along), (theirs, apart) = train(True), train(False)
-    assert along == [True] * 5 and apart == [False] * 5
+    (ours, fused), (theirs, separate) = train(True), train(False)
+    assert fused == [True] * 5 and separate == [False] * 5
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=2e-6, atol=1e-8, msg=name)
@@ -81,16 +81,16 @@ def test_the_number_of_threads_changes_no_bit():
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_norm_is_that_of_all_numbers(threads: int, size: float):
     grads = [p.detach() * size for p in make_net().parameters()]
-    wanted = torch.cat([g.flatten() for g in grads]).double().norm()
-    found = update.gradient_norm(grads)
+    expected = torch.cat([g.flatten() for g in grads]).double().norm()
+    found = adamw.gradient_norm(grads)
     assert found.shape == ()
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=0)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_norm_of_what_is_not_finite_is_not(value: float):
     grads = [torch.ones(3), torch.full((100,), value)]
-    assert not torch.isfinite(update.gradient_norm(grads))
+    assert not torch.isfinite(adamw.gradient_norm(grads))
 
 
 def test_average_waits_where_a_weight_has_no_gradient():
