@@ -75,8 +75,8 @@ def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path:
         none: f"{none} is no folder: {hint}",
         empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
         f"(no run folder in it): {hint}",
-        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): correct "
-        "that line; or restore it, or move the run",
+        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): "
+        "correct that line; or restore it, or move the run",
         damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
         "mend or remove that line",
     }
