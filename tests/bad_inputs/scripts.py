@@ -19,8 +19,7 @@ from tests.bad_inputs.case import (
 SAMPLE = "python launch/sample.py"
 SAMPLING = [
     Case(f"{SAMPLE}", "required: run", "", "see --help"),
-    Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/",
-         needs="runs/ddpm"),
+    Case(f"{SAMPLE} nowhere", "nowhere", "no config.yaml", "name one of runs/", needs="runs/ddpm"),
     Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
          needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
@@ -149,8 +148,7 @@ EXERCISING = [
     Case(f"{EXERCISES} --parallel 0", "--parallel is", "0", "1 to 1024"),
     Case(f"{EXERCISES} --processes 1000000000", "--processes is", "1000000000", "1 to 1024"),
     Case(f"{EXERCISES} --paralel 2", "--paralel", "2", "did you mean --parallel?"),
-    Case(f"{EXERCISES} --out notes", "--out is", "notes", "name another",
-         written("notes", "mine")),
+    Case(f"{EXERCISES} --out notes", "--out is", "notes", "name another", written("notes", "mine")),
     Case(f"{EXERCISES} --exercises nowhere", "--exercises is", "nowhere", "name a folder"),
     Case(f"{EXERCISES} --exercises mine", "mine/one.yaml", "titel", "use title",
          written("mine/one.yaml", "titel: x\n")),

@@ -7,6 +7,7 @@ from tests.bad_inputs.case import HUGE, Case, all_of, copied, flipped, made, pic
 LONG = 60 * "long-"
 BUILD = "python -m shards.build"
 VERIFY = "python -m shards.verify"
+SHAPES = f"{BUILD} --source shapes --split train --out new"
 PICTURES = "--source folder:mine --split train --out new"
 SHARDS = [
     Case(f"{BUILD}", "--source", "required", "--help"),
@@ -22,19 +23,13 @@ SHARDS = [
          "choose another folder", written("notes", "mine")),
     Case(f"{BUILD} --source shapes --split train --out locked/new", "cannot write", "locked/new",
          "choose another folder", made("locked", 0o555), without_rights=True),
-    Case(f"{BUILD} --source shapes --split train --out new --shard-size 0", "shard size is", "0",
-         "1 or more"),
-    Case(f"{BUILD} --source shapes --split train --out new --shard-size {HUGE}", "--shard-size is",
-         HUGE, "below 2**63"),
-    Case(f"{BUILD} --source shapes --split train --out new --shard 9", "--shard", "9",
-         "did you mean --shard-size?"),
-    Case(f"{BUILD} --source shapes --split train --out new --resize 0", "resize is", "0", "1 to"),
-    Case(f"{BUILD} --source shapes --split train --out new --resize 1000000000", "resize is",
-         "1000000000", "1 to 4096"),
-    Case(f"{BUILD} --source shapes --split train --out new --resize big", "--resize", "'big'",
-         "int"),
-    Case(f"{BUILD} --source shapes --split train --out new --seed -1", "--seed is", "-1",
-         "0 or more"),
+    Case(f"{SHAPES} --shard-size 0", "shard size is", "0", "1 or more"),
+    Case(f"{SHAPES} --shard-size {HUGE}", "--shard-size is", HUGE, "below 2**63"),
+    Case(f"{SHAPES} --shard 9", "--shard", "9", "did you mean --shard-size?"),
+    Case(f"{SHAPES} --resize 0", "resize is", "0", "1 to"),
+    Case(f"{SHAPES} --resize 1000000000", "resize is", "1000000000", "1 to 4096"),
+    Case(f"{SHAPES} --resize big", "--resize", "'big'", "int"),
+    Case(f"{SHAPES} --seed -1", "--seed is", "-1", "0 or more"),
     Case(f"{BUILD} {PICTURES}", "mine", "does not exist", "one folder per class"),
     Case(f"{BUILD} {PICTURES}", "mine", "is not a folder", "one folder per class",
          written("mine", "")),
@@ -92,7 +87,8 @@ SHARDS = [
     Case(f"{VERIFY} shards --quick", "--quick", "unrecognized", "--help"),
 ]  # fmt: skip
 
-SUBMIT = "python -m slurm.submit launch/train_ddpm.py --config ddpm.yaml --cluster local"
+DDPM = "python -m slurm.submit launch/train_ddpm.py"
+SUBMIT = f"{DDPM} --config ddpm.yaml --cluster local"
 STATUS = "python -m slurm.status"
 SWEEP = f"{SUBMIT} --dry-run --sweep sweep.yaml"
 
@@ -125,11 +121,10 @@ SLURM = [
     Case(f"{SUBMIT} --gpus 2", "--gpus", "2", "did you mean --gpus-per-node?"),
     Case(f"{SUBMIT} --partition ''", "--partition is", "''", "leave it out"),
     Case(f"{SUBMIT} --python \"it's\"", "--python is", "it's", "correct its quotes"),
-    Case("python -m slurm.submit launch/train_ddpm.py --cluster moon", "--cluster", "moon",
-         "choose local"),
-    Case("python -m slurm.submit launch/train_ddpm.py --cluster mine.yaml", "mine.yaml", "gpus",
+    Case(f"{DDPM} --cluster moon", "--cluster", "moon", "choose local"),
+    Case(f"{DDPM} --cluster mine.yaml", "mine.yaml", "gpus",
          "choose nodes", written("mine.yaml", "gpus: 3\n")),
-    Case("python -m slurm.submit launch/train_ddpm.py --cluster mine.yaml", "mine.yaml",
+    Case(f"{DDPM} --cluster mine.yaml", "mine.yaml",
          "--lead-s is soon", "a whole number", written("mine.yaml", "lead_s: soon\n")),
     Case(f"{SUBMIT} --accelerate-config nowhere.yaml", "--accelerate-config", "nowhere.yaml",
          "name a YAML file"),
