@@ -159,7 +159,7 @@ SLURM = [
     Case(f"{STATUS} ~nobody-here", "folder is", "~nobody-here", "write the whole path"),
     Case(f"{SUBMIT} --sweep ~nobody-here/s.yaml", "--sweep is", "~nobody-here", "the whole path"),
     Case(f"{STATUS} shards", "no run in", "shards", "name a folder that holds runs"),
-    Case(f"{STATUS} runs --every nan", "--every is", "nan", "above 0"),
+    Case(f"{STATUS} runs --every nan", "--every is", "nan", "give a number"),
     Case(f"{STATUS} runs --wach", "--wach", "unrecognized", "did you mean --watch?"),
 ]  # fmt: skip
 

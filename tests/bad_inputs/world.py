@@ -61,8 +61,8 @@ class World:
         done = self.run(ROOT / "shards" / "build.py", *words, cwd=self.folder)
         assert done.code == 0, done.stderr
 
-    def check(self, case: Case) -> None:
-        """Run a case, check its exit code, message and that no file has changed."""
+    def check(self, case: Case) -> str:
+        """Run a case, check exit code, message and that no file has changed; return the message."""
         self.provide(f"{case.command} {case.needs}")
         shared = self.listing()
         if case.prepare is not None:
@@ -79,6 +79,7 @@ class World:
         for fragment in (case.thing, case.value, case.remedy):
             assert fragment in lines[0], lines[0]
         assert after == before
+        return lines[0]
 
     def listing(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time of all files, (0, 0) of folders."""
