@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dgm.common.formatting import counted, number, short
-from dgm.metrics import higher_is_better
+from dgm.common.metric_registry import higher_is_better
 from dgm.report.formatting import unit
 from dgm.report.markup import Html, element, join
 from dgm.report.read_run import Curve

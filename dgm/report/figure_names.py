@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dgm.common.formatting import duration, percent
-from dgm.metrics import higher_is_better, is_fraction
+from dgm.common.metric_registry import find_metric, higher_is_better, is_fraction
 from dgm.report.denoising import denoised_figure, name_of_figure
-from dgm.report.evaluation_table import label
 from dgm.report.formatting import figure
 from dgm.report.read_run import Curve, Run
 
@@ -95,6 +94,6 @@ def _of_curve(run: Run, how: str, key: str) -> float | None:
 
 def _name_of_result(name: str, part: str) -> str:
     """Write distances_cifar/fd_cifar as FD-cifar."""
-    told, about = label(part), name.split("_")[0]
+    told, about = find_metric(part).label, name.split("_")[0]
     alone = part in ("exact", "bound") or about in ("distances", "precision", "cost", "class")
     return told if alone or told == about else f"{about}: {told}"

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from dgm.common.formatting import number, percent
-from dgm.metrics import is_fraction
-
-_UNITS = {
-    "images_per_s": "images/s",
-    "bits_per_dim": "bits per dimension",
-    "_s": "s",
-    "_gib": "GiB",
-}
+from dgm.common.metric_registry import FRACTION, find_metric, is_fraction
 
 
 def figure(name: str, value: object) -> str:
@@ -21,7 +14,6 @@ def figure(name: str, value: object) -> str:
 
 
 def unit(key: str) -> str:
-    """Give the unit of a metric, or what it is where it has none."""
-    last = key.split("/")[-1]
-    known = next((unit for ending, unit in _UNITS.items() if ending in last), None)
-    return known or {"lr": "learning rate", "grad_norm": "norm"}.get(last, last.replace("_", " "))
+    """Return the unit of a metric, or its label where it has none."""
+    metric = find_metric(key)
+    return metric.label if metric.unit in ("", FRACTION) else metric.unit

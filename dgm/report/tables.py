@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgm.common.formatting import duration, number
-from dgm.metrics import higher_is_better
-from dgm.report.evaluation_table import label, note, shown
+from dgm.common.metric_registry import find_metric, higher_is_better
+from dgm.report.evaluation_table import shown
 from dgm.report.formatting import figure
 from dgm.report.markup import Html, element
 from dgm.report.read_run import ENERGY, SPREAD, Run, is_detail
@@ -131,11 +131,12 @@ def listing(caption: str, heads: list[str], rows: list[list[object]]) -> Html:
 def evaluation_tables(found: dict[str, Any], caption: str, share: str = "") -> list[Html]:
     """Show figures in tables, one for each dictionary, with what each is; shares in percent."""
     plain = {k: v for k, v in found.items() if not isinstance(v, dict | list) and k != "checkpoint"}
+    explained = any(find_metric(name).protocol for name in plain)
     rows = [
         element(
-            "tr", element("th", label(name), scope="row"),
+            "tr", element("th", find_metric(name).label, scope="row"),
             element("td", figure(share, value) if share else shown(name, found), class_="number"),
-            element("td", note(name)) if any(map(note, plain)) else None,
+            element("td", find_metric(name).protocol) if explained else None,
         )
         for name, value in plain.items()
     ]  # fmt: skip
@@ -144,7 +145,8 @@ def evaluation_tables(found: dict[str, Any], caption: str, share: str = "") -> l
     )
     for name, value in found.items():
         if isinstance(value, dict) and name != SPREAD:
-            title = name.replace("_", " ") + (f": {note(name)}" if note(name) else "")
+            protocol = find_metric(name).protocol
+            title = name.replace("_", " ") + (f": {protocol}" if protocol else "")
             tables += evaluation_tables(value, title, name if is_detail(name) else share)
     return tables
 
@@ -167,7 +169,7 @@ def _results(runs: list[Run]) -> list[Column]:
         if not name.split("/")[-1].startswith(_COUNTS):
             values = [found.get(name) for found in results]
             texts = [_NOTHING if v is None else figure(name, v) for v in values]
-            head = "/".join(map(label, name.split("/")))
+            head = "/".join(find_metric(part).label for part in name.split("/"))
             columns.append(Column(head, values, texts, higher_is_better(name)))
     speeds = [run.median("time/images_per_s") for run in runs]
     walls = [run.wall_s() for run in runs]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dgm.metrics import higher_is_better
-from dgm.report.evaluation_table import label, note, shown, table
+from dgm.common.metric_registry import find_metric, higher_is_better
+from dgm.report.evaluation_table import shown, table
 from dgm.report.read_run import flatten_figures
 
 FIRST = {
@@ -29,11 +29,13 @@ SECOND = {
 
 
 def test_only_inceptions_distance_is_called_fid():
-    assert label("fid") == "FID" and label("fd_cifar") == "FD-cifar"
-    assert label("fd_inception-0a1b2c3d") == "FD-inception-0a1b2c3d"
-    assert label("precision_inception") == "precision-inception"
-    assert label("coverage_by_class") == "coverage by class"
-    assert "no FID" in note("fd_cifar") and "Inception" in note("fid") and note("steps") == ""
+    labels = {
+        "fid": "FID", "fd_cifar": "FD-cifar", "fd_inception-0a1b2c3d": "FD-inception-0a1b2c3d",
+        "precision_inception": "precision-inception", "coverage_by_class": "coverage by class",
+    }  # fmt: skip
+    assert {name: find_metric(name).label for name in labels} == labels
+    assert "no FID" in find_metric("fd_cifar").protocol
+    assert "Inception" in find_metric("fid").protocol and find_metric("steps").protocol == ""
 
 
 def test_spread_stands_beside_the_mean():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgm.common.formatting import duration, number, percent, short
-from dgm.metrics import higher_is_better
+from dgm.common.metric_registry import higher_is_better
 
 
 def test_numbers_for_people() -> None:
