@@ -16,13 +16,13 @@ import torch
 from dgm.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
-from dgm.cli.load_run import open_trained
+from dgm.cli.load_run import load_run
 from dgm.cli.path_checks import check_folder
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.evaluation.likelihood import bits_per_dim
-from dgm.evaluation.online_eval import has_likelihood
+from dgm.evaluation.online_eval import require_likelihood
 from dgm.flow.networks import FlowNetConfig
 from dgm.rng import permutation
 from dgm.training import checkpoint
@@ -60,13 +60,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_folder("--out", args.out)
     if args.out.resolve() == args.run.resolve():
         raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
-    ours = open_trained(args.run)
+    ours = load_run(args.run)
     config = open_config(args.run / "config.yaml")
     tests = {name: open_shards(name, config.data.resize) for name in args.test_shards}
     images = open_shards(config.data.shards, config.data.resize)
     torch.manual_seed(config.run.seed)
     peer = _make_peer(config.model, images.image_shape, args)
-    objective = has_likelihood(ours.objective, "the measure")
+    objective = require_likelihood(ours.objective, "the metric")
     config = replace(
         config,
         run=replace(config.run, dir=str(args.out)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from dgm.cli.families import FAMILIES, family_of
-from dgm.cli.load_run import hint_at_runs
+from dgm.cli.load_run import suggest_run
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_file
 from dgm.common.atomic_io import write_whole
@@ -75,7 +75,7 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: {hint_at_runs(folder)}")
+            raise UserError(f"{folder} is no folder: {suggest_run(folder)}")
         if (folder / "config.yaml").is_file():
             found[folder] = False
             continue
@@ -83,7 +83,7 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
         if not inside:
             raise UserError(
                 f"{folder} is neither a run folder (no config.yaml) nor that of a sweep "
-                f"(no run folder in it): {hint_at_runs(folder)}"
+                f"(no run folder in it): {suggest_run(folder)}"
             )
         found.update({path: True for path in inside})
     # A run that is named twice, or beside its sweep, is one.

@@ -145,13 +145,13 @@ def test_images_of_one_class_only_are_seen(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--num_images", "9", "--measure", "distances"], "9 generated.*few for distances.* 10 or"),
-        (["--num_images", "5", "--measure", "precision_recall"], "few for precision_recall.* 6 or"),
-        (["--per_class", "1", "--measure", "diversity"], "10 generated .* few for diversity.* 20"),
-        (["--measure", "bits_per_dim"], "no likelihood"),
-        (["--measure", "loss_by_timestep"], "holds a gan run, which has no timesteps"),
-        (["--measure", "bits_per_dim_ode"], "holds a gan run, which has no timesteps"),
-        (["--measure", "beauty"], "names 'beauty': choose of class_consistency, distances"),
+        (["--num_images", "9", "--metrics", "distances"], "9 generated.*few for distances.* 10 or"),
+        (["--num_images", "5", "--metrics", "precision_recall"], "few for precision_recall.* 6 or"),
+        (["--per_class", "1", "--metrics", "diversity"], "10 generated .* few for diversity.* 20"),
+        (["--metrics", "bits_per_dim"], "no likelihood"),
+        (["--metrics", "loss_by_timestep"], "holds a gan run, which has no timesteps"),
+        (["--metrics", "bits_per_dim_ode"], "holds a gan run, which has no timesteps"),
+        (["--metrics", "beauty"], "names 'beauty': choose of class_consistency, distances"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_any_work(
@@ -165,7 +165,7 @@ def test_what_cannot_be_measured_is_said_before_any_work(
 def test_too_few_real_images_are_named(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = make(tiny_shards, tmp_path, monkeypatch, "--against", "test", "--measure", "diversity")
+    made = make(tiny_shards, tmp_path, monkeypatch, "--against", "test", "--metrics", "diversity")
     few = SimpleNamespace(
         folder="few", classes=made.real.classes, num_classes=10,
         labels=lambda rows: np.arange(len(rows)) % 10,

@@ -66,7 +66,7 @@ def test_runs_stand_side_by_side_and_figures_add_up(
         assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
     # Asked for another measure, the others stay.
-    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 8]
+    words = ["--metrics", "bits_per_dim_ode,cost", "--ode_steps", 8]
     more = run_warm(EVALUATE, both[0], *options, *words)
     assert more.code == 0, more.stderr
     grown = found_in(both[0])
@@ -80,10 +80,10 @@ def test_runs_stand_side_by_side_and_figures_add_up(
     # Of another checkpoint nothing stays.
     path = both[0] / "evaluation.json"
     path.write_text(json.dumps({**grown, "checkpoint": "another"}))
-    run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
+    run_warm(EVALUATE, both[0], *options, "--metrics", "class_consistency")
     assert set(found_in(both[0])) == {"images_seen", "checkpoint", "class_consistency"}
     path.write_text("{")
-    damaged = run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
+    damaged = run_warm(EVALUATE, both[0], *options, "--metrics", "class_consistency")
     assert damaged.code == 0 and "evaluation.json is written anew: it is damaged" in damaged.stderr
 
 
@@ -111,7 +111,7 @@ def test_two_processes_measure_the_same(
 def test_inception_needs_its_file_and_others_are_no_fid(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
-    words = [EVALUATE, runs["vae"], *options, "--measure", "precision_recall"]
+    words = [EVALUATE, runs["vae"], *options, "--metrics", "precision_recall"]
     words += ["--features", "inception"]
     missing = run_warm(*words)
     assert missing.code == 2 and len(missing.stderr.splitlines()) == 1
@@ -155,8 +155,8 @@ def test_mistakes_are_one_line(
         (run, "--num_images", 20, "--per_class", 2): "say the same: leave one out",
         (run, "--weights", "x.pth"): "--weights is x.pth: give --features inception too",
         (run, "--features", "vgg"): "vgg",
-        (run, "--measure", "loss_by_timestep"): "has no timesteps",
-        (runs["diffusion"], "--measure", "cost,reconstruction"): "has no encoder",
+        (run, "--metrics", "loss_by_timestep"): "has no timesteps",
+        (runs["diffusion"], "--metrics", "cost,reconstruction"): "has no encoder",
         (run, runs["diffusion"], "--importance_samples", 5): "--importance_samples is 5",
     }
     for words, said in mistakes.items():
@@ -177,7 +177,7 @@ def test_a_run_still_being_written_is_measured_and_told(
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"total_images: \d+", "total_images: 9999", config))
     (run / "metrics.jsonl").touch()
-    done = run_warm(EVALUATE, run, *options, "--measure", "class_consistency")
+    done = run_warm(EVALUATE, run, *options, "--metrics", "class_consistency")
     assert done.code == 0, done.stderr
     assert f"{run} is still being written: measured is its checkpoint of 64" in done.stdout
 

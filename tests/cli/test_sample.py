@@ -175,7 +175,7 @@ def test_evaluation_judges_real_and_generated_images(
     run_warm: Callable, trained: Path, tiny_shards: Path
 ) -> None:
     options = ["--per_class", 3, "--epochs", 1, "--test_shards", tiny_shards]
-    options += ["--measure", "class_consistency"]
+    options += ["--metrics", "class_consistency"]
     done = run_warm(EVALUATE, trained, *options)
     assert done.code == 0, done.stderr
     evaluation = json.loads((trained / "evaluation.json").read_text())

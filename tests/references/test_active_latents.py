@@ -14,7 +14,7 @@ import torch
 from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.evaluation.active_latents import active_latents
+from dgm.evaluation.reconstruction import active_latents
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 from dgm.training.engine import Engine
