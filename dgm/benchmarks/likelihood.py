@@ -1,7 +1,7 @@
-"""Bits per dimension of a run, beside a public implementation that saw the same images.
+"""Bits per dimension of a run and of a public implementation trained on the same images.
 
-The peers lie in dgm/benchmarks/peers.py: their nets and losses in our loop, so that images,
-order, flips, batch, optimizer and the average of the weights are the run's.
+The peers, in dgm/benchmarks/peer_models.py, are their nets and losses in our loop: images, order,
+flips, batch, optimizer and weight average are the run's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dgm.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
+from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
 from dgm.cli.load_run import load_run
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variance",
         type=float,
         default=0.005,
-        help="that pythae's Gaussian has while it learns, for pixels in [0, 1]",
+        help="of pythae's Gaussian in training, for pixels in [0, 1]",
     )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare a run's bits per dimension with a public model's that saw the same images."""
+    """Compare a run's bits per dimension with those of a public model on the same images."""
     check_range(args, "--", "num-test", least=2)
     check_range(args, "--", "variance", "lr", above=0)
     check_folder("--out", args.out)
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         load_nets(job.nets, checkpoint.read(newest).ema)
         for net in (*job.nets.values(), *ours.nets.values()):
             net.eval().to(engine.device)
-        peer.settle(images)
+        peer.fit_to_data(images)
         found = {}
         for name, test in tests.items():
             index = permutation(SEED, 0, len(test))[: args.num_test]
@@ -94,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             }
     finally:
         engine.close()
-    _show(found, ours.images_seen)
+    _print(found, ours.images_seen)
     return {"images_seen": ours.images_seen, "bits_per_dim": found}
 
 
@@ -106,9 +106,9 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
     raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
 
 
-def _show(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
+def _print(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
     print(f"\n{f'bits per dimension, {images_seen:,} images seen':50} {'':>10} {'error':>8}")
     for test, of_test in found.items():
         for title, bits in of_test.items():
-            whole = bits.get("exact", bits.get("bound"))
-            print(f"{f'{Path(test).name}, {title}':50} {whole:>10.3f} {bits['error']:>8.3f}")
+            total = bits.get("exact", bits.get("bound"))
+            print(f"{f'{Path(test).name}, {title}':50} {total:>10.3f} {bits['error']:>8.3f}")

@@ -24,7 +24,7 @@ from dgm.benchmarks.costs import (
     Operation,
     StepCosts,
 )
-from dgm.benchmarks.machine import MOST_AT_ONCE
+from dgm.benchmarks.machine import MAX_BATCH
 from dgm.benchmarks.unet_costs import step_costs
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -92,7 +92,7 @@ class Machine:
     def launch_bound_below(self, costs: StepCosts, graphs: bool = False) -> int:
         """Return the smallest batch whose step takes the GPU as long as it takes the host."""
         host, batch = self.host_s(costs, graphs), 1
-        while self.step_s(costs, batch) < host and batch < MOST_AT_ONCE:
+        while self.step_s(costs, batch) < host and batch < MAX_BATCH:
             batch += 1
         return batch
 
@@ -269,7 +269,7 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    check_range(args, "--", "batch", least=1, most=MOST_AT_ONCE)
+    check_range(args, "--", "batch", least=1, most=MAX_BATCH)
     check_range(
         args, "--", "tflops", "attention-tflops", "bandwidth", "memory", "launch-us",
         "operator-us", above=0,

@@ -127,7 +127,7 @@ def test_measures_on_test_images_are_left_out_where_there_are_none(
     few = ["--num_images", "30", "--epochs", "1"]
     done = run_warm(EVALUATE, "run", *few, cwd=here)
     assert done.code == 0, done.stderr
-    assert "not measured: neighbours, reconstruction, bits_per_dim, on test images" in done.stdout
+    assert "left out: memorization, reconstruction, bits_per_dim, on test images" in done.stdout
     assert "FD-cifar" in done.stdout
     named = run_warm(EVALUATE, "run", "--metrics", "bits_per_dim", *few, cwd=here)
     assert named.code == 2 and len(named.stderr.splitlines()) == 1

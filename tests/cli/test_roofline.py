@@ -267,24 +267,6 @@ def test_the_page_says_what_the_command_prints(modelled: tuple[str, dict]):
         assert shown == [f"{model[name][part][key]:{form}}" for name in NAMES], row
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--tflops", "0"], "error: --tflops is [0.0]: choose a number above 0"),
-        (["--batch", "-1"], "error: --batch is [-1]: choose 1 to 65536"),
-        (["--bandwidth", "nan"], "error: --bandwidth is nan: give a number"),
-        (["--dropout", "1"], "error: --dropout is 1.0: choose 0 or more, less than 1"),
-        (["--channels", "6"], "error: --channels is 6: choose a multiple of 4"),
-        (["--image-size", "36"], "error: --image-size is 36: choose a multiple of 8"),
-        (["--usable", "2"], "error: --usable is 2.0: choose more than 0, at most 1"),
-        (["--tflop", "500"], "did you mean --tflops?"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(run_warm: Callable, words: list[str], said: str):
-    done = run_warm(SCRIPT, "roofline", *words)
-    assert done.code == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr
-
-
 def test_a_model_that_does_not_follow_the_net_is_a_defect(monkeypatch: pytest.MonkeyPatch):
     parser = ArgumentParser()
     roofline.add_arguments(parser)
