@@ -145,7 +145,7 @@ def test_images_of_one_class_only_are_detected(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--num_images", "9", "--metrics", "distances"], "9 generated.*few for distances.* 10 or"),
         (["--num_images", "5", "--metrics", "precision_recall"], "few for precision_recall.* 6 or"),
@@ -155,9 +155,9 @@ def test_images_of_one_class_only_are_detected(
 )
 def test_too_few_images_are_an_error_before_any_work(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine,
-    words: list[str], said: str,
+    words: list[str], message: str,
 ):  # fmt: skip
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         choose_metrics(make(tiny_shards, tmp_path, engine, monkeypatch, *words))
     assert not list(tmp_path.iterdir())
 
@@ -172,12 +172,12 @@ def test_too_few_real_images_are_named(
     class Few(ArrayImages):
         folder, classes, num_classes = "few", context.train.classes, 10
 
-    for count, said in (
+    for count, message in (
         (5, "few holds 5 images, too few for diversity: it needs 6"),
         (59, "few holds 5 images of class .*, too few for diversity"),
     ):
         context.__dict__["test"] = Few(np.empty(count), np.arange(count) % 10)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             choose_metrics(context)
 
 

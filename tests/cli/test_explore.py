@@ -110,7 +110,7 @@ def test_steps_by_default_are_those_that_the_schedule_has():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--steps", "ten"], "--steps is 'ten': give whole numbers with commas"),
         (["--steps", "2.5"], "--steps is '2.5': give whole numbers with commas"),
@@ -121,8 +121,8 @@ def test_steps_by_default_are_those_that_the_schedule_has():
         (["--truncation", "1"], "--truncation 1 means nothing to a diffusion run"),
     ],
 )
-def test_bad_values_are_named(words: list[str], said: str):
-    with pytest.raises(UserError, match=said):
+def test_bad_values_are_named(words: list[str], message: str):
+    with pytest.raises(UserError, match=message):
         chosen(words)
 
 

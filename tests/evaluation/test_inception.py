@@ -85,10 +85,10 @@ def test_the_standard_file_makes_it_the_fid(tmp_path: Path, monkeypatch: pytest.
 def test_a_missing_file_says_where_to_get_it(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         inception_features(tmp_path / "none.pth", CPU)
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (f"{tmp_path}/none.pth", URL, SHA256, f"{SIZE:,}", "--weights", "--features cifar"):
-        assert part in said
-    assert "\n" not in said and SHA256.startswith(URL[-12:-4])
+        assert part in message
+    assert "\n" not in message and SHA256.startswith(URL[-12:-4])
 
 
 class Evil:
@@ -104,9 +104,11 @@ def test_a_wrong_or_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         "not those of the net": {"fc.weight": torch.zeros(3)},
         "cannot be read": {"fc.weight": Evil()},
     }
-    for said, content in contents.items():
+    for message, content in contents.items():
         torch.save(content, path)
-        with pytest.raises(UserError, match=rf"weights.pth is damaged or of another net.*{said}"):
+        with pytest.raises(
+            UserError, match=rf"weights.pth is damaged or of another net.*{message}"
+        ):
             inception_features(path, CPU)
     assert not (tmp_path / "ran").exists()
     torch.save({"fc.weight": torch.zeros(3000)}, path)

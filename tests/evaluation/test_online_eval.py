@@ -86,11 +86,11 @@ def test_nothing_is_evaluated_by_default(engine: Engine, tmp_path: Path):
 def test_likelihood_is_that_of_test_images(engine: Engine, tmp_path: Path):
     config = EvalConfig(every_images=1, metric="bits_per_dim", num_images=6)
     data = two_shapes(4)
-    measure = make_evaluation(config, Brightness(), engine, real(data), tmp_path)
-    assert measure is not None
-    found = measure({})
+    evaluate = make_evaluation(config, Brightness(), engine, real(data), tmp_path)
+    assert evaluate is not None
+    found = evaluate({})
     assert list(found) == ["eval/bits_per_dim_exact"]
-    assert found == measure({})
+    assert found == evaluate({})
 
 
 @pytest.mark.slow
@@ -101,9 +101,9 @@ def test_samples_like_the_real_images_are_nearer_than_others(
     config, data = EvalConfig(every_images=1, num_images=60), two_shapes(60)
     distances = []
     for family in (Copies(data), Brightness()):
-        measure = make_evaluation(config, family, engine, real(data), tmp_path)
-        assert measure is not None
-        distances.append(measure({})["eval/fd_classifier"])
+        evaluate = make_evaluation(config, family, engine, real(data), tmp_path)
+        assert evaluate is not None
+        distances.append(evaluate({})["eval/fd_classifier"])
     assert distances[0] < 0.05 * distances[1]
 
 
