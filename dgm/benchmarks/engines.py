@@ -175,11 +175,8 @@ class Runs:
     ) -> None:
         """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
-        words = [sys.executable, f"launch/train_{self.family}.py"]
-        if config is not None:
-            file = f"launch/configs/accelerate/{config}.yaml"
-            words[1:1] = ["-m", "accelerate.commands.launch", "--config_file", file]
-            words[-1:-1] = ["--num_processes", str(processes), "--main_process_port", "0"]
+        words = [sys.executable] if config is None else launch_words(config, processes)
+        words += [f"launch/train_{self.family}.py"]
         words += [f"--config=launch/configs/{self.family}_tiny.yaml", f"--run.dir={folder}"]
         words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
         words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
@@ -195,6 +192,15 @@ class Runs:
                 raise RuntimeError(f"{' '.join(words)} failed:\n{output.read()[-4000:]}")
         if kill_at is not None and not killed:
             raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
+
+
+def launch_words(config: str, processes: int) -> list[str]:
+    """Return `accelerate launch` with a file of launch/configs/accelerate."""
+    return [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", f"launch/configs/accelerate/{config}.yaml",
+        "--num_processes", str(processes), "--main_process_port", "0",
+    ]  # fmt: skip
 
 
 def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bool:

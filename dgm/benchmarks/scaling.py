@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dgm.benchmarks.engines import launch_words
 from dgm.benchmarks.machine import MAX_BATCH, wait
 from dgm.cli.entry import run
 from dgm.common.command_line import home_path
@@ -84,39 +84,12 @@ def _run_processes(args: argparse.Namespace, shards: str, folder: Path) -> dict[
         "precision": args.precision, "options": [], "undone": [], "folder": str(folder),
         "rounds": args.rounds, "steps": args.steps,
     }  # fmt: skip
-    words = [sys.executable, "-m", "dgm.benchmarks.scaling", json.dumps(settings)]
-    shared = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(args.processes), "LOCAL_WORLD_SIZE": str(args.processes),
-    }  # fmt: skip
-    if not torch.cuda.is_available():
-        shared["ACCELERATE_USE_CPU"] = "true"
-    processes = [
-        subprocess.Popen(
-            words, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(args.processes)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        # One that fails makes the others fail: report all of them.
-        codes = ", ".join(str(process.returncode) for process in processes)
-        errors = "\n".join(error[-4000:] for _, error in outputs)
-        raise RuntimeError(f"the processes ended with {codes}:\n{errors}")
-    found: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
+    words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
+    done = subprocess.run([*words, json.dumps(settings)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the processes failed:\n{done.stderr[-4000 * args.processes :]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _print(found: dict[str, Any], args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ curve, up to all steps.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -199,8 +200,7 @@ def print_table(found: dict[str, Any]) -> None:
 def main() -> None:
     """Denoise from the command line: a table on screen; sheets, a curve and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
-    try:
+    with contextlib.closing(Engine("no")) as engine:
         found = denoise(options, engine)
         if engine.is_main:
             out = output_folder(options)
@@ -209,5 +209,3 @@ def main() -> None:
             if found["curve"]:
                 save_curves(found["curve"], found["class_seen_real"], out / "curve.png")
             print(f"sheets, metrics and curve: {out}")
-    finally:
-        engine.close()

@@ -61,6 +61,7 @@ class EvalContext:
     train: Shards
     settings: dict[str, Any]  # the run's `data` section
     folder: Path = Path()
+    _features: dict[str, DatasetFeatures] = field(default_factory=dict)  # by identity of the data
     _generated: dict[tuple[int, str], GeneratedImages] = field(default_factory=dict)
 
     @cached_property
@@ -126,25 +127,19 @@ class EvalContext:
         path = Path(self.options.weights or cache_root() / FILE)
         return inception_features(path, self.engine.device)
 
-    def _features_of(self, data: Shards) -> DatasetFeatures:
-        return cached_features(self.engine, cache_root(), self.extractor, data, identify(data))
-
-    @cached_property
-    def train_features(self) -> DatasetFeatures:
-        """Return the features of the train images."""
-        return self._features_of(self.train)
-
-    @cached_property
-    def test_features(self) -> DatasetFeatures:
-        """Return the features of the test images."""
-        return self._features_of(self.test)
+    def features_of(self, data: Shards) -> DatasetFeatures:
+        """Return the features of the train or test images, computed once."""
+        key = identify(data)
+        if key not in self._features:
+            self._features[key] = cached_features(
+                self.engine, cache_root(), self.extractor, data, key
+            )
+        return self._features[key]
 
     @property
-    def reference(self) -> tuple[Shards, DatasetFeatures]:
+    def reference(self) -> Shards:
         """Return the real images that generated ones are compared with, by --against."""
-        if self.options.against == "test":
-            return self.test, self.test_features
-        return self.train, self.train_features
+        return self.test if self.options.against == "test" else self.train
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -176,11 +171,6 @@ class EvalContext:
         if getattr(self.options, "per_class", None) or is_balanced(self.counts):
             return UNIFORM
         return UNIFORM if each_class and self.class_conditional else BY_FREQUENCY
-
-    @property
-    def seeds(self) -> range:
-        """Return the seeds that images are generated from."""
-        return range(self.options.seed, self.options.seed + self.options.seeds)
 
     def generated(self, seed: int, each_class: bool = False) -> GeneratedImages:
         """Return images generated from a seed, kept until `clear`; labels as in `label_policy`."""

@@ -142,8 +142,7 @@ def main() -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))
     short = [folder.resolve().name for folder in folders]
     run_names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-    engine = Engine("no")
-    try:
+    with contextlib.closing(Engine("no")) as engine:
         contexts = [open_context(options, engine, folder) for folder in folders]
         chosen = [choose_metrics(context) for context in contexts]  # errors before any work
         if engine.is_main and len({identify(context.train) for context in contexts}) > 1:
@@ -160,5 +159,3 @@ def main() -> None:
         if engine.is_main:
             print("\n".join(table(found)))
             print(f"written to {', '.join(str(f / 'evaluation.json') for f in folders)}")
-    finally:
-        engine.close()

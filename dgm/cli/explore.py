@@ -9,6 +9,7 @@ plot in RUN/explored.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -209,8 +210,7 @@ def print_tables(found: dict[str, Any]) -> None:
 def main() -> None:
     """Explore from the command line: tables on screen; sheets, a plot and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
-    try:
+    with contextlib.closing(Engine("no")) as engine:
         found = explore(options, engine)
         if engine.is_main:
             out = output_folder(options)
@@ -218,5 +218,3 @@ def main() -> None:
             print_tables(found)
             save_plots(found["settings"], out / "quality.png")
             print(f"sheets, metrics and plot: {out}")
-    finally:
-        engine.close()

@@ -162,9 +162,8 @@ class Explorer:
         """Sample with the same draws at each setting; add the metrics of real test images."""
         context, options = self.context, self.context.options
         labels = labels_by_frequency(options.num_images, context.counts)
-        quality = SampleQuality(
-            context.classifier, context.train_features.statistics, context.class_conditional
-        )
+        real_statistics = context.features_of(context.train).statistics
+        quality = SampleQuality(context.classifier, real_statistics, context.class_conditional)
         fixed = {} if options.sampler is None else {"sampler": options.sampler}
         rows, sheet = sweep_sampler(
             self.engine, context.trained.objective, context.nets, quality, settings, labels,

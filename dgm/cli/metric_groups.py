@@ -69,7 +69,7 @@ def _class_consistency(context: EvalContext) -> Metrics:
 
 
 def _distances(context: EvalContext) -> Metrics:
-    real = context.reference[1]
+    real = context.features_of(context.reference)
     size = real.features.shape[1]
     if min(context.num_images, len(real.features)) <= size and context.engine.is_main:
         warnings.warn(
@@ -89,7 +89,7 @@ def _distances(context: EvalContext) -> Metrics:
 
 
 def _precision_recall(context: EvalContext) -> Metrics:
-    features, engine = context.reference[1].features, context.engine
+    features, engine = context.features_of(context.reference).features, context.engine
     real = features[permutation(0, 0, len(features))[: context.num_images]].to(engine.device)
 
     def of_seed(generated: GeneratedImages) -> Metrics:
@@ -100,7 +100,7 @@ def _precision_recall(context: EvalContext) -> Metrics:
 
 
 def _diversity(context: EvalContext) -> Metrics:
-    data, real = context.reference
+    data, real = context.reference, context.features_of(context.reference)
     by_class = context.class_conditional
     classes = {int(k): data.classes[k] for k in np.flatnonzero(context.counts)}
     real_labels = torch.from_numpy(data.labels(np.arange(len(data))))
@@ -135,14 +135,14 @@ def _memorization(context: EvalContext) -> Metrics:
 
     def search(features: Tensor, pixels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
         """Return distance and row of the nearest training images, by features and by pixels."""
-        base = context.train_features.features
+        base = context.features_of(train).features
         by_features = nearest_neighbours(features.to(engine.device), base, engine.spread)
         distance, row = nearest_neighbours(
             _flatten(pixels).to(engine.device), train_pixels, engine.spread
         )
         return {"features": by_features, "pixels": (distance * scale, row)}
 
-    of_test = search(context.test_features.features[rows], test.images(rows.numpy()))
+    of_test = search(context.features_of(test).features[rows], test.images(rows.numpy()))
     sheet = context.folder / f"neighbours-{context.extractor.name}.png"
 
     def of_seed(generated: GeneratedImages) -> Metrics:
@@ -270,7 +270,7 @@ def _protocol(context: EvalContext) -> Metrics:
         "weights": extractor.version,
         "resizer": extractor.resizer,
         "against": context.options.against,
-        "num_real": len(context.reference[0]),
+        "num_real": len(context.reference),
     }
 
 
@@ -292,14 +292,14 @@ def _over_seeds(
 
     each_class: with equally many images of all classes, whatever the frequencies of the data.
     """
-    by_seed = []
-    for seed in context.seeds:
+    by_seed, first_seed = [], context.options.seed
+    for seed in range(first_seed, first_seed + context.options.seeds):
         metrics = of_seed(context.generated(seed, each_class))
         by_seed.append({key_of(name): value for name, value in metrics.items()})
     settings: Metrics = {
         "num_generated": context.num_images,
         "num_seeds": len(by_seed),
-        "first_seed": context.options.seed,
+        "first_seed": first_seed,
     }
     if context.class_conditional:
         settings["labels"] = context.label_policy(each_class)

@@ -129,7 +129,7 @@ def _check_counts(context: EvalContext, name: str) -> None:
         )
     if not group.by_features:
         return
-    data = context.test if context.options.against == "test" else context.train
+    data = context.reference
     if len(data) < MIN_REAL_IMAGES:
         raise UserError(
             f"{data.folder} holds {len(data)} images, too few for {name}: it needs "

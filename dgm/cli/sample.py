@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -168,8 +169,5 @@ def sample(options: Namespace, engine: Engine) -> None:
 def main() -> None:
     """Sample from the command line."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
-    try:
+    with contextlib.closing(Engine("no")) as engine:
         sample(options, engine)
-    finally:
-        engine.close()

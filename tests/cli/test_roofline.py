@@ -238,18 +238,18 @@ def test_the_page_shows_what_the_command_prints(modelled: tuple[str, dict]):
         if len(cells := line.removeprefix("|").split("|")) > 3
     }
 
-    def cells(values: Iterable[float], form: str) -> str:
+    def formatted(values: Iterable[float], form: str) -> str:
         texts = [f"{value:{form}}" for value in values]
         return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
     for kind in model["now"]["by_kind"]:
         of = [model[name]["by_kind"][kind] for name in NAMES]
         gflop, mb, ms, launches = rows[kind]
-        assert gflop == cells((o["gflop"] for o in of), ".2f").replace("0.00", ""), kind
+        assert gflop == formatted((o["gflop"] for o in of), ".2f").replace("0.00", ""), kind
         fixed = f"{of[0]['fixed_mb']:,.0f} MB a step"
-        assert mb in (cells((o["mb"] for o in of), ".1f"), fixed), kind
-        assert ms == cells((o["ms"] for o in of), ".2f"), kind
-        assert launches.startswith(cells((o["launches"] for o in of), ".0f")), kind
+        assert mb in (formatted((o["mb"] for o in of), ".1f"), fixed), kind
+        assert ms == formatted((o["ms"] for o in of), ".2f"), kind
+        assert launches.startswith(formatted((o["launches"] for o in of), ".0f")), kind
     for rate in ("430", "500", "570", "600"):
         assert rows[f"{rate} TFLOP/s"] == [
             f"{model[name]['images_per_s'][batch][rate]:,.0f}"

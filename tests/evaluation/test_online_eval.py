@@ -13,7 +13,6 @@ import torch
 from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.common.errors import UserError
 from dgm.evaluation import classifier, online_eval
 from dgm.evaluation.class_labels import labels_by_frequency
 from dgm.evaluation.classifier import Classifier, cached_classifier, classify, train_classifier
@@ -167,16 +166,3 @@ def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), state)
     cached_classifier(engine, tmp_path, data, "id", 2, 1, 5)  # which also reads it from the file
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_bits_per_dim_of_a_family_without_likelihood_are_refused(engine: Engine, tmp_path: Path):
-    config = EvalConfig(every_images=1, metric="bits_per_dim")
-    family = SimpleNamespace(num_classes=None)
-    with pytest.raises(UserError, match=r"eval\.metric is bits_per_dim, .*choose fd_classifier"):
-        make_evaluation(config, family, engine, real(two_shapes(2)), tmp_path)
-
-
-@pytest.mark.parametrize("changes", [{"every_images": -1}, {"num_images": 1}])
-def test_bad_settings_are_named(engine: Engine, tmp_path: Path, changes: dict[str, int]):
-    with pytest.raises(UserError, match=next(iter(changes))):
-        make_evaluation(EvalConfig(**changes), Brightness(), engine, real(two_shapes(2)), tmp_path)
