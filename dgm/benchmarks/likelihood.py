@@ -21,7 +21,7 @@ from dgm.cli.path_checks import check_folder
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.online_eval import require_likelihood
 from dgm.flow.networks import FlowNetConfig
 from dgm.rng import permutation
@@ -88,9 +88,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found = {}
         for name, test in tests.items():
             index = permutation(SEED, 0, len(test))[: args.num_test]
+            subset = ImageSubset(engine, test, index, SEED)
             found[name] = {
-                "this run": bits_per_dim(engine, objective, ours.nets, test, index, SEED),
-                peer.title: bits_per_dim(engine, peer, job.nets, test, index, SEED),
+                "this run": bits_per_dim(objective, ours.nets, subset),
+                peer.title: bits_per_dim(peer, job.nets, subset),
             }
     finally:
         engine.close()

@@ -30,7 +30,7 @@ from dgm.evaluation.distances import (
     kernel_distance,
 )
 from dgm.evaluation.diversity import diversity_by_class
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.memorization import memorization
 from dgm.evaluation.online_eval import require_likelihood
 from dgm.evaluation.prdc import COVERAGE_NEIGHBOURS, nearest_neighbours, prdc
@@ -178,44 +178,37 @@ def _cost(context: EvalContext) -> Metrics:
 
 
 def _bits_per_dim(context: EvalContext) -> Metrics:
-    options, index = context.options, _test_rows(context)
+    images, samples = _test_images(context), context.options.importance_samples
     objective = require_likelihood(context.trained.objective, "--metrics", "distances")
-    args = context.nets, context.test, index, options.seed
-    count = {"num_test_images": len(index)}
+    count = {"num_test_images": len(images.index)}
     if isinstance(objective, DiffusionObjective):
-        return {**count, **timesteps.bound_by_timestep(context.engine, objective, *args)}
-    samples = options.importance_samples
-    bits = bits_per_dim(context.engine, objective, *args, importance_samples=samples)
+        return {**count, **timesteps.bound_by_timestep(objective, context.nets, images)}
+    bits = bits_per_dim(objective, context.nets, images, samples)
     return {**count, "importance_samples": samples, **bits}
 
 
 def _bits_per_dim_ode(context: EvalContext) -> Metrics:
-    options, index = context.options, _test_rows(context)
+    images, options = _test_images(context, batch=50), context.options
     bits = timesteps.bits_by_ode(
-        context.engine, _diffusion(context), context.nets, context.test, index,
-        options.seed, options.ode_steps, options.ode_tolerance,
-    )  # fmt: skip
+        _diffusion(context), context.nets, images, options.ode_steps, options.ode_tolerance
+    )
     how = "uniform dequantisation, Heun with Richardson extrapolation, one Rademacher probe"
-    return {"num_test_images": len(index), "how": how, **bits}
+    return {"num_test_images": len(images.index), "how": how, **bits}
 
 
 def _loss_by_timestep(context: EvalContext) -> Metrics:
-    index = _test_rows(context)
-    losses = timesteps.loss_by_timestep(
-        context.engine, _diffusion(context), context.nets, context.test, index,
-        context.options.seed,
-    )  # fmt: skip
-    return {"num_test_images": len(index), **losses}
+    images = _test_images(context)
+    losses = timesteps.loss_by_timestep(_diffusion(context), context.nets, images)
+    return {"num_test_images": len(images.index), **losses}
 
 
 def _reconstruction(context: EvalContext) -> Metrics:
-    index = _test_rows(context)
     objective = context.trained.objective
     assert isinstance(objective, VAEObjective), "checked by choose_metrics"
-    args = context.engine, objective, context.nets, context.test, index, context.options.seed
-    return {
-        "num_test_images": len(index), **reconstruction_error(*args), **active_latents(*args)
-    }  # fmt: skip
+    images = _test_images(context)
+    args = objective, context.nets, images
+    count = {"num_test_images": len(images.index)}
+    return {**count, **reconstruction_error(*args), **active_latents(*args)}
 
 
 def _diffusion(context: EvalContext) -> DiffusionObjective:
@@ -224,8 +217,10 @@ def _diffusion(context: EvalContext) -> DiffusionObjective:
     return objective
 
 
-def _test_rows(context: EvalContext) -> Tensor:
-    return permutation(context.options.seed, 0, len(context.test))[: context.options.num_test]
+def _test_images(context: EvalContext, batch: int = 100) -> ImageSubset:
+    test, seed = context.test, context.options.seed
+    index = permutation(seed, 0, len(test))[: context.options.num_test]
+    return ImageSubset(context.engine, test, index, seed, batch)
 
 
 @dataclass(frozen=True)

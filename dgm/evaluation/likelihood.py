@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,43 +25,37 @@ def load_batch(data: Images, index: Tensor, device: torch.device) -> Batch:
     )
 
 
-@torch.no_grad()
-def map_images(
-    engine: Engine,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    fn: Callable[[Batch, Draws], Tensor],
-    batch: int = 100,
-) -> Tensor:
-    """Return `fn` of the images at `index` [N], each process a part: float64 [N, ...] on the CPU.
+@dataclass(frozen=True)
+class ImageSubset:
+    """Images of a data set to evaluate, each process of the engine a part."""
 
-    Image i has the draws of (seed, i). Collective: call on all ranks.
-    """
+    engine: Engine
+    data: Images
+    index: Tensor  # int64 [N]: their rows
+    seed: int  # image i has the draws of (seed, i)
+    batch: int = 100
 
-    def compute(rows: Tensor) -> Tensor:
-        parts = []
-        for own in index[rows].split(batch):
-            draws = Draws.of(seed, own.to(engine.device))
-            parts.append(fn(load_batch(data, own, engine.device), draws).double())
-            advance(len(own))
-        return torch.cat(parts)
+    @torch.no_grad()
+    def map(self, fn: Callable[[Batch, Draws], Tensor]) -> Tensor:
+        """Return `fn` of the images, float64 [N, ...] on the CPU. Collective: call on all ranks."""
+        device = self.engine.device
 
-    with progress("evaluating test images", len(index)):
-        return engine.spread(len(index), compute).cpu()
+        def compute(rows: Tensor) -> Tensor:
+            parts = []
+            for own in self.index[rows].split(self.batch):
+                draws = Draws.of(self.seed, own.to(device))
+                parts.append(fn(load_batch(self.data, own, device), draws).double())
+                advance(len(own))
+            return torch.cat(parts)
+
+        with progress("evaluating test images", len(self.index)):
+            return self.engine.spread(len(self.index), compute).cpu()
 
 
 def bits_per_dim(
-    engine: Engine,
-    objective: Likelihood,
-    nets: Nets,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    batch: int = 100,
-    importance_samples: int = 0,
+    objective: Likelihood, nets: Nets, images: ImageSubset, importance_samples: int = 0
 ) -> dict[str, float]:
-    """Return bits per dimension, nats / (D ln 2), averaged over the images at `index` [N].
+    """Return bits per dimension, nats / (D ln 2), averaged over images.
 
     The total is `exact` or `bound`, its standard error over images `error`, and each term has its
     own name; with `importance_samples` the tighter bound of a family that has one is
@@ -68,16 +63,16 @@ def bits_per_dim(
     """
     names: list[str] = []
 
-    def terms(images: Batch, draws: Draws) -> Tensor:
-        nats = objective.nats(nets, images, draws)
+    def terms(batch: Batch, draws: Draws) -> Tensor:
+        nats = objective.nats(nets, batch, draws)
         if importance_samples:
             assert isinstance(objective, ImportanceWeighted), "checked by the caller"
-            tighter = objective.importance_weighted_nats(nets, images, draws, importance_samples)
+            tighter = objective.importance_weighted_nats(nets, batch, draws, importance_samples)
             nats = {**nats, "importance_weighted": tighter}
         names[:] = nats
-        return torch.stack(list(nats.values()), dim=1).double() * bits_per_nat(images)
+        return torch.stack(list(nats.values()), dim=1).double() * bits_per_nat(batch)
 
-    bits = map_images(engine, data, index, seed, terms, batch)
+    bits = images.map(terms)
     total = bits[:, [name != "importance_weighted" for name in names]].sum(1)
     return {
         "exact" if objective.exact else "bound": float(total.mean()),
@@ -86,9 +81,9 @@ def bits_per_dim(
     }
 
 
-def bits_per_nat(images: Batch) -> float:
+def bits_per_nat(batch: Batch) -> float:
     """Return the factor from nats of an image to bits per dimension: 1 / (D ln 2)."""
-    return 1 / (images.images[0].numel() * math.log(2))
+    return 1 / (batch.images[0].numel() * math.log(2))
 
 
 def standard_error(values: Tensor) -> float:

@@ -16,7 +16,7 @@ from dgm.common.validation import check_range
 from dgm.evaluation.class_labels import count_classes, labels_by_frequency
 from dgm.evaluation.classifier import Classifier, cached_classifier, extract_features
 from dgm.evaluation.distances import FeatureStatistics, frechet_distance
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.images import to_uint8
 from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
@@ -84,11 +84,11 @@ def _bits_evaluation(
 ) -> Callable[[Nets], dict[str, float]]:
     test = real.test()
     index = permutation(SEED, 0, len(test))[: config.num_images]
+    images = ImageSubset(engine, test, index, SEED)
 
     def evaluate(nets: Nets) -> dict[str, float]:
         kind = "exact" if objective.exact else "bound"
-        bits = bits_per_dim(engine, objective, nets, test, index, SEED)
-        return {f"eval/bits_per_dim_{kind}": bits[kind]}
+        return {f"eval/bits_per_dim_{kind}": bits_per_dim(objective, nets, images)[kind]}
 
     return evaluate
 

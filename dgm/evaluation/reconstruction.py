@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from dgm.evaluation.image_similarity import MIN_SIDE, ssim
-from dgm.evaluation.likelihood import map_images
+from dgm.evaluation.likelihood import ImageSubset
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
-from dgm.training.device_loader import Images
-from dgm.training.engine import Engine
 from dgm.vae.objective import VAEObjective
 
 _WHITE = 255.0
@@ -18,25 +18,25 @@ ACTIVE_VARIANCE = 0.01  # of Burda et al. 2016
 
 
 def reconstruction_error(
-    engine: Engine, objective: VAEObjective, nets: Nets, data: Images, index: Tensor, seed: int
+    objective: VAEObjective, nets: Nets, images: ImageSubset
 ) -> dict[str, float]:
-    """Compare the images at `index` [N] with the decoder's means of the encoder's means.
+    """Compare images with the decoder's means of the encoder's means.
 
     `rms_error_grey_levels`: root mean square over all images, 0 to 255; `psnr_db` of it,
     20 log10(255 / RMS); `ssim`, a mean over images, if they are large enough.
     Collective: call on all ranks.
     """
 
-    def compare(images: Batch, draws: Draws) -> Tensor:
-        x = images.images.permute(0, 3, 1, 2).double()
-        decoded = objective.decode(nets, objective.encode(nets, images, draws)).double()
+    def compare(batch: Batch, draws: Draws) -> Tensor:
+        x = batch.images.permute(0, 3, 1, 2).double()
+        decoded = objective.decode(nets, objective.encode(nets, batch, draws)).double()
         reconstruction = objective.pixels.to_levels(decoded)
         square = (reconstruction - x).square().mean((1, 2, 3))
         large = min(x.shape[-2:]) >= MIN_SIDE
         similarity = ssim(reconstruction, x) if large else square * torch.nan
         return torch.stack([square, similarity], dim=1)
 
-    square, similarity = map_images(engine, data, index, seed, compare).mean(0)
+    square, similarity = images.map(compare).mean(0)
     error = square.sqrt()
     metrics = {
         "rms_error_grey_levels": float(error),
@@ -45,10 +45,8 @@ def reconstruction_error(
     return metrics if similarity.isnan() else {**metrics, "ssim": float(similarity)}
 
 
-def active_latents(
-    engine: Engine, objective: VAEObjective, nets: Nets, data: Images, index: Tensor, seed: int
-) -> dict[str, float]:
-    """Count the active latent dimensions on the images at `index`, [N].
+def active_latents(objective: VAEObjective, nets: Nets, images: ImageSubset) -> dict[str, float]:
+    """Count the active latent dimensions on images.
 
     Dimension u is active if Cov_x(E_{q(u | x)}[u]) > 0.01, the variance over images of the
     posterior's mean (Burda et al. 2016, "Importance weighted autoencoders", section 5.2). It is
@@ -59,9 +57,6 @@ def active_latents(
     number. Collective: call on all ranks.
     """
 
-    def means(images: Batch, draws: Draws) -> Tensor:
-        return objective.encode(nets, images, draws)
-
-    variance = map_images(engine, data, index, seed, means).var(0, correction=0)
+    variance = images.map(partial(objective.encode, nets)).var(0, correction=0)
     active = variance > ACTIVE_VARIANCE
     return {"active_latents": float(active.double().mean()), "num_active": int(active.sum())}

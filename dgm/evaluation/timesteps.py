@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,9 @@ from torch import Tensor
 from dgm.diffusion import likelihood
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.ode import OdeNats, discretization_error, ode_nats, path
-from dgm.evaluation.likelihood import bits_per_nat, map_images, standard_error
+from dgm.evaluation.likelihood import ImageSubset, bits_per_nat, standard_error
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
-from dgm.training.device_loader import Images
-from dgm.training.engine import Engine
 
 QUARTILES = 4
 STRATA = 20  # timesteps that each image is noised to, one of each twentieth of them
@@ -26,13 +25,7 @@ _PILOT_IMAGES = 8  # on which the number of steps is estimated
 
 
 def bound_by_timestep(
-    engine: Engine,
-    objective: DiffusionObjective,
-    nets: Nets,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    batch: int = 100,
+    objective: DiffusionObjective, nets: Nets, images: ImageSubset
 ) -> dict[str, Any]:
     """Return the variational bound as `bits_per_dim` does, and its terms by timestep.
 
@@ -40,13 +33,13 @@ def bound_by_timestep(
     `bound_by_timestep` lists L_0 to L_{T-1}. Bits per dimension. Collective: call on all ranks.
     """
 
-    def terms(images: Batch, draws: Draws) -> Tensor:
-        nats = objective.nats_by_timestep(nets, images, draws)
-        x_0 = objective.pixels.scale(images.images, objective.dtype)
+    def terms(batch: Batch, draws: Draws) -> Tensor:
+        nats = objective.nats_by_timestep(nets, batch, draws)
+        x_0 = objective.pixels.scale(batch.images, objective.dtype)
         prior = likelihood.prior(objective.schedule, x_0)
-        return torch.cat([nats, prior[:, None]], dim=1).double() * bits_per_nat(images)
+        return torch.cat([nats, prior[:, None]], dim=1).double() * bits_per_nat(batch)
 
-    bits = map_images(engine, data, index, seed, terms, batch)
+    bits = images.map(terms)
     mean, total = bits.mean(0), objective.schedule.num_timesteps
     return {
         "bound": float(mean.sum()),
@@ -62,13 +55,7 @@ def bound_by_timestep(
 
 
 def loss_by_timestep(
-    engine: Engine,
-    objective: DiffusionObjective,
-    nets: Nets,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    batch: int = 100,
+    objective: DiffusionObjective, nets: Nets, images: ImageSubset
 ) -> dict[str, Any]:
     """Return the loss on stored images, on average and by quarter of the timesteps.
 
@@ -80,18 +67,17 @@ def loss_by_timestep(
     total = objective.schedule.num_timesteps
     strata = min(STRATA, total)
 
-    def errors(images: Batch, draws: Draws) -> Tensor:
+    def errors(batch: Batch, draws: Draws) -> Tensor:
         parts = []
         for stratum in range(strata):
             own = draws.at(stratum)
             time = (stratum + own.uniform("stratum", (1,), torch.float64)[:, 0]) / strata
             t = (time * total).long().clamp(max=total - 1)
-            loss, eps = objective.errors_at(nets, images, t, own)
+            loss, eps = objective.errors_at(nets, batch, t, own)
             parts.append(torch.stack([t.double(), loss.double(), eps.double()], dim=1))
         return torch.stack(parts, dim=1)
 
-    by_image = map_images(engine, data, index, seed, errors, batch)
-    t, *errors_of = by_image.unbind(2)
+    t, *errors_of = images.map(errors).unbind(2)
     metrics: dict[str, Any] = {"timesteps_per_image": strata}
     for name, values in zip(("loss", "eps_mse"), errors_of, strict=True):
         of_image = values.mean(1)
@@ -105,15 +91,11 @@ def loss_by_timestep(
 
 
 def bits_by_ode(
-    engine: Engine,
     objective: DiffusionObjective,
     nets: Nets,
-    data: Images,
-    index: Tensor,
-    seed: int,
+    images: ImageSubset,
     steps: int | None = None,
     tolerance: float = 0.01,
-    batch: int = 50,
 ) -> dict[str, Any]:
     """Return bits per dimension of stored images by the ODE's density, as `ode_nats` does.
 
@@ -123,14 +105,14 @@ def bits_by_ode(
     `discretization_error` exceeds `tolerance`. Collective: call on all ranks.
     """
 
-    def integrate(rows: Tensor, steps: int) -> tuple[OdeNats, float]:
+    def integrate(images: ImageSubset, steps: int) -> tuple[OdeNats, float]:
         """Return bits per dimension, and the estimated discretisation error of their mean."""
 
-        def bits(images: Batch, draws: Draws) -> Tensor:
-            nats = ode_nats(objective, nets, images, draws, steps)
-            return torch.stack(list(nats), dim=1) * bits_per_nat(images)
+        def bits(batch: Batch, draws: Draws) -> Tensor:
+            nats = ode_nats(objective, nets, batch, draws, steps)
+            return torch.stack(list(nats), dim=1) * bits_per_nat(batch)
 
-        found = OdeNats(*map_images(engine, data, rows, seed, bits, batch).unbind(1))
+        found = OdeNats(*images.map(bits).unbind(1))
         return found, discretization_error(found)
 
     def num_steps(steps: int) -> int:
@@ -139,12 +121,13 @@ def bits_by_ode(
     count = num_steps(steps or _INITIAL_STEPS)
     max_steps = num_steps(objective.schedule.num_timesteps)
     if steps is None:
-        while integrate(index[:_PILOT_IMAGES], count)[1] > tolerance and count < max_steps:
+        pilot = replace(images, index=images.index[:_PILOT_IMAGES])
+        while integrate(pilot, count)[1] > tolerance and count < max_steps:
             count = num_steps(2 * count)
-    found, left = integrate(index, count)
+    found, left = integrate(images, count)
     while steps is None and left > tolerance and count < max_steps:
         count = num_steps(2 * count)
-        found, left = integrate(index, count)
+        found, left = integrate(images, count)
     if not left <= tolerance:
         remedy = (
             f"the schedule has only {max_steps}: use bits_per_dim instead"

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgm.evaluation import classifier, online_eval
 from dgm.evaluation.class_labels import labels_by_frequency
 from dgm.evaluation.classifier import Classifier, cached_classifier, classify, train_classifier
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.online_eval import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Batch, Nets
 from dgm.preprocessing import STANDARD
@@ -64,7 +64,7 @@ class Copies(Brightness):
 
 def test_bits_per_dim_are_nats_over_dimensions_and_ln_2(engine: Engine):
     data, index = two_shapes(8), torch.tensor([3, 0, 7, 12, 5])
-    found = bits_per_dim(engine, Brightness(), {}, data, index, seed=0, batch=2)
+    found = bits_per_dim(Brightness(), {}, ImageSubset(engine, data, index, 0, batch=2))
     nats = data.images(index.numpy()).astype(float).mean((1, 2, 3)) + 3
     bits = nats / (32 * 32 * 3 * math.log(2))
     assert found["exact"] == pytest.approx(bits.mean())

@@ -12,6 +12,7 @@ from array_images import ArrayImages
 from torch import Tensor
 
 from dgm.evaluation.image_similarity import ssim
+from dgm.evaluation.likelihood import ImageSubset
 from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
@@ -37,7 +38,7 @@ class Shifted(small_vae.VAEObjective):
 def test_a_known_error_is_found_in_grey_levels(engine: Engine) -> None:
     objective = Shifted(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
     data = noise(16)
-    found = reconstruction_error(engine, objective, {}, data, torch.arange(12), 0)
+    found = reconstruction_error(objective, {}, ImageSubset(engine, data, torch.arange(12), 0))
     assert found["rms_error_grey_levels"] == pytest.approx(5)
     assert found["psnr_db"] == pytest.approx(20 * math.log10(255 / 5))
     real = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).double()
@@ -48,7 +49,7 @@ def test_it_is_the_error_of_decoded_means_and_small_images_have_no_ssim(engine: 
     torch.manual_seed(0)
     net, objective, data = small_vae.net(), small_vae.objective(), noise(8)
     index = torch.tensor([7, 2, 3])
-    found = reconstruction_error(engine, objective, {"vae": net}, data, index, 0)
+    found = reconstruction_error(objective, {"vae": net}, ImageSubset(engine, data, index, 0))
     real = torch.from_numpy(data.images(index.numpy())).permute(0, 3, 1, 2).double()
     with torch.no_grad():
         again = net.decoder(net.encoder(real / 127.5 - 1).mu).mean.clamp(-1, 1)

@@ -14,7 +14,7 @@ from small_diffusion import SMALL, batch, objective, unet
 from torch import Tensor, nn
 
 from dgm.evaluation import timesteps
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.timesteps import bits_by_ode, bound_by_timestep, loss_by_timestep, quartiles
 from dgm.rng import Draws
 from dgm.training.engine import Engine
@@ -31,8 +31,8 @@ def stored() -> ArrayImages:
 
 def test_terms_by_timestep_add_up_to_the_bound(engine: Engine):
     made, nets, data = objective(TEN), {"net": unet()}, stored()
-    whole = bits_per_dim(engine, made, nets, data, INDEX, 0)
-    found = bound_by_timestep(engine, made, nets, data, INDEX, 0, batch=2)
+    whole = bits_per_dim(made, nets, ImageSubset(engine, data, INDEX, 0))
+    found = bound_by_timestep(made, nets, ImageSubset(engine, data, INDEX, 0, batch=2))
     for name in ("bound", "error", "decoder", "steps", "prior"):
         assert found[name] == pytest.approx(whole[name], rel=1e-9), name
     assert len(found["bound_by_timestep"]) == 10
@@ -47,7 +47,7 @@ def test_terms_by_timestep_add_up_to_the_bound(engine: Engine):
 def test_loss_is_that_of_training_at_those_timesteps(engine: Engine, prediction: str):
     config = replace(TEN, prediction=prediction, weighting="min_snr")
     made, nets, data = objective(config), {"net": unet()}, stored()
-    found = loss_by_timestep(engine, made, nets, data, INDEX, 0)
+    found = loss_by_timestep(made, nets, ImageSubset(engine, data, INDEX, 0))
     # Ten timesteps, as many strata: each image meets every timestep once.
     assert found["timesteps_per_image"] == 10
     x_0 = torch.from_numpy(data.images(INDEX.numpy())).permute(0, 3, 1, 2).double() / 127.5 - 1
@@ -83,7 +83,7 @@ def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPa
         return plain(nets, given, t, draws)
 
     monkeypatch.setattr(made, "errors_at", spy)
-    loss_by_timestep(engine, made, {"net": unet()}, stored(), torch.arange(5), 3)
+    loss_by_timestep(made, {"net": unet()}, ImageSubset(engine, stored(), torch.arange(5), 3))
     for stratum, t in enumerate(seen):
         assert ((t >= stratum * 12.5 - 1) & (t < (stratum + 1) * 12.5)).all()
     assert len({int(t) for own in seen for t in own}) > 10
@@ -91,8 +91,10 @@ def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPa
 
 def test_bits_by_ode_are_nats_over_dimensions(engine: Engine):
     made, nets, data = objective(LONG), {"net": unet(LONG)}, stored()
-    found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=100)
-    again = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=100, batch=1)
+    found = bits_by_ode(made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=100)
+    again = bits_by_ode(
+        made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=100, batch=1
+    )
     assert found["bound"] == pytest.approx(again["bound"], rel=1e-9)
     assert math.isfinite(found["bound"]) and found["error"] > 0 and found["steps"] == 8
 
@@ -112,11 +114,15 @@ def test_steps_of_the_ode_double_until_the_error_is_small(engine: Engine):
     for tolerance in (1.0, 0.05, 0.002):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = bits_by_ode(engine, made, nets, data, INDEX, 0, tolerance=tolerance)
+            found = bits_by_ode(
+                made, nets, ImageSubset(engine, data, INDEX, 0), tolerance=tolerance
+            )
         assert found["discretization_error"] <= tolerance
         steps.append(found["steps"])
         errors.append(found["discretization_error"])
-        given = bits_by_ode(engine, made, nets, data, INDEX, 0, found["steps"], tolerance)
+        given = bits_by_ode(
+            made, nets, ImageSubset(engine, data, INDEX, 0), found["steps"], tolerance
+        )
         assert given == found
     assert steps[0] == 16 and steps == sorted(steps) and steps[2] > 16, (steps, errors)
 
@@ -125,11 +131,13 @@ def test_warns_if_the_discretization_error_exceeds_the_tolerance(engine: Engine)
     made, nets, data = objective(LONG), {"net": unet(LONG)}, stored()
     message = r"error of \S+ bits per dimension after 8 steps, above the tolerance 1e-05: raise"
     with pytest.warns(UserWarning, match=message):
-        found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=1e-5)
+        found = bits_by_ode(
+            made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=1e-5
+        )
     assert found["discretization_error"] > 1e-5
     short = objective(replace(LONG, num_timesteps=33))
     with pytest.warns(UserWarning, match="the schedule has only 32"):
-        bits_by_ode(engine, short, {"net": unet(LONG)}, data, INDEX, 0, tolerance=1e-9)
+        bits_by_ode(short, {"net": unet(LONG)}, ImageSubset(engine, data, INDEX, 0), tolerance=1e-9)
 
 
 def test_quarters_take_in_every_timestep_once():

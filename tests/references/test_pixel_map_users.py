@@ -24,6 +24,7 @@ from dgm.diffusion import sdedit
 from dgm.evaluation import online_eval, sampler_sweep
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.distances import FeatureStatistics
+from dgm.evaluation.likelihood import ImageSubset
 from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.images import grid
 from dgm.objective import Batch, Nets
@@ -128,7 +129,7 @@ def test_reconstructions_are_compared_in_grey_levels(stored: Stored, engine: Eng
 
     made = Lighter(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
     made.pixels = ODD
-    found = reconstruction_error(engine, made, {}, stored, torch.arange(COUNT), 0)
+    found = reconstruction_error(made, {}, ImageSubset(engine, stored, torch.arange(COUNT), 0))
     levels = stored.levels.astype(float)
     error = np.sqrt(((0.5 * levels + 3 - levels) ** 2).mean())
     assert found["rms_error_grey_levels"] == pytest.approx(error, rel=1e-9)
