@@ -115,7 +115,7 @@ def test_two_processes_send_each_gradient_once(
     out = tmp_path / "scaling.json"
     done = run_script(
         SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 3,
-        "--steps", 2, "--json", out,
+        "--steps", 2, "--json", out, timeout=300,
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["scaling"]

@@ -92,9 +92,8 @@ def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPa
 def test_bits_by_ode_are_nats_over_dimensions(engine: Engine):
     made, nets, data = objective(LONG), {"net": unet(LONG)}, stored()
     found = bits_by_ode(made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=100)
-    again = bits_by_ode(
-        made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=100, batch=1
-    )
+    one_by_one = ImageSubset(engine, data, INDEX, 0, batch=1)
+    again = bits_by_ode(made, nets, one_by_one, steps=8, tolerance=100)
     assert found["bound"] == pytest.approx(again["bound"], rel=1e-9)
     assert math.isfinite(found["bound"]) and found["error"] > 0 and found["steps"] == 8
 
