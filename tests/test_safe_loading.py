@@ -168,8 +168,8 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
     for write in (lambda c: torch.save(c, path), lambda c: path.write_bytes(pickle.dumps(c))):
         write({"stages.0.weight": Evil(ran)})
         assert classifier._read(path, 10) is None
-        with pytest.warns(UserWarning, match=r"x\.safetensors is made again: it is damaged"):
-            assert feature_cache._read(path, {"format": 1}, say=True) is None
+        with pytest.warns(UserWarning, match=r"x\.safetensors is computed again: it is damaged"):
+            assert feature_cache._read(path, {"format": 1}, warn=True) is None
     folder = tmp_path / "checkpoints" / "000000016"
     folder.mkdir(parents=True)
     for name in (*checkpoint.FILES, checkpoint.MANIFEST):
@@ -186,7 +186,7 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
 def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatch) -> None:
     from dataclasses import replace
 
-    from dgm.cli.load_run import Trained, open_data
+    from dgm.cli.load_run import TrainedRun, open_train_data
     from dgm.cli.train_ddpm import Config
     from dgm.training.run_folder import as_yaml
 
@@ -195,5 +195,5 @@ def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatc
     data = replace(config.data, **{"shards": str(tmp_path), key: f"pipe:touch {tmp_path}/ran"})
     (tmp_path / "config.yaml").write_text(as_yaml(replace(config, data=data)))
     with pytest.raises(UserError, match=rf"config\.yaml has data\.{key} pipe:touch"):
-        open_data(tmp_path, Trained("diffusion", cast(Any, None), {}, [], 0))
+        open_train_data(tmp_path, TrainedRun("diffusion", cast(Any, None), {}, [], 0))
     assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""What the operations of a training step ask of a GPU: FLOPs, bytes, kernel launches.
+"""Costs of the operations of a training step on a GPU: FLOPs, bytes, kernel launches.
 
 Each operation reads each of its inputs and writes each of its outputs once, activations in bf16
 (2 bytes). Three designs of the code around the convolutions are described by `Design`; the
@@ -40,21 +40,21 @@ OUTSIDE_NET = (NOISE, LOSS, CLIP, OPTIMIZER, AVERAGE)
 
 @dataclass(frozen=True)
 class Design:
-    """How the code around the convolutions goes through memory."""
+    """Memory accesses of the code around the convolutions."""
 
     name: str
     joins: bool
-    """Norm and shortcut read a concatenation of h and skip; else they read both apart."""
+    """Norm and shortcut read a concatenation of h and skip; else they read both separately."""
     keeps_mask: bool
-    """Dropout's mask is kept as bits; else it is drawn again in the backward pass."""
+    """Dropout's mask is stored as bits; else it is drawn again in the backward pass."""
     folds_bias: bool
-    """The first convolution's bias is part of what the norm after it adds; else a pass."""
+    """The first convolution's bias is added by the norm after it; else in a pass of its own."""
     bias_in_epilogue: bool
     """The bias of qkv is added by the matrix product; else in a pass of its own."""
     scatters_upsampling: bool
-    """The gradient of upsampling is added up by fp32 atomics into NCHW; else it is a sum."""
+    """The gradient of upsampling is summed by fp32 atomics into NCHW; else by a reduction."""
     custom_operators: bool
-    """Norms are called as custom operators of torch.library, which cost the host more."""
+    """Norms are custom operators of torch.library, which take the host longer to call."""
 
 
 BEFORE = Design(
@@ -71,7 +71,7 @@ DESIGNS = (BEFORE, NOW, NEXT)
 
 @dataclass(frozen=True)
 class Operation:
-    """One or several kernels that belong together; FLOPs and bytes are for one image."""
+    """One or several kernels; FLOPs and bytes are per image."""
 
     kind: str
     layer: str
@@ -80,31 +80,31 @@ class Operation:
     flops: float = 0.0
     bytes: float = 0.0
     fixed_bytes: float = 0.0
-    """Bytes of weights, which do not depend on the batch."""
+    """Bytes of weights, independent of the batch."""
     launches: int = 1
     custom: bool = False
-    """The host calls it as an operator of our own."""
+    """Called as a custom operator."""
 
 
 @dataclass
 class StepCosts:
-    """Operations of a step, and what the backward pass needs."""
+    """Operations of a step, and memory kept for the backward pass."""
 
     design: Design
     dropout: float
     operations: list[Operation] = field(default_factory=list)
     kept_bytes: float = 0.0
-    """Bytes kept for the backward pass, for one image."""
+    """Bytes kept for the backward pass, per image."""
     largest_bytes: float = 0.0
-    """Bytes of the largest feature map, for one image."""
+    """Bytes of the largest feature map, per image."""
 
     def add(self, kind: str, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
-        """Add an operation that moves so many bf16 `elements` an image, besides `more`."""
+        """Add an operation that moves `elements` in bf16 per image, in addition to `more`."""
         more["bytes"] = more.get("bytes", 0) + BF16 * elements
         self.operations.append(Operation(kind, layer, stage, **more))
 
     def keep(self, elements: float, bytes_each: float = BF16) -> None:
-        """Count a tensor that the backward pass reads."""
+        """Add a tensor that is kept for the backward pass."""
         self.kept_bytes += bytes_each * elements
         self.largest_bytes = max(self.largest_bytes, bytes_each * elements)
 
@@ -112,7 +112,7 @@ class StepCosts:
         self, kind: str, layer: str, shape: Sequence[int], inputs: int, outputs: int,
         data_gradient: bool = True,
     ) -> None:  # fmt: skip
-        """Add a convolution or matrix product: forward, gradient of its input, of its weight.
+        """Add a convolution or matrix product: forward pass, gradients of input and weight.
 
         shape: of the weight, [C_out, C_in, ...]; inputs, outputs: positions of one image.
         """
@@ -128,21 +128,21 @@ class StepCosts:
         self.add(kind, layer, "backward", **work)
 
     def bias(self, layer: str, elements: float, own_pass: bool) -> None:
-        """Add a bias: a pass over its layer's output unless fused, and its gradient."""
+        """Add a bias: a pass over the output unless fused, and its gradient."""
         if own_pass:
             self.add(BIAS, layer, "forward", 2 * elements)
         # In two kernels: parts of the batch, then their sum.
         self.add(BIAS, layer, "backward", elements, launches=2)
 
     def linear(self, layer: str, shape: Sequence[int], data_gradient: bool = True) -> None:
-        """Add a linear layer of the time embedding, whose bias the product adds."""
+        """Add a linear layer of the time embedding, with a fused bias."""
         self.product(EMBEDDING, layer, shape, 1, 1, data_gradient)
         self.add(EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
         self.keep(shape[1])
 
 
 def add_noise_and_loss(costs: StepCosts, elements: int) -> None:
-    """Add what is outside the net: the batch, its noise, the loss in torch's own operators."""
+    """Add the operations outside the net: batch, noise and loss."""
     costs.add(NOISE, "batch", "forward", bytes=2 * elements, launches=2)  # uint8, and labels
     costs.add(NOISE, "noise", "forward", bytes=(1 + BF16 + FP32) * elements)
     costs.add(NOISE, "levels", "forward", launches=3)  # alpha, sigma and snr of each timestep
@@ -165,19 +165,19 @@ def add_update(costs: StepCosts, sizes: list[int]) -> None:
 
 
 def multi_tensor_launches(sizes: Sequence[int], lists: int) -> int:
-    """Count the kernels of one of torch's foreach operations over `lists` lists of tensors.
+    """Return the number of kernels of a torch foreach operation over `lists` lists of tensors.
 
-    A launch takes at most 320 chunks of 65,536 elements, and so many tensors as its arguments hold
+    A launch takes at most 320 chunks of 65,536 elements, and as many tensors as its arguments hold
     (torch's MultiTensorApply.cuh; versions that pass larger arguments launch fewer).
     """
-    most = {1: 110, 2: 64, 3: 48, 4: 36}[lists]
+    max_tensors = {1: 110, 2: 64, 3: 48, 4: 36}[lists]
     launches = tensors = chunks = 0
     for size in sizes:
         tensors += 1
         for chunk in range(-(-size // 65_536)):
             chunks += 1
-            whole = (chunk + 1) * 65_536 >= size
-            if chunks == 320 or (whole and tensors == most):
+            last = (chunk + 1) * 65_536 >= size
+            if chunks == 320 or (last and tensors == max_tensors):
                 launches += 1
-                tensors, chunks = int(not whole), 0
+                tensors, chunks = int(not last), 0
     return launches + (chunks > 0)

@@ -1,10 +1,9 @@
-"""Reading images: our reader beside stock webdataset, on the same tars in one run."""
+"""Reading images: our reader and stock webdataset on the same tars."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from dgm.benchmarks.table import print_table
+from dgm.benchmarks.machine import medians, print_table
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.reader import Shards
 
 ROOT = Path(__file__).resolve().parents[2]
-WEBLOADER_BATCHES = 40  # per repetition: its rate is steady, and a whole pass takes long
+WEBLOADER_BATCHES = 40  # per repetition, as a whole pass takes long
 WARM_UP_BATCHES = 16
-MOST_IMAGES = 1_000_000  # of those made to be read: 5 GB
+MAX_IMAGES = 1_000_000  # written to be read: 5 GB
 
 FIRST_BATCH = """
 import sys
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
     check_range(args, "--", "batch", "repetitions", min=1)
-    check_range(args, "--", "num-images", min=1, max=MOST_IMAGES)
+    check_range(args, "--", "num-images", min=1, max=MAX_IMAGES)
     if args.shards is None and args.num_images < args.batch:
         raise UserError(
             f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"
@@ -80,8 +79,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "webdataset.WebLoader, tars cached": _start_seconds(FIRST_WEBLOADER_BATCH, *theirs),
         }
         images = len(shards)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    ratio = medians["shards.reader"] / max(rate for name, rate in medians.items() if name[0] == "w")
+    ours_rate, *others = medians(rates).values()
+    ratio = ours_rate / max(others)
     print(f"{images} images in {len(tars)} tar(s), batch {args.batch}, {times} repetitions")
     print_table("images/s", rates, ",.0f")
     print(f"shards.reader / best WebLoader: {ratio:.0f}x")
@@ -90,10 +89,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _shard_folder(given: Path | None, num_images: int) -> Iterator[Path]:
+def _shard_folder(folder: Path | None, num_images: int) -> Iterator[Path]:
     """Yield the given folder, or a temporary one with random 32 x 32 images in one tar."""
-    if given is not None:
-        yield given
+    if folder is not None:
+        yield folder
         return
     from shards.sources import Source
     from shards.write import write_folder
@@ -110,12 +109,12 @@ def _shard_folder(given: Path | None, num_images: int) -> Iterator[Path]:
 
 
 def _reader_rates(shards: Shards, batch: int, repetitions: int) -> list[float]:
-    """Return images/s of whole shuffled passes, drawing the order included."""
+    """Return images/s of whole shuffled passes, including drawing the order."""
     import torch
 
     rng = np.random.default_rng(0)
     rates = []
-    passes = max(1, 100_000 // len(shards))  # small sets: repeat, so that a clock can time it
+    passes = max(1, 100_000 // len(shards))  # small sets are repeated, to time them
     for repetition in range(repetitions + 1):
         start = time.perf_counter()
         count = 0
@@ -133,10 +132,10 @@ def _reader_rates(shards: Shards, batch: int, repetitions: int) -> list[float]:
 
 
 def _webloader_rates(tars: list[str], batch: int, workers: int, repetitions: int) -> list[float]:
-    """Return images/s of stock WebDataset, shuffled with its buffer, at steady speed."""
+    """Return images/s of stock WebDataset, shuffled with its buffer, after warm-up."""
     import webdataset
 
-    # Every worker gets all tars, or one tar would leave all workers but one idle.
+    # Every worker gets all tars: one tar would leave all workers but one idle.
     urls = [tar for tar in tars for _ in range(max(1, workers))]
     dataset = webdataset.WebDataset(urls, shardshuffle=False).repeat().shuffle(1000).decode()
     dataset = dataset.to_tuple("npy", "cls").batched(batch)
@@ -154,7 +153,7 @@ def _webloader_rates(tars: list[str], batch: int, workers: int, repetitions: int
 def _start_seconds(
     code: str, path: Path, batch: int, repetitions: int, dropped: list[str] | None = None
 ) -> list[float]:
-    """Return seconds from starting a Python process to its first batch, for several processes.
+    """Return seconds from the start of a Python process to its first batch, for several processes.
 
     dropped: files to drop from the page cache before each start.
     """

@@ -1,14 +1,13 @@
-"""One run on every engine: the losses, and the weights of runs that were killed or moved.
+"""One run on every engine: its losses, and the weights of runs that were killed or moved.
 
 Each run is `accelerate launch` with a file of launch/configs/accelerate on the smallest
-configuration of a family, whose draws are all on.
+configuration of a family.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import subprocess
@@ -27,6 +26,7 @@ from safetensors.torch import load_file
 
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
+from dgm.common.run_files import read_metrics
 from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,8 @@ BATCH = 16  # of the smallest configurations
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
-    usual = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=usual)
+    default = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=default)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
     parser.add_argument("--steps", type=int, default=50, help="of each run")
     parser.add_argument(
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for row, compare in PARTS[part](args.engines).items():
                 runs = [Runs(Path(folder), shards, args.steps, f) for f in args.families]
                 cells = found[part][row] = {run.family: compare(run) for run in runs}
-                print(f"| {row} | {' | '.join(map(_show, cells.values()))} |", flush=True)
+                print(f"| {row} | {' | '.join(map(_format, cells.values()))} |", flush=True)
     return found
 
 
@@ -86,19 +86,19 @@ def losses(engines: list[str]) -> dict[str, Compare]:
     """Largest relative difference of a loss from one process, whole runs"""
 
     def compare(name: str, runs: Runs) -> float:
-        return _difference(runs.whole(name), runs.whole("one"))
+        return _loss_difference(runs.whole(name), runs.whole("one"))
 
     return {ENGINES[name][0]: partial(compare, name) for name in engines if name != "one"}
 
 
 def resume(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a weight, killed in the middle and continued"""
+    """Largest relative difference of a weight, killed halfway and resumed"""
 
     def compare(name: str, runs: Runs) -> float:
         folder = runs.new(f"killed-{name}")
         runs.train(folder, name, kill_at=runs.steps // 2)
         runs.train(folder, name)
-        return _weights_apart(runs, folder, runs.whole(name))
+        return _weight_difference(runs, folder, runs.whole(name))
 
     return {ENGINES[name][0]: partial(compare, name) for name in engines}
 
@@ -110,7 +110,7 @@ def moves(engines: list[str]) -> dict[str, Compare]:
         folder = runs.new("moved")
         for number, name in enumerate(MOVES, 1):
             runs.train(folder, name, steps=runs.steps * number // len(MOVES))
-        return _difference(folder, runs.whole("one"))
+        return _loss_difference(folder, runs.whole("one"))
 
     return {", ".join(ENGINES[name][0] for name in MOVES): compare}
 
@@ -122,7 +122,7 @@ def gpu(engines: list[str]) -> dict[str, Compare]:
         folder = runs.new(f"{first.name}-{second.name}")
         runs.train(folder, "one", steps=runs.steps // 2, device=first)
         runs.train(folder, "one", device=second)
-        return _difference(folder, runs.whole("one", CPU))
+        return _loss_difference(folder, runs.whole("one", CPU))
 
     rows = {"GPU, fp32": (GPU, GPU), "GPU, bf16": (BF16, BF16), "CPU, then GPU": (CPU, GPU)}
     return {title: partial(compare, *pair) for title, pair in rows.items()}
@@ -133,7 +133,7 @@ PARTS = {"losses": losses, "resume": resume, "moves": moves, "gpu": gpu}
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes, and in which precision."""
+    """Device and precision of a run."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict, hash=False)
@@ -155,11 +155,11 @@ class Runs:
     family: str
 
     def new(self, name: str) -> Path:
-        """Name a run folder."""
+        """Return the path of a run folder."""
         return self.folder / f"{self.family}-{name}"
 
     def whole(self, engine: str, device: Device = GPU) -> Path:
-        """Train once without interruption; give the run folder."""
+        """Return the folder of a run without interruption, trained once."""
         folder = self.new(f"whole-{engine}-{device.name}")
         if not folder.exists():
             self.train(folder, engine, device=device)
@@ -173,78 +173,80 @@ class Runs:
         kill_at: int | None = None,
         device: Device = GPU,
     ) -> None:
-        """Train in a folder up to `steps`, or until killed as the log has `kill_at` lines."""
+        """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
-        words = [sys.executable, f"launch/train_{self.family}.py"]
-        if config is not None:
-            file = f"launch/configs/accelerate/{config}.yaml"
-            words[1:1] = ["-m", "accelerate.commands.launch", "--config_file", file]
-            words[-1:-1] = ["--num_processes", str(processes), "--main_process_port", "0"]
+        words = [sys.executable] if config is None else launch_words(config, processes)
+        words += [f"launch/train_{self.family}.py"]
         words += [f"--config=launch/configs/{self.family}_tiny.yaml", f"--run.dir={folder}"]
         words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
         words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
         words += [f"--train.save_every_images={5 * BATCH}"]
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
                 words, cwd=ROOT, env={**os.environ, **device.environment},
-                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
             killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
             if process.wait() != 0 and not killed:
-                said.seek(0)
-                raise RuntimeError(f"{' '.join(words)} failed:\n{said.read()[-4000:]}")
+                output.seek(0)
+                raise RuntimeError(f"{' '.join(words)} failed:\n{output.read()[-4000:]}")
         if kill_at is not None and not killed:
-            raise RuntimeError(f"{folder.name} was done before it could be killed: more --steps")
+            raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
+
+
+def launch_words(config: str, processes: int) -> list[str]:
+    """Return `accelerate launch` with a file of launch/configs/accelerate."""
+    return [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", f"launch/configs/accelerate/{config}.yaml",
+        "--num_processes", str(processes), "--main_process_port", "0",
+    ]  # fmt: skip
 
 
 def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bool:
-    """Kill a launcher and its workers as the log has so many lines; say whether they ran still."""
+    """Kill a launcher and its workers when the log has `lines` lines; return whether it did."""
     log = folder / "metrics.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < lines:
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in everyone:
+    launcher = psutil.Process(process.pid)
+    processes = [*launcher.children(recursive=True), launcher]
+    for each in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    # Workers are not ours to wait for; while one of them ended it might write.
-    psutil.wait_procs(everyone)
+            each.kill()
+    psutil.wait_procs(processes)  # a worker could still write while it ends
     return True
 
 
-def _difference(run: Path, other: Path) -> float:
-    """Give the largest relative difference over steps and losses."""
+def _loss_difference(run: Path, other: Path) -> float:
+    """Return the largest relative difference over steps and losses."""
     ours, theirs = _losses(run), _losses(other)
     if ours.keys() != theirs.keys():
         raise RuntimeError(f"{run.name} and {other.name} have not logged the same steps")
     return max(abs(ours[key] - theirs[key]) / abs(theirs[key]) for key in ours)
 
 
-def _losses(run: Path) -> dict[tuple[int, str], float]:
-    lines = [
-        json.loads(line)
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+def _losses(run: Path) -> dict[tuple[float, str], float]:
     return {
         (line["step"], key): value
-        for line in lines
+        for line in read_metrics(run / "metrics.jsonl")
         for key, value in line.items()
         if key.startswith("train/") and key.endswith("/loss")
     }
 
 
-def _weights_apart(runs: Runs, run: Path, other: Path) -> float:
-    """Give the largest difference of the final weights, relative to the largest of their tensor."""
+def _weight_difference(runs: Runs, run: Path, other: Path) -> float:
+    """Return the largest difference of the final weights, relative to their tensor's maximum."""
     name = f"checkpoints/{runs.steps * BATCH:09d}/model.safetensors"
     ours, theirs = load_file(run / name), load_file(other / name)
     largest = 0.0
     for key, value in theirs.items():
         if not torch.equal(ours[key], value):
-            apart = (ours[key] - value).abs().max() / value.abs().max()
-            largest = max(largest, float(apart)) if apart.isfinite() else math.inf
+            difference = (ours[key] - value).abs().max() / value.abs().max()
+            largest = max(largest, float(difference)) if difference.isfinite() else math.inf
     return largest
 
 
-def _show(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:.1e}" if value else "0, same bits"

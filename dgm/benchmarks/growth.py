@@ -1,4 +1,4 @@
-"""What more images cost: the same shards named again and again, up to millions of images."""
+"""Cost of larger data sets: the same shards linked repeatedly, up to millions of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dgm.benchmarks.table import medians, print_table
+from dgm.benchmarks.machine import medians, print_table
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -20,8 +20,8 @@ from shards.build import ensure
 from shards.format import INDEX, ShardFile, load_index
 
 ROOT = Path(__file__).resolve().parents[2]
-# A process that feeds batches as a trainer does, and tells what it took.
-FEED = """
+# A process that loads batches as a trainer does, and prints its time and memory.
+LOAD = """
 import json, sys, time
 start = time.perf_counter()
 import psutil, torch
@@ -34,23 +34,23 @@ imported = time.perf_counter()
 batches = Batches(open_shards(folder), 0, batch, None, 0, 1)
 next(iter(batches.step(0, device)))
 first = time.perf_counter()
-def feed(start):
+def load(start):
     for step in range(steps):
-        for given, draws in batches.step(start + step * batch, device):
-            assert given.images.dtype == torch.uint8
+        for batch_, draws in batches.step(start + step * batch, device):
+            assert batch_.images.dtype == torch.uint8
 before = time.perf_counter()
-feed(batch)
-feed(far * len(batches.data) // 3)  # elsewhere in the run, over a border of epochs
+load(batch)
+load(far * len(batches.data) // 3)  # later in the run, across an epoch boundary
 spent = time.perf_counter() - before
 memory = psutil.Process().memory_full_info().uss
 us = spent / (2 * steps * batch) * 1e6
 print(json.dumps({"images": len(batches.data), "first_batch_s": first - imported,
                   "us_per_image": us, "private_mib": memory / 2**20}))
 """
-FIGURES = {
+RESULTS = {
     "first_batch_s": ("s from imports to first batch", ".3f"),
     "us_per_image": ("us per image", ".2f"),
-    "private_mib": ("MiB of the process's own", ".0f"),
+    "private_mib": ("private MiB of the process", ".0f"),
 }
 
 
@@ -68,56 +68,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare data sets of more and more images: start-up, time per image, memory."""
+    """Compare data sets of growing size: start-up, time per image, memory."""
     check_range(args, "--", "batch", "steps", "repetitions", min=1)
     check_range(args, "--", "images", min=1, max=10**9)
     if min(args.images) < args.batch:
         raise UserError(f"--images has {min(args.images)}: choose at least --batch {args.batch}")
     source = ensure("shapes", args.shards)
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in FIGURES}
-    # Links, so the folder lies beside what it links to.
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in RESULTS}
+    # Hard links need the same file system.
     with tempfile.TemporaryDirectory(prefix="growth-", dir=Path(source).resolve().parent) as root:
         folders = [_repeat(Path(source), Path(root) / str(count), count) for count in args.images]
         for _ in range(args.repetitions):
             for folder in folders:
-                told = _feed(folder, args)
+                result = _load(folder, args)
                 for name, rows in found.items():
-                    rows.setdefault(f"{told['images']:,} images", []).append(told[name])
-    for name, (title, form) in FIGURES.items():
+                    rows.setdefault(f"{result['images']:,} images", []).append(result[name])
+    for name, (title, form) in RESULTS.items():
         print_table(title, found[name], form)
-    apart = {}
+    ratios = {}
     for name, rows in found.items():
         middle = list(medians(rows).values())
-        apart[name] = middle[-1] / middle[0]
-        more = middle[-1] - middle[0]
-        print(f"{FIGURES[name][0]}: the last {apart[name]:.2f}x the first, {more:+.3f}")
-    return {**found, "last_over_first": apart}
+        first, last = middle[0], middle[-1]
+        ratios[name] = last / first
+        print(f"{RESULTS[name][0]}: the last {ratios[name]:.2f}x the first, {last - first:+.3f}")
+    return {**found, "last_over_first": ratios}
 
 
 def _repeat(source: Path, folder: Path, count: int) -> Path:
-    """Name shards anew until they hold about `count` images; their bytes are the same file's."""
+    """Link shards under new names until they hold about `count` images."""
     index = load_index(source / INDEX)
     folder.mkdir()
     listed: list[ShardFile] = []
-    held = 0
-    while held < count:
+    total = 0
+    while total < count:
         for shard in index.shards:
             name = f"{len(listed):06d}.tar"
             os.link(source / shard.name, folder / name)
             listed.append(replace(shard, name=name))
-            held += shard.count
-            if held >= count:
+            total += shard.count
+            if total >= count:
                 break
     (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json(), encoding="utf-8")
     return folder
 
 
-def _feed(folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    words = [sys.executable, "-c", FEED, str(folder), str(args.batch), str(args.steps), "5"]
+def _load(folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    words = [sys.executable, "-c", LOAD, str(folder), str(args.batch), str(args.steps), "5"]
     done = subprocess.run(
         words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     if done.returncode:
-        raise RuntimeError(f"feeding {folder.name} images ended so:\n{done.stderr[-4000:]}")
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return told
+        raise RuntimeError(f"loading {folder.name} images failed:\n{done.stderr[-4000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result

@@ -1,7 +1,7 @@
-"""Bits per dimension of a run, beside a public implementation that saw the same images.
+"""Bits per dimension of a run and of a public implementation trained on the same images.
 
-The peers lie in dgm/benchmarks/peers.py: their nets and losses in our loop, so that images,
-order, flips, batch, optimizer and the average of the weights are the run's.
+The peers, in dgm/benchmarks/peer_models.py, are their nets and losses in our loop: images, order,
+flips, batch, optimizer and weight average are the run's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from dgm.benchmarks.peers import NormflowsGlow, Peer, PythaeVAE
+from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
-from dgm.cli.load_run import open_trained
+from dgm.cli.load_run import load_run
 from dgm.cli.path_checks import check_folder
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
-from dgm.evaluation.likelihood import bits_per_dim
-from dgm.evaluation.online_eval import has_likelihood
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
+from dgm.evaluation.online_eval import require_likelihood
 from dgm.flow.networks import FlowNetConfig
 from dgm.rng import permutation
 from dgm.training import checkpoint
@@ -49,24 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variance",
         type=float,
         default=0.005,
-        help="that pythae's Gaussian has while it learns, for pixels in [0, 1]",
+        help="of pythae's Gaussian in training, for pixels in [0, 1]",
     )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare a run's bits per dimension with a public model's that saw the same images."""
+    """Compare a run's bits per dimension with those of a public model on the same images."""
     check_range(args, "--", "num-test", min=2)
     check_range(args, "--", "variance", "lr", above=0)
     check_folder("--out", args.out)
     if args.out.resolve() == args.run.resolve():
         raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
-    ours = open_trained(args.run)
+    ours = load_run(args.run)
     config = open_config(args.run / "config.yaml")
     tests = {name: open_shards(name, config.data.resize) for name in args.test_shards}
     images = open_shards(config.data.shards, config.data.resize)
     torch.manual_seed(config.run.seed)
     peer = _make_peer(config.model, images.image_shape, args)
-    objective = has_likelihood(ours.objective, "the measure")
+    objective = require_likelihood(ours.objective, "the metric")
     config = replace(
         config,
         run=replace(config.run, dir=str(args.out)),
@@ -84,17 +84,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         load_nets(job.nets, checkpoint.read(newest).ema)
         for net in (*job.nets.values(), *ours.nets.values()):
             net.eval().to(engine.device)
-        peer.settle(images)
+        peer.fit_to_data(images)
         found = {}
         for name, test in tests.items():
             index = permutation(SEED, 0, len(test))[: args.num_test]
+            subset = ImageSubset(engine, test, index, SEED)
             found[name] = {
-                "this run": bits_per_dim(engine, objective, ours.nets, test, index, SEED),
-                peer.title: bits_per_dim(engine, peer, job.nets, test, index, SEED),
+                "this run": bits_per_dim(objective, ours.nets, subset),
+                peer.title: bits_per_dim(peer, job.nets, subset),
             }
     finally:
         engine.close()
-    _show(found, ours.images_seen)
+    _print(found, ours.images_seen)
     return {"images_seen": ours.images_seen, "bits_per_dim": found}
 
 
@@ -106,9 +107,9 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
     raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
 
 
-def _show(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
+def _print(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
     print(f"\n{f'bits per dimension, {images_seen:,} images seen':50} {'':>10} {'error':>8}")
     for test, of_test in found.items():
         for title, bits in of_test.items():
-            whole = bits.get("exact", bits.get("bound"))
-            print(f"{f'{Path(test).name}, {title}':50} {whole:>10.3f} {bits['error']:>8.3f}")
+            total = bits.get("exact", bits.get("bound"))
+            print(f"{f'{Path(test).name}, {title}':50} {total:>10.3f} {bits['error']:>8.3f}")

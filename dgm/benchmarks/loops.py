@@ -1,8 +1,8 @@
 """The training loops that `benchmark.py step` compares, each in a process of its own.
 
-Run as `python -m dgm.benchmarks.loops JSON`; it then answers one JSON line for each on stdin:
-`{"go": N}` trains N steps, `{"parts": N}` tells where the time of our own steps goes,
-`{"profile": N}` on which operations, `{"tell": 1}` what the loop is and what it took.
+Run as `python -m dgm.benchmarks.loops JSON`. It answers each request, a JSON line on stdin, by one:
+`{"train": N}` trains N steps; `{"parts": N}` times the parts of our own steps; `{"profile": N}`
+profiles them; `{"summary": 1}` returns parameters, FLOPs, memory and losses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.benchmarks.machine import time_convolution
@@ -29,7 +30,6 @@ from dgm.benchmarks.peer_loops import (
     Diffusers,
     Lucidrains,
 )
-from dgm.benchmarks.profiling import count_conversions, time_by_name
 from dgm.cli.entry import run
 from dgm.training.metrics_log import peak_memory_gib
 from dgm.training.optimizer import torchs_adamw
@@ -38,19 +38,19 @@ TORCHS_CONVOLUTIONS = "aten::mkldnn_convolution", "aten::convolution_backward"
 
 
 class Loop(Protocol):
-    """A training loop that can be asked for some steps."""
+    """A training loop that can be run for some steps."""
 
     net: nn.Module
 
-    def go(self, steps: int) -> None:
-        """Train so many steps."""
+    def train(self, steps: int) -> None:
+        """Train `steps` steps."""
         ...
 
 
 class Ours:
-    """The loop of `launch/train_ddpm.py`, as it is or with some of what makes it fast undone."""
+    """The loop of `launch/train_ddpm.py`, as it is or without some optimisations."""
 
-    def __init__(self, asked: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any]):
         from dgm.cli.assemble import make_job
         from dgm.cli.parser import parse
         from dgm.cli.train_ddpm import Config, make_parts
@@ -59,15 +59,15 @@ class Ours:
         from dgm.training.trainer import Run
         from shards.reader import open_shards
 
-        folder, batch = Path(asked["folder"]) / "run", asked["batch"]
+        folder, batch = Path(settings["folder"]) / "run", settings["batch"]
         config: Any = parse(
             Config,
             "ddpm_cifar10.yaml",
             [
                 f"--run.dir={folder}",
-                f"--data.shards={asked['shards']}",
-                f"--model.channels={asked['channels']}",
-                "--model.dropout=0",  # the others have none either
+                f"--data.shards={settings['shards']}",
+                f"--model.channels={settings['channels']}",
+                "--model.dropout=0",  # as the peers
                 "--diffusion.class_conditional=false",
                 "--sample.guidance=1",
                 f"--train.global_batch={batch}",
@@ -75,15 +75,15 @@ class Ours:
                 f"--train.log_every_images={20 * batch}",
                 f"--train.sample_every_images={10**9}",
                 "--train.save_every_images=0",
-                f"--train.mixed_precision={asked['precision']}",
-                *asked["options"],
+                f"--train.mixed_precision={settings['precision']}",
+                *settings["options"],
             ],
         )
         self.engine = Engine(
             config.train.mixed_precision, list(config.run.trackers), str(folder),
             deterministic=config.train.deterministic, tf32=config.train.tf32,
         )  # fmt: skip
-        images = open_shards(asked["shards"])
+        images = open_shards(settings["shards"])
         parts = make_parts(config, images.image_shape, images.num_classes)
         job = make_job(config, self.engine, images, parts)
         self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
@@ -94,16 +94,17 @@ class Ours:
         self.engine.on_main(opened.write_config)
         self.run.start_telling()
         self._keep_losses()
-        for name in asked["undone"]:
+        for name in settings["undone"]:
             getattr(self, f"without_{name}")()
 
-    def go(self, steps: int) -> None:
-        """Train so many steps."""
+    def train(self, steps: int) -> None:
+        """Train `steps` steps."""
         for _ in range(steps):
             self.run.go_on()
 
     def _keep_losses(self) -> None:
-        add = self.run.meter.add  # of recorded steps too, whose loss is computed out of sight
+        # Called after recorded steps too, in which no Python code of the loss runs.
+        add = self.run.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:
             self.losses.append(values[names.index("train/loss")].detach().clone())
@@ -112,10 +113,10 @@ class Ours:
         self.run.meter.add = keep  # type: ignore[method-assign]
 
     def without_channels_last(self) -> None:
-        """Keep weights and activations as [B, C, H, W] in memory."""
+        """Store weights and activations as [B, C, H, W] in memory."""
         net: Any = self.net
         net.to(memory_format=torch.contiguous_format)
-        net.register_forward_pre_hook(lambda net, given: (given[0].contiguous(), *given[1:]))
+        net.register_forward_pre_hook(lambda net, args: (args[0].contiguous(), *args[1:]))
 
     def without_fused_updates(self) -> None:
         """Update weights and their average tensor by tensor, in several passes each."""
@@ -134,129 +135,156 @@ class Ours:
 
         @torch.no_grad()
         def update(nets: Any, images_seen: int, batch: int, along: Any) -> None:
-            share = 1 - 0.5 ** (batch / min(ema.halflife_images, images_seen * ema.rampup))
+            rate = 1 - 0.5 ** (batch / min(ema.halflife_images, images_seen * ema.rampup))
             pairs = zip(ema.nets["net"].parameters(), nets["net"].parameters(), strict=True)
             for average, weight in pairs:
-                average.mul_(1 - share).add_(weight, alpha=share)
+                average.mul_(1 - rate).add_(weight, alpha=rate)
 
         ema.update = update  # type: ignore[method-assign, assignment]
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Give seconds of a step: whole, forward and backward; and convolutions in it and alone.
+        """Return seconds of a step, of its forward and backward pass, and of its convolutions.
 
-        Of the fastest step each, for what else a machine does only adds to one.
+        `convolutions_alone_s` is the time of the same convolutions outside the net. All are of the
+        fastest step, as other load only adds time.
         """
         spent = {"forward": 0.0, "loss": 0.0, "backward": 0.0}
-        began: list[float] = []
+        starts: list[float] = []
+
+        def add(name: str, seconds: float) -> None:
+            spent[name] += seconds
+
         job, learner = self.run.job, self.engine.learners["net"]
         hooks = [
-            self.net.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())),
+            self.net.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
             self.net.register_forward_hook(
-                lambda *_: _add(spent, "forward", time.perf_counter() - began.pop())
+                lambda *_: add("forward", time.perf_counter() - starts.pop())
             ),
         ]
         loss, backward = job.objective.loss, learner.backward
 
         def timed(name: str, call: Any) -> Any:
-            def do(*given: Any, **named: Any) -> Any:
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
                 start = time.perf_counter()
-                found = call(*given, **named)
-                _add(spent, name, time.perf_counter() - start)
-                return found
+                output = call(*args, **kwargs)
+                add(name, time.perf_counter() - start)
+                return output
 
-            return do
+            return wrapper
 
         job.objective.loss = timed("loss", loss)  # type: ignore[method-assign]
         learner.backward = timed("backward", backward)  # type: ignore[method-assign]
-        found = []
+        timed_steps = []
         for _ in range(steps):
             before, start = dict(spent), time.perf_counter()
-            self.go(1)
-            whole, own = time.perf_counter() - start, {k: v - before[k] for k, v in spent.items()}
-            found.append((whole, own["forward"] + own["backward"] - own["loss"]))
+            self.train(1)
+            step, own = time.perf_counter() - start, {k: v - before[k] for k, v in spent.items()}
+            timed_steps.append((step, own["forward"] + own["backward"] - own["loss"]))
         for hook in hooks:
             hook.remove()
         job.objective.loss, learner.backward = loss, backward  # type: ignore[method-assign]
-        whole, both = min(found)
+        step, forward_backward = min(timed_steps)
         return {
-            "step_s": whole,
-            "forward_backward_s": both,
+            "step_s": step,
+            "forward_backward_s": forward_backward,
             "convolutions_s": min(self._convolutions_inside() for _ in range(steps)),
             "convolutions_alone_s": self._convolutions_alone(),
         }
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Say what steps are spent on, how often a layout is converted, how often the host waits.
+        """Return the operations of a step by time, layout conversions, and synchronisations.
 
-        The last is None on a CPU, which does not wait for itself.
+        The last is None on a CPU.
         """
         kinds = [torch.profiler.ProfilerActivity.CPU]
         on_gpu = self.engine.device.type == "cuda"
         waits: int | None = None
         if on_gpu:
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            waits = self._waits()
-        self.go(1)
+            waits = self._synchronizations()
+        self.train(1)
         with torch.profiler.profile(activities=kinds, record_shapes=True) as trace:
-            self.go(steps)
+            self.train(steps)
         spent = time_by_name(trace.key_averages(), on_gpu)
-        whole = sum(spent.values()) or 1
-        most = sorted(spent.items(), key=lambda item: -item[1])[:10]
+        total = sum(spent.values()) or 1
+        longest = sorted(spent.items(), key=lambda item: -item[1])[:10]
         return {
-            "shares": [(name, time / whole) for name, time in most],
+            "shares": [(name, time / total) for name, time in longest],
             "conversions": count_conversions(trace.events()) / steps,
             "synchronisations": waits,
         }
 
-    def _waits(self) -> int:
-        """Count how often a step makes the host wait for the GPU."""
+    def _synchronizations(self) -> int:
+        """Return how often a step makes the host wait for the GPU."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                self.go(1)
+                self.train(1)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught)
 
     def _convolutions_inside(self) -> float:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
-            self.go(1)
+            self.train(1)
         events = {event.key: event.cpu_time_total for event in trace.key_averages()}
-        # Autograd has names of its own for what an operator of ours does.
+        # Autograd names the operations of a custom operator differently.
         ours = "dgm::conv3x3", "GeneratedBackwardFor_dgm_conv3x3_default"
         ours_back = "dgm::conv3x3_backward", "GeneratedBackwardFor_dgm_conv3x3_defaultBackward"
         spent = [events.get(name, 0) for name in (*TORCHS_CONVOLUTIONS, *ours)]
         return (sum(spent) + max(events.get(name, 0) for name in ours_back)) / 1e6
 
     def _convolutions_alone(self) -> float:
-        """Time each convolution of the net, both ways, on numbers that nothing else touches."""
-        seen: dict[tuple[Any, ...], int] = {}
+        """Return the seconds of all convolutions of the net, each timed alone on random inputs."""
+        counts: dict[tuple[Any, ...], int] = {}
 
-        def see(module: Any, given: tuple[Tensor], _: Tensor) -> None:
+        def count(module: Any, args: tuple[Tensor], _: Tensor) -> None:
             key = (
-                tuple(given[0].shape), tuple(module.weight.shape), module.stride, module.padding,
-                given[0].requires_grad,
+                tuple(args[0].shape), tuple(module.weight.shape), module.stride, module.padding,
+                args[0].requires_grad,
             )  # fmt: skip
-            seen[key] = seen.get(key, 0) + 1
+            counts[key] = counts.get(key, 0) + 1
 
         layers = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
-        hooks = [layer.register_forward_hook(see) for layer in layers]
+        hooks = [layer.register_forward_hook(count) for layer in layers]
         with torch.compiler.set_stance("force_eager"):  # compiled code has no such hooks
-            self.go(1)
+            self.train(1)
         for hook in hooks:
             hook.remove()
-        return sum(count * time_convolution(*key) for key, count in seen.items())
+        return sum(number * time_convolution(*key) for key, number in counts.items())
 
 
-def _add(spent: dict[str, float], name: str, seconds: float) -> None:
-    spent[name] += seconds
+def time_by_name(averages: Iterable[Any], on_gpu: bool) -> dict[str, float]:
+    """Return microseconds by name: of a GPU's kernels and copies, or of CPU operators themselves.
+
+    `averages` is the profiler's `key_averages()`, in which the operator that launched a kernel has
+    the kernel's time too, as has an annotation around both: each is counted once.
+    """
+    spent: dict[str, float] = {}
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    for event in averages:
+        if event.device_type != kind or event.is_user_annotation:
+            continue
+        time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        spent[event.key] = spent.get(event.key, 0.0) + time
+    return spent
+
+
+def count_conversions(events: Any) -> int:
+    """Return how often convolutions copied images into another memory layout."""
+    return sum(
+        event.name == "aten::contiguous"
+        and event.cpu_parent is not None
+        and "convolution" in event.cpu_parent.name
+        for event in events
+    )
 
 
 def gflop(net: nn.Module, device: torch.device) -> float:
-    """Count what a forward pass takes for one image, a multiplication and an addition as two."""
+    """Return the GFLOP of a forward pass for one image; a multiply-add counts as two."""
     x, t = torch.zeros(2, 3, 32, 32, device=device), torch.zeros(2, dtype=torch.long, device=device)
-    # Eager: a compiled net would be compiled once more, for two images.
+    # Eager: a compiled net would be compiled again for this batch.
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             net(x, t)
@@ -264,26 +292,26 @@ def gflop(net: nn.Module, device: torch.device) -> float:
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
-    # What libraries print is not for the asker.
+    """Answer requests until stdin is closed."""
+    # Libraries print to stdout too: only answers go there.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    asked = json.loads(sys.argv[1])
+    settings = json.loads(sys.argv[1])
     kinds: dict[str, Any] = {
         DIFFUSERS: Diffusers,
         DIFFUSERS_COMPILED: functools.partial(Diffusers, compiled=True),
         LUCIDRAINS: Lucidrains,
     }
-    loop: Loop = kinds.get(asked["loop"], Ours)(asked)
+    loop: Loop = kinds.get(settings["loop"], Ours)(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loop.go(asked["warm_up"])
+    loop.train(settings["warm_up"])
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {}
-        if "go" in request:
+        if "train" in request:
             start = time.perf_counter()
-            loop.go(request["go"])
+            loop.train(request["train"])
             if device.type == "cuda":
                 torch.cuda.synchronize()
             answer = {"seconds": time.perf_counter() - start}
@@ -291,12 +319,12 @@ def main() -> None:
             answer = loop.parts(request["parts"])
         elif "profile" in request and isinstance(loop, Ours):
             answer = loop.profile(request["profile"])
-        elif "tell" in request:
-            answer = _tell(loop, device)
+        elif "summary" in request:
+            answer = _summary(loop, device)
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _tell(loop: Loop, device: torch.device) -> dict[str, Any]:
+def _summary(loop: Loop, device: torch.device) -> dict[str, Any]:
     on_gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     losses = torch.stack(loop.losses).tolist() if isinstance(loop, Ours) else []
     return {

@@ -1,8 +1,9 @@
-"""What this machine can do at most: matrix products, convolutions and passes through memory."""
+"""Peak rates of this machine, timing of its device, and tables of results."""
 
 from __future__ import annotations
 
 import collections
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,28 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Given = TypeVar("Given")
+Input = TypeVar("Input")
 
-MOST_AT_ONCE = 65_536
-"""Images of a batch that a benchmark makes, at most."""
+MAX_BATCH = 65_536
 
 
 def device() -> torch.device:
-    """Give the GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def wait() -> None:
-    """Wait until the GPU has done what it was asked for."""
+    """Wait for the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def matrix_peak(dtype: torch.dtype = torch.float32) -> float:
-    """Measure GFLOP/s of matrix products: the best of BLAS's and of the convolutions'."""
+    """Return GFLOP/s of matrix products: the best of BLAS's and of the convolutions'."""
     side = 8192 if torch.cuda.is_available() else 2048
     a = torch.randn(side, side, device=device(), dtype=dtype)
-    # A convolution is a matrix product too, and on some CPUs much the faster one.
+    # A convolution is a matrix product too, and on some CPUs much faster.
     images = 32 if device().type == "cpu" else 1024
     layout = torch.channels_last
     x = torch.randn(images, 128, 16, 16, device=device(), dtype=dtype).to(memory_format=layout)
@@ -45,7 +45,7 @@ def matrix_peak(dtype: torch.dtype = torch.float32) -> float:
 
 
 def memory_bandwidth() -> float:
-    """Measure GB/s of copying a block that no cache holds, read and written bytes both counted."""
+    """Return GB/s of copying a block larger than any cache, counting bytes read and written."""
     source = torch.zeros(2**28 if torch.cuda.is_available() else 2**26, device=device())
     target = torch.empty_like(source)
     if torch.cuda.is_available():
@@ -63,7 +63,7 @@ def cache_bytes() -> int:
     return int(torch.cuda.get_device_properties().L2_cache_size)
 
 
-def time_launches(work: Callable[[Given], Any], inputs: Sequence[Given], repetitions: int) -> float:
+def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetitions: int) -> float:
     """Return seconds of GPU time per call of `work`, by CUDA events around many calls.
 
     Calls cycle through `inputs`, and as many outputs as there are inputs are kept: otherwise the
@@ -71,8 +71,8 @@ def time_launches(work: Callable[[Given], Any], inputs: Sequence[Given], repetit
     measurement includes allocating that memory.
     """
     kept: collections.deque[Any] = collections.deque(maxlen=len(inputs))
-    for given in inputs[:2]:
-        kept.append(work(given))
+    for item in inputs[:2]:
+        kept.append(work(item))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -95,14 +95,14 @@ def _best_s(work: Callable[[], Tensor]) -> float:
 
 
 def time_convolution(
-    image: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, learns: bool
+    image: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, data_gradient: bool
 ) -> float:
-    """Time a convolution both ways, in seconds, the least of nine; `learns`: the image too."""
-    rows_last = torch.channels_last
-    x = torch.randn(image).to(memory_format=rows_last).requires_grad_(learns)
-    weight = torch.randn(kernel).to(memory_format=rows_last).requires_grad_()
+    """Return the seconds of a convolution, forward and backward, the minimum of nine runs."""
+    layout = torch.channels_last
+    x = torch.randn(image).to(memory_format=layout).requires_grad_(data_gradient)
+    weight = torch.randn(kernel).to(memory_format=layout).requires_grad_()
     bias = torch.zeros(kernel[0], requires_grad=True)
-    wanted = [part for part in (x, weight, bias) if part.requires_grad]
+    inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
     grad: Tensor | None = None
     times = []
     for _ in range(9):
@@ -111,6 +111,19 @@ def time_convolution(
         forward = time.perf_counter() - start
         grad = torch.randn_like(y) if grad is None else grad
         start = time.perf_counter()
-        torch.autograd.grad(y, wanted, grad)
+        torch.autograd.grad(y, inputs, grad)
         times.append(forward + time.perf_counter() - start)
     return min(times)
+
+
+def medians(results: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median of each row."""
+    return {name: statistics.median(values) for name, values in results.items()}
+
+
+def print_table(title: str, results: dict[str, list[float]], form: str) -> None:
+    """Print median, minimum and maximum of each row; `form` formats a number."""
+    print(f"\n{title:46} {'median':>10} {'min':>10} {'max':>10}")
+    for name, values in results.items():
+        cells = (statistics.median(values), min(values), max(values))
+        print(f"{name:46} " + " ".join(f"{cell:>10{form}}" for cell in cells))

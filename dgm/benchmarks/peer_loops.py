@@ -1,6 +1,6 @@
-"""Training loops that people copy, seen from `benchmark.py step`: `pip install -e '.[peers]'`.
+"""Widely used training loops, for `benchmark.py step --peers`: `pip install -e '.[peers]'`.
 
-Their own defaults save size, batch and precision:
+With their own defaults except size, batch and precision:
 examples/unconditional_image_generation/train_unconditional.py of github.com/huggingface/diffusers
 and the Trainer of github.com/lucidrains/denoising-diffusion-pytorch.
 """
@@ -31,17 +31,17 @@ class Diffusers:
     tune it for speed.
     """
 
-    def __init__(self, asked: dict[str, Any], compiled: bool = False):
+    def __init__(self, config: dict[str, Any], compiled: bool = False):
         import diffusers
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
         from torchvision import datasets, transforms
 
-        width = asked["channels"]
+        width = config["channels"]
         self.accelerator = Accelerator(
-            mixed_precision=asked["precision"], log_with="tensorboard", project_dir=asked["folder"],
-            dynamo_backend="inductor" if compiled else None,
+            mixed_precision=config["precision"], log_with="tensorboard",
+            project_dir=config["folder"], dynamo_backend="inductor" if compiled else None,
         )  # fmt: skip
         self.layout = torch.channels_last if compiled else torch.contiguous_format
         net = diffusers_net(width).to(memory_format=self.layout)
@@ -53,7 +53,7 @@ class Diffusers:
         optimizer = torch.optim.AdamW(
             net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
         )
-        seen = transforms.Compose(
+        transform = transforms.Compose(
             [
                 transforms.Resize(32, interpolation=transforms.InterpolationMode.BILINEAR),
                 transforms.CenterCrop(32),
@@ -63,8 +63,8 @@ class Diffusers:
             ]
         )
         loader = torch.utils.data.DataLoader(
-            datasets.ImageFolder(asked["pictures"], seen), batch_size=asked["batch"], shuffle=True,
-            drop_last=True, **(_workers() if compiled else {}),
+            datasets.ImageFolder(config["pictures"], transform), batch_size=config["batch"],
+            shuffle=True, drop_last=True, **(_workers() if compiled else {}),
         )  # fmt: skip
         lr = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
         self.net, self.optimizer, self.loader, self.lr = self.accelerator.prepare(
@@ -75,8 +75,8 @@ class Diffusers:
         self.batches = itertools.chain.from_iterable(self.loader for _ in itertools.count())
         self.step = 0
 
-    def go(self, steps: int) -> None:
-        """Train so many steps."""
+    def train(self, steps: int) -> None:
+        """Train `steps` steps."""
         for _ in range(steps):
             clean, _ = next(self.batches)
             clean = clean.to(memory_format=self.layout)
@@ -99,29 +99,29 @@ class Diffusers:
 class Lucidrains:
     """The Trainer of denoising-diffusion-pytorch, on files of an image folder."""
 
-    def __init__(self, asked: dict[str, Any]):
+    def __init__(self, config: dict[str, Any]):
         import denoising_diffusion_pytorch as package
 
-        # Its blocks are leaner: 70 channels make the 9 million parameters of DDPM's 64. An odd
-        # number fails in its embedding of time.
-        width = 2 * round(asked["channels"] * 35 / 64)
+        # Its blocks are smaller: 70 channels make the 9 million parameters of DDPM's 64. An odd
+        # number fails in its time embedding.
+        width = 2 * round(config["channels"] * 35 / 64)
         self.net: nn.Module = package.Unet(dim=width, dim_mults=(1, 2, 2, 2))
         diffusion = package.GaussianDiffusion(self.net, image_size=32, timesteps=1000)
         self.trainer: Any = package.Trainer(
-            diffusion, asked["pictures"], train_batch_size=asked["batch"], train_num_steps=0,
-            gradient_accumulate_every=1, amp=asked["precision"] != "no",
+            diffusion, config["pictures"], train_batch_size=config["batch"], train_num_steps=0,
+            gradient_accumulate_every=1, amp=config["precision"] != "no",
             mixed_precision_type="bf16", calculate_fid=False, save_and_sample_every=10**9,
-            results_folder=str(Path(asked["folder"]) / "results"), num_samples=25,
+            results_folder=str(Path(config["folder"]) / "results"), num_samples=25,
         )  # fmt: skip
 
-    def go(self, steps: int) -> None:
-        """Train so many steps."""
+    def train(self, steps: int) -> None:
+        """Train `steps` steps."""
         self.trainer.train_num_steps += steps
         self.trainer.train()
 
 
 def diffusers_net(width: int) -> Any:
-    """Make diffusers' U-Net of DDPM's shape."""
+    """Return diffusers' U-Net of DDPM's shape."""
     import diffusers
 
     return diffusers.UNet2DModel(
@@ -140,13 +140,13 @@ def _workers() -> dict[str, Any]:
 
 
 def check_batch(batch: int) -> None:
-    """Raise UserError where a peer takes no batch so small."""
+    """Raise UserError if a peer does not support such a small batch."""
     if batch < MIN_BATCH:
         raise UserError(f"--batch is {batch}: choose {MIN_BATCH} or more for --peers")
 
 
 def check_installed() -> None:
-    """Raise UserError where a package of the optional extra is missing."""
+    """Raise UserError if a package of the optional extra is missing."""
     for module in ("diffusers", "denoising_diffusion_pytorch"):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{module} is not installed: pip install -e '.[peers]' for --peers")

@@ -1,7 +1,7 @@
-"""A model, not a measurement: what bounds a training step of DDPM's U-Net on a GPU.
+"""A roofline model, not a measurement, of a training step of DDPM's U-Net on a GPU.
 
-An operation takes the longest of its FLOPs at an effective rate, its bytes at a bandwidth, and the
-least time of its kernels; a step is the sum of its operations, or the host's time to launch them.
+An operation takes the maximum of its FLOPs at an effective rate, its bytes at a bandwidth, and the
+minimum time of its kernels; a step takes the sum of its operations or the host's launch time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dgm.benchmarks.costs import (
     Operation,
     StepCosts,
 )
-from dgm.benchmarks.machine import MOST_AT_ONCE
+from dgm.benchmarks.machine import MAX_BATCH
 from dgm.benchmarks.unet_costs import step_costs
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.diffusion.unet import UNet, UNetConfig
 
 _COPIES = 5  # of the weights in fp32: weight, gradient, two moments, moving average
-_WORKING_MAPS = 3  # feature maps of the largest size that a backward pass holds besides
+_WORKING_MAPS = 3  # more feature maps of the largest size held by a backward pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bandwidth", type=float, default=3000.0, help="GB/s of a copy")
     add("--memory", type=float, default=80.0, help="GB of the GPU")
     add("--usable", type=float, default=0.9, help="fraction of the memory that tensors may fill")
-    add("--kernel-us", type=float, default=2.0, help="least time of a kernel on the GPU")
-    add("--launch-us", type=float, default=5.0, help="time of the host to launch a kernel")
-    add("--operator-us", type=float, default=75.0, help="the same of a custom operator")
+    add("--kernel-us", type=float, default=2.0, help="minimum time of a kernel on the GPU")
+    add("--launch-us", type=float, default=5.0, help="host time to launch a kernel")
+    add("--operator-us", type=float, default=75.0, help="host time to call a custom operator")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a GPU and its host are assumed to do."""
+    """Assumed rates of a GPU and its host."""
 
     tflops: float
     attention_tflops: float
@@ -90,15 +90,15 @@ class Machine:
         return (us + (2 * self.launch_us if graphs else 0)) * 1e-6
 
     def launch_bound_below(self, costs: StepCosts, graphs: bool = False) -> int:
-        """Return the smallest batch whose step takes the GPU as long as it takes the host."""
+        """Return the smallest batch whose step takes the GPU at least as long as the host."""
         host, batch = self.host_s(costs, graphs), 1
-        while self.step_s(costs, batch) < host and batch < MOST_AT_ONCE:
+        while self.step_s(costs, batch) < host and batch < MAX_BATCH:
             batch += 1
         return batch
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Model a training step from the net's layers: FLOPs, bytes, launches, expected images/s."""
+    """Model a training step by its layers: FLOPs, bytes, launches, expected images/s."""
     _check(args)
     config = UNetConfig(channels=args.channels, dropout=args.dropout)
     with torch.device("meta"):
@@ -144,9 +144,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_flops(net: UNet, image_size: int) -> tuple[float, float]:
-    """Return FLOPs for one image, forward and both ways, counted by torch's operators on meta.
+    """Return FLOPs per image, forward and in all, counted by torch's operators on meta.
 
-    Attention counts as plain products, so without the scores that its backward computes again.
+    Attention counts as plain products, without the scores recomputed by its backward pass.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports the compiler
 
@@ -169,7 +169,7 @@ def _totals(operations: Sequence[Operation], machine: Machine, batch: int) -> di
 
 
 def by_kind(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
-    """Add up by kind of layer: GFLOP and MB for one image, MB of weights, launches, ms a step."""
+    """Return totals by kind of layer: GFLOP and MB per image, MB fixed, launches, ms."""
     return {
         kind: _totals([o for o in costs.operations if o.kind == kind], machine, batch)
         for kind in KINDS
@@ -177,7 +177,7 @@ def by_kind(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[st
 
 
 def by_layer(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
-    """Add up by layer, as `by_kind`."""
+    """Return totals by layer, as `by_kind`."""
     layers: dict[str, list[Operation]] = {}
     for operation in costs.operations:
         layers.setdefault(f"{operation.layer}: {operation.kind}", []).append(operation)
@@ -185,7 +185,7 @@ def by_layer(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[s
 
 
 def memory(costs: StepCosts, parameters: int, gb: float, usable: float) -> dict[str, float]:
-    """Return what the backward pass keeps of one image, in MB, and the largest batch in `gb`."""
+    """Return the memory of the backward pass per image, MB, and the largest batch in `gb`."""
     fixed = parameters * (_COPIES * FP32 + 2)  # and the weights in bf16
     each = costs.kept_bytes + _WORKING_MAPS * costs.largest_bytes
     return {
@@ -199,7 +199,7 @@ def memory(costs: StepCosts, parameters: int, gb: float, usable: float) -> dict[
 def _rates(
     costs: StepCosts, machines: dict[float, Machine], batches: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """Return images/s for each batch and effective rate, where the GPU bounds the step."""
+    """Return images/s for each batch and effective rate, if the GPU bounds the step."""
     return {
         str(batch): {
             f"{rate:g}": batch / machine.step_s(costs, batch) for rate, machine in machines.items()
@@ -258,7 +258,7 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
     for name in names:
         host = found[name]["host"]
         below, with_graphs = (
-            f"below batch {batch}" if batch > 1 else "at no batch"
+            f"below batch {batch}" if batch > 1 else "for no batch"
             for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
         )
         print(
@@ -269,7 +269,7 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    check_range(args, "--", "batch", min=1, max=MOST_AT_ONCE)
+    check_range(args, "--", "batch", min=1, max=MAX_BATCH)
     check_range(
         args, "--", "tflops", "attention-tflops", "bandwidth", "memory", "launch-us",
         "operator-us", above=0,

@@ -1,19 +1,16 @@
-"""Making images: our sampler beside diffusers' pipeline, with U-Nets of one size, in turn."""
+"""Sampling: our sampler and diffusers' pipeline, with U-Nets of one size, in turns."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from dgm.benchmarks.machine import MOST_AT_ONCE, device, wait
+from dgm.benchmarks.machine import MAX_BATCH, device, medians, print_table, wait
 from dgm.benchmarks.peer_loops import check_installed, diffusers_net
-from dgm.benchmarks.table import medians, print_table
 from dgm.common.validation import check_range
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
@@ -33,40 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="of DDIM")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each, in turn")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each, in turns")
 
 
-@dataclass
-class Maker:
-    """Our sampler with one net."""
-
-    objective: DiffusionObjective
-    net: nn.Module
-    guidance: float
-    precision: str
-
-    def __call__(self, count: int, seed: int) -> None:
-        """Make `count` images."""
-        index = torch.arange(count, device=device())
-        labels = index % CLASSES if self.objective.num_classes else None
-        with torch.autocast(device().type, torch.bfloat16, enabled=self.precision == "bf16"):
-            self.objective.sample(
-                {"net": self.net}, count, labels, Draws.of(seed, index), guidance=self.guidance
-            )
+Sampler = Callable[[int, int], None]
+"""Samples a number of images from a seed."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare making images by 50 steps of DDIM or fewer: images per second."""
+    """Compare sampling by DDIM: images per second."""
     check_range(args, "--", "steps", "repetitions", min=1)
-    check_range(args, "--", "channels", "batch", min=1, max=MOST_AT_ONCE)
-    made: dict[str, Callable[[int, int], None]] = {"ours": _ours(args, classes=False)}
+    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    samplers: dict[str, Sampler] = {"ours": _ours(args, classes=False)}
     if args.compile or torch.cuda.is_available():
-        made["ours, compiled"] = _ours(args, classes=False, compiled=True)
-    made["ours, of a class"] = _ours(args, classes=True)
-    made["ours, of a class, guided (both halves at once)"] = _ours(args, True, guidance=1.5)
+        samplers["ours, compiled"] = _ours(args, classes=False, compiled=True)
+    samplers["ours, of a class"] = _ours(args, classes=True)
+    samplers["ours, of a class, guided (both halves at once)"] = _ours(args, True, guidance=1.5)
     if args.peers:
-        made["diffusers.DDIMPipeline"] = _diffusers(args)
-    found = _rates(made, args)
+        samplers["diffusers.DDIMPipeline"] = _diffusers(args)
+    found = _rates(samplers, args)
     rates = found["images_per_s"]
     print(f"batch {args.batch}, {args.steps} steps, {args.precision}, {device().type}")
     print_table("images/s", rates, ".2f")
@@ -80,35 +62,35 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _rates(made: dict[str, Callable[[int, int], None]], args: argparse.Namespace) -> dict[str, Any]:
-    """Time the ways in turn; one that fails does not stop the others. Raises if all fail."""
-    rates: dict[str, list[float]] = {name: [] for name in made}
+def _rates(samplers: dict[str, Sampler], args: argparse.Namespace) -> dict[str, Any]:
+    """Time samplers in turns; one that fails does not stop the others. Raise if all fail."""
+    rates: dict[str, list[float]] = {name: [] for name in samplers}
     failed: dict[str, str] = {}
     for repetition in range(args.repetitions + 1):
-        for name, make in made.items():
+        for name, sample in samplers.items():
             if name in failed:
                 continue
             wait()
             start = time.perf_counter()
             try:
-                make(args.batch, repetition)
+                sample(args.batch, repetition)
                 wait()
-            except Exception as error:  # whatever it is, the others have their figures
-                if len(failed) + 1 == len(made):
+            except Exception as error:  # any: the others are still timed
+                if len(failed) + 1 == len(samplers):
                     raise
                 failed[name] = str(error).strip().splitlines()[0]
                 continue
             if repetition:  # the first one warms up
                 rates[name].append(args.batch / (time.perf_counter() - start))
-    measured = {name: found for name, found in rates.items() if name not in failed}
+    succeeded = {name: values for name, values in rates.items() if name not in failed}
     return {
-        "images_per_s": measured, "failed": failed, "batch": args.batch, "steps": args.steps
+        "images_per_s": succeeded, "failed": failed, "batch": args.batch, "steps": args.steps
     }  # fmt: skip
 
 
 def _ours(
     args: argparse.Namespace, classes: bool, guidance: float = 1.0, compiled: bool = False
-) -> Maker:
+) -> Sampler:
     objective = DiffusionObjective(
         DiffusionConfig(class_conditional=classes),
         DiffusionSampleConfig(steps=args.steps, batch=args.batch),
@@ -121,21 +103,28 @@ def _ours(
     use_kernels(net)
     if compiled:
         compile_net(net)
-    return Maker(objective, net, guidance, args.precision)
+
+    def sample(count: int, seed: int) -> None:
+        index = torch.arange(count, device=device())
+        labels = index % CLASSES if objective.num_classes else None
+        with torch.autocast(device().type, torch.bfloat16, enabled=args.precision == "bf16"):
+            objective.sample({"net": net}, count, labels, Draws.of(seed, index), guidance=guidance)
+
+    return sample
 
 
-def _diffusers(args: argparse.Namespace) -> Callable[[int, int], None]:
+def _diffusers(args: argparse.Namespace) -> Sampler:
     check_installed()
     import diffusers
 
-    # Weights stay fp32, as ours: the pipeline makes numpy arrays, which know no bf16.
+    # Weights stay fp32, as ours: the pipeline returns numpy arrays, which have no bf16.
     net = diffusers_net(args.channels).to(device())
     pipeline = diffusers.DDIMPipeline(net, diffusers.DDIMScheduler(num_train_timesteps=1000))
     pipeline.set_progress_bar_config(disable=True)
 
-    def make(count: int, seed: int) -> None:
+    def sample(count: int, seed: int) -> None:
         generator = torch.Generator(device()).manual_seed(seed)
         with torch.autocast(device().type, torch.bfloat16, enabled=args.precision == "bf16"):
             pipeline(count, generator, num_inference_steps=args.steps, output_type="np")
 
-    return make
+    return sample

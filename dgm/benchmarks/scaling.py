@@ -1,7 +1,7 @@
-"""DDP on one machine: what a step sends, how much of that hides, and what more GPUs would do.
+"""DDP on one machine: communication of a step, its overlap, and a model for more GPUs.
 
-Each process runs our own loop. A step is timed as it is and without averaging gradients, and
-averaging as many bytes is timed alone; what shows of it is the difference of the first two.
+Each process runs our loop. A step is timed with and without averaging gradients, and an all-reduce
+of as many bytes alone; the exposed communication is the difference of the first two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dgm.benchmarks.machine import MOST_AT_ONCE, wait
+from dgm.benchmarks.engines import launch_words
+from dgm.benchmarks.machine import MAX_BATCH, wait
 from dgm.cli.entry import run
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
@@ -29,7 +29,7 @@ from dgm.common.validation import check_range
 from shards.build import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_PROCESSES = 256  # on one machine
+MAX_PROCESSES = 256  # on one machine
 LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
@@ -39,27 +39,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, default=64, help="width of the first level")
     parser.add_argument("--batch", type=int, default=16, help="images of each process")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each way")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each variant")
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument(
         "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
     )
-    parser.add_argument("--rate", type=float, help="images/s of a GPU, for the model; else ours")
-    parser.add_argument("--parameters", type=float, help="millions, for the model; else ours")
+    parser.add_argument(
+        "--rate", type=float, help="images/s of a GPU, for the model; default as measured"
+    )
+    parser.add_argument(
+        "--parameters", type=float, help="millions, for the model; default as measured"
+    )
     parser.add_argument(
         "--links",
         type=float,
         nargs="+",
         default=[300.0, 40.0, 40.0],
-        help="GB/s that a GPU sends, for the model: 8 in a machine, 64, 512",
+        help="GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs",
     )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure DDP: bytes sent per step, how much of it hides; a model for 8, 64 and 512 GPUs."""
+    """Measure DDP: bytes sent per step and their overlap; a model for 8, 64 and 512 GPUs."""
     check_range(args, "--", "rounds", "steps", min=1)
-    check_range(args, "--", "channels", "batch", min=1, max=MOST_AT_ONCE)
-    check_range(args, "--", "processes", min=2, max=MOST_PROCESSES)
+    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    check_range(args, "--", "processes", min=2, max=MAX_PROCESSES)
     if len(args.links) != 3 or min(args.links) <= 0:
         raise UserError(f"--links is {args.links}: give three numbers above 0")
     check_range(args, "--", "rate", "parameters", above=0)
@@ -70,52 +74,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     shards = str(ensure("shapes", args.shards))
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         found = _run_processes(args, shards, Path(folder))
-    _show(found, args)
+    _print(found, args)
     return found
 
 
 def _run_processes(args: argparse.Namespace, shards: str, folder: Path) -> dict[str, Any]:
-    asked = {
+    settings = {
         "batch": args.batch * args.processes, "channels": args.channels, "shards": shards,
         "precision": args.precision, "options": [], "undone": [], "folder": str(folder),
         "rounds": args.rounds, "steps": args.steps,
     }  # fmt: skip
-    words = [sys.executable, "-m", "dgm.benchmarks.scaling", json.dumps(asked)]
-    shared = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(args.processes), "LOCAL_WORLD_SIZE": str(args.processes),
-    }  # fmt: skip
-    if not torch.cuda.is_available():
-        shared["ACCELERATE_USE_CPU"] = "true"
-    processes = [
-        subprocess.Popen(
-            words, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(args.processes)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        # One that fails takes the others along: only all of them together show the cause.
-        codes = ", ".join(str(process.returncode) for process in processes)
-        errors = "\n".join(error[-4000:] for _, error in said)
-        raise RuntimeError(f"the processes ended with {codes}:\n{errors}")
-    found: dict[str, Any] = json.loads(said[0][0].splitlines()[-1])
+    words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
+    done = subprocess.run([*words, json.dumps(settings)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the processes failed:\n{done.stderr[-4000 * args.processes :]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
+def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     count = args.processes
     ring = 2 * (count - 1) / count * found["gradient_bytes"]
     step, quiet, alone = (found[name] for name in ("step_s", "quiet_step_s", "average_s"))
@@ -140,10 +117,10 @@ def _show(found: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
-    """Say from which batch of each GPU on the sending hides behind the backward pass.
+    """Return from which batch of each GPU the all-reduce is hidden by the backward pass.
 
-    A ring sends 2 (n - 1) / n gradients from each of n GPUs (Patarasuk and Yuan 2009); it hides
-    where that takes no longer than the backward pass, two thirds of `image_s` for each image.
+    A ring sends 2 (n - 1) / n gradients from each of n GPUs (Patarasuk and Yuan 2009); it is hidden
+    if that takes no longer than the backward pass, two thirds of `image_s` for each image.
     """
     rows = []
     for gpus, link in zip((8, 64, 512), links, strict=True):
@@ -158,19 +135,19 @@ def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dic
 
 
 def worker() -> None:
-    """Train in one of the processes; the first prints what it measured."""
-    asked = json.loads(sys.argv[1])
+    """Train in one of the processes; the main one prints the results."""
+    settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from dgm.benchmarks.loops import Ours
 
-    loop = Ours(asked)
-    steps, device = asked["steps"], loop.engine.device
+    loop = Ours(settings)
+    steps, device = settings["steps"], loop.engine.device
     learner: Any = loop.engine.learners["net"]
     backward = learner.backward
     size = sum(p.numel() * p.element_size() for p in loop.net.parameters())
-    numbers = torch.zeros(size // 4, device=device)
-    loop.go(3)
+    gradient = torch.zeros(size // 4, device=device)
+    loop.train(3)
 
     def timed(work: Any) -> float:
         dist.barrier()
@@ -182,18 +159,18 @@ def worker() -> None:
 
     def quiet() -> None:
         learner.backward = lambda loss, last: backward(loss, False)
-        loop.go(steps)
+        loop.train(steps)
         learner.backward = backward
 
     times: dict[str, list[float]] = {"step_s": [], "quiet_step_s": [], "average_s": []}
     sent = []
-    for _ in range(asked["rounds"]):
+    for _ in range(settings["rounds"]):
         before = _sent()
-        times["step_s"].append(timed(lambda: loop.go(steps)) / steps)
+        times["step_s"].append(timed(lambda: loop.train(steps)) / steps)
         sent.append((_sent() - before) / steps / dist.get_world_size())
         times["quiet_step_s"].append(timed(quiet) / steps)
-        times["average_s"].append(timed(lambda: dist.all_reduce(numbers)))
-    found = {name: statistics.median(taken) for name, taken in times.items()}
+        times["average_s"].append(timed(lambda: dist.all_reduce(gradient)))
+    found = {name: statistics.median(seconds) for name, seconds in times.items()}
     found |= {"gradient_bytes": size, "sent_bytes": statistics.median(sent)}
     if loop.engine.is_main:
         print(json.dumps(found), file=answers, flush=True)
@@ -202,7 +179,7 @@ def worker() -> None:
 
 
 def _sent() -> int:
-    if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine go other ways
+    if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine use other links
         return 0
     return int(LOOPBACK.read_text(encoding="utf-8"))
 

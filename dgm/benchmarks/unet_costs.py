@@ -1,8 +1,8 @@
-"""What one training step of the diffusion U-Net asks of a GPU, layer by layer.
+"""Costs of a training step of the diffusion U-Net on a GPU, layer by layer.
 
-The net is walked as it is built, by the shapes of its weights; nothing is run. Where inductor fuses
-pointwise operations they are one pass: a residual sum with the biases of what it adds, and the sum
-of the gradients of a feature map that several layers read.
+They follow from the shapes of its weights; nothing is run. Pointwise operations that inductor fuses
+are one pass: a residual sum with its biases, and the sum of the gradients of a feature map that
+several layers read.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from dgm.nn.layers import Attention, NormAct
 
 
 class Skip(NamedTuple):
-    """A feature map that is kept for the way up."""
+    """A feature map that is kept for the up path."""
 
     name: str
     channels: int
     positions: int
     into_block: bool
-    """The next layer on the way down is a residual block (else a convolution)."""
+    """The next layer of the down path is a residual block (else a convolution)."""
 
 
 def step_costs(net: UNet, image_size: int, design: Design) -> StepCosts:
-    """Walk the net (concat skips, no classes) and return the costs of one training step."""
+    """Return the costs of a training step of a net with concat skips and no classes."""
     costs = StepCosts(design, net.config.dropout)
     sizes = [p.numel() for p in net.parameters()]
     matrices = [p for p in net.parameters() if p.ndim > 1]
     pixels, channels = image_size**2, int(net.entry.weight.shape[1])
     add_noise_and_loss(costs, channels * pixels)
     moved = (FP32 + BF16) * sum(p.numel() for p in matrices)
-    # Forward a kernel for each weight and bias; a bias's gradient is rounded where it is summed.
+    # A kernel per weight and bias; the gradient of a bias is rounded by the kernel that sums it.
     costs.add(CAST, "all", "forward", fixed_bytes=moved, launches=2 * len(matrices))
     costs.add(CAST, "all", "backward", fixed_bytes=moved, launches=len(matrices))
     costs.add(EMBEDDING, "time", "forward", launches=3)  # sines, and SiLU twice
@@ -74,7 +74,7 @@ def step_costs(net: UNet, image_size: int, design: Design) -> StepCosts:
 
 
 def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
-    """Add all levels, down and up; return channels and side at the end."""
+    """Add all levels, down and up; return the final channels and side."""
     h = int(net.entry.weight.shape[0])
     skips = [Skip("entry", h, size**2, into_block=True)]
     for i, level in enumerate(cast(Iterable[UNetLevel], net.down)):
@@ -108,7 +108,7 @@ def _add_levels(costs: StepCosts, net: UNet, size: int) -> tuple[int, int]:
 def _norm(
     costs: StepCosts, layer: str, norm: nn.Module, positions: int, second: bool = False
 ) -> None:
-    """Add a norm; the `second` of a block takes the embedding in and drops features."""
+    """Add a norm; the `second` of a block adds the embedding and applies dropout."""
     norm = cast(NormAct, norm)
     channels = norm.num_channels
     elements = channels * positions
@@ -117,24 +117,24 @@ def _norm(
     sums = FP32 * channels * (3 if second else 2)
     costs.add(NORM, layer, "forward", 2 * elements, bytes=mask + small, custom=True)
     costs.add(NORM, layer, "backward", 3 * elements, bytes=mask + small + sums, custom=True)
-    # Summed over images to the gradients of weight and bias, each in two kernels.
+    # The gradients of weight and bias are summed over images, each in two kernels.
     costs.add(NORM, layer, "backward", bytes=sums, launches=4)
     costs.keep(mask, 1)
     costs.keep(elements)  # the output, which a convolution reads
 
 
 def _block(
-    costs: StepCosts, layer: str, found: nn.Module, h: int, skip: Skip | None, size: int
+    costs: StepCosts, layer: str, module: nn.Module, h: int, skip: Skip | None, size: int
 ) -> int:
     """Add a residual block of h [and a skip's] channels at `size`^2; return its channels."""
-    block, design, positions = cast(UNetBlock, found), costs.design, size**2
+    block, design, positions = cast(UNetBlock, module), costs.design, size**2
     outputs, inputs = block.conv1.weight.shape[:2]
     x, y, own = inputs * positions, outputs * positions, h * positions
     joined = skip is None or design.joins
     if skip is not None and design.joins:
-        # In the pass that made h: it writes h into the concatenation and copies the skip.
+        # The pass that computes h writes it into the concatenation and copies the skip.
         costs.add(JOIN, layer, "forward", 2 * (x - own), launches=0)
-    costs.keep(x if joined else own)  # a skip is kept already, on the way down
+    costs.keep(x if joined else own)  # a skip is kept by the down path
     _norm(costs, f"{layer}.norm1", block.norm1, positions)
     _convolution(costs, f"{layer}.conv1", block.conv1, positions)
     if not design.folds_bias:
@@ -149,7 +149,7 @@ def _block(
     for part in parts if projected else []:
         shape = (outputs, part, 1, 1)
         costs.product(SHORTCUT, f"{layer}.shortcut", shape, positions, positions)
-    # The pass that adds the shortcut adds both biases too, which share one gradient.
+    # The pass that adds the shortcut adds both biases too, which have one gradient.
     more = len(parts) - 1 if projected else 0
     costs.add(SUM, layer, "forward", (3 + more) * y)
     costs.bias(f"{layer}.conv2", y, own_pass=False)
@@ -164,7 +164,7 @@ def _convolution(costs: StepCosts, layer: str, conv: nn.Module, positions: int) 
 
 
 def _skip_gradient(costs: StepCosts, skip: Skip) -> None:
-    """Count the sum of a skip's gradients: those of the up path are added to that of the down path.
+    """Add the sum of a skip's gradients from the up and the down path.
 
     It is fused into the pass that sums a block's gradients, or is a pass of its own.
     """
@@ -173,9 +173,9 @@ def _skip_gradient(costs: StepCosts, skip: Skip) -> None:
     costs.add(SUM, skip.name, "backward", elements, launches=int(own_pass))
 
 
-def _attention(costs: StepCosts, layer: str, found: nn.Module, size: int) -> None:
+def _attention(costs: StepCosts, layer: str, attention: nn.Module, size: int) -> None:
     """Add attention with its norm, projections and residual."""
-    module, positions = cast(Attention, found), size**2
+    module, positions = cast(Attention, attention), size**2
     channels = module.norm.num_channels
     x = channels * positions
     costs.keep(x)
@@ -196,16 +196,16 @@ def _attention(costs: StepCosts, layer: str, found: nn.Module, size: int) -> Non
     costs.add(SUM, layer, "backward", 3 * x)
 
 
-def _resize(costs: StepCosts, layer: str, found: nn.Module, size: int, readers: int = 0) -> int:
+def _resize(costs: StepCosts, layer: str, resize: nn.Module, size: int, readers: int = 0) -> int:
     """Add the convolution that halves or doubles the image; return its new side.
 
-    readers: convolutions that read the gradient of what is resized.
+    readers: convolutions that read the gradient of the upsampled map.
     """
-    up = isinstance(found, nn.Sequential)
-    conv = cast(nn.Sequential, found)[1] if up else found
+    up = isinstance(resize, nn.Sequential)
+    conv = cast(nn.Sequential, resize)[1] if up else resize
     outputs, inputs = _weight(conv).shape[:2]
     new = 2 * size if up else size // 2
-    entering = new if up else size  # the side of what the convolution reads
+    entering = new if up else size  # side of the convolution's input
     if up:
         _upsample(costs, layer, inputs * size**2, readers)
     costs.product(CONVOLUTION_3X3, layer, _weight(conv).shape, entering**2, new**2)
@@ -215,11 +215,11 @@ def _resize(costs: StepCosts, layer: str, found: nn.Module, size: int, readers: 
 
 
 def _upsample(costs: StepCosts, layer: str, elements: float, readers: int) -> None:
-    """Add upsampling of a feature map of so many elements to four times as many.
+    """Add upsampling of a feature map of `elements` to four times as many.
 
-    Forward the pass that sums the map writes it four times. The gradient of torch's own is, under
-    inductor, added up by atomics in an fp32 map that is zeroed before and rounded to bf16 after;
-    it is laid out as NCHW, so that each of its `readers` copies it into channels_last.
+    The pass that computes the map writes it four times. The gradient of torch's operator is, under
+    inductor, summed by atomics into an fp32 map that is zeroed before and rounded to bf16 after; it
+    is in NCHW, so each of its `readers` copies it into channels_last.
     """
     costs.add(UPSAMPLE, layer, "forward", 3 * elements)  # a kernel for the indices
     if not costs.design.scatters_upsampling:

@@ -1,7 +1,7 @@
-"""Measure the speed of the parts: `python launch/benchmark.py data`.
+"""Measure speed and memory: `python launch/benchmark.py data`.
 
-Each sub-command is a module of launch/benchmarks with `add_arguments` and `measure`, which prints
-a table and returns what goes into --json.
+Each sub-command is a module of dgm/benchmarks with `add_arguments` and `measure`, which prints a
+table and returns the results for --json.
 """
 
 from __future__ import annotations
@@ -28,27 +28,20 @@ from dgm.cli.path_checks import check_file
 from dgm.common.command_line import Parser
 
 COMMANDS = {
-    "data": data,
-    "noise": noise,
-    "roofline": roofline,
-    "likelihood": likelihood,
-    "engines": engines,
-    "growth": growth,
-    "step": step,
-    "sample": sample,
-    "scaling": scaling,
+    module.__name__.rpartition(".")[2]: module
+    for module in (data, noise, roofline, likelihood, engines, growth, step, sample, scaling)
 }
 
 
 def main() -> None:
-    """Run one benchmark from the command line."""
-    parser = Parser(description="Measure the speed of the parts of the toolkit.")
+    """Run a benchmark from the command line."""
+    parser = Parser(description="Measure speed and memory of the toolkit.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         assert module.measure.__doc__ is not None, "the help text comes from the docstring"
         command = commands.add_parser(name, help=module.measure.__doc__.splitlines()[0])
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, help="file to write all figures to")
+        command.add_argument("--json", type=Path, help="file for all results")
     args = parser.parse_args()
     for name in ("json", "png"):
         if getattr(args, name, None) is not None:

@@ -1,13 +1,13 @@
-"""Measure trained runs: `python launch/evaluate.py runs/a runs/b`.
+"""Evaluate trained runs: `python launch/evaluate.py runs/a runs/b`.
 
-class_consistency: how often a classifier, trained on the real images, sees in generated images the
-class that was asked for. distances: FID, KID and Inception score with --features inception, the
-same under other names in the features of a net trained on the real images. precision_recall, with
-density and coverage. diversity: how various each class is. neighbours: nearest training images.
+class_consistency: how often a classifier, trained on the real images, assigns generated images to
+the requested class. distances: FID, KID and Inception score with --features inception, the same
+under other names in the features of a classifier of the real images. precision_recall, with density
+and coverage. diversity: of each class. memorization: distance to the nearest training images.
 bits_per_dim: of the test images; a flow's are exact for dequantised data, others a bound.
 bits_per_dim_ode: by a diffusion model's probability-flow ODE. loss_by_timestep: of a diffusion
-model, by quarter of its timesteps.
-reconstruction: how far a VAE's are from the test images. cost: parameters, seconds for an image.
+model, by quarter of its timesteps. reconstruction: how far a VAE's reconstructions are from the
+test images. cost: parameters, seconds for an image.
 """
 
 from __future__ import annotations
@@ -22,35 +22,34 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import identify
-from dgm.cli.eval_context import Subject, open_on_all
-from dgm.cli.load_run import open_data
-from dgm.cli.metric_selection import choose_measures, refuse_published_names
+from dgm.cli.eval_context import EvalContext
+from dgm.cli.load_run import load_run_on_all, open_train_data, parse_checkpoint
+from dgm.cli.metric_groups import METRIC_GROUPS, compute_metrics
+from dgm.cli.metric_selection import choose_metrics, refuse_published_names
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_folder
-from dgm.cli.sample import choose_checkpoint
-from dgm.cli.sample_metrics import MEASURES
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
 from dgm.diffusion.ode import MIN_STEPS
-from dgm.evaluation.online_eval import MOST_MADE
+from dgm.evaluation.online_eval import MAX_SAMPLES
 from dgm.report.evaluation_table import table
 from dgm.report.read_run import state_of
 from dgm.training.engine import Engine
 
 
 def make_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=path_word, help="run folders")
-    add("--measure", help=f"of {', '.join(MEASURES)}, with commas; default by run")
+    add("--metrics", help=f"of {', '.join(METRIC_GROUPS)}, with commas; default by run")
     add(
         "--features",
         choices=["cifar", "inception"],
         default="cifar",
-        help="cifar: of a small net trained on the run's real images; inception: FID and KID",
+        help="cifar: of a classifier of the run's real images; inception: FID and KID",
     )
     add(
         "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"
@@ -62,10 +61,10 @@ def make_parser() -> ArgumentParser:
         help="generated images of each seed, of classes as frequent as in the data; default 500",
     )
     add("--per_class", type=int, help="generated images of each class, equally many")
-    add("--seeds", type=int, default=1, help="how many seeds to generate from: mean and spread")
+    add("--seeds", type=int, default=1, help="number of seeds: mean and standard deviation")
     add("--checkpoint", help="its images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
-    add("--importance_samples", type=int, default=0, help="of a vae's closer bound; default none")
+    add("--importance_samples", type=int, default=0, help="of a vae's tighter bound; default none")
     add("--ode_steps", type=int, help="steps of bits_per_dim_ode, 8 or more; default: as needed")
     add(
         "--ode_tolerance",
@@ -75,96 +74,88 @@ def make_parser() -> ArgumentParser:
     )
     add("--epochs", type=int, help="of the classifier; default until 20,000 images")
     add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
-    add("--test_shards", type=path_word, help="real images to test on; default as the run's source")
+    add("--test_shards", type=path_word, help="test images; default as the run's source")
     return parser  # fmt: skip
 
 
 def check(options: Namespace) -> None:
-    """Raise UserError where an option has no meaning."""
-    check_range(options, "--", "per_class", "num_images", min=1, max=MOST_MADE)
+    """Raise UserError for an option out of range or in conflict with another."""
+    check_range(options, "--", "per_class", "num_images", min=1, max=MAX_SAMPLES)
     check_range(options, "--", "seeds", "epochs", "num_test", min=1)
     check_range(options, "--", "ode_steps", min=MIN_STEPS)
     check_range(options, "--", "ode_tolerance", above=0)
     check_range(options, "--", "importance_samples", min=0)
     if options.per_class and options.num_images:
         raise UserError(
-            f"--per_class {options.per_class} and --num_images {options.num_images} say the same: "
-            "leave one out"
+            f"--per_class {options.per_class} and --num_images {options.num_images} exclude each "
+            "other: leave one out"
         )
     options.num_images = options.num_images or 500
     if options.weights and options.features != "inception":
         raise UserError(f"--weights is {options.weights}: give --features inception too")
 
 
-def open_subject(options: Namespace, engine: Engine, folder: Path) -> Subject:
-    """Open a run at the checkpoint asked for; says where the run is still being written."""
-    trained = open_on_all(engine, folder, choose_checkpoint(options.checkpoint))
+def open_context(options: Namespace, engine: Engine, folder: Path) -> EvalContext:
+    """Return the context of a run at --checkpoint; print a note if it is still being written."""
+    trained = load_run_on_all(engine, folder, parse_checkpoint(options.checkpoint))
     check_folder("the run folder", folder)
-    with contextlib.suppress(UserError):  # a damaged log is no matter here
+    with contextlib.suppress(UserError):  # a damaged log does not matter
         if engine.is_main and state_of(folder) == "still being written":
             print(
-                f"{folder} is still being written: measured is its checkpoint of "
+                f"{folder} is still being written: evaluating its checkpoint of "
                 f"{trained.images_seen:,} images seen",
                 flush=True,
             )
-    return Subject(options, engine, trained, *open_data(folder, trained), folder)
+    return EvalContext(options, engine, trained, *open_train_data(folder, trained), folder)
 
 
-def measure(subject: Subject, names: list[str]) -> dict[str, Any]:
-    """Measure what was asked for."""
-    trained = subject.trained
+def evaluate(context: EvalContext, names: list[str]) -> dict[str, Any]:
+    """Return the metrics of a run, as they are kept in evaluation.json."""
     found: dict[str, Any] = {
-        "images_seen": trained.images_seen,
-        "checkpoint": trained.fingerprint,
+        "images_seen": context.trained.images_seen,
+        "checkpoint": context.trained.fingerprint,
     }
     for name in names:
-        with progress(f"{subject.folder.name}: {name}"):
-            suffix = f"_{subject.features.name}" if MEASURES[name].by_features else ""
-            found[name + suffix] = MEASURES[name].measure(subject)
+        with progress(f"{context.folder.name}: {name}"):
+            key, metrics = compute_metrics(context, name)
+        found[key] = metrics
     return found
 
 
-def keep(found: dict[str, Any], path: Path) -> None:
-    """Write `evaluation.json`; other measures of the same checkpoint stay in it."""
+def save(found: dict[str, Any], path: Path) -> None:
+    """Write `evaluation.json`; other metrics of the same checkpoint stay in it."""
     before: Any = {}
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            warnings.warn(f"{path} is written anew: it is damaged", stacklevel=2)
+            warnings.warn(f"{path} is damaged and is replaced", stacklevel=2)
     same = isinstance(before, dict) and before.get("checkpoint") == found["checkpoint"]
     write_whole(path, json.dumps({**(before if same else {}), **found}, indent=1) + "\n")
 
 
-def name_runs(folders: list[Path]) -> list[str]:
-    """Name runs by their folders, by whole paths where two have one name."""
-    short = [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-
-
 def main() -> None:
-    """Measure by the command line: a table on screen, JSON in each run folder."""
+    """Evaluate from the command line: a table on screen, JSON in each run folder."""
     refuse_published_names(sys.argv[1:])
     options = parse_options(make_parser(), sys.argv[1:])
     check(options)
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))
-    engine = Engine("no")
-    try:
-        subjects = [open_subject(options, engine, folder) for folder in folders]
-        chosen = [choose_measures(subject) for subject in subjects]  # all mistakes before any work
-        if engine.is_main and len({identify(subject.real) for subject in subjects}) > 1:
+    short = [folder.resolve().name for folder in folders]
+    run_names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    with contextlib.closing(Engine("no")) as engine:
+        contexts = [open_context(options, engine, folder) for folder in folders]
+        chosen = [choose_metrics(context) for context in contexts]  # errors before any work
+        if engine.is_main and len({identify(context.train) for context in contexts}) > 1:
             warnings.warn(
-                "the runs were trained on different images: figures in features of a net of their "
-                "own do not compare", stacklevel=2,
+                "the runs were trained on different images: metrics in the features of each "
+                "one's classifier cannot be compared", stacklevel=2,
             )  # fmt: skip
         found = {}
-        for name, subject, names in zip(name_runs(folders), subjects, chosen, strict=True):
-            found[name] = measure(subject, names)
+        for run, context, names in zip(run_names, contexts, chosen, strict=True):
+            found[run] = evaluate(context, names)
             if engine.is_main:
-                keep(found[name], subject.folder / "evaluation.json")
-            subject.forget()
+                save(found[run], context.folder / "evaluation.json")
+            context.clear()
         if engine.is_main:
             print("\n".join(table(found)))
             print(f"written to {', '.join(str(f / 'evaluation.json') for f in folders)}")
-    finally:
-        engine.close()

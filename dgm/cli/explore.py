@@ -1,13 +1,15 @@
-"""Walk through what a run has learned, and try its settings: `python launch/explore.py RUN`.
+"""Traverse a run's latents and sweep its sampler's settings: `python launch/explore.py RUN`.
 
-From image to image through their latents (of a GAN: from latent to latent); along single latents or
-directions that change images most (of a VAE, flow or GAN); and the same draws at several settings
-of the sampler, with quality, diversity and time: guidance and steps of a diffusion model, the
-temperature of a flow, VAE or GAN. Sheets, figures and a plot in RUN/explored.
+Interpolation between test images through their latents (of a GAN: between latents); traversal of
+single latents or of directions that change images most (of a VAE, flow or GAN); and the same draws
+at several settings of the sampler, with quality, diversity and time: guidance and steps of a
+diffusion model, the temperature of a flow or VAE, the truncation of a GAN. Sheets, metrics and a
+plot in RUN/explored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -19,19 +21,18 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from dgm import images
-from dgm.cli.eval_context import Subject
+from dgm.cli.eval_context import EvalContext, add_study_options
 from dgm.cli.latent_explorer import Explorer
-from dgm.cli.load_run import Trained, open_data, open_trained
-from dgm.cli.parser import make_options_parser, parse_options, path_word, read_list
+from dgm.cli.load_run import TrainedRun, load_run, open_train_data, parse_checkpoint
+from dgm.cli.parser import make_options_parser, parse_options, read_list
 from dgm.cli.path_checks import check_folder
-from dgm.cli.sample import choose_checkpoint
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.samplers import SamplerName
-from dgm.evaluation.online_eval import MOST_MADE
+from dgm.evaluation.online_eval import MAX_SAMPLES
 from dgm.preprocessing import STANDARD
 from dgm.report.figures import save_sweep_plots
 from dgm.training.engine import Engine
@@ -50,36 +51,33 @@ VALUES = {
 
 
 def make_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
-    parser.add_argument("run", type=path_word, help="run folder")
+    add_study_options(parser, "run folder", "explored")
     for name, values in VALUES.items():
         families = " or ".join(family for family, names in VARIED.items() if name in names)
         parser.add_argument(f"--{name}", help=f"values to try of a {families}; default {values}")
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument(
-        "--path", choices=["sphere", "line"], help="from latent to latent; default sphere, of a "
-        "flow line",
+        "--path", choices=["sphere", "line"],
+        help="of the interpolation; default sphere, of a flow line",
     )  # fmt: skip
     parser.add_argument("--num_images", type=int, default=200, help="at each setting")
-    parser.add_argument("--num_shown", type=int, default=10, help="of them on the sheets")
     parser.add_argument("--num_pairs", type=int, default=8, help="rows of the interpolation")
-    parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
-    parser.add_argument("--out", type=path_word, help="folder to write to; default RUN/explored")
-    parser.add_argument("--epochs", type=int, help="of the classifier; default until 20,000 images")
-    parser.add_argument("--seed", type=int, default=1, help="of classifier, images and draws")
-    parser.add_argument(
-        "--test_shards", type=path_word, help="real images; default as the run's source"
-    )
     return parser
 
 
-def choose_settings(options: Namespace, trained: Trained) -> tuple[list[dict[str, Any]], list[str]]:
-    """Choose the settings to try, and say what was left out; raises UserError for a bad value."""
+def choose_settings(
+    options: Namespace, trained: TrainedRun
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the settings to sweep and notes on what is left out.
+
+    Raise UserError for an option of another family or a bad value.
+    """
     own, notes = list(VARIED[trained.family]), []
+    known = own + ["sampler"] * (trained.family == "diffusion")
     for name in (*VALUES, "sampler"):
-        known = own + ["sampler"] * (trained.family == "diffusion")
         if options[name] is not None and name not in known:
             raise UserError(
                 f"--{name} {options[name]} means nothing to a {trained.family} run: "
@@ -89,22 +87,22 @@ def choose_settings(options: Namespace, trained: Trained) -> tuple[list[dict[str
     if isinstance(objective, DiffusionObjective):
         if objective.num_classes is None or objective.config.label_drop == 0:
             own.remove("guidance")
-            why = "classes" if objective.num_classes is None else "withholding classes"
-            notes.append(f"Guidance is left out: the run was trained without {why}.")
-        if options.steps is None:  # a schedule may be shorter than the values by default
+            lacks = "classes" if objective.num_classes is None else "withholding classes"
+            notes.append(f"Guidance is left out: the run was trained without {lacks}.")
+        if options.steps is None:  # a schedule may be shorter than the default values
             total = objective.schedule.num_timesteps
             few = [n for n in VALUES["steps"].split(",") if int(n) <= total]
             options.steps = ",".join(few or [str(total)])
-    tried = {name: _values(name, options[name] or VALUES[name], trained) for name in own}
-    return [dict(zip(tried, v, strict=True)) for v in itertools.product(*tried.values())], notes
+    values = {name: _values(name, options[name] or VALUES[name], trained) for name in own}
+    return [dict(zip(values, v, strict=True)) for v in itertools.product(*values.values())], notes
 
 
-def _values(name: str, text: str, trained: Trained) -> Sequence[float]:
+def _values(name: str, text: str, trained: TrainedRun) -> Sequence[float]:
     values = read_list(f"--{name}", text, int if name == "steps" else float)
-    least = {"steps": 1, "guidance": 0}.get(name)
+    minimum = {"steps": 1, "guidance": 0}.get(name)
     for value in values:
-        if not (value > 0 if least is None else value >= least) or value == float("inf"):
-            bound = "a number above 0" if least is None else f"{least} or more"
+        if not (value > 0 if minimum is None else value >= minimum) or value == float("inf"):
+            bound = "a number above 0" if minimum is None else f"{minimum} or more"
             raise UserError(f"--{name} names {value}: choose {bound}")
     if name == "steps" and isinstance(trained.objective, DiffusionObjective):
         total = trained.objective.schedule.num_timesteps
@@ -117,13 +115,14 @@ def _values(name: str, text: str, trained: Trained) -> Sequence[float]:
 
 
 def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
-    """Explore a run; the first process writes the sheets."""
-    check_range(options, "--", "num_shown", "num_pairs", "epochs", min=1, max=MOST_MADE)
-    check_range(options, "--", "num_images", min=2, max=MOST_MADE)
-    trained = open_trained(Path(options.run), choose_checkpoint(options.checkpoint))
-    check_folder("--out", folder_of(options))
+    """Explore a run; the main process writes the sheets."""
+    check_range(options, "--", "num_shown", "num_pairs", "epochs", min=1, max=MAX_SAMPLES)
+    check_range(options, "--", "num_images", min=2, max=MAX_SAMPLES)
+    folder, out = Path(options.run), output_folder(options)
+    trained = load_run(folder, parse_checkpoint(options.checkpoint))
+    check_folder("--out", out)
     settings, notes = choose_settings(options, trained)
-    explorer = Explorer(Subject(options, engine, trained, *open_data(Path(options.run), trained)))
+    explorer = Explorer(EvalContext(options, engine, trained, *open_train_data(folder, trained)))
     found: dict[str, Any] = {
         "family": trained.family,
         "images_seen": trained.images_seen,
@@ -133,70 +132,70 @@ def explore(options: Namespace, engine: Engine) -> dict[str, Any]:
         "sheets": [],
     }
 
-    def show(name: str, caption: str, sheet: Tensor) -> None:
+    def save_sheet(name: str, caption: str, sheet: Tensor) -> None:
         found["sheets"].append({"file": f"{name}.png", "caption": caption})
         if engine.is_main:
             pixels = images.to_uint8(sheet.flatten(0, 1), STANDARD)
-            images.save_png(folder_of(options) / f"{name}.png", images.grid(pixels, sheet.shape[1]))
+            images.save_png(out / f"{name}.png", images.grid(pixels, sheet.shape[1]))
 
     with progress("interpolation"):
         found["interpolation"], sheet = explorer.interpolate()
-    between, along = (found["interpolation"][name] for name in ("between", "along"))
+    between, path = (found["interpolation"][name] for name in ("between", "along"))
     ends = "; the real images at both sides" if between == "test images" else ""
-    show("interpolation", f"Interpolation between {between} along a {along}{ends}.", sheet)
+    save_sheet("interpolation", f"Interpolation between {between} along a {path}{ends}.", sheet)
     with progress("traversal"):
-        walked = explorer.traverse()
-    if walked is not None:
-        found["traversal"], sheet = walked
+        traversal = explorer.traverse()
+    if traversal is not None:
+        found["traversal"], sheet = traversal
         moved, reach = found["traversal"]["moved"], f"{found['traversal']['reach']:g}"
-        show("traversal", f"Traversal: {moved}, from -{reach} to {reach}, a row for each.", sheet)
-    with progress("trying settings"):
-        found["settings"], sheet = explorer.try_settings(settings)
+        caption = f"Traversal: {moved}, from -{reach} to {reach}, a row for each."
+        save_sheet("traversal", caption, sheet)
+    with progress("sampler settings"):
+        found["settings"], sheet = explorer.sweep(settings)
     for name, caption, rows in sheets_of(settings):
-        show(name, caption, sheet[rows])
+        save_sheet(name, caption, sheet[rows])
     return found
 
 
 def sheets_of(settings: list[dict[str, Any]]) -> list[tuple[str, str, list[int]]]:
-    """Share settings among sheets, a row for each value of the last name: name, caption, rows."""
+    """Return name, caption and rows of each sheet: a row for each value of the last setting."""
     *outer, inner = settings[0]
     groups: dict[str, list[int]] = {}
     for k, setting in enumerate(settings):
         groups.setdefault("-".join(f"{n}-{setting[n]:g}" for n in outer) or inner, []).append(k)
-    found = []
+    sheets = []
     for name, rows in groups.items():
-        held = "".join(f"{n.capitalize()} {settings[rows[0]][n]:g}: t" for n in outer) or "T"
+        fixed = "".join(f"{n.capitalize()} {settings[rows[0]][n]:g}: t" for n in outer) or "T"
         values = ", ".join(f"{settings[k][inner]:g}" for k in rows)
-        found.append((name, f"{held}he same draws, rows by {inner}: {values}.", rows))
-    return found
+        sheets.append((name, f"{fixed}he same draws, rows by {inner}: {values}.", rows))
+    return sheets
 
 
-def folder_of(options: Namespace) -> Path:
-    """Say where sheets and figures go."""
+def output_folder(options: Namespace) -> Path:
+    """Return the folder for sheets and metrics."""
     return Path(options.out or Path(options.run) / "explored")
 
 
-def show_figures(found: dict[str, Any]) -> None:
-    """Print tables: the walks, then a row for each setting and one for the real images."""
+def print_tables(found: dict[str, Any]) -> None:
+    """Print interpolation and traversal, then a row for each setting and for the real images."""
     for note in found["notes"]:
         print(note)
-    walk = found["interpolation"]
-    near = (
-        f", PSNR of the ends {walk['psnr_db_of_ends']:.2f} dB" if "psnr_db_of_ends" in walk else ""
-    )
+    interpolation = found["interpolation"]
+    of_ends = interpolation.get("psnr_db_of_ends")
+    psnr = "" if of_ends is None else f", PSNR of the ends {of_ends:.2f} dB"
     print(
-        f"interpolation between {walk['between']} along a {walk['along']}: "
-        f"step {walk['mean_step']:.4f}, largest over mean {walk['largest_over_mean']:.2f}{near}"
+        f"interpolation between {interpolation['between']} along a {interpolation['along']}: step "
+        f"{interpolation['mean_step']:.4f}, largest over mean "
+        f"{interpolation['largest_over_mean']:.2f}{psnr}"
     )
     if "traversal" in found:
         print(f"traversal: {found['traversal']['moved']}")
         for row in found["traversal"]["rows"]:
-            said = (f"{name} {value:.4g}" for name, value in row.items())
-            print(f"  {', '.join(said).replace('_', ' ')}")
+            cells = (f"{name} {value:.4g}" for name, value in row.items())
+            print(f"  {', '.join(cells).replace('_', ' ')}")
     settings = found["settings"]
-    measures = list(settings["real"])
     varied = settings["varied"]
-    heads = [*varied, *measures, "seconds_per_image"]
+    heads = [*varied, *settings["real"], "seconds_per_image"]
     widths = [max(len(head), 8) for head in heads]
     print("  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for row in [*settings["rows"], {varied[0]: "real", **settings["real"]}]:
@@ -208,16 +207,13 @@ def show_figures(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Explore by the command line: tables on screen; sheets, a plot and JSON in a folder."""
+    """Explore from the command line: tables on screen; sheets, a plot and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
-    try:
+    with contextlib.closing(Engine("no")) as engine:
         found = explore(options, engine)
         if engine.is_main:
-            out = folder_of(options)
+            out = output_folder(options)
             write_whole(out / "exploration.json", json.dumps(found, indent=1) + "\n")
-            show_figures(found)
+            print_tables(found)
             save_sweep_plots(found["settings"], out / "quality.png")
-            print(f"sheets, figures and plot: {out}")
-    finally:
-        engine.close()
+            print(f"sheets, metrics and plot: {out}")

@@ -1,4 +1,4 @@
-"""Opening what a run has trained."""
+"""Load the nets of a run's checkpoint, and the images that it was trained on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective
 from dgm.training import checkpoint
+from dgm.training.engine import Engine
 from dgm.training.state_dicts import in_channels_last, load_nets
 from shards.reader import Shards, open_shards
 from shards.remote import is_remote
 
+_MAX_RUNS = 1000  # that are searched for a name like the one given
+
 
 @dataclass
-class Trained:
+class TrainedRun:
     """Nets of a checkpoint with what is needed to use them."""
 
     family: str
@@ -34,34 +37,32 @@ class Trained:
     image_shape: tuple[int, int, int] | None = None
 
 
-def open_trained(
-    folder: Path, images_seen: int | Literal["best"] | None = None, average: bool = True
-) -> Trained:
-    """Open the newest whole checkpoint of a run folder, that of `images_seen`, or the best.
+def parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
+    """Return the value of --checkpoint; raise UserError if it is no number nor `best`."""
+    if text is None:
+        return None
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise UserError(f"--checkpoint is {text}: give the images seen of one, or best")
+    return int(text)
 
-    `average` takes the moving average of the weights. Raises UserError where there is none.
+
+def load_run(
+    folder: Path, images_seen: int | Literal["best"] | None = None, average: bool = True
+) -> TrainedRun:
+    """Load the newest whole checkpoint of a run folder, that of `images_seen`, or the best.
+
+    `average` takes the moving average of the weights. Raise UserError if there is none.
     """
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder} is not a run folder (no config.yaml): {hint_at_runs(folder)}")
-    saved = folder / "checkpoints"
     if images_seen is None:
         loaded, fingerprint = _read_newest(folder)
     else:
         seen = _best(folder) if images_seen == "best" else images_seen
-        path = saved / f"{seen:09d}"
-        if not path.is_dir():
-            raise UserError(_no_checkpoint(folder, seen))
-        fault = checkpoint.find_fault(path)
-        if fault is not None:
-            raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
-        try:
-            loaded, fingerprint = _read(path)
-        except FileNotFoundError:
-            raise UserError(
-                f"checkpoint {path} was removed while it was read, for a run at work keeps its "
-                "newest ones only: choose another, or none for the newest"
-            ) from None
+        loaded, fingerprint = _read_one(folder, seen)
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
     family, parts = rebuild(config, (height, width, channels), len(classes))
@@ -74,35 +75,44 @@ def open_trained(
         net.requires_grad_(False)
     seen = loaded.state["images_seen"]
     data_id, shape = loaded.state["data_id"], (height, width, channels)
-    return Trained(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
+    return TrainedRun(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
 
 
-def _no_checkpoint(folder: Path, seen: int) -> str:
-    there = [int(name) for name in checkpoint.complete_names(folder / "checkpoints")]
-    if not there:
-        return f"{folder} holds no whole checkpoint yet: train it first"
-    known = ", ".join(map(str, there))
-    return f"{folder} has no checkpoint after {seen} images: choose {known}, or none for the newest"
+def load_run_on_all(
+    engine: Engine, folder: Path, images_seen: int | Literal["best"] | None
+) -> TrainedRun:
+    """Load the same checkpoint on every process, even if the run is writing new ones.
+
+    Collective: call on all ranks.
+    """
+    loaded: list[TrainedRun] = []
+
+    def load() -> int:
+        loaded.append(load_run(folder, images_seen))
+        return loaded[0].images_seen
+
+    seen = engine.on_main(load)
+    return loaded[0] if loaded else load_run(folder, seen)
 
 
-def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:
-    """Open the images that a run was trained on, labels numbered as then; and its data settings.
+def open_train_data(folder: Path, trained: TrainedRun) -> tuple[Shards, dict[str, Any]]:
+    """Return the images that a run was trained on, labels numbered as then, and its `data` section.
 
-    Raises UserError where they are not there, or are others than those of the checkpoint.
+    Raise UserError if they are missing, or differ from those of the checkpoint.
     """
     path = folder / "config.yaml"
-    found = asdict(open_config(path).data)
-    where, test = found.get("shards"), str(found.get("test_shards"))
-    # A run notes the folder that it read. What somebody else wrote there could be a command.
+    settings = asdict(open_config(path).data)
+    where, test = settings.get("shards"), str(settings.get("test_shards"))
+    # A run records a folder here; anything else in a run of unknown origin could be a command.
     if not isinstance(where, str) or is_remote(where):
         raise UserError(f"{path} has data.shards {where}: name the folder of its train shards")
     if test.startswith("pipe:"):
         raise UserError(f"{path} has data.test_shards {test}: name a folder or an address")
     try:
-        images = open_shards(where, found["resize"])
-        if found["resize"] is not None and images.image_shape != trained.image_shape:
-            # Older versions took shards as they were, whatever data.resize was.
-            found["resize"] = None
+        images = open_shards(where, settings["resize"])
+        if settings["resize"] is not None and images.image_shape != trained.image_shape:
+            # Older versions ignored data.resize for given shards.
+            settings["resize"] = None
             images = open_shards(where)
     except UserError as error:
         raise UserError(
@@ -112,10 +122,30 @@ def open_data(folder: Path, trained: Trained) -> tuple[Shards, dict[str, Any]]:
         raise UserError(
             f"{folder} was trained on other images than data.shards {where} holds now (id "
             f"{trained.data_id}, now {identify(images)}): restore them as they were then, or "
-            f"name their shards as "
-            f"data.shards in {path}"
+            f"name their shards as data.shards in {path}"
         )
-    return open_shards(where, found["resize"], trained.classes), found
+    return open_shards(where, settings["resize"], trained.classes), settings
+
+
+def _read_one(folder: Path, seen: int) -> tuple[checkpoint.Checkpoint, str]:
+    path = folder / "checkpoints" / f"{seen:09d}"
+    if not path.is_dir():
+        complete = [int(name) for name in checkpoint.complete_names(path.parent)]
+        raise UserError(
+            f"{folder} has no checkpoint after {seen} images: choose "
+            f"{', '.join(map(str, complete))}, or none for the newest"
+            if complete
+            else f"{folder} holds no whole checkpoint yet: train it first"
+        )
+    if (fault := checkpoint.find_fault(path)) is not None:
+        raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"checkpoint {path} was removed while it was read, as a running training keeps only "
+            "its newest ones: choose another, or none for the newest"
+        ) from None
 
 
 def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:
@@ -123,7 +153,7 @@ def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:
         try:
             return _read(path)
         except FileNotFoundError:
-            # A run at work has removed it meanwhile, and so has written newer ones.
+            # A running training has removed it, and so has written newer ones.
             if path.exists():
                 raise
     raise UserError(f"{folder} holds no whole checkpoint yet: train it first")
@@ -139,7 +169,7 @@ def _best(folder: Path) -> int:
     best = None if newest is None else checkpoint.read_state(newest).get("best")
     if best is None:
         raise UserError(
-            f"{folder} has no best checkpoint, for nothing was measured as it went: "
+            f"{folder} has no best checkpoint, as it was trained without evaluation: "
             "train with eval.every_images, or choose another checkpoint"
         )
     return best["images_seen"]

@@ -1,6 +1,6 @@
 """The command `dgm`: `dgm train ddpm ...`, `dgm sample RUN`, `dgm submit ...` and so on.
 
-Each sub-command takes the same words as its script in launch/ or its module of shards or slurm.
+Each sub-command takes the options of its script in launch/ or its module of shards or slurm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the sub-command that the first words name; exit with code 2 where they name none."""
+    """Run the sub-command named by the first words; exit with code 2 for an unknown one."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(usage())
@@ -47,7 +47,7 @@ def main() -> None:
 
         watch_early()  # libraries take seconds to import
     module = importlib.import_module(COMMANDS[name][0])
-    # The script's name, which runs keep as how they were started.
+    # Runs record the script's name.
     sys.argv = [f"launch/{COMMANDS[name][0].split('.')[-1]}.py", *words[len(name.split()) :]]
     if not name.startswith(("submit", "status", "shards")):
         from dgm.cli.entry import run

@@ -1,20 +1,21 @@
-"""Make images with a trained run: `python launch/sample.py runs/ddpm-small --per_class 10`."""
+"""Sample from a trained run: `python launch/sample.py runs/ddpm-small --per_class 10`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm import images
-from dgm.cli.load_run import Trained, open_trained
+from dgm.cli.load_run import TrainedRun, load_run, parse_checkpoint
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
 from dgm.common.atomic_dirs import new_folder
@@ -28,14 +29,14 @@ from dgm.nn.layers import use_kernels
 from dgm.training.engine import Engine
 from dgm.training.sampling import sample_on_all
 
-SHOWN = 20  # images of a class in the PNG; the .npz holds all
-BITS_OF_A_CLASS = 24
-MOST_OF_A_CLASS = 2**BITS_OF_A_CLASS
-KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "batch")
+NUM_SHOWN = 20  # images of a class in the PNG; the .npz holds all
+_INDEX_BITS = 24  # of the number of an image within its class
+MAX_PER_CLASS = 2**_INDEX_BITS
+KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "batch")
 
 
 def make_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     parser.add_argument("run", type=path_word, help="run folder")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
@@ -62,29 +63,29 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def choose_classes(trained: Trained, wanted: str | None) -> list[int]:
-    """Turn names or numbers into labels; raises UserError naming an unknown one."""
-    if wanted is None:
+def choose_classes(trained: TrainedRun, text: str | None) -> list[int]:
+    """Return the labels of names or numbers; raise UserError for an unknown one."""
+    if text is None:
         return list(range(len(trained.classes)))
     if trained.objective.num_classes is None:
-        raise UserError(f"--classes is {wanted}, but the run was trained without classes: omit it")
+        raise UserError(f"--classes is {text}, but the run was trained without classes: omit it")
     labels = []
-    for word in (w.strip() for w in wanted.split(",")):
+    for word in (w.strip() for w in text.split(",")):
         if word in trained.classes:
             labels.append(trained.classes.index(word))
         elif word.isdecimal() and int(word) < len(trained.classes):
             labels.append(int(word))
         else:
-            near = did_you_mean(word, trained.classes)
+            hint = did_you_mean(word, trained.classes)
             raise UserError(
-                f"--classes names '{word}', which the run does not know: {near}choose of "
+                f"--classes names '{word}', which the run does not know: {hint}choose of "
                 f"{', '.join(trained.classes)}"
             )
     return labels
 
 
-def choose_knobs(options: Namespace, trained: Trained) -> dict[str, Any]:
-    """Collect what was given of the family's knobs; raises UserError naming one of another's."""
+def choose_knobs(options: Namespace, trained: TrainedRun) -> dict[str, Any]:
+    """Return the given knobs of the sampler; raise UserError for one of another family."""
     given = {name: options[name] for name in KNOBS if options[name] is not None}
     own = [f.name for f in dataclasses.fields(trained.objective.sample_config)]
     for name in given.keys() - set(own):
@@ -95,83 +96,69 @@ def choose_knobs(options: Namespace, trained: Trained) -> dict[str, Any]:
     return given
 
 
-def choose_checkpoint(wanted: str | None) -> int | Literal["best"] | None:
-    """Read --checkpoint; raises UserError where it is neither a number nor `best`."""
-    if wanted is None:
-        return None
-    if wanted == "best":
-        return "best"
-    if not wanted.isdecimal():
-        raise UserError(f"--checkpoint is {wanted}: give the images seen of one, or best")
-    return int(wanted)
-
-
 def choose_shown(
     num_classes: int, per_class: int, height: int, width: int
 ) -> tuple[list[int], int]:
-    """Choose which images, by class and number, the PNG shows, and in how many columns.
+    """Return the rows of the images that the PNG shows, and its columns.
 
-    Of many classes they are evenly spaced.
+    Of many classes it shows some, evenly spaced.
     """
     if per_class == 1:  # classes in rows of as many as fit
         rows, columns = images.fit_grid(num_classes, num_classes, height, width)
         return images.evenly_spaced(num_classes, min(num_classes, rows * columns)), columns
-    rows, columns = images.fit_grid(num_classes, min(per_class, SHOWN), height, width)
+    rows, columns = images.fit_grid(num_classes, min(per_class, NUM_SHOWN), height, width)
     classes = images.evenly_spaced(num_classes, rows)
     return [k * per_class + number for k in classes for number in range(columns)], columns
 
 
-def save_singly(
+def save_image_folder(
     folder: Path, pixels: np.ndarray, labels: np.ndarray | None, classes: list[str]
 ) -> None:
     """Write uint8 [N, H, W, C] as a PNG each, and as `images.npz`, in a new folder.
 
-    The files lie side by side, as pytorch-fid, clean-fid and torch-fidelity read them, and are
-    named by class and number within it: CLASS-00000.png, without classes 00000.png. The folder is
-    written whole or not at all.
+    A flat folder, as pytorch-fid, clean-fid and torch-fidelity read it. Files are named by class
+    and number within it: CLASS-00000.png, without classes 00000.png. The folder is written
+    atomically.
     """
     counts: Counter[str] = Counter()
-    with new_folder(folder.resolve(), identity="images.npz") as made:
+    with new_folder(folder.resolve(), identity="images.npz") as partial:
         for k, image in enumerate(pixels):
             name = "" if labels is None else re.sub(r"[^\w.+-]", "_", classes[labels[k]]) + "-"
-            images.save_png(made / f"{name}{counts[name]:05d}.png", image)
+            images.save_png(partial / f"{name}{counts[name]:05d}.png", image)
             counts[name] += 1
-        images.save_npz(made / "images.npz", pixels, labels)
+        images.save_npz(partial / "images.npz", pixels, labels)
 
 
-def make_images(options: Namespace, engine: Engine) -> None:
-    """Sample, and write a PNG grid (a row for each class) and an `.npz`."""
-    check_range(options, "--", "per_class", min=1, max=MOST_OF_A_CLASS)
+def sample(options: Namespace, engine: Engine) -> None:
+    """Sample, and write a PNG grid (a row for each class) and an `.npz`, or single images."""
+    check_range(options, "--", "per_class", min=1, max=MAX_PER_CLASS)
     outputs = choose_outputs("--out", options.out) if options.out else None
-    trained = open_trained(
-        Path(options.run), choose_checkpoint(options.checkpoint), options.average
-    )
-    chosen = choose_classes(trained, options.classes)
+    trained = load_run(Path(options.run), parse_checkpoint(options.checkpoint), options.average)
+    classes = choose_classes(trained, options.classes)
     nets = {name: net.to(engine.device) for name, net in trained.nets.items()}
     for net in nets.values():
         use_kernels(net)
         if options.compile:
             compile_net(net)
-    labels = torch.tensor(chosen).repeat_interleave(options.per_class)
-    number = torch.arange(options.per_class).repeat(len(chosen))
-    # So image k of a class is the same whatever else is asked for.
-    index = (labels << BITS_OF_A_CLASS) + number
+    labels = torch.tensor(classes).repeat_interleave(options.per_class)
+    number = torch.arange(options.per_class).repeat(len(classes))
+    # Image k of a class does not depend on the other classes or the count.
+    index = (labels << _INDEX_BITS) + number
     knobs = choose_knobs(options, trained)
-    with progress("making images", len(labels)):
-        made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+    with progress("sampling", len(labels)):
+        x = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
     if not engine.is_main:
         return
-    pixels = images.to_uint8(made, trained.objective.pixels)
+    pixels = images.to_uint8(x, trained.objective.pixels)
     if outputs is None:
         stem = f"{trained.images_seen:09d}-seed{options.seed}"
         outputs = choose_outputs("--out", str(Path(options.run) / "generated" / f"{stem}.png"))
-    by_class = trained.objective.num_classes is not None
-    saved_labels = labels.numpy() if by_class else None
+    saved_labels = labels.numpy() if trained.objective.num_classes is not None else None
     if outputs.folder is not None:
-        save_singly(outputs.folder, pixels, saved_labels, trained.classes)
+        save_image_folder(outputs.folder, pixels, saved_labels, trained.classes)
         print(f"{len(pixels)} images: {outputs.folder}/*.png and {outputs.npz}")
         return
-    shown, columns = choose_shown(len(chosen), options.per_class, *pixels.shape[1:3])
+    shown, columns = choose_shown(len(classes), options.per_class, *pixels.shape[1:3])
     images.save_png(outputs.png, images.grid(pixels[shown], columns))
     images.save_npz(outputs.npz, pixels, saved_labels)
     part = "" if len(shown) == len(pixels) else f" ({len(shown)} of them)"
@@ -179,10 +166,7 @@ def make_images(options: Namespace, engine: Engine) -> None:
 
 
 def main() -> None:
-    """Make images by the command line."""
+    """Sample from the command line."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
-    try:
-        make_images(options, engine)
-    finally:
-        engine.close()
+    with contextlib.closing(Engine("no")) as engine:
+        sample(options, engine)

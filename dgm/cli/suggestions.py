@@ -101,7 +101,7 @@ _OPTIONS = {
     "checkpoint": "ckpt ckpt_path checkpoint_path step images_seen",
     "seed": "random_seed manual_seed",
     "seeds": "num_seeds n_seeds",
-    "measure": "metric metrics measures",
+    "metrics": "metric measure measures",
     "average": "ema use_ema",
     "classes": "class class_label class_labels labels label class_idx",
     "weights": "inception_weights inception_path",

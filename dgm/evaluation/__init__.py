@@ -1,1 +1,1 @@
-"""Measures of how good a trained model is."""
+"""Metrics of trained models."""

@@ -1,4 +1,4 @@
-"""Which classes are asked for where generated images are compared with real ones."""
+"""Labels of generated images, and class-balanced subsets of real ones."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgm.rng import permutation
 from dgm.training.device_loader import Images
 
 BY_FREQUENCY = "by the training data's frequencies"
 UNIFORM = "uniform"
-_AT_ONCE = 1 << 16  # labels that are read at once
+_CHUNK = 1 << 16  # labels read at once
 
 
 def count_classes(data: Images, num_classes: int) -> np.ndarray:
-    """Count the images of each class: int64 [num_classes]."""
+    """Return the number of images of each class: int64 [num_classes]."""
     counts = np.zeros(num_classes, np.int64)
-    for start in range(0, len(data), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(data)))
+    for start in range(0, len(data), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(data)))
         counts += np.bincount(data.labels(rows), minlength=num_classes)
     return counts
 
@@ -29,7 +30,7 @@ def is_balanced(counts: np.ndarray) -> bool:
 
 
 def uniform_labels(count: int, counts: np.ndarray) -> Tensor:
-    """Return `count` labels, the classes that occur in turn: int64 [count]."""
+    """Return `count` labels that cycle through the classes that occur: int64 [count]."""
     present = torch.from_numpy(np.flatnonzero(counts))
     return present[torch.arange(count) % len(present)]
 
@@ -38,18 +39,34 @@ def labels_by_frequency(count: int, counts: np.ndarray) -> Tensor:
     """Return `count` labels as frequent as the classes of `counts` [classes]: int64 [count].
 
     Allocated by largest remainders (the lower label first where they are equal), and each class
-    spread evenly over the labels. Where all classes are equally frequent, they come in turn.
+    spread evenly over the labels. Equally frequent classes are cycled through.
     """
     if is_balanced(counts):
         return uniform_labels(count, counts)
     counts = counts.astype(object)  # exact: the product passes 64 bits for huge data
     quotas = count * counts
-    given = (quotas // counts.sum()).astype(np.int64)
+    allocated = (quotas // counts.sum()).astype(np.int64)
     remainders = quotas % counts.sum()
     order = sorted(range(len(counts)), key=lambda label: (-remainders[label], label))
-    given[order[: count - int(given.sum())]] += 1
-    labels = np.repeat(np.arange(len(counts)), given)
-    within = np.concatenate([np.arange(n) for n in given])
-    # The k-th of n of a class has its place at (k + 1/2) / n of all.
-    places = (within + 0.5) / given[labels]
-    return torch.from_numpy(labels[np.lexsort((labels, places))])
+    allocated[order[: count - int(allocated.sum())]] += 1
+    labels = np.repeat(np.arange(len(counts)), allocated)
+    rank = np.concatenate([np.arange(n) for n in allocated])
+    # The k-th of n labels of a class lies at (k + 1/2) / n of the whole.
+    position = (rank + 0.5) / allocated[labels]
+    return torch.from_numpy(labels[np.lexsort((labels, position))])
+
+
+def balanced_subset(labels: np.ndarray, count: int, seed: int, run: int = 1) -> np.ndarray:
+    """Return the rows of up to `count` images, cycling through the classes in a seeded order.
+
+    `run` images of a class follow each other; a class contributes complete runs only.
+    """
+    order = permutation(seed, 0, len(labels)).numpy()
+    rank = np.empty(len(order), dtype=np.int64)  # of an image among those of its class
+    complete = np.empty(len(order), dtype=bool)
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        rank[of_class] = np.arange(len(of_class))
+        complete[of_class] = rank[of_class] < len(of_class) // run * run
+    rows = np.lexsort((rank, labels, rank // run))
+    return rows[complete[rows]][:count]

@@ -1,4 +1,4 @@
-"""A small classifier trained on real images: does it see the class that was asked for?"""
+"""A small classifier of the real images, for class consistency and as a feature extractor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Classifier(nn.Module):
     """Three stages of convolutions; [B, 3, H, W] in [-1, 1] to logits [B, classes]."""
 
     def __init__(self, num_classes: int, width: int = 32, channels: int = 3):
-        """Make a net of about 0.3 M parameters at the default width."""
+        """Build a net of about 0.3 M parameters at the default width."""
         super().__init__()
         stages: list[nn.Module] = []
         inputs = channels
@@ -43,29 +43,29 @@ class Classifier(nn.Module):
         self.out = nn.Linear(4 * width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Describe images by what the last layer sees, [B, 4 width]."""
+        """Return the input of the last layer, [B, 4 width]."""
         return self.stages(x).mean((2, 3))
 
-    def levels(self, x: Tensor) -> list[Tensor]:
-        """Describe images after each of the three stages, [B, D, H, W]."""
-        found = []
+    def stage_features(self, x: Tensor) -> list[Tensor]:
+        """Return the output of each of the three stages, [B, D, H, W]."""
+        outputs = []
         for layer in self.stages:
             x = layer(x)
             if isinstance(layer, nn.MaxPool2d):
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         return self.out(self.features(x))
 
 
 def train_classifier(
     data: Images, num_classes: int, epochs: int, seed: int, device: torch.device, batch: int = 100
 ) -> Classifier:
-    """Train on all images of a data set; the same seed gives the same classifier on one machine.
+    """Train on all images of a data set, reproducibly by the seed on one machine.
 
-    The global random state is left as it was.
+    The global random state does not change.
     """
     net = _initialized(num_classes, seed).to(device).to(memory_format=torch.channels_last)
     use_kernels(net)
@@ -87,9 +87,9 @@ def train_classifier(
 
 
 def _initialized(num_classes: int, seed: int) -> Classifier:
-    """Return a net with weights drawn from a seed, without a trace in the global random state."""
-    # The weights are drawn on the CPU, so that no other device's generator is involved: this seeds
-    # the CPU's alone, where torch.manual_seed would seed every device's.
+    """Return a net with weights drawn from a seed; the global random state does not change."""
+    # The weights are drawn on the CPU: seed its generator alone, as torch.manual_seed would seed
+    # every device's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Classifier(num_classes)
@@ -104,7 +104,10 @@ def cached_classifier(
     epochs: int,
     seed: int,
 ) -> Classifier:
-    """Give every process the classifier of a data set, trained once by the first."""
+    """Return the classifier of a data set, read from `folder` or trained by the main process.
+
+    A damaged file is replaced. Collective: call on all ranks.
+    """
     path = folder / f"classifier-{data_id}-{epochs}-epochs-seed{seed}.safetensors"
 
     def train() -> None:
@@ -127,29 +130,29 @@ def _read(path: Path, num_classes: int) -> Classifier | None:
     net = _initialized(num_classes, 0)  # the weights are replaced
     try:
         net.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError):  # none yet, or damaged: then it is made anew
+    except (OSError, SafetensorError, RuntimeError):  # missing or damaged
         return None
     return net.eval()
 
 
 @torch.no_grad()
 def classify(net: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
-    """Give the class of each of uint8 [N, H, W, C], int64 [N]."""
-    return torch.cat([net(part).argmax(1) for part in _parts(net, images, batch)]).cpu().numpy()
+    """Return the likeliest class of each of uint8 [N, H, W, C], int64 [N]."""
+    return torch.cat([net(x).argmax(1) for x in _batches(net, images, batch)]).cpu().numpy()
 
 
 @torch.no_grad()
-def describe(net: Classifier, images: np.ndarray, batch: int = 500) -> Tensor:
-    """Give the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
-    return torch.cat([net.features(part) for part in _parts(net, images, batch)]).cpu()
+def extract_features(net: Classifier, images: np.ndarray, batch: int = 500) -> Tensor:
+    """Return the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
+    return torch.cat([net.features(x) for x in _batches(net, images, batch)]).cpu()
 
 
-def _parts(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
+def _batches(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
     device = next(net.parameters()).device
     for start in range(0, len(images), batch):
         yield to_input(images[start : start + batch], device)
 
 
 def to_input(images: np.ndarray, device: torch.device) -> Tensor:
-    """Turn uint8 [B, H, W, C] into floats [B, C, H, W] in [-1, 1]."""
+    """Convert uint8 [B, H, W, C] to floats [B, C, H, W] in [-1, 1]."""
     return STANDARD.scale(torch.from_numpy(images).to(device))

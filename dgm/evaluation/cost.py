@@ -1,4 +1,4 @@
-"""What it takes to make images with a trained run."""
+"""Parameters and sampling time of a trained run."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from dgm.objective import Nets, Objective
 from dgm.training.engine import Engine
 from dgm.training.sampling import sample_on_all
 
-_ROUNDS, _SECONDS = 3, 1.0  # at least: a GAN's images take a millisecond each
+_MIN_ROUNDS, _MIN_SECONDS = 3, 1.0  # a GAN's images take a millisecond each
 
 
 def sampling_cost(
     engine: Engine, objective: Objective, nets: Nets, num_images: int, num_classes: int, seed: int
 ) -> dict[str, float]:
-    """Count parameters, and time the making of `num_images` images as the run's `sample.*` says.
+    """Count parameters, and time sampling `num_images` images with the run's `sample.*` settings.
 
-    `num_parameters` of all nets, and `num_parameters_NAME` of each where there are several;
-    `seconds_per_image` of all processes together, the median of three rounds and more, for a second
-    at least, after a first one. All processes must ask.
+    Return `num_parameters` of all nets, `num_parameters_NAME` of each if there are several, and
+    `seconds_per_image` of all processes together: the median of at least three rounds and one
+    second, after a warm-up round. Collective: call on all ranks.
     """
     index = torch.arange(num_images)
     labels = index % num_classes
     times: list[float] = []
-    while engine.agree(len(times) < 1 + _ROUNDS or sum(times[1:]) < _SECONDS):
-        began = time.perf_counter()
-        made = sample_on_all(engine, objective, nets, index, labels, seed)
-        made[:, 0, 0, 0].tolist()  # wait for the device
-        times.append(time.perf_counter() - began)
+    while engine.agree(len(times) < 1 + _MIN_ROUNDS or sum(times[1:]) < _MIN_SECONDS):
+        start = time.perf_counter()
+        samples = sample_on_all(engine, objective, nets, index, labels, seed)
+        samples[:, 0, 0, 0].tolist()  # wait for the device
+        times.append(time.perf_counter() - start)
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
     parts = {f"num_parameters_{name}": size for name, size in sizes.items()}
     return {

@@ -1,4 +1,4 @@
-"""Nets in whose features images are compared: one interface for all measures."""
+"""Nets in whose features images are compared, behind one interface for all metrics."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from dgm.evaluation.classifier import Classifier, to_input
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 
-See = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Forward = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Features:
-    """A net that describes images."""
+class FeatureExtractor:
+    """A net that maps images to features and logits."""
 
     name: str
-    """`cifar`, the project's own small net for images of such size; `inception`; or the latter with
-    weights of other people."""
+    """`cifar`, the project's classifier; `inception`; or `inception-SHA256`, the same net with
+    other weights than the standard ones."""
     version: str
-    """Which weights these are."""
+    """Hash of the weights."""
     resizer: str
-    """How images come to the size that the net takes."""
-    see: See
-    """Give features [B, D] and logits [B, classes] of uint8 [B, H, W, C]."""
+    """How images are resized for the net."""
+    forward: Forward
+    """Returns features [B, D] and logits [B, classes] of uint8 [B, H, W, C]."""
     batch: int
 
     @torch.no_grad()
-    def describe(
+    def compute(
         self, engine: Engine, count: int, images: Callable[[np.ndarray], np.ndarray]
     ) -> tuple[Tensor, Tensor]:
-        """Describe the images of the rows 0 to count - 1, each process a part.
+        """Return features [count, D] and logits [count, classes] of the rows 0 to count - 1.
 
-        Gives features [count, D] and logits [count, classes], float32 on the CPU, on all processes.
+        float32 on the CPU of all processes, each of which computes a part. Collective: call on all
+        ranks.
         """
         width = 0
 
@@ -47,7 +48,7 @@ class Features:
             nonlocal width
             parts = []
             for own in rows.split(self.batch):
-                features, logits = self.see(images(own.numpy()))
+                features, logits = self.forward(images(own.numpy()))
                 width = features.shape[1]
                 parts.append(torch.cat([features, logits], dim=1))
                 advance(len(own))
@@ -57,24 +58,24 @@ class Features:
             both = engine.spread(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
 
-    def describe_all(self, engine: Engine, data: Images) -> Tensor:
-        """Describe every image of a data set, in its order."""
-        return self.describe(engine, len(data), data.images)[0]
+    def compute_dataset(self, engine: Engine, data: Images) -> Tensor:
+        """Return the features of every image of a data set, in its order."""
+        return self.compute(engine, len(data), data.images)[0]
 
 
-def of_classifier(net: Classifier) -> Features:
-    """Compare images by what the project's own classifier of the real images sees."""
+def classifier_features(net: Classifier) -> FeatureExtractor:
+    """Return the extractor of a classifier's features."""
     device = next(net.parameters()).device
 
-    def see(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    def forward(images: np.ndarray) -> tuple[Tensor, Tensor]:
         features = net.features(to_input(images, device))
         return features, net.out(features)
 
-    return Features("cifar", fingerprint(net), "none: images as they are", see, 500)
+    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, 500)
 
 
 def fingerprint(net: nn.Module) -> str:
-    """Give a short name of a net's weights."""
+    """Return a short hash of a net's weights."""
     digest = hashlib.sha256()
     for value in net.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""How alike images are, pair by pair: of a and b [B, C, H, W], each [B]."""
+"""Similarity of pairs of images a and b [B, C, H, W], each [B]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dgm.evaluation.classifier import Classifier
 
 _RANGE = 255.0  # from black to white
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
-SMALLEST = _WINDOW  # side of an image
+MIN_SIDE = _WINDOW  # of images that have an SSIM
 _K = (0.01, 0.03)
 
 
@@ -29,12 +29,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     a, b: pixel values in [0, 255] with black 0, as the luminance factor
     (2 mu_a mu_b + C1) / (mu_a^2 + mu_b^2 + C1) depends on the origin. 11 x 11 Gaussian window of
     sigma 1.5 and K = (0.01, 0.03), as in the paper; the mean over channels and over positions where
-    the window lies within the image. H and W must be at least SMALLEST.
+    the window lies within the image. H and W must be at least MIN_SIDE.
     """
     channels = a.shape[1]
-    place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
-    line = torch.exp(-(place**2) / (2 * _WINDOW_SIGMA**2))
-    window = torch.outer(line, line) / line.sum() ** 2
+    offset = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
+    gaussian = torch.exp(-(offset**2) / (2 * _WINDOW_SIGMA**2))
+    window = torch.outer(gaussian, gaussian) / gaussian.sum() ** 2
     kernel = window.expand(channels, 1, _WINDOW, _WINDOW)
 
     def mean(x: Tensor) -> Tensor:
@@ -42,27 +42,27 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     a, b = a.double(), b.double()
     mean_a, mean_b = mean(a), mean(b)
-    spread_a, spread_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    shared = mean(a * b) - mean_a * mean_b
+    variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
     c1, c2 = ((k * _RANGE) ** 2 for k in _K)
-    same = (2 * mean_a * mean_b + c1) * (2 * shared + c2)
-    whole = (mean_a**2 + mean_b**2 + c1) * (spread_a + spread_b + c2)
-    return (same / whole).mean((1, 2, 3))
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return (numerator / denominator).mean((1, 2, 3))
 
 
 @torch.no_grad()
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
-    """Measure how differently a classifier sees a and b (pixels.STANDARD), 0 for identical images.
+    """Return the distance of a and b (pixels.STANDARD) in a classifier's features, 0 if identical.
 
     As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: at each stage features of
-    unit length at every place, their squared difference, the mean over places and stages.
+    unit length at every position, their squared difference, the mean over positions and stages.
     """
+
+    def unit_features(x: Tensor) -> list[Tensor]:
+        return [functional.normalize(features, dim=1) for features in net.stage_features(x)]
+
     stages = [
         (one - other).square().sum(1).mean((1, 2))
-        for one, other in zip(_directions(net, a), _directions(net, b), strict=True)
+        for one, other in zip(unit_features(a), unit_features(b), strict=True)
     ]
     return torch.stack(stages).mean(0)
-
-
-def _directions(net: Classifier, x: Tensor) -> list[Tensor]:
-    return [functional.normalize(seen, dim=1) for seen in net.levels(x)]

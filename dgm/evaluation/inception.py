@@ -1,6 +1,6 @@
 """Inception's features, by torch-fidelity's net and weights from a local file.
 
-Nothing is downloaded: where the file is missing, it is said where to get it.
+Nothing is downloaded: the error for a missing file names its address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dgm.common.errors import UserError
-from dgm.evaluation.features import Features
+from dgm.evaluation.features import FeatureExtractor
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -25,12 +25,12 @@ SIDE = 299
 _LAYERS = ["2048", "logits_unbiased"]  # torch-fidelity's for FID and KID, and for the score
 
 
-def inception_features(path: Path, device: torch.device) -> Features:
-    """Open the weights of the Inception net of Heusel et al. 2017, as torch-fidelity takes them.
+def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
+    """Return the Inception net of Heusel et al. 2017 as torch-fidelity computes it.
 
-    A file of other weights that fits the net is taken under another name, `inception-<sha256>`:
-    what is measured with it is no FID. Raises UserError where the file is missing, or none of
-    weights of this net.
+    With other weights that fit the net it is named `inception-<sha256>`, as distances in its
+    features are no FID. Raise UserError if the file is missing or does not hold weights of this
+    net.
     """
     if not path.is_file():
         raise UserError(
@@ -44,7 +44,7 @@ def inception_features(path: Path, device: torch.device) -> Features:
         raise UserError(f"{path} cannot be read ({error.strerror}): give --weights PATH") from None
     if digest != SHA256:
         _check(path)
-    # Late: it brings much along, and the project's own features do without.
+    # Slow to import, and the project's classifier does without.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
@@ -55,32 +55,32 @@ def inception_features(path: Path, device: torch.device) -> Features:
         raise UserError(_wrong(path, "its tensors are not those of the net")) from None
     net = net.to(device)
 
-    def see(images: np.ndarray) -> tuple[Tensor, Tensor]:
-        found = net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
-        return found[0], found[1]
+    def forward(images: np.ndarray) -> tuple[Tensor, Tensor]:
+        features, logits = net(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        return features, logits
 
     if digest != SHA256:
         warnings.warn(
             f"{path} holds other weights of Inception than the standard ones (sha256 {digest}): "
-            "what is measured compares with nothing published", stacklevel=2,
+            "the metrics cannot be compared with published ones", stacklevel=2,
         )  # fmt: skip
     name = "inception" if digest == SHA256 else f"inception-{digest[:8]}"
-    resizer = f"bilinear to {SIDE} x {SIDE} as TensorFlow 1 does it, within torch-fidelity's net"
-    return Features(name, digest[:12], resizer, see, 50)
+    resizer = f"bilinear to {SIDE} x {SIDE} as in TensorFlow 1, within torch-fidelity's net"
+    return FeatureExtractor(name, digest[:12], resizer, forward, 50)
 
 
 def _check(path: Path) -> None:
-    """Refuse a file that is not a dictionary of tensors, before anything in it may run."""
+    """Raise UserError if a file is not a dictionary of tensors, without running code in it."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         raise UserError(_wrong(path, "it cannot be read as a file of weights")) from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(_wrong(path, "it holds something else than tensors by name"))
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(_wrong(path, "it does not hold tensors by name"))
 
 
 def _wrong(path: Path, reason: str) -> str:
     return (
-        f"{path} is damaged or of another net ({reason}; {path.stat().st_size:,} bytes, where "
-        f"{SIZE:,} are right): put {URL} there, sha256 {SHA256}, or choose --features cifar"
+        f"{path} is damaged or of another net ({reason}; {path.stat().st_size:,} bytes instead of "
+        f"{SIZE:,}): put {URL} there, sha256 {SHA256}, or choose --features cifar"
     )

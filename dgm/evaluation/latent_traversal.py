@@ -1,4 +1,4 @@
-"""Walks through a family's latents: from image to image, and along single directions."""
+"""Interpolation between latents, and traversal along single directions of them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,24 @@ from torch import Tensor
 
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.image_similarity import feature_distance
+from dgm.evaluation.likelihood import load_batch
 from dgm.latent_space import jtj_product, principal_directions
-from dgm.objective import Batch, LatentDecoder, LatentEncoder, Nets
+from dgm.objective import LatentDecoder, LatentEncoder, Nets
 from dgm.rng import Draws
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
-
-
-def load(data: Images, index: Tensor, device: torch.device) -> Batch:
-    """Load stored images by number."""
-    return Batch(
-        torch.from_numpy(data.images(index.numpy())).to(device),
-        torch.from_numpy(data.labels(index.numpy())).to(device),
-    )
 
 
 @torch.no_grad()
 def encode_on_all(
     engine: Engine, objective: LatentEncoder, nets: Nets, data: Images, index: Tensor, seed: int
 ) -> Tensor:
-    """Find the latents of stored images [N], each process a part: [N, D] on all."""
+    """Return latents [N, D] of the images at `index` [N]. Collective: call on all ranks."""
 
-    def encode(mine: Tensor) -> Tensor:
-        rows = index[mine]
-        draws = Draws.of(seed, rows.to(engine.device))
-        return objective.encode(nets, load(data, rows, engine.device), draws)
+    def encode(rows: Tensor) -> Tensor:
+        own = index[rows]
+        draws = Draws.of(seed, own.to(engine.device))
+        return objective.encode(nets, load_batch(data, own, engine.device), draws)
 
     return engine.spread(len(index), encode)
 
@@ -42,41 +35,36 @@ def encode_on_all(
 def decode_on_all(
     engine: Engine, objective: LatentDecoder, nets: Nets, z: Tensor, labels: Tensor, batch: int
 ) -> Tensor:
-    """Make images of latents [R, K, D], each process a part: [R, K, C, H, W] on all.
+    """Return images [R, K, C, H, W] of latents [R, K, D]. Collective: call on all ranks.
 
-    `labels` [R] are those of rows; `batch` images are made at a time.
+    `labels` [R] are those of rows; `batch` images are decoded at a time.
     """
-    flat, told = z.flatten(0, 1), labels.to(z.device).repeat_interleave(z.shape[1])
+    flat, flat_labels = z.flatten(0, 1), labels.to(z.device).repeat_interleave(z.shape[1])
 
-    def decode(mine: Tensor) -> Tensor:
-        parts = (rows.to(z.device) for rows in mine.split(batch))
-        return torch.cat([objective.decode(nets, flat[rows], told[rows]) for rows in parts])
+    def decode(own: Tensor) -> Tensor:
+        parts = (rows.to(z.device) for rows in own.split(batch))
+        return torch.cat([objective.decode(nets, flat[rows], flat_labels[rows]) for rows in parts])
 
     return engine.spread(len(flat), decode).float().unflatten(0, tuple(z.shape[:2]))
 
 
 def smoothness(net: Classifier, rows: Tensor) -> list[dict[str, float]]:
-    """Measure how evenly each row of images [R, K, C, H, W] changes, by the classifier's features.
+    """Return how evenly each row of images [R, K, C, H, W] changes in the classifier's features.
 
-    `mean_step` is the distance of neighbours on average; `largest_over_mean` is 1 for a row that
-    changes evenly, and K - 1 for one that changes in a single leap.
+    `mean_step` is the mean distance of consecutive images; `largest_over_mean` is 1 for a row that
+    changes evenly, and K - 1 for one that changes in a single step.
     """
     before, after = rows[:, :-1].flatten(0, 1), rows[:, 1:].flatten(0, 1)
     steps = feature_distance(net, before, after).unflatten(0, (len(rows), -1)).double()
     means = steps.mean(1)
     uneven = torch.where(means > 0, steps.amax(1) / means, 1.0)
     return [
-        {"mean_step": float(mean), "largest_over_mean": float(most)}
-        for mean, most in zip(means, uneven, strict=True)
+        {"mean_step": float(mean), "largest_over_mean": float(ratio)}
+        for mean, ratio in zip(means, uneven, strict=True)
     ]
 
 
-def distance_of_ends(net: Classifier, rows: Tensor) -> list[float]:
-    """Measure how far the ends of each row of images [R, K, C, H, W] lie apart in features."""
-    return feature_distance(net, rows[:, 0], rows[:, -1]).tolist()
-
-
-def most_changing(
+def most_changing_directions(
     engine: Engine,
     objective: LatentDecoder,
     nets: Nets,
@@ -85,20 +73,21 @@ def most_changing(
     count: int,
     seed: int,
 ) -> tuple[Tensor, Sequence[float]]:
-    """Find the directions in which images of latents about z [N, D] change most, [count, D].
+    """Return the directions [count, D] in which images of latents near z [N, D] change most.
 
-    With each, the change of a pixel (root mean square, of the 2 from black to white) for a unit.
+    With each, the change of a pixel (root mean square; black to white is 2) for a unit step.
+    Collective: call on all ranks.
     """
-    told = labels.to(z.device)
+    labels = labels.to(z.device)
 
     def pulled(directions: Tensor) -> Tensor:
         def at(row: int) -> Tensor:
-            own = told[row].expand(len(directions))
+            own = labels[row].expand(len(directions))
             return jtj_product(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
 
-        return engine.spread(len(z), lambda mine: torch.stack([at(int(k)) for k in mine])).mean(0)
+        return engine.spread(len(z), lambda rows: torch.stack([at(int(k)) for k in rows])).mean(0)
 
     with torch.no_grad():
-        pixels = objective.decode(nets, z[:1], told[:1]).numel()
+        num_pixels = objective.decode(nets, z[:1], labels[:1]).numel()
     directions, values = principal_directions(pulled, z.shape[1], count, seed)
-    return directions.to(z), (values.clamp(min=0) / pixels).sqrt().tolist()
+    return directions.to(z), (values.clamp(min=0) / num_pixels).sqrt().tolist()

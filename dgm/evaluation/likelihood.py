@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,76 +16,76 @@ from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 
 
-@torch.no_grad()
-def over_images(
-    engine: Engine,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    of: Callable[[Batch, Draws], Tensor],
-    batch: int = 100,
-) -> Tensor:
-    """Compute `of` images [N] of a data set, each process a part: [N, ...] float64, on the CPU.
+def load_batch(data: Images, index: Tensor, device: torch.device) -> Batch:
+    """Return the images of a data set at `index` [B] on a device."""
+    rows = index.numpy()
+    return Batch(
+        torch.from_numpy(data.images(rows)).to(device),
+        torch.from_numpy(data.labels(rows)).to(device),
+    )
 
-    Image i has the draws of (seed, i). All processes must ask.
-    """
 
-    def measure(rows: Tensor) -> Tensor:
-        parts = []
-        for own in index[rows].split(batch):
-            given = Batch(
-                torch.from_numpy(data.images(own.numpy())).to(engine.device),
-                torch.from_numpy(data.labels(own.numpy())).to(engine.device),
-            )
-            parts.append(of(given, Draws.of(seed, own.to(engine.device))).double())
-            advance(len(own))
-        return torch.cat(parts)
+@dataclass(frozen=True)
+class ImageSubset:
+    """Images of a data set to evaluate, each process of the engine a part."""
 
-    with progress("measuring test images", len(index)):
-        return engine.spread(len(index), measure).cpu()
+    engine: Engine
+    data: Images
+    index: Tensor  # int64 [N]: their rows
+    seed: int  # image i has the draws of (seed, i)
+    batch: int = 100
+
+    @torch.no_grad()
+    def map(self, fn: Callable[[Batch, Draws], Tensor]) -> Tensor:
+        """Return `fn` of the images, float64 [N, ...] on the CPU. Collective: call on all ranks."""
+        device = self.engine.device
+
+        def compute(rows: Tensor) -> Tensor:
+            parts = []
+            for own in self.index[rows].split(self.batch):
+                draws = Draws.of(self.seed, own.to(device))
+                parts.append(fn(load_batch(self.data, own, device), draws).double())
+                advance(len(own))
+            return torch.cat(parts)
+
+        with progress("evaluating test images", len(self.index)):
+            return self.engine.spread(len(self.index), compute).cpu()
 
 
 def bits_per_dim(
-    engine: Engine,
-    objective: Likelihood,
-    nets: Nets,
-    data: Images,
-    index: Tensor,
-    seed: int,
-    batch: int = 100,
-    importance_samples: int = 0,
+    objective: Likelihood, nets: Nets, images: ImageSubset, importance_samples: int = 0
 ) -> dict[str, float]:
-    """Measure images [N] of a data set, each process a part: nats / (D ln 2), on average.
+    """Return bits per dimension, nats / (D ln 2), averaged over images.
 
-    Gives the whole under `exact` or `bound`, its standard error over images under `error`, and
-    each of its terms under its own name; with `importance_samples` the closer bound of a family
-    that has one, as `importance_weighted`. All processes must ask.
+    The total is `exact` or `bound`, its standard error over images `error`, and each term has its
+    own name; with `importance_samples` the tighter bound of a family that has one is
+    `importance_weighted`. Collective: call on all ranks.
     """
     names: list[str] = []
 
-    def terms(given: Batch, draws: Draws) -> Tensor:
-        nats = objective.nats(nets, given, draws)
+    def terms(batch: Batch, draws: Draws) -> Tensor:
+        nats = objective.nats(nets, batch, draws)
         if importance_samples:
-            assert isinstance(objective, ImportanceWeighted), "the caller has asked"
-            closer = objective.importance_weighted_nats(nets, given, draws, importance_samples)
-            nats = {**nats, "importance_weighted": closer}
+            assert isinstance(objective, ImportanceWeighted), "checked by the caller"
+            tighter = objective.importance_weighted_nats(nets, batch, draws, importance_samples)
+            nats = {**nats, "importance_weighted": tighter}
         names[:] = nats
-        return torch.stack(list(nats.values()), dim=1).double() * as_bits(given)
+        return torch.stack(list(nats.values()), dim=1).double() * bits_per_nat(batch)
 
-    found = over_images(engine, data, index, seed, terms, batch)
-    whole = found[:, [name != "importance_weighted" for name in names]].sum(1)
+    bits = images.map(terms)
+    total = bits[:, [name != "importance_weighted" for name in names]].sum(1)
     return {
-        "exact" if objective.exact else "bound": float(whole.mean()),
-        "error": standard_error(whole),
-        **dict(zip(names, found.mean(0).tolist(), strict=True)),
+        "exact" if objective.exact else "bound": float(total.mean()),
+        "error": standard_error(total),
+        **dict(zip(names, bits.mean(0).tolist(), strict=True)),
     }
 
 
-def as_bits(given: Batch) -> float:
-    """Give what turns nats of an image into bits per dimension: 1 / (D ln 2)."""
-    return 1 / (given.images[0].numel() * math.log(2))
+def bits_per_nat(batch: Batch) -> float:
+    """Return the factor from nats of an image to bits per dimension: 1 / (D ln 2)."""
+    return 1 / (batch.images[0].numel() * math.log(2))
 
 
 def standard_error(values: Tensor) -> float:
-    """Estimate how far the mean of [N] may lie off; not a number for one value."""
+    """Return the standard error of the mean of [N]; not a number for one value."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,4 +1,4 @@
-"""What is measured of the averaged weights while a run goes, and decides which are the best."""
+"""Metrics of the averaged weights during training, by which the best checkpoint is chosen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.evaluation.class_labels import count_classes, labels_by_frequency
-from dgm.evaluation.classifier import Classifier, cached_classifier, describe
-from dgm.evaluation.frechet import Moments, frechet_distance
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.classifier import Classifier, cached_classifier, extract_features
+from dgm.evaluation.distances import FeatureStatistics, frechet_distance
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.images import to_uint8
 from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
@@ -24,55 +24,53 @@ from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 from dgm.training.sampling import sample_on_all
 
-Metric = Literal["fd_classifier", "bits_per_dim"]
 SEED = 1  # of classifier and test draws: the same for all runs, so that they can be compared
-
-MOST_MADE = 1_000_000
-"""Images that are made to be measured: so many are held in memory."""
+MAX_SAMPLES = 1_000_000
+"""Generated images to evaluate: all are held in memory."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to measure as a run goes; the checkpoint with the best value so far is kept."""
+    """Metrics during training; the checkpoint with the best value so far is kept."""
 
     every_images: int = 0
-    """Images between two measurements; 0 measures nothing."""
-    metric: Metric = "fd_classifier"
+    """Images between two evaluations; 0 evaluates nothing."""
+    metric: Literal["fd_classifier", "bits_per_dim"] = "fd_classifier"
     """fd_classifier: Frechet distance between real and generated images in the features of a
     classifier trained on the real ones, FD-cifar of launch/evaluate.py; bits_per_dim: of test
-    images, for models that know it."""
+    images, for families with a likelihood."""
     num_images: int = 2000
-    """Images to generate, of classes as frequent as in the data, or test images to look at."""
+    """Images to generate, of classes as frequent as in the data, or test images to evaluate."""
 
 
 @dataclass
 class RealImages:
-    """The images that a model is measured against."""
+    """The real images that a model is compared with."""
 
     train: Images
     num_classes: int
     data_id: str  # of the train images
-    test: Callable[[], Images]  # opened only where they are needed
+    test: Callable[[], Images]  # opened only if needed
 
 
 def make_evaluation(
     config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
 ) -> Callable[[Nets], dict[str, float]] | None:
-    """Make what measures the nets of a run; None where nothing is to be measured.
+    """Return a function that computes the metric of nets; None if `every_images` is 0.
 
-    Raises UserError where the family cannot be measured so.
+    Raise UserError if the family does not have the metric.
     """
     check_range(config, "eval.", "every_images", min=0)
-    check_range(config, "eval.", "num_images", min=2, max=MOST_MADE)
+    check_range(config, "eval.", "num_images", min=2, max=MAX_SAMPLES)
     if config.every_images == 0:
         return None
     if config.metric == "bits_per_dim":
-        return _bits(config, has_likelihood(objective, "eval.metric"), engine, real)
-    return _frechet(config, objective, engine, real, cache)
+        return _bits_evaluation(config, require_likelihood(objective, "eval.metric"), engine, real)
+    return _fd_evaluation(config, objective, engine, real, cache)
 
 
-def has_likelihood(objective: Objective, key: str, other: str = "fd_classifier") -> Likelihood:
-    """Give the objective as one with a likelihood; else UserError names `key` and `other`."""
+def require_likelihood(objective: Objective, key: str, other: str = "fd_classifier") -> Likelihood:
+    """Return the objective if it has a likelihood; else raise UserError, suggesting `other`."""
     if not isinstance(objective, Likelihood):
         raise UserError(
             f"{key} is bits_per_dim, but this family gives images no likelihood: "
@@ -81,51 +79,41 @@ def has_likelihood(objective: Objective, key: str, other: str = "fd_classifier")
     return objective
 
 
-def _bits(
+def _bits_evaluation(
     config: EvalConfig, objective: Likelihood, engine: Engine, real: RealImages
 ) -> Callable[[Nets], dict[str, float]]:
     test = real.test()
     index = permutation(SEED, 0, len(test))[: config.num_images]
+    images = ImageSubset(engine, test, index, SEED)
 
-    def measure(nets: Nets) -> dict[str, float]:
-        found = bits_per_dim(engine, objective, nets, test, index, SEED)
+    def evaluate(nets: Nets) -> dict[str, float]:
         kind = "exact" if objective.exact else "bound"
-        return {f"eval/bits_per_dim_{kind}": found[kind]}
+        return {f"eval/bits_per_dim_{kind}": bits_per_dim(objective, nets, images)[kind]}
 
-    return measure
+    return evaluate
 
 
-def _frechet(
+def _fd_evaluation(
     config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
 ) -> Callable[[Nets], dict[str, float]]:
-    @functools.cache
-    def prepared() -> tuple[Classifier, Moments, torch.Tensor]:
-        # Late, so that a mistake elsewhere is told before a minute is spent on this.
-        net = judge(engine, cache, real)
-        labels = labels_by_frequency(config.num_images, count_classes(real.train, real.num_classes))
-        return net, moments_of_all(net, real.train), labels
+    @functools.cache  # at the first evaluation: it takes a minute, and other errors come first
+    def prepare() -> tuple[Classifier, FeatureStatistics, torch.Tensor]:
+        data = real.train
+        net = cached_classifier(
+            engine, cache, data, real.data_id, real.num_classes, default_epochs(data), SEED
+        )
+        features = extract_features(net, data.images(np.arange(len(data))))
+        labels = labels_by_frequency(config.num_images, count_classes(data, real.num_classes))
+        return net, FeatureStatistics.from_features(features), labels
 
-    def measure(nets: Nets) -> dict[str, float]:
-        distance = fd_classifier(engine, objective, nets, *prepared())
-        return {"eval/fd_classifier": distance}
+    def evaluate(nets: Nets) -> dict[str, float]:
+        return {"eval/fd_classifier": fd_classifier(engine, objective, nets, *prepare())}
 
-    return measure
-
-
-def moments_of_all(net: Classifier, data: Images) -> Moments:
-    """Measure the features of every image of a data set."""
-    return Moments.of(describe(net, data.images(np.arange(len(data)))))
+    return evaluate
 
 
-def judge(engine: Engine, cache: Path, real: RealImages) -> Classifier:
-    """Give the classifier in whose features images are compared."""
-    return cached_classifier(
-        engine, cache, real.train, real.data_id, real.num_classes, enough_epochs(real.train), SEED
-    )
-
-
-def enough_epochs(data: Images) -> int:
-    """Say how often a classifier has to see a data set: 20,000 images in all, or once."""
+def default_epochs(data: Images) -> int:
+    """Return the epochs of a classifier: until 20,000 images are seen, at least one."""
     return -(-20_000 // len(data))
 
 
@@ -134,10 +122,13 @@ def fd_classifier(
     objective: Objective,
     nets: Nets,
     net: Classifier,
-    wanted: Moments,
+    real: FeatureStatistics,
     labels: torch.Tensor,
 ) -> float:
-    """Measure how far generated images of classes `labels` [N] are from the real ones."""
+    """Return the Frechet distance of samples of classes `labels` [N] from the real images."""
     index = torch.arange(len(labels))
-    made = sample_on_all(engine, objective, nets, index, labels, SEED)
-    return frechet_distance(Moments.of(describe(net, to_uint8(made, objective.pixels))), wanted)
+    samples = to_uint8(
+        sample_on_all(engine, objective, nets, index, labels, SEED), objective.pixels
+    )
+    statistics = FeatureStatistics.from_features(extract_features(net, samples))
+    return frechet_distance(statistics, real)

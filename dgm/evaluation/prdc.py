@@ -1,62 +1,65 @@
-"""How two sets of images overlap, by nearest neighbours in features of a net."""
+"""Precision, recall, density and coverage, by nearest neighbours in features of a net."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from dgm.training.engine import Engine
-
 PRECISION_NEIGHBOURS = 3  # of Kynkaanniemi et al. 2019
 COVERAGE_NEIGHBOURS = 5  # of Naeem et al. 2020
 _TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
-_AT_ONCE = 2**25  # distances that are held in memory
+_MAX_DISTANCES = 2**25  # held in memory at once
 _RESOLUTION = 1e-12  # of squared distances, relative to the vectors' squared norms
-_BLOCK = 10_000  # images that are looked through at once
+_BLOCK = 10_000  # base vectors that are searched at once
+
+Spread = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
+"""Computes a function of the rows 0 to count - 1: here, or as `Engine.spread` on all ranks."""
 
 
-def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
-    """Compare generated features [M, D] with real ones [N, D], as many where it can be.
+def on_this_process(count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute `work` of all rows."""
+    return work(torch.arange(count))
 
-    precision: fraction of generated images in the ball around any real one, whose radius is the
-    distance to its third neighbour; recall: the same with the sets exchanged (Kynkaanniemi et al.
-    2019, equations 1 to 3, where the ball is closed). density: number of balls around real images,
-    out to their fifth neighbour, that a generated image lies in, over five; coverage: fraction of
-    these balls that hold any (Naeem et al. 2020, equations 2 and 3; their code, package prdc, has
-    open balls).
+
+def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> dict[str, float]:
+    """Compare generated features [M, D] with real ones [N, D], ideally M = N.
+
+    precision: fraction of generated images in the closed ball around any real one whose radius is
+    the distance to its third neighbour; recall: the same with the sets exchanged (Kynkaanniemi et
+    al. 2019, equations 1 to 3). density: number of open balls around real images, out to their
+    fifth neighbour, that contain a generated image, over five; coverage: fraction of these balls
+    that contain any (Naeem et al. 2020, equations 2 and 3; open balls as in their package prdc).
 
     For two sets of one distribution density is 1 and coverage 1 - 2^-5 = 0.97 on average, whatever
     the distribution; precision and recall are below 1 by an amount that depends on it. For a set
-    against itself all four are 1 (density: if its images differ). Collective: call on all ranks.
+    against itself all four are 1 (density: if its images differ).
     """
-    made, real = made.to(engine.device), real.to(engine.device)
-    near_real = radii(engine, real, PRECISION_NEIGHBOURS)
-    near_made = radii(engine, made, PRECISION_NEIGHBOURS)
-    wide_real = radii(engine, real, COVERAGE_NEIGHBOURS)
+    near_real = knn_radii(real, PRECISION_NEIGHBOURS, spread)
+    near_generated = knn_radii(generated, PRECISION_NEIGHBOURS, spread)
+    wide_real = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
 
-    def of_made(rows: Tensor) -> Tensor:
+    def of_generated(rows: Tensor) -> Tensor:
         parts = [
             torch.stack(
                 [in_closed_ball(d, near_real).any(1), in_open_ball(d, wide_real).sum(1)], dim=1
             )
-            for d in distances(made[rows], real)
+            for d in pairwise_distances(generated[rows], real)
         ]
         return torch.cat(parts).double()
 
     def of_real(rows: Tensor) -> Tensor:
-        own, first, parts = wide_real[rows], 0, []
-        for d in distances(real[rows], made):
-            reach = own[first : first + len(d)]
-            covered = in_open_ball(d.min(1).values, reach)
-            parts.append(torch.stack([in_closed_ball(d, near_made).any(1), covered], dim=1))
-            first += len(d)
+        radii, start, parts = wide_real[rows], 0, []
+        for d in pairwise_distances(real[rows], generated):
+            covered = in_open_ball(d.min(1).values, radii[start : start + len(d)])
+            parts.append(torch.stack([in_closed_ball(d, near_generated).any(1), covered], dim=1))
+            start += len(d)
         return torch.cat(parts).double()
 
-    precision, balls = engine.spread(len(made), of_made).mean(0).tolist()
-    recall, coverage = engine.spread(len(real), of_real).mean(0).tolist()
-    density = balls / COVERAGE_NEIGHBOURS
+    precision, num_balls = spread(len(generated), of_generated).mean(0).tolist()
+    recall, coverage = spread(len(real), of_real).mean(0).tolist()
+    density = num_balls / COVERAGE_NEIGHBOURS
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
@@ -70,48 +73,51 @@ def in_open_ball(distance: Tensor, radius: Tensor) -> Tensor:
     return distance < radius * (1 - _TIE)
 
 
-def radii(engine: Engine, features: Tensor, neighbours: int) -> Tensor:
-    """Measure how far the k-th neighbour of each image lies in its own set [N, D]: [N]."""
+def knn_radii(features: Tensor, k: int, spread: Spread = on_this_process) -> Tensor:
+    """Return the distance of each vector [N, D] to its k-th neighbour in the set: [N]."""
 
-    features = features.to(engine.device)
+    def radii(rows: Tensor) -> Tensor:
+        # The nearest is the vector itself.
+        parts = pairwise_distances(features[rows], features)
+        return torch.cat([d.kthvalue(k + 1).values for d in parts])
 
-    def measure(rows: Tensor) -> Tensor:
-        # Its nearest is the image itself.
-        parts = [d.kthvalue(neighbours + 1).values for d in distances(features[rows], features)]
-        return torch.cat(parts)
-
-    return engine.spread(len(features), measure)
+    return spread(len(features), radii)
 
 
-def nearest(engine: Engine, queries: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest of base [N, D] to each query [M, D]: distances and rows, each [M]."""
+def nearest_neighbours(
+    queries: Tensor, base: Tensor, spread: Spread = on_this_process
+) -> tuple[Tensor, Tensor]:
+    """Return distance and row of the nearest of base [N, D] to each query [M, D]: each [M].
 
-    def measure(rows: Tensor) -> Tensor:
-        own = queries[rows].to(engine.device)
-        found = torch.full((len(rows), 2), torch.inf, dtype=torch.float64, device=engine.device)
-        for first, block in zip(range(0, len(base), _BLOCK), base.split(_BLOCK), strict=True):
-            here = [d.min(dim=1) for d in distances(own, block.to(engine.device))]
-            near = torch.cat([x.values for x in here])
-            row = torch.cat([x.indices for x in here]) + first
-            closer = near < found[:, 0]
-            found[closer] = torch.stack([near, row.double()], dim=1)[closer]
-        return found
+    They are on the CPU. `base` is moved to the queries' device in blocks.
+    """
 
-    found = engine.spread(len(queries), measure).cpu()
-    return found[:, 0], found[:, 1].long()
+    def search(rows: Tensor) -> Tensor:
+        own = queries[rows]
+        best = torch.full((len(rows), 2), torch.inf, dtype=torch.float64, device=own.device)
+        for start, block in zip(range(0, len(base), _BLOCK), base.split(_BLOCK), strict=True):
+            minima = [d.min(dim=1) for d in pairwise_distances(own, block.to(own.device))]
+            distance = torch.cat([m.values for m in minima])
+            row = torch.cat([m.indices for m in minima]) + start
+            closer = distance < best[:, 0]
+            best[closer] = torch.stack([distance, row.double()], dim=1)[closer]
+        return best
+
+    distance, row = spread(len(queries), search).cpu().unbind(1)
+    return distance, row.long()
 
 
-def distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Yield Euclidean distances of a [M, D] from b [N, D], a few rows at a time, in float64.
+def pairwise_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Yield Euclidean distances of a [M, D] from b [N, D], some rows of a at a time, in float64.
 
     Distances below about 1e-6 of the vectors' norms are set to 0: they are rounding error, and
     duplicates must be at distance 0.
     """
-    # By products of matrices, in float64: in float32 near neighbours would drown in rounding.
+    # By matrix products, in float64: in float32 near neighbours would be lost in rounding.
     b = b.double()
     squares_b = b.square().sum(1)
-    for part in a.split(max(1, _AT_ONCE // len(b))):
+    for part in a.split(max(1, _MAX_DISTANCES // len(b))):
         part = part.double()
-        found = torch.cdist(part, b, compute_mode="use_mm_for_euclid_dist")
+        distance = torch.cdist(part, b, compute_mode="use_mm_for_euclid_dist")
         smallest = (part.square().sum(1)[:, None] + squares_b).mul_(_RESOLUTION).sqrt_()
-        yield found.masked_fill_(found <= smallest, 0.0)
+        yield distance.masked_fill_(distance <= smallest, 0.0)

@@ -1,4 +1,4 @@
-"""What the settings of a sampler do to its images: quality, diversity, time."""
+"""Quality, diversity and time of samples over settings of the sampler."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dgm.common.progress import progress
-from dgm.evaluation.classifier import Classifier, describe
-from dgm.evaluation.frechet import Moments, frechet_distance
+from dgm.evaluation.classifier import Classifier, extract_features
+from dgm.evaluation.distances import FeatureStatistics, frechet_distance
 from dgm.evaluation.image_similarity import feature_distance
 from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
@@ -20,80 +20,82 @@ from dgm.preprocessing import STANDARD
 from dgm.training.engine import Engine
 from dgm.training.sampling import sample_on_all
 
-_AT_A_TIME = 250  # pairs of images that are compared
+_BATCH = 250  # pairs of images that are compared at once
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A classifier of the real images, and the moments of their features."""
+class SampleQuality:
+    """Metrics of samples by a classifier of the real images."""
 
     net: Classifier
-    real: Moments
-    by_class: bool  # whether images were asked for by class
+    real: FeatureStatistics
+    class_conditional: bool
 
     @torch.no_grad()
-    def __call__(self, made: Tensor, labels: Tensor) -> dict[str, float]:
-        """Measure images [N, C, H, W] (pixels.STANDARD) asked for by the classes `labels` [N].
+    def __call__(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return metrics of samples [N, C, H, W] (pixels.STANDARD) of the classes `labels` [N].
 
-        `fd_classifier`, and `diversity`, the distance between two images (of a class, where there
-        are any) in features; `class_consistency`, or, without classes, `class_certainty`: the
-        probability of the likeliest class, on average.
+        `fd_classifier`, `diversity` (of pairs within a class if class-conditional) and
+        `class_consistency` or, without classes, `class_certainty`: the mean probability of the
+        likeliest class.
         """
-        features = describe(self.net, to_uint8(made, STANDARD))
-        seen = self.net.out(features.to(made.device)).cpu()
-        found = {"fd_classifier": frechet_distance(Moments.of(features), self.real)}
-        if self.by_class:
-            found["class_consistency"] = float((seen.argmax(1) == labels).double().mean())
+        features = extract_features(self.net, to_uint8(samples, STANDARD))
+        logits = self.net.out(features.to(samples.device)).cpu()
+        statistics = FeatureStatistics.from_features(features)
+        metrics = {"fd_classifier": frechet_distance(statistics, self.real)}
+        if self.class_conditional:
+            metrics["class_consistency"] = float((logits.argmax(1) == labels).double().mean())
         else:
-            found["class_certainty"] = float(seen.softmax(1).amax(1).double().mean())
-        return {**found, "diversity": diversity(self.net, made, labels if self.by_class else None)}
+            metrics["class_certainty"] = float(logits.softmax(1).amax(1).double().mean())
+        pair_labels = labels if self.class_conditional else None
+        return {**metrics, "diversity": paired_diversity(self.net, samples, pair_labels)}
 
 
-def diversity(net: Classifier, made: Tensor, labels: Tensor | None) -> float:
-    """Measure the mean distance of pairs of images [N, C, H, W] in a classifier's features.
+def paired_diversity(net: Classifier, samples: Tensor, labels: Tensor | None) -> float:
+    """Return the mean distance of pairs of images [N, C, H, W] in a classifier's features.
 
-    Each image is in one pair at most, with one of its own class where `labels` [N] are given.
+    Each image is in at most one pair, with one of its own class if `labels` [N] are given.
     """
-    order = torch.arange(len(made)) if labels is None else labels.argsort(stable=True)
+    order = torch.arange(len(samples)) if labels is None else labels.argsort(stable=True)
     one, other = order[: len(order) // 2 * 2].unflatten(0, (-1, 2)).unbind(1)
     if labels is not None:
-        alike = labels[one] == labels[other]
-        one, other = one[alike], other[alike]
-    parts = zip(one.split(_AT_A_TIME), other.split(_AT_A_TIME), strict=True)
-    found = [feature_distance(net, made[a], made[b]) for a, b in parts if len(a)]
-    return float(torch.cat(found).double().mean()) if found else 0.0
+        same = labels[one] == labels[other]
+        one, other = one[same], other[same]
+    pairs = zip(one.split(_BATCH), other.split(_BATCH), strict=True)
+    parts = [feature_distance(net, samples[a], samples[b]) for a, b in pairs if len(a)]
+    return float(torch.cat(parts).double().mean()) if parts else 0.0
 
 
-def _named(setting: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
-
-
-def try_settings(
+def sweep_sampler(
     engine: Engine,
     objective: Objective,
     nets: Nets,
-    judge: Judge,
+    quality: SampleQuality,
     settings: Sequence[dict[str, Any]],
     labels: Tensor,
-    shown: int,
+    num_shown: int,
     seed: int,
     **fixed: Any,
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """Make the same draws at each setting of the sampler; give figures and the first images.
+    """Sample with the same draws at each setting; return the metrics and the first images of each.
 
-    `seconds_per_image` is of all processes together. Images are [settings, shown, C, H, W], of
-    pixels.STANDARD.
+    `seconds_per_image` is of all processes together. Images are [settings, num_shown, C, H, W] of
+    pixels.STANDARD. Collective: call on all ranks.
     """
     index = torch.arange(len(labels))
-    rows, first = [], []
+    rows, shown = [], []
+    # Warm up.
     sample_on_all(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
     for setting in settings:
-        began = time.perf_counter()
-        with progress(f"making images at {_named(setting)}", len(labels)):
-            made = sample_on_all(engine, objective, nets, index, labels, seed, **setting, **fixed)
-        made[:, 0, 0, 0].tolist()  # wait for the device
-        took = (time.perf_counter() - began) / len(labels)
-        made = objective.pixels.convert(made.float(), STANDARD)
-        rows.append({**setting, **judge(made, labels), "seconds_per_image": took})
-        first.append(made[:shown].cpu())
-    return rows, torch.stack(first)
+        name = ", ".join(f"{knob} {value:g}" for knob, value in setting.items())
+        start = time.perf_counter()
+        with progress(f"sampling at {name}", len(labels)):
+            samples = sample_on_all(
+                engine, objective, nets, index, labels, seed, **setting, **fixed
+            )
+        samples[:, 0, 0, 0].tolist()  # wait for the device
+        seconds = (time.perf_counter() - start) / len(labels)
+        samples = objective.pixels.convert(samples.float(), STANDARD)
+        rows.append({**setting, **quality(samples, labels), "seconds_per_image": seconds})
+        shown.append(samples[:num_shown].cpu())
+    return rows, torch.stack(shown)

@@ -12,8 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from dgm.common.formatting import counted, number
+from dgm.common.metric_registry import higher_is_better
 from dgm.common.redact import without_password
-from dgm.metrics import higher_is_better
 from dgm.report.evaluation_table import unit
 from dgm.report.read_run import Curve
 

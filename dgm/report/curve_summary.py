@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import fmean, pstdev, variance
 
 from dgm.common.formatting import counted, number, percent
-from dgm.metrics import higher_is_better
+from dgm.common.metric_registry import higher_is_better
 from dgm.report.read_run import Curve, Run
 
 _MIN_POINTS = 10  # of a curve with sentences

@@ -18,8 +18,8 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from dgm.common.formatting import duration, number, percent
-from dgm.metrics import higher_is_better, is_fraction
-from dgm.report.evaluation_table import format_metric, label
+from dgm.common.metric_registry import find_metric, higher_is_better, is_fraction
+from dgm.report.evaluation_table import format_metric
 from dgm.report.read_run import SPREAD, Curve, Run
 from dgm.report.studies import denoising_label, denoising_metric
 
@@ -129,7 +129,7 @@ def _of_curve(run: Run, how: str, key: str) -> float | None:
 
 def _name_of_result(name: str, part: str) -> str:
     """Return distances_cifar/fd_cifar as FD-cifar."""
-    text, about = label(part), name.split("_")[0]
+    text, about = find_metric(part).label, name.split("_")[0]
     alone = part in ("exact", "bound") or about in ("distances", "precision", "cost", "class")
     return text if alone or text == about else f"{about}: {text}"
 

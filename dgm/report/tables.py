@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dgm.common.formatting import duration, number
-from dgm.metrics import higher_is_better
-from dgm.report.evaluation_table import format_metric, format_with_spread, label, note
+from dgm.common.metric_registry import find_metric, higher_is_better
+from dgm.report.evaluation_table import format_metric, format_with_spread
 from dgm.report.read_run import ENERGY, SPREAD, Run, is_detail
 
 # Parts of evaluation.json that describe how a metric was taken.
@@ -98,12 +98,18 @@ def evaluation_tables(found: dict[str, Any], caption: str, metric: str = "") -> 
     rows = []
     for name, value in plain.items():
         text = format_metric(metric, value) if metric else format_with_spread(name, found)
-        notes = [Cell(note(name))] if any(map(note, plain)) else []
-        rows.append([Cell(label(name)), Cell(text, numeric=True), *notes])
+        notes = (
+            [Cell(find_metric(name).protocol)]
+            if any(find_metric(n).protocol for n in plain)
+            else []
+        )
+        rows.append([Cell(find_metric(name).label), Cell(text, numeric=True), *notes])
     tables = [Table(caption, rows, [], row_names=True)] if rows else []
     for name, value in found.items():
         if isinstance(value, dict) and name != SPREAD:
-            title = name.replace("_", " ") + (f": {note(name)}" if note(name) else "")
+            title = name.replace("_", " ") + (
+                f": {find_metric(name).protocol}" if find_metric(name).protocol else ""
+            )
             tables += evaluation_tables(value, title, name if is_detail(name) else metric)
     return tables
 
@@ -156,7 +162,10 @@ def _results(runs: list[Run]) -> list[Column]:
     results = [run.results() for run in runs]
     for name in dict.fromkeys(name for found in results for name in found):
         if not name.split("/")[-1].startswith(_SETTINGS):
-            column = _numbers("/".join(map(label, name.split("/"))), [f.get(name) for f in results])
+            column = _numbers(
+                "/".join(find_metric(part).label for part in name.split("/")),
+                [f.get(name) for f in results],
+            )
             texts = [NOTHING if v is None else format_metric(name, v) for v in column.values]
             columns.append(replace(column, texts=texts, higher_is_better=higher_is_better(name)))
     for key, covered in ENERGY.items():

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from dgm.common.atomic_io import append, write_whole
 from dgm.common.errors import naming
+from dgm.common.metric_registry import higher_is_better
 from dgm.common.run_files import scan_metrics
-from dgm.metrics import higher_is_better
 from dgm.training.engine import Engine
 from dgm.training.watchdog import Watchdog
 

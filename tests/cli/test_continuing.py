@@ -62,7 +62,7 @@ def test_tools_refuse_other_images_than_those_of_the_checkpoint(
     shards.rename(tmp_path / "moved")
     shutil.copytree(other_shards, shards)
     for script, *options in (
-        ("evaluate.py", "--measure", "distances", "--num_images", 40),
+        ("evaluate.py", "--metrics", "distances", "--num_images", 40),
         ("denoise.py",),
         ("explore.py",),
     ):
@@ -72,7 +72,7 @@ def test_tools_refuse_other_images_than_those_of_the_checkpoint(
         assert done.stderr.count("\n") == 1
     config = run / "config.yaml"  # the remedy that is named
     config.write_text(config.read_text().replace(str(shards), str(tmp_path / "moved")))
-    words = [run, "--measure", "loss_by_timestep", "--num_test", 8]
+    words = [run, "--metrics", "loss_by_timestep", "--num_test", 8]
     done = run_warm(ROOT / "launch" / "evaluate.py", *words)
     assert done.code == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""The measures of a model that gives back real images, where every figure is known."""
+"""Metrics of a model whose samples are real images, so that every value is known."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.cli import eval_context, evaluate, sample_metrics
-from dgm.cli.eval_context import Subject
-from dgm.cli.load_run import Trained
-from dgm.cli.metric_selection import choose_measures
+from dgm.cli import eval_context, evaluate
+from dgm.cli.eval_context import EvalContext
+from dgm.cli.load_run import TrainedRun
+from dgm.cli.metric_groups import compute_metrics
+from dgm.cli.metric_selection import choose_metrics
 from dgm.common.errors import UserError
 from dgm.evaluation.class_labels import BY_FREQUENCY, UNIFORM
 from dgm.evaluation.classifier import classify
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 
 class Copies:
-    """A family that makes the images of a data set: the k-th of a class asked for."""
+    """A family whose samples are images of a data set: the k-th of the requested class."""
 
     sample_config = SimpleNamespace(batch=100)
     pixels = STANDARD
@@ -46,8 +48,8 @@ class Copies:
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
         assert labels is not None
-        place = draws.index.numpy() // 10 % self.rows.shape[1]
-        pixels = torch.from_numpy(self.data.images(self.rows[labels.numpy(), place]))
+        number = draws.index.numpy() // 10 % self.rows.shape[1]
+        pixels = torch.from_numpy(self.data.images(self.rows[labels.numpy(), number]))
         return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -70,38 +72,38 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(
-    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, *words: str,
+    tiny_shards: Path, cache: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, *words: str,
     conditional: bool = True,
-) -> Subject:  # fmt: skip
-    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
+) -> EvalContext:  # fmt: skip
     monkeypatch.setattr(eval_context, "cache_root", lambda: cache / "cache")
     given = ["run", "--epochs", "1", "--test_shards", str(tiny_shards), *words]
     options = evaluate.make_parser().parse_args(given)
     evaluate.check(options)
     data = open_shards(tiny_shards)
     family: Any = Copies(data, conditional)
-    trained = Trained("gan", family, {}, list(data.classes), 0)
+    trained = TrainedRun("gan", family, {}, list(data.classes), 0)
     settings = {"source": "shapes", "resize": None, "test_shards": None}
-    return Subject(options, Engine("no"), trained, data, settings, cache)
+    return EvalContext(options, engine, trained, data, settings, cache)
 
 
-def test_real_images_get_the_figures_of_real_images(
-    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_metrics_of_real_images_are_known(
+    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
-    made = make(tiny_shards, cache, monkeypatch, "--num_images", "320", "--seeds", "2")
-    names = choose_measures(made)
+    context = make(tiny_shards, cache, engine, monkeypatch, "--num_images", "320", "--seeds", "2")
+    names = choose_metrics(context)
     assert names == [
-        "class_consistency", "distances", "precision_recall", "diversity", "neighbours"
+        "class_consistency", "distances", "precision_recall", "diversity", "memorization"
     ]  # fmt: skip
-    found = evaluate.measure(made, names)
+    found = evaluate.evaluate(context, names)
     consistency = found["class_consistency"]
-    rows = np.arange(len(made.test))
-    accuracy = (classify(made.classifier, made.test.images(rows)) == made.test.labels(rows)).mean()
-    # The very images of the test set, each once.
+    rows = np.arange(len(context.test))
+    accuracy = (
+        classify(context.classifier, context.test.images(rows)) == context.test.labels(rows)
+    ).mean()
+    # Exactly the images of the test set.
     assert consistency["class_consistency"] == pytest.approx(accuracy)
     assert consistency["classifier_accuracy_on_real_test_images"] == pytest.approx(accuracy)
-    assert 0 < accuracy < 1  # so that it can be told from another
+    assert 0 < accuracy < 1  # not trivial
     far = found["distances_cifar"]
     assert far["fd_cifar"] == pytest.approx(0, abs=1e-6) and far["num_real"] == 320
     assert far["spread_over_seeds"]["fd_cifar"] == pytest.approx(0, abs=1e-6)
@@ -110,32 +112,32 @@ def test_real_images_get_the_figures_of_real_images(
     assert both["precision_cifar"] == both["recall_cifar"] == both["coverage_cifar"] == 1
     various = found["diversity_cifar"]
     assert various["diversity"] == pytest.approx(1) and various["least_coverage_of_a_class"] == 1
-    near = found["neighbours_cifar"]
+    near = found["memorization_cifar"]
     assert near["distance_in_pixels"] == pytest.approx(0, abs=1e-4)
     assert (cache / near["sheet"]).is_file() and near["num_test"] == 320
 
 
-def test_other_peoples_train_shards_have_no_test_images_of_another_source(
-    tiny_shards: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_foreign_train_shards_have_no_test_images_of_another_source(
+    tiny_shards: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
-    made = make(tiny_shards, cache, monkeypatch)
+    context = make(tiny_shards, cache, engine, monkeypatch)
     for path in tiny_shards.glob("*.tar"):
         (tmp_path / path.name).symlink_to(path)
-    made.real, made.options.test_shards = open_shards(tmp_path), None
-    made.settings = {"source": "shapes", "shards": str(tmp_path)}  # whose images are others
-    assert f"trained on tar:{tmp_path}" in str(made.lacks_test)
-    assert choose_measures(made) == ["distances", "precision_recall", "diversity"]
+    context.train, context.options.test_shards = open_shards(tmp_path), None
+    context.settings = {"source": "shapes", "shards": str(tmp_path)}  # of other images
+    assert f"trained on tar:{tmp_path}" in str(context.why_no_test)
+    assert choose_metrics(context) == ["distances", "precision_recall", "diversity"]
     with pytest.raises(UserError, match=r"there are no test images: .* give --test_shards DIR"):
-        _ = made.test
+        _ = context.test
 
 
-def test_images_of_one_class_only_are_seen(
-    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_of_one_class_only_are_detected(
+    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
-    made = make(tiny_shards, cache, monkeypatch, "--num_images", "60", conditional=False)
-    family: Any = made.trained.objective
-    family.rows = np.tile(family.rows[:1], (10, 1))  # circles, whatever is asked for
-    found = sample_metrics.diversity(made)
+    context = make(tiny_shards, cache, engine, monkeypatch, "--num_images", "60", conditional=False)
+    family: Any = context.trained.objective
+    family.rows = np.tile(family.rows[:1], (10, 1))  # circles, whatever the label
+    found = compute_metrics(context, "diversity")[1]
     assert found["classes_are"] == "seen by the classifier"
     assert max(found["share_by_class"].values()) > 0.5
     assert sum(found["share_by_class"].values()) == pytest.approx(1)
@@ -143,47 +145,46 @@ def test_images_of_one_class_only_are_seen(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--num_images", "9", "--measure", "distances"], "9 generated.*few for distances.* 10 or"),
-        (["--num_images", "5", "--measure", "precision_recall"], "few for precision_recall.* 6 or"),
-        (["--per_class", "1", "--measure", "diversity"], "10 generated .* few for diversity.* 20"),
-        (["--measure", "bits_per_dim"], "no likelihood"),
-        (["--measure", "loss_by_timestep"], "holds a gan run, which has no timesteps"),
-        (["--measure", "bits_per_dim_ode"], "holds a gan run, which has no timesteps"),
-        (["--measure", "beauty"], "names 'beauty': choose of class_consistency, distances"),
+        (["--num_images", "9", "--metrics", "distances"], "9 generated.*few for distances.* 10 or"),
+        (["--num_images", "5", "--metrics", "precision_recall"], "few for precision_recall.* 6 or"),
+        (["--per_class", "1", "--metrics", "diversity"], "10 generated .* few for diversity.* 20"),
+        (["--metrics", "neighbours"], "names 'neighbours': give --metrics memorization"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_any_work(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
-):
-    with pytest.raises(UserError, match=said):
-        choose_measures(make(tiny_shards, tmp_path, monkeypatch, *words))
+def test_too_few_images_are_an_error_before_any_work(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine,
+    words: list[str], message: str,
+):  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        choose_metrics(make(tiny_shards, tmp_path, engine, monkeypatch, *words))
     assert not list(tmp_path.iterdir())
 
 
 def test_too_few_real_images_are_named(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
-    made = make(tiny_shards, tmp_path, monkeypatch, "--against", "test", "--measure", "diversity")
-    few = SimpleNamespace(
-        folder="few", classes=made.real.classes, num_classes=10,
-        labels=lambda rows: np.arange(len(rows)) % 10,
-    )  # fmt: skip
-    for count, said in (
-        (5, "few holds 5 images, too few for diversity: 6"),
+    context = make(
+        tiny_shards, tmp_path, engine, monkeypatch, "--against", "test", "--metrics", "diversity"
+    )
+
+    class Few(ArrayImages):
+        folder, classes, num_classes = "few", context.train.classes, 10
+
+    for count, message in (
+        (5, "few holds 5 images, too few for diversity: it needs 6"),
         (59, "few holds 5 images of class .*, too few for diversity"),
     ):
-        made.__dict__["test"] = type("Few", (SimpleNamespace,), {"__len__": lambda _, n=count: n})(
-            **vars(few)
-        )  # fmt: skip
-        with pytest.raises(UserError, match=said):
-            choose_measures(made)
+        context.__dict__["test"] = Few(np.empty(count), np.arange(count) % 10)
+        with pytest.raises(UserError, match=message):
+            choose_metrics(context)
 
 
 def test_labels_follow_the_frequencies_of_the_data(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape_pictures: Path
-):
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine,
+    shape_pictures: Path,
+):  # fmt: skip
     few = tmp_path / "few"
     for name, count in (("circle", 12), ("square", 4), ("cross", 4)):
         folder = next(path for path in shape_pictures.iterdir() if path.name.startswith(name[:4]))
@@ -197,13 +198,15 @@ def test_labels_follow_the_frequencies_of_the_data(
         (words, [6, 2, 2], [4, 3, 3], BY_FREQUENCY),
         (["--per_class", "3"], [3, 3, 3], [3, 3, 3], UNIFORM),
     ):
-        made = make(tiny_shards, tmp_path, monkeypatch, *own)
-        made.real = data
-        made.trained.classes = list(data.classes)
-        made.trained.objective = Grey()
-        assert np.bincount(made.made(1).labels).tolist() == rows
-        assert np.bincount(made.made(1, each_class=True).labels).tolist() == each
-        assert made.labels_are() == chosen and made.labels_are(each_class=True) == UNIFORM
-        assert (made.made(1) is made.made(1, each_class=True)) == (chosen == UNIFORM)
-        made.trained.objective.num_classes = None  # no class is asked for: one set serves all
-        assert made.labels_are(each_class=True) == chosen
+        context = make(tiny_shards, tmp_path, engine, monkeypatch, *own)
+        context.train = data
+        context.trained.classes = list(data.classes)
+        context.trained.objective = Grey()
+        assert np.bincount(context.generated(1).labels).tolist() == rows
+        assert np.bincount(context.generated(1, each_class=True).labels).tolist() == each
+        assert context.label_policy() == chosen and context.label_policy(each_class=True) == UNIFORM
+        assert (context.generated(1) is context.generated(1, each_class=True)) == (
+            chosen == UNIFORM
+        )
+        context.trained.objective.num_classes = None  # without labels one set serves all
+        assert context.label_policy(each_class=True) == chosen

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from random_inception import write_random_weights
 from safetensors.torch import load_file
 
 from dgm.cli import load_run
-from dgm.cli.eval_context import open_on_all
+from dgm.cli.load_run import load_run_on_all
 from dgm.training import checkpoint
 from dgm.training.engine import Engine
+from shards import shapes
+from shards.build import build
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 EVALUATE = LAUNCH / "evaluate.py"
@@ -46,7 +49,7 @@ def found_in(run: Path) -> dict:
     return json.loads((run / "evaluation.json").read_text())
 
 
-def test_runs_stand_side_by_side_and_figures_add_up(
+def test_runs_stand_side_by_side_and_metrics_add_up(
     run_warm: Callable, runs: dict[str, Path], options: list[object]
 ) -> None:
     both = [runs["diffusion"], runs["vae"]]
@@ -65,8 +68,8 @@ def test_runs_stand_side_by_side_and_figures_add_up(
         seeds = [own["fd_cifar"] for own in far["by_seed"]]
         assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
-    # Asked for another measure, the others stay.
-    words = ["--measure", "bits_per_dim_ode,cost", "--ode_steps", 8]
+    # Metrics of the same checkpoint stay.
+    words = ["--metrics", "bits_per_dim_ode,cost", "--ode_steps", 8]
     more = run_warm(EVALUATE, both[0], *options, *words)
     assert more.code == 0, more.stderr
     grown = found_in(both[0])
@@ -77,17 +80,17 @@ def test_runs_stand_side_by_side_and_figures_add_up(
     by_ode = grown.pop("bits_per_dim_ode")
     assert by_ode["error"] > 0 and by_ode["steps"] == 8 and by_ode["discretization_error"] >= 0
     assert grown == found[0]
-    # Of another checkpoint nothing stays.
+    # Those of another checkpoint do not.
     path = both[0] / "evaluation.json"
     path.write_text(json.dumps({**grown, "checkpoint": "another"}))
-    run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
+    run_warm(EVALUATE, both[0], *options, "--metrics", "class_consistency")
     assert set(found_in(both[0])) == {"images_seen", "checkpoint", "class_consistency"}
     path.write_text("{")
-    damaged = run_warm(EVALUATE, both[0], *options, "--measure", "class_consistency")
-    assert damaged.code == 0 and "evaluation.json is written anew: it is damaged" in damaged.stderr
+    damaged = run_warm(EVALUATE, both[0], *options, "--metrics", "class_consistency")
+    assert damaged.code == 0 and "evaluation.json is damaged and is replaced" in damaged.stderr
 
 
-def test_two_processes_measure_the_same(
+def test_two_processes_compute_the_same(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
     found = []
@@ -98,11 +101,11 @@ def test_two_processes_measure_the_same(
         assert done.code == 0, done.stderr
         found.append(found_in(run))
     assert set(found[0]) == set(found[1])
-    for name, measured in found[0].items():
+    for name, metrics in found[0].items():
         other = found[1][name]
-        assert type(measured) is type(other)
-        for key, value in measured.items() if isinstance(measured, dict) else ():
-            # Batches of other sizes round differently: a grey level here and there.
+        assert type(metrics) is type(other)
+        for key, value in metrics.items() if isinstance(metrics, dict) else ():
+            # Batches of other sizes round differently, by a grey level in some pixels.
             same = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
             if not isinstance(value, dict):
                 assert other[key] == same, (name, key)
@@ -111,7 +114,7 @@ def test_two_processes_measure_the_same(
 def test_inception_needs_its_file_and_others_are_no_fid(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
-    words = [EVALUATE, runs["vae"], *options, "--measure", "precision_recall"]
+    words = [EVALUATE, runs["vae"], *options, "--metrics", "precision_recall"]
     words += ["--features", "inception"]
     missing = run_warm(*words)
     assert missing.code == 2 and len(missing.stderr.splitlines()) == 1
@@ -128,11 +131,6 @@ def test_inception_needs_its_file_and_others_are_no_fid(
 
 def _few(folder: Path) -> Path:
     """Build shards of ten test images."""
-    from PIL import Image
-
-    from shards import shapes
-    from shards.build import build
-
     for label, name in enumerate(shapes.CLASSES):
         pictures = folder / "pictures" / "test" / name
         pictures.mkdir(parents=True)
@@ -141,35 +139,7 @@ def _few(folder: Path) -> Path:
     return folder / "few"
 
 
-def test_mistakes_are_one_line(
-    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
-) -> None:
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    shutil.copy(runs["vae"] / "config.yaml", bare)
-    run, written = runs["vae"], runs["vae"] / "evaluation.json"
-    mistakes: dict[tuple[object, ...], str] = {
-        (bare,): "holds no whole checkpoint yet",
-        (tmp_path,): "is not a run folder",
-        (run, "--seeds", 0): "--seeds is 0: choose 1 or more",
-        (run, "--num_images", 20, "--per_class", 2): "say the same: leave one out",
-        (run, "--weights", "x.pth"): "--weights is x.pth: give --features inception too",
-        (run, "--features", "vgg"): "vgg",
-        (run, "--measure", "loss_by_timestep"): "has no timesteps",
-        (runs["diffusion"], "--measure", "cost,reconstruction"): "has no encoder",
-        (run, runs["diffusion"], "--importance_samples", 5): "--importance_samples is 5",
-    }
-    for words, said in mistakes.items():
-        before = written.read_bytes() if written.exists() else None
-        own = [] if "--per_class" in words else options
-        done = run_warm(EVALUATE, *own, *words)
-        lines = done.stderr.strip().splitlines()
-        assert done.code == 2 and len(lines) == 1, (words, done.stderr)
-        assert lines[0].startswith("error: ") and said in lines[0], lines
-        assert (written.read_bytes() if written.exists() else None) == before
-
-
-def test_a_run_still_being_written_is_measured_and_told(
+def test_a_run_still_being_written_is_evaluated_with_a_note(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -177,16 +147,14 @@ def test_a_run_still_being_written_is_measured_and_told(
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"total_images: \d+", "total_images: 9999", config))
     (run / "metrics.jsonl").touch()
-    done = run_warm(EVALUATE, run, *options, "--measure", "class_consistency")
+    done = run_warm(EVALUATE, run, *options, "--metrics", "class_consistency")
     assert done.code == 0, done.stderr
-    assert f"{run} is still being written: measured is its checkpoint of 64" in done.stdout
+    assert f"{run} is still being written: evaluating its checkpoint of 64" in done.stdout
 
 
 def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
     run = tmp_path / "run"
     shutil.copytree(runs["vae"], run)
     saved = run / "checkpoints"
@@ -200,7 +168,7 @@ def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
 
     monkeypatch.setattr(load_run.checkpoint, "read", vanishing)
     shutil.copytree(older, newer)
-    assert open_on_all(Engine("no"), run, None).images_seen == 64
+    assert load_run_on_all(engine, run, None).images_seen == 64
     shutil.copytree(older, newer)
     with pytest.raises(ValueError, match=r"000000999 was removed while it was read.*newest"):
-        open_on_all(Engine("no"), run, 999)
+        load_run_on_all(engine, run, 999)

@@ -151,9 +151,9 @@ def test_runs_are_trained_once_and_compared_on_a_page(
 ) -> None:
     (tmp_path / "pictures").symlink_to(shape_pictures)
     scale = GOOD["scales"]["small"]
-    more = {"measure": "--measure cost --num_images 20", "post": ["sample"]}
-    content = {**GOOD, "scales": {"small": {**scale, **more}}, "show": ["samples", "generated"]}
-    own = written(tmp_path / "own", content).parent
+    more = {"measure": "--metrics cost --num_images 20", "then": ["sample"]}
+    told = {**GOOD, "scales": {"small": {**scale, **more}}, "show": ["samples", "generated"]}
+    own = written(tmp_path / "own", told).parent
     words = ["--exercises", own, "--data", f"folder:{tmp_path}/pictures", "--parallel", 2]
     done = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path)  # without test images
     assert done.code == 2 and "by --holdout 0.1 " in done.stderr

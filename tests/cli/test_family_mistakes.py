@@ -81,7 +81,7 @@ def test_flow_is_sampled_and_measured(
 ) -> None:
     made = run_warm(LAUNCH / "sample.py", runs["flow"], "--out", tmp_path / "made")
     assert made.code == 0 and (tmp_path / "made.png").is_file(), made.stderr
-    words = ["--measure", "bits_per_dim", "--num_test", "20"]
+    words = ["--metrics", "bits_per_dim", "--num_test", "20"]
     found = run_warm(LAUNCH / "evaluate.py", runs["flow"], *words)
     assert found.code == 0, found.stderr
     assert "bits per dim" in found.stdout and "bits/dim, exact for dequantised data" in found.stdout
@@ -91,7 +91,7 @@ def test_flow_is_sampled_and_measured(
 def test_importance_weighted_bound_of_a_vae_is_the_closer_one(
     run_warm: Callable, runs: dict[str, Path]
 ) -> None:
-    options = ["--num_test", "40", "--importance_samples", "20", "--measure", "bits_per_dim"]
+    options = ["--num_test", "40", "--importance_samples", "20", "--metrics", "bits_per_dim"]
     done = run_warm(LAUNCH / "evaluate.py", runs["vae"], *options)
     assert done.code == 0, done.stderr
     bits = json.loads((runs["vae"] / "evaluation.json").read_text())["bits_per_dim"]

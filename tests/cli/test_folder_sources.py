@@ -106,7 +106,7 @@ def test_a_run_is_continued_and_measured_from_another_folder(
     )  # fmt: skip
     assert again.code == 0, again.stderr
     assert "continues at" in again.stdout
-    options = ["--measure", "bits_per_dim", "--num_test", "8"]
+    options = ["--metrics", "bits_per_dim", "--num_test", "8"]
     found = run_warm(EVALUATE, here / "run", *options, cwd=elsewhere)
     assert found.code == 0, found.stderr
     assert list(elsewhere.iterdir()) == []  # nothing was built a second time
@@ -127,9 +127,9 @@ def test_measures_on_test_images_are_left_out_where_there_are_none(
     few = ["--num_images", "30", "--epochs", "1"]
     done = run_warm(EVALUATE, "run", *few, cwd=here)
     assert done.code == 0, done.stderr
-    assert "not measured: neighbours, reconstruction, bits_per_dim, on test images" in done.stdout
+    assert "left out: memorization, reconstruction, bits_per_dim, on test images" in done.stdout
     assert "FD-cifar" in done.stdout
-    named = run_warm(EVALUATE, "run", "--measure", "bits_per_dim", *few, cwd=here)
+    named = run_warm(EVALUATE, "run", "--metrics", "bits_per_dim", *few, cwd=here)
     assert named.code == 2 and len(named.stderr.splitlines()) == 1
     assert "there are no test images" in named.stderr and "--data.holdout 0.1" in named.stderr
 

@@ -105,7 +105,7 @@ def test_classes_are_those_that_occur(
         assert sheet.size == (2 * 66 + 2, 3 * 66 + 2)
     words = ["--epochs", 1, "--num_images", 24, "--test_shards", test_tars, "--against", "train"]
     measures = "class_consistency,distances,precision_recall"
-    done = run_warm(LAUNCH / "evaluate.py", run, *words, "--measure", measures)
+    done = run_warm(LAUNCH / "evaluate.py", run, *words, "--metrics", measures)
     assert done.code == 0, done.stderr
     found = json.loads((run / "evaluation.json").read_text())
     assert set(found["class_consistency"]["class_consistency_by_class"]) == {"3", "5", "7"}
@@ -114,7 +114,7 @@ def test_classes_are_those_that_occur(
         assert found[name]["labels"] == "by the training data's frequencies"
     assert "labels by the training data's frequencies" in done.stdout
     few = [word for word in words if word not in ("--num_images", 24)]
-    done = run_warm(LAUNCH / "evaluate.py", run, *few, "--per_class", 8, "--measure", "distances")
+    done = run_warm(LAUNCH / "evaluate.py", run, *few, "--per_class", 8, "--metrics", "distances")
     assert done.code == 0, done.stderr
     found = json.loads((run / "evaluation.json").read_text())["distances_cifar"]
     assert found["labels"] == "uniform" and found["num_generated"] == 24
@@ -172,7 +172,7 @@ def test_a_run_with_labels_numbered_otherwise_is_refused_but_measured(
     assert again.code == 0 and state_of(tmp_path / "without")["classes"] == ["3", "5", "7"]
     rewrite(run, classes=["7", "5", "3"])  # whatever they were, they are measured so
     words = ["--epochs", 1, "--num_images", 24, "--test_shards", test_tars]
-    done = run_warm(LAUNCH / "evaluate.py", run, *words, "--measure", "class_consistency,distances")
+    done = run_warm(LAUNCH / "evaluate.py", run, *words, "--metrics", "class_consistency,distances")
     assert done.code == 0, done.stderr
 
 
@@ -192,7 +192,7 @@ def test_shards_are_resized(
     config = (run / "config.yaml").read_text()
     assert f"shards: {data}" in config and "resize: 16" in config
     assert train(data, *options, images=48).code == 0
-    words = ["--num_test", 4, "--measure", "bits_per_dim"]
+    words = ["--num_test", 4, "--metrics", "bits_per_dim"]
     done = run_warm(LAUNCH / "evaluate.py", run, *words)
     assert done.code == 0, done.stderr
 
@@ -204,7 +204,7 @@ def test_a_run_that_ignored_its_resize_is_measured_at_its_size(
     assert train(train_tars, "--data.test_shards", test_tars).code == 0
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"resize: .*", "resize: 16", config))
-    words = ["--num_test", 4, "--measure", "bits_per_dim"]
+    words = ["--num_test", 4, "--metrics", "bits_per_dim"]
     done = run_warm(LAUNCH / "evaluate.py", run, *words)
     assert done.code == 0, done.stderr
 

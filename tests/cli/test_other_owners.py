@@ -98,7 +98,7 @@ def test_every_command_names_the_file_of_a_run_that_may_not_be_read(
     run_warm: Callable, tiny_configs: dict[str, Path], shared: Path
 ) -> None:
     train = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", shared, "--run.trackers=[]"]
-    evaluate = [LAUNCH / "evaluate.py", shared, "--measure", "cost"]
+    evaluate = [LAUNCH / "evaluate.py", shared, "--metrics", "cost"]
     status = [ROOT / "slurm" / "status.py", shared.parent]
     commands = {
         "sample": [LAUNCH / "sample.py", shared],

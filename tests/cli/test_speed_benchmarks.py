@@ -1,4 +1,4 @@
-"""The benchmarks of sampling, of noising, of growing data and of several processes."""
+"""The benchmarks of sampling, noising, growing data and several processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from torch import nn
 
 from dgm.benchmarks import machine, noise, sample
 from dgm.benchmarks.scaling import model
-from dgm.diffusion.forward_process import NoisedImages
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
 
 
 class FakePipeline:
-    """diffusers' DDIMPipeline, as far as types go: it ends by making numpy arrays."""
+    """diffusers' DDIMPipeline with its types: it returns numpy arrays."""
 
     def __init__(self, net: nn.Module, scheduler: object):
         self.net = net
@@ -54,14 +53,14 @@ def test_sampling_in_bf16_has_peers(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_sampling_that_fails_leaves_the_others_their_rates(monkeypatch: pytest.MonkeyPatch):
+def test_a_sampler_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch):
     def broken(args: argparse.Namespace, classes: bool, **options: object):
         if not classes:
-            raise_memory = RuntimeError("CUDA out of memory\nmore")
-            return lambda count, seed: (_ for _ in ()).throw(raise_memory)
-        return made(args, classes, **options)
+            error = RuntimeError("CUDA out of memory\nmore")
+            return lambda count, seed: (_ for _ in ()).throw(error)
+        return ours(args, classes, **options)
 
-    made = sample._ours
+    ours = sample._ours
     monkeypatch.setattr(sample, "_ours", broken)
     found = sample.measure(sampling())
     assert found["failed"] == {"ours": "CUDA out of memory"}
@@ -79,7 +78,7 @@ def sampling(**given: object) -> argparse.Namespace:
 
 
 @pytest.mark.slow
-def test_noising_counts_what_it_writes_in_its_own_type(capsys: pytest.CaptureFixture[str]):
+def test_noising_counts_bytes_by_type(capsys: pytest.CaptureFixture[str]):
     args = argparse.Namespace(batch=4, repetitions=2, precision="no")
     found = noise.measure(args)
     assert found["gb_per_s"] > 0 and found["copy_gb_per_s"] > 0 and found["batch"] == 4
@@ -87,16 +86,14 @@ def test_noising_counts_what_it_writes_in_its_own_type(capsys: pytest.CaptureFix
     assert found["moved_bytes"] == 4 * (32 * 32 * 3 * (1 + 3 * 4) + 8 + 2 * 8 + 2 * 4)
     assert all(len(times) == 2 for times in found["ms_per_batch"].values())
     assert "batch 4: " in capsys.readouterr().out
-    given = noise.Inputs.make(4, torch.device("cpu"), 0)
+    inputs = noise.Inputs.make(4, 0)
     images = torch.zeros(4, 3, 32, 32, dtype=torch.bfloat16)
-    half = noise.moved_bytes(given, NoisedImages(images, images, images))
+    half = noise.moved_bytes(inputs, noise.NoisedImages(images, images, images))
     assert half == 4 * (32 * 32 * 3 * (1 + 3 * 2) + 8)
 
 
 @pytest.mark.slow
-def test_growing_data_is_measured_on_the_same_bytes(
-    run_script: Callable, tiny_shards: Path, tmp_path: Path
-):
+def test_growing_data_links_the_same_bytes(run_script: Callable, tiny_shards: Path, tmp_path: Path):
     out = tmp_path / "growth.json"
     done = run_script(
         SCRIPT, "growth", "--shards", tiny_shards, "--images", 300, 100_000, "--steps", 20,
@@ -111,13 +108,13 @@ def test_growing_data_is_measured_on_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_two_processes_send_each_gradient_once_round(
+def test_two_processes_send_each_gradient_once(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
     out = tmp_path / "scaling.json"
     done = run_script(
         SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 3,
-        "--steps", 2, "--json", out,
+        "--steps", 2, "--json", out, timeout=300,
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["scaling"]
@@ -130,21 +127,6 @@ def test_model_hides_sending_behind_two_thirds_of_the_step():
     eight, _, most = model(120e6, 1e-4, [300, 40, 40])
     assert eight["sending_ms"] == pytest.approx(2 * 7 / 8 * 120e6 / 300e9 * 1e3)
     assert most["batch_that_hides"] == pytest.approx(2 * 511 / 512 * 120e6 / 40e9 / (2e-4 / 3))
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["growth", "--images", "10"], "--images has 10: choose at least --batch 128"),
-        (["scaling", "--processes", "1"], "--processes is 1: choose 2 to 256"),
-        (["scaling", "--links", "1"], "--links is [1.0]: give three numbers above 0"),
-        (["sample", "--steps", "0"], "--steps is 0: choose 1 or more"),
-        (["step", "--seconds", "0"], "--seconds is 0.0: choose a number above 0"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(run_warm: Callable, words: list[str], said: str):
-    done = run_warm(SCRIPT, *words)
-    assert done.code == 2 and done.stderr == f"error: {said}\n"
 
 
 class FakeEvent:

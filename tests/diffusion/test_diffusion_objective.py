@@ -21,7 +21,7 @@ from small_diffusion import (
     unet,
 )
 
-from dgm.benchmarks.profiling import count_conversions
+from dgm.benchmarks.loops import count_conversions
 from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.parameterization import loss_weight, to_prediction

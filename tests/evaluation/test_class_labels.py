@@ -1,33 +1,27 @@
-"""Classes of generated images: as frequent as the data's, and evenly spread."""
+"""Labels of generated images, as frequent as the data's or uniform, and balanced subsets."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from dgm.evaluation.class_labels import (
+    balanced_subset,
     count_classes,
     is_balanced,
     labels_by_frequency,
     uniform_labels,
 )
-from dgm.evaluation.online_eval import EvalConfig, RealImages, make_evaluation
-from dgm.objective import Nets
-from dgm.preprocessing import STANDARD
-from dgm.rng import Draws
-from dgm.training.engine import Engine
+
+SUBSET_LABELS = np.repeat(np.arange(4), [5, 2, 9, 4])
 
 
 @given(classes=st.integers(1, 12), each=st.integers(1, 9), count=st.integers(0, 60))
-def test_balanced_data_give_the_classes_in_turn(classes: int, each: int, count: int) -> None:
+def test_balanced_data_cycle_through_the_classes(classes: int, each: int, count: int) -> None:
     counts = np.full(classes, each)
     assert torch.equal(labels_by_frequency(count, counts), torch.arange(count) % classes)
     assert is_balanced(counts)
@@ -43,7 +37,7 @@ def test_labels_follow_the_frequencies(counts: list[int], count: int) -> None:
     assert (np.abs(found - count * frequencies) < 1).all()  # largest remainders
     if is_balanced(np.array(counts)):
         return
-    for end in range(1, count):  # a prefix is near what it would be of all
+    for end in range(1, count):  # any prefix has about these frequencies
         prefix = np.bincount(labels[:end], minlength=len(counts))
         assert (np.abs(prefix - end * found / count) <= len(counts) / 2 + 1).all()
 
@@ -56,7 +50,7 @@ def test_largest_remainders_by_hand() -> None:
     assert torch.equal(labels_by_frequency(5, np.array([5, 3, 2])), labels)
 
 
-def test_classes_without_images_are_not_asked_for() -> None:
+def test_classes_without_images_get_no_labels() -> None:
     counts = np.array([0, 4, 0, 9])
     assert uniform_labels(5, counts).tolist() == [1, 3, 1, 3, 1]
     assert set(labels_by_frequency(13, counts).tolist()) == {1, 3}
@@ -70,50 +64,20 @@ def test_huge_data_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("count", [1, 70_000])
 def test_images_of_each_class_are_counted(count: int) -> None:
-    class Data:
-        def __len__(self) -> int:
-            return count
-
-        def images(self, index: np.ndarray) -> np.ndarray:
-            raise AssertionError("only labels are read")
-
-        def labels(self, index: np.ndarray) -> np.ndarray:
-            return index % 3
-
-    expected = [len(range(label, count, 3)) for label in range(4)]
-    expected[3] = 0
-    assert count_classes(Data(), 4).tolist() == expected
+    data = ArrayImages(np.empty((count, 0)), np.arange(count) % 3)
+    expected = [*(len(range(label, count, 3)) for label in range(3)), 0]
+    assert count_classes(data, 4).tolist() == expected
 
 
-@pytest.mark.slow
-def test_what_is_measured_as_a_run_goes_follows_the_frequencies(
-    engine: Engine, tmp_path: Path
-) -> None:
-    class Data:
-        def __len__(self) -> int:
-            return 60
+def test_subsets_cycle_through_the_classes() -> None:
+    rows = balanced_subset(SUBSET_LABELS, 10, seed=0)
+    assert SUBSET_LABELS[rows].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 2]
+    assert len(set(rows.tolist())) == 10
+    assert balanced_subset(SUBSET_LABELS, 10, seed=1).tolist() != rows.tolist()
 
-        def images(self, index: np.ndarray) -> np.ndarray:
-            rows = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in index]
-            return np.stack(rows)
 
-        def labels(self, index: np.ndarray) -> np.ndarray:
-            return np.where(index < 45, 2, 0)
-
-    class Recording:
-        num_classes, sample_config, pixels = 3, SimpleNamespace(batch=100), STANDARD
-        seen: ClassVar[list[int]] = []
-
-        def sample(self, nets: Nets, count: int, labels: Tensor, draws: Draws) -> Tensor:
-            self.seen.extend(labels.tolist())
-            return draws.normal("x", (3, 8, 8)).clamp(-1, 1)
-
-    objective: Any = Recording()
-    data = Data()
-    real = RealImages(data, 3, "few", lambda: data)
-    config = EvalConfig(every_images=1, num_images=20)
-    measure = make_evaluation(config, objective, engine, real, tmp_path)
-    assert measure is not None
-    assert measure({})["eval/fd_classifier"] > 0
-    assert objective.seen == labels_by_frequency(20, np.array([15, 0, 45])).tolist()
-    assert np.bincount(objective.seen).tolist() == [5, 0, 15]
+def test_pairs_are_of_one_class_and_complete() -> None:
+    rows = balanced_subset(SUBSET_LABELS, 100, seed=0, run=2)
+    expected = [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 2, 2, 3, 3, 2, 2, 2, 2]
+    assert SUBSET_LABELS[rows].tolist() == expected
+    assert len(set(rows.tolist())) == len(rows)

@@ -1,9 +1,10 @@
-"""Frechet distance, kernel distance and score against torch-fidelity, on the same features."""
+"""Frechet distance, kernel distance and score, against torch-fidelity and by hand."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,12 +12,17 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from dgm.evaluation.distances import class_score, kernel_distance, squared_mmd
-from dgm.evaluation.frechet import Moments, frechet_distance
+from dgm.evaluation.distances import (
+    FeatureStatistics,
+    class_score,
+    frechet_distance,
+    kernel_distance,
+    squared_mmd,
+)
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> Tensor:
-    """Draw features as a ReLU net gives them, of differing spread and correlated."""
+    """Return correlated features of differing variance, non-negative as after a ReLU."""
     torch.manual_seed(seed)
     mixed = torch.randn(count, size, dtype=torch.float64) @ torch.randn(size, size).double()
     return (mixed / math.sqrt(size) + shift).clamp(min=0)
@@ -28,7 +34,36 @@ def test_frechet_distance_is_torch_fidelitys(count: int, size: int):
     theirs = fid_statistics_to_metric(
         fid_features_to_statistics(a), fid_features_to_statistics(b), verbose=False
     )["frechet_inception_distance"]
-    assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(theirs, rel=1e-6)
+    ours = frechet_distance(*map(FeatureStatistics.from_features, (a, b)))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians_on_a_line_is_known():
+    # (mu - mu')^2 + (sigma - sigma')^2, Dowson and Landau 1982.
+    one = FeatureStatistics(np.array([1.0]), np.array([[4.0]]))
+    other = FeatureStatistics(np.array([-2.0]), np.array([[0.25]]))
+    assert frechet_distance(one, other) == pytest.approx(9 + 1.5**2)
+
+
+def test_frechet_distance_of_rotated_commuting_covariances_is_known():
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    a, b = np.array([1.0, 4, 9, 0, 2]), np.array([4.0, 1, 9, 1, 0])
+    one, other = (
+        FeatureStatistics(np.zeros(5), rotation @ np.diag(variances) @ rotation.T)
+        for variances in (a, b)
+    )
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert frechet_distance(one, other) == pytest.approx(expected, abs=1e-6)
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one))
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_are_mean_and_unbiased_covariance():
+    values = torch.randn(30, 4)
+    found = FeatureStatistics.from_features(values)
+    assert found.mean == pytest.approx(values.double().mean(0).numpy())
+    assert found.covariance == pytest.approx(torch.cov(values.double().T).numpy())
+    assert FeatureStatistics.from_features(values[:, :1]).covariance.shape == (1, 1)
 
 
 def kid(a: Tensor, b: Tensor, subsets: int, size: int) -> dict[str, float]:

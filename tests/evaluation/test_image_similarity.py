@@ -19,13 +19,13 @@ def pair(noise: float = 0.2) -> tuple[Tensor, Tensor]:
 
 def test_distances_grow_with_noise():
     net = Classifier(10).eval()
-    measured = []
+    distances = []
     for noise in (0.0, 0.1, 0.3, 0.9):
         a, b = (part[..., :8].repeat(1, 1, 1, 4) for part in pair(noise))
         with torch.no_grad():
-            measured.append(feature_distance(net, a, b))
-    assert measured[0].tolist() == [0, 0]
-    assert all((one < other).all() for one, other in itertools.pairwise(measured))
+            distances.append(feature_distance(net, a, b))
+    assert distances[0].tolist() == [0, 0]
+    assert all((one < other).all() for one, other in itertools.pairwise(distances))
 
 
 def test_distance_of_an_image_does_not_depend_on_the_others():

@@ -1,4 +1,4 @@
-"""Inception's features from a local file, against torch-fidelity from image to figure."""
+"""Inception's features from a local file, against torch-fidelity from image to metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dgm.common.errors import UserError
 from dgm.evaluation import inception
 from dgm.evaluation.distances import class_score, squared_mmd
 from dgm.evaluation.inception import SHA256, SIZE, URL, inception_features
-from dgm.evaluation.prdc import overlap
+from dgm.evaluation.prdc import prdc
 from dgm.training.engine import Engine
 from shards import shapes
 
@@ -46,7 +46,7 @@ class Pictures(Dataset):
 
 
 @pytest.mark.slow
-def test_figures_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
+def test_metrics_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
     from torch_fidelity import calculate_metrics
 
     weights = write_random_weights(tmp_path / "weights.pth")
@@ -59,14 +59,14 @@ def test_figures_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
     )  # fmt: skip
     features = inception_features(weights, CPU)
     assert features.name == "inception-" + hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    (made, logits), (real, _) = (
-        features.describe(engine, len(part), part.pixels.__getitem__) for part in sets
+    (generated, logits), (real, _) = (
+        features.compute(engine, len(part), part.pixels.__getitem__) for part in sets
     )
-    assert made.shape == (8, 2048) and logits.shape == (8, 1008)
+    assert generated.shape == (8, 2048) and logits.shape == (8, 1008)
     found = {
-        "kernel_inception_distance_mean": squared_mmd(made, real),
+        "kernel_inception_distance_mean": squared_mmd(generated, real),
         "inception_score_mean": class_score(logits, splits=2),
-        **{k: v for k, v in overlap(engine, made, real).items() if k in ("precision", "recall")},
+        **{k: v for k, v in prdc(generated, real).items() if k in ("precision", "recall")},
     }
     # Theirs has a kernel of about 1 in float32, whose differences these are.
     assert found == {name: pytest.approx(theirs[name], rel=1e-6, abs=1e-6) for name in found}
@@ -85,10 +85,10 @@ def test_the_standard_file_makes_it_the_fid(tmp_path: Path, monkeypatch: pytest.
 def test_a_missing_file_says_where_to_get_it(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         inception_features(tmp_path / "none.pth", CPU)
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (f"{tmp_path}/none.pth", URL, SHA256, f"{SIZE:,}", "--weights", "--features cifar"):
-        assert part in said
-    assert "\n" not in said and SHA256.startswith(URL[-12:-4])
+        assert part in message
+    assert "\n" not in message and SHA256.startswith(URL[-12:-4])
 
 
 class Evil:
@@ -100,13 +100,15 @@ def test_a_wrong_or_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("EVIL", str(tmp_path / "ran"))
     path = tmp_path / "weights.pth"
     contents: dict[str, object] = {
-        "something else than tensors": {"epoch": 3},
+        "does not hold tensors": {"epoch": 3},
         "not those of the net": {"fc.weight": torch.zeros(3)},
         "cannot be read": {"fc.weight": Evil()},
     }
-    for said, content in contents.items():
+    for message, content in contents.items():
         torch.save(content, path)
-        with pytest.raises(UserError, match=rf"weights.pth is damaged or of another net.*{said}"):
+        with pytest.raises(
+            UserError, match=rf"weights.pth is damaged or of another net.*{message}"
+        ):
             inception_features(path, CPU)
     assert not (tmp_path / "ran").exists()
     torch.save({"fc.weight": torch.zeros(3000)}, path)

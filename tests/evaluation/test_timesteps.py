@@ -1,4 +1,4 @@
-"""What is measured by timestep adds up to what is measured as a whole."""
+"""Metrics by timestep add up to those over all timesteps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages
 from small_diffusion import SMALL, batch, objective, unet
 from torch import Tensor, nn
 
 from dgm.evaluation import timesteps
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.timesteps import bits_by_ode, bound_by_timestep, loss_by_timestep, quartiles
 from dgm.rng import Draws
 from dgm.training.engine import Engine
@@ -23,26 +24,15 @@ LONG = replace(TEN, num_timesteps=1000, schedule="cosine", prediction="v")
 INDEX = torch.tensor([4, 0, 3])
 
 
-class Given:
-    """The images of `batch`, as a data set."""
-
-    def __init__(self):
-        self.batch = batch(5)[0]
-
-    def __len__(self) -> int:
-        return 5
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return self.batch.images.numpy()[index]
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        return self.batch.labels.numpy()[index]
+def stored() -> ArrayImages:
+    images = batch(5)[0]
+    return ArrayImages(images.images.numpy(), images.labels.numpy())
 
 
 def test_terms_by_timestep_add_up_to_the_bound(engine: Engine):
-    made, nets, data = objective(TEN), {"net": unet()}, Given()
-    whole = bits_per_dim(engine, made, nets, data, INDEX, 0)
-    found = bound_by_timestep(engine, made, nets, data, INDEX, 0, batch=2)
+    made, nets, data = objective(TEN), {"net": unet()}, stored()
+    whole = bits_per_dim(made, nets, ImageSubset(engine, data, INDEX, 0))
+    found = bound_by_timestep(made, nets, ImageSubset(engine, data, INDEX, 0, batch=2))
     for name in ("bound", "error", "decoder", "steps", "prior"):
         assert found[name] == pytest.approx(whole[name], rel=1e-9), name
     assert len(found["bound_by_timestep"]) == 10
@@ -56,8 +46,8 @@ def test_terms_by_timestep_add_up_to_the_bound(engine: Engine):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_loss_is_that_of_training_at_those_timesteps(engine: Engine, prediction: str):
     config = replace(TEN, prediction=prediction, weighting="min_snr")
-    made, nets, data = objective(config), {"net": unet()}, Given()
-    found = loss_by_timestep(engine, made, nets, data, INDEX, 0)
+    made, nets, data = objective(config), {"net": unet()}, stored()
+    found = loss_by_timestep(made, nets, ImageSubset(engine, data, INDEX, 0))
     # Ten timesteps, as many strata: each image meets every timestep once.
     assert found["timesteps_per_image"] == 10
     x_0 = torch.from_numpy(data.images(INDEX.numpy())).permute(0, 3, 1, 2).double() / 127.5 - 1
@@ -70,12 +60,12 @@ def test_loss_is_that_of_training_at_those_timesteps(engine: Engine, prediction:
             output = nets["net"](alpha * x_0 + sigma * eps, torch.full((3,), t), labels)
         snr = float(made.schedule.snr[t])
         if prediction == "eps":
-            weight, wanted, said = min(snr, 5.0) / snr, eps, output
+            weight, target, eps_hat = min(snr, 5.0) / snr, eps, output
         else:
-            weight, wanted = min(snr, 5.0) / (snr + 1), alpha * eps - sigma * x_0
-            said = sigma * (alpha * x_0 + sigma * eps) + alpha * output
-        losses.append(weight * float((output - wanted).square().mean()))
-        squares.append(float((said - eps).square().mean()))
+            weight, target = min(snr, 5.0) / (snr + 1), alpha * eps - sigma * x_0
+            eps_hat = sigma * (alpha * x_0 + sigma * eps) + alpha * output
+        losses.append(weight * float((output - target).square().mean()))
+        squares.append(float((eps_hat - eps).square().mean()))
     assert found["loss"] == pytest.approx(np.mean(losses))
     assert found["eps_mse"] == pytest.approx(np.mean(squares))
     assert found["loss_by_quartile"]["t 5 to 7"] == pytest.approx(np.mean(losses[5:8]))
@@ -93,16 +83,17 @@ def test_timesteps_are_drawn_evenly(engine: Engine, monkeypatch: pytest.MonkeyPa
         return plain(nets, given, t, draws)
 
     monkeypatch.setattr(made, "errors_at", spy)
-    loss_by_timestep(engine, made, {"net": unet()}, Given(), torch.arange(5), 3)
+    loss_by_timestep(made, {"net": unet()}, ImageSubset(engine, stored(), torch.arange(5), 3))
     for stratum, t in enumerate(seen):
         assert ((t >= stratum * 12.5 - 1) & (t < (stratum + 1) * 12.5)).all()
     assert len({int(t) for own in seen for t in own}) > 10
 
 
 def test_bits_by_ode_are_nats_over_dimensions(engine: Engine):
-    made, nets, data = objective(LONG), {"net": unet(LONG)}, Given()
-    found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=100)
-    again = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=100, batch=1)
+    made, nets, data = objective(LONG), {"net": unet(LONG)}, stored()
+    found = bits_by_ode(made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=100)
+    one_by_one = ImageSubset(engine, data, INDEX, 0, batch=1)
+    again = bits_by_ode(made, nets, one_by_one, steps=8, tolerance=100)
     assert found["bound"] == pytest.approx(again["bound"], rel=1e-9)
     assert math.isfinite(found["bound"]) and found["error"] > 0 and found["steps"] == 8
 
@@ -117,29 +108,35 @@ class NarrowNormal(nn.Module):
 
 def test_steps_of_the_ode_double_until_the_error_is_small(engine: Engine):
     made = objective(replace(LONG, prediction="x_0", class_conditional=False))
-    nets, data = {"net": NarrowNormal()}, Given()
+    nets, data = {"net": NarrowNormal()}, stored()
     steps, errors = [], []
     for tolerance in (1.0, 0.05, 0.002):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = bits_by_ode(engine, made, nets, data, INDEX, 0, tolerance=tolerance)
+            found = bits_by_ode(
+                made, nets, ImageSubset(engine, data, INDEX, 0), tolerance=tolerance
+            )
         assert found["discretization_error"] <= tolerance
         steps.append(found["steps"])
         errors.append(found["discretization_error"])
-        given = bits_by_ode(engine, made, nets, data, INDEX, 0, found["steps"], tolerance)
+        given = bits_by_ode(
+            made, nets, ImageSubset(engine, data, INDEX, 0), found["steps"], tolerance
+        )
         assert given == found
     assert steps[0] == 16 and steps == sorted(steps) and steps[2] > 16, (steps, errors)
 
 
 def test_warns_if_the_discretization_error_exceeds_the_tolerance(engine: Engine):
-    made, nets, data = objective(LONG), {"net": unet(LONG)}, Given()
+    made, nets, data = objective(LONG), {"net": unet(LONG)}, stored()
     message = r"error of \S+ bits per dimension after 8 steps, above the tolerance 1e-05: raise"
     with pytest.warns(UserWarning, match=message):
-        found = bits_by_ode(engine, made, nets, data, INDEX, 0, steps=8, tolerance=1e-5)
+        found = bits_by_ode(
+            made, nets, ImageSubset(engine, data, INDEX, 0), steps=8, tolerance=1e-5
+        )
     assert found["discretization_error"] > 1e-5
     short = objective(replace(LONG, num_timesteps=33))
     with pytest.warns(UserWarning, match="the schedule has only 32"):
-        bits_by_ode(engine, short, {"net": unet(LONG)}, data, INDEX, 0, tolerance=1e-9)
+        bits_by_ode(short, {"net": unet(LONG)}, ImageSubset(engine, data, INDEX, 0), tolerance=1e-9)
 
 
 def test_quarters_take_in_every_timestep_once():

@@ -14,7 +14,8 @@ import torch
 from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.evaluation.active_latents import active_latents
+from dgm.evaluation.likelihood import ImageSubset
+from dgm.evaluation.reconstruction import active_latents
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 from dgm.training.engine import Engine
@@ -44,8 +45,8 @@ class Linear(small_vae.VAEObjective):
 
 
 def measure(engine: Engine, index: Tensor) -> dict[str, float]:
-    objective = Linear(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
-    return active_latents(engine, objective, {}, Planted(), index, 0)
+    objective = Linear(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    return active_latents(objective, {}, ImageSubset(engine, Planted(), index, 0))
 
 
 def test_dimensions_of_enough_variance_are_active(engine: Engine):
@@ -73,5 +74,5 @@ def test_a_mean_far_from_the_priors_is_not_active_where_it_is_constant(engine: E
     data, index = Planted(side=8), torch.arange(8)
     given = Batch(torch.from_numpy(data.pixels[:8]), torch.zeros(8, dtype=torch.int64))
     assert (objective.kl_by_latent({"vae": net}, given) > 0.01).all()
-    found = active_latents(engine, objective, {"vae": net}, data, index, 0)
+    found = active_latents(objective, {"vae": net}, ImageSubset(engine, data, index, 0))
     assert found == {"active_latents": 0, "num_active": 0}

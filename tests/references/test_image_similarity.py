@@ -14,7 +14,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dgm.evaluation.image_similarity import SMALLEST, psnr, ssim
+from dgm.evaluation.image_similarity import MIN_SIDE, psnr, ssim
 
 CHANGES = {
     "noise of 20 levels": lambda x, noise: x + 20 * noise,
@@ -50,7 +50,7 @@ def pair(change: str, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("side", [SMALLEST, 16, 32])
+@pytest.mark.parametrize("side", [MIN_SIDE, 16, 32])
 def test_ssim_matches_scikit_image(change: str, side: int) -> None:
     image, other = pair(change, side)
     expected = structural_similarity(

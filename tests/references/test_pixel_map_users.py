@@ -23,7 +23,8 @@ from dgm.diffusion import objective as diffusion_objective
 from dgm.diffusion import sdedit
 from dgm.evaluation import online_eval, sampler_sweep
 from dgm.evaluation.classifier import Classifier
-from dgm.evaluation.frechet import Moments
+from dgm.evaluation.distances import FeatureStatistics
+from dgm.evaluation.likelihood import ImageSubset
 from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.images import grid
 from dgm.objective import Batch, Nets
@@ -72,17 +73,17 @@ def stored() -> Stored:
 
 
 @pytest.fixture
-def described(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[np.ndarray]]:
-    """Return a list of the stored images that a module's classifier is shown."""
+def classified(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[np.ndarray]]:
+    """Return a list of the images that a module's classifier gets."""
 
     def spy(module: Any) -> list[np.ndarray]:
         seen: list[np.ndarray] = []
 
-        def describe(net: object, images: np.ndarray) -> Tensor:
+        def extract_features(net: object, images: np.ndarray) -> Tensor:
             seen.append(images)
             return torch.randn(len(images), 128)
 
-        monkeypatch.setattr(module, "describe", describe)
+        monkeypatch.setattr(module, "extract_features", extract_features)
         return seen
 
     return spy
@@ -98,21 +99,22 @@ def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) 
 
 
 def test_the_frechet_distance_of_a_run_is_of_the_stored_levels(
-    stored: Stored, engine: Engine, described: Callable
+    stored: Stored, engine: Engine, classified: Callable
 ) -> None:
-    seen = described(online_eval)
-    reference = Moments.of(torch.randn(200, 128))
-    online_eval.fd_classifier(engine, stored, {}, Classifier(2), reference, torch.arange(COUNT) % 2)
+    seen = classified(online_eval)
+    real = FeatureStatistics.from_features(torch.randn(200, 128))
+    online_eval.fd_classifier(engine, stored, {}, Classifier(2), real, torch.arange(COUNT) % 2)
     assert np.array_equal(seen[0], stored.levels)
 
 
-def test_trials_of_settings_are_judged_by_the_stored_levels(
-    stored: Stored, engine: Engine, described: Callable
+def test_a_sampler_sweep_compares_the_stored_levels(
+    stored: Stored, engine: Engine, classified: Callable
 ) -> None:
-    seen = described(sampler_sweep)
-    judge = sampler_sweep.Judge(Classifier(2).eval(), Moments.of(torch.randn(200, 128)), False)
+    seen = classified(sampler_sweep)
+    real = FeatureStatistics.from_features(torch.randn(200, 128))
+    quality = sampler_sweep.SampleQuality(Classifier(2).eval(), real, False)
     labels = torch.arange(COUNT) % 2
-    _, sheet = sampler_sweep.try_settings(engine, stored, {}, judge, [{"a": 1}], labels, 5, 0)
+    _, sheet = sampler_sweep.sweep_sampler(engine, stored, {}, quality, [{"a": 1}], labels, 5, 0)
     assert np.array_equal(seen[0], stored.levels)
     assert np.array_equal(STANDARD.to_uint8(sheet[0]).numpy(), stored.levels[:5])
 
@@ -127,7 +129,7 @@ def test_reconstructions_are_compared_in_grey_levels(stored: Stored, engine: Eng
 
     made = Lighter(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
     made.pixels = ODD
-    found = reconstruction_error(engine, made, {}, stored, torch.arange(COUNT), 0)
+    found = reconstruction_error(made, {}, ImageSubset(engine, stored, torch.arange(COUNT), 0))
     levels = stored.levels.astype(float)
     error = np.sqrt(((0.5 * levels + 3 - levels) ** 2).mean())
     assert found["rms_error_grey_levels"] == pytest.approx(error, rel=1e-9)
@@ -164,15 +166,15 @@ def test_diffusion_noises_and_encodes_images_of_its_map(
 def test_denoised_images_are_compared_in_grey_levels(stored: Stored) -> None:
     made = odd_diffusion()
     options = SimpleNamespace(num_images=COUNT, seed=0, num_shown=4)
-    subject: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         engine=SimpleNamespace(device=torch.device("cpu")), options=options, test=stored,
         classifier=Classifier(2).eval(),
     )  # fmt: skip
-    denoiser = Denoiser(subject, made)
+    denoiser = Denoiser(context, made)
     levels = torch.from_numpy(stored.levels[denoiser.index]).permute(0, 3, 1, 2).double()
     torch.testing.assert_close(denoiser.real.double(), (levels + 7) / 100 - 1, rtol=0, atol=1e-6)
     darker = (0.5 * levels + 7) / 100 - 1
-    found = denoiser._figures(darker, denoiser.real)
+    found = denoiser._metrics(darker, denoiser.real)
     error = (0.5 * levels).square().mean((1, 2, 3))
     expected = (10 * torch.log10(255**2 / error)).mean()
     assert found["psnr_db_noised"] == pytest.approx(float(expected), rel=1e-6)  # float32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dgm.common.formatting import duration, number, percent, short
-from dgm.metrics import higher_is_better
+from dgm.common.metric_registry import higher_is_better
 from dgm.report.evaluation_table import format_with_spread, label, note, table
 from dgm.report.read_run import flatten_metrics
 

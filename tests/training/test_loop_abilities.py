@@ -86,24 +86,24 @@ def test_micro_batches_are_refused_where_they_would_be_another_run(tmp_path: Pat
 def measured(values: list[float]) -> dict[str, Any]:
     """Give a job's evaluation, due every 16 images, that finds these values in turn."""
     left = iter(values)
-    return {"evaluation": lambda nets: {"eval/distance": next(left)}, "eval_every_images": 16}
+    return {"evaluation": lambda nets: {"eval/fd_classifier": next(left)}, "eval_every_images": 16}
 
 
 def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path):
     made = job(tmp_path / "run", keep_checkpoints=1, save_every_images=0)
     vars(made).update(measured([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
-    with pytest.warns(UserWarning, match="eval/distance is nan after 64 images"):
+    with pytest.warns(UserWarning, match="eval/fd_classifier is nan after 64 images"):
         assert train(made)
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [32, 96]
     state, lines = left_by(tmp_path / "run")
-    assert state.state["best"] == {"metric": "eval/distance", "value": 3.0, "images_seen": 32}
+    assert state.state["best"] == {"metric": "eval/fd_classifier", "value": 3.0, "images_seen": 32}
     # What was measured is in the line of its step, with logs at multiples of 24 beside.
-    found = {line["images_seen"]: line.get("eval/distance") for line in lines}
+    found = {line["images_seen"]: line.get("eval/fd_classifier") for line in lines}
     assert list(found) == [16, 24, 32, 48, 72, 80, 96]
     assert found[16] == 5.0 and found[24] is None and found[96] == 6.0
     minima = json.loads((tmp_path / "run" / "minima.json").read_text())
-    assert minima["eval/distance"] == {"value": 3.0, "images_seen": 32, "best": "min"}
+    assert minima["eval/fd_classifier"] == {"value": 3.0, "images_seen": 32, "best": "min"}
 
 
 def test_continued_run_remembers_the_best(tmp_path: Path):

@@ -1,20 +1,22 @@
-"""What is measured of nets: bits per dimension, distance of samples, and by which family."""
+"""Evaluation during training, bits per dimension, and the classifier of the real images."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from array_images import ArrayImages
 from torch import Tensor
 
-from dgm.common.errors import UserError
 from dgm.evaluation import classifier, online_eval
+from dgm.evaluation.class_labels import labels_by_frequency
 from dgm.evaluation.classifier import Classifier, cached_classifier, classify, train_classifier
-from dgm.evaluation.likelihood import bits_per_dim
+from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.online_eval import EvalConfig, RealImages, make_evaluation
 from dgm.objective import Batch, Nets
 from dgm.preprocessing import STANDARD
@@ -23,25 +25,15 @@ from dgm.training.engine import Engine
 from shards import shapes
 
 
-class Shapes:
-    """Images of two classes that nobody can mix up: circles and bars."""
-
-    def __init__(self, count: int):
-        kinds = [i for i in range(10 * count) if i % 10 in (0, 9)][: 2 * count]
-        self.pixels = np.stack([shapes.render("train", i) for i in kinds])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return self.pixels[index]
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        return (index % 2).astype(np.int64)
+def two_shapes(count: int) -> ArrayImages:
+    """Return images of two classes that are easy to tell apart: circles and bars."""
+    kinds = [i for i in range(10 * count) if i % 10 in (0, 9)][: 2 * count]
+    pixels = np.stack([shapes.render("train", i) for i in kinds])
+    return ArrayImages(pixels, np.arange(len(kinds)) % 2)
 
 
 class Brightness:
-    """A family whose -log p is an image's brightness and 3; it makes grey images."""
+    """A family whose -log p is an image's brightness plus 3; its samples are grey."""
 
     exact = True
     num_classes = None
@@ -58,9 +50,9 @@ class Brightness:
 
 
 class Copies(Brightness):
-    """A family that makes the images of a data set."""
+    """A family whose samples are the images of a data set."""
 
-    def __init__(self, data: Shapes):
+    def __init__(self, data: ArrayImages):
         self.data = data
 
     def sample(
@@ -71,8 +63,8 @@ class Copies(Brightness):
 
 
 def test_bits_per_dim_are_nats_over_dimensions_and_ln_2(engine: Engine):
-    data, index = Shapes(8), torch.tensor([3, 0, 7, 12, 5])
-    found = bits_per_dim(engine, Brightness(), {}, data, index, seed=0, batch=2)
+    data, index = two_shapes(8), torch.tensor([3, 0, 7, 12, 5])
+    found = bits_per_dim(Brightness(), {}, ImageSubset(engine, data, index, 0, batch=2))
     nats = data.images(index.numpy()).astype(float).mean((1, 2, 3)) + 3
     bits = nats / (32 * 32 * 3 * math.log(2))
     assert found["exact"] == pytest.approx(bits.mean())
@@ -80,41 +72,70 @@ def test_bits_per_dim_are_nats_over_dimensions_and_ln_2(engine: Engine):
     assert found["light"] + found["rest"] == pytest.approx(found["exact"])
 
 
-def real(data: Shapes) -> RealImages:
+def real(data: ArrayImages) -> RealImages:
     return RealImages(data, 2, "two-shapes", lambda: data)
 
 
-def test_nothing_is_measured_by_default(engine: Engine, tmp_path: Path):
-    assert make_evaluation(EvalConfig(), Brightness(), engine, real(Shapes(2)), tmp_path) is None
+def test_nothing_is_evaluated_by_default(engine: Engine, tmp_path: Path):
+    assert (
+        make_evaluation(EvalConfig(), Brightness(), engine, real(two_shapes(2)), tmp_path) is None
+    )
 
 
-def test_likelihood_is_measured_on_test_images(engine: Engine, tmp_path: Path):
+def test_likelihood_is_that_of_test_images(engine: Engine, tmp_path: Path):
     config = EvalConfig(every_images=1, metric="bits_per_dim", num_images=6)
-    data = Shapes(4)
-    measure = make_evaluation(config, Brightness(), engine, real(data), tmp_path)
-    assert measure is not None
-    found = measure({})
+    data = two_shapes(4)
+    evaluate = make_evaluation(config, Brightness(), engine, real(data), tmp_path)
+    assert evaluate is not None
+    found = evaluate({})
     assert list(found) == ["eval/bits_per_dim_exact"]
-    assert found == measure({})
+    assert found == evaluate({})
 
 
 @pytest.mark.slow
 def test_samples_like_the_real_images_are_nearer_than_others(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(online_eval, "enough_epochs", lambda data: 8)
-    config, data = EvalConfig(every_images=1, num_images=60), Shapes(60)
+    monkeypatch.setattr(online_eval, "default_epochs", lambda data: 8)
+    config, data = EvalConfig(every_images=1, num_images=60), two_shapes(60)
     distances = []
     for family in (Copies(data), Brightness()):
-        measure = make_evaluation(config, family, engine, real(data), tmp_path)
-        assert measure is not None
-        distances.append(measure({})["eval/fd_classifier"])
+        evaluate = make_evaluation(config, family, engine, real(data), tmp_path)
+        assert evaluate is not None
+        distances.append(evaluate({})["eval/fd_classifier"])
     assert distances[0] < 0.05 * distances[1]
 
 
 @pytest.mark.slow
+def test_samples_of_online_evaluation_follow_the_frequencies(
+    engine: Engine, tmp_path: Path
+) -> None:
+    class Recording(Brightness):
+        num_classes, sample_config = 3, SimpleNamespace(batch=100)
+        recorded: ClassVar[list[int]] = []
+
+        def sample(
+            self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
+        ) -> Tensor:
+            assert labels is not None
+            self.recorded.extend(labels.tolist())
+            return draws.normal("x", (3, 8, 8)).clamp(-1, 1)
+
+    objective: Any = Recording()
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    data = ArrayImages(pixels, np.where(np.arange(60) < 45, 2, 0))
+    config = EvalConfig(every_images=1, num_images=20)
+    evaluate = make_evaluation(
+        config, objective, engine, RealImages(data, 3, "few", lambda: data), tmp_path
+    )
+    assert evaluate is not None and evaluate({})["eval/fd_classifier"] > 0
+    assert objective.recorded == labels_by_frequency(20, np.array([15, 0, 45])).tolist()
+    assert np.bincount(objective.recorded).tolist() == [5, 0, 15]
+
+
+@pytest.mark.slow
 def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Path):
-    data = Shapes(60)
+    data = two_shapes(60)
     nets, written = [], []
     for _ in range(2):
         nets.append(cached_classifier(engine, tmp_path, data, "id", 2, 8, 0))
@@ -128,38 +149,20 @@ def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Pat
     index = np.arange(len(data))
     assert (classify(nets[1], data.images(index)) == data.labels(index)).mean() > 0.9
     whole = path.read_bytes()
-    path.write_bytes(whole[:100])  # damaged: made anew
+    path.write_bytes(whole[:100])  # damaged: replaced
     cached_classifier(engine, tmp_path, data, "id", 2, 8, 0)
     assert path.read_bytes() == whole
 
 
 def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Path, engine: Engine):
-    data = Shapes(4)
+    data = two_shapes(4)
     torch.manual_seed(5)
     expected = Classifier(2).state_dict()
     torch.manual_seed(77)
     state = torch.get_rng_state()
     for name, value in classifier._initialized(2, 5).state_dict().items():
-        assert torch.equal(value, expected[name]), name  # the bits that seeding globally gives
+        assert torch.equal(value, expected[name]), name  # as by the global seed
     train_classifier(data, 2, 1, 5, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     cached_classifier(engine, tmp_path, data, "id", 2, 1, 5)  # which also reads it from the file
     assert torch.equal(torch.get_rng_state(), state)
-
-
-class Mute:
-    """A family without a likelihood."""
-
-    num_classes = None
-
-
-def test_likelihood_asked_of_a_family_without_one_is_refused(engine: Engine, tmp_path: Path):
-    config = EvalConfig(every_images=1, metric="bits_per_dim")
-    with pytest.raises(UserError, match=r"eval\.metric is bits_per_dim, .*choose fd_classifier"):
-        make_evaluation(config, Mute(), engine, real(Shapes(2)), tmp_path)
-
-
-@pytest.mark.parametrize("changes", [{"every_images": -1}, {"num_images": 1}])
-def test_bad_settings_are_named(engine: Engine, tmp_path: Path, changes: dict[str, int]):
-    with pytest.raises(UserError, match=next(iter(changes))):
-        make_evaluation(EvalConfig(**changes), Brightness(), engine, real(Shapes(2)), tmp_path)

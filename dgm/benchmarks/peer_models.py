@@ -1,4 +1,4 @@
-"""Public implementations, seen from our loop as any family is: `pip install normflows pythae`.
+"""Public implementations as objectives of our loop: `pip install normflows pythae`.
 
 normflows' Glow: github.com/VincentStimper/normalizing-flows; built as its example on CIFAR-10.
 pythae's VAE with its ResNets for CIFAR: github.com/clementchadebec/benchmark_VAE.
@@ -22,7 +22,7 @@ from dgm.rng import Draws
 from dgm.vae.objective import VAESampleConfig
 from shards.reader import Shards
 
-_FITTED_ON = 1000  # images
+_FIT_IMAGES = 1000
 
 
 class Peer(Objective, Likelihood, Protocol):
@@ -31,8 +31,8 @@ class Peer(Objective, Likelihood, Protocol):
     title: str
     net: nn.Module
 
-    def settle(self, images: Shards) -> None:
-        """Set what its trainer leaves open, by the train images."""
+    def fit_to_data(self, images: Shards) -> None:
+        """Set parameters that its training does not learn, by the train images."""
         ...
 
 
@@ -47,30 +47,30 @@ class NormflowsGlow:
     pixels = DEQUANTIZED
 
     def __init__(self, levels: int, steps: int, hidden: int, image_shape: tuple[int, int, int]):
-        """Build as many levels and steps of the width as ours has."""
-        nf = _need("normflows")
+        """Build the net with levels, steps and width of ours."""
+        nf = _import("normflows")
         height, width, channels = image_shape
         bases, flows, merges = [], [], []
         for level in range(levels):  # the deepest first
-            here = channels << (levels + 1 - level)
-            blocks = [nf.flows.GlowBlock(here, hidden) for _ in range(steps)]
+            num_channels = channels << (levels + 1 - level)
+            blocks = [nf.flows.GlowBlock(num_channels, hidden) for _ in range(steps)]
             flows.append([*blocks, nf.flows.Squeeze()])
             if level > 0:
                 merges.append(nf.flows.Merge())
-                here //= 2
+                num_channels //= 2
             halvings = levels - level
-            shape = (here, height >> halvings, width >> halvings)
+            shape = (num_channels, height >> halvings, width >> halvings)
             bases.append(nf.distributions.DiagGaussian(shape))
         self.net: nn.Module = nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute bits per dimension, []."""
+        """Return bits per dimension, []."""
         images = flip_images(batch.images, draw_flips(draws))
         nats = self._nats(nets["peer"], images, draws).mean()
         return {"loss": nats / (images[0].numel() * math.log(2))}
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute -log p of dequantised images as mass of grey levels, [B]."""
+        """Return -log p of dequantised images as mass of grey levels, [B]."""
         return {"nll": self._nats(nets["peer"], batch.images, draws)}
 
     def _nats(self, net: nn.Module, images: Tensor, draws: Draws) -> Tensor:
@@ -78,17 +78,17 @@ class NormflowsGlow:
         return net(x) + images[0].numel() * math.log(256)
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Let its actnorms see their first images."""
+        """Initialise its actnorms by a batch."""
         self._nats(nets["peer"], batch.images, draws)
 
-    def settle(self, images: Shards) -> None:
-        """Leave it as it is."""
+    def fit_to_data(self, images: Shards) -> None:
+        """Do nothing: all parameters are learned."""
 
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make images by its own random numbers."""
+        """Sample with its own random numbers."""
         net: Any = nets["peer"]
         x, _ = net.sample(count, temperature=self.sample_config.temperature)
         return (2 * x - 1).clamp(-1, 1)
@@ -98,7 +98,7 @@ class PythaeVAE:
     """pythae's BetaVAE with its ResNets for CIFAR, as a Gaussian of one variance.
 
     Its loss, |x - x'|^2 / 2 + beta KL, is the negative bound of N(x', beta) times beta. A grey
-    level gets the mass of that Gaussian, with the variance that fits the train images best.
+    level has the mass of that Gaussian, with the variance that fits the train images best.
     """
 
     title = "pythae VAE"
@@ -109,13 +109,13 @@ class PythaeVAE:
     pixels = STANDARD
 
     def __init__(self, latent: int, image_shape: tuple[int, int, int], variance: float):
-        """Build its nets for images of 32 x 32; raises UserError for others."""
+        """Build the nets for images of 32 x 32; raise UserError for others."""
         if image_shape != (32, 32, 3):
             raise UserError(f"pythae's nets are for 32 x 32 x 3, not {image_shape}: resize them")
         if not variance > 0:
             raise UserError(f"--variance is {variance}: choose a number above 0")
-        models = _need("pythae.models")
-        nets = _need("pythae.models.nn.benchmarks.cifar")
+        models = _import("pythae.models")
+        nets = _import("pythae.models.nn.benchmarks.cifar")
         config = models.BetaVAEConfig(
             input_dim=(3, 32, 32), latent_dim=latent, beta=variance, reconstruction_loss="mse"
         )
@@ -127,55 +127,55 @@ class PythaeVAE:
         self.variance = variance
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Compute its loss, []."""
-        found = nets["peer"]({"data": _unit(flip_images(batch.images, draw_flips(draws)))})
-        return {"loss": found.loss, "reconstruction": found.recon_loss, "kl": found.reg_loss}
+        """Return its loss, []."""
+        output = nets["peer"]({"data": _unit(flip_images(batch.images, draw_flips(draws)))})
+        return {"loss": output.loss, "reconstruction": output.recon_loss, "kl": output.reg_loss}
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Bound -log p of stored images from above by one draw of z, terms, each [B]."""
-        said, kl = self._decode(nets["peer"], batch.images, draws)
-        nll = level_nll(_unit(batch.images), said, math.sqrt(self.variance))
+        decoded, kl = self._decode(nets["peer"], batch.images, draws)
+        nll = level_nll(_unit(batch.images), decoded, math.sqrt(self.variance))
         return {"reconstruction_nll": nll, "kl": kl}
 
     def _decode(self, net: Any, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        found = net.encoder(_unit(images))
-        mean, log_variance = found.embedding, found.log_covariance
+        posterior = net.encoder(_unit(images))
+        mean, log_variance = posterior.embedding, posterior.log_covariance
         noise = draws.normal("posterior", tuple(mean.shape[1:]))
-        said = net.decoder(mean + (0.5 * log_variance).exp() * noise)["reconstruction"]
+        decoded = net.decoder(mean + (0.5 * log_variance).exp() * noise)["reconstruction"]
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return said.double(), kl.double()
+        return decoded.double(), kl.double()
 
     @torch.no_grad()
-    def settle(self, images: Shards) -> None:
-        """Take the variance that fits the first train images best."""
-        rows = np.arange(min(_FITTED_ON, len(images)))
+    def fit_to_data(self, images: Shards) -> None:
+        """Set the variance that fits the first train images best."""
+        rows = np.arange(min(_FIT_IMAGES, len(images)))
         device = next(self.net.parameters()).device
-        seen = torch.from_numpy(images.images(rows)).to(device)
-        said, _ = self._decode(self.net, seen, Draws.of(0, torch.from_numpy(rows).to(device)))
-        fitted = float((_unit(seen) - said).square().mean())
-        print(f"pythae's variance: {self.variance} while it learned, {fitted:.5f} fits")
+        pixels = torch.from_numpy(images.images(rows)).to(device)
+        decoded, _ = self._decode(self.net, pixels, Draws.of(0, torch.from_numpy(rows).to(device)))
+        fitted = float((_unit(pixels) - decoded).square().mean())
+        print(f"pythae's variance: {self.variance} in training, {fitted:.5f} fits best")
         self.variance = fitted
 
     @torch.no_grad()
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Make images of the prior."""
+        """Decode latents of the prior."""
         net: Any = nets["peer"]
         z = draws.normal("latent", (net.latent_dim,))
         return 2 * net.decoder(z)["reconstruction"] - 1
 
 
 def level_nll(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
-    """Compute -log of the mass that N(mean, sigma^2) has in the grey levels x = k / 255, nats [B].
+    """Return -log of the mass of N(mean, sigma^2) in the grey levels x = k / 255, nats [B].
 
-    The outermost levels get the tails.
+    The outermost levels include the tails.
     """
     x, mean = x.double(), mean.double()
     upper = torch.where(x < 1, (x + 0.5 / 255 - mean) / sigma, math.inf)
     lower = torch.where(x > 0, (x - 0.5 / 255 - mean) / sigma, -math.inf)
-    # On the side of the nearer tail: there no difference of numbers near 1 loses its digits.
+    # On the side of the nearer tail, to avoid cancellation near 1.
     side = torch.where(lower > 0, -1.0, 1.0)
     mass = side * (torch.special.ndtr(side * upper) - torch.special.ndtr(side * lower))
     return -mass.clamp(min=1e-300).log().flatten(1).sum(1)
@@ -186,7 +186,7 @@ def _unit(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2) / 255
 
 
-def _need(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
