@@ -172,4 +172,6 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(
     warned = [line for line in done.stderr.splitlines() if "runs uncompiled" in line]
     # Once for each function: both passes of the forward process, and the network.
     names = sorted(line.split()[1] for line in warned if line.startswith("warning: "))
-    assert names == ["UNet", "_finish", "draw_per_image"] and len(warned) == 3, done.stderr
+    assert names == ["UNet", "draw_per_image", "noised_and_target"] and len(warned) == 3, (
+        done.stderr
+    )

@@ -114,7 +114,7 @@ class ForwardProcess:
         """Noise uint8 [B, H, W, C] to levels of alphas and sigmas [T]; `dtype` is that of x_t."""
         if self.backend == "kernel" and triton_runs_on(images.device) and has_triton():
             return self._in_one_kernel(images, labels, alphas, sigmas, draws, dtype)
-        draw, finish = draw_per_image, _finish
+        draw, finish = draw_per_image, noised_and_target
         if self.backend != "eager":
             draw, finish = _compiled(draw), _compiled(finish)
         flipped, t, alpha, sigma, labels = draw(
@@ -165,7 +165,7 @@ class ForwardProcess:
         )  # fmt: skip
 
 
-def _finish(
+def noised_and_target(
     images: Tensor, alpha: Tensor, sigma: Tensor, draws: Draws, dequantize: bool,
     prediction: PredictionKind, keep_x_0: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip

@@ -209,27 +209,29 @@ class UNet(nn.Module):
         for i, level in enumerate(cast(Iterable[UNetLevel], self.down)):
             for block, attention in level.pairs():
                 h = attention(block(h, emb, draws))
-                skips += [h] if concat else []
-            skips += [] if concat else [h]
+                if concat:
+                    skips.append(h)
+            if not concat:
+                skips.append(h)
             if i < len(self.down) - 1:
-                h = self._with_input(i + 1, level.resize(h), x)
-                skips += [h] if concat else []
+                h = level.resize(h)
+                if self.pyramid is not None:
+                    h = h + self.pyramid.input(i, x)
+                if concat:
+                    skips.append(h)
         for block, attention in self.middle.pairs():
             h = attention(block(h, emb, draws))
         skip_outputs: list[Tensor] = []
-        for i, level in enumerate(cast(Iterable[UNetLevel], self.up)):
-            h = h if concat else h + skips.pop()
+        ups = cast(Iterable[UNetLevel], self.up)
+        for i, level in zip(reversed(range(len(self.up))), ups, strict=True):
+            if not concat:
+                h = h + skips.pop()
             for block, attention in level.pairs():
                 h = attention(block(h, emb, draws, skips.pop() if concat else None))
-            skip_outputs += self._skip_output(len(self.up) - 1 - i, h)
+            if self.pyramid is not None and i > 0:
+                skip_outputs.append(self.pyramid.output(i - 1, h))
             h = level.resize(h)
         return h, skip_outputs
-
-    def _with_input(self, level: int, h: Tensor, x: Tensor) -> Tensor:
-        return h if self.pyramid is None or level == 0 else h + self.pyramid.input(level - 1, x)
-
-    def _skip_output(self, level: int, h: Tensor) -> list[Tensor]:
-        return [] if self.pyramid is None or level == 0 else [self.pyramid.output(level - 1, h)]
 
 
 class ProgressiveSkips(nn.Module):
