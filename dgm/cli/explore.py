@@ -3,7 +3,7 @@
 Interpolation between test images through their latents (of a GAN: between latents); traversal of
 single latents or of directions that change images most (of a VAE, flow or GAN); and the same draws
 at several settings of the sampler, with quality, diversity and time: guidance and steps of a
-diffusion model, the temperature of a flow or VAE, the truncation of a GAN. Sheets, metrics and a
+diffusion model, the temperature of a flow, VAE or GAN. Sheets, metrics and a
 plot in RUN/explored.
 """
 

@@ -32,7 +32,7 @@ from dgm.training.sampling import sample_on_all
 NUM_SHOWN = 20  # images of a class in the PNG; the .npz holds all
 _INDEX_BITS = 24  # of the number of an image within its class
 MAX_PER_CLASS = 2**_INDEX_BITS
-KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "truncation", "batch")
+KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "batch")
 
 
 def make_parser() -> ArgumentParser:
