@@ -1,4 +1,4 @@
-"""What is known of a metric by its key: whether it is a fraction, and which direction is better."""
+"""Properties of a metric by its key: whether it is a fraction, and which direction is better."""
 
 from __future__ import annotations
 
@@ -16,29 +16,20 @@ def is_fraction(name: str) -> bool:
 def higher_is_better(key: str) -> bool | None:
     """Return whether a higher value is better, a lower one (False), or neither (None)."""
     last = key.split("/")[-1]
-    if "_on_real_" in key or last.endswith("error"):  # of the judge, not of the run; of the measure
+    if "_on_real_" in key or last.endswith("error"):  # of the classifier; of the estimate
         return None
-    if last.startswith(("nearer_than", "share_")):  # best where it is as of real images
+    if last.startswith(("nearer_than", "share_")):  # best when equal to that of real images
         return None
-    if last == "active_latents":  # how many a model needs depends on the data
+    if last == "active_latents":  # the right number depends on the data
         return None
     if is_fraction(key):
-        return None if key.startswith("train/") else True  # a discriminator's accuracy is no aim
-    more = ("score_", "inception_score", "psnr", "ssim")
-    if last == "elbo" or "images_per_s" in key or last.startswith(more):
+        return None if key.startswith("train/") else True  # a discriminator's accuracy is no goal
+    higher = ("score_", "inception_score", "psnr", "ssim")
+    if last == "elbo" or "images_per_s" in key or last.startswith(higher):
         return True
-    begins = (
-        "loss",
-        "fd_",
-        "kd_",
-        "fid",
-        "kid",
-        "eps_mse",
-        "bits_per_dim",
-        "rms_",
-        "seconds_",
-        "vlb",
-    )
-    lower = last.startswith(begins) or last.endswith(("nll", "distance"))
-    whole = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
-    return False if lower or whole else None
+    lower = (
+        "loss", "fd_", "kd_", "fid", "kid", "eps_mse", "bits_per_dim", "rms_", "seconds_", "vlb",
+    )  # fmt: skip
+    is_lower = last.startswith(lower) or last.endswith(("nll", "distance"))
+    is_total = last in ("exact", "bound", "importance_weighted") and "bits_per_dim" in key
+    return False if is_lower or is_total else None

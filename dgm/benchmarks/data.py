@@ -24,7 +24,7 @@ from shards.reader import Shards
 ROOT = Path(__file__).resolve().parents[2]
 WEBLOADER_BATCHES = 40  # per repetition: its rate is steady, and a whole pass takes long
 WARM_UP_BATCHES = 16
-MOST_IMAGES = 1_000_000  # of those made to be read: 5 GB
+MAX_GLOBAL_BATCH = 1_000_000  # of those made to be read: 5 GB
 
 FIRST_BATCH = """
 import sys
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
     check_range(args, "--", "batch", "repetitions", least=1)
-    check_range(args, "--", "num-images", least=1, most=MOST_IMAGES)
+    check_range(args, "--", "num-images", least=1, most=MAX_GLOBAL_BATCH)
     if args.shards is None and args.num_images < args.batch:
         raise UserError(
             f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"

@@ -166,8 +166,8 @@ def worker() -> None:
 
     loop = Ours(asked)
     steps, device = asked["steps"], loop.engine.device
-    learner: Any = loop.engine.learners["net"]
-    backward = learner.backward
+    wrapped: Any = loop.engine.wrapped_nets["net"]
+    forward = wrapped.forward
     size = sum(p.numel() * p.element_size() for p in loop.net.parameters())
     numbers = torch.zeros(size // 4, device=device)
     loop.go(3)
@@ -181,9 +181,9 @@ def worker() -> None:
         return time.perf_counter() - start
 
     def quiet() -> None:
-        learner.backward = lambda loss, last: backward(loss, False)
+        wrapped.forward = lambda loss, sync: forward(loss, False)
         loop.go(steps)
-        learner.backward = backward
+        wrapped.forward = forward
 
     times: dict[str, list[float]] = {"step_s": [], "quiet_step_s": [], "average_s": []}
     sent = []

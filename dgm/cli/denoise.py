@@ -23,6 +23,7 @@ from dgm.cli.load_run import open_data, open_trained
 from dgm.cli.parser import make_options_parser, parse_options, path_word, read_list
 from dgm.cli.path_checks import check_folder
 from dgm.cli.sample import choose_checkpoint
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -91,7 +92,7 @@ class Denoiser:
             return torch.cat(parts)
 
         with progress(f"denoising from {steps} steps", len(self.index)):
-            noised, made = self.subject.engine.spread(len(self.index), both).unbind(1)
+            noised, made = self.subject.engine.map_rows(len(self.index), both).unbind(1)
         first = (self.real, noised, made, (made - self.real) / 2)
         sheet = torch.stack([part[: self.subject.options.num_shown].float() for part in first])
         return {"steps": steps, **self._figures(noised, made)}, sheet.clamp(-1, 1)
@@ -210,7 +211,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     """Denoise by the command line: a table on screen, sheets, a curve and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
+    engine = start_engine("no")
     try:
         found = measure(options, engine)
         if engine.is_main:

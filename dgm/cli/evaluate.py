@@ -29,6 +29,7 @@ from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_folder
 from dgm.cli.sample import choose_checkpoint
 from dgm.cli.sample_metrics import MEASURES
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -148,7 +149,7 @@ def main() -> None:
     options = parse_options(make_parser(), sys.argv[1:])
     check(options)
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))
-    engine = Engine("no")
+    engine = start_engine("no")
     try:
         subjects = [open_subject(options, engine, folder) for folder in folders]
         chosen = [choose_measures(subject) for subject in subjects]  # all mistakes before any work

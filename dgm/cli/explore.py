@@ -25,6 +25,7 @@ from dgm.cli.load_run import Trained, open_data, open_trained
 from dgm.cli.parser import make_options_parser, parse_options, path_word, read_list
 from dgm.cli.path_checks import check_folder
 from dgm.cli.sample import choose_checkpoint
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -211,7 +212,7 @@ def show_figures(found: dict[str, Any]) -> None:
 def main() -> None:
     """Explore by the command line: tables on screen; sheets, a plot and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
+    engine = start_engine("no")
     try:
         found = explore(options, engine)
         if engine.is_main:

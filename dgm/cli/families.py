@@ -1,4 +1,4 @@
-"""The families that can be trained, by the section of the configuration that only they have."""
+"""The families of models, by the section of the configuration that only they have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 
 def family_of(path: Path) -> str:
-    """Say of which family a run's config.yaml is; raises UserError where it is of none."""
+    """Return the family of a run's config.yaml; raise UserError if there is not exactly one."""
     sections = read_yaml(path)
     found = [name for name in FAMILIES if name in sections]
     if len(found) != 1:
@@ -37,6 +37,6 @@ def open_config(path: Path) -> Any:
 
 
 def rebuild(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[str, Parts]:
-    """Build nets and objective as a run's config.yaml says; name the family too."""
+    """Return the family of a run's config.yaml, and its nets and objective."""
     family = family_of(path)
     return family, FAMILIES[family].make_parts(open_config(path), image_shape, num_classes)

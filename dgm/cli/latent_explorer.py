@@ -126,7 +126,7 @@ class Explorer:
             )
 
         with torch.no_grad():
-            kl, latents = self.engine.spread(number, told).double().mean(0).topk(count)
+            kl, latents = self.engine.map_rows(number, told).double().mean(0).topk(count)
         rows = [
             {"latent": int(latent), "kl_nats": float(nats)}
             for latent, nats in zip(latents, kl, strict=True)

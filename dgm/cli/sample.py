@@ -17,6 +17,7 @@ from dgm import images
 from dgm.cli.load_run import Trained, open_trained
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -26,7 +27,7 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.nn.compiling import compile_net
 from dgm.nn.layers import use_kernels
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 SHOWN = 20  # images of a class in the PNG; the .npz holds all
 BITS_OF_A_CLASS = 24
@@ -159,7 +160,9 @@ def make_images(options: Namespace, engine: Engine) -> None:
     index = (labels << BITS_OF_A_CLASS) + number
     knobs = choose_knobs(options, trained)
     with progress("making images", len(labels)):
-        made = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+        made = sample_distributed(
+            engine, trained.objective, nets, index, labels, options.seed, **knobs
+        )
     if not engine.is_main:
         return
     pixels = images.to_uint8(made, trained.objective.pixels)
@@ -182,7 +185,7 @@ def make_images(options: Namespace, engine: Engine) -> None:
 def main() -> None:
     """Make images by the command line."""
     options = parse_options(make_parser(), sys.argv[1:])
-    engine = Engine("no")
+    engine = start_engine("no")
     try:
         make_images(options, engine)
     finally:

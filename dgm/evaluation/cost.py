@@ -9,7 +9,7 @@ import torch
 
 from dgm.objective import Nets, Objective
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 _ROUNDS, _SECONDS = 3, 1.0  # at least: a GAN's images take a millisecond each
 
@@ -26,9 +26,9 @@ def sampling_cost(
     index = torch.arange(num_images)
     labels = index % num_classes
     times: list[float] = []
-    while engine.agree(len(times) < 1 + _ROUNDS or sum(times[1:]) < _SECONDS):
+    while engine.any_rank(len(times) < 1 + _ROUNDS or sum(times[1:]) < _SECONDS):
         began = time.perf_counter()
-        made = sample_on_all(engine, objective, nets, index, labels, seed)
+        made = sample_distributed(engine, objective, nets, index, labels, seed)
         made[:, 0, 0, 0].tolist()  # wait for the device
         times.append(time.perf_counter() - began)
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}

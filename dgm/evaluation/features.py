@@ -54,7 +54,7 @@ class Features:
             return torch.cat(parts)
 
         with progress(f"features of images by {self.name}", count):
-            both = engine.spread(count, work).cpu()
+            both = engine.map_rows(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
 
     def describe_all(self, engine: Engine, data: Images) -> Tensor:

@@ -35,7 +35,7 @@ def encode_on_all(
         draws = Draws.of(seed, rows.to(engine.device))
         return objective.encode(nets, load(data, rows, engine.device), draws)
 
-    return engine.spread(len(index), encode)
+    return engine.map_rows(len(index), encode)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def decode_on_all(
         parts = (rows.to(z.device) for rows in mine.split(batch))
         return torch.cat([objective.decode(nets, flat[rows], told[rows]) for rows in parts])
 
-    return engine.spread(len(flat), decode).float().unflatten(0, tuple(z.shape[:2]))
+    return engine.map_rows(len(flat), decode).float().unflatten(0, tuple(z.shape[:2]))
 
 
 def smoothness(net: Classifier, rows: Tensor) -> list[dict[str, float]]:
@@ -90,7 +90,7 @@ def most_changing(
             own = told[row].expand(len(directions))
             return pull_back(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
 
-        return engine.spread(len(z), lambda mine: torch.stack([at(int(k)) for k in mine])).mean(0)
+        return engine.map_rows(len(z), lambda mine: torch.stack([at(int(k)) for k in mine])).mean(0)
 
     with torch.no_grad():
         pixels = objective.decode(nets, z[:1], told[:1]).numel()

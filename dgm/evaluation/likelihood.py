@@ -41,7 +41,7 @@ def over_images(
         return torch.cat(parts)
 
     with progress("measuring test images", len(index)):
-        return engine.spread(len(index), measure).cpu()
+        return engine.map_rows(len(index), measure).cpu()
 
 
 def bits_per_dim(

@@ -22,7 +22,7 @@ from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 Metric = Literal["fd_classifier", "bits_per_dim"]
 SEED = 1  # of classifier and test draws: the same for all runs, so that they can be compared
@@ -139,5 +139,5 @@ def fd_classifier(
 ) -> float:
     """Measure how far generated images of classes `labels` [N] are from the real ones."""
     index = torch.arange(len(labels))
-    made = sample_on_all(engine, objective, nets, index, labels, SEED)
+    made = sample_distributed(engine, objective, nets, index, labels, SEED)
     return frechet_distance(Moments.of(describe(net, to_uint8(made, objective.pixels))), wanted)

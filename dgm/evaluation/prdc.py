@@ -54,8 +54,8 @@ def overlap(engine: Engine, made: Tensor, real: Tensor) -> dict[str, float]:
             first += len(d)
         return torch.cat(parts).double()
 
-    precision, balls = engine.spread(len(made), of_made).mean(0).tolist()
-    recall, coverage = engine.spread(len(real), of_real).mean(0).tolist()
+    precision, balls = engine.map_rows(len(made), of_made).mean(0).tolist()
+    recall, coverage = engine.map_rows(len(real), of_real).mean(0).tolist()
     density = balls / COVERAGE_NEIGHBOURS
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
@@ -80,7 +80,7 @@ def radii(engine: Engine, features: Tensor, neighbours: int) -> Tensor:
         parts = [d.kthvalue(neighbours + 1).values for d in distances(features[rows], features)]
         return torch.cat(parts)
 
-    return engine.spread(len(features), measure)
+    return engine.map_rows(len(features), measure)
 
 
 def nearest(engine: Engine, queries: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def nearest(engine: Engine, queries: Tensor, base: Tensor) -> tuple[Tensor, Tens
             found[closer] = torch.stack([near, row.double()], dim=1)[closer]
         return found
 
-    found = engine.spread(len(queries), measure).cpu()
+    found = engine.map_rows(len(queries), measure).cpu()
     return found[:, 0], found[:, 1].long()
 
 

@@ -18,7 +18,7 @@ from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
 from dgm.preprocessing import STANDARD
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 _AT_A_TIME = 250  # pairs of images that are compared
 
@@ -86,11 +86,13 @@ def try_settings(
     """
     index = torch.arange(len(labels))
     rows, first = [], []
-    sample_on_all(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
+    sample_distributed(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
     for setting in settings:
         began = time.perf_counter()
         with progress(f"making images at {_named(setting)}", len(labels)):
-            made = sample_on_all(engine, objective, nets, index, labels, seed, **setting, **fixed)
+            made = sample_distributed(
+                engine, objective, nets, index, labels, seed, **setting, **fixed
+            )
         made[:, 0, 0, 0].tolist()  # wait for the device
         took = (time.perf_counter() - began) / len(labels)
         made = objective.pixels.convert(made.float(), STANDARD)

@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder: a lock that ends with the process that holds it."""
+"""A lock on the run folder, released when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from dgm.common.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # not a system of the Unix kind
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 WAIT = "DGM_LOCK_WAIT_S"
-"""Variable that says for how long to wait for another process to end."""
+"""Environment variable: seconds to wait for another process to release the lock."""
 
-_LOOK_AGAIN_S = 0.2
+_RETRY_S = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunLock:
-    """The lock of a run folder: `.lock` in it names who holds it, the system who really does.
+    """The lock of a run folder: flock on `.lock`, whose text names the holder.
 
-    A file that a killed process left behind is free.
+    A file that a killed process left behind is not locked.
     """
 
     def __init__(self, folder: Path):
-        """Take the folder, which need not exist yet."""
+        """The folder need not exist yet."""
         self.folder, self.path = folder, folder / LOCK
         self._descriptor: int | None = None
 
     def take(self) -> None:
-        """Hold the lock until `release`; raises UserError naming who holds it."""
-        patience, began = _patience(), time.monotonic()
-        told = False
+        """Acquire the lock; raise UserError naming its holder if `WAIT` seconds are over."""
+        timeout_s, began = _timeout_s(), time.monotonic()
+        reported = False
         while not self._try():
             holder = self._holder()
-            if time.monotonic() - began >= patience:
+            if time.monotonic() - began >= timeout_s:
                 raise UserError(
                     f"run.dir {self.folder} is being trained by {holder}: wait until it ends, "
                     "stop it, or choose another run.dir"
                 )
-            if not told:
-                say = f"waiting up to {patience:g} s for {holder}, which trains {self.folder}"
-                print(say, file=sys.stderr, flush=True)
-            told = True
-            time.sleep(_LOOK_AGAIN_S)
+            if not reported:
+                line = f"waiting up to {timeout_s:g} s for {holder}, which trains {self.folder}"
+                print(line, file=sys.stderr, flush=True)
+            reported = True
+            time.sleep(_RETRY_S)
 
     def release(self) -> None:
-        """Let go of the lock, if it is held; the file goes too."""
+        """Release the lock if it is held, and remove the file."""
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):
@@ -76,20 +76,24 @@ class RunLock:
                         return False
                     raise
                 warnings.warn(
-                    f"the disk of {self.folder} knows no locks ({error.strerror}): see to it that "
-                    "nothing else trains there",
+                    f"the disk of {self.folder} does not support locks ({error.strerror}): make "
+                    "sure that nothing else trains there",
                     stacklevel=2,
                 )
-            if self._is_still(descriptor):
+            if self._is_current(descriptor):
                 break
-            os.close(descriptor)  # of a file that its holder removed as it ended
+            os.close(descriptor)  # its holder has removed this file
         self._descriptor = descriptor
-        with contextlib.suppress(OSError):  # it is held, whether or not its text fits on the disk
+        with contextlib.suppress(
+            OSError
+        ):  # the lock holds even if its text does not fit on the disk
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(_myself()).encode())
+            os.write(
+                descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            )
         return True
 
-    def _is_still(self, descriptor: int) -> bool:
+    def _is_current(self, descriptor: int) -> bool:
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
@@ -100,22 +104,18 @@ class RunLock:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             return f"process {found['pid']} on {found['host']}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "another process"  # which has not written its name yet
+            return "another process"  # it has not written its name yet
 
 
 def _lock(descriptor: int) -> None:
     if fcntl is None:
-        raise OSError(errno.ENOSYS, "this system has none")
+        raise OSError(errno.ENOSYS, "not on this system")
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _myself() -> dict[str, object]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def _patience() -> float:
-    told = os.environ.get(WAIT, "0")
+def _timeout_s() -> float:
+    text = os.environ.get(WAIT, "0")
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(text))
     except ValueError:
-        raise UserError(f"{WAIT} is '{told}': give seconds") from None
+        raise UserError(f"{WAIT} is '{text}': give seconds") from None

@@ -137,7 +137,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run_warm: Callable, tmp_path: P
         assert not (tmp_path / "out").exists()
     (tmp_path / "out").write_text("")
     done = run_warm(SCRIPT, "--out", tmp_path / "out" / "here")
-    assert done.code == 2 and "is no folder: name another place" in done.stderr
+    assert done.code == 2 and "is no folder: name another path" in done.stderr
 
 
 @pytest.fixture

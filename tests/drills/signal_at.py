@@ -28,7 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 from dgm.common.errors import UserError  # noqa: E402
 from dgm.training import checkpoint  # noqa: E402
-from dgm.training.engine import Engine  # noqa: E402
+from dgm.training.ddp import DataParallelNet  # noqa: E402
+from dgm.training.zero import DeepSpeedPartitioned, DeepSpeedReplicated  # noqa: E402
+
+WRAPPED = DataParallelNet, DeepSpeedReplicated, DeepSpeedPartitioned
 
 
 def signal_after(
@@ -88,9 +91,8 @@ def move_clock(seconds: int) -> Callable[[Any], Any]:
 
 
 def arrange_in_forward(kind: str, calls: int, how: str) -> None:
-    """Patch the backward pass, which is given the forward pass that it is to follow."""
+    """Patch the computation of the loss, which precedes the backward pass."""
     errors = {"fault": RuntimeError, "mistake": UserError}
-    backward = Engine.backward
 
     def forward(loss: Callable[[], Any]) -> Any:
         return loss()
@@ -105,9 +107,12 @@ def arrange_in_forward(kind: str, calls: int, how: str) -> None:
     else:
         default = "TERM" if kind == "term" else "KILL"
         forwards = signal_after(forward, calls, signal.Signals[f"SIG{how or default}"])
-    Engine.backward = lambda self, net, loss, last: backward(
-        self, net, lambda: forwards(loss), last
-    )
+
+    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, loss, sync: original(self, lambda: forwards(loss), sync)
+
+    for wrapped in WRAPPED:
+        wrapped.forward = patched(wrapped.forward)
 
 
 def arrange(kind: str, calls: int, how: str) -> None:
@@ -117,7 +122,8 @@ def arrange(kind: str, calls: int, how: str) -> None:
         return
     number = signal.Signals[f"SIG{how or 'KILL'}"]
     if kind == "update":
-        Engine.update = signal_after(Engine.update, calls, number)
+        for wrapped in WRAPPED:
+            wrapped.clip_and_step = signal_after(wrapped.clip_and_step, calls, number)
     elif kind == "file":
         # Every file of a checkpoint is brought to the disk by this one function.
         checkpoint._sync_file = signal_after(checkpoint._sync_file, calls, number)

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from small_loop import left_by
+from small_loop import Folder, left_by
 
-from dgm.training.job import Job
-from dgm.training.stop_request import StopRequest
-from dgm.training.trainer import Run
+from dgm.training.trainer import Trainer
 
 
-def train_and_count(made: Job) -> dict[str, bool]:
+def train_and_count(trainer: Trainer) -> dict[str, bool]:
     """Train; return for each kind of step (phase and variant) whether it was recorded at last."""
-    run = Run(made)
-    made.folder.mkdir(parents=True, exist_ok=True)
-    stop = StopRequest()
-    try:
-        assert run.train(stop), "nobody asks it to stop"
-    finally:
-        stop.close()
-    kinds = {} if run.graphs is None else run.graphs.steps
+    assert trainer.train(Folder(trainer.job.folder)), "nothing asks it to stop"
+    kinds = {} if trainer.graphs is None else trainer.graphs.steps
     return {str(kind): step.replay is not None for kind, step in kinds.items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dgm.training.train_step import TrainStep
+from dgm.training.trainer import Trainer
 
 Result = TypeVar("Result")
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -82,8 +82,8 @@ def _memory(tensor: Tensor) -> int:
 class TapeRecorder:
     """Record tapes; as on a GPU, recording leaves all that the step trains as it was."""
 
-    def __init__(self, step: TrainStep):
-        self.step = step
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
         self.recorded = self.replayed = 0
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
@@ -113,13 +113,13 @@ class TapeRecorder:
         return tape.replay
 
     def _trained(self) -> list[Tensor]:
-        learners = self.step.engine.learners.values()
-        nets = [t.detach() for a in learners for t in (*a.net.parameters(), *a.net.buffers())]
-        moments = [m for a in learners for m in a.optimizer.moments.values()]  # type: ignore[attr-defined]
+        wrapped = self.trainer.engine.wrapped_nets.values()
+        nets = [t.detach() for w in wrapped for t in (*w.net.parameters(), *w.net.buffers())]
+        moments = [m for w in wrapped for m in w.optimizer.moments.values()]  # type: ignore[attr-defined]
         return [
             *nets,
             *(t for m in moments for t in (m.exp_avg, m.exp_avg_sq)),
-            self.step.watch.first_bad,
+            self.trainer.finite_check.first_bad,
         ]
 
 

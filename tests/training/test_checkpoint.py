@@ -106,7 +106,7 @@ def test_a_damaged_file_is_noticed_and_the_one_before_is_used(
     new = checkpoint.write(tmp_path, 200, made(2.0), keep=3)
     assert checkpoint.newest(tmp_path) == new
     damage(new / name)
-    with pytest.warns(UserWarning, match="000000200 is passed over: ") as caught:
+    with pytest.warns(UserWarning, match="000000200 is skipped: ") as caught:
         assert checkpoint.newest(tmp_path) == old
     assert len(caught) == 1
     assert names(tmp_path) == ["000000100", "000000200"]
@@ -125,7 +125,7 @@ def test_any_flipped_byte_of_the_manifest_is_noticed(tmp_path: Path):
 def test_all_damaged_means_none(tmp_path: Path):
     for seen in (100, 200):
         cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
-    with pytest.warns(UserWarning, match="passed over") as caught:
+    with pytest.warns(UserWarning, match="is skipped") as caught:
         assert checkpoint.newest(tmp_path) is None
     assert len(caught) == 2
 
@@ -134,7 +134,7 @@ def test_a_run_of_which_no_checkpoint_is_whole_does_not_begin_anew(tmp_path: Pat
     for seen in (100, 200):
         cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
     for _ in range(2):  # nothing is moved away either, so that the second start says the same
-        with pytest.warns(UserWarning, match="passed over") as caught:
+        with pytest.warns(UserWarning, match="is skipped") as caught:
             with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: res"):
                 checkpoint.take_over(tmp_path)
         assert len(caught) == 2
@@ -179,7 +179,7 @@ def test_a_damaged_one_set_aside_leaves_its_name_free(tmp_path: Path):
     checkpoint.write(tmp_path, 100, made(), keep=3)
     for _ in range(2):  # the second time over what was set aside before
         cut_short(checkpoint.write(tmp_path, 200, made(), keep=3) / "state.json")
-        with pytest.warns(UserWarning, match="000000200 is passed over"):
+        with pytest.warns(UserWarning, match="000000200 is skipped"):
             assert checkpoint.take_over(tmp_path) == tmp_path / "000000100"
         assert names(tmp_path) == ["000000100", "damaged-000000200"]
     with warnings.catch_warnings():

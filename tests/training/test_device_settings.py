@@ -16,8 +16,8 @@ from tiny import LAUNCH, SCRIPTS
 from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.training import engine
-from dgm.training.device_settings import apply_device_settings
 from dgm.training.job import TrainConfig
+from dgm.training.process_settings import apply_device_settings
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
@@ -56,7 +56,7 @@ def test_deterministic_is_all_of_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch
 def test_the_compiler_is_told_without_being_imported():
     code = """
 import sys
-from dgm.training.device_settings import apply_device_settings
+from dgm.training.process_settings import apply_device_settings
 apply_device_settings(deterministic=True)
 compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo"))]
 assert not compiler, compiler

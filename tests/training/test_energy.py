@@ -68,10 +68,10 @@ def test_it_is_read_often_enough_not_to_wrap_twice(powercap: Path, monkeypatch: 
     for wanted in (half, 2 * half, 3 * half, 4 * half):
         now[0] += 61.0
         write(zone, (1_000_000 + wanted) % RANGE_UJ)
-        meter.tick()
+        meter.read_if_due()
     assert meter.read()[PACKAGES] == pytest.approx(4 * half / KWH_UJ)
     write(zone, 0)
-    meter.tick()  # at once: nothing is read
+    meter.read_if_due()  # at once: nothing is read
     assert meter.total[PACKAGES] == pytest.approx(4 * half / KWH_UJ)
 
 
@@ -96,13 +96,13 @@ def test_a_run_goes_on_counting_where_its_checkpoint_was(
     powercap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, powercap))
-    zone, advance = powercap / "intel-rapl:0", trainer.Run.advance
+    zone, train_step = powercap / "intel-rapl:0", trainer.Trainer.train_step
 
-    def spend(run: trainer.Run) -> None:
+    def spend(run: trainer.Trainer) -> None:
         write(zone, int((zone / "energy_uj").read_text()) + 3_600_000)  # 1e-6 kWh a step
-        advance(run)
+        train_step(run)
 
-    monkeypatch.setattr(trainer.Run, "advance", spend)
+    monkeypatch.setattr(trainer.Trainer, "train_step", spend)
     folder = tmp_path / "run"
     assert train(job(folder, total_images=48))
     write(zone, 90_000_000_000)  # by others, in between

@@ -14,9 +14,9 @@ from torch import nn
 
 from dgm.common.errors import UserError
 from dgm.training.engine import Engine
-from dgm.training.job import TrainConfig, check, what_to_compile
-from dgm.training.launch_env import Launched, Zero, count_nodes, on_gpu, read_launch
-from dgm.training.model_summary import times_held
+from dgm.training.job import TrainConfig, check_config, compile_mode
+from dgm.training.launch_env import Launch, ZeroConfig, count_nodes, on_gpu, read_launch
+from dgm.training.model_summary import weight_copies
 from dgm.training.optimizer import OptimConfig
 from dgm.training.zero import check_shards
 
@@ -49,25 +49,25 @@ def under_zero(stage: str = "2", **more: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("variables", "expected", "name"),
     [
-        ({}, Launched(1, None), "one process"),
-        ({"WORLD_SIZE": "1"}, Launched(1, None), "one process"),
-        ({"WORLD_SIZE": "4"}, Launched(4, None), "DDP on 4 processes"),
-        ({"ACCELERATE_USE_DEEPSPEED": "false"}, Launched(1, None), "one process"),
-        (under_zero("0"), Launched(1, Zero(0)), "DeepSpeed ZeRO-0 on 1 process"),
+        ({}, Launch(1, None), "one process"),
+        ({"WORLD_SIZE": "1"}, Launch(1, None), "one process"),
+        ({"WORLD_SIZE": "4"}, Launch(4, None), "DDP on 4 processes"),
+        ({"ACCELERATE_USE_DEEPSPEED": "false"}, Launch(1, None), "one process"),
+        (under_zero("0"), Launch(1, ZeroConfig(0)), "DeepSpeed ZeRO-0 on 1 process"),
         (
             {**under_zero("1", WORLD_SIZE="2"), OPTIMIZER: "none", WEIGHTS: "none"},
-            Launched(2, Zero(1)),
+            Launch(2, ZeroConfig(1)),
             "DeepSpeed ZeRO-1 on 2 processes",
         ),
         (
             {**under_zero("3", WORLD_SIZE="2"), OPTIMIZER: "cpu", WEIGHTS: "cpu"},
-            Launched(2, Zero(3, True, True)),
+            Launch(2, ZeroConfig(3, True, True)),
             "DeepSpeed ZeRO-3, optimizer and weights on the CPU on 2 processes",
         ),
     ],
 )
 def test_the_engine_that_was_asked_for_is_read(
-    launch: Callable, variables: dict[str, str], expected: Launched, name: str
+    launch: Callable, variables: dict[str, str], expected: Launch, name: str
 ) -> None:
     launch(ACCELERATE_MIXED_PRECISION="no", ACCELERATE_DYNAMO_BACKEND="NO", **variables)
     assert read_launch("bf16") == expected
@@ -171,18 +171,18 @@ def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> No
 @pytest.mark.parametrize(
     ("asked", "held"),
     [
-        (Launched(1, None), 5),
-        (Launched(4, None), 5),
-        (Launched(4, Zero(0)), 5),
-        (Launched(4, Zero(1)), 3.75),
-        (Launched(4, Zero(2)), 3),
-        (Launched(4, Zero(2, True)), 2.25),
-        (Launched(4, Zero(3)), 2.25),
-        (Launched(4, Zero(3, True, True)), 1.25),
+        (Launch(1, None), 5),
+        (Launch(4, None), 5),
+        (Launch(4, ZeroConfig(0)), 5),
+        (Launch(4, ZeroConfig(1)), 3.75),
+        (Launch(4, ZeroConfig(2)), 3),
+        (Launch(4, ZeroConfig(2, True)), 2.25),
+        (Launch(4, ZeroConfig(3)), 2.25),
+        (Launch(4, ZeroConfig(3, True, True)), 1.25),
     ],
 )
-def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: float) -> None:
-    assert times_held(asked) == held
+def test_expected_memory_counts_what_a_process_holds(asked: Launch, held: float) -> None:
+    assert weight_copies(asked) == held
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: floa
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, said: str) -> None:
-    check(config, Launched(2, None))
+    check_config(config, Launch(2, None))
     with pytest.raises(UserError, match=said):
-        check(config, Launched(2, Zero(stage)))
-    check(TrainConfig(), Launched(2, Zero(stage)))
+        check_config(config, Launch(2, ZeroConfig(stage)))
+    check_config(TrainConfig(), Launch(2, ZeroConfig(stage)))
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
@@ -245,4 +245,4 @@ def test_a_gpu_is_left_alone_where_accelerate_is_told_to_take_cpus(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
     assert on_gpu() == used
-    assert what_to_compile(TrainConfig()) == ("all" if used else "noise")
+    assert compile_mode(TrainConfig()) == ("all" if used else "noise")

@@ -14,9 +14,8 @@ from small_loop import BOTH, Folder, TwoPhases, job, left_by, train
 
 from dgm.common.errors import UserError
 from dgm.objective import Phase
-from dgm.training import trainer
 from dgm.training.stop_request import StopRequest
-from dgm.training.trainer import Run
+from dgm.training.trainer import Trainer
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -61,10 +60,14 @@ def test_resumed_run_equals_uninterrupted_run(
 ):
     folder = tmp_path / "stopped"
     stopping = job(folder)
-    monkeypatch.setattr(stopping.engine, "agree", lambda _: len(seen) * 8 == interrupted_at or None)
+    monkeypatch.setattr(
+        stopping.engine, "any_rank", lambda _: len(seen) * 8 == interrupted_at or None
+    )
     seen: list[int] = []
-    advance = trainer.Run.advance
-    monkeypatch.setattr(trainer.Run, "advance", lambda run: (seen.append(1), advance(run)))
+    train_step = Trainer.train_step
+    monkeypatch.setattr(
+        Trainer, "train_step", lambda trainer: (seen.append(1), train_step(trainer))
+    )
     assert not train(stopping)
     assert left_by(folder)[0].state["images_seen"] == interrupted_at
     assert train(job(folder))
@@ -77,7 +80,7 @@ def test_a_run_that_lost_its_newest_checkpoint_catches_up(tmp_path: Path, in_pea
     folder = tmp_path / "damaged"
     train(job(folder))
     (folder / "checkpoints" / "000000096" / "model.safetensors").write_bytes(b"torn")
-    with pytest.warns(UserWarning, match="000000096 is passed over"):
+    with pytest.warns(UserWarning, match="000000096 is skipped"):
         assert train(job(folder))
     assert_same(folder, in_peace)
 
@@ -159,17 +162,19 @@ def test_sampling_and_saving_follow_the_images_not_the_steps(tmp_path: Path):
 
 def test_a_request_after_the_first_step_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ended: list[str] = []
-    stop = StopRequest(at_once=lambda: ended.append("at once"))
-    log = Run.log
+    stop = StopRequest(exit_now=lambda: ended.append("at once"))
+    log = Trainer.log
 
-    def log_and_ask(run: Run) -> None:  # the log has the step already, a checkpoint does not
-        log(run)
+    def log_and_ask(
+        trainer: Trainer,
+    ) -> None:  # the log has the step already, a checkpoint does not
+        log(trainer)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "log", log_and_ask)
+    monkeypatch.setattr(Trainer, "log", log_and_ask)
     made = job(tmp_path / "run", log_every_images=8, save_every_images=0)
     try:
-        assert not trainer.train(made, Folder(made.folder), stop)
+        assert not Trainer(made).train(Folder(made.folder), stop)
     finally:
         stop.close()
     assert ended == []

@@ -15,8 +15,9 @@ from dgm.common.errors import UserError
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
 from dgm.training import checkpoint, trainer
-from dgm.training.finite_check import FiniteWatch
+from dgm.training.finite_check import FiniteCheck
 from dgm.training.job import Cadences, TrainConfig
+from dgm.training.sampler import BatchSampler
 
 
 class ByData(TwoPhases):
@@ -31,7 +32,7 @@ def test_first_weights_by_data_are_those_of_the_runs_first_images(tmp_path: Path
     objective = ByData(BOTH)
     made = job(tmp_path / "run", objective, lr=1e-30)
     train(made)
-    first = made.data.images(trainer.Batches(made.data, 3, 8, None, 0, 1)._order(0, 0).numpy())
+    first = made.data.images(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0).numpy())
     assert torch.equal(objective.given, torch.from_numpy(first))
     state, _ = left_by(tmp_path / "run")
     mean = first.astype(float).mean() / 255
@@ -171,14 +172,14 @@ class Broken(TwoPhases):
 def test_broken_layer_is_named_and_no_weight_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
 ):
-    watch = FiniteWatch
-    monkeypatch.setattr(trainer, "FiniteWatch", lambda *args: watch(*args[:3], waits))
+    watch = FiniteCheck
+    monkeypatch.setattr(trainer, "FiniteCheck", lambda *args: watch(*args[:3], waits))
     made = job(tmp_path / "run", Broken(from_images=16), save_every_images=8)
-    first = int(trainer.Batches(made.data, 3, 8, None, 0, 1)._order(0, 0)[16])
+    first = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[16])
     expected = rf"gradient of b .* step 2 \(after 16 images\).*second\.layer of image {first}:"
     with pytest.raises(UserError, match=expected):
         train(made)
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "000000016"
-    parameters = [p for net in made.engine.copies().values() for p in net.parameters()]
+    parameters = [p for net in made.engine.copy_nets().values() for p in net.parameters()]
     assert all(p.isfinite().all() for p in parameters)

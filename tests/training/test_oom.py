@@ -16,7 +16,7 @@ from dgm.common.errors import UserError
 from dgm.objective import Batch, Phase
 from dgm.rng import Draws
 from dgm.training.checkpoint import newest
-from dgm.training.oom import is_lack_of_memory
+from dgm.training.oom import is_out_of_memory
 
 
 class Greedy(small_loop.TwoPhases):
@@ -60,7 +60,7 @@ def test_a_batch_that_must_not_be_split_is_to_be_smaller(tmp_path: Path):
     objective = Greedy(5)
     objective.whole_batch = True
     assert mistake(tmp_path / "a", objective).endswith(
-        "lower train.global_batch, or take more processes"
+        "lower train.global_batch, or use more processes"
     )
 
 
@@ -116,9 +116,9 @@ OTHERS = [
 
 @pytest.mark.parametrize("error", LACKS, ids=str)
 def test_an_allocation_that_failed_is_known_by_its_words(error: Exception):
-    assert is_lack_of_memory(error)
+    assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_other_faults_are_no_lack_of_memory(error: Exception):
-    assert not is_lack_of_memory(error)
+    assert not is_out_of_memory(error)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dgm.common.errors import UserError
-from dgm.training.learner import clip
-from dgm.training.optimizer import AdamW, OptimConfig, learning_rate, torchs_adamw
+from dgm.training.ddp import clip
+from dgm.training.optimizer import AdamW, OptimConfig, learning_rate, torch_adamw
 
 COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
 
@@ -53,7 +53,7 @@ def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
 
 def test_the_optimizer_takes_its_settings():
     config = OptimConfig(lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
-    made = torchs_adamw(nn.Linear(2, 2).parameters(), config)
+    made = torch_adamw(nn.Linear(2, 2).parameters(), config)
     group = made.param_groups[0]
     assert isinstance(made, torch.optim.AdamW)
     assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
@@ -70,7 +70,7 @@ def test_the_optimizer_takes_its_settings():
 def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
     name, value = next(iter(setting.items()))
     shown = list(value) if isinstance(value, tuple) else value
-    for make in (AdamW, torchs_adamw):
+    for make in (AdamW, torch_adamw):
         with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
             make(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
 
@@ -92,7 +92,7 @@ def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
     for net in nets:
         net.to(memory_format=torch.channels_last)
         net.load_state_dict(nets[0].state_dict())
-    ours, theirs = AdamW(nets[0].parameters(), config), torchs_adamw(nets[1].parameters(), config)
+    ours, theirs = AdamW(nets[0].parameters(), config), torch_adamw(nets[1].parameters(), config)
     # One has no gradient at first, and later another: then their numbers of steps differ.
     for step, missing in enumerate([0, 0, None, 3, None, None]):
         learn(nets, step, missing)
@@ -103,7 +103,7 @@ def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
         if step == 3:  # a run that was continued goes on alike
             kept, ours = ours.state, AdamW(nets[0].parameters(), config)
             for weight, moments in kept.items():
-                ours.put(weight, {kind: value.clone() for kind, value in moments.items()})
+                ours.load_moments(weight, {kind: value.clone() for kind, value in moments.items()})
     for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(mine, other)
         for kind, value in theirs.state[other].items():

@@ -37,6 +37,6 @@ def test_each_process_takes_an_equal_part_and_all_get_the_whole(
         engine = SimpleNamespace(
             rank=rank, world_size=processes, gather=gather, device=torch.device("cpu")
         )
-        found = Engine.spread(engine, count, work)  # type: ignore[arg-type]
+        found = Engine.map_rows(engine, count, work)  # type: ignore[arg-type]
         assert found[:, 1].tolist() == [10 * k for k in range(count)]
     assert asked == parts

@@ -13,7 +13,7 @@ import torch
 from dgm.common.run_files import read_metrics
 from dgm.training import metrics_log
 from dgm.training.engine import Engine
-from dgm.training.metrics_log import Meter, MetricsFile, Progress
+from dgm.training.metrics_log import Meter, MetricsFile, ProgressBar
 
 
 def line(images_seen: int, loss: float = 0.5) -> dict[str, float]:
@@ -189,10 +189,10 @@ def test_what_takes_a_while_is_named_and_is_no_slow_training(
 ):
     now = [100.0]
     monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
-    progress = Progress(1000, 0, shown=True)
+    progress = ProgressBar(1000, 0, shown=True)
     progress.advance(50)
     for what, seconds in (("saving", 1), ("drawing samples", 40)):
-        with progress.doing(what):
+        with progress.during(what):
             now[0] += seconds
     assert capsys.readouterr().err == "drawing samples: 40 s\n"
     now[0] += 10
@@ -201,13 +201,13 @@ def test_what_takes_a_while_is_named_and_is_no_slow_training(
 
 
 def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[str]):
-    progress = Progress(1000, 0, shown=True, every_s=0.0)
-    progress.say({"loss": 0.25})
+    progress = ProgressBar(1000, 0, shown=True, every_s=0.0)
+    progress.set_losses({"loss": 0.25})
     progress.advance(50)  # the first step compiles: its speed is no one's
     assert capsys.readouterr().err == ""
     progress.advance(100)
     progress.close()
     told = capsys.readouterr().err
     assert "100/1,000 images" in told and "loss 0.2500" in told and "images/s" in told
-    Progress(1000, 0, shown=False, every_s=0.0).advance(100)
+    ProgressBar(1000, 0, shown=False, every_s=0.0).advance(100)
     assert capsys.readouterr().err == ""
