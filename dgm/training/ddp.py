@@ -1,14 +1,15 @@
 """A net wrapped for training on one process or in DDP, with its optimizer.
 
-`WrappedNet` is what the trainer needs of any engine; zero.py has the same for DeepSpeed.
+`WrappedNet` is what the trainer needs of any engine; zero.py has those of DeepSpeed.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,46 +26,47 @@ NormCheck = Callable[[Tensor], Tensor | None]
 """Checks a gradient norm []; returns 1.0 where the device has to skip the update."""
 
 
-class WrappedNet(Protocol):
-    """A net with its optimizer under an engine."""
+class WrappedNet(abc.ABC):
+    """A net with its optimizer under an engine, of which each process holds a replica."""
 
     net: nn.Module
+    optimizer: Any  # has `state`: moments by parameter
 
     @property
+    @abc.abstractmethod
     def strategy(self) -> str:
         """Return what was built: one process, DDP or a stage of ZeRO."""
-        ...
 
+    @abc.abstractmethod
     def forward(self, loss: LossFunction, sync: bool) -> Tensor:
         """Return the loss []; its gradient is averaged over ranks if `sync` (last micro-batch)."""
-        ...
 
+    @abc.abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss."""
-        ...
 
+    @abc.abstractmethod
     def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
         """Clip the gradient, update the weights, clear the gradient.
 
         Return whether the moving average was updated in the same pass.
         """
-        ...
 
     def full_weights(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
         """Yield the net with unsharded weights, to read or to `write`. Collective."""
-        ...
+        return contextlib.nullcontext(self.net)
 
     def copy(self) -> nn.Module:
         """Return a frozen copy with unsharded weights. Collective."""
-        ...
+        return frozen_copy(self.net)
 
     def moments(self) -> dict[str, Tensor]:
         """Return the optimizer's unsharded moments by `moment.parameter`. Collective."""
-        ...
+        return moments_of(self.net, self.optimizer.state)
 
+    @abc.abstractmethod
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Continue from weights that were just loaded, with these moments."""
-        ...
 
 
 class LossModule(nn.Module):
@@ -83,8 +85,8 @@ class LossModule(nn.Module):
         return loss()
 
 
-class DataParallelNet:
-    """A net of which each process holds a replica: one process or DDP."""
+class DataParallelNet(WrappedNet):
+    """A net on one process or in DDP."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, kernels: bool = False):
         """Create the optimizer and wrap the net; `kernels`: use our own where they fit."""
@@ -118,18 +120,6 @@ class DataParallelNet:
         for weight in weights:
             weight.grad = None
         return averaged
-
-    def full_weights(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
-        """Yield the net."""
-        return contextlib.nullcontext(self.net)
-
-    def copy(self) -> nn.Module:
-        """Return a frozen copy of the net."""
-        return frozen_copy(self.net)
-
-    def moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's moments by `moment.parameter`."""
-        return moments_of(self.net, self.optimizer.state)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Load the optimizer's moments."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError
-from dgm.training.ddp import LossFunction, LossModule, NormCheck, clip
+from dgm.training.ddp import LossFunction, LossModule, NormCheck, WrappedNet, clip
 from dgm.training.launch_env import ZeroConfig, on_gpu
 from dgm.training.optimizer import (
     EmaUpdate,
@@ -26,7 +26,7 @@ from dgm.training.optimizer import (
     torch_adamw,
     with_gradient,
 )
-from dgm.training.state_dicts import MOMENTS, frozen_copy, load_moments, moments_of
+from dgm.training.state_dicts import MOMENTS, frozen_copy, load_moments
 
 _BUCKET = 50_000_000  # numbers per collective; more than any net here has
 
@@ -49,7 +49,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-class _InDeepSpeed:
+class _InDeepSpeed(WrappedNet):
     """What all stages have in common: the engine that DeepSpeed made, and its gradients."""
 
     engine: Any
@@ -77,30 +77,17 @@ class DeepSpeedReplicated(_InDeepSpeed):
         self.net = net  # not channels_last: DeepSpeed needs contiguous weights
         self.clip_norm = config.clip_norm
         self.optimizer = torch_adamw(net.parameters(), config, decayed_weights(net))
-        self.engine = _initialize(
-            net, self.optimizer, ZeroConfig(0), clip_norm=0.0
-        )  # `clip_and_step` clips
+        # Without clipping, which `clip_and_step` does.
+        self.engine = _initialize(net, self.optimizer, ZeroConfig(0), clip_norm=0.0)
 
     def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
         """Clip the gradient, update the weights, clear the gradient."""
         skip = check(clip(with_gradient(self.net.parameters()), self.clip_norm))
         set_lr(self.optimizer, lr)
         if skip is not None:
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # a fused one reads it
+            self.optimizer.found_inf = skip  # a fused optimizer reads it
         self.engine.step()
         return False
-
-    def full_weights(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
-        """Yield the net."""
-        return contextlib.nullcontext(self.net)
-
-    def copy(self) -> nn.Module:
-        """Return a frozen copy of the net."""
-        return frozen_copy(self.net)
-
-    def moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's moments by `moment.parameter`."""
-        return moments_of(self.net, self.optimizer.state)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Load the optimizer's moments."""
