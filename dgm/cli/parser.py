@@ -269,7 +269,7 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {list(arguments)}"
     if get_origin(kind) is tuple:
-        return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
+        return f"a list of {len(arguments)} elements, each {_describe(arguments[0])}"
     if get_origin(kind) is list:
         example = "[a, b]" if arguments[0] is str else "[1, 2]"
         return f"a list, as {example}, each {_describe(arguments[0])}"

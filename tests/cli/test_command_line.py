@@ -55,15 +55,6 @@ def test_options_win_over_files_wherever_they_stand(tmp_path: Path, base: str, f
 
 
 @pytest.mark.slow
-def test_options_before_config_reach_a_run(run_warm, tiny_config: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "launch" / "train_ddpm.py"
-    words = ["--optim.lr", "1e-4", "--print_config", "--config", tiny_config]
-    done = run_warm(script, *words, cwd=tmp_path)
-    assert done.code == 0, done.stderr
-    assert "lr: 0.0001" in done.stdout
-
-
-@pytest.mark.slow
 def test_submitted_words_are_read_alike(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ def test_all_damaged_means_none(tmp_path: Path):
     assert len(caught) == 2
 
 
-def test_a_run_of_which_no_checkpoint_is_whole_does_not_begin_anew(tmp_path: Path):
+def test_a_run_without_a_whole_checkpoint_does_not_start_from_scratch(tmp_path: Path):
     for seen in (100, 200):
         cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
     for _ in range(2):  # nothing is moved away either, so that the second start says the same
@@ -164,10 +164,10 @@ def test_no_folder_means_none_without_a_warning(tmp_path: Path):
         checkpoint.remove_partial(tmp_path / "missing")
 
 
-def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(tmp_path: Path):
+def test_checkpoints_on_an_unmounted_disk_are_not_started_from_scratch(tmp_path: Path):
     folder = tmp_path / "checkpoints"
     folder.symlink_to(tmp_path / "unmounted")
-    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to one"):
+    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to an existing one"):
         checkpoint.take_over(folder)
     folder.unlink()
     folder.touch()

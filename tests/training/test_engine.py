@@ -193,3 +193,27 @@ def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[st
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "parts"),
+    [
+        (5, 1, [[0, 1, 2, 3, 4]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (5, 2, [[0, 1, 2], [3, 4, 4]]),
+        (2, 4, [[0], [1], [1], [1]]),
+    ],
+)
+def test_rows_are_split_evenly_and_all_processes_get_the_whole(
+    engine: Engine, count: int, processes: int, parts: list[list[int]]
+):
+    whole = torch.cat([torch.tensor(part) for part in parts])
+    engine.world_size, engine.gather = processes, lambda part: whole  # type: ignore[method-assign]
+    for engine.rank, part in enumerate(parts):
+        found = engine.map_rows(count, lambda rows, part=part: assert_equal(rows, part))
+        assert found.tolist() == list(range(count))
+
+
+def assert_equal(rows: Tensor, expected: list[int]) -> Tensor:
+    assert rows.tolist() == expected
+    return rows

@@ -1,4 +1,4 @@
-"""What the loop does for families that can do more: first weights, pictures, measures, layers."""
+"""What the trainer does for optional abilities of families: initial weights, grids, evaluation."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def test_micro_batches_are_refused_where_they_would_be_another_run(tmp_path: Pat
     assert not (tmp_path / "split").exists()
 
 
-def measured(values: list[float]) -> dict[str, Any]:
-    """Give a job's evaluation, due every 16 images, that finds these values in turn."""
+def evaluated(values: list[float]) -> dict[str, Any]:
+    """Return a job's evaluation, due every 16 images, with these values in turn."""
     left = iter(values)
     return {"evaluation": lambda nets: {"eval/distance": next(left)}, "eval_every_images": 16}
 
 
 def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path):
     made = job(tmp_path / "run", keep_checkpoints=1, save_every_images=0)
-    vars(made).update(measured([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
+    vars(made).update(evaluated([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
     with pytest.warns(UserWarning, match="eval/distance is nan after 64 images"):
         assert train(made)
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
@@ -111,7 +111,7 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
     folder = tmp_path / "run"
     for length, values in ((48, [5.0, 1.0, 4.0]), (96, [3.0, 2.0, 6.0])):
         made = job(folder, keep_checkpoints=1, save_every_images=0, total_images=length)
-        vars(made).update(measured(values))
+        vars(made).update(evaluated(values))
         assert train(made)
     assert left_by(folder)[0].state["best"]["images_seen"] == 32
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [32, 96]
