@@ -27,7 +27,7 @@ from dgm.cli.start_engine import start_engine
 os.sched_getaffinity = lambda _: set(range(4))  # on any machine
 given = [int(word) for word in sys.argv[1:]]
 engine = start_engine(threads=given[0] if given else None)
-sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # in one write, as another process writes too
+sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # in one write
 engine.close()
 """
 
@@ -97,9 +97,9 @@ def test_processes_that_mpirun_started_train_together(
         words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
         words += ["--run.trackers=[]", "--train.total_images=32"]
         both.append((start_script(*words, variables={**mpi, "MASTER_PORT": port}), port))
-    told = [process.communicate(timeout=120) for process, _ in both]
-    assert [process.returncode for process, _ in both] == [0, 0], told
-    assert "DDP on 2 processes" in told[0][0]
+    outputs = [process.communicate(timeout=120) for process, _ in both]
+    assert [process.returncode for process, _ in both] == [0, 0], outputs
+    assert "DDP on 2 processes" in outputs[0][0]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ class Lab:
         try:
             result = running.wait(patience)
         except TimeoutError:
-            self.said = (running.said / "stderr").read_text()
+            self.said = (running.output / "stderr").read_text()
             raise BrokenPromise(f"it hangs: no end within {patience:.0f} s") from None
         self.said, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
         return result

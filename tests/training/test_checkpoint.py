@@ -92,9 +92,9 @@ def test_the_manifest_names_size_and_checksum_of_every_other_file(tmp_path: Path
     path = checkpoint.write(tmp_path, 100, made(), keep=3)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert sorted([*files, "manifest.json"]) == list(FILES)
-    for name, said in files.items():
-        assert said["size"] == (path / name).stat().st_size
-        assert len(said["sha256"]) == 64
+    for name, message in files.items():
+        assert message["size"] == (path / name).stat().st_size
+        assert len(message["sha256"]) == 64
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, cut_to_nothing, Path.unlink])

@@ -1,4 +1,4 @@
-"""Steps that are recorded and replayed train the same bits as steps that are not."""
+"""Recorded and replayed steps train the same bits as eager ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the device note gradients that are not finite, as it does where the host would wait."""
+    """Make the device record gradients that are not finite, as on a GPU."""
     monkeypatch.setattr(Engine, "norms_on_host", False)
 
 
@@ -75,7 +75,7 @@ def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRe
 
 
 def job(family: str, folder: Path, **train: Any) -> Job:
-    """Make the smallest run of a family on images of noise."""
+    """Return the smallest run of a family on images of noise."""
     of_family, settings = OF_FAMILY[family], dict(TINY[family])
     for section, changes in {**of_family, "optim": OPTIM, "train": TRAIN | train}.items():
         settings[section] = {**settings.get(section, {}), **changes}
@@ -105,7 +105,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def states(made: Job) -> dict[str, Tensor]:
-    """Give the weights and moments of a run, as they are in memory."""
+    """Return the weights and moments of a run in memory."""
     full = made.engine.full_state()
     return {**full.model, **full.optimizer}
 
@@ -125,7 +125,7 @@ def test_replayed_steps_train_the_same_bits(tmp_path: Path, family: str, residen
 
 @pytest.fixture
 def other_precision() -> Iterator[None]:
-    """Let accelerate forget its precision, which it settles once for a process."""
+    """Reset accelerate's precision, which is fixed once per process."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
@@ -202,7 +202,7 @@ def test_a_gradient_that_is_not_finite_leaves_weights_alone(tmp_path: Path, step
 
 
 class Waiting(TwoPhases):
-    """Looks at a number of the device's in one of its phases."""
+    """Reads a number from the device in one of its phases."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         values = super().loss(nets, batch, phase, draws)
@@ -224,7 +224,7 @@ class Growing(TwoPhases):
     "objective, reason",
     [(Waiting, "makes the host wait"), (Growing, "a weight has its first gradient only now")],
 )
-def test_a_step_that_cannot_be_recorded_is_said_once_and_changes_nothing(
+def test_a_step_that_cannot_be_recorded_warns_once_and_changes_nothing(
     tmp_path: Path,
     objective: type[TwoPhases],
     reason: str,
@@ -254,7 +254,7 @@ def test_two_phases_of_one_net_share_its_counts(tmp_path: Path):
 
 
 class Silent(TwoPhases):
-    """Reads the number of the step, and does not say so by `variant`."""
+    """Depends on the number of the step without declaring it by `variant`."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         values = super().loss(nets, batch, phase, draws)
@@ -305,7 +305,7 @@ def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launch, expect
 
 
 class NoGpu:
-    """What recording asks of torch.cuda, failing at its end as it does on torch 2.11."""
+    """The part of torch.cuda that recording uses, failing at its end as on torch 2.11."""
 
     def __init__(self) -> None:
         self.streams, self.ended = ["default"], list[tuple[int, Any]]()

@@ -25,7 +25,7 @@ def tensors_of(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def learn(engine: Engine, steps: int, seed: int) -> None:
-    """Take some steps on numbers of this seed."""
+    """Train some steps on random inputs of this seed."""
     torch.manual_seed(seed)
     for _ in range(steps):
         x = torch.randn(4, 3, 6, 6)
@@ -36,7 +36,7 @@ def learn(engine: Engine, steps: int, seed: int) -> None:
         wrapped.clip_and_step(0.05, lambda norm: None)
 
 
-def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
+def test_a_loaded_state_continues_to_the_same_bits(
     engine: Engine, nets: dict[str, nn.Module], tmp_path: Path
 ):
     fresh = copy.deepcopy(nets)
@@ -56,7 +56,7 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
         assert torch.equal(value, expected[key]), key
 
 
-def test_only_the_net_of_a_phase_learns(engine: Engine, nets: dict[str, nn.Module]):
+def test_only_the_net_of_a_phase_is_updated(engine: Engine, nets: dict[str, nn.Module]):
     nets["net"].bias.requires_grad_(False)  # frozen before, and so afterwards
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     before = tensors_of(nets)
@@ -97,7 +97,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
 
 
 @pytest.mark.parametrize("clip_norm, expected", [(0.5, 0.5), (0.0, 5.0), (10.0, 5.0)])
-def test_the_gradient_is_clipped_and_its_norm_before_is_told(
+def test_the_gradient_is_clipped_and_its_previous_norm_is_checked(
     engine: Engine, nets: dict[str, nn.Module], clip_norm: float, expected: float
 ):
     engine.prepare(nets, dict.fromkeys(nets, replace(OPTIM, clip_norm=clip_norm)))
@@ -112,7 +112,7 @@ def test_the_gradient_is_clipped_and_its_norm_before_is_told(
     assert seen == [pytest.approx(5)]
 
 
-def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Module]):
+def test_the_given_learning_rate_is_used(engine: Engine, nets: dict[str, nn.Module]):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     net = nets["net"]
     before = net.weight.detach().clone()

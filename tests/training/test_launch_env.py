@@ -1,4 +1,4 @@
-"""What a launcher asked for, and what it may not ask for."""
+"""The engine that a launcher asks for, and what is refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_engine_that_was_asked_for_is_read(
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, "--multi_gpu"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP.*choose distributed_type"),
@@ -92,17 +92,17 @@ def test_the_engine_that_was_asked_for_is_read(
     ],
 )
 def test_what_the_trainers_cannot_do_is_refused_by_name(
-    launch: Callable, variables: dict[str, str], said: str
+    launch: Callable, variables: dict[str, str], message: str
 ) -> None:
     launch(**variables)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Engine("no")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "option", "said"),
+    ("processes", "option", "message"),
     [
         (
             2,
@@ -123,7 +123,7 @@ def test_options_that_accelerate_drops_without_deepspeed_are_refused(
     tmp_path: Path,
     processes: int,
     option: str,
-    said: str,
+    message: str,
 ) -> None:
     script = ROOT / "launch" / "train_ddpm.py"
     words = ["-m", "accelerate.commands.launch", "--num_processes", processes, *option.split()]
@@ -131,7 +131,7 @@ def test_options_that_accelerate_drops_without_deepspeed_are_refused(
     process = start_script(*words, script, "--config", tiny_config, "--run.dir", tmp_path / "run")
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert stderr.count(f"error: accelerate launch asks for {said}") == 1, stderr
+    assert stderr.count(f"error: accelerate launch asks for {message}") == 1, stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -160,7 +160,7 @@ def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
         check_shards(torch.optim.LBFGS(weights))
 
 
-def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
+def test_an_engine_other_than_the_requested_one_is_refused(launch: Callable) -> None:
     Engine("no")  # accelerate keeps what it found at first, one process
     launch(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     engine = Engine("no")
@@ -186,21 +186,21 @@ def test_expected_memory_counts_what_a_process_holds(asked: Launch, held: float)
 
 
 @pytest.mark.parametrize(
-    ("stage", "config", "said"),
+    ("stage", "config", "message"),
     [
         (1, TrainConfig(float64=True), r"train\.float64 is set, but ZeRO keeps fp32 weights"),
         (3, TrainConfig(compile="all"), r"train\.compile is all, but ZeRO-3 .* choose auto"),
     ],
 )
-def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, said: str) -> None:
+def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, message: str) -> None:
     check_config(config, Launch(2, None))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_config(config, Launch(2, ZeroConfig(stage)))
     check_config(TrainConfig(), Launch(2, ZeroConfig(stage)))
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
-def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
+def test_configuration_for_accelerate_explains_each_line_and_its_use(
     path: Path,
 ) -> None:
     head, *_ = path.read_text().split("compute_environment")
@@ -222,7 +222,7 @@ def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
     ("variables", "nodes"),
     [
         ({}, 1),
-        ({"WORLD_SIZE": "4"}, 1),  # started by hand: nobody says where
+        ({"WORLD_SIZE": "4"}, 1),  # started by hand: unknown
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 1),
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}, 4),

@@ -127,9 +127,9 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes):
     path = tmp_path / "metrics.jsonl"
     texts = [json.dumps(entry).encode() for entry in GOOD]
     path.write_bytes(b"\n".join([*texts[:2], damaged, texts[3], b""]))
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged in 1 .* dropped: 3$") as told:
+    with pytest.warns(UserWarning, match=r"jsonl is damaged in 1 .* dropped: 3$") as caught:
         MetricsFile(path, 1000).write(line(50))
-    assert [warned.category for warned in told].count(UserWarning) == 1
+    assert [warned.category for warned in caught].count(UserWarning) == 1
     assert read_metrics(path) == [GOOD[0], GOOD[1], GOOD[3], line(50)]
 
 
@@ -207,7 +207,7 @@ def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
     progress.advance(100)
     progress.close()
-    told = capsys.readouterr().err
-    assert "100/1,000 images" in told and "loss 0.2500" in told and "images/s" in told
+    output = capsys.readouterr().err
+    assert "100/1,000 images" in output and "loss 0.2500" in output and "images/s" in output
     ProgressBar(1000, 0, shown=False, every_s=0.0).advance(100)
     assert capsys.readouterr().err == ""

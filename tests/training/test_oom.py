@@ -44,9 +44,9 @@ def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
 
 @pytest.mark.slow
 def test_largest_micro_batch_that_fits_is_named_and_serves(tmp_path: Path):
-    said = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
-    assert said.startswith("24 images at a time do not fit into the memory of cpu: ")
-    assert "set train.micro_batch 4, the largest that was seen to fit" in said  # 24 = 6 * 4
+    message = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
+    assert message.startswith("24 images at a time do not fit into the memory of cpu: ")
+    assert "set train.micro_batch 4, the largest that was seen to fit" in message  # 24 = 6 * 4
     assert newest(tmp_path / "a" / "checkpoints") is None
     made = small_loop.job(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
     assert small_loop.train(replace(made, config=replace(made.config, micro_batch=4)))

@@ -25,7 +25,7 @@ ROOT = LAUNCH.parent
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave this process as it was."""
+    """Restore the settings of this process."""
     environment = {name: os.environ.pop(name, None) for name in (CUBLAS, INDUCTOR)}
     yield
     for name, value in environment.items():
@@ -52,7 +52,7 @@ def test_deterministic_is_all_of_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_the_compiler_is_told_without_being_imported():
+def test_the_compiler_is_set_without_being_imported():
     code = """
 import sys
 from dgm.training.process_settings import apply_device_settings

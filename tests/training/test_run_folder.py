@@ -260,6 +260,6 @@ def test_each_start_is_recorded(tmp_path: Path, engine: Engine):
 
 def test_the_environment_tells_nothing_of_its_variables(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
-    told = json.dumps(describe_machine())
-    assert "git_commit" in told
-    assert "very-secret-value" not in told
+    message = json.dumps(describe_machine())
+    assert "git_commit" in message
+    assert "very-secret-value" not in message

@@ -60,8 +60,10 @@ def tell(process: subprocess.Popen) -> None:
 
 def test_a_second_process_is_refused_by_the_first_ones_name(hold: Callable, tmp_path: Path):
     first = hold()
-    told = f"run.dir {tmp_path} is being trained by process {first.pid} on {socket.gethostname()}: "
-    with pytest.raises(UserError, match=told):
+    message = (
+        f"run.dir {tmp_path} is being trained by process {first.pid} on {socket.gethostname()}: "
+    )
+    with pytest.raises(UserError, match=message):
         RunLock(tmp_path).take()
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == first.pid
 
@@ -92,8 +94,8 @@ def test_who_waits_takes_the_lock_when_its_holder_ends(
     tell(first)
     lock = RunLock(tmp_path)
     lock.take()
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == (
+    message = capsys.readouterr().err.splitlines()
+    assert message[0] == (
         f"waiting up to 0.3 s for process {first.pid} on {socket.gethostname()}, "
         f"which trains {tmp_path}"
     )

@@ -1,4 +1,4 @@
-"""A process that hangs is ended with a line that says in what; one at work is left alone."""
+"""A process that hangs is ended with a line that names its activity; a working one is not."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def watch(work: str, limit_s: float = LIMIT_S) -> tuple[int, str, float]:
 
 def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: Path):
     os.mkfifo(tmp_path / "data")
-    code, said, took_s = watch(f"watchdog.set_activity('data'); open({str(tmp_path / 'data')!r})")
+    code, message, took_s = watch(
+        f"watchdog.set_activity('data'); open({str(tmp_path / 'data')!r})"
+    )
     assert code == 1
-    first, *stacks = said.splitlines()
+    first, *stacks = message.splitlines()
     assert first.startswith("error: nothing was done for 0.01 minutes (train.timeout_minutes) wh")
     assert "while waiting for data: look at the disk or network that data.shards lies on" in first
     assert any('File "<string>", line 1 in <module>' in line for line in stacks)
@@ -48,10 +50,10 @@ def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: P
 
 def test_what_keeps_pythons_lock_is_ended_as_well():
     # As a page of a mapped file does that never comes: no other thread of Python can run.
-    code, said, _ = watch("import ctypes; watchdog.set_activity('data'); time.sleep(0.2); "
+    code, message, _ = watch("import ctypes; watchdog.set_activity('data'); time.sleep(0.2); "
                           "ctypes.PyDLL(None).sleep(30)")  # fmt: skip
     assert code == 1
-    assert "Timeout (" in said and "line 1 in <module>" in said
+    assert "Timeout (" in message and "line 1 in <module>" in message
 
 
 @pytest.mark.slow
@@ -69,8 +71,8 @@ def test_a_step_that_only_computes_is_ended():
     work = (
         "end = time.monotonic() + 9; watchdog.set_activity('step')\nwhile time.monotonic() < end: 1"
     )
-    code, said, _ = watch(work)
-    assert code == 1 and "while in a step: look at the other processes" in said
+    code, message, _ = watch(work)
+    assert code == 1 and "while in a step: look at the other processes" in message
 
 
 def test_time_for_which_a_process_is_stopped_does_not_count():
