@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from dgm.cli.entry import exit_now, ignore_signals_at_exit
+from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit
 from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
@@ -166,7 +166,7 @@ def _print_grid_limits(job: Job) -> None:
 def _exit_unsaved() -> NoReturn:
     """Exit a process that has nothing to save yet."""
     remove_unfinished()
-    exit_now(STOPPED, "stopped before its first step: run the same command to continue")
+    exit_before_first_step()
 
 
 def _resume_point(folder: Path) -> str:

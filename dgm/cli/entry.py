@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from dgm.common.errors import UserError, disk_fault, one_line
-from dgm.common.exit_codes import DONE, MISTAKE
+from dgm.common.exit_codes import DONE, MISTAKE, STOPPED
 from dgm.common.streams import keep_streams
-from dgm.training.stop_request import SIGNALS
+from dgm.training.stop_request import SIGNALS, watched_signals
 from shards.option_names import spell_options
 
 _is_script = False  # whether `run` was called
@@ -92,6 +92,20 @@ def exit_now(code: int, line: str) -> NoReturn:
             os.write(1, f"{line}\n".encode())
     _record_code(code)
     os._exit(code)
+
+
+def stop_at_signals() -> None:
+    """Exit with code 75 and one line at a request to stop, until the trainer sets its handlers.
+
+    Importing torch takes seconds, during which Ctrl-C would print a traceback.
+    """
+    for number in watched_signals():
+        signal.signal(number, lambda *_: exit_before_first_step())
+
+
+def exit_before_first_step() -> NoReturn:
+    """Exit a trainer that has nothing to save yet."""
+    exit_now(STOPPED, "stopped before its first step: run the same command to continue")
 
 
 def ignore_signals_at_exit(restore: Callable[[], object]) -> None:

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.common.errors import UserError
 from dgm.nn.kernels.precompile import Launches, collect_on
-from dgm.objective import Batch, Objective
-from dgm.rng import Draws
+from dgm.objective import Objective
 from dgm.training.engine import Engine
 from dgm.training.job import Job, compile_mode
 from dgm.training.launch_env import Launch
+from dgm.training.sampler import trial_batch
 
 _TRIAL = 2  # images of the trial run; one would be too few for a BatchNorm
 
@@ -118,10 +118,7 @@ def measure_cost(
 
     FLOPs are summed over phases; of the bytes, the maximum over phases counts.
     """
-    images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
-    batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
-    index = torch.arange(_TRIAL, device=engine.device)
-    draws = Draws.of(0, index, index)  # a step of its own for each image, as in training
+    batch, draws = trial_batch(_TRIAL, image_shape, engine.device)
     flops, max_bytes = 0.0, 0.0
     for phase in objective.phases:
         nets[phase.net].requires_grad_(True)

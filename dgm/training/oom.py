@@ -8,10 +8,9 @@ import re
 import torch
 
 from dgm.common.errors import UserError
-from dgm.objective import Batch, Nets, Objective, WholeBatch
-from dgm.rng import Draws
+from dgm.objective import Nets, Objective, WholeBatch
 from dgm.training.engine import Engine
-from dgm.training.sampler import BatchSampler
+from dgm.training.sampler import BatchSampler, trial_batch
 
 _ON_CPU = r"can't allocate memory|not enough memory|std::bad_alloc"
 # Errors that are not torch.OutOfMemoryError, since it was not torch that allocated the memory.
@@ -66,10 +65,7 @@ def _fits(
     gc.collect()
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
-    images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=engine.device)
-    batch = Batch(images, torch.zeros(count, dtype=torch.int64, device=engine.device))
-    index = torch.arange(count, device=engine.device)
-    draws = Draws.of(0, index, index)
+    batch, draws = trial_batch(count, image_shape, engine.device)
     try:
         for phase in objective.phases:
             nets[phase.net].requires_grad_(True)

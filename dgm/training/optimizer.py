@@ -135,7 +135,7 @@ class AdamW:
         for decay, part in self._by_decay(weights):
             mine = [self.moments[weight] for weight in part]
             torch._fused_adamw_(
-                part, _gradients(part),
+                part, update.laid_out_as(part, [w.grad for w in part if w.grad is not None]),
                 [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
                 [steps[weight] for weight in part],
                 lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
@@ -211,11 +211,6 @@ class DeviceInputs:
 def _same_layout(ema: EmaUpdate, weights: list[Tensor]) -> bool:
     """Return whether the averages lie in memory as the weights do."""
     return all(a.stride() == w.stride() for a, w in zip(ema.averages, weights, strict=True))
-
-
-def _gradients(weights: list[Tensor]) -> list[Tensor]:
-    """Return the gradients in the memory format of the weights, as fused kernels need them."""
-    return update.laid_out_as(weights, [p.grad for p in weights if p.grad is not None])
 
 
 def with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -110,3 +110,13 @@ class BatchSampler:
         # A batch may straddle two blocks, so the one before is kept; older ones are not needed.
         self._orders = [*self._orders[-1:], ((epoch, block), found)]
         return found
+
+
+def trial_batch(
+    count: int, image_shape: tuple[int, ...], device: torch.device
+) -> tuple[Batch, Draws]:
+    """Return `count` black images of class 0, to try out a loss."""
+    images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=device)
+    index = torch.arange(count, device=device)
+    # Draws of a step of its own for each image, as in training.
+    return Batch(images, torch.zeros_like(index)), Draws.of(0, index, index)
