@@ -49,7 +49,7 @@ from shards.sources import FolderOptions, source_name
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from; a run knows its images by their contents, not by these."""
+    """The source of the images; a run identifies its images by content, not by these keys."""
 
     source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""

@@ -126,7 +126,7 @@ class StaticInputs:
     """Tensors at fixed addresses, from which a step reads everything that changes between steps."""
 
     def __init__(self, batches: BatchSampler, device: torch.device, num_parameters: int):
-        """Allocate them for these batches and a net of so many parameters."""
+        """Allocate them for these batches and a net of `num_parameters`."""
         self.batches, self.loader = batches, batches.loader(device)
         resident = self.loader.resident is not None
         shape = (batches.num_micro, 2 if resident else 3, batches.micro_batch)

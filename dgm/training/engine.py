@@ -31,7 +31,7 @@ class Engine:
     """The processes and the device of a run, and its nets wrapped for them."""
 
     def __init__(self, mixed_precision: str = "auto", timeout_minutes: float = 30):
-        """Join the processes, which wait for each other for so long (0: without limit).
+        """Join the processes, which wait up to `timeout_minutes` for each other (0: no limit).
 
         `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it).
         """

@@ -38,7 +38,7 @@ class Cadences:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train; the defaults are DDPM's for CIFAR-10."""
+    """Length and settings of training; the defaults are DDPM's for CIFAR-10."""
 
     global_batch: int = 128
     """Images per step, over all processes."""

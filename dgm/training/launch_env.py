@@ -131,7 +131,7 @@ def read_launch(precision: str) -> Launch:
     ):
         raise UserError(
             "accelerate launch started one process though --num_processes asks for more: "
-            "write --multi_gpu instead of --cpu, which serves CPUs too"
+            "write --multi_gpu instead of --cpu, which works on CPUs too"
         )
     for variable, name in _UNSUPPORTED.items():
         if _variable(variable) == "true":

@@ -71,14 +71,14 @@ class Meter:
         rows = state["sums"]
         if not rows:
             return
-        mine = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
-        for name, value, count in zip(state["names"], mine, state["counts"], strict=True):
+        sums = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
+        for name, value, count in zip(state["names"], sums, state["counts"], strict=True):
             self.sums[name] = torch.tensor(value, dtype=torch.float64, device=engine.device)
             self.counts[name] = count
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per log, no step twice; beside it `minima.json`."""
+    """`metrics.jsonl`: one JSON object per log, no step twice; and `minima.json`."""
 
     def __init__(self, path: Path, images_seen: int):
         """Open; drop lines after `images_seen`, which will be written again, and damaged ones."""

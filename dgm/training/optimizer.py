@@ -133,10 +133,10 @@ class AdamW:
         skip: Tensor | None,
     ) -> None:
         for decay, part in self._by_decay(weights):
-            mine = [self.moments[weight] for weight in part]
+            moments = [self.moments[weight] for weight in part]
             torch._fused_adamw_(
                 part, update.laid_out_as(part, [w.grad for w in part if w.grad is not None]),
-                [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
+                [m.exp_avg for m in moments], [m.exp_avg_sq for m in moments], [],
                 [steps[weight] for weight in part],
                 lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
                 weight_decay=decay, amsgrad=False, maximize=False, found_inf=skip,

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: metrics, sample images, trackers."""
+"""Metrics, sample images and trackers of a run."""
 
 from __future__ import annotations
 

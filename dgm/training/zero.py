@@ -50,7 +50,7 @@ def import_deepspeed() -> Any:
 
 
 class _InDeepSpeed(WrappedNet):
-    """What all stages have in common: the engine that DeepSpeed made, and its gradients."""
+    """The part that all stages share: the DeepSpeed engine and its gradients."""
 
     engine: Any
 

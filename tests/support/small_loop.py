@@ -129,3 +129,16 @@ def left_by(folder: Path) -> tuple[Checkpoint, list[dict[str, float]]]:
         for line in read_metrics(folder / "metrics.jsonl")
     ]
     return checkpoint.read(newest), lines
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Compare weights, moments and averages of two runs' last checkpoints, and their logs."""
+    (first, log), (second, other_log) = left_by(one), left_by(other)
+    for a, b in (
+        (first.full.model, second.full.model),
+        (first.full.optimizer, second.full.optimizer),
+        (first.ema, second.ema),
+    ):
+        assert a.keys() == b.keys()
+        assert not [key for key in a if not torch.equal(a[key], b[key])]
+    assert log == other_log

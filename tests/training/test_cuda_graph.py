@@ -14,8 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from array_images import ArrayImages
-from recorded_runs import differences, train_and_count
-from small_loop import BOTH, Folder, TwoPhases, left_by, train
+from small_loop import BOTH, Folder, TwoPhases, assert_same, left_by, train
 from small_loop import job as small_job
 from tape import CompiledRecorder, TapeRecorder
 from tiny import TINY
@@ -60,16 +59,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "norms_on_host", False)
 
 
-def record(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> tuple[Trainer, TapeRecorder]:
-    """Return a trainer that records its steps, and the recorder."""
+def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
+    """Train with recorded steps; return the recorder."""
     trainer = Trainer(made)
     recorder = kind(trainer)
     trainer.record_steps(recorder)
-    return trainer, recorder
-
-
-def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
-    trainer, recorder = record(made, kind)
     trainer.train(Folder(made.folder))
     return recorder
 
@@ -98,10 +92,6 @@ def job(family: str, folder: Path, **train: Any) -> Job:
         classes=tuple(map(str, range(CLASSES))),
         settings={},
     )
-
-
-def assert_same(one: Path, other: Path) -> None:
-    assert differences(one, other) == dict.fromkeys(("weights", "moments", "average", "log"), 0)
 
 
 def states(made: Job) -> dict[str, Tensor]:
@@ -235,12 +225,6 @@ def test_a_step_that_cannot_be_recorded_warns_once_and_changes_nothing(
     assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
     train(small_job(tmp_path / "plain", objective(phases), kernels=False))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
-
-
-def test_it_is_known_which_kinds_of_steps_were_recorded(tmp_path: Path):
-    made = small_job(tmp_path / "run", TwoPhases(BOTH), kernels=False, total_images=8 * 5)
-    trainer, _ = record(made)
-    assert train_and_count(trainer) == {"('a', None)": True, "('b', None)": False}
 
 
 def test_two_phases_of_one_net_share_its_counts(tmp_path: Path):

@@ -61,21 +61,19 @@ def test_a_restored_meter_gives_the_same_means_to_the_last_bit(engine: Engine):
     assert second.means(engine) == {**whole.means(engine), "b": 2.0}
 
 
-def test_an_empty_meter_is_restored_empty(engine: Engine):
+def test_a_meter_of_two_processes_or_none_is_restored_on_one(engine: Engine):
     meter = Meter()
     meter.restore(json.loads(json.dumps(Meter().state(engine))), engine)
     assert meter.means(engine) == {}
-
-
-def test_a_meter_of_two_processes_is_shared_by_one(engine: Engine):
-    meter = Meter()
     meter.restore({"names": ["a"], "sums": [[2.0], [6.0]], "counts": [2]}, engine)
     assert meter.means(engine) == {"a": 2.0}  # (2 + 6) / (2 + 2)
 
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
     file = MetricsFile(path, 0)
+    assert read_metrics(path) == []
     for images in (10, 20):
         file.write(line(images, loss=0.1 + 0.2))
     assert read_metrics(path) == [line(10, 0.1 + 0.2), line(20, 0.1 + 0.2)]  # before it is closed
@@ -171,12 +169,6 @@ def test_a_last_line_without_its_newline_is_whole(tmp_path: Path):
     path.write_text(json.dumps(line(10)) + "\n" + json.dumps(line(20)))
     MetricsFile(path, 20).write(line(30))
     assert seen(path) == [10, 20, 30]
-
-
-def test_a_new_run_starts_with_no_lines(tmp_path: Path):
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-    MetricsFile(tmp_path / "metrics.jsonl", 0)
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_loss_that_is_not_a_number_can_be_read_back(tmp_path: Path):

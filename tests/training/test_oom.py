@@ -20,13 +20,13 @@ from dgm.training.oom import is_out_of_memory
 
 
 class Greedy(small_loop.TwoPhases):
-    """An objective that asks for more memory than there is where it gets many images."""
+    """Allocates more memory than there is for many images."""
 
     whole_batch = False
 
     def __init__(self, at_most: int):
         super().__init__(small_loop.BOTH)
-        self.at_most, self.trials = at_most, 2  # what a run says at its start takes one a phase
+        self.at_most, self.trials = at_most, 2  # the summary calls it once per phase
 
     def loss(
         self, nets: Mapping[str, nn.Module], batch: Batch, phase: Phase, draws: Draws
@@ -43,7 +43,7 @@ def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
 
 
 @pytest.mark.slow
-def test_largest_micro_batch_that_fits_is_named_and_serves(tmp_path: Path):
+def test_largest_micro_batch_that_fits_is_named_and_trains(tmp_path: Path):
     message = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
     assert message.startswith("24 images at a time do not fit into the memory of cpu: ")
     assert "set train.micro_batch 4, the largest that was seen to fit" in message  # 24 = 6 * 4
@@ -52,7 +52,7 @@ def test_largest_micro_batch_that_fits_is_named_and_serves(tmp_path: Path):
     assert small_loop.train(replace(made, config=replace(made.config, micro_batch=4)))
 
 
-def test_one_image_that_does_not_fit_is_said(tmp_path: Path):
+def test_one_image_that_does_not_fit_is_reported(tmp_path: Path):
     assert "nor fewer: choose a smaller model" in mistake(tmp_path / "a", Greedy(0))
 
 
@@ -115,10 +115,10 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("error", LACKS, ids=str)
-def test_an_allocation_that_failed_is_known_by_its_words(error: Exception):
+def test_an_allocation_that_failed_is_recognized(error: Exception):
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
-def test_other_faults_are_no_lack_of_memory(error: Exception):
+def test_other_faults_are_not_out_of_memory(error: Exception):
     assert not is_out_of_memory(error)

@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder, whatever became of the one before."""
+"""One process at a time trains a run folder, even after another was killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
         process.communicate()
 
 
-def tell(process: subprocess.Popen) -> None:
+def send_line(process: subprocess.Popen) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -91,7 +91,7 @@ def test_who_waits_takes_the_lock_when_its_holder_ends(
         RunLock(tmp_path).take()
     assert time.monotonic() - began >= 0.3
     monkeypatch.setenv(WAIT, "60")
-    tell(first)
+    send_line(first)
     lock = RunLock(tmp_path)
     lock.take()
     message = capsys.readouterr().err.splitlines()

@@ -10,23 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_loop import BOTH, Folder, TwoPhases, job, left_by, train
+from small_loop import BOTH, Folder, TwoPhases, assert_same, job, left_by, train
 
 from dgm.common.errors import UserError
 from dgm.objective import Phase
 from dgm.training.stop_request import StopRequest
 from dgm.training.trainer import Trainer
-
-
-def assert_same(one: Path, other: Path) -> None:
-    (first, log), (second, other_log) = left_by(one), left_by(other)
-    for a, b in (
-        (first.full.model, second.full.model),
-        (first.full.optimizer, second.full.optimizer),
-        (first.ema, second.ema),
-    ):
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert log == other_log
 
 
 @pytest.fixture
