@@ -33,7 +33,7 @@ def make_trainer(context: Context, *options: str) -> tuple[Any, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [f"--run.dir={folder}", f"--data.shards={context.shards}"]
-    words += ["--train.log_every_images=1000000000", *options]
+    words += ["--run.trackers=[]", "--train.log_every_images=1000000000", *options]
     config: Any = parse(Config, "ddpm_tiny.yaml", words)
     engine, images = start_engine(config.train.mixed_precision), open_shards(str(context.shards))
     parts = make_parts(config, images.image_shape, images.num_classes)
