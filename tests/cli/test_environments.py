@@ -174,7 +174,7 @@ def test_a_machine_without_affinity_and_locks_trains(
     words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, *map(str, words), "--train.total_images=32", "--run.trackers=[]"],
-        env={**user_environment, "PYTHONPATH": str(tmp_path)},
+        env={**user_environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
         timeout=120,
