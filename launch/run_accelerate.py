@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from dgm.cli.early_stop import watch_early
+    from dgm.cli.entry import stop_at_signals
 
-    watch_early()
+    stop_at_signals()
 
 from dgm.common.streams import keep_streams
 from dgm.training.accelerate_launch import launch

@@ -1,11 +1,10 @@
 """Train a normalizing flow: `accelerate launch launch/train_flow.py`."""
 
 if __name__ == "__main__":
-    from dgm.cli.early_stop import watch_early
+    from dgm.cli.entry import run, stop_at_signals
 
-    watch_early()  # libraries take seconds to import
+    stop_at_signals()  # libraries take seconds to import
 
-    from dgm.cli.entry import run
     from dgm.cli.train_flow import main
 
     run(main)

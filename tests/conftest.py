@@ -1,4 +1,4 @@
-"""Tiny shards, a tiny run's configuration, and the scripts run as a user runs them."""
+"""Fixtures: tiny shards, configurations and runs, and scripts run as a user runs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shards.build import build
 if TYPE_CHECKING:
     from cluster import Cluster
 
-# Triton asks when it is first imported whether kernels are to be interpreted.
+# Triton reads this when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -39,9 +39,9 @@ DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute on one thread, as tests share the cores, and draw the same first weights."""
+    """Compute on one thread, as tests share the cores, and draw the same initial weights."""
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which an engine heeds
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which an engine respects
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
@@ -58,7 +58,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 @pytest.fixture
 def kernel_device() -> str:
-    """Give the device on which kernels run: a GPU, or the CPU in Triton's interpreter."""
+    """Return the device of Triton kernels: a GPU, or the CPU in the interpreter."""
     if torch.cuda.is_available():
         return "cuda"
     mend_interpreter()
@@ -97,13 +97,13 @@ def tiny_configs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_configs: dict[str, Path]) -> Path:
-    """Give the smallest run of a diffusion model."""
+    """Return the configuration of a diffusion model's smallest run."""
     return tiny_configs["diffusion"]
 
 
 @pytest.fixture(scope="session")
 def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Give the variables of a user without a GPU, with a cache that the whole session shares."""
+    """Return the environment of a user without a GPU, with a cache shared by the session."""
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     return plain_environment(cache)
@@ -188,10 +188,9 @@ def warm(
 def run_warm(
     warm: Callable[..., Warm], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Result]:
-    """Return what runs scripts as `run_script` does, save that no process has to import torch.
+    """Return a runner like `run_script` whose processes do not have to import torch.
 
-    `zero` is the stage of ZeRO, in the words of `zero_environment`. The code is the first that is
-    not 0, by rank.
+    `zero` is a stage of ZeRO, see `zero_environment`. The code is the first that is not 0, by rank.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
@@ -206,9 +205,9 @@ def run_warm(
         if zero is not None:
             need("deepspeed")
         variables = (variables or {}) | ({} if zero is None else zero_environment(zero))
-        said = tmp_path_factory.mktemp("said")
+        output = tmp_path_factory.mktemp("output")
         ready = warm(*([] if zero is None else DEEPSPEED))
-        return ready.start(words, said, cwd, processes, free_port(), variables).wait(timeout)
+        return ready.start(words, output, cwd, processes, free_port(), variables).wait(timeout)
 
     return run
 
@@ -219,7 +218,7 @@ def tiny_run(
     tiny_configs: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
-    """Return what gives the folder of a family's smallest run, trained when first asked for."""
+    """Return a function from a family to its smallest run, trained on first use."""
 
     @functools.cache
     def train(family: str) -> Path:
@@ -236,7 +235,7 @@ def tiny_run(
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, user_environment: dict[str, str]
 ) -> Iterator[Cluster]:
-    """Give a real Slurm cluster of four nodes on this machine."""
+    """Yield a real Slurm cluster of four nodes on this machine."""
     need("submitit")
     from cluster import Cluster
 
@@ -256,9 +255,9 @@ def cluster(
     patch.undo()
 
 
-def zero_environment(asked: str) -> dict[str, str]:
-    """Give what `accelerate launch` sets by a file of launch/configs/accelerate: `2_offload`."""
-    stage, _, offload = asked.partition("_")
+def zero_environment(config: str) -> dict[str, str]:
+    """Return the variables that `accelerate launch` sets for a ZeRO stage, such as `2_offload`."""
+    stage, _, offload = config.partition("_")
     found = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
     if offload:
         found["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu"
@@ -268,15 +267,12 @@ def zero_environment(asked: str) -> dict[str, str]:
 
 
 def pytest_configure() -> None:
-    """Let tests and what they start hear SIGHUP, which nohup has ignored."""
+    """Restore SIGHUP for tests and their processes, which nohup ignores."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, so that no process is left alone with it at the end.
-
-    Tests of the cluster go to one process, which starts it once.
-    """
+    """Start with the longest tests; run those of the cluster in one process."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
@@ -294,7 +290,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Iterator[None]:
-    """Turn files that are skipped as a whole into failures too."""
+    """Turn skipped files into failures too."""
     report = yield
     _refuse_skip(report)
     return report

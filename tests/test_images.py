@@ -12,7 +12,7 @@ from PIL import Image
 
 from dgm.images import MAX_GRID_SIDE, evenly_spaced, fit_grid, grid, save_npz, save_png, to_uint8
 from dgm.preprocessing import STANDARD
-from dgm.training.sampling import shown_classes
+from dgm.training.sampling import grid_classes
 
 
 def test_values_beyond_the_range_are_clipped():
@@ -102,7 +102,7 @@ def test_grids_have_a_bounded_size(side: int):
 
 def test_classes_that_are_shown_are_evenly_spaced():
     assert evenly_spaced(10, 10) == list(range(10)) and evenly_spaced(10, 3) == [0, 3, 6]
-    classes, columns = shown_classes(1000, 100, 32, 32)
+    classes, columns = grid_classes(1000, 100, 32, 32)
     assert len(classes) == columns == 62 and classes[0] == 0 and max(classes) < 1000
     assert {b - a for a, b in itertools.pairwise(classes)} <= {16, 17}
-    assert shown_classes(10, 10, 32, 32) == (list(range(10)), 10)
+    assert grid_classes(10, 10, 32, 32) == (list(range(10)), 10)

@@ -25,13 +25,13 @@ LOAD = """
 import json, sys, time
 start = time.perf_counter()
 import psutil, torch
-from dgm.training.sampler import Batches
+from dgm.training.sampler import BatchSampler
 from shards.reader import open_shards
 torch.set_num_threads(1)
 folder, batch, steps, far = sys.argv[1], *map(int, sys.argv[2:])
 device = torch.device("cpu")
 imported = time.perf_counter()
-batches = Batches(open_shards(folder), 0, batch, None, 0, 1)
+batches = BatchSampler(open_shards(folder), 0, batch, None, 0, 1)
 next(iter(batches.step(0, device)))
 first = time.perf_counter()
 def load(start):

@@ -18,6 +18,7 @@ from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
 from dgm.cli.load_run import load_run
 from dgm.cli.path_checks import check_folder
+from dgm.cli.start_engine import start_engine
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -26,10 +27,9 @@ from dgm.evaluation.online_eval import require_likelihood
 from dgm.flow.networks import FlowNetConfig
 from dgm.rng import permutation
 from dgm.training import checkpoint
-from dgm.training.engine import Engine
 from dgm.training.run_folder import RunFolder
 from dgm.training.state_dicts import load_nets
-from dgm.training.trainer import train
+from dgm.training.trainer import Trainer
 from dgm.vae.networks import VAENetConfig
 from shards.reader import open_shards
 
@@ -74,10 +74,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         train=replace(config.train, total_images=ours.images_seen),
         eval=replace(config.eval, every_images=0),
     )
-    engine = Engine("no", list(config.run.trackers), config.run.dir)
+    engine = start_engine("no")
     try:
         job = make_job(config, engine, images, Parts({peer.phases[0].net: peer.net}, peer))
-        if not train(job, RunFolder(config, args.out)):
+        if not Trainer(job).train(RunFolder(config, args.out)):
             raise UserError(f"{args.out} was stopped and saved: run the same command to continue")
         newest = checkpoint.newest(args.out / "checkpoints")
         assert newest is not None, "the loop ends with one"

@@ -32,7 +32,7 @@ from dgm.benchmarks.peer_loops import (
 )
 from dgm.cli.entry import run
 from dgm.training.metrics_log import peak_memory_gib
-from dgm.training.optimizer import torchs_adamw
+from dgm.training.optimizer import torch_adamw
 
 TORCHS_CONVOLUTIONS = "aten::mkldnn_convolution", "aten::convolution_backward"
 
@@ -53,10 +53,10 @@ class Ours:
     def __init__(self, settings: dict[str, Any]):
         from dgm.cli.assemble import make_job
         from dgm.cli.parser import parse
+        from dgm.cli.start_engine import start_engine
         from dgm.cli.train_ddpm import Config, make_parts
-        from dgm.training.engine import Engine
         from dgm.training.run_folder import RunFolder
-        from dgm.training.trainer import Run
+        from dgm.training.trainer import Trainer
         from shards.reader import open_shards
 
         folder, batch = Path(settings["folder"]) / "run", settings["batch"]
@@ -79,20 +79,20 @@ class Ours:
                 *settings["options"],
             ],
         )
-        self.engine = Engine(
-            config.train.mixed_precision, list(config.run.trackers), str(folder),
+        self.engine = start_engine(
+            config.train.mixed_precision,
             deterministic=config.train.deterministic, tf32=config.train.tf32,
         )  # fmt: skip
         images = open_shards(settings["shards"])
         parts = make_parts(config, images.image_shape, images.num_classes)
         job = make_job(config, self.engine, images, parts)
         self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
-        self.run = Run(job)
+        self.trainer = Trainer(job)
         opened = RunFolder(config, folder)
         self.engine.on_main(opened.open)
-        self.run.restore()
+        self.trainer.restore()
         self.engine.on_main(opened.write_config)
-        self.run.start_telling()
+        self.trainer.start_logging()
         self._keep_losses()
         for name in settings["undone"]:
             getattr(self, f"without_{name}")()
@@ -100,17 +100,18 @@ class Ours:
     def train(self, steps: int) -> None:
         """Train `steps` steps."""
         for _ in range(steps):
-            self.run.go_on()
+            self.trainer.train_step()
+            self.trainer.after_step()
 
     def _keep_losses(self) -> None:
         # Called after recorded steps too, in which no Python code of the loss runs.
-        add = self.run.meter.add
+        add = self.trainer.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:
             self.losses.append(values[names.index("train/loss")].detach().clone())
             add(names, values)
 
-        self.run.meter.add = keep  # type: ignore[method-assign]
+        self.trainer.meter.add = keep  # type: ignore[method-assign]
 
     def without_channels_last(self) -> None:
         """Store weights and activations as [B, C, H, W] in memory."""
@@ -120,9 +121,9 @@ class Ours:
 
     def without_fused_updates(self) -> None:
         """Update weights and their average tensor by tensor, in several passes each."""
-        learner: Any = self.engine.learners["net"]
-        ours, ema = learner.optimizer, self.run.ema
-        theirs = torchs_adamw(ours.parameters, ours.config)
+        wrapped: Any = self.engine.wrapped_nets["net"]
+        ours, ema = wrapped.optimizer, self.trainer.ema
+        theirs = torch_adamw(ours.parameters, ours.config)
         (group,) = theirs.param_groups
         group.update(fused=False, foreach=False)
 
@@ -148,41 +149,36 @@ class Ours:
         `convolutions_alone_s` is the time of the same convolutions outside the net. All are of the
         fastest step, as other load only adds time.
         """
-        spent = {"forward": 0.0, "loss": 0.0, "backward": 0.0}
+        spent = {"forward": 0.0, "backward": 0.0}
         starts: list[float] = []
 
         def add(name: str, seconds: float) -> None:
             spent[name] += seconds
 
-        job, learner = self.run.job, self.engine.learners["net"]
+        wrapped = self.engine.wrapped_nets["net"]
         hooks = [
             self.net.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
             self.net.register_forward_hook(
                 lambda *_: add("forward", time.perf_counter() - starts.pop())
             ),
         ]
-        loss, backward = job.objective.loss, learner.backward
+        backward = wrapped.backward
 
-        def timed(name: str, call: Any) -> Any:
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                start = time.perf_counter()
-                output = call(*args, **kwargs)
-                add(name, time.perf_counter() - start)
-                return output
+        def timed_backward(loss: Tensor) -> None:
+            start = time.perf_counter()
+            backward(loss)
+            add("backward", time.perf_counter() - start)
 
-            return wrapper
-
-        job.objective.loss = timed("loss", loss)  # type: ignore[method-assign]
-        learner.backward = timed("backward", backward)  # type: ignore[method-assign]
+        wrapped.backward = timed_backward  # type: ignore[method-assign]
         timed_steps = []
         for _ in range(steps):
             before, start = dict(spent), time.perf_counter()
             self.train(1)
             step, own = time.perf_counter() - start, {k: v - before[k] for k, v in spent.items()}
-            timed_steps.append((step, own["forward"] + own["backward"] - own["loss"]))
+            timed_steps.append((step, own["forward"] + own["backward"]))
         for hook in hooks:
             hook.remove()
-        job.objective.loss, learner.backward = loss, backward  # type: ignore[method-assign]
+        wrapped.backward = backward  # type: ignore[method-assign]
         step, forward_backward = min(timed_steps)
         return {
             "step_s": step,

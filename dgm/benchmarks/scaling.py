@@ -143,8 +143,8 @@ def worker() -> None:
 
     loop = Ours(settings)
     steps, device = settings["steps"], loop.engine.device
-    learner: Any = loop.engine.learners["net"]
-    backward = learner.backward
+    wrapped: Any = loop.engine.wrapped_nets["net"]
+    forward = wrapped.forward
     size = sum(p.numel() * p.element_size() for p in loop.net.parameters())
     gradient = torch.zeros(size // 4, device=device)
     loop.train(3)
@@ -158,9 +158,9 @@ def worker() -> None:
         return time.perf_counter() - start
 
     def quiet() -> None:
-        learner.backward = lambda loss, last: backward(loss, False)
+        wrapped.forward = lambda loss, sync: forward(loss, False)
         loop.train(steps)
-        learner.backward = backward
+        wrapped.forward = forward
 
     times: dict[str, list[float]] = {"step_s": [], "quiet_step_s": [], "average_s": []}
     sent = []

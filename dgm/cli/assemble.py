@@ -1,4 +1,4 @@
-"""What the trainers share: data, run folder, start, and what is left on the screen at the end."""
+"""Assemble a training run from its configuration: process, data, run folder, trainer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
-from dgm.cli.entry import leave, signals_at_end
-from dgm.cli.memory_check import check_room
+from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit
+from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import cache_root, remove_unfinished
 from dgm.common.config_keys import MAY_CHANGE, PATH, flatten
 from dgm.common.errors import UserError, disk_fault, naming
@@ -29,13 +31,14 @@ from dgm.objective import Objective
 from dgm.report.figures import save_loss_curve
 from dgm.training.checkpoint import complete_names, newest, read_state
 from dgm.training.engine import Engine
-from dgm.training.job import Job, check
+from dgm.training.job import Job, TrainConfig, check_config
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunFolder
 from dgm.training.run_lock import RunLock
-from dgm.training.sampling import shown_classes
+from dgm.training.run_logger import check_trackers
+from dgm.training.sampling import grid_classes
 from dgm.training.stop_request import StopRequest
-from dgm.training.trainer import train
+from dgm.training.trainer import Trainer
 from dgm.training.watchdog import Watchdog
 from shards.build import CheckImages, CheckIndex, default_folder, describe_shards, ensure
 from shards.format import INDEX, Index
@@ -46,23 +49,23 @@ from shards.sources import FolderOptions, source_name
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from; a run knows its images by their contents, not by these."""
+    """The source of the images; a run identifies its images by content, not by these keys."""
 
     source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
     shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of train shards; null is data/SOURCE, built from the source where missing."""
     test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
-    """Folder of test shards, for what eval.* measures on test images; as `shards` for null."""
+    """Folder of test shards, for metrics on test images; null is like that of `shards`."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Side to which images are cut, as centred squares, and resized, bicubic; null leaves them."""
+    """Side to which images are center-cropped and resized (bicubic); null leaves them."""
     background: str = field(default="white", metadata=MAY_CHANGE)
-    """What transparent images of a folder are composed on: white, black or R,G,B."""
+    """Background of transparent images of a folder: white, black or R,G,B."""
     holdout: float = field(default=0.0, metadata=MAY_CHANGE)
-    """Fraction of a folder's images that is held out as test images, chosen by file name, where
-    the folder has no test images of its own."""
+    """Fraction of a folder's images to hold out as test images, chosen by file name, if the folder
+    has no test images."""
     skip_bad: bool = field(default=False, metadata=MAY_CHANGE)
-    """Leave damaged images of a folder out instead of refusing the folder."""
+    """Leave out damaged images of a folder instead of refusing the folder."""
 
     @property
     def options(self) -> FolderOptions:
@@ -72,11 +75,11 @@ class DataConfig:
 
 @dataclass
 class Parts:
-    """What a family makes of its configuration and the data."""
+    """What a family builds from its configuration and the data."""
 
     nets: dict[str, nn.Module]
     objective: Objective
-    optim: dict[str, OptimConfig] = field(default_factory=dict)  # of nets that have their own
+    optim: dict[str, OptimConfig] = field(default_factory=dict)  # by net, where not the default
 
 
 MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
@@ -84,108 +87,102 @@ MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
 
 
 def run_training(config_class: type, default_config: str, make_parts: MakeParts) -> int:
-    """Train by the configuration of the command line; give the exit code.
+    """Train by the configuration of the command line; return the exit code.
 
     `config_class` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
     OptimConfig, TrainConfig and EvalConfig).
     """
-    stop = StopRequest(at_once=_leave)
+    stop = StopRequest(exit_now=_exit_unsaved)
     try:
-        code = _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
+        config: Any = parse(config_class, default_config, sys.argv[1:])
+        train: TrainConfig = config.train
+        folder = Path(config.run.dir)
+        check_folder("run.dir", folder)
+        check_trackers(config.run.trackers)
+        threads_before = torch.get_num_threads()
+        engine = start_engine(
+            train.mixed_precision, train.timeout_minutes, deterministic=train.deterministic,
+            tf32=train.tf32, threads=train.threads,
+        )  # fmt: skip
+        watchdog, lock = Watchdog(train.timeout_minutes), RunLock(folder)
+        try:
+            watchdog.start()
+            job, config = _prepare(config, make_parts, engine, watchdog)
+            is_done = Trainer(job).train(RunFolder(config, folder, lock), stop)
+            # Collective: a launcher ends the other processes as soon as one exits with code 75.
+            engine.on_main(lambda: _print_outcome(engine, folder, is_done))
+        except OSError as error:
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            raise UserError(f"{fault}; {_resume_point(folder)}") from error
+        finally:
+            engine.close()
+            torch.set_num_threads(threads_before)
+            watchdog.close()
+            lock.release()
     except BaseException:
         stop.close()
         raise
-    signals_at_end(stop.close)
-    return code
-
-
-def _run(config: Any, make_parts: MakeParts, stop: StopRequest) -> int:
-    folder, minutes = Path(config.run.dir), config.train.timeout_minutes
-    check_folder("run.dir", folder)
-    engine = Engine(
-        config.train.mixed_precision,
-        list(config.run.trackers),
-        config.run.dir,
-        minutes,
-        config.train.deterministic,
-        config.train.tf32,
-        config.train.threads,
-    )
-    watchdog, lock = Watchdog(minutes), RunLock(folder)
-    try:
-        watchdog.start()
-        job, config = _prepare(config, make_parts, engine, watchdog)
-        done = train(job, RunFolder(config, folder, lock), stop)
-        # The others wait: a launcher ends the rest as soon as one process ends with code 75.
-        engine.on_main(lambda: _say_goodbye(engine, folder, done))
-        return DONE if done else STOPPED
-    except OSError as error:
-        fault = disk_fault(error)
-        if fault is None:
-            raise
-        raise UserError(f"{fault}; {_where_it_continues(folder)}") from error
-    finally:
-        engine.close()
-        watchdog.close()
-        lock.release()
+    ignore_signals_at_exit(stop.close)
+    return DONE if is_done else STOPPED
 
 
 def _prepare(
     config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
 ) -> tuple[Job, Any]:
-    """Open the shards, built where missing, and put the run together; name them in its keys."""
+    """Open the shards, built where missing, and make the job; return the config naming them."""
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
-        watchdog.doing("prepare")
-    check(config.train, engine.asked)
+        watchdog.set_activity("prepare")
+    check_config(config.train, engine.launch)
     run = Path(config.run.dir)
     engine.on_main(RunFolder(config, run).check)  # before shards are built
-    fits = functools.partial(check_room, make_parts, config)
+    fits = functools.partial(check_memory, make_parts, config)
     same = functools.partial(check_rebuilt, run)
-    where = engine.on_main(lambda: str(ensure_split(data, "train", check=fits, check_index=same)))
-    images = open_shards(where, data.resize)
+    path = engine.on_main(lambda: str(ensure_split(data, "train", check=fits, check_index=same)))
+    images = open_shards(path, data.resize)
     fits(images.image_shape, images.num_classes)
-    job = make_job(
-        config, engine, images, make_parts(config, images.image_shape, images.num_classes)
-    )
+    parts = make_parts(config, images.image_shape, images.num_classes)
+    job = make_job(config, engine, images, parts)
     job.watchdog = watchdog
     if engine.is_main:
-        _say_what_sheets_show(job)
-        job.data_line = describe_shards(Path(where), images)
-    return job, replace(config, data=with_whole_paths(replace(data, shards=where)))
+        _print_grid_limits(job)
+        job.data_line = describe_shards(Path(path), images)
+    return job, replace(config, data=with_absolute_paths(replace(data, shards=path)))
 
 
-def _say_what_sheets_show(job: Job) -> None:
-    """Print which samples sheets have space for, where those are not all."""
+def _print_grid_limits(job: Job) -> None:
+    """Print how many classes and images fit into the sample grids, if not all."""
     count, per_class = len(job.classes), job.config.samples_per_class
-    classes, columns = shown_classes(count, per_class, *job.image_shape[:2])
+    classes, columns = grid_classes(count, per_class, *job.image_shape[:2])
     if (len(classes), columns) != (count, per_class):
         print(
             f"samples/*.png show {len(classes)} of {count} classes, evenly spaced, and {columns} "
-            "images of each, for want of space; launch/sample.py makes all"
+            "images of each, as more do not fit; launch/sample.py makes all"
         )
 
 
-def _leave() -> NoReturn:
-    """End a process that has nothing to save yet."""
+def _exit_unsaved() -> NoReturn:
+    """Exit a process that has nothing to save yet."""
     remove_unfinished()
-    leave(STOPPED, "stopped before its first step: run the same command to continue")
+    exit_before_first_step()
 
 
-def _where_it_continues(folder: Path) -> str:
+def _resume_point(folder: Path) -> str:
     saved = complete_names(folder / "checkpoints")
     return f"it continues from {int(saved[-1]):,} images" if saved else "nothing was saved so far"
 
 
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
-    """Put together a run: a configuration, as `run_training` has it, and the family's parts."""
+    """Return the job of a configuration, as `run_training` has it, and the family's parts."""
     real = RealImages(
         images,
         images.num_classes,
         identify(images),
         lambda: open_test(config.data, engine, images.classes),
     )
-    measured: EvalConfig = config.eval
+    evaluation: EvalConfig = config.eval
     return Job(
         folder=Path(config.run.dir),
         seed=config.run.seed,
@@ -201,16 +198,17 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
         classes=images.classes,
         settings={
             k: without_password(v) if isinstance(v, str) else v for k, v, _ in flatten(config)
-        },  # as trackers are told
-        evaluation=make_evaluation(measured, parts.objective, engine, real, cache_root()),
-        eval_every_images=measured.every_images,
+        },
+        trackers=list(config.run.trackers),
+        evaluation=make_evaluation(evaluation, parts.objective, engine, real, cache_root()),
+        eval_every_images=evaluation.every_images,
     )
 
 
 def check_rebuilt(run: Path, index: Index) -> None:
     """Raise UserError where shards of other images would replace those of a trained run."""
     found = newest(run / "checkpoints")
-    before, now = read_state(found)["data_id"] if found else None, _name(_checksums(index))
+    before, now = read_state(found)["data_id"] if found else None, _hash(_checksums(index))
     if before not in (None, now):
         raise UserError(
             f"run.dir {run} was trained on other images than data.source holds now (id {before}, "
@@ -220,14 +218,14 @@ def check_rebuilt(run: Path, index: Index) -> None:
 
 
 def identify(images: Shards) -> str:
-    """Return a short name of the images' contents, and of their labels if numbered otherwise."""
+    """Return a hash of the images' contents, and of their classes if numbered otherwise."""
     renumbered = images.classes != images.index.classes
-    return _name(_checksums(images.index) + [json.dumps(images.classes)] * renumbered)
+    return _hash(_checksums(images.index) + [json.dumps(images.classes)] * renumbered)
 
 
-def known_as(images: Shards) -> tuple[str, ...]:
-    """Return the names that a run trained on these images may have noted, older versions' too."""
-    return (_name(_checksums(images.index)), *former_ids(images))
+def all_ids(images: Shards) -> tuple[str, ...]:
+    """Return the ids that a run trained on these images may have, older versions' too."""
+    return (_hash(_checksums(images.index)), *former_ids(images))
 
 
 def _checksums(index: Index) -> list[str]:
@@ -235,16 +233,16 @@ def _checksums(index: Index) -> list[str]:
 
 
 def former_ids(images: Shards) -> tuple[str, ...]:
-    """Return the names that older versions gave to the same images.
+    """Return the ids that older versions gave to the same images.
 
-    They knew no checksums of other people's tars that are read where they lie.
+    They had no checksums of foreign tars that are read in place.
     """
     if (images.folder / INDEX).is_file():
         return ()
-    return (_name([f"{shard.count}:" for shard in images.index.shards]),)
+    return (_hash([f"{shard.count}:" for shard in images.index.shards]),)
 
 
-def _name(sums: list[str]) -> str:
+def _hash(sums: list[str]) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
 
@@ -262,16 +260,16 @@ def ensure_split(
     that are built again replace the older ones.
     """
     given = data.shards if split == "train" else data.test_shards
-    # A run's config.yaml names its train shards, beside which those of the test images lie.
-    root = beside_which(data) if split == "test" else None
+    # A run's config.yaml names its train shards; the test shards lie in the same folder.
+    root = default_root(data) if split == "test" else None
     return ensure(
         data.source, given, split, data.resize, options=data.options, root=root,
         classes=classes, check=check, check_index=check_index,
     )  # fmt: skip
 
 
-def beside_which(data: DataConfig) -> Path | None:
-    """Return the folder in which data.shards lie if a trainer built them by default."""
+def default_root(data: DataConfig) -> Path | None:
+    """Return the parent folder of data.shards if a trainer built them by default, else None."""
     if data.shards is None:
         return None
     shards = Path(os.path.expanduser(data.shards))
@@ -282,39 +280,39 @@ def beside_which(data: DataConfig) -> Path | None:
     return shards.parent if shards.name == name else None
 
 
-def with_whole_paths(data: DataConfig) -> DataConfig:
+def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Make paths absolute, so that they hold in any working directory."""
     source = data.source
     if source.startswith("folder:"):
         source = source_name(source)
     return replace(
-        data, source=source, shards=_whole(data.shards), test_shards=_whole(data.test_shards)
+        data, source=source, shards=_absolute(data.shards), test_shards=_absolute(data.test_shards)
     )
 
 
-def _whole(path: str | None) -> str | None:
+def _absolute(path: str | None) -> str | None:
     return path if path is None or is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shards:
-    """Open the test images that go with the train images, built where missing.
+    """Open the test images of a data set, built where missing.
 
     classes: those of the train images, by which labels are numbered.
     """
-    if data.test_shards is None and data.shards is not None and beside_which(data) is None:
+    if data.test_shards is None and data.shards is not None and default_root(data) is None:
         raise UserError(
             f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
             "its test images, or set eval.every_images 0"
         )
-    where = engine.on_main(lambda: str(ensure_split(data, "test", classes)))
-    return open_shards(where, data.resize, classes)
+    path = engine.on_main(lambda: str(ensure_split(data, "test", classes)))
+    return open_shards(path, data.resize, classes)
 
 
-def _say_goodbye(engine: Engine, folder: Path, done: bool) -> None:
+def _print_outcome(engine: Engine, folder: Path, is_done: bool) -> None:
     with naming(folder / "tensorboard"):
         engine.finish_trackers()
     curve = save_loss_curve(folder)
-    if done:
+    if is_done:
         print(f"finished: {int(complete_names(folder / 'checkpoints')[-1]):,} images seen")
     else:
         print("stopped and saved: run the same command to continue")
@@ -333,8 +331,8 @@ def _print_best(folder: Path) -> None:
         try:
             for name, best in json.loads(path.read_text(encoding="utf-8")).items():
                 if name.startswith("eval/") or "loss" in name:
-                    which = "highest:" if best.get("best") == "max" else "lowest:"
-                    where = f"after {best['images_seen']:,} images"
-                    print(f"{which:12} {name} {best['value']:.4f} {where}")
+                    label = "highest:" if best.get("best") == "max" else "lowest:"
+                    images = f"{best['images_seen']:,} images"
+                    print(f"{label:12} {name} {best['value']:.4f} after {images}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            warnings.warn(f"{path} is damaged; the next log writes it anew", stacklevel=2)
+            warnings.warn(f"{path} is damaged; the next log replaces it", stacklevel=2)

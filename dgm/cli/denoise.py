@@ -24,6 +24,7 @@ from dgm.cli.eval_context import EvalContext, add_study_options
 from dgm.cli.load_run import load_run, open_train_data, parse_checkpoint
 from dgm.cli.parser import make_options_parser, parse_options, read_list
 from dgm.cli.path_checks import check_folder
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -82,7 +83,7 @@ class Denoiser:
 
         engine = self.context.engine
         with progress(f"denoising from {steps} steps", len(self.index)):
-            noised, denoised = engine.spread(len(self.index), noise_and_denoise).unbind(1)
+            noised, denoised = engine.map_rows(len(self.index), noise_and_denoise).unbind(1)
         rows = (self.real, noised, denoised, (denoised - self.real) / 2)
         sheet = torch.stack([row[: self.context.options.num_shown].float() for row in rows])
         return {"steps": steps, **self._metrics(noised, denoised)}, sheet.clamp(-1, 1)
@@ -200,7 +201,7 @@ def print_table(found: dict[str, Any]) -> None:
 def main() -> None:
     """Denoise from the command line: a table on screen; sheets, a curve and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    with contextlib.closing(Engine("no")) as engine:
+    with contextlib.closing(start_engine("no")) as engine:
         found = denoise(options, engine)
         if engine.is_main:
             out = output_folder(options)

@@ -1,4 +1,4 @@
-"""Running a script: errors in one line, exit codes, signals, streams and warnings."""
+"""Run a script: one-line errors, exit codes, signals, streams and warnings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from dgm.common.errors import UserError, disk_fault, one_line
-from dgm.common.exit_codes import DONE, MISTAKE
+from dgm.common.exit_codes import DONE, MISTAKE, STOPPED
 from dgm.common.streams import keep_streams
-from dgm.training.stop_request import SIGNALS
+from dgm.training.stop_request import SIGNALS, watched_signals
 from shards.cli import set_option_format
 
-_ends_process = False  # once `run` was called
+_is_script = False  # whether `run` was called
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -30,44 +30,44 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     The process ends here, so that it may change streams, warnings and hooks for good.
     """
-    global _ends_process
-    _ends_process = True
+    global _is_script
+    _is_script = True
     keep_streams()
-    _give_caches_a_place()
-    warnings.showwarning = _say_warning
+    _set_cache_folders()
+    warnings.showwarning = _show_warning
     set_option_format(_as_key)
-    # Without a GPU it warns of a CUDA toolkit that lies about unused.
+    # Without a GPU it warns of an unused CUDA toolkit.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    _keep_disk_faults_of_helpers_quiet()
+    _hide_disk_faults_of_helpers()
     try:
         code = main() or DONE
         sys.stdout.flush()  # into a file, on a disk that may be full
     except UserError as error:
-        _say_once(f"error: {one_line(str(error))}")
+        _print_error(f"error: {one_line(str(error))}")
         code = MISTAKE
     except OSError as error:
         fault = disk_fault(error)
         if fault is None:
             raise
-        _say_once(f"error: {one_line(fault)}")
+        _print_error(f"error: {one_line(fault)}")
         code = MISTAKE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    _leave_code(code)
+    _record_code(code)
     sys.exit(code)
 
 
 def _as_key(option: str) -> str:
-    """Spell an option of `python -m shards.build` as the key that trainers have for it."""
+    """Return an option of `python -m shards.build` as the trainers' key for it."""
     name, *value = option.removeprefix("--").split(" ")
     key = " ".join([f"--data.{name.replace('-', '_')}", *value])
     return f'ARGS="{key}"' if os.environ.get("DGM_MAKE") else key
 
 
-def _give_caches_a_place() -> None:
-    # In a container a user may have neither a name, which torch's compiler asks for, nor a home.
+def _set_cache_folders() -> None:
+    # In a container a user may have neither a name, which torch's compiler needs, nor a home.
     base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
     own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     try:
@@ -79,24 +79,38 @@ def _give_caches_a_place() -> None:
         os.environ.setdefault("MPLCONFIGDIR", str(base / f"matplotlib{own}"))
 
 
-def leave(code: int, line: str) -> NoReturn:
-    """End in the middle of anything, as from a signal's handler, without an exception.
+def exit_now(code: int, line: str) -> NoReturn:
+    """Exit from a signal handler, without an exception.
 
-    One raised at any moment can be swallowed, in a __del__ for example.
+    An exception raised at any moment can be swallowed, in a __del__ for example.
     """
     _ignore_signals()
-    with contextlib.suppress(RuntimeError, OSError):  # it may be writing just now
+    with contextlib.suppress(RuntimeError, OSError):  # a write may be in progress
         sys.stdout.flush()
     if (os.environ.get("RANK") or "0") == "0":
         with contextlib.suppress(OSError):
             os.write(1, f"{line}\n".encode())
-    _leave_code(code)
+    _record_code(code)
     os._exit(code)
 
 
-def signals_at_end(restore: Callable[[], object]) -> None:
-    """Ignore signals now that all is saved, where `run` ends this process next; else restore."""
-    if _ends_process:
+def stop_at_signals() -> None:
+    """Exit with code 75 and one line at a request to stop, until the trainer sets its handlers.
+
+    Importing torch takes seconds, during which Ctrl-C would print a traceback.
+    """
+    for number in watched_signals():
+        signal.signal(number, lambda *_: exit_before_first_step())
+
+
+def exit_before_first_step() -> NoReturn:
+    """Exit a trainer that has nothing to save yet."""
+    exit_now(STOPPED, "stopped before its first step: run the same command to continue")
+
+
+def ignore_signals_at_exit(restore: Callable[[], object]) -> None:
+    """Ignore signals once everything is saved if `run` exits next; else call `restore`."""
+    if _is_script:
         _ignore_signals()
     else:
         restore()
@@ -107,9 +121,9 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _keep_disk_faults_of_helpers_quiet() -> None:
-    # A tracker's thread, or a file that is closed as it is forgotten, meets a full disk as well as
-    # the main thread, which tells of it in one line.
+def _hide_disk_faults_of_helpers() -> None:
+    # On a full disk a tracker's thread, or a file closed by garbage collection, fails too, besides
+    # the main thread, which reports it in one line.
     in_thread, in_del = threading.excepthook, sys.unraisablehook
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
@@ -123,23 +137,23 @@ def _keep_disk_faults_of_helpers_quiet() -> None:
     threading.excepthook, sys.unraisablehook = of_thread, of_del
 
 
-def _leave_code(code: int) -> None:
-    # Who started several processes learns from them one code only, or that of one it killed.
+def _record_code(code: int) -> None:
+    # A launcher of several processes returns one code only, or that of one it killed.
     path = os.environ.get("DGM_EXIT_CODES")
     if path:
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{code}\n")
 
 
-def _say_once(line: str) -> None:
-    # Most mistakes are met by all processes alike: the first says it, and as it ends the launcher
-    # ends the others. One that another process met alone is still there after a while.
+def _print_error(line: str) -> None:
+    # Most mistakes occur on all processes alike: the first one prints, and as it ends the launcher
+    # ends the others. A process that fails alone still exists after a while and prints then.
     if (os.environ.get("RANK") or "0") != "0":
         time.sleep(5)
     print(line, file=sys.stderr, flush=True)
 
 
-def _say_warning(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

@@ -33,7 +33,7 @@ from dgm.evaluation.inception import FILE, inception_features
 from dgm.evaluation.online_eval import default_epochs
 from dgm.images import to_uint8
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 from shards.class_folders import NoImages, NoTestImages
 from shards.format import INDEX, Index, load_index
 from shards.reader import Shards, open_shards
@@ -182,7 +182,9 @@ class EvalContext:
             with progress(f"sampling from seed {seed}", self.num_images):
                 parts = [
                     to_uint8(
-                        sample_on_all(self.engine, objective, self.nets, rows, labels[rows], seed),
+                        sample_distributed(
+                            self.engine, objective, self.nets, rows, labels[rows], seed
+                        ),
                         objective.pixels,
                     )
                     for rows in index.split(_CHUNK)

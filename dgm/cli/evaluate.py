@@ -28,6 +28,7 @@ from dgm.cli.metric_groups import METRIC_GROUPS, compute_metrics
 from dgm.cli.metric_selection import choose_metrics, refuse_published_names
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_folder
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -142,7 +143,7 @@ def main() -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))
     short = [folder.resolve().name for folder in folders]
     run_names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-    with contextlib.closing(Engine("no")) as engine:
+    with contextlib.closing(start_engine("no")) as engine:
         contexts = [open_context(options, engine, folder) for folder in folders]
         chosen = [choose_metrics(context) for context in contexts]  # errors before any work
         if engine.is_main and len({identify(context.train) for context in contexts}) > 1:

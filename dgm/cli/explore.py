@@ -26,6 +26,7 @@ from dgm.cli.latent_explorer import Explorer
 from dgm.cli.load_run import TrainedRun, load_run, open_train_data, parse_checkpoint
 from dgm.cli.parser import make_options_parser, parse_options, read_list
 from dgm.cli.path_checks import check_folder
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -209,7 +210,7 @@ def print_tables(found: dict[str, Any]) -> None:
 def main() -> None:
     """Explore from the command line: tables on screen; sheets, a plot and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
-    with contextlib.closing(Engine("no")) as engine:
+    with contextlib.closing(start_engine("no")) as engine:
         found = explore(options, engine)
         if engine.is_main:
             out = output_folder(options)

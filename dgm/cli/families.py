@@ -1,4 +1,4 @@
-"""The families that can be trained, by the section of the configuration that only they have."""
+"""The families of models, by the section of the configuration that only they have."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FAMILIES = _Modules(
 
 
 def family_of(path: Path) -> str:
-    """Return the family of a run's config.yaml; raises UserError where it has none or several."""
+    """Return the family of a run's config.yaml; raise UserError if there is not exactly one."""
     sections = read_yaml(path)
     found = [name for name in FAMILIES if name in sections]
     if len(found) != 1:

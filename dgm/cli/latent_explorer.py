@@ -128,7 +128,7 @@ class Explorer:
             return objective.kl_by_latent(context.nets, load_batch(context.test, rows, device))
 
         with torch.no_grad():
-            mean = self.engine.spread(num_images, kl_by_latent).double().mean(0)
+            mean = self.engine.map_rows(num_images, kl_by_latent).double().mean(0)
         kl, latents = mean.topk(count)
         rows = [
             {"latent": int(latent), "kl_nats": float(nats)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dgm.cli.assemble import identify, known_as
+from dgm.cli.assemble import all_ids, identify
 from dgm.cli.families import open_config, rebuild
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
@@ -118,7 +118,7 @@ def open_train_data(folder: Path, trained: TrainedRun) -> tuple[Shards, dict[str
         raise UserError(
             f"{folder} was trained on data.shards {where}: {error}, or put them back"
         ) from None
-    if trained.data_id not in known_as(images):
+    if trained.data_id not in all_ids(images):
         raise UserError(
             f"{folder} was trained on other images than data.shards {where} holds now (id "
             f"{trained.data_id}, now {identify(images)}): restore them as they were then, or "

@@ -43,9 +43,9 @@ def main() -> None:
         print(f"error: dgm {given} is no command: {hint.strip()}", file=sys.stderr)
         sys.exit(2)
     if name.startswith("train "):
-        from dgm.cli.early_stop import watch_early
+        from dgm.cli.entry import stop_at_signals
 
-        watch_early()  # libraries take seconds to import
+        stop_at_signals()  # libraries take seconds to import
     module = importlib.import_module(COMMANDS[name][0])
     # Runs record the script's name.
     sys.argv = [f"launch/{COMMANDS[name][0].split('.')[-1]}.py", *words[len(name.split()) :]]

@@ -1,4 +1,4 @@
-"""How large the nets of a configuration are, asked before they are made."""
+"""The memory that the nets of a configuration need, computed before they are built."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from dgm.common.errors import UserError
 
 _ON_CPU = 5  # copies of the weights: themselves, gradient, average, two moments
-_NO_TENSOR = ("overflow", "Overflow")
+_OVERFLOW = ("overflow", "Overflow")
 
 
-def weigh(
+def build_on_meta(
     make_parts: Callable[..., Any],
     config: Any,
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> tuple[Any, int]:
-    """Make nets that take no memory; give them and the bytes that their weights would take.
+    """Return the family's parts on the meta device, and the bytes of their weights.
 
-    Raises UserError where no tensor can be as large as asked for.
+    Raises UserError where a tensor would exceed any size that torch supports.
     """
     try:
         with torch.device("meta"):
             parts = make_parts(config, image_shape, num_classes)
     except (RuntimeError, OverflowError) as error:
-        if not any(word in str(error) for word in _NO_TENSOR):
+        if not any(word in str(error) for word in _OVERFLOW):
             raise
         raise UserError(
             f"{_sizes(config)} ask for nets larger than any memory: choose smaller numbers"
@@ -37,26 +37,26 @@ def weigh(
     return parts, sum(p.nbytes for net in parts.nets.values() for p in net.parameters())
 
 
-def check_room(
+def check_memory(
     make_parts: Callable[..., Any],
     config: Any,
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> None:
     """Raise UserError where nets of this configuration do not fit the images, or the memory."""
-    size = weigh(make_parts, config, image_shape, num_classes)[1]
+    size = build_on_meta(make_parts, config, image_shape, num_classes)[1]
     copies = 1 if torch.cuda.is_available() else _ON_CPU
-    room = psutil.virtual_memory().total
-    if copies * size > room:
+    memory = psutil.virtual_memory().total
+    if copies * size > memory:
         raise UserError(
             f"{_sizes(config)} ask for {size / 1e9:,.1f} GB of weights, of which a run on this "
-            f"machine holds {copies} cop{'y' if copies == 1 else 'ies'} in {room / 1e9:,.1f} GB of "
-            "memory: choose smaller numbers"
+            f"machine holds {copies} cop{'y' if copies == 1 else 'ies'} in "
+            f"{memory / 1e9:,.1f} GB of memory: choose smaller numbers"
         )
 
 
 def _sizes(config: Any) -> str:
-    """Name the settings that make nets large."""
+    """Return the settings that determine the nets' size."""
     found = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
     return ", ".join(
         f"model.{name} {value}"

@@ -93,7 +93,7 @@ def _precision_recall(context: EvalContext) -> Metrics:
     real = features[permutation(0, 0, len(features))[: context.num_images]].to(engine.device)
 
     def of_seed(generated: GeneratedImages) -> Metrics:
-        return prdc(generated.features.to(engine.device), real, engine.spread)
+        return prdc(generated.features.to(engine.device), real, engine.map_rows)
 
     protocol = {**_protocol(context), "num_real": len(real)}
     return {**protocol, **_over_seeds(context, of_seed, _key_of(context))}
@@ -136,9 +136,9 @@ def _memorization(context: EvalContext) -> Metrics:
     def search(features: Tensor, pixels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
         """Return distance and row of the nearest training images, by features and by pixels."""
         base = context.features_of(train).features
-        by_features = nearest_neighbours(features.to(engine.device), base, engine.spread)
+        by_features = nearest_neighbours(features.to(engine.device), base, engine.map_rows)
         distance, row = nearest_neighbours(
-            _flatten(pixels).to(engine.device), train_pixels, engine.spread
+            _flatten(pixels).to(engine.device), train_pixels, engine.map_rows
         )
         return {"features": by_features, "pixels": (distance * scale, row)}
 

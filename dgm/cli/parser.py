@@ -1,4 +1,4 @@
-"""Parsing: configuration files and `--section.key VALUE` words to dataclasses, with hints."""
+"""Parse configuration files and `--section.key VALUE` options to dataclasses, with hints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import (
@@ -24,18 +25,18 @@ from dgm.common.config_keys import flatten, flatten_nested, nested
 from dgm.common.errors import UserError, one_line
 from dgm.common.yaml_io import read_value, read_yaml
 
-_KINDS = {
-    "int": "a whole number (int)", "float": "a number (float)", "bool": "true or false",
-    "list": "a list, as [1, 2]", "str": "a text", "NoneType": "null",
+_TYPE_NAMES = {
+    int: "a whole number (int)", float: "a number (float)", bool: "true or false",
+    str: "a text", NoneType: "null",
 }  # fmt: skip
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 TRAINERS = {
     "diffusion": "train_ddpm.py", "gan": "train_gan.py", "vae": "train_vae.py",
     "flow": "train_flow.py",
 }  # fmt: skip
-"""Scripts that train, by the section of the configuration that only their family has."""
-_LOADER = "dgm"  # jsonargparse's name for our reading of values
-_EXACT = 2**53  # up to which a float holds every whole number
+"""Training scripts, by the section of the configuration that only their family has."""
+_LOADER = "dgm"  # the name under which jsonargparse knows our YAML loader
+_MAX_EXACT = 2**53  # a float holds every whole number up to it
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 Config = TypeVar("Config")
@@ -43,10 +44,10 @@ Number = TypeVar("Number", int, float)
 
 
 def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
-    """Make a configuration from `--config FILE` (or the default one) and `--section.key VALUE`.
+    """Return the configuration of `--config FILE` (or the default one) and `--section.key VALUE`.
 
-    Files are merged in their order, a later one wins; options win over all files, wherever they
-    stand. Raises UserError in one line where a key is unknown or a value does not fit.
+    Files are merged in order, a later one wins; options win over all files, wherever they stand.
+    Raises a one-line UserError where a key is unknown or a value does not fit.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))
@@ -73,7 +74,7 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
 
 
 def _split_files(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the files of all --config, and the other words."""
+    """Return the files of all --config options, and the other words."""
     files, words = [], []
     rest = iter(arguments)
     for word in rest:
@@ -87,7 +88,7 @@ def _split_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
-    """Read a YAML file of keys, flat, its values as the keys' types have them; UserError."""
+    """Return the keys of a YAML file, flat, with values converted to the keys' types."""
     if not path:
         raise UserError("--config is '': name a YAML file")
     try:
@@ -105,15 +106,15 @@ def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict
     found = {}
     for key, value in flatten_nested(keys):
         if key not in known:
-            _refuse_key(path, key, value, known, texts.keys())
-        found[key] = _fitted(value, texts[key], kinds.get(key))
+            _raise_unknown_key(path, key, value, known, texts.keys())
+        found[key] = _convert(value, texts[key], kinds.get(key))
     return found
 
 
-def _refuse_key(
-    path: str, key: str, value: object, known: Collection[str], every: Iterable[str]
+def _raise_unknown_key(
+    path: str, key: str, value: object, known: Collection[str], all_keys: Iterable[str]
 ) -> NoReturn:
-    """Raise UserError for an unknown key of a file that has `every` key."""
+    """Raise UserError for an unknown key of a file with `all_keys`."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside and value is None:
         raise UserError(f"{path} gives the section {key} no keys: add or remove it")
@@ -122,7 +123,7 @@ def _refuse_key(
             f"{path} gives the section {key} the value '{value}': write its keys below it, as "
             f"{inside[0].removeprefix(key + '.')}: VALUE"
         )
-    if script := _only_trainer_of(every):
+    if script := _only_trainer_of(all_keys):
         raise UserError(
             f"{path} is for another family (it has the key {key}): train it by launch/{script}"
         )
@@ -154,38 +155,33 @@ def _is_whole(kind: Any) -> bool:
     return int in kinds and float not in kinds
 
 
-def _fitted(value: Any, text: str, kind: Any) -> Any:
-    """Return a value of YAML as its key's type has it: 1e5 as a whole number, no as a text."""
+def _convert(value: Any, text: str, kind: Any) -> Any:
+    """Convert a YAML value to its key's type: 1e5 to a whole number, `no` to a text."""
     if isinstance(value, float) and _is_whole(kind):
-        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
-    numbers = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is str or (kind == str | None and numbers):
+        return int(value) if value.is_integer() and abs(value) <= _MAX_EXACT else value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str or (kind == str | None and is_number):
         return value if value is None or isinstance(value, list) else text
     return text if isinstance(value, bool) and text in get_args(kind) else value
 
 
-def _with_whole_numbers(words: list[str], parser: ArgumentParser) -> list[str]:
-    """Write 1e5 as 100000 where a whole number is asked for."""
-    whole = {
-        option
-        for action in parser._actions
-        if _is_whole(getattr(action, "_typehint", None))
-        for option in action.option_strings
-    }
+def _with_whole_numbers(words: list[str], kinds: dict[str, Any]) -> list[str]:
+    """Replace 1e5 by 100000 where the type is a whole number."""
+    whole = {f"--{key}" for key, kind in kinds.items() if _is_whole(kind)}
     found: list[str] = []
     for word in words:
         option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         name = option or (found[-1] if found else "")
         if name in whole and _FLOAT.fullmatch(value):
             number = float(value.replace("_", ""))
-            if number.is_integer() and abs(number) <= _EXACT:
+            if number.is_integer() and abs(number) <= _MAX_EXACT:
                 word = f"{option}{equals}{int(number)}"
         found.append(word)
     return found
 
 
 def _expand_paths(config: Any) -> Any:
-    """Return a configuration with ~ as the home folder in the keys that are marked as paths."""
+    """Expand ~ in the keys that are marked as paths."""
     changes: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         section = getattr(config, f.name)
@@ -203,7 +199,7 @@ def _expand_paths(config: Any) -> Any:
 
 
 def make_options_parser(description: str | None) -> ArgumentParser:
-    """Make a parser of options for `parse_options`."""
+    """Return a parser of options for `parse_options`."""
     return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
 
 
@@ -226,7 +222,7 @@ path_word = _PathType()
 
 
 def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """Parse by a parser that does not exit on errors; raises UserError in one line."""
+    """Parse by a parser that does not exit on errors; raise a one-line UserError."""
     found = _parse(parser, arguments)
     positional = {action.dest for action in parser._actions if not action.option_strings}
     named = {k if k in positional else f"--{k}": v for k, v in vars(found).items()}
@@ -242,48 +238,56 @@ def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 def _parse(
     parser: ArgumentParser, arguments: list[str], given: dict[str, Any] | None = None
 ) -> Namespace:
-    """Parse words that win over values `given` by key; raises UserError in one line."""
-    words = _with_whole_numbers(arguments, parser)
+    """Parse words, which win over values `given` by key; raise a one-line UserError."""
+    words = _with_whole_numbers(arguments, _kinds(parser))
     try:
         before = None if given is None else parser.parse_object(nested(given))
         return parser.instantiate(parser.parse_args(words, namespace=before))
     except ArgumentError as error:
-        known = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(_plainly(one_line(str(error)), known)) from None
+        raise UserError(_explain(one_line(str(error)), parser)) from None
 
 
-def _plainly(said: str, known: list[str]) -> str:
-    """Say in our words what a parser found wrong, with what to do about it."""
-    file = re.match(r"unrecognized arguments: ([^-]\S*\.ya?ml)", said)
-    if file and "--config" in known:
-        return f"{said}: write --config {file[1]}"
-    if unknown := re.match(r"unrecognized arguments: (--[^ =]+)", said):
-        return f"{said}: {_hint(unknown[1], known) or 'see --help'}"
-    wrong = re.fullmatch(
-        r'Parser key "([^"]+)": Expected an? (?:<class \'(\w+)\'>|(.+?))\. Got value: (.*)', said
-    )
-    if wrong:
-        key, kind, other, value = wrong.groups()
-        choices = (other or "").removeprefix("typing.Literal")
-        wanted = f"one of {choices}" if choices.startswith("[") else f"a {choices}"
-        return f"{key} is {value}: give {_KINDS.get(kind, kind) if kind else wanted}"
-    # One of several types, mostly a number or null.
-    union = re.fullmatch(r'Parser key "([^"]+)": Does not .* Given value: (.*)', said)
-    if union:
-        kinds = re.findall(r"- Expected a <class '(\w+)'>", said)
-        told = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
-        return f"{union[1]} is {union[2]}: give {told or 'another value, see --help'}"
-    return f"{said}: see --help"
+def _explain(message: str, parser: ArgumentParser) -> str:
+    """Return a parser's message in our terms, with the remedy."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    if unknown := re.match(r"unrecognized arguments: ([^ =]+)", message):
+        word = unknown[1]
+        if word.startswith("--"):
+            return f"{message}: {_hint(word, known) or 'see --help'}"
+        if word.endswith((".yaml", ".yml")) and "--config" in known:
+            return f"{message}: write --config {word}"
+    # Of several types, as in `int | None`, it lists an error for each before the value.
+    elif wrong := re.match(r'Parser key "([^"]+)": .*(?:Got|Given) value: (.*)', message):
+        key, value = wrong.groups()
+        return f"{key} is {value}: give {_describe(_kinds(parser).get(key))}"
+    return f"{message}: see --help"
+
+
+def _describe(kind: Any) -> str:
+    """Return what a value of a type looks like."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {list(arguments)}"
+    if get_origin(kind) is tuple:
+        return f"a list of {len(arguments)} elements, each {_describe(arguments[0])}"
+    if get_origin(kind) is list:
+        example = "[a, b]" if arguments[0] is str else "[1, 2]"
+        return f"a list, as {example}, each {_describe(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_describe, arguments))
+    return _TYPE_NAMES.get(kind, "another value, see --help")
 
 
 def _hint(option: str, known: list[str]) -> str | None:
-    """Return what an unknown option should have been; None where nothing is like it."""
+    """Return a hint for an unknown option; None without one."""
     keys = [name.removeprefix("--") for name in known if "." in name]
     if not keys:
         return suggest_option(option, known)
     section = option.removeprefix("--").split(".")[0]
     if section in TRAINERS and not any(key.startswith(f"{section}.") for key in keys):
-        return f"the section {section} is of launch/{TRAINERS[section]}; see --help for the keys"
+        return (
+            f"the section {section} belongs to launch/{TRAINERS[section]}; see --help for the keys"
+        )
     if option in ("--conf", "--cfg", "--config_file", "--config-file", "--config_path", "--yaml"):
         return "did you mean --config?"
     hint = suggest_key(option.removeprefix("--"), keys)
@@ -291,16 +295,16 @@ def _hint(option: str, known: list[str]) -> str | None:
 
 
 def _check_values(given: Iterable[tuple[str, Any]]) -> None:
-    """Raise UserError where a text is empty, or a number is none or far too large."""
+    """Raise UserError where a text is empty, or a number is NaN or far too large."""
     for name, value in given:
         for each in value if isinstance(value, list | tuple) else [value]:
             if remedy := remedy_for(each, name.removeprefix("--")):
-                said = f"'{each}'" if isinstance(each, str) else each
-                raise UserError(f"{name} is {said}: {remedy}")
+                shown = f"'{each}'" if isinstance(each, str) else each
+                raise UserError(f"{name} is {shown}: {remedy}")
 
 
 def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """Read numbers with commas between them, each once; raises UserError naming the option."""
+    """Return comma-separated numbers without repeats; raise UserError naming the option."""
     try:
         return list(dict.fromkeys(kind(part) for part in text.split(",")))
     except ValueError:
@@ -311,10 +315,10 @@ def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Num
 
 
 def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
-    """Let `--train.overfit_one_batch` alone mean true."""
+    """Add `=true` to a flag that stands alone, as `--train.overfit_one_batch`."""
     flags = {f"--{key}" for key, value, _ in flatten(config_class()) if isinstance(value, bool)}
     spelled = []
-    for here, following in itertools.pairwise([*arguments, "--"]):
-        alone = here in flags and following.startswith("--")
-        spelled.append(f"{here}=true" if alone else here)
+    for word, following in itertools.pairwise([*arguments, "--"]):
+        is_alone = word in flags and following.startswith("--")
+        spelled.append(f"{word}=true" if is_alone else word)
     return spelled

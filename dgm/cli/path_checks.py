@@ -1,4 +1,4 @@
-"""Whether something can be written where a user wants it, asked before any work begins."""
+"""Check that output paths can be written, before any work begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST_NAME = 255  # of a file or folder, on usual file systems
 
 
 def check_folder(option: str, path: Path) -> None:
-    """Raise UserError where `path` is no folder that can be written, and none can be made."""
+    """Raise UserError unless `path` is a writable folder or can be created as one."""
     if path.suffix.lower() in (".png", ".npz", ".html", ".json") and not path.exists():
         raise UserError(f"{option} is {path}, but several files are written: name a folder")
     if os.path.lexists(path) and not path.is_dir():
@@ -24,9 +24,9 @@ def check_folder(option: str, path: Path) -> None:
 
 
 def check_file(option: str, path: Path, text: str = "") -> None:
-    """Raise UserError where no file can be written at `path`, in a folder that there is.
+    """Raise UserError unless a file can be written at `path`, in an existing folder.
 
-    `text` is the path as it was given, with the / of a folder at its end.
+    `text` is the path as given, which may end with the / of a folder.
     """
     if text.endswith("/") and not path.is_dir():
         raise UserError(f"{option} is {text}, which is a folder: name a file in it")
@@ -39,7 +39,7 @@ def check_file(option: str, path: Path, text: str = "") -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where images go: a sheet and an array beside each other, or single files in a new folder."""
+    """Output paths of images: a grid and an array, or single files in a new folder."""
 
     png: Path
     npz: Path
@@ -47,19 +47,19 @@ class Outputs:
 
 
 def choose_outputs(option: str, text: str) -> Outputs:
-    """Read where images go: x.png, x.npz, a path without ending, or a folder.
+    """Return the outputs for x.png, x.npz, a path without ending, or a folder.
 
-    A folder is what ends with / or is one; it has to be empty, lest its files be overwritten or
-    mixed with others. Raises UserError where nothing can be written there.
+    A folder ends with / or exists; it has to be empty, so that no files are overwritten or mixed
+    with others. Raises UserError where nothing can be written.
     """
     path = Path(text)
     if text.endswith(("/", os.sep)) or path.is_dir():
         check_folder(option, path)
-        there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-        if there:
+        existing = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        if existing:
             raise UserError(
-                f"{option} is {text}, a folder with {there[0]} in it: name a new or empty folder "
-                "for single images, or FILE.png for one sheet"
+                f"{option} is {text}, a folder with {existing[0]} in it: name a new or empty "
+                "folder for single images, or FILE.png for one grid"
             )
         return Outputs(path, path / "images.npz", path)
     if path.suffix.lower() in _OTHER_FORMATS:
@@ -72,13 +72,13 @@ def choose_outputs(option: str, text: str) -> Outputs:
     for each in (outputs.png, outputs.npz):
         if each.is_dir():
             raise UserError(f"{option} is {text}, but {each} is a folder: name another file")
-    named, beside = outputs.png, outputs.npz
+    named, other = outputs.png, outputs.npz
     if path.suffix.lower() == ".npz":
-        named, beside = beside, named
-    # Where only that one is there, this command has not written it.
-    if path.suffix and beside.exists() and not named.exists():
+        named, other = other, named
+    # If only the other one exists, this command did not write it.
+    if path.suffix and other.exists() and not named.exists():
         raise UserError(
-            f"{option} is {text}, but {beside}, which would be written beside it, exists: move "
+            f"{option} is {text}, but {other}, which would be written too, exists: move "
             "that, or name another file"
         )
     _check(option, path.absolute().parent, path)
@@ -91,15 +91,15 @@ def _check(option: str, folder: Path, named: Path | None = None) -> None:
             f"{option} is {named or folder}, with a name of more than {_LONGEST_NAME} bytes: "
             "shorten it"
         )
-    standing = next(
+    existing = next(
         p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p)
     )
-    said = f"{option} is {named or folder}, but {standing}"
-    if not standing.is_dir():
-        raise UserError(f"{said} is no folder: name another place")
-    if os.statvfs(standing).f_flag & os.ST_RDONLY:
+    problem = f"{option} is {named or folder}, but {existing}"
+    if not existing.is_dir():
+        raise UserError(f"{problem} is no folder: name another path")
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise UserError(
-            f"{said} lies on a read-only file system: mount it writable, or name another place"
+            f"{problem} lies on a read-only file system: mount it writable, or name another path"
         )
-    if not os.access(standing, os.W_OK | os.X_OK):
-        raise UserError(f"{said} may not be written to: name another place, or change its mode")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{problem} may not be written to: name another path, or change its mode")

@@ -1,8 +1,8 @@
 """Check runs before slurm.submit submits them: `python launch/preflight.py < REQUEST`.
 
-The request is JSON: `script` (launch/train_X.py), `sets` (a command line for each name),
-`processes` (numbers of processes that the run may get) and `build` (whether to build shards that
-are missing). The answer is JSON too: of each set either `error`, or what it will be.
+The request is JSON: `script` (launch/train_X.py), `sets` (a command line by name), `processes`
+(numbers of processes that the run may get) and `build` (whether to build missing shards). The
+answer is JSON too: for each set either `error`, or what the run will be.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from dgm.cli.assemble import DataConfig, check_rebuilt, ensure_split
 from dgm.cli.families import FAMILIES
-from dgm.cli.memory_check import weigh
+from dgm.cli.memory_check import build_on_meta
 from dgm.cli.parser import parse
 from dgm.common.errors import UserError
-from dgm.training.job import check, check_micro_batches
+from dgm.training.job import check_config, check_micro_batches
 from dgm.training.launch_env import read_launch
 from dgm.training.run_folder import as_yaml, describe_code
-from dgm.training.sampler import Batches
+from dgm.training.sampler import BatchSampler
 from shards.build import CheckImages, CheckIndex, default_folder
 from shards.format import INDEX
 from shards.reader import Shards, open_shards
@@ -42,7 +42,7 @@ def main() -> None:
             if trainer is None:
                 known = ", ".join(f"launch/{file}" for file in trainers)
                 raise UserError(f"{request['script']} is no trainer: choose {known}")
-            with contextlib.redirect_stdout(sys.stderr):  # what building shards says
+            with contextlib.redirect_stdout(sys.stderr):  # output of building shards
                 answers[name] = examine(trainer, words, request["processes"], request["build"])
         except UserError as error:
             answers[name] = {"error": " ".join(str(error).split())}
@@ -50,11 +50,11 @@ def main() -> None:
 
 
 def examine(module: Any, words: list[str], processes: list[int], build: bool) -> dict[str, Any]:
-    """Parse a run's command line and say what it will be; raises UserError or UserError."""
+    """Return what a run with this command line will be; raise UserError for its mistakes."""
     config = parse(module.Config, module.DEFAULT_CONFIG, words)
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = config.train.mixed_precision
-    check(config.train, read_launch(told if precision == "auto" else precision))
+    check_config(config.train, read_launch(launched if precision == "auto" else precision))
     answer = {
         "run_dir": config.run.dir,
         "config": as_yaml(config),
@@ -62,13 +62,13 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         "keep_checkpoints": config.train.keep_checkpoints,
         "global_batch": config.train.global_batch,
     }
-    fits = functools.partial(weigh, module.make_parts, config)
+    fits = functools.partial(build_on_meta, module.make_parts, config)
     same = functools.partial(check_rebuilt, Path(config.run.dir))
     images = find_shards(config.data, "train", build, check=fits, check_index=same)
-    measured = config.eval.every_images and config.eval.metric == "bits_per_dim"
-    if measured and (config.data.shards is None or config.data.test_shards):
+    needs_test = config.eval.every_images and config.eval.metric == "bits_per_dim"
+    if needs_test and (config.data.shards is None or config.data.test_shards):
         find_shards(config.data, "test", build, None if images is None else images.classes)
-    if images is None:  # nothing is known of them before they are built
+    if images is None:  # they are not built yet
         return {**answer, "processes": processes, "checkpoint_bytes": 0, "shards": "to be built"}
     parts, weights = fits(images.image_shape, images.num_classes)
     return {
@@ -80,18 +80,18 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
 
 
 def usable(config: Any, objective: Any, images: Shards, processes: list[int]) -> list[int]:
-    """Choose the numbers of processes among which the batch divides; UserError where none is."""
-    found, why = [], None
+    """Return the numbers of processes that divide the batch; raise UserError if none does."""
+    found, mistake = [], None
     for count in processes:
         try:
             settings = config.train
-            batches = Batches(images, 0, settings.global_batch, settings.micro_batch, 0, count)
+            batches = BatchSampler(images, 0, settings.global_batch, settings.micro_batch, 0, count)
             check_micro_batches(objective, batches)
             found.append(count)
         except UserError as error:
-            why = why or error
-    if not found and why is not None:
-        raise why
+            mistake = mistake or error
+    if not found and mistake is not None:
+        raise mistake
     return found
 
 
@@ -103,9 +103,9 @@ def find_shards(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Shards | None:
-    """Open a run's shards when they are whole; return None where they are still to be built.
+    """Return a run's shards, verified, or None where they are still to be built.
 
-    classes: of the train images, for test images; check, check_index: as `ensure_split` has them.
+    classes: of the train images, for test images; check, check_index: see `ensure_split`.
     """
     given = data.shards if split == "train" else data.test_shards
     if given is None and not build:

@@ -18,6 +18,7 @@ from dgm import images
 from dgm.cli.load_run import TrainedRun, load_run, parse_checkpoint
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
+from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -27,7 +28,7 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.nn.compiling import compile_net
 from dgm.nn.layers import use_kernels
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 NUM_SHOWN = 20  # images of a class in the PNG; the .npz holds all
 _INDEX_BITS = 24  # of the number of an image within its class
@@ -146,7 +147,9 @@ def sample(options: Namespace, engine: Engine) -> None:
     index = (labels << _INDEX_BITS) + number
     knobs = choose_knobs(options, trained)
     with progress("sampling", len(labels)):
-        x = sample_on_all(engine, trained.objective, nets, index, labels, options.seed, **knobs)
+        x = sample_distributed(
+            engine, trained.objective, nets, index, labels, options.seed, **knobs
+        )
     if not engine.is_main:
         return
     pixels = images.to_uint8(x, trained.objective.pixels)
@@ -168,5 +171,5 @@ def sample(options: Namespace, engine: Engine) -> None:
 def main() -> None:
     """Sample from the command line."""
     options = parse_options(make_parser(), sys.argv[1:])
-    with contextlib.closing(Engine("no")) as engine:
+    with contextlib.closing(start_engine("no")) as engine:
         sample(options, engine)

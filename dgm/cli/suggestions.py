@@ -1,4 +1,4 @@
-"""Keys and options for the names that other toolkits use: "did you mean" of the command line."""
+"""Hints for unknown keys and options, from similar names and from those of other toolkits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 
 from dgm.common.suggestions import nearest
 
-# The names of diffusers' and Hugging Face's scripts, Lightning's Trainer and of well-known
-# repositories, by the key that does the same here. A family that lacks a key has no such hint.
-_USUAL = {
+# Names in the scripts of diffusers and Hugging Face, in Lightning's Trainer and in well-known
+# repositories, by our key. A family that lacks a key has no such hint.
+_FOREIGN_NAMES = {
     "optim.lr": "learning_rate base_lr max_lr init_lr",
     "optim.warmup_images": "warmup warmup_steps lr_warmup_steps num_warmup_steps warmup_ratio",
     "optim.decay": "lr_scheduler lr_scheduler_type lr_schedule scheduler",
@@ -65,10 +65,10 @@ _USUAL = {
     "gan.augment": "diffaug policy",
     "vae.beta": "kl_weight kld_weight",
 }
-_KEY_OF = {name: key for key, names in _USUAL.items() for name in names.split()}
+_KEY_OF = {name: key for key, names in _FOREIGN_NAMES.items() for name in names.split()}
 _NOTES = {
-    "train.global_batch": "images of a step over all processes",
-    "train.micro_batch": "images of a forward pass; fewer than a process's share accumulate",
+    "train.global_batch": "images per step over all processes",
+    "train.micro_batch": "images per forward pass; fewer than a process gets of a step accumulate",
     "train.total_images": "all lengths are counted in images: steps times train.global_batch, or "
     "epochs times the images of the data set",
     "data.source": "cifar10, shapes or folder:PATH; data.shards for shards",
@@ -77,7 +77,7 @@ _NOTES = {
 for _key in ("optim.warmup_images", "train.save_every_images", "train.log_every_images"):
     _NOTES[_key] = "counted in images, not in steps"
 
-_ELSEWHERE = {
+_NOT_NEEDED = {
     "leave it out: the same command again continues the run in run.dir": "resume resume_from "
     "resume_from_checkpoint resume_path ckpt ckpt_path checkpoint load_checkpoint",
     "leave it to accelerate launch, which chooses engine and processes": "devices device gpus gpu "
@@ -86,10 +86,9 @@ _ELSEWHERE = {
     "leave it out: images are read as memory, without loader processes": "num_workers workers "
     "dataloader_num_workers n_workers pin_memory",
 }
-_SENTENCES = {name: said for said, names in _ELSEWHERE.items() for name in names.split()}
+_ADVICE = {name: advice for advice, names in _NOT_NEEDED.items() for name in names.split()}
 
-# The same for scripts that make or measure images; the options of a script that has none of them
-# are not named.
+# The same for scripts that sample or evaluate; an option that a script lacks is not suggested.
 _OPTIONS = {
     "out": "output output_dir out_dir outdir save_dir save_path dest output_path",
     "batch": "batch_size sample_batch_size",
@@ -118,19 +117,19 @@ def suggest_key(unknown: str, known: Collection[str]) -> str | None:
     """
     section, _, last = unknown.lower().replace("-", "_").rpartition(".")
     by_last = {key.rpartition(".")[2]: key for key in known}
-    beside = [key for key in known if key.startswith(f"{section}.")]
-    own = [key for key in known if key.rpartition(".")[2] == last]
-    usual = _KEY_OF.get(last)
-    if beside and (near := nearest(f"{section}.{last}", beside)):
+    siblings = [key for key in known if key.startswith(f"{section}.")]
+    same_name = [key for key in known if key.rpartition(".")[2] == last]
+    foreign = _KEY_OF.get(last)
+    if siblings and (near := nearest(f"{section}.{last}", siblings)):
         return f"did you mean {near}?"
-    if usual in known:
-        return f"did you mean {usual}?" + (f" ({_NOTES[usual]})" if usual in _NOTES else "")
-    if len(own) == 1:
-        return f"did you mean {own[0]}?"
-    if last in _SENTENCES:
-        return _SENTENCES[last]
-    if own:
-        return f"did you mean one of {', '.join(own)}?"
+    if foreign in known:
+        return f"did you mean {foreign}?" + (f" ({_NOTES[foreign]})" if foreign in _NOTES else "")
+    if len(same_name) == 1:
+        return f"did you mean {same_name[0]}?"
+    if last in _ADVICE:
+        return _ADVICE[last]
+    if same_name:
+        return f"did you mean one of {', '.join(same_name)}?"
     near = nearest(unknown, known) or by_last.get(nearest(last, by_last) or "")
     return f"did you mean {near}?" if near else None
 

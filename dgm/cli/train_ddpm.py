@@ -11,7 +11,7 @@ from dgm.common.config_keys import MAY_CHANGE
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.evaluation.online_eval import EvalConfig
-from dgm.training.job import TrainConfig, noising_way
+from dgm.training.job import TrainConfig, noising_mode
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunConfig
 
@@ -42,7 +42,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
         config.sample,
         image_shape,
         num_classes,
-        backend=noising_way(config.train),
+        backend=noising_mode(config.train),
         dtype=dtype,
     )
     torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers

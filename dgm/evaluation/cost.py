@@ -9,7 +9,7 @@ import torch
 
 from dgm.objective import Nets, Objective
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 _MIN_ROUNDS, _MIN_SECONDS = 3, 1.0  # a GAN's images take a millisecond each
 
@@ -26,9 +26,9 @@ def sampling_cost(
     index = torch.arange(num_images)
     labels = index % num_classes
     times: list[float] = []
-    while engine.agree(len(times) < 1 + _MIN_ROUNDS or sum(times[1:]) < _MIN_SECONDS):
+    while engine.any_rank(len(times) < 1 + _MIN_ROUNDS or sum(times[1:]) < _MIN_SECONDS):
         start = time.perf_counter()
-        samples = sample_on_all(engine, objective, nets, index, labels, seed)
+        samples = sample_distributed(engine, objective, nets, index, labels, seed)
         samples[:, 0, 0, 0].tolist()  # wait for the device
         times.append(time.perf_counter() - start)
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}

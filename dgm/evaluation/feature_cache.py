@@ -48,7 +48,7 @@ def cached_features(
         "count": len(data),
     }
     cached = _read(path, header, engine.is_main)
-    if not engine.agree(cached is None):
+    if not engine.any_rank(cached is None):
         assert cached is not None, "else all would compute them"
         return cached
     if engine.is_main:

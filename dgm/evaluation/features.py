@@ -55,7 +55,7 @@ class FeatureExtractor:
             return torch.cat(parts)
 
         with progress(f"features of images by {self.name}", count):
-            both = engine.spread(count, work).cpu()
+            both = engine.map_rows(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
 
     def compute_dataset(self, engine: Engine, data: Images) -> Tensor:

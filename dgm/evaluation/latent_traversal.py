@@ -28,7 +28,7 @@ def encode_on_all(
         draws = Draws.of(seed, own.to(engine.device))
         return objective.encode(nets, load_batch(data, own, engine.device), draws)
 
-    return engine.spread(len(index), encode)
+    return engine.map_rows(len(index), encode)
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def decode_on_all(
         parts = (rows.to(z.device) for rows in own.split(batch))
         return torch.cat([objective.decode(nets, flat[rows], flat_labels[rows]) for rows in parts])
 
-    return engine.spread(len(flat), decode).float().unflatten(0, tuple(z.shape[:2]))
+    return engine.map_rows(len(flat), decode).float().unflatten(0, tuple(z.shape[:2]))
 
 
 def smoothness(net: Classifier, rows: Tensor) -> list[dict[str, float]]:
@@ -85,7 +85,7 @@ def most_changing_directions(
             own = labels[row].expand(len(directions))
             return jtj_product(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
 
-        return engine.spread(len(z), lambda rows: torch.stack([at(int(k)) for k in rows])).mean(0)
+        return engine.map_rows(len(z), lambda rows: torch.stack([at(int(k)) for k in rows])).mean(0)
 
     with torch.no_grad():
         num_pixels = objective.decode(nets, z[:1], labels[:1]).numel()

@@ -49,7 +49,7 @@ class ImageSubset:
             return torch.cat(parts)
 
         with progress("evaluating test images", len(self.index)):
-            return self.engine.spread(len(self.index), compute).cpu()
+            return self.engine.map_rows(len(self.index), compute).cpu()
 
 
 def bits_per_dim(

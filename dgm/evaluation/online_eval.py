@@ -22,7 +22,7 @@ from dgm.objective import Likelihood, Nets, Objective
 from dgm.rng import permutation
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 SEED = 1  # of classifier and test draws: the same for all runs, so that they can be compared
 MAX_SAMPLES = 1_000_000
@@ -128,7 +128,7 @@ def fd_classifier(
     """Return the Frechet distance of samples of classes `labels` [N] from the real images."""
     index = torch.arange(len(labels))
     samples = to_uint8(
-        sample_on_all(engine, objective, nets, index, labels, SEED), objective.pixels
+        sample_distributed(engine, objective, nets, index, labels, SEED), objective.pixels
     )
     statistics = FeatureStatistics.from_features(extract_features(net, samples))
     return frechet_distance(statistics, real)

@@ -18,7 +18,7 @@ from dgm.images import to_uint8
 from dgm.objective import Nets, Objective
 from dgm.preprocessing import STANDARD
 from dgm.training.engine import Engine
-from dgm.training.sampling import sample_on_all
+from dgm.training.sampling import sample_distributed
 
 _BATCH = 250  # pairs of images that are compared at once
 
@@ -85,12 +85,12 @@ def sweep_sampler(
     index = torch.arange(len(labels))
     rows, shown = [], []
     # Warm up.
-    sample_on_all(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
+    sample_distributed(engine, objective, nets, index[:2], labels[:2], seed, **settings[0], **fixed)
     for setting in settings:
         name = ", ".join(f"{knob} {value:g}" for knob, value in setting.items())
         start = time.perf_counter()
         with progress(f"sampling at {name}", len(labels)):
-            samples = sample_on_all(
+            samples = sample_distributed(
                 engine, objective, nets, index, labels, seed, **setting, **fixed
             )
         samples[:, 0, 0, 0].tolist()  # wait for the device

@@ -1,8 +1,8 @@
-"""`accelerate launch` that ends as its processes do: with their exit code, and no traceback.
+"""`accelerate launch` with the exit code of its processes, and no traceback of its own.
 
 By itself accelerate's launcher turns every code into 1 and prints its own traceback below the line
-of the trainer. It leaves at once at Ctrl-C as its process is still saving, and torch's launcher,
-which starts several, kills those that need more than half a minute for it.
+of the trainer. At Ctrl-C it exits while its process is still saving, and torch's launcher, which
+starts several, kills those that need more than half a minute to save.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import psutil
 
 from dgm.training.stop_request import watched_signals
 
-# Of torch's launcher, whose handlers would replace ours: SIGQUIT alone is left to it.
+# Signals that torch's launcher handles; its handlers would replace ours, so it gets SIGQUIT only.
 _TORCH_SIGNALS = "PET_SIGNALS_TO_HANDLE"
 
 
 def launch(words: list[str]) -> int:
-    """Start processes by the words of `accelerate launch`; return the exit code of the run.
+    """Start processes by the arguments of `accelerate launch`; return the exit code of the run.
 
-    Requests to stop are passed on, and waited for however long saving takes.
+    Requests to stop are passed on; the processes may take as long as they need to save.
     """
     from accelerate.commands import launch as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = accelerate.launch_command_parser().parse_args(words)
-    options.quiet = False  # with which the code would be lost
+    options.quiet = False  # which would hide the exit code
     os.environ[_TORCH_SIGNALS] = "SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for number in watched_signals():
@@ -43,7 +43,7 @@ def launch(words: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _code(failure.exitcode, f"the process of rank {rank}")
-    except (ValueError, OSError) as error:  # what the launcher does not understand
+    except (ValueError, OSError) as error:  # invalid arguments of the launcher
         print(f"error: accelerate launch: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -54,10 +54,10 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     if not children:
         sys.exit(128 + number)
     for child in children:
-        # A terminal's Ctrl-C has reached what is in our session; twice would interrupt the save.
-        reached = number == signal.SIGINT and _same_session(child.pid)
+        # A terminal's Ctrl-C has reached our session already; a second would interrupt the save.
+        already_sent = number == signal.SIGINT and _same_session(child.pid)
         try:
-            child.send_signal(signal.SIGTERM if reached else number)
+            child.send_signal(signal.SIGTERM if already_sent else number)
         except psutil.NoSuchProcess:
             continue
 
@@ -70,7 +70,7 @@ def _same_session(pid: int) -> bool:
 
 
 def _code(code: int, who: str) -> int:
-    """Return an exit code as a shell does, naming a signal that ended the process."""
+    """Return a shell's exit code; print which signal ended the process."""
     if code >= 0:
         return code
     name = signal.Signals(-code).name

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of whole tensors, written whole or not at all.
+"""Checkpoints: a folder of unsharded tensors, written atomically.
 
 `checkpoints/<images_seen>/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors`,
 `state.json` and `manifest.json` with the size and SHA-256 of each.
@@ -27,13 +27,13 @@ from dgm.tensor_files import save_tensors
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 _PARTIAL = ".partial-"
 
-# Of a checkpoint that is damaged. Any other error says that it cannot be read now or by this user.
+# Errors that mean damage. Any other means that it cannot be read now or by this user.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
 class FullState:
-    """Whole tensors of all nets, keyed `net.parameter` and `net.moment.parameter`."""
+    """Unsharded tensors of all nets, keyed `net.parameter` and `net.moment.parameter`."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -41,7 +41,7 @@ class FullState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     full: FullState
     ema: dict[str, Tensor]
@@ -51,9 +51,9 @@ class Checkpoint:
 def write(
     folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int, best: int | None = None
 ) -> Path:
-    """Write `folder/<images_seen>`, which does not exist, then remove older ones.
+    """Write `folder/<images_seen>`, which does not exist, then remove older checkpoints.
 
-    The newest `keep` stay, and that of `best` images seen.
+    The newest `keep` stay, and the one at `best` images seen.
     """
     final = folder / f"{images_seen:09d}"
     partial = folder / f"{_PARTIAL}{images_seen:09d}"
@@ -73,24 +73,24 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in complete_names(folder)[:-keep]:
-        if int(old) != best:  # what is half removed has no final name either
+        if int(old) != best:  # renamed first, so that none is half removed
             os.rename(folder / old, folder / f"{_PARTIAL}{old}")
     remove_partial(folder)
     return final
 
 
 def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
-    """Find the checkpoint to continue from; clear away what a killed process left half-written.
+    """Return the checkpoint to continue from; remove what a killed process left half-written.
 
     `check` gets its state and raises where it does not fit, before anything is changed. Damaged
-    ones newer than it are renamed, so that the run may write under their names. Raises UserError
+    ones newer than it are renamed, so that the run can write under their names. Raises UserError
     where there are checkpoints, but none is whole.
     """
     check_readable(folder)
     if os.path.lexists(folder) and not folder.is_dir():  # such as one on a disk that is not mounted
         raise UserError(
-            f"{folder} is no folder, nor a link to one that is there: mount its disk or restore "
-            "it, or move it away to begin anew"
+            f"{folder} is no folder, nor a link to an existing one: mount its disk or restore it, "
+            "or move it away to start from scratch"
         )
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
@@ -101,7 +101,7 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
     if names and found is None:
         raise UserError(
             f"none of the {len(names)} checkpoints in {folder} is whole: restore one from a copy, "
-            "or move that folder away to begin anew"
+            "or move that folder away to start from scratch"
         )
     if found is not None and check is not None:
         check(read_state(found))
@@ -113,12 +113,12 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
 
 
 def newest(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint; name damaged ones in a warning and pass over them."""
+    """Return the newest whole checkpoint; warn about damaged ones and skip them."""
     for name in reversed(complete_names(folder)):
         fault = find_fault(folder / name)
         if fault is None:
             return folder / name
-        warnings.warn(f"checkpoint {folder / name} is passed over: {fault}", stacklevel=2)
+        warnings.warn(f"checkpoint {folder / name} is skipped: {fault}", stacklevel=2)
     return None
 
 
@@ -126,7 +126,7 @@ def find_fault(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, None where every file is as its manifest says.
 
     Raises UserError where this user may not read it, and OSError where the disk does not answer:
-    it may well be whole then.
+    the checkpoint may be whole then.
     """
     for file in (path, *(path / name for name in (MANIFEST, *FILES))):
         check_readable(file)
@@ -134,7 +134,7 @@ def find_fault(path: Path) -> str | None:
         files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name in FILES:
             if _describe(path / name) != files[name]:
-                return f"{name} is not as {MANIFEST} says"
+                return f"{name} differs from {MANIFEST}"
     except OSError as error:
         if error.errno is not None and error.errno not in _DAMAGE:
             raise
@@ -145,7 +145,7 @@ def find_fault(path: Path) -> str | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint that `newest` found, to the CPU."""
+    """Read a checkpoint that `newest` returned, to the CPU."""
     model = load_file(path / "model.safetensors")
     optimizer = load_file(path / "optimizer.safetensors")
     ema = load_file(path / "ema.safetensors")
@@ -153,7 +153,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read what a checkpoint holds beside tensors."""
+    """Read the part of a checkpoint that is not tensors."""
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
@@ -164,7 +164,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def complete_names(folder: Path) -> list[str]:
-    """List the names of checkpoints, the newest last; whether they are whole is not looked at."""
+    """Return the names of checkpoints, the newest last, without checking that they are whole."""
     check_readable(folder)
     if not folder.is_dir():
         return []

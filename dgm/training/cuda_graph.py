@@ -1,104 +1,56 @@
-"""The whole optimizer step of a phase as one CUDA graph, where a run is bound by launches.
+"""A phase's whole optimizer step as one CUDA graph, for runs that are bound by kernel launches.
 
 A graph repeats the launches of one step, on the same memory, with one call from the host. What
-recording ("capture", in CUDA's terms) requires of a step (pytorch.org, "CUDA semantics", section
+recording ("capture" in CUDA's terms) requires of a step (pytorch.org, "CUDA semantics", section
 "CUDA Graphs"), and why it holds:
 
-- The host waits for nothing and copies nothing from memory that is not pinned: `FiniteWatch` notes
-  on the device, metrics leave in one tensor, draws are functions of tensors (no generator state).
-- All that changes from step to step lies in tensors at fixed addresses (`StaticInputs`): the
-  images' numbers, images seen, rate, counts of updates. The host overwrites them by one copy from
-  pinned memory. Work that differs between steps (a penalty in every 16th) has a graph for each
-  kind, see `dgm.objective.StepDependent`.
-- Weights, moments, buffers, the watch's note and the output lie outside of the graph's memory pool
-  and are written in place. Nothing in the pool outlives a replay: gradients are None before and
-  after a step, and autocast's copies of weights are made and dropped within it. So all graphs of a
-  run share one pool. What loads weights in place (`load_full_state`), samples or evaluates makes no
-  graph invalid; new moments (`AdamW.put`) would, and come only before the first step.
-- Compiling, autotuning and what cuDNN and cuBLAS allocate are done by then: the first steps of each
-  kind run unrecorded, from the same inputs and on the recording stream (gradients are accumulated
-  on the stream where autograd first used their weights). They are steps of the run.
+- The host waits for nothing and copies nothing from memory that is not pinned: `FiniteCheck`
+  records on the device, metrics leave in one tensor, draws are functions of tensors (no generator
+  state).
+- Everything that changes from step to step lies in tensors at fixed addresses (`StaticInputs`): the
+  images' indices, images seen, learning rate, counts of updates. The host overwrites them by one
+  copy from pinned memory. Work that differs between steps (a penalty in every 16th) has a graph for
+  each kind, see `dgm.objective.StepDependent`.
+- Weights, moments, buffers, the finite check's record and the output lie outside of the graph's
+  memory pool and are written in place. Nothing in the pool outlives a replay: gradients are None
+  before and after a step, and autocast's copies of weights are made and dropped within it. So all
+  graphs of a run share one pool. Loading weights in place (`load_full_state`), sampling and
+  evaluating make no graph invalid; new moments (`AdamW.load_moments`) would, and come only before
+  the first step.
+- Compiling, autotuning and cuDNN's and cuBLAS's allocations are done by then: the first steps of
+  each kind run unrecorded, from the same inputs and on the recording stream (gradients are
+  accumulated on the stream where autograd first used their weights). They are steps of the run.
 
 Recording executes nothing, and the host counts updates only after a replay, so a step that could
-not be recorded is taken as if recording had not been tried. The moving average is updated after a
+not be recorded is run as if recording had not been tried. The moving average is updated after a
 replay, as after other steps, by one call: torch has no `_foreach_lerp_` with a weight on the
-device, and what does the same moves 8/3 times the bytes. A graph keeps a step's memory reserved,
-also while the run samples. A run that is restarted records again.
+device, and the equivalent moves 8/3 times the bytes. A graph keeps a step's memory reserved, also
+while the run samples. A run that is restarted records again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from dgm.objective import Batch, Phase, StepDependent
+from dgm.objective import Batch, Objective, Phase, StepDependent
 from dgm.rng import Draws
-from dgm.training.job import TrainConfig, records_steps
-from dgm.training.learner import Whole
-from dgm.training.optimizer import AdamW, Moments
-from dgm.training.sampler import Batches
-from dgm.training.train_step import StepOutput, TrainStep
+from dgm.training.ddp import DataParallelNet
+from dgm.training.engine import Engine
+from dgm.training.optimizer import AdamMoments, AdamW
+from dgm.training.sampler import BatchSampler
 
 Result = TypeVar("Result")
+MicroBatches = Iterable[tuple[Batch, Draws]]
 
 WARM_UP = 3
 """Steps of each kind before one is recorded."""
-
-
-class Recorder(Protocol):
-    """What records the work of a device."""
-
-    def warm_up(self, work: Callable[[], Result]) -> Result:
-        """Do work on the stream that records."""
-        ...
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return what repeats the work's launches; the device does nothing yet."""
-        ...
-
-
-class CudaRecorder:
-    """Record CUDA graphs that share a memory pool."""
-
-    def __init__(self, device: torch.device):
-        """Make the stream and the pool."""
-        self.device, self.stream = device, torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def warm_up(self, work: Callable[[], Result]) -> Result:
-        """Do work on the stream that records, after and before that of the current stream."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            result = work()
-        current.wait_stream(self.stream)
-        return result
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return what replays the work on the current stream."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # The outer stream context, since on torch 2.11 a failed recording leaves its stream the
-            # current one. Compiling cannot be recorded, so it raises here.
-            with (
-                torch.compiler.set_stance("fail_on_recompile"),
-                torch.cuda.stream(self.stream),
-                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
-            ):
-                work()
-        except BaseException:
-            # Torch 2.11 leaves the allocator as if recording went on, which keeps it from reusing
-            # memory (pytorch #180395); later versions have ended it, and say so.
-            with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
-            raise
-        return graph.replay
 
 
 @dataclass(frozen=True)
@@ -107,76 +59,136 @@ class StepNumbers:
 
     images_seen: int  # before it
     step: int
-    place: int  # of its gradient in the run
+    gradient_index: int  # see FiniteCheck
     lr: float
 
 
-class StaticInputs:
-    """Tensors at fixed addresses, from which a step reads all that changes between steps."""
+@dataclass
+class StepOutput:
+    """Means over the micro-batches of a step: `values` is float64 [len(names)]."""
 
-    def __init__(self, batches: Batches, device: torch.device, num_parameters: int):
-        """Prepare for steps of these batches and a net of so many parameters."""
-        self.batches, self.feed = batches, batches.feed(device)
-        stored = self.feed.stored is not None
-        shape = (batches.num_micro, 2 if stored else 3, batches.micro_batch)
+    names: tuple[str, ...]
+    values: Tensor
+    averaged: bool  # the optimizer's pass also updated the moving average
+
+
+class Recorder(Protocol):
+    """Records the work of a device."""
+
+    def warm_up(self, work: Callable[[], Result]) -> Result:
+        """Do work on the recording stream."""
+        ...
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that repeats the work's launches; the device does nothing yet."""
+        ...
+
+
+class CudaRecorder:
+    """Record CUDA graphs that share a memory pool."""
+
+    def __init__(self, device: torch.device):
+        """Create the stream and the pool."""
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], Result]) -> Result:
+        """Do work on the recording stream, synchronized with the current one."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = work()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that replays the work on the current stream."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The outer stream context is needed since on torch 2.11 a failed recording leaves its
+            # stream the current one. Compiling cannot be recorded, so it raises here.
+            with (
+                torch.compiler.set_stance("fail_on_recompile"),
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            ):
+                work()
+        except BaseException:
+            # Torch 2.11 leaves the allocator as if recording went on, which keeps it from reusing
+            # memory (pytorch #180395); later versions end it themselves and raise here.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
+            raise
+        return graph.replay
+
+
+class StaticInputs:
+    """Tensors at fixed addresses, from which a step reads everything that changes between steps."""
+
+    def __init__(self, batches: BatchSampler, device: torch.device, num_parameters: int):
+        """Allocate them for these batches and a net of `num_parameters`."""
+        self.batches, self.loader = batches, batches.loader(device)
+        resident = self.loader.resident is not None
+        shape = (batches.num_micro, 2 if resident else 3, batches.micro_batch)
         sizes = (torch.Size(shape).numel(), 1, 1, 1, num_parameters)
         self.numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        index, seen, place, lr, self.counts = self.numbers.split(sizes)
-        self.index = index.view(shape)  # images, epochs and, where images are not stored, labels
-        self.images_seen, self.place = seen[0], place[0]
+        index, seen, gradient_index, lr, self.counts = self.numbers.split(sizes)
+        self.index = index.view(shape)  # images, epochs and, where images are not resident, labels
+        self.images_seen, self.gradient_index = seen[0], gradient_index[0]
         self.lr = lr.view(torch.float64)[0]
         self.images: Tensor | None = None
-        if not stored:
-            one = self.feed.read(torch.zeros(1, dtype=torch.int64))[0]
+        if not resident:
+            one = self.loader.read(torch.zeros(1, dtype=torch.int64))[0]
             size = (batches.num_micro, batches.micro_batch, *one.shape[1:])
             self.images = torch.empty(size, dtype=torch.uint8, device=device)
 
     def fill(self, now: StepNumbers, counts: list[int]) -> None:
-        """Overwrite them for a step; `counts` as `AdamW.counts` gives them."""
-        index = self.batches.numbers(now.images_seen)
+        """Overwrite them for a step; `counts` are those of `AdamW.counts`."""
+        index = self.batches.indices(now.images_seen)
         if self.images is not None:
-            images, labels = self.feed.read(index[:, 0].flatten())
-            self.feed.overwrite(self.images, images.view(self.images.shape))
+            images, labels = self.loader.read(index[:, 0].flatten())
+            self.loader.overwrite(self.images, images.view(self.images.shape))
             index = torch.cat([index, labels.view(len(index), 1, -1)], 1)
         lr = torch.tensor([now.lr], dtype=torch.float64).view(torch.int64)
-        others = torch.tensor([now.images_seen, now.place])
+        others = torch.tensor([now.images_seen, now.gradient_index])
         packed = torch.cat([index.flatten(), others, lr, torch.tensor(counts)])
-        self.feed.overwrite(self.numbers, packed)
+        self.loader.overwrite(self.numbers, packed)
 
     def micro_batches(self, step: int) -> Iterator[tuple[Batch, Draws]]:
-        """Go through the micro-batches that the tensors name; a graph keeps this `step`."""
+        """Yield the micro-batches that the tensors name; a graph keeps this `step`."""
         for k, index in enumerate(self.index):
             if self.images is None:
-                images, labels = self.feed.take(index[0])
+                images, labels = self.loader.gather(index[0])
             else:
                 images, labels = self.images[k], index[2]
-            key = self.feed.key(self.batches.seed)
+            key = self.loader.key(self.batches.seed)
             yield Batch(images, labels, self.images_seen, step), Draws(key, index[0], index[1])
 
 
 class RecordedStep:
-    """Steps of one kind: the first ones as they are, then replays of one that is recorded."""
+    """Steps of one kind: the first ones run eagerly, then replays of one that is recorded."""
 
     def __init__(
         self,
         inputs: StaticInputs,
         optimizer: AdamW,
-        take: Callable[[StaticInputs, StepNumbers], StepOutput],
+        run_eagerly: Callable[[StaticInputs, StepNumbers], StepOutput],
         recorder: Recorder,
     ):
-        """Prepare; `take` takes a step from the inputs."""
-        self.inputs, self.optimizer, self.recorder, self._take = inputs, optimizer, recorder, take
+        """Start; `run_eagerly` runs a step from the inputs."""
+        self.inputs, self.optimizer, self.recorder = inputs, optimizer, recorder
+        self._run_eagerly = run_eagerly
         self.warm = 0
         self.output: StepOutput | None = None
         self.replay: Callable[[], None] | None = None
-        self._updated: list[Moments] = []
+        self._updated: list[AdamMoments] = []
 
     def fill(self, now: StepNumbers) -> None:
         """Copy a step's numbers and images to the device."""
         self.inputs.fill(now, self.optimizer.counts())
 
     def run(self, now: StepNumbers) -> StepOutput | None:
-        """Take the step for which the inputs were filled; None where it cannot be recorded."""
+        """Run the step for which the inputs were filled; return None if it cannot be recorded."""
         if self.warm < WARM_UP:
             self.warm += 1
             self.output = self.recorder.warm_up(lambda: self._step(now))
@@ -192,7 +204,7 @@ class RecordedStep:
     def _step(self, now: StepNumbers) -> StepOutput:
         inputs = self.inputs
         with self.optimizer.on_device(inputs.lr.float(), inputs.counts.float()) as update:
-            output = self._take(inputs, now)
+            output = self._run_eagerly(inputs, now)
         self._updated = update.updated
         return output
 
@@ -210,35 +222,47 @@ class RecordedStep:
 
         try:
             self.replay = self.recorder.record(work)
-        except Exception as error:  # an error of CUDA's, or whatever an objective may raise
+        except Exception as error:  # of CUDA, or of an objective
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(
                 f"train.compile graphs: the step cannot be recorded as a CUDA graph ({reason[0]}), "
                 "so training continues as with train.compile all",
                 stacklevel=2,
             )
-            self._forget(known)
+            self._undo(known)
         return self.replay is not None
 
-    def _forget(self, known: int) -> None:
-        """Remove what the attempt left on the host."""
+    def _undo(self, known: int) -> None:
+        """Remove what the failed recording left on the host."""
         for parameter in self.optimizer.parameters:
             parameter.grad = None
         for weight in list(self.optimizer.moments)[known:]:
             del self.optimizer.moments[weight]
 
 
+UpdateNet = Callable[[Phase, MicroBatches, float, int | Tensor], StepOutput]
+"""Updates a phase's net: (phase, micro-batches, learning rate, gradient index)."""
+
+
 class StepGraphs:
     """The recorded steps of a run, one for each phase and variant of its loss."""
 
-    def __init__(self, step: TrainStep, batches: Batches, recorder: Recorder):
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        batches: BatchSampler,
+        update_net: UpdateNet,
+        recorder: Recorder,
+    ):
         """Start without any."""
-        self.step, self.batches, self.recorder = step, batches, recorder
+        self.engine, self.objective, self.batches = engine, objective, batches
+        self.update_net, self.recorder = update_net, recorder
         self.steps: dict[Hashable, RecordedStep] = {}
 
-    def of(self, phase: Phase, step: int) -> RecordedStep:
+    def get(self, phase: Phase, step: int) -> RecordedStep:
         """Return the recorded step that does the work of this one."""
-        objective = self.step.objective
+        objective = self.objective
         variant = objective.variant(phase, step) if isinstance(objective, StepDependent) else None
         key = (phase.name, variant)
         if key not in self.steps:
@@ -246,20 +270,13 @@ class StepGraphs:
         return self.steps[key]
 
     def _make(self, phase: Phase) -> RecordedStep:
-        engine = self.step.engine
-        learner = engine.learners[phase.net]
-        assert isinstance(learner, Whole), "steps are recorded on one process"
-        optimizer = learner.optimizer
-        inputs = StaticInputs(self.batches, engine.device, len(optimizer.parameters))
+        wrapped = self.engine.wrapped_nets[phase.net]
+        assert isinstance(wrapped, DataParallelNet), "steps are recorded on one process"
+        num_parameters = len(wrapped.optimizer.parameters)
 
-        def take(inputs: StaticInputs, now: StepNumbers) -> StepOutput:
-            return self.step.take(phase, inputs.micro_batches(now.step), now.lr, inputs.place)
+        def run_eagerly(inputs: StaticInputs, now: StepNumbers) -> StepOutput:
+            micro_batches = inputs.micro_batches(now.step)
+            return self.update_net(phase, micro_batches, now.lr, inputs.gradient_index)
 
-        return RecordedStep(inputs, optimizer, take, self.recorder)
-
-
-def step_graphs(config: TrainConfig, step: TrainStep, batches: Batches) -> StepGraphs | None:
-    """Return what records steps where `train.compile` asks for it, on one process."""
-    if not records_steps(config, step.engine.asked):
-        return None
-    return StepGraphs(step, batches, CudaRecorder(step.engine.device))
+        inputs = StaticInputs(self.batches, self.engine.device, num_parameters)
+        return RecordedStep(inputs, wrapped.optimizer, run_eagerly, self.recorder)

@@ -1,4 +1,4 @@
-"""From images in memory to the device that computes, without the host ever waiting for it."""
+"""Copy images from memory to the device without making the host wait for it."""
 
 from __future__ import annotations
 
@@ -10,62 +10,62 @@ from torch import Tensor
 
 from dgm.rng import seed_key
 
-_AT_ONCE = 8192  # images that are copied at once to stay on a device
-_SHARE = 0.25  # of a GPU's free memory that images may take
+_CHUNK = 8192  # images per copy of those that stay on the device
+_MAX_MEMORY_FRACTION = 0.25  # of a GPU's free memory, for images that stay on it
 
 
 class Images(Protocol):
     """A data set read by global index."""
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         ...
 
     def images(self, index: np.ndarray) -> np.ndarray:
-        """Give pixels, uint8 [B, H, W, C]."""
+        """Return pixels, uint8 [B, H, W, C]."""
         ...
 
     def labels(self, index: np.ndarray) -> np.ndarray:
-        """Give classes, int64 [B]."""
+        """Return classes, int64 [B]."""
         ...
 
 
-class Feed:
-    """Bring images to a device.
+class DeviceLoader:
+    """Loads images to a device.
 
-    On a CPU they are gathered from the shards' memory. On a GPU all of them stay where they fit,
-    and the host sends their numbers only; else they are copied from pinned memory on a stream of
-    its own, beside the work of the steps before.
+    On a CPU they are gathered from the shards' memory. On a GPU all of them are resident if they
+    fit, and the host sends their indices only; else they are copied from pinned memory on a side
+    stream, overlapping the previous steps.
     """
 
     def __init__(self, data: Images, device: torch.device, resident: bool | None = None):
-        """Prepare; `resident` keeps all images on the device, None where they fit well."""
+        """Start; `resident` keeps all images on the device, None does if there is enough memory."""
         self.data, self.device = data, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._keys: dict[int, Tensor] = {}
-        self.stored: tuple[Tensor, Tensor] | None = None
+        self.resident: tuple[Tensor, Tensor] | None = None
         if _fits(data, device) if resident is None else resident:
-            self.stored = _store(data, device)
+            self.resident = _load_all(data, device)
 
     def key(self, seed: int) -> Tensor:
-        """Give the key of a seed's draws, on the device."""
+        """Return the key of a seed's draws, on the device."""
         if seed not in self._keys:
             self._keys[seed] = seed_key(seed).to(self.device)
         return self._keys[seed]
 
     def load(self, index: Tensor, epochs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Give images, labels, index and epochs on the device; index and epochs are int64 [B]."""
-        if self.stored is not None:
+        """Return images, labels, index and epochs on the device; index and epochs are int64 [B]."""
+        if self.resident is not None:
             index, epochs = self._send(torch.stack([index, epochs]))[0]
-            return *self.take(index), index, epochs
+            return *self.gather(index), index, epochs
         images, labels = self.read(index)
         images, numbers = self._send(images, torch.stack([labels, index, epochs]))
         return images, *numbers
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather images and labels that stay on the device."""
-        assert self.stored is not None, "the caller knows that they do"
-        images, labels = (part.index_select(0, index) for part in self.stored)
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return resident images and labels."""
+        assert self.resident is not None, "the caller checks it"
+        images, labels = (part.index_select(0, index) for part in self.resident)
         return images, labels
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class Feed:
         return torch.from_numpy(self.data.images(rows)), torch.from_numpy(self.data.labels(rows))
 
     def overwrite(self, target: Tensor, values: Tensor) -> None:
-        """Copy the host's values into a tensor of the device, after what the device is at."""
+        """Copy the host's values into a tensor of the device, after its current work."""
         # A pinned block is reused by the allocator once its copy is done.
         pinned = values if self.stream is None else values.pin_memory()
         target.copy_(pinned, non_blocking=True)
@@ -83,7 +83,7 @@ class Feed:
         if self.stream is None:
             return tuple(tensor.to(self.device) for tensor in tensors)
         with torch.cuda.stream(self.stream):
-            # Pinned blocks are kept for reuse once their copy is done: buffers by themselves.
+            # The allocator reuses a pinned block once its copy is done.
             sent = tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self.stream)
@@ -96,16 +96,16 @@ def _fits(data: Images, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     size = len(data) * data.images(np.arange(1)).nbytes
-    return size <= _SHARE * torch.cuda.mem_get_info(device)[0]
+    return size <= _MAX_MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]
 
 
-def _store(data: Images, device: torch.device) -> tuple[Tensor, Tensor]:
+def _load_all(data: Images, device: torch.device) -> tuple[Tensor, Tensor]:
     """Copy all images and labels to the device."""
     one = data.images(np.arange(1))
     images = torch.empty((len(data), *one.shape[1:]), dtype=torch.uint8, device=device)
     labels = torch.empty(len(data), dtype=torch.int64, device=device)
-    for start in range(0, len(data), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(data)))
+    for start in range(0, len(data), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(data)))
         images[start : start + len(rows)] = torch.from_numpy(data.images(rows)).to(device)
         labels[start : start + len(rows)] = torch.from_numpy(data.labels(rows)).to(device)
     return images, labels

@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what one samples from."""
+"""The exponential moving average of the weights, from which samples are drawn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dgm.training.optimizer import Average
-from dgm.training.state_dicts import copies
+from dgm.training.optimizer import EmaUpdate
+from dgm.training.state_dicts import frozen_copies
 
 
 class Ema:
@@ -17,28 +17,28 @@ class Ema:
     def __init__(self, nets: Mapping[str, nn.Module], halflife_images: float, rampup: float = 0.05):
         """Start at the nets' weights.
 
-        A weight counts half after `halflife_images` more images, early in a run after the share
-        `rampup` of the images seen, where that is less (Karras et al. 2024, section 3).
+        A weight's contribution halves after `halflife_images` more images, early in a run after
+        the fraction `rampup` of the images seen if that is less (Karras et al. 2024, section 3).
         """
-        self.nets = copies(nets)
-        # Walking through a net's modules for them takes most of a millisecond, at every step.
-        self._own: dict[str, list[Tensor]] = {
+        self.nets = frozen_copies(nets)
+        # Listing a net's parameters takes most of a millisecond, at every step.
+        self._averages: dict[str, list[Tensor]] = {
             name: list(net.parameters()) for name, net in self.nets.items()
         }
         self._buffers = {name: list(net.buffers()) for name, net in self.nets.items()}
-        self._theirs: dict[str, tuple[nn.Module, list[Tensor]]] = {}
+        self._sources: dict[str, tuple[nn.Module, list[Tensor]]] = {}
         self.halflife_images, self.rampup = halflife_images, rampup
 
-    def share(self, images_seen: int, batch: int) -> float:
-        """Say what share of the weights it takes in after a step that ended at `images_seen`."""
+    def lerp_weight(self, images_seen: int, batch: int) -> float:
+        """Return 1 - decay of the update after a step that ended at `images_seen`."""
         halflife = min(self.halflife_images, images_seen * self.rampup)
         return 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
 
-    def along(self, name: str, images_seen: int, batch: int) -> Average | None:
-        """Give a net's average to what updates its weights; None where it has none."""
+    def fused_update(self, name: str, images_seen: int, batch: int) -> EmaUpdate | None:
+        """Return the update of a net's average for the optimizer to fuse; None without average."""
         if name not in self.nets:
             return None
-        return Average(self._own[name], self.share(images_seen, batch))
+        return EmaUpdate(self._averages[name], self.lerp_weight(images_seen, batch))
 
     @torch.no_grad()
     def update(
@@ -46,31 +46,31 @@ class Ema:
         nets: Mapping[str, nn.Module],
         images_seen: int,
         batch: int,
-        along: Mapping[str, bool] | None = None,
+        averaged: Mapping[str, bool] | None = None,
     ) -> None:
-        """Take in the weights after a step of `batch` images that ended at `images_seen`.
+        """Update the averages after a step of `batch` images that ended at `images_seen`.
 
-        Those of the nets `along` are in it already, where it says so.
+        Parameters of nets that are true in `averaged` were updated by the optimizer already.
         """
-        share = self.share(images_seen, batch)
+        weight = self.lerp_weight(images_seen, batch)
         for name in self.nets:
             net = nets[name]
-            if not (along or {}).get(name):
-                torch._foreach_lerp_(self._own[name], self._weights(name, net), share)
+            if not (averaged or {}).get(name):
+                torch._foreach_lerp_(self._averages[name], self._weights(name, net), weight)
             if not self._buffers[name]:
                 continue
-            # Statistics of a BatchNorm belong to the weights, so they are averaged alike.
+            # A BatchNorm's statistics belong to the weights, so they are averaged alike.
             pairs = list(zip(self._buffers[name], net.buffers(), strict=True))
-            averaged = [pair for pair in pairs if pair[1].is_floating_point()]
-            if averaged:
-                torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], share)
+            floating = [pair for pair in pairs if pair[1].is_floating_point()]
+            if floating:
+                torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], weight)
             for average, buffer in pairs:
                 if not buffer.is_floating_point():
                     average.copy_(buffer)
 
     def _weights(self, name: str, net: nn.Module) -> list[Tensor]:
-        known, weights = self._theirs.get(name, (None, []))
+        known, weights = self._sources.get(name, (None, []))
         if known is not net:
             weights = list(net.parameters())
-            self._theirs[name] = net, weights
+            self._sources[name] = net, weights
         return weights

@@ -1,4 +1,4 @@
-"""The energy that a run took, where the machine tells it: a GPU's counter, and the processors'."""
+"""Energy of a run, from the counters of the GPU (NVML) and of the processors (RAPL)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 GPU, PACKAGES = "energy/gpu_kwh", "energy/packages_kwh"
 POWERCAP = Path("/sys/class/powercap")
 _JOULES_PER_KWH = 3.6e6
-_OFTEN_S = 60.0  # a package's counter wraps within minutes at full power
+_READ_EVERY_S = 60.0  # a package's counter wraps within minutes at full power
 
 Counter = Callable[[], float]
-"""Joules since a moment of the counter's own; raises OSError where they cannot be read."""
+"""Returns joules since an arbitrary start; raises OSError where they cannot be read."""
 
 
 class EnergyMeter:
-    """Add up what is spent from `start` on, kWh by metric; nothing where nothing can be read."""
+    """Sums the energy spent since `start`, kWh by metric; none without a readable counter."""
 
     def __init__(self, counters: Mapping[str, list[Counter]]):
-        """Take the counters of each metric; those that cannot be read are left out."""
+        """Start with the readable ones of each metric's counters."""
         readable = {
             name: [counter for counter in own if _read(counter) is not None]
             for name, own in counters.items()
@@ -31,18 +31,18 @@ class EnergyMeter:
         self.start({})
 
     def start(self, before: Mapping[str, float]) -> None:
-        """Count from here on, `before` having been spent."""
+        """Count from here on; `before` was spent already."""
         self.total = dict(before)
         self.last = {name: [_read(c) for c in own] for name, own in self.counters.items()}
         self.read_at = time.monotonic()
 
-    def tick(self) -> None:
-        """Read, if it was long ago: no counter may wrap twice in between."""
-        if time.monotonic() - self.read_at > _OFTEN_S:
+    def read_if_due(self) -> None:
+        """Read if the last time was long ago, so that no counter wraps twice in between."""
+        if time.monotonic() - self.read_at > _READ_EVERY_S:
             self.read()
 
     def read(self) -> dict[str, float]:
-        """Give what was spent so far by metric; one of which a counter broke off is given up."""
+        """Return the kWh spent so far by metric; drop a metric of which a counter has failed."""
         self.read_at = time.monotonic()
         for name, counters in list(self.counters.items()):
             now = [_read(counter) for counter in counters]
@@ -51,20 +51,20 @@ class EnergyMeter:
             if len(spent) < len(counters):
                 del self.counters[name]
                 continue
-            # A counter that is behind itself was set back, as by a new driver.
+            # A counter that decreased was reset, as by a new driver.
             joules = sum(max(0.0, s) for s in spent)
             self.total[name] = self.total.get(name, 0.0) + joules / _JOULES_PER_KWH
             self.last[name] = now
         return {name: self.total[name] for name in self.counters}
 
     def state(self) -> dict[str, dict[str, float]]:
-        """Give what a checkpoint keeps: nothing where nothing was ever read."""
+        """Return the state for a checkpoint; empty if nothing was ever read."""
         self.read()
         return {"energy_kwh": self.total} if self.total else {}
 
 
 def find_counters(device: torch.device, powercap: Path = POWERCAP) -> dict[str, list[Counter]]:
-    """Find the counters of a process: of its GPU, if any, and of its machine's packages."""
+    """Return the counters of a process's GPU, if any, and of its machine's packages."""
     found: dict[str, list[Counter]] = {PACKAGES: packages(powercap)}
     if device.type == "cuda":
         uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -74,14 +74,14 @@ def find_counters(device: torch.device, powercap: Path = POWERCAP) -> dict[str, 
 
 
 class Package:
-    """A processor package's energy, of Intel or AMD, as Linux tells it (powercap/powercap.rst)."""
+    """The energy of an Intel or AMD processor package (Linux, powercap/powercap.rst)."""
 
     def __init__(self, folder: Path):
-        """Take a zone like intel-rapl:0; its counter begins anew after `max_energy_range_uj`."""
+        """Take a zone like intel-rapl:0; its counter wraps at `max_energy_range_uj`."""
         self.folder, self.wrapped, self.last = folder, 0, 0
 
     def __call__(self) -> float:
-        """Give joules."""
+        """Return joules."""
         now = int((self.folder / "energy_uj").read_text(encoding="utf-8"))
         if now < self.last:
             self.wrapped += int((self.folder / "max_energy_range_uj").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ class Package:
 
 
 def packages(powercap: Path) -> list[Counter]:
-    """Find the packages; what lies within one (cores, memory) or around all is not counted."""
+    """Return the packages; zones within one (cores, memory) or around all are left out."""
     zones = sorted(powercap.glob("intel-rapl:*"))  # of AMD too
     return [Package(zone) for zone in zones if _name(zone).startswith("package")]
 
@@ -103,7 +103,7 @@ def _name(zone: Path) -> str:
 
 
 def gpu(uuid: str, library: str = "libnvidia-ml.so.1") -> Counter | None:
-    """Open NVML's counter of a GPU (Volta and later); None where there is none.
+    """Return NVML's counter of a GPU (Volta and later); None if there is none.
 
     NVML API reference, nvmlDeviceGetTotalEnergyConsumption: millijoules since the driver was
     loaded.
@@ -114,7 +114,7 @@ def gpu(uuid: str, library: str = "libnvidia-ml.so.1") -> Counter | None:
         started = nvml.nvmlInit_v2() == 0
         known = started and nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)) == 0
         total = nvml.nvmlDeviceGetTotalEnergyConsumption
-    except (OSError, AttributeError):  # no driver, or one that does not count
+    except (OSError, AttributeError):  # no driver, or one without this counter
         return None
     if not known:
         return None
@@ -122,7 +122,7 @@ def gpu(uuid: str, library: str = "libnvidia-ml.so.1") -> Counter | None:
     def read() -> float:
         code = total(device, ctypes.byref(millijoules))
         if code != 0:
-            raise OSError(f"NVML gives no energy: code {code}")
+            raise OSError(f"NVML returns code {code}")
         return millijoules.value / 1e3
 
     return read

@@ -1,7 +1,6 @@
-"""The engine: what one process, DDP and DeepSpeed ZeRO do differently, in six verbs.
+"""The engine: accelerate (one process or DDP) or DeepSpeed ZeRO, as `accelerate launch` chose.
 
-prepare, forward (`learning`), backward and update, gather the full state, load it, agree on a flag.
-The loop does not know which engine it runs on. `accelerate launch` chooses it.
+The trainer does not know which engine it runs on.
 """
 
 from __future__ import annotations
@@ -14,94 +13,62 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, convert_to_fp32
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError, disk_fault
 from dgm.training.checkpoint import FullState
-from dgm.training.device_settings import apply_device_settings
-from dgm.training.launch_env import (
-    MAX_THREADS,
-    as_plain_processes,
-    end_with_launcher,
-    keep_freed_memory,
-    on_gpu,
-    read_launch,
-    read_variables,
-    use_threads,
-)
-from dgm.training.learner import Learner, See, Whole
-from dgm.training.optimizer import Average, OptimConfig
+from dgm.training.ddp import DataParallelNet, WrappedNet
+from dgm.training.launch_env import on_gpu, read_launch, read_variables, without_deepspeed_plugin
+from dgm.training.optimizer import OptimConfig
 from dgm.training.state_dicts import check_moments, check_weights, load_nets
-from dgm.training.zero import Partitioned, Replicated, import_deepspeed
+from dgm.training.zero import DeepSpeedPartitioned, DeepSpeedReplicated, import_deepspeed
 
 Result = TypeVar("Result")
 
 
 class Engine:
-    """Train nets on one process, DDP or ZeRO, as `accelerate launch` set things up."""
+    """The processes and the device of a run, and its nets wrapped for them."""
 
-    def __init__(
-        self,
-        mixed_precision: str = "auto",
-        trackers: list[str] | None = None,
-        folder: str = ".",
-        timeout_minutes: float = 30,
-        deterministic: bool = False,
-        tf32: bool = False,
-        threads: int | None = None,
-    ):
-        """Join the processes, which wait for each other for so long (0: for ever).
+    def __init__(self, mixed_precision: str = "auto", timeout_minutes: float = 30):
+        """Join the processes, which wait up to `timeout_minutes` for each other (0: no limit).
 
-        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it). `deterministic` and `tf32`
-        hold for all of the process (`apply_device_settings`); `threads` until it is closed
-        (`use_threads`).
+        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it).
         """
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise UserError(f"train.threads is {threads}: choose 1 to {MAX_THREADS}")
         read_variables()
-        apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
         if mixed_precision == "auto":
             bf16 = on_gpu() and torch.cuda.is_bf16_supported(False)
             mixed_precision = "bf16" if bf16 else "no"
         self.precision = mixed_precision
-        self.asked = read_launch(mixed_precision)
-        if self.asked.zero is not None:
-            import_deepspeed()  # or say now that it is missing
-        _check_trackers(trackers or [])
-        if not on_gpu():
-            keep_freed_memory()
-        end_with_launcher()
-        with as_plain_processes():
+        self.launch = read_launch(mixed_precision)
+        if self.launch.zero is not None:
+            import_deepspeed()  # so that a missing one is reported now
+        with without_deepspeed_plugin():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,
                 cpu=not on_gpu(),
-                log_with=trackers or None,
-                project_dir=folder,
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=_patience(timeout_minutes))],
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_timeout(timeout_minutes))],
             )
-        self._threads_before = torch.get_num_threads()
-        use_threads(threads)  # not before: accelerate sets them too
         self.device = self.accelerator.device
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
-        self.learners: dict[str, Learner] = {}
-        # Hosts agree over gloo: it never waits for the GPU, and tells at once of a process that
-        # died. The first one may build shards for a while as the others wait.
-        patience = max(timedelta(hours=2), _patience(timeout_minutes))
-        several = self.world_size > 1
-        self._hosts: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
+        self.wrapped_nets: dict[str, WrappedNet] = {}
+        # The hosts communicate over gloo: it never waits for the GPU, and reports at once a process
+        # that died. The first process may build shards for a while as the others wait.
+        timeout = max(timedelta(hours=2), _timeout(timeout_minutes))
+        self._hosts: Any = None
+        if self.world_size > 1:
+            self._hosts = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
     def name(self) -> str:
-        """Say which engine this is."""
-        return str(self.asked)
+        """Return the engine's name, such as `DDP on 2 processes`."""
+        return str(self.launch)
 
     @property
-    def host_knows_norms(self) -> bool:
-        """Say whether a gradient's norm costs the host no waiting: on a CPU, or as ZeRO waited."""
-        zero = self.asked.zero
+    def norms_on_host(self) -> bool:
+        """Return whether the host reads a gradient's norm without waiting: on a CPU and in ZeRO."""
+        zero = self.launch.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 
     def prepare(
@@ -110,103 +77,99 @@ class Engine:
         optim: Mapping[str, OptimConfig],
         kernels: bool = False,
     ) -> None:
-        """Move nets to the device, make the optimizer of each, and wrap both.
+        """Move nets to the device, create the optimizer of each, and wrap both.
 
-        With `kernels` of our own, where some fit.
+        `kernels`: use our own where they fit.
         """
         for name, net in nets.items():
-            if self.precision != "no":  # losses are sums of what a net gives, too long for bf16
+            if self.precision != "no":  # losses are long sums over outputs, inaccurate in bf16
                 net.register_forward_hook(lambda net, inputs, outputs: convert_to_fp32(outputs))
-            self.learners[name] = self._learner(net.to(self.device), optim[name], kernels)
-            asked = str(self.asked.zero or ("DDP" if self.asked.processes > 1 else "one process"))
-            found = self.learners[name].built
-            if (found, self.world_size) != (asked, self.asked.processes):
+            wrapped = self._wrap(net.to(self.device), optim[name], kernels)
+            self.wrapped_nets[name] = wrapped
+            is_ddp = self.launch.processes > 1
+            expected = str(self.launch.zero or ("DDP" if is_ddp else "one process"))
+            if (wrapped.strategy, self.world_size) != (expected, self.launch.processes):
                 raise UserError(
-                    f"the launch asks for {self.name}, but there is {found} on {self.world_size}: "
-                    "start the processes with accelerate launch or torchrun"
+                    f"the launch asks for {self.name}, but there is {wrapped.strategy} on "
+                    f"{self.world_size}: start the processes with accelerate launch or torchrun"
                 )
 
-    def _learner(self, net: nn.Module, optim: OptimConfig, kernels: bool) -> Learner:
-        zero = self.asked.zero
+    def _wrap(self, net: nn.Module, optim: OptimConfig, kernels: bool) -> WrappedNet:
+        zero = self.launch.zero
         if zero is None:
-            return Whole(net, optim, kernels)
-        return Replicated(net, optim) if zero.stage == 0 else Partitioned(net, optim, zero)
+            return DataParallelNet(net, optim, kernels)
+        if zero.stage == 0:
+            return DeepSpeedReplicated(net, optim)
+        return DeepSpeedPartitioned(net, optim, zero)
 
     @contextlib.contextmanager
-    def learning(self, net: str) -> Iterator[Mapping[str, nn.Module]]:
-        """Give the nets to a phase; all but the one that learns are frozen."""
-        nets = {name: learner.net for name, learner in self.learners.items()}
+    def freeze_others(self, net: str) -> Iterator[Mapping[str, nn.Module]]:
+        """Yield the nets, all but `net` frozen."""
+        nets = {name: wrapped.net for name, wrapped in self.wrapped_nets.items()}
         others = [p for name, n in nets.items() if name != net for p in n.parameters()]
-        wanted = [p.requires_grad for p in others]
+        before = [p.requires_grad for p in others]
         for p in others:
             p.requires_grad_(False)
         try:
             yield nets
         finally:
-            for p, before in zip(others, wanted, strict=True):
-                p.requires_grad_(before)
-
-    def backward(self, net: str, loss: Callable[[], Tensor], last: bool) -> None:
-        """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
-        self.learners[net].backward(loss, last)
-
-    def update(self, net: str, lr: float, see: See, average: Average | None = None) -> bool:
-        """Clip a net's gradient, show its norm to `see`, update the weights, clear the gradient.
-
-        Says whether the average took in the new weights on the way.
-        """
-        return self.learners[net].update(lr, see, average)
+            for p, requires_grad in zip(others, before, strict=True):
+                p.requires_grad_(requires_grad)
 
     @contextlib.contextmanager
-    def whole(self, write: bool = False) -> Iterator[Mapping[str, nn.Module]]:
-        """Give the nets with their whole weights, to read or to `write`; every process must ask."""
+    def full_weights(self, write: bool = False) -> Iterator[Mapping[str, nn.Module]]:
+        """Yield the nets with unsharded weights, to read or to `write`. Collective."""
         with contextlib.ExitStack() as stack:
             yield {
-                name: stack.enter_context(learner.whole(write))
-                for name, learner in self.learners.items()
+                name: stack.enter_context(wrapped.full_weights(write))
+                for name, wrapped in self.wrapped_nets.items()
             }
 
-    def copies(self) -> dict[str, nn.Module]:
-        """Copy the nets with their whole weights, frozen; every process must ask."""
-        return {name: learner.copy() for name, learner in self.learners.items()}
+    def copy_nets(self) -> dict[str, nn.Module]:
+        """Return frozen copies of the nets with unsharded weights. Collective."""
+        return {name: wrapped.copy() for name, wrapped in self.wrapped_nets.items()}
 
     def full_state(self) -> FullState:
-        """Gather whole weights and moments by their parameters' names; every process must ask."""
-        with self.whole() as nets:
+        """Return unsharded weights and moments by parameter name. Collective."""
+        with self.full_weights() as nets:
             model = {
-                # ZeRO takes whole weights apart again behind us.
-                f"{name}.{key}": value.clone() if self.asked.zero else value
+                # ZeRO shards these tensors again on exit.
+                f"{name}.{key}": value.clone() if self.launch.zero else value
                 for name, net in nets.items()
                 for key, value in net.state_dict().items()
             }
         moments = {
             f"{name}.{key}": value
-            for name, learner in self.learners.items()
-            for key, value in learner.moments().items()
+            for name, wrapped in self.wrapped_nets.items()
+            for key, value in wrapped.moments().items()
         }
         return FullState(model, moments)
 
     def load_full_state(self, full: FullState) -> None:
-        """Put a gathered state back; raises UserError where tensors do not fit the nets."""
-        with self.whole(write=True) as nets:
+        """Load an unsharded state; raise UserError where tensors do not fit the nets."""
+        with self.full_weights(write=True) as nets:
             check_weights(nets, full.model)
             check_moments(nets, full.optimizer)
             load_nets(nets, full.model)
-        for name, learner in self.learners.items():
-            own = f"{name}."
-            moments = full.optimizer.items()
-            learner.continue_from({k.removeprefix(own): v for k, v in moments if k.startswith(own)})
+        for name, wrapped in self.wrapped_nets.items():
+            prefix, moments = f"{name}.", full.optimizer.items()
+            wrapped.load_moments(
+                {k.removeprefix(prefix): v for k, v in moments if k.startswith(prefix)}
+            )
 
-    def agree(self, flag: bool) -> bool:
-        """Say whether any process raised the flag; every process must ask."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether any process has the flag set. Collective."""
         if self.world_size == 1:
             return flag
-        raised = torch.tensor([int(flag)])
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._hosts)
-        return bool(raised.item())
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._hosts)
+        return bool(flags.item())
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Let the first process work while the others wait; all get the result or its UserError."""
+        """Run `work` on the first process; return its result or raise its UserError on all.
+
+        Collective.
+        """
         outcome: list[object] = [None, None]
         error: BaseException | None = None
         if self.is_main:
@@ -224,62 +187,50 @@ class Engine:
             raise UserError(str(outcome[1]))
         return outcome[0]  # type: ignore[return-value]
 
-    def first_said(self, text: str | None) -> str | None:
-        """Give all processes what the first of them that has something to say says."""
-        said = [text] * self.world_size
+    def first_value(self, text: str | None) -> str | None:
+        """Return the text of the first process that has one. Collective."""
+        texts = [text] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(said, text, group=self._hosts)
-        return next((words for words in said if words is not None), None)
+            dist.all_gather_object(texts, text, group=self._hosts)
+        return next((each for each in texts if each is not None), None)
 
     def gather(self, part: Tensor) -> Tensor:
         """Concatenate each process's equal part along the first dimension, in order of rank."""
         return self.accelerator.gather(part.contiguous())
 
-    def spread(self, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
-        """Do `work` on the rows 0 to count - 1 (int64, on the CPU), each process an equal part.
+    def map_rows(self, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply `work` to rows 0 to count - 1, split over the processes, and gather the results.
 
-        It gives a tensor with a first dimension of as many; all processes get the whole of it, and
-        all must ask.
+        `work` gets row numbers (int64 [n], on the CPU) and returns [n, ...]; all processes get
+        [count, ...]. Collective.
         """
-        each = -(-count // self.world_size)
+        per_rank = -(-count // self.world_size)
         # The last processes may lack a few rows; they repeat the last one, so parts are equal.
-        own = torch.arange(self.rank * each, (self.rank + 1) * each).clamp(max=count - 1)
-        return self.gather(work(own).to(self.device))[:count]
+        rows = torch.arange(self.rank * per_rank, (self.rank + 1) * per_rank).clamp(max=count - 1)
+        return self.gather(work(rows).to(self.device))[:count]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Compute in the engine's precision, for nets that it did not wrap."""
         return self.accelerator.autocast()
 
     def finish_trackers(self) -> None:
-        """Let the trackers write what they still hold."""
+        """Make the trackers write what they still hold."""
         trackers, self.accelerator.trackers = self.accelerator.trackers, []
         for tracker in trackers:
             tracker.finish()
 
     def close(self) -> None:
-        """Finish the trackers and leave the group of processes."""
-        # DDP and the second group hold threads of gloo; if they outlive the group that is taken
-        # down here, the interpreter's own end may abort a process whose work is done.
-        self.learners.clear()
+        """Finish the trackers and leave the process group."""
+        # DDP and the second group hold gloo threads; if they outlive the group that is destroyed
+        # here, the interpreter's own end may abort a process whose work is done.
+        self.wrapped_nets.clear()
         self._hosts = None
         self.accelerator.free_memory()
-        with contextlib.suppress(OSError):  # a disk that is full, as was told already
+        with contextlib.suppress(OSError):  # a full disk, which was reported already
             self.finish_trackers()
         self.accelerator.end_training()
-        torch.set_num_threads(self._threads_before)
 
 
-def _patience(minutes: float) -> timedelta:
-    # A little longer than the watchdog's, which says what a process was at.
+def _timeout(minutes: float) -> timedelta:
+    # A little longer than the watchdog's, which names what a process was doing.
     return timedelta(minutes=min(minutes + 1, 1e6) if minutes else 1e6)
-
-
-def _check_trackers(names: list[str]) -> None:
-    # Accelerate leaves out a tracker that is not installed, and says nothing.
-    known = [str(tracker.value) for tracker in get_available_trackers()]
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise UserError(
-            f"run.trackers names {', '.join(missing)}, which is unknown or not installed: "
-            f"install it or choose of {', '.join(known) or 'none'}"
-        )

@@ -1,4 +1,4 @@
-"""What a run is made of, and how long it trains."""
+"""The parts of a run, and the `train` section of its configuration."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dgm.nn.layers import recompute_activations, use_kernels
 from dgm.objective import Nets, Objective, WholeBatch
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
-from dgm.training.launch_env import Launched, on_gpu
+from dgm.training.launch_env import Launch, on_gpu
 from dgm.training.optimizer import OptimConfig
-from dgm.training.sampler import Batches
+from dgm.training.sampler import BatchSampler
 from dgm.training.watchdog import Watchdog
 
-MOST_IMAGES = 2**20
-"""Of a step: more fit into no memory, and are no use."""
+MAX_GLOBAL_BATCH = 2**20
+"""Images per step: more fit into no memory, and are of no use."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,29 @@ class Cadences:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train; the defaults are DDPM's for CIFAR-10."""
+    """Length and settings of training; the defaults are DDPM's for CIFAR-10."""
 
     global_batch: int = 128
-    """Images per step over all processes."""
+    """Images per step, over all processes."""
     micro_batch: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images per forward pass of a process; less than its share accumulates gradients."""
+    """Images per forward pass of a process; null is its whole part of the global batch, fewer
+    accumulate gradients."""
     total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
     """Images seen at which the run is done, rounded up to whole steps."""
     log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
     """Images between two lines of metrics.jsonl; null is a fiftieth of the run, 12,800 at most."""
     sample_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images between two sample grids; null is a third of the run, 1,280,000 at most; 0 makes none
-    but the last."""
+    """Images between two sample grids; null is a third of the run, 1,280,000 at most; 0 makes
+    only the last."""
     save_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images between two checkpoints; null is a third of the run, 1,280,000 at most; 0 makes none
-    but the last."""
+    """Images between two checkpoints; null is a third of the run, 1,280,000 at most; 0 makes
+    only the last."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     samples_per_class: int = field(default=10, metadata=MAY_CHANGE)
-    """Columns of the sample grid, which has a row for each class."""
+    """Columns of the sample grid, which has one row per class."""
     ema_halflife_images: float = 887_000
-    """Images after which a weight counts half in the moving average."""
+    """Half-life of the moving average of the weights, in images."""
     compile: Literal["auto", "graphs", "all", "noise", "none"] = field(
         default="auto", metadata=MAY_CHANGE
     )
@@ -67,33 +68,34 @@ class TrainConfig:
     CUDA graphs (of whole steps on one process, of the nets on several); `auto` is `all` on a GPU,
     else `noise`."""
     activation_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
-    """Keep only what enters each block and compute the rest again in the backward pass: less
-    memory, more time, the same bits."""
+    """Keep only the input of each block and recompute the rest in the backward pass: less memory,
+    more time, the same bits."""
     images_on_device: bool | None = field(default=None, metadata=MAY_CHANGE)
-    """Keep all images on the device; null does where they take a quarter of a GPU at most."""
+    """Keep all images on the device; null does if they take at most a quarter of a GPU's free
+    memory."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
-    """Use kernels of our own: for normalisation in nets; on a GPU for noising unless compile is
+    """Use our own kernels: for normalisation in nets; on a GPU for noising unless compile is
     none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6, and for AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
     tf32: bool = field(default=False, metadata=MAY_CHANGE)
-    """On a GPU round the factors of fp32 convolutions and matrix products to TF32, of 10 bits:
-    faster; without it fp32 is fp32."""
+    """On a GPU round the inputs of fp32 convolutions and matrix products to TF32 (10-bit mantissa):
+    faster, less accurate."""
     deterministic: bool = field(default=False, metadata=MAY_CHANGE)
-    """On a GPU take only algorithms that give the same bytes each time, on the same card with the
+    """On a GPU use only algorithms that give the same bytes each time, on the same card with the
     same versions: slower; on a CPU runs are reproducible without it."""
     float64: bool = False
-    """Train in double precision: slow, for comparing runs where rounding would hide a fault."""
+    """Train in double precision: slow, to compare runs without rounding errors."""
     overfit_one_batch: bool = False
-    """Debug: train on the first batch only; a sound model's loss then falls far."""
+    """Debug: train on the first batch only; a correct model's loss then falls far."""
     profile_steps: int = field(default=0, metadata=MAY_CHANGE)
-    """Debug: write a trace of so many steps to profile/, for Perfetto or TensorBoard."""
+    """Debug: write a trace of this many steps to profile/, for Perfetto or TensorBoard."""
     threads: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Threads of a process on a CPU; null is OMP_NUM_THREADS where you set it, else its share of
-    the machine's cores. Another number rounds differently."""
+    """Threads of a process on a CPU; null is OMP_NUM_THREADS if you set it, else the machine's
+    cores divided by its processes. Another number rounds differently."""
     timeout_minutes: float = field(default=30, metadata=MAY_CHANGE)
-    """Minutes without a step, a save or any other progress after which a process that hangs is
-    ended, with code 1 and a line that says in what; 0: never."""
+    """Minutes without progress (a step, a save, ...) after which a hanging process is ended with
+    code 1 and a line that names what it was doing; 0: never."""
     detect_anomaly: bool = field(default=False, metadata=MAY_CHANGE)
     """Debug: name the operation whose gradient is not finite; slow."""
 
@@ -101,9 +103,9 @@ class TrainConfig:
     def cadences(self) -> Cadences:
         """Return how often to log, sample and save, in images."""
 
-        def every(given: int | None, fraction: int, most: int) -> int:
-            part = max(self.total_images // fraction, self.global_batch)
-            return min(part, most) if given is None else given
+        def every(given: int | None, parts: int, maximum: int) -> int:
+            part = max(self.total_images // parts, self.global_batch)
+            return min(part, maximum) if given is None else given
 
         return Cadences(
             log=every(self.log_every_images, 50, 12_800),
@@ -113,18 +115,18 @@ class TrainConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Give the type of weights and images."""
+        """Return the dtype of weights and images."""
         return torch.float64 if self.float64 else torch.float32
 
 
 @dataclass
 class Job:
-    """Everything that a run is made of."""
+    """The parts of a run."""
 
     folder: Path
     seed: int
     config: TrainConfig
-    optim: dict[str, OptimConfig]  # of each net
+    optim: dict[str, OptimConfig]  # by net
     engine: Engine
     objective: Objective
     nets: dict[str, nn.Module]
@@ -133,85 +135,93 @@ class Job:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     settings: dict[str, Any]  # the whole configuration, flat, for trackers
-    data_line: str = ""  # what the data are, for the screen; empty where nothing is to be printed
-    changed: dict[str, list[Any]] = field(default_factory=dict)  # what differs from the run so far
-    # Measures averaged weights as a run goes, every process taking part. By its first value, the
-    # lower the better, the best checkpoint is kept.
+    trackers: list[Any] = field(default_factory=list)  # names, or accelerate's GeneralTracker
+    data_line: str = ""  # describes the data in the summary; empty: no line
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # keys that differ from before
+    # Evaluates averaged weights during training. Collective. The best checkpoint by its first value
+    # (lower is better) is kept.
     evaluation: Callable[[Nets], dict[str, float]] | None = None
-    former_data_ids: tuple[str, ...] = ()  # which older versions gave to the same data
+    former_data_ids: tuple[str, ...] = ()  # by which older versions named the same data
     eval_every_images: int = 0
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
 
-def what_to_compile(config: TrainConfig) -> Literal["graphs", "all", "noise", "none"]:
-    """Say what to compile, with `auto` decided."""
+def compile_mode(config: TrainConfig) -> Literal["graphs", "all", "noise", "none"]:
+    """Return what to compile, with `auto` resolved."""
     if config.compile == "auto":
         return "all" if on_gpu() else "noise"
     return config.compile
 
 
-def records_steps(config: TrainConfig, asked: Launched) -> bool:
+def records_steps(config: TrainConfig, launch: Launch) -> bool:
     """Return whether whole steps are recorded as CUDA graphs, which requires one process."""
-    alone = asked.processes == 1 and asked.zero is None
+    one_process = launch.processes == 1 and launch.zero is None
     # Anomaly detection makes the host wait, which cannot be recorded.
-    return config.compile == "graphs" and alone and not config.detect_anomaly
+    return config.compile == "graphs" and one_process and not config.detect_anomaly
 
 
-def noising_way(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
-    """Say how images are to be noised."""
-    if what_to_compile(config) == "none":
+def noising_mode(config: TrainConfig) -> Literal["eager", "compiled", "kernel"]:
+    """Return the implementation of noising."""
+    if compile_mode(config) == "none":
         return "eager"
-    return "kernel" if with_kernels(config) else "compiled"
+    return "kernel" if uses_kernels(config) else "compiled"
 
 
-def fit_out(nets: Nets, config: TrainConfig, asked: Launched, device: torch.device) -> None:
-    """Give nets what makes them faster or smaller, as configured; raises UserError naming a key."""
-    compiling = what_to_compile(config)
-    fetched = asked.zero is not None and asked.zero.stage == 3  # weights, as a layer needs them
+def apply_net_options(
+    nets: Nets, config: TrainConfig, launch: Launch, device: torch.device
+) -> None:
+    """Apply kernels, compilation and activation checkpointing; raise UserError naming a key."""
+    compiling = compile_mode(config)
+    is_zero_3 = launch.zero is not None and launch.zero.stage == 3
     for net in nets.values():
-        if with_kernels(config):
+        if uses_kernels(config):
             use_kernels(net, device)
-        if compiling in ("all", "graphs") and not fetched:
-            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, asked))
+        if compiling in ("all", "graphs") and not is_zero_3:
+            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, launch))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "
-            "computed again (BatchNorm and spectral norm count each pass): leave it out"
+            "recomputed (BatchNorm and spectral norm count each pass): leave it out"
         )
 
 
-def with_kernels(config: TrainConfig) -> bool:
-    """Say whether kernels of our own are to serve; they know no double precision."""
+def uses_kernels(config: TrainConfig) -> bool:
+    """Return whether our own kernels are used; they have no double precision."""
     return config.kernels and not config.float64
 
 
-def check(config: TrainConfig, asked: Launched) -> None:
-    """Raise UserError where a setting makes no sense, or not with the engine that is asked for."""
-    ones = ("total_images", "log_every_images", "keep_checkpoints")
-    check_range(config, "train.", *ones, min=1)
-    check_range(config, "train.", "global_batch", "micro_batch", min=1, max=MOST_IMAGES)
+def check_config(config: TrainConfig, launch: Launch) -> None:
+    """Raise UserError where a setting makes no sense, or not with the launcher's engine."""
+    positive = ("total_images", "log_every_images", "keep_checkpoints")
+    check_range(config, "train.", *positive, min=1)
+    check_range(config, "train.", "global_batch", "micro_batch", min=1, max=MAX_GLOBAL_BATCH)
     check_range(config, "train.", "samples_per_class", min=1, max=1000)
-    zeros = ("sample_every_images", "save_every_images", "ema_halflife_images", "profile_steps")
-    check_range(config, "train.", *zeros, "timeout_minutes", min=0)
+    nonnegative = (
+        "sample_every_images",
+        "save_every_images",
+        "ema_halflife_images",
+        "profile_steps",
+    )
+    check_range(config, "train.", *nonnegative, "timeout_minutes", min=0)
     if config.float64 and config.mixed_precision == "bf16":
         raise UserError("train.float64 and train.mixed_precision bf16 exclude each other: set one")
-    if asked.zero is not None and config.float64:
+    if launch.zero is not None and config.float64:
         raise UserError("train.float64 is set, but ZeRO keeps fp32 weights: use one process or DDP")
     if config.compile == "graphs" and not on_gpu():
-        raise UserError("train.compile is graphs, but there is no GPU here: choose auto or all")
-    if asked.zero is not None and asked.zero.stage == 3 and config.compile in ("all", "graphs"):
+        raise UserError("train.compile is graphs, but there is no GPU: choose auto or all")
+    if launch.zero is not None and launch.zero.stage == 3 and config.compile in ("all", "graphs"):
         raise UserError(
             f"train.compile is {config.compile}, but ZeRO-3 fetches weights as a layer needs them, "
             "which cannot be compiled: choose auto or noise, or a lower zero_stage"
         )
 
 
-def check_micro_batches(objective: Objective, batches: Batches) -> None:
-    """Raise UserError where accumulating micro-batches would be another run."""
-    whole = isinstance(objective, WholeBatch) and objective.whole_batch
-    if whole and batches.num_micro > 1:
+def check_micro_batches(objective: Objective, batches: BatchSampler) -> None:
+    """Raise UserError where micro-batches would change the result."""
+    needs_whole_batch = isinstance(objective, WholeBatch) and objective.whole_batch
+    if needs_whole_batch and batches.num_micro > 1:
         raise UserError(
-            f"train.micro_batch {batches.micro_batch} splits the {batches.share} images that a "
-            "process takes, but BatchNorm lets images of a batch depend on each other: leave it "
+            f"train.micro_batch {batches.micro_batch} splits the {batches.images_per_rank} images "
+            "of a process, but BatchNorm makes images of a batch depend on each other: leave it "
             "out, or choose a model without BatchNorm"
         )

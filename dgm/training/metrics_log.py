@@ -1,4 +1,4 @@
-"""What a run tells while it goes: means between logs, `metrics.jsonl`, TensorBoard, progress."""
+"""Metrics during training: means between logs, `metrics.jsonl`, throughput, the progress bar."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from dgm.training.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
-_A_WHILE_S = 2.0  # of which people want to know what it was for
+_PRINT_AFTER_S = 2.0  # what takes longer is named afterwards
 
 
 class Meter:
-    """Add up named values on the device between logs, in float64; no host waits for it."""
+    """Sums named values on the device between logs, in float64, without making the host wait."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -39,7 +39,7 @@ class Meter:
         self.counts: dict[str, int] = {}
 
     def add(self, names: Sequence[str], values: Tensor) -> None:
-        """Take in one value for each name; values: [len(names)]."""
+        """Add one value for each name; values: [len(names)]."""
         values = values.detach().double()
         for name in names:
             if name not in self.sums:
@@ -49,7 +49,7 @@ class Meter:
         torch._foreach_add_([self.sums[name] for name in names], list(values.unbind()))
 
     def means(self, engine: Engine) -> dict[str, float]:
-        """Average over logs and processes, then start anew; all processes must ask."""
+        """Return means over steps and processes, and reset. Collective."""
         if not self.sums:
             return {}
         names = list(self.sums)
@@ -59,7 +59,7 @@ class Meter:
         return dict(zip(names, means, strict=True))
 
     def state(self, engine: Engine) -> dict[str, object]:
-        """Give what has been added up so far, of each process apart, for a checkpoint."""
+        """Return the sums so far, of each process, for a checkpoint. Collective."""
         names = list(self.sums)
         rows: list[list[float]] = []
         if names:
@@ -67,27 +67,27 @@ class Meter:
         return {"names": names, "sums": rows, "counts": [self.counts[n] for n in names]}
 
     def restore(self, state: Mapping[str, list], engine: Engine) -> None:
-        """Go on from a checkpoint; with another number of processes each takes the mean."""
+        """Continue from a checkpoint; with another number of processes each gets the mean."""
         rows = state["sums"]
         if not rows:
             return
-        mine = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
-        for name, value, count in zip(state["names"], mine, state["counts"], strict=True):
+        sums = rows[engine.rank] if len(rows) == engine.world_size else np.mean(rows, 0).tolist()
+        for name, value, count in zip(state["names"], sums, state["counts"], strict=True):
             self.sums[name] = torch.tensor(value, dtype=torch.float64, device=engine.device)
             self.counts[name] = count
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per log, no step twice; beside it `minima.json`."""
+    """`metrics.jsonl`: one JSON object per log, no step twice; and `minima.json`."""
 
     def __init__(self, path: Path, images_seen: int):
-        """Open; drop lines after `images_seen` (they will come again), and damaged ones."""
+        """Open; drop lines after `images_seen`, which will be written again, and damaged ones."""
         self.path = path
         lines, damaged = scan_metrics(path)
         if damaged:
-            some = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+            numbers = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
             warnings.warn(
-                f"{path} is damaged in {len(damaged)} of its lines, which are dropped: {some}",
+                f"{path} is damaged in {len(damaged)} of its lines, which are dropped: {numbers}",
                 stacklevel=2,
             )
         kept = [line for line in lines if line["images_seen"] <= images_seen]
@@ -100,7 +100,7 @@ class MetricsFile:
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - held for the whole run
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one object; note which of its values are the best so far."""
+        """Append one object; update the best values."""
         append(self.file, json.dumps(line))
         if self._improve(line):
             self._write_best()
@@ -123,49 +123,49 @@ class MetricsFile:
         write_whole(self.path.with_name("minima.json"), json.dumps(self.best, indent=1) + "\n")
 
     def sync(self) -> None:
-        """Bring all lines to the disk."""
+        """Sync all lines to the disk."""
         with naming(self.path):
             os.fsync(self.file.fileno())
 
 
 class Clock:
-    """Measure images/s between logs: training and waiting for data count, pauses do not."""
+    """Measures images/s between logs: training and waiting for data count, pauses do not."""
 
     def __init__(self, images_seen: int, watchdog: Watchdog):
-        """Start now; the watchdog is told what the run is at."""
+        """Start now; the watchdog gets the current activity."""
         self.watchdog = watchdog
         self.start(images_seen)
 
     def start(self, images_seen: int) -> None:
-        """Count from here on."""
+        """Start a new interval."""
         self.began, self.images_seen = time.monotonic(), images_seen
         self.data_wait_s = 0.0
         self.pauses_s: dict[str, float] = {}
 
     def elapsed_s(self) -> float:
-        """Say how long ago it was started, pauses included."""
+        """Return the seconds since the start of the interval, pauses included."""
         return time.monotonic() - self.began
 
     @contextlib.contextmanager
     def pause(self, name: Literal["save", "sample", "eval"]) -> Iterator[None]:
-        """Keep what is not training out of images/s."""
-        self.watchdog.doing(name)
+        """Exclude a block from images/s."""
+        self.watchdog.set_activity(name)
         began = time.monotonic()
         yield
-        self.watchdog.doing("step")
+        self.watchdog.set_activity("step")
         self.pauses_s[name] = self.pauses_s.get(name, 0.0) + time.monotonic() - began
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count as waiting for data."""
-        self.watchdog.doing("data")
+        """Count a block as waiting for data."""
+        self.watchdog.set_activity("data")
         began = time.monotonic()
         yield
-        self.watchdog.doing("step")
+        self.watchdog.set_activity("step")
         self.data_wait_s += time.monotonic() - began
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Go through items; waiting for each counts as waiting for data."""
+        """Yield items; waiting for each counts as waiting for data."""
         while True:
             with self.waiting():
                 item = next(items, None)
@@ -174,7 +174,7 @@ class Clock:
             yield item
 
     def read(self, images_seen: int) -> dict[str, float]:
-        """Give images/s and seconds of waiting and of each kind of pause since the start."""
+        """Return images/s and seconds of waiting and of each kind of pause in the interval."""
         trained_s = self.elapsed_s() - sum(self.pauses_s.values())
         return {
             "time/images_per_s": round((images_seen - self.images_seen) / trained_s, 2),
@@ -183,19 +183,19 @@ class Clock:
         }
 
 
-class Progress:
-    """Show images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
+class ProgressBar:
+    """Shows images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int, start: int, shown: bool, every_s: float = 10.0):
-        """Begin at `start` of `total` images; nothing is shown unless `shown`."""
+        """Start at `start` of `total` images; show nothing unless `shown`."""
         self.total, self.shown, self.every_s = total, shown, every_s
         self.last, self.last_images = time.monotonic(), start
         self.text, self.is_first = "", True
         bar = shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True) if bar else None
 
-    def say(self, losses: Mapping[str, float]) -> None:
-        """Remember the losses to show, by name."""
+    def set_losses(self, losses: Mapping[str, float]) -> None:
+        """Set the losses to show, by name."""
         self.text = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         if self.bar:
             self.bar.set_postfix_str(self.text)
@@ -205,7 +205,7 @@ class Progress:
         if self.bar:
             self.bar.update(images_seen - self.bar.n)
         elif self.shown and self.is_first:
-            # It compiled, and says nothing of the speed of others.
+            # The first step compiles, so its speed is not that of the others.
             self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
         elif self.shown and time.monotonic() - self.last >= self.every_s:
             self._line(images_seen)
@@ -215,13 +215,13 @@ class Progress:
         speed = (images_seen - self.last_images) / (now - self.last)
         self.last, self.last_images = now, images_seen
         left = (self.total - images_seen) / speed
-        clock = f"{left // 60:.0f}:{left % 60:02.0f}"
-        say = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
-        print(f"{say}  {clock} left", file=sys.stderr, flush=True)
+        time_left = f"{left // 60:.0f}:{left % 60:02.0f} left"
+        done = f"{images_seen:,}/{self.total:,} images  {self.text}  {speed:.0f} images/s"
+        print(f"{done}  {time_left}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Show what is done instead of training; in lines, afterwards where it took a while."""
+    def during(self, what: str) -> Iterator[None]:
+        """Show what is done instead of training; without a bar, afterwards and if it took long."""
         began = time.monotonic()
         if self.bar:
             self.bar.set_description_str(what)
@@ -230,7 +230,7 @@ class Progress:
         self.last += took  # images/s leave it out
         if self.bar:
             self.bar.set_description_str("")
-        elif self.shown and took > _A_WHILE_S:
+        elif self.shown and took > _PRINT_AFTER_S:
             print(f"{what}: {took:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -240,7 +240,7 @@ class Progress:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory that was held: of the GPU, or of this process on a CPU."""
+    """Return the peak memory of the GPU, or of this process on a CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     with contextlib.suppress(OSError, IndexError):  # of Linux
@@ -249,14 +249,14 @@ def peak_memory_gib(device: torch.device) -> float:
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     try:
         import resource
-    except ImportError:  # not a system of the Unix kind
+    except ImportError:  # not on Windows
         return 0.0
     in_bytes = sys.platform == "darwin"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if in_bytes else 2**20)
 
 
 def make_profiler(folder: Path, steps: int) -> Any:
-    """Make a profiler of so many steps after the first two, or nothing."""
+    """Return a profiler of `steps` steps after the first two; for 0 a null context."""
     if steps <= 0:
         return contextlib.nullcontext()
     return torch.profiler.profile(

@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts: size, work per image, engine, memory."""
+"""The summary that a run prints before it starts: parameters, FLOPs, engine, memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.common.errors import UserError
 from dgm.nn.kernels.precompile import Launches, collect_on
-from dgm.objective import Batch, Objective
-from dgm.rng import Draws
+from dgm.objective import Objective
 from dgm.training.engine import Engine
-from dgm.training.job import Job, what_to_compile
-from dgm.training.launch_env import Launched
+from dgm.training.job import Job, compile_mode
+from dgm.training.launch_env import Launch
+from dgm.training.sampler import trial_batch
 
-_TRIAL = 2  # images of the trial run; one alone would be too few for a BatchNorm
+_TRIAL = 2  # images of the trial run; one would be too few for a BatchNorm
 
 
-def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
-    """Print what is about to run, from where, and what changed since its last start."""
+def print_summary(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
+    """Print what is about to run, from where, and the keys that changed since its last start."""
     total = job.config.total_images
     lines = {"data": job.data_line} if job.data_line else {}
     if images_seen >= total:
@@ -31,7 +31,7 @@ def introduce(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_see
         )
     else:
         lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
-        if (what := what_to_compile(job.config)) != "none":
+        if (what := compile_mode(job.config)) != "none":
             lines["compile"] = f"{what}, which makes the first steps slow"
         lines["length"] = _length(total, job.config.global_batch) + _cadences(job)
         if images_seen:
@@ -49,12 +49,12 @@ def describe(
     image_shape: tuple[int, ...],
     micro_batch: int,
 ) -> dict[str, str]:
-    """Describe the run that is about to start, a line each.
+    """Return the lines of the summary by name.
 
-    Runs the loss once on two images, by copies of the nets, and compiles the kernels that it needs.
+    Computes the loss once on two images, with copies of the nets, and compiles its kernels.
     """
     sizes, precision = _sizes(nets), _precision(engine, nets)
-    flops, saved = measure(engine, nets, objective, image_shape)
+    flops, saved = measure_cost(engine, nets, objective, image_shape)
     return {
         "parameters": sizes,
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
@@ -72,11 +72,11 @@ def _memory(engine: Engine, nets: dict[str, nn.Module], activations: float) -> s
     """
     weights = sum(p.numel() * p.element_size() for n in nets.values() for p in n.parameters())
     if engine.device.type == "cuda":
-        held = weights * times_held(engine.asked)
-        return f"{(held + activations) / 2**30:.2f} GiB of the GPU a process, and CUDA's own"
-    # What the process holds now includes weights and average, and all libraries.
-    held = psutil.Process().memory_info().rss + weights * (times_held(engine.asked) - 2)
-    return f"about {(held + activations) / 2**30:.2f} GiB a process"
+        held = weights * weight_copies(engine.launch)
+        return f"{(held + activations) / 2**30:.2f} GiB of GPU memory per process, plus CUDA's own"
+    # The current size includes weights, their average, and all libraries.
+    held = psutil.Process().memory_info().rss + weights * (weight_copies(engine.launch) - 2)
+    return f"about {(held + activations) / 2**30:.2f} GiB per process"
 
 
 def _length(total: int, batch: int) -> str:
@@ -97,69 +97,69 @@ def _cadences(job: Job) -> str:
     return f"; {', '.join(listed)}" if listed else ""
 
 
-def times_held(asked: Launched) -> float:
-    """Give what a process holds beside activations, in sizes of all weights; host memory aside."""
-    zero, share = asked.zero, 1 / asked.processes
+def weight_copies(launch: Launch) -> float:
+    """Return a process's memory without activations, in multiples of the weights' size.
+
+    What is offloaded to the host's memory does not count.
+    """
+    zero, fraction = launch.zero, 1 / launch.processes
     if zero is None or zero.stage == 0:
         return 5  # weights, gradient, two moments and the average
-    moments = 3 * share * (not zero.offload_optimizer)  # and the weights that they update
-    gradient = 1 if zero.stage == 1 else share
-    weights = 1 if zero.stage < 3 else share * (not zero.offload_weights)
+    moments = 3 * fraction * (not zero.offload_optimizer)  # with the fp32 weights
+    gradient = 1 if zero.stage == 1 else fraction
+    weights = 1 if zero.stage < 3 else fraction * (not zero.offload_weights)
     return moments + gradient + weights + 1
 
 
-def measure(
+def measure_cost(
     engine: Engine, nets: dict[str, nn.Module], objective: Objective, image_shape: tuple[int, ...]
 ) -> tuple[float, float]:
-    """Measure one image's forward FLOPs and the bytes kept for backward, over all phases.
+    """Return one image's forward FLOPs and the bytes saved for backward, over all phases.
 
-    FLOPs are added up over phases; of the bytes, the phase that keeps the most counts.
+    FLOPs are summed over phases; of the bytes, the maximum over phases counts.
     """
-    images = torch.zeros((_TRIAL, *image_shape), dtype=torch.uint8, device=engine.device)
-    batch = Batch(images, torch.zeros(_TRIAL, dtype=torch.int64, device=engine.device))
-    index = torch.arange(_TRIAL, device=engine.device)
-    draws = Draws.of(0, index, index)  # a step of its own for each image, as in training
-    flops, most = 0.0, 0.0
+    batch, draws = trial_batch(_TRIAL, image_shape, engine.device)
+    flops, max_bytes = 0.0, 0.0
     for phase in objective.phases:
         nets[phase.net].requires_grad_(True)
-        kept = _Kept(nets)
+        saved = _SavedBytes(nets)
         counter = FlopCounterMode(display=False)
         with (
             torch.compiler.set_stance("force_eager"),
             engine.autocast(),
             collect_on(engine.device) as kernels,
         ):
-            with counter, torch.autograd.graph.saved_tensors_hooks(kept.see, lambda x: x):
+            with counter, torch.autograd.graph.saved_tensors_hooks(saved.add, lambda x: x):
                 objective.loss(nets, batch, phase, draws)
         _compile(kernels)
         nets[phase.net].requires_grad_(False)
         flops += counter.get_total_flops() / _TRIAL
-        most = max(most, kept.bytes / _TRIAL)
-    return flops, most
+        max_bytes = max(max_bytes, saved.bytes / _TRIAL)
+    return flops, max_bytes
 
 
 def _compile(kernels: Launches) -> None:
     try:
         kernels.compile()
-    except Exception as error:  # of Triton, its compilers, or the folder that it keeps them in
-        said = str(error).strip().splitlines()
+    except Exception as error:  # of Triton, its compilers, or its cache folder
+        lines = str(error).strip().splitlines()
         raise UserError(
-            "our kernels in Triton cannot be compiled here "
-            f"({type(error).__name__}: {said[-1] if said else 'no message'}): set train.kernels "
+            "our Triton kernels cannot be compiled on this machine "
+            f"({type(error).__name__}: {lines[-1] if lines else 'no message'}): set train.kernels "
             "false, or install gcc and Python's headers and set TRITON_CACHE_DIR to a writable "
             "folder"
         ) from error
 
 
-class _Kept:
-    """Count the bytes that autograd keeps, each storage once, weights not at all."""
+class _SavedBytes:
+    """Counts the bytes that autograd saves, each storage once, weights not at all."""
 
     def __init__(self, nets: Mapping[str, nn.Module]):
         self.seen = {p.untyped_storage().data_ptr() for n in nets.values() for p in n.parameters()}
-        self.held: list[Tensor] = []  # so that no address is used a second time
+        self.held: list[Tensor] = []  # so that no address is reused
         self.bytes = 0
 
-    def see(self, tensor: Tensor) -> Tensor:
+    def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
@@ -169,12 +169,12 @@ class _Kept:
 
 
 def _sizes(nets: Mapping[str, nn.Module]) -> str:
-    """Say how many parameters the nets have; of one that is made of two or three, each."""
-    said = ", ".join(_size(name, net) for name, net in nets.items())
+    """Return parameter counts of the nets; of a single net also of its two or three parts."""
+    sizes = ", ".join(_size(name, net) for name, net in nets.items())
     parts = dict(next(iter(nets.values())).named_children())
     if len(nets) > 1 or len(parts) not in (2, 3):
-        return said
-    return f"{said} ({', '.join(_size(name, part) for name, part in parts.items())})"
+        return sizes
+    return f"{sizes} ({', '.join(_size(name, part) for name, part in parts.items())})"
 
 
 def _size(name: str, net: nn.Module) -> str:
@@ -190,4 +190,4 @@ def _precision(engine: Engine, nets: dict[str, nn.Module]) -> str:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads a process"
+    return f"{device.type}, {torch.get_num_threads()} threads per process"

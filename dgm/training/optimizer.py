@@ -1,4 +1,4 @@
-"""Optimizer and learning rate; the rate is a pure function of images seen."""
+"""AdamW and the learning rate, which is a pure function of images seen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
-    """Term that keeps the division from zero."""
+    """Added to the denominator for numerical stability."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the weights of linear layers and convolutions, and of nothing else:
     neither biases nor norms, embeddings or learned scales; 0 makes it Adam."""
@@ -40,19 +40,19 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class Average:
-    """A moving average of weights that takes in `share` of them after an update."""
+class EmaUpdate:
+    """A moving average a of weights w: a += lerp_weight (w - a) after an update."""
 
-    weights: list[Tensor]  # of all that the optimizer has, in its order
-    share: float
+    averages: list[Tensor]  # of all parameters of the optimizer, in its order
+    lerp_weight: float
 
 
 class AdamW:
-    """Update weights by AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over them.
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over the weights.
 
-    By our own kernel on a CPU, which takes a moving average along, else by torch's fused one, to
-    the same bits as torch.optim.AdamW; that spends a millisecond of each step on what surrounds
-    the kernel, and imports the compiler, which takes seconds.
+    On a CPU by our own kernel, which updates a moving average too, else by torch's fused kernel, to
+    the same bits as torch.optim.AdamW; that one has a millisecond of overhead in each step, and
+    imports the compiler, which takes seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AdamW:
         kernels: bool = False,
         decayed: Iterable[nn.Parameter] | None = None,
     ):
-        """Start without moments: those of a weight are created with its first gradient.
+        """Start without moments: a weight's are created with its first gradient.
 
         `decayed` are the parameters that weight decay applies to; None is all of them.
         """
@@ -74,21 +74,21 @@ class AdamW:
             and native.supports(*self.parameters)
             and all(map(adamw.is_dense, self.parameters))
         )
-        self.moments: dict[Tensor, Moments] = {}
-        self._on_device: OnDevice | None = None
+        self.moments: dict[Tensor, AdamMoments] = {}
+        self._on_device: DeviceInputs | None = None
 
     @torch.no_grad()
-    def step(self, lr: float, skip: Tensor | None = None, average: Average | None = None) -> bool:
-        """Update the weights that have a gradient; none where the device finds `skip` [] to be 1.
+    def step(self, lr: float, skip: Tensor | None = None, ema: EmaUpdate | None = None) -> bool:
+        """Update the weights that have a gradient; none if `skip` [] on the device is 1.
 
-        Says whether the average was taken along. All are numbers of one kind on one device.
+        Return whether the moving average was updated too. All weights share a dtype and a device.
         """
-        weights: list[Tensor] = [*learnt(self.parameters)]
+        weights: list[Tensor] = [*with_gradient(self.parameters)]
         if not weights:
             return False
         for weight in weights:
             if weight not in self.moments:
-                self.moments[weight] = Moments(
+                self.moments[weight] = AdamMoments(
                     0, torch.zeros_like(weight), torch.zeros_like(weight)
                 )
         if self._on_device is not None:
@@ -99,8 +99,8 @@ class AdamW:
         for moments in own:
             moments.step += 1
         if self.native and skip is None:
-            return self._by_our_kernel(lr, weights, own, average)
-        # The kernel wants the number of the step of each weight; few differ, and often none.
+            return self._native_step(lr, weights, own, ema)
+        # The kernel needs each weight's step number; few differ, and often none.
         device = weights[0].device
         each = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
         steps = {weight: each[m.step] for weight, m in zip(weights, own, strict=True)}
@@ -108,13 +108,13 @@ class AdamW:
         return False
 
     @contextlib.contextmanager
-    def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[OnDevice]:
+    def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[DeviceInputs]:
         """Make `step` use `lr` [] instead of its argument, and `counts` [parameters]; both fp32.
 
-        They are on the device, as a recorded step needs them. A count is the number of a weight's
-        next update (see `counts`); the caller has to increment the moments' `step` afterwards.
+        They are on the device, as a recorded step needs them; see `counts`. The caller has to
+        increment the moments' `step` afterwards.
         """
-        self._on_device = OnDevice(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
+        self._on_device = DeviceInputs(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
         try:
             yield self._on_device
         finally:
@@ -133,10 +133,10 @@ class AdamW:
         skip: Tensor | None,
     ) -> None:
         for decay, part in self._by_decay(weights):
-            mine = [self.moments[weight] for weight in part]
+            moments = [self.moments[weight] for weight in part]
             torch._fused_adamw_(
-                part, _gradients(part),
-                [m.exp_avg for m in mine], [m.exp_avg_sq for m in mine], [],
+                part, adamw.with_strides_of(part, [w.grad for w in part if w.grad is not None]),
+                [m.exp_avg for m in moments], [m.exp_avg_sq for m in moments], [],
                 [steps[weight] for weight in part],
                 lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
                 weight_decay=decay, amsgrad=False, maximize=False, found_inf=skip,
@@ -153,28 +153,27 @@ class AdamW:
             if part:
                 yield decay if decays else 0.0, part
 
-    def _by_our_kernel(
-        self, lr: float, weights: list[Tensor], own: list[Moments], average: Average | None
+    def _native_step(
+        self, lr: float, weights: list[Tensor], own: list[AdamMoments], ema: EmaUpdate | None
     ) -> bool:
-        """Update all weights and their average in one pass, or these weights alone."""
-        along = (
-            average if len(weights) == len(self.parameters) and _alike(average, weights) else None
-        )
+        """Update all weights, and their average if its layout matches, in one pass."""
+        if len(weights) != len(self.parameters) or (ema and not _same_layout(ema, weights)):
+            ema = None
         adamw.adamw_(
             weights, [p.grad for p in weights if p.grad is not None],
             [m.exp_avg for m in own], [m.exp_avg_sq for m in own],
-            None if along is None else along.weights, [m.step for m in own],
+            None if ema is None else ema.averages, [m.step for m in own],
             adamw.AdamWConfig(
                 lr, self.config.betas, self.config.eps, self.config.weight_decay,
-                0.0 if along is None else along.share,
+                0.0 if ema is None else ema.lerp_weight,
             ),
             [id(weight) in self._decayed for weight in weights],
         )  # fmt: skip
-        return along is not None
+        return ema is not None
 
     @property
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Give the moments by name, as torch.optim does."""
+        """Return the moments by name, as torch.optim does."""
         return {
             weight: {
                 "step": torch.tensor(float(moments.step)),
@@ -184,14 +183,16 @@ class AdamW:
             for weight, moments in self.moments.items()
         }
 
-    def put(self, weight: nn.Parameter, found: dict[str, Tensor]) -> None:
-        """Put back a weight's moments, named as in `state`."""
-        self.moments[weight] = Moments(int(found["step"]), found["exp_avg"], found["exp_avg_sq"])
+    def load_moments(self, weight: nn.Parameter, found: dict[str, Tensor]) -> None:
+        """Set a weight's moments, named as in `state`."""
+        self.moments[weight] = AdamMoments(
+            int(found["step"]), found["exp_avg"], found["exp_avg_sq"]
+        )
 
 
 @dataclass
-class Moments:
-    """What AdamW knows of a weight: steps taken, running means of the gradient and its square."""
+class AdamMoments:
+    """A weight's update count and running means of its gradient and squared gradient."""
 
     step: int
     exp_avg: Tensor
@@ -199,28 +200,21 @@ class Moments:
 
 
 @dataclass
-class OnDevice:
-    """What a recorded update reads from the device, and what it updated."""
+class DeviceInputs:
+    """What a recorded update reads from the device, and the moments that it updated."""
 
     lr: Tensor
     steps: dict[Tensor, Tensor]
-    updated: list[Moments] = field(default_factory=list)
+    updated: list[AdamMoments] = field(default_factory=list)
 
 
-def _alike(average: Average | None, weights: list[Tensor]) -> bool:
-    """Say whether an average lies in memory as the weights do."""
-    return average is not None and all(
-        a.stride() == w.stride() for a, w in zip(average.weights, weights, strict=True)
-    )
+def _same_layout(ema: EmaUpdate, weights: list[Tensor]) -> bool:
+    """Return whether the averages lie in memory as the weights do."""
+    return all(a.stride() == w.stride() for a, w in zip(ema.averages, weights, strict=True))
 
 
-def _gradients(weights: list[Tensor]) -> list[Tensor]:
-    """Return the gradients, laid out in memory as the weights, which is what fused kernels take."""
-    return adamw.with_strides_of(weights, [p.grad for p in weights if p.grad is not None])
-
-
-def learnt(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Choose the weights that have a gradient."""
+def with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the weights that have a gradient."""
     return [p for p in parameters if p.grad is not None]
 
 
@@ -242,12 +236,12 @@ def decayed_weights(net: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def torchs_adamw(
+def torch_adamw(
     parameters: Iterable[nn.Parameter],
     config: OptimConfig,
     decayed: Iterable[nn.Parameter] | None = None,
 ) -> torch.optim.Optimizer:
-    """Make torch's own AdamW, which is what DeepSpeed takes.
+    """Return torch's own AdamW, which DeepSpeed needs.
 
     `decayed` are the parameters that weight decay applies to; None is all of them.
     """
@@ -260,9 +254,9 @@ def torchs_adamw(
         groups = [{"params": [p for p in own if id(p) in chosen]}]
         groups.append({"params": rest, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],  # DeepSpeed takes no empty one
+        [group for group in groups if group["params"]],  # DeepSpeed accepts no empty one
         lr=config.lr,
-        betas=(float(config.betas[0]), float(config.betas[1])),  # it takes no whole numbers
+        betas=(float(config.betas[0]), float(config.betas[1])),  # it accepts no whole numbers
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
@@ -277,7 +271,7 @@ def _check(config: OptimConfig) -> None:
 
 
 def learning_rate(config: OptimConfig, images_seen: int, total_images: int) -> float:
-    """Give the rate of the step that ends at `images_seen`."""
+    """Return the learning rate of the step that ends at `images_seen`."""
     rate = config.lr
     if config.warmup_images > 0:
         rate *= min(1.0, images_seen / config.warmup_images)

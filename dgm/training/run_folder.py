@@ -1,4 +1,4 @@
-"""The run folder: what a run was told, on what it ran, and whether it may go on."""
+"""The run folder: its configuration and environment, and whether a run may continue in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dgm.training.engine import Engine
 from dgm.training.launch_env import count_nodes
 from dgm.training.run_lock import LOCK, RunLock
 
-# A start that was killed or is at it, a job that is to train here.
+# Left by a start that was killed or is in progress, or by a Slurm job that will train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
 _WRITTEN_AT_THE_START = (
     "config.yaml", "environment.json", "starts.jsonl", "metrics.jsonl", "tensorboard",
@@ -36,22 +36,21 @@ _WRITTEN_AT_THE_START = (
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lives and what makes it this run."""
+    """The folder, the seed and the trackers of a run."""
 
     dir: str = field(default="runs/ddpm-cifar10", metadata={**MAY_CHANGE, **PATH})
-    """Run folder; the same command again continues what is in it."""
+    """Run folder; the same command again continues the run in it."""
     seed: int = 0
     """Seed of every draw and of the first weights."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata=MAY_CHANGE)
-    """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
+    """Trackers besides metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
 
 
 class RunFolder:
     """The folder of a run that is about to start.
 
-    `open` makes or checks it and changes nothing that a run has written. `write_config` comes when
-    the newest checkpoint has been found to fit, so that a start that is refused leaves the run as
-    it was.
+    `open` makes or checks it and changes nothing that a run has written. `write_config` follows
+    once the newest checkpoint has been found to fit, so a start that is refused changes nothing.
     """
 
     def __init__(self, config: object, path: Path, lock: RunLock | None = None):
@@ -146,10 +145,10 @@ class _OtherFamilyError(Exception):
 def _compare(
     now: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]
 ) -> dict[str, list[Any]]:
-    """Return the keys that differ. One that an older version did not write had its default."""
-    theirs, ours = ({key.split(".")[0] for key in keys} for keys in (before, now))
-    if theirs - ours and ours - theirs:
-        raise _OtherFamilyError(", ".join(sorted(theirs - ours)))
+    """Return the keys that differ; one that an older version did not write had its default."""
+    old_sections, new_sections = ({key.split(".")[0] for key in keys} for keys in (before, now))
+    if old_sections - new_sections and new_sections - old_sections:
+        raise _OtherFamilyError(", ".join(sorted(old_sections - new_sections)))
     before = {**{key: defaults[key] for key in now if key not in before}, **before}
     keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
     keys = [key for key in keys if key != "run.dir"]  # the folder is this one, however it is named
@@ -175,7 +174,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def as_yaml(config: object) -> str:
-    """Write out a whole configuration."""
+    """Return a whole configuration as YAML."""
     return write_yaml(nested({key: value for key, value, _ in flatten(config)}))
 
 
@@ -193,7 +192,7 @@ def record_start(
 
 
 def describe_machine() -> dict[str, object]:
-    """Say which code, libraries and devices this is; nothing of the environment's variables."""
+    """Return code, library versions, devices and command; nothing of environment variables."""
     names = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "deepspeed")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -211,7 +210,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def describe_code() -> dict[str, object]:
-    """Say of which commit the code is; a copy that was made for a job has it written down."""
+    """Return the commit of the code; a copy that was made for a job has it in a file."""
     snapshot = Path(__file__).parents[2] / "snapshot.json"
     if snapshot.exists():
         return json.loads(snapshot.read_text(encoding="utf-8"))
@@ -222,10 +221,10 @@ def describe_code() -> dict[str, object]:
 
 
 def _git(*words: str) -> str | None:
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
         done = subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,36 +1,38 @@
-"""What a run writes into its folder as it goes, beside checkpoints: log, pictures, trackers."""
+"""Metrics, sample images and trackers of a run."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.tracking import filter_trackers, get_available_trackers
 from torch import nn
 
-from dgm import images as pictures
 from dgm.common.errors import UserError, disk_fault, naming
+from dgm.images import save_png
 from dgm.training.engine import Engine
 from dgm.training.job import Job
 from dgm.training.metrics_log import MetricsFile
-from dgm.training.model_summary import introduce
+from dgm.training.model_summary import print_summary
 from dgm.training.run_folder import record_start
 
 
-class Journal:
-    """The first process writes as the others wait: all end alike where the disk is at fault."""
+class RunLogger:
+    """Writes on the first process as the others wait, so that a disk fault ends all alike."""
 
     def __init__(
         self, job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int, step: int
     ):
-        """Say what is about to run, note the start, open log and trackers; every process must."""
+        """Start trackers, print the summary, record the start, open the log. Collective."""
         self.folder, self.engine = job.folder, job.engine
 
         def begin() -> MetricsFile:
-            with self._naming():  # first, for a service may refuse
-                start_trackers(job.engine, job.settings, step)
-            introduce(job, nets, micro_batch, images_seen)
+            with self._naming():  # first, as a service may refuse
+                start_trackers(job.engine, job.trackers, job.folder, job.settings, step)
+            print_summary(job, nets, micro_batch, images_seen)
             record_start(job.folder, job.engine, images_seen, job.changed)
             return MetricsFile(job.folder / "metrics.jsonl", images_seen)
 
@@ -38,7 +40,7 @@ class Journal:
         self.engine.on_main(lambda: setattr(self, "_file", begin()))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Write a line of the log, its values to the trackers too; every process must ask."""
+        """Write a line to the log and its metrics to the trackers. Collective."""
 
         def write() -> None:
             self.file.write(line)
@@ -48,44 +50,60 @@ class Journal:
 
         self.engine.on_main(write)
 
-    def show(self, sheets: Mapping[str, np.ndarray], images_seen: int, step: int) -> None:
-        """Write sheets of the first process, uint8 [H, W, C]; every process must ask."""
+    def log_images(self, grids: Mapping[str, np.ndarray], images_seen: int, step: int) -> None:
+        """Write the first process's image grids, uint8 [H, W, C], by name. Collective."""
 
         def write() -> None:
-            for name, sheet in sheets.items():
+            for name, grid in grids.items():
                 ending = "" if name == "samples" else f"-{name}"
                 path = self.folder / "samples" / f"{images_seen:09d}{ending}.png"
-                pictures.save_png(path, sheet)
+                save_png(path, grid)
                 with self._naming():
-                    show_image(self.engine, name, sheet, step)
+                    track_image(self.engine, name, grid, step)
 
         self.engine.on_main(write)
 
     @property
     def file(self) -> MetricsFile:
-        """Give the log, on the first process."""
-        assert self._file is not None, "the first process alone has it"
+        """Return the log, on the first process."""
+        assert self._file is not None, "only the first process has it"
         return self._file
 
     def _naming(self) -> Any:
         return naming(self.folder / "tensorboard")
 
 
-def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None:
+def check_trackers(names: list[str]) -> None:
+    """Raise UserError where a tracker is unknown or not installed."""
+    # Accelerate silently leaves out a tracker that is not installed.
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise UserError(
+            f"run.trackers names {', '.join(missing)}, which is unknown or not installed: "
+            f"install it or choose of {', '.join(available) or 'none'}"
+        )
+
+
+def start_trackers(
+    engine: Engine, trackers: list[Any], folder: Path, config: dict[str, object], step: int
+) -> None:
     """Start TensorBoard and whatever else `run.trackers` names, through accelerate.
 
     Raises UserError with the reason of a service that refuses.
     """
-    # A resumed run writes steps again that a killed one had already written.
+    engine.accelerator.project_configuration.set_directories(str(folder))
+    engine.accelerator.log_with = filter_trackers(trackers, str(folder))
+    # A resumed run repeats steps that a killed one had already logged.
     options = {"tensorboard": {"purge_step": step + 1}}
     accelerator = engine.accelerator
     try:
         accelerator.init_trackers("tensorboard", init_kwargs=options)
         for tracker in accelerator.trackers:
-            if tracker.name != "tensorboard":  # there it would make a second run of its own
+            if tracker.name != "tensorboard":  # which would create a second run for it
                 tracker.store_init_configuration(config)
     except Exception as error:
-        for tracker in accelerator.trackers:  # some have started, others have nothing to finish
+        for tracker in accelerator.trackers:  # only some have started
             with contextlib.suppress(Exception):
                 tracker.finish()
         accelerator.trackers = []
@@ -97,17 +115,17 @@ def start_trackers(engine: Engine, config: dict[str, object], step: int) -> None
 
 
 def _refusal(error: Exception, trackers: list[str]) -> str:
-    """Return why a tracker did not start, and what to do about it."""
-    own = [name for name in trackers if type(error).__module__.split(".")[0].startswith(name)]
-    name = " or ".join(own or trackers)
+    """Return a message with the reason of a tracker that did not start, and the remedy."""
+    matching = [name for name in trackers if type(error).__module__.split(".")[0].startswith(name)]
+    name = " or ".join(matching or trackers)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = (lines or [type(error).__name__])[0].rstrip(".")
     remedy = "log in by `wandb login`, set WANDB_MODE=offline" if name == "wandb" else "set it up"
     return f"run.trackers names {name}, which did not start ({reason}): {remedy}, or leave it out"
 
 
-def show_image(engine: Engine, name: str, image: np.ndarray, step: int) -> None:
-    """Show one uint8 [H, W, C] picture where the tracker can show pictures."""
+def track_image(engine: Engine, name: str, image: np.ndarray, step: int) -> None:
+    """Log one uint8 [H, W, C] image to the trackers that support images."""
     for tracker in engine.accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.writer.add_image(name, image, step, dataformats="HWC")

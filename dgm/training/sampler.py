@@ -1,4 +1,4 @@
-"""Which images a process sees when: position in the run -> epoch and image index -> pixels."""
+"""The images of each step: position in the run -> epoch and image index -> pixels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from dgm.common.errors import UserError
 from dgm.objective import Batch
 from dgm.rng import PERMUTATION_BLOCK, Draws, permutation_block
-from dgm.training.device_loader import Feed, Images
+from dgm.training.device_loader import DeviceLoader, Images
 
 
-class Batches:
-    """Cut the endless order of images into this process's micro-batches.
+class BatchSampler:
+    """Cuts the endless sequence of shuffled images into this process's micro-batches.
 
-    Position p of the run lies in epoch p // N, where a permutation of that epoch names the image.
-    So the order depends on neither the number of processes nor the batch, and a run's place in
-    the data is one integer.
+    Position p of the run lies in epoch p // N, where that epoch's permutation names the image. So
+    the order depends on neither the number of processes nor the batch size, and a run's position
+    in the data is one integer.
     """
 
     def __init__(
@@ -31,69 +31,71 @@ class Batches:
         overfit_one_batch: bool = False,
         resident: bool | None = False,
     ):
-        """Prepare; raises UserError where the batch does not divide.
+        """Start; raise UserError where the batch does not divide.
 
-        `resident` keeps all images on the device; None does so on a GPU where they fit well.
+        `resident` keeps all images on the device; None does so on a GPU with enough free memory.
         """
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
                 f"train.global_batch {global_batch} does not divide among {world_size} processes: "
                 f"choose a multiple of {world_size}"
             )
-        self.global_batch, self.share = global_batch, global_batch // world_size
-        self.micro_batch = self.share if micro_batch is None else micro_batch
-        if self.micro_batch < 1 or self.share % self.micro_batch:
+        self.global_batch, self.images_per_rank = global_batch, global_batch // world_size
+        self.micro_batch = self.images_per_rank if micro_batch is None else micro_batch
+        if self.micro_batch < 1 or self.images_per_rank % self.micro_batch:
             raise UserError(
-                f"train.micro_batch {self.micro_batch} does not divide the {self.share} images "
-                f"that each of {world_size} processes takes of train.global_batch {global_batch}: "
-                "choose a divisor"
+                f"train.micro_batch {self.micro_batch} does not divide the {self.images_per_rank} "
+                f"images that each of {world_size} processes takes of train.global_batch "
+                f"{global_batch}: choose a divisor"
             )
-        self.data, self.seed, self.first = data, seed, rank * self.share
+        self.data, self.seed, self.first = data, seed, rank * self.images_per_rank
         self.length = min(global_batch, len(data)) if overfit_one_batch else len(data)
         self.resident = resident
         self._orders: list[tuple[tuple[int, int], torch.Tensor]] = []
-        self._feeds: dict[torch.device, Feed] = {}
+        self._loaders: dict[torch.device, DeviceLoader] = {}
 
     @property
     def num_micro(self) -> int:
-        """Count the micro-batches of a step on this process."""
-        return self.share // self.micro_batch
+        """Return the number of micro-batches of a step on this process."""
+        return self.images_per_rank // self.micro_batch
 
-    def step(self, images_seen: int, device: torch.device) -> Iterator[tuple[Batch, Draws]]:
-        """Go through the micro-batches of the step that starts at `images_seen`."""
-        for index, epochs in self.numbers(images_seen):
+    def micro_batches(
+        self, images_seen: int, device: torch.device
+    ) -> Iterator[tuple[Batch, Draws]]:
+        """Yield the micro-batches of the step that starts at `images_seen`."""
+        for index, epochs in self.indices(images_seen):
             yield self._load(index, epochs, device, images_seen)
 
-    def numbers(self, images_seen: int) -> torch.Tensor:
+    def indices(self, images_seen: int) -> torch.Tensor:
         """Return index and epoch of a step's images, int64 [num_micro, 2, micro_batch] (CPU)."""
-        both = self._images_at(images_seen + self.first, self.share)
+        both = self._images_at(images_seen + self.first, self.images_per_rank)
         return both.view(2, self.num_micro, self.micro_batch).transpose(0, 1)
 
     def first_images(self, count: int, device: torch.device) -> tuple[Batch, Draws]:
-        """Give the images that the run begins with, the same on every process."""
+        """Return the first images of the run, the same on every process."""
         index, epochs = self._images_at(0, min(count, self.length))
         return self._load(index, epochs, device, 0)
 
-    def feed(self, device: torch.device) -> Feed:
-        """Return what brings images to a device."""
-        if device not in self._feeds:
-            self._feeds[device] = Feed(self.data, device, self.resident)
-        return self._feeds[device]
+    def loader(self, device: torch.device) -> DeviceLoader:
+        """Return the loader of a device."""
+        if device not in self._loaders:
+            self._loaders[device] = DeviceLoader(self.data, device, self.resident)
+        return self._loaders[device]
 
     def _load(
         self, index: torch.Tensor, epochs: torch.Tensor, device: torch.device, images_seen: int
     ) -> tuple[Batch, Draws]:
-        feed = self.feed(device)
-        images, labels, index, epochs = feed.load(index, epochs)
+        loader = self.loader(device)
+        images, labels, index, epochs = loader.load(index, epochs)
         step = images_seen // self.global_batch
-        return Batch(images, labels, images_seen, step), Draws(feed.key(self.seed), index, epochs)
+        return Batch(images, labels, images_seen, step), Draws(loader.key(self.seed), index, epochs)
 
     def _images_at(self, start: int, count: int) -> torch.Tensor:
         """Return index and epoch of the images at positions of the run, int64 [2, count]."""
         index, epochs, position = [], [], start
         while position < start + count:
-            epoch, place = divmod(position, self.length)
-            block, first = divmod(place, PERMUTATION_BLOCK)
+            epoch, offset = divmod(position, self.length)
+            block, first = divmod(offset, PERMUTATION_BLOCK)
             run = self._order(epoch, block)[first : first + start + count - position]
             index.append(run)
             epochs.append(torch.full_like(run, epoch))
@@ -108,3 +110,13 @@ class Batches:
         # A batch may straddle two blocks, so the one before is kept; older ones are not needed.
         self._orders = [*self._orders[-1:], ((epoch, block), found)]
         return found
+
+
+def trial_batch(
+    count: int, image_shape: tuple[int, ...], device: torch.device
+) -> tuple[Batch, Draws]:
+    """Return `count` black images of class 0, to try out a loss."""
+    images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=device)
+    index = torch.arange(count, device=device)
+    # Draws of a step of its own for each image, as in training.
+    return Batch(images, torch.zeros_like(index)), Draws.of(0, index, index)

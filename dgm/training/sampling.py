@@ -1,4 +1,4 @@
-"""Sampling spread over the processes of an engine, and the sheets that a run leaves."""
+"""Distributed sampling, and the image grids that a run writes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dgm.images import evenly_spaced, fit_grid, grid, to_uint8
 from dgm.objective import Nets, Objective, Visualizable
 from dgm.rng import Draws
 from dgm.training.engine import Engine
-from dgm.training.oom import is_lack_of_memory
-from dgm.training.sampler import Batches
+from dgm.training.oom import is_out_of_memory
+from dgm.training.sampler import BatchSampler
 
-_SHOWN = 20  # stored images that a family is given to show something with
+_NUM_EXAMPLES = 20  # stored images for the grids that a family draws itself
 
 
 @torch.no_grad()
-def sample_on_all(
+def sample_distributed(
     engine: Engine,
     objective: Objective,
     nets: Nets,
@@ -29,19 +29,19 @@ def sample_on_all(
     seed: int,
     **knobs: Any,
 ) -> Tensor:
-    """Make one image for each index and label [N], each process a part: [N, C, H, W] on all.
+    """Sample one image per index and label [N], split over the processes: [N, C, H, W] on all.
 
-    An image follows from (seed, index, label) alone, however many processes there are.
+    An image depends on (seed, index, label) only, not on the number of processes. Collective.
     """
 
-    def make(rows: Tensor) -> Tensor:
-        own_index, own_labels = index[rows].to(engine.device), labels[rows].to(engine.device)
-        draws = Draws.of(seed, own_index)
+    def sample(rows: Tensor) -> Tensor:
+        part_index, part_labels = index[rows].to(engine.device), labels[rows].to(engine.device)
+        draws = Draws.of(seed, part_index)
         with engine.autocast():
             try:
-                return objective.sample(nets, len(rows), own_labels, draws, **knobs)
+                return objective.sample(nets, len(rows), part_labels, draws, **knobs)
             except (RuntimeError, MemoryError) as error:
-                if not is_lack_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 config = objective.sample_config
                 batch = knobs.get("batch", getattr(config, "batch", len(rows)))
@@ -50,45 +50,44 @@ def sample_on_all(
                     "lower sample.batch (--batch of launch/sample.py), which changes no image"
                 ) from error
 
-    return engine.spread(len(index), make)
+    return engine.map_rows(len(index), sample)
 
 
-def draw_sheets(
+def draw_grids(
     engine: Engine,
     objective: Objective,
     nets: Nets,
     num_classes: int,
     per_class: int,
     seed: int,
-    batches: Batches,
+    batches: BatchSampler,
 ) -> dict[str, np.ndarray]:
-    """Draw uint8 [H, W, C] sheets by name, on the first process: samples, a row for each class.
+    """Return uint8 [H, W, C] grids by name, on the first process: samples with a row per class.
 
-    Of many classes or images those are drawn that `shown_classes` chooses. Each process makes a
-    part of the samples; all must ask.
+    `grid_classes` chooses among many classes or images. Collective.
     """
     shape = batches.data.images(np.arange(1)).shape[1:3]
-    classes, columns = shown_classes(num_classes, per_class, *shape)
+    classes, columns = grid_classes(num_classes, per_class, *shape)
     labels = torch.tensor(classes).repeat_interleave(columns)
-    # An image keeps its number whatever else is shown.
+    # An image keeps its index whichever others are in the grid.
     index = labels * per_class + torch.arange(columns).repeat(len(classes))
-    made = sample_on_all(engine, objective, nets, index, labels, seed)
+    samples = sample_distributed(engine, objective, nets, index, labels, seed)
     if not engine.is_main:
         return {}
-    sheets = {"samples": grid(to_uint8(made, objective.pixels), columns)}
+    grids = {"samples": grid(to_uint8(samples, objective.pixels), columns)}
     if isinstance(objective, Visualizable):
         with torch.no_grad(), engine.autocast():
-            drawn = objective.visualize(nets, *batches.first_images(_SHOWN, engine.device))
+            drawn = objective.visualize(nets, *batches.first_images(_NUM_EXAMPLES, engine.device))
         for name, images in drawn.items():
             rows, columns = fit_grid(*images.shape[:2], *images.shape[3:])
-            sheet = to_uint8(images[:rows, :columns].flatten(0, 1), objective.pixels)
-            sheets[name] = grid(sheet, columns)
-    return sheets
+            tiles = to_uint8(images[:rows, :columns].flatten(0, 1), objective.pixels)
+            grids[name] = grid(tiles, columns)
+    return grids
 
 
-def shown_classes(
+def grid_classes(
     num_classes: int, per_class: int, height: int, width: int
 ) -> tuple[list[int], int]:
-    """Return the classes, evenly spaced, and the images of each that fit on a sheet."""
+    """Return the classes, evenly spaced, and the images per class that fit into a grid."""
     rows, columns = fit_grid(num_classes, per_class, height, width)
     return evenly_spaced(num_classes, rows), columns

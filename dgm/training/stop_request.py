@@ -1,4 +1,4 @@
-"""Asking a run to stop: once it trains, signals set a flag, nothing more."""
+"""Requests to stop by signal: once a run trains, they only set a flag."""
 
 from __future__ import annotations
 
@@ -22,37 +22,35 @@ def watched_signals() -> list[signal.Signals]:
 
 
 class StopRequest:
-    """Remember that SIGTERM, SIGINT, SIGUSR2 or SIGHUP came; a second SIGINT interrupts at once.
+    """Records SIGTERM, SIGINT, SIGUSR2 and SIGHUP; a second SIGINT interrupts immediately.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored.
-
-    With `at_once` the first signal calls it, which ends the process, as long as there is nothing to
-    save: until `only_note`.
+    A SIGHUP that is ignored, as under nohup, stays ignored. As long as there is nothing to save,
+    until `defer`, the first signal calls `exit_now`, which ends the process.
     """
 
-    def __init__(self, at_once: Callable[[], object] | None = None) -> None:
-        """Watch, where this is the main thread (elsewhere no handler can be set)."""
+    def __init__(self, exit_now: Callable[[], object] | None = None) -> None:
+        """Set the handlers, if this is the main thread (others cannot)."""
         self.raised = False
         self._interrupts = 0
-        self.at_once = at_once
+        self.exit_now = exit_now
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in watched_signals()}
+            self._before = {s: signal.signal(s, self._record) for s in watched_signals()}
 
-    def only_note(self) -> None:
-        """End the process at no signal from now on."""
-        self.at_once = None
+    def defer(self) -> None:
+        """Only record signals from now on."""
+        self.exit_now = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             raise KeyboardInterrupt
         self.raised = True
-        if self.at_once is not None:
-            self.at_once()
+        if self.exit_now is not None:
+            self.exit_now()
 
     def close(self) -> None:
-        """Put back the handlers that were there before."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
-            # None: it was set by a library in C, and cannot be put back.
+            # None: it was set by a C library, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,147 +1,239 @@
-"""The loop, for every family: restore; step until all images are seen; stop together."""
+"""The training loop of every family: restore; step until all images are seen; stop together."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dgm.common.errors import UserError
 from dgm.objective import InitializedByData, Phase
-from dgm.training import checkpoint
-from dgm.training.cuda_graph import StepNumbers, step_graphs
+from dgm.training import checkpoint, oom
+from dgm.training.cuda_graph import (
+    CudaRecorder,
+    MicroBatches,
+    StepGraphs,
+    StepNumbers,
+    StepOutput,
+)
 from dgm.training.ema import Ema
 from dgm.training.energy import EnergyMeter, find_counters
-from dgm.training.finite_check import FiniteWatch
-from dgm.training.job import Job, check, check_micro_batches, fit_out, with_kernels
-from dgm.training.metrics_log import Clock, Meter, Progress, make_profiler, peak_memory_gib
-from dgm.training.oom import fitting
-from dgm.training.optimizer import learning_rate
+from dgm.training.finite_check import FiniteCheck
+from dgm.training.job import (
+    Job,
+    apply_net_options,
+    check_config,
+    check_micro_batches,
+    records_steps,
+    uses_kernels,
+)
+from dgm.training.metrics_log import Clock, Meter, ProgressBar, make_profiler, peak_memory_gib
+from dgm.training.optimizer import EmaUpdate, learning_rate
 from dgm.training.run_folder import RunFolder
-from dgm.training.run_logger import Journal
-from dgm.training.sampler import Batches
-from dgm.training.sampling import draw_sheets
-from dgm.training.state_dicts import load_nets
+from dgm.training.run_logger import RunLogger
+from dgm.training.sampler import BatchSampler
+from dgm.training.sampling import draw_grids
+from dgm.training.state_dicts import load_nets, tensors_of
 from dgm.training.stop_request import StopRequest
-from dgm.training.train_step import StepOutput, TrainStep
 
 
-def train(job: Job, folder: RunFolder, stop: StopRequest | None = None) -> bool:
-    """Train until `total_images`, or until asked to stop; return whether the run is done.
-
-    The folder is made when the settings have been found to make sense, its configuration written
-    when the newest checkpoint has been found to fit: a mistake leaves no folder and no trace.
-    """
-    run = Run(job)
-    job.changed = job.engine.on_main(folder.open)
-    own = stop or StopRequest()
-    try:
-        return run.train(own, folder)
-    except UserError:
-        if job.engine.is_main and run.images_seen == run.images_seen_at_start:
-            folder.discard()
-        raise
-    finally:
-        if stop is None:
-            own.close()
-
-
-class Run:
-    """A run in progress: `restore`, `start_telling`, then `go_on` until all images are seen."""
+class Trainer:
+    """Trains a job: `train` restores it and repeats `train_step` and `after_step`."""
 
     def __init__(self, job: Job):
+        """Prepare nets, EMA and data; raise UserError where a setting makes no sense."""
         self.job, self.config, self.engine = job, job.config, job.engine
-        check(job.config, job.engine.asked)
-        engine = job.engine
-        self.batches = Batches(
-            job.data, job.seed, job.config.global_batch, job.config.micro_batch,
-            engine.rank, engine.world_size, job.config.overfit_one_batch,
-            job.config.images_on_device,
+        config, engine = job.config, job.engine
+        check_config(config, engine.launch)
+        self.batches = BatchSampler(
+            job.data, job.seed, config.global_batch, config.micro_batch,
+            engine.rank, engine.world_size, config.overfit_one_batch, config.images_on_device,
         )  # fmt: skip
         check_micro_batches(job.objective, self.batches)
-        self.prepare()
+        self._prepare_nets()
         averaged = {phase.net for phase in job.objective.phases if phase.average}
-        first = {name: net for name, net in engine.copies().items() if name in averaged}
-        self.ema = Ema(first, job.config.ema_halflife_images)
-        self.meter = Meter()
-        self.watch = FiniteWatch(engine, job.objective, self.batches, engine.host_knows_norms)
-        self.train_step = TrainStep(engine, job.objective, self.watch, self.batches.num_micro)
-        self.graphs = step_graphs(job.config, self.train_step, self.batches)
+        initial = {name: net for name, net in engine.copy_nets().items() if name in averaged}
+        self.ema = Ema(initial, config.ema_halflife_images)
+        self.finite_check = FiniteCheck(engine, job.objective, self.batches, engine.norms_on_host)
+        self.graphs: StepGraphs | None = None
+        if records_steps(config, engine.launch):
+            self.record_steps(CudaRecorder(engine.device))
         self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
+        self.meter = Meter()
         self.energy = EnergyMeter(find_counters(engine.device) if engine.is_main else {})
+        self.progress = ProgressBar(config.total_images, 0, shown=False)
         self.saved_at = -1
-        self.stop: StopRequest | None = None
-        self.measured: dict[str, float] = {}  # by the job's evaluation, not yet in the log
-        self.best: dict[str, Any] | None = None  # the best of what it measured so far
+        self.eval_metrics: dict[str, float] = {}  # evaluated, not yet logged
+        self.best: dict[str, Any] | None = None  # the best evaluation so far
 
-    def prepare(self) -> None:
-        """Hand the nets to the engine, which spreads their first weights over the processes."""
+    def _prepare_nets(self) -> None:
+        """Initialize nets by data where needed; the engine broadcasts them and wraps them."""
         job, engine = self.job, self.engine
         if isinstance(job.objective, InitializedByData):
             nets = {name: net.to(engine.device) for name, net in job.nets.items()}
             with torch.no_grad():
                 job.objective.initialize(nets, *self.batches.first_images(256, engine.device))
-        fit_out(job.nets, job.config, engine.asked, engine.device)
-        engine.prepare(job.nets, job.optim, with_kernels(job.config))
+        apply_net_options(job.nets, job.config, engine.launch, engine.device)
+        engine.prepare(job.nets, job.optim, uses_kernels(job.config))
 
-    def train(self, stop: StopRequest, folder: RunFolder | None = None) -> bool:
-        """Train until all images are seen or a stop is asked for; say whether the run is done."""
+    def train(self, folder: RunFolder, stop: StopRequest | None = None) -> bool:
+        """Train until `total_images` or until asked to stop; return whether the run is done.
+
+        The folder is made once the settings have been checked, its configuration written once the
+        newest checkpoint has been found to fit: a mistake leaves no folder and no trace.
+        """
+        if stop is None:
+            with contextlib.closing(StopRequest()) as own:
+                return self.train(folder, own)
         job, config, engine = self.job, self.config, self.engine
-        self.stop = stop
-        job.watchdog.doing("start")
-        self.restore()
-        if folder is not None:
-            engine.on_main(folder.write_config)
-        self.start_telling()
-        if engine.world_size > 1:
-            stop.only_note()  # else one might end as another has begun
-        steps = config.profile_steps if engine.is_main else 0
-        profiler = make_profiler(job.folder / "profile", steps)
+        job.changed = engine.on_main(folder.open)
         try:
-            with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as trace:
+            job.watchdog.set_activity("start")
+            self.restore()
+            engine.on_main(folder.write_config)
+            self.start_logging()
+            if engine.world_size > 1:
+                stop.defer()  # or one process might exit as another begins its first step
+            steps = config.profile_steps if engine.is_main else 0
+            profiler = make_profiler(job.folder / "profile", steps)
+            with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as profile:
                 while self.images_seen < config.total_images:
-                    self.go_on()
-                    if trace is not None:
-                        trace.step()
-                    if engine.agree(stop.raised):
+                    out_of_memory = False
+                    try:
+                        self.train_step()
+                    except (RuntimeError, MemoryError) as error:
+                        if not oom.is_out_of_memory(error):
+                            raise
+                        out_of_memory = True
+                    if out_of_memory:  # here the failed step's tensors are freed
+                        raise oom.advise(engine, job.objective, self.batches, job.image_shape)
+                    stop.defer()  # from here on there is something to save
+                    self.after_step()
+                    if profile is not None:
+                        profile.step()
+                    if engine.any_rank(stop.raised):
                         break
-            done = self.images_seen >= config.total_images
-            self.finish(done)
-            return done
+            is_done = self.images_seen >= config.total_images
+            self.finish(is_done)
+            return is_done
+        except UserError:
+            if engine.is_main and self.images_seen == self.images_seen_at_start:
+                folder.discard()
+            raise
         finally:
-            stop.only_note()
-            job.watchdog.doing("save")
+            stop.defer()
+            job.watchdog.set_activity("save")
             self.progress.close()
 
-    def go_on(self) -> None:
-        """Take a step, and do what is due after it."""
-        job, config, engine = self.job, self.config, self.engine
-        every = config.cadences
-        along: dict[str, bool] = {}
-        for number, phase in enumerate(job.objective.phases):
-            if self.step % phase.every == 0:
-                along[phase.net] = fitting(
-                    functools.partial(self.update, phase, number),
-                    engine, job.objective, self.batches, job.image_shape,
-                )  # fmt: skip
-        self.advance()
-        with engine.whole() as nets:
-            self.ema.update(nets, self.images_seen, config.global_batch, along)
-        improved = self.due(job.eval_every_images) and self.evaluate()
-        if self.due(every.log) or self.measured:
+    def train_step(self) -> None:
+        """Train on one global batch: update each phase's net, then the moving average."""
+        phases, batch = self.job.objective.phases, self.config.global_batch
+        images_after = self.images_seen + batch
+        averaged: dict[str, bool] = {}  # whether the optimizer updated a net's average as well
+        for number, phase in enumerate(phases):
+            if self.step % phase.every != 0:
+                continue
+            lr = learning_rate(self.job.optim[phase.net], images_after, self.config.total_images)
+            lr = float(np.float32(lr))  # as a recorded step reads it from the device
+            gradient_index = self.step * len(phases) + number
+            now = StepNumbers(self.images_seen, self.step, gradient_index, lr)
+            output = self._replay(phase, now)
+            if output is None:
+                if self.engine.device.type == "cuda":  # elsewhere it would import the compiler
+                    torch.compiler.cudagraph_mark_step_begin()  # frees outputs of earlier graphs
+                is_last = not any(
+                    p.net == phase.net and self.step % p.every == 0 for p in phases[number + 1 :]
+                )
+                ema = self.ema.fused_update(phase.net, images_after, batch) if is_last else None
+                micro_batches = self.batches.micro_batches(self.images_seen, self.engine.device)
+                timed = self.clock.timed(micro_batches)
+                output = self.update_net(phase, timed, lr, gradient_index, ema)
+            averaged[phase.net] = output.averaged
+            self.meter.add([self.metric_name(phase, name) for name in output.names], output.values)
+        self.images_seen, self.step = images_after, self.step + 1
+        with self.engine.full_weights() as nets:
+            self.ema.update(nets, self.images_seen, batch, averaged)
+
+    def update_net(
+        self,
+        phase: Phase,
+        micro_batches: MicroBatches,
+        lr: float,
+        gradient_index: int | Tensor,
+        ema: EmaUpdate | None = None,
+    ) -> StepOutput:
+        """Update the phase's net once: forward, backward, clip, optimizer.
+
+        The host waits for the device only where the finite check does.
+        """
+        wrapped, num_micro = self.engine.wrapped_nets[phase.net], self.batches.num_micro
+        metrics: list[dict[str, Tensor]] = []
+        norms: list[Tensor] = []
+
+        def check(norm: Tensor) -> Tensor | None:
+            norms.append(norm)
+            return self.finite_check.check_norm(norm, gradient_index)
+
+        with self.engine.freeze_others(phase.net) as nets:
+            for batch, draws in micro_batches:
+
+                def compute_loss(batch=batch, draws=draws) -> Tensor:
+                    with self.engine.autocast():
+                        out = self.job.objective.loss(nets, batch, phase, draws)
+                    metrics.append({name: value.detach() for name, value in out.items()})
+                    return out["loss"] if num_micro == 1 else out["loss"] / num_micro
+
+                is_last = len(metrics) == num_micro - 1
+                wrapped.backward(wrapped.forward(compute_loss, sync=is_last))
+        averaged = wrapped.clip_and_step(lr, check, ema)
+        rows = [torch.stack([*each.values(), *norms]).double() for each in metrics]
+        means = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
+        return StepOutput((*metrics[0], "grad_norm"), means, averaged)
+
+    def _replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
+        """Take a step by CUDA graph; return None where steps are not recorded."""
+        if self.graphs is None:
+            return None
+        recorded = self.graphs.get(phase, now.step)
+        with self.clock.waiting():
+            recorded.fill(now)
+        output = recorded.run(now)
+        if output is None:
+            self.graphs = None  # for good, with what was recorded
+        return output
+
+    def record_steps(self, recorder: Any) -> None:
+        """Record and replay steps by a `cuda_graph.Recorder` from now on."""
+        self.graphs = StepGraphs(
+            self.engine, self.job.objective, self.batches, self.update_net, recorder
+        )
+
+    def after_step(self) -> None:
+        """Do what is due: evaluate, log, sample, save."""
+        every = self.config.cadences
+        self.energy.read_if_due()
+        self.progress.advance(min(self.images_seen, self.config.total_images))
+        improved = self.is_due(self.job.eval_every_images) and self.evaluate()
+        if self.is_due(every.log) or self.eval_metrics:
             self.log()
-        if self.due(every.sample):
+        if self.is_due(every.sample):
             self.sample()
-        if self.due(every.save) or improved:
+        if self.is_due(every.save) or improved:
             self.save()
 
+    def is_due(self, every: int) -> bool:
+        """Return whether a multiple of `every` images was crossed in this step."""
+        before = self.images_seen - self.config.global_batch
+        return every > 0 and self.images_seen // every > before // every
+
     def restore(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
+        """Continue from the newest whole checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
         found = self.engine.on_main(lambda: checkpoint.take_over(folder, self.check_data))
         if found is None:
@@ -158,8 +250,14 @@ class Run:
         self.meter.restore(state["meter"], self.engine)
 
     def check_data(self, state: dict[str, Any]) -> None:
-        """Raise UserError where a checkpoint was trained on other images than the job's."""
-        self.check_classes(state.get("classes", list(self.job.classes)))
+        """Raise UserError where a checkpoint was trained on other images or other class numbers."""
+        before, now = state.get("classes", list(self.job.classes)), list(self.job.classes)
+        if before != now and self.job.objective.num_classes is not None:
+            old, new = ("none" if not c else f"{len(c)} ({c[0]} to {c[-1]})" for c in (before, now))
+            raise UserError(
+                f"run.dir {self.job.folder} was trained with other classes: {old}, while "
+                f"data.shards has {new}, numbered in ascending order: use another run.dir"
+            )
         if state["data_id"] not in (self.job.data_id, *self.job.former_data_ids):
             raise UserError(
                 f"run.dir {self.job.folder} was trained on other images than data.shards holds now "
@@ -167,98 +265,42 @@ class Run:
                 "then, or another run.dir"
             )
 
-    def check_classes(self, before: list[str]) -> None:
-        """Raise UserError where labels were numbered otherwise before, and the nets know labels."""
-        now = list(self.job.classes)
-        if before != now and self.job.objective.num_classes is not None:
-            shown = ["none" if not c else f"{len(c)} ({c[0]} to {c[-1]})" for c in (before, now)]
-            raise UserError(
-                f"run.dir {self.job.folder} was trained with other classes: {shown[0]}, while "
-                f"data.shards has {shown[1]}, numbered in ascending order: use another run.dir"
-            )
-
-    def start_telling(self) -> None:
-        """Open the log, say what is about to run, start the trackers and the clock."""
+    def start_logging(self) -> None:
+        """Open the log, print the summary, start trackers and clock."""
         job, engine = self.job, self.engine
-        self.journal = Journal(
-            job, engine.copies(), self.batches.micro_batch, self.images_seen, self.step
-        )
-        self.progress = Progress(self.config.total_images, self.images_seen, engine.is_main)
+        micro_batch = self.batches.micro_batch
+        self.logger = RunLogger(job, engine.copy_nets(), micro_batch, self.images_seen, self.step)
+        self.progress = ProgressBar(self.config.total_images, self.images_seen, engine.is_main)
         self.clock = Clock(self.images_seen, job.watchdog)
-        job.watchdog.doing("step")
+        job.watchdog.set_activity("step")
         self.energy.start(self.energy.total)
 
-    def update(self, phase: Phase, number: int) -> bool:
-        """Take one optimizer step of a phase; say whether the average took it in on the way."""
-        phases, seen = self.job.objective.phases, self.images_seen + self.config.global_batch
-        lr = learning_rate(self.job.optim[phase.net], seen, self.config.total_images)
-        lr = float(np.float32(lr))  # a recorded step reads it from the device
-        now = StepNumbers(self.images_seen, self.step, self.step * len(phases) + number, lr)
-        output = self.replay(phase, now)
-        if output is None:
-            if self.engine.device.type == "cuda":  # elsewhere it would import the compiler
-                torch.compiler.cudagraph_mark_step_begin()  # what graphs made before is done with
-            again = any(
-                p.net == phase.net and self.step % p.every == 0 for p in phases[number + 1 :]
-            )
-            average = None if again else self.ema.along(phase.net, seen, self.config.global_batch)
-            given = self.clock.timed(self.batches.step(self.images_seen, self.engine.device))
-            output = self.train_step.take(phase, given, lr, now.place, average)
-        self.meter.add([self.metric(phase, name) for name in output.names], output.values)
-        return output.averaged
-
-    def replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
-        """Take a step, by replay once it is recorded; return None where steps are not recorded."""
-        if self.graphs is None:
-            return None
-        recorded = self.graphs.of(phase, now.step)
-        with self.clock.waiting():
-            recorded.fill(now)
-        output = recorded.run(now)
-        if output is None:
-            self.graphs = None  # for good, with what was recorded
-        return output
-
-    def metric(self, phase: Phase, name: str) -> str:
-        """Name a value; the phase shows only where there are several."""
-        alone = len(self.job.objective.phases) == 1
-        return f"train/{name}" if alone else f"train/{phase.name}/{name}"
-
-    def advance(self) -> None:
-        """Count the step: from here on there is something to save."""
-        if self.stop is not None:
-            self.stop.only_note()
-        self.images_seen += self.config.global_batch
-        self.step += 1
-        self.energy.tick()
-        self.progress.advance(min(self.images_seen, self.config.total_images))
-
-    def due(self, every: int) -> bool:
-        """Say whether a multiple of `every` images was crossed in this step."""
-        before = self.images_seen - self.config.global_batch
-        return every > 0 and self.images_seen // every > before // every
+    def metric_name(self, phase: Phase, name: str) -> str:
+        """Return a metric's key; it names the phase only where there are several."""
+        has_one = len(self.job.objective.phases) == 1
+        return f"train/{name}" if has_one else f"train/{phase.name}/{name}"
 
     def evaluate(self) -> bool:
-        """Measure the averaged weights; say whether they are the best so far."""
+        """Evaluate the averaged weights; return whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause("eval"), self.progress.doing("evaluating"):
+        with self.clock.pause("eval"), self.progress.during("evaluating"):
             found = self.job.evaluation(self.ema.nets)
-        self.measured = {name: value for name, value in found.items() if math.isfinite(value)}
-        for name in found.keys() - self.measured.keys():
+        self.eval_metrics = {name: value for name, value in found.items() if math.isfinite(value)}
+        for name in found.keys() - self.eval_metrics.keys():
             warnings.warn(f"{name} is {found[name]} after {self.images_seen} images", stacklevel=2)
         name, value = next(iter(found.items()))
-        if not value < (self.best["value"] if self.best else math.inf):  # nor if it is not a number
+        if not value < (self.best["value"] if self.best else math.inf):  # nor if it is NaN
             return False
         self.best = {"metric": name, "value": value, "images_seen": self.images_seen}
         return True
 
     def log(self) -> None:
         """Write the means since the last log."""
-        self.watch.check()
+        self.finite_check.raise_if_found()
         means = self.meter.means(self.engine)
         self.wall_s += self.clock.elapsed_s()
         rates = {
-            self.metric(p, "lr"): learning_rate(
+            self.metric_name(p, "lr"): learning_rate(
                 self.job.optim[p.net], self.images_seen, self.config.total_images
             )
             for p in self.job.objective.phases
@@ -269,33 +311,32 @@ class Run:
             "wall_s": round(self.wall_s, 3),
             **means,
             **rates,
-            **self.measured,
+            **self.eval_metrics,
             **self.clock.read(self.images_seen),
             "memory/peak_gib": round(peak_memory_gib(self.engine.device), 3),
             **self.energy.read(),
         }
         self.clock.start(self.images_seen)
-        self.measured = {}
-        self.journal.log(line)
+        self.eval_metrics = {}
+        self.logger.log(line)
         losses = {k.removeprefix("train/"): v for k, v in means.items() if k.endswith("/loss")}
-        self.progress.say(losses)
+        self.progress.set_losses(losses)
 
     def sample(self) -> None:
-        """Draw grids from the averaged weights: samples, and what else the family has to show."""
-        with self.clock.pause("sample"), self.progress.doing("drawing samples"):
-            job, engine = self.job, self.engine
-            sheets = draw_sheets(
-                engine, job.objective, self.ema.nets, len(job.classes),
-                self.config.samples_per_class, job.seed, self.batches,
+        """Write image grids of the averaged weights: samples, and the family's own grids."""
+        with self.clock.pause("sample"), self.progress.during("drawing samples"):
+            grids = draw_grids(
+                self.engine, self.job.objective, self.ema.nets, len(self.job.classes),
+                self.config.samples_per_class, self.job.seed, self.batches,
             )  # fmt: skip
-            self.journal.show(sheets, self.images_seen, self.step)
+            self.logger.log_images(grids, self.images_seen, self.step)
 
     def save(self) -> None:
-        """Write a checkpoint; the log reaches the disk before it."""
+        """Write a checkpoint; the log is synced to the disk before it."""
         if self.saved_at == self.images_seen:
             return
-        self.watch.check()
-        with self.clock.pause("save"), self.progress.doing("saving"):
+        self.finite_check.raise_if_found()
+        with self.clock.pause("save"), self.progress.during("saving"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             state = {
                 "images_seen": self.images_seen,
@@ -308,26 +349,22 @@ class Run:
                 "image_shape": list(self.job.image_shape),
                 "classes": list(self.job.classes),
             }
-            ema = {
-                f"{n}.{k}": v for n, m in self.ema.nets.items() for k, v in m.state_dict().items()
-            }
-            whole = checkpoint.Checkpoint(full, ema, state)
-            folder = self.job.folder / "checkpoints"
-            keep = self.config.keep_checkpoints
+            content = checkpoint.Checkpoint(full, tensors_of(self.ema.nets), state)
+            folder, keep = self.job.folder / "checkpoints", self.config.keep_checkpoints
             best = self.best["images_seen"] if self.best else None
 
             def write() -> None:
-                self.journal.file.sync()
-                checkpoint.write(folder, self.images_seen, whole, keep, best)
+                self.logger.file.sync()
+                checkpoint.write(folder, self.images_seen, content, keep, best)
 
             self.engine.on_main(write)
             self.saved_at = self.images_seen
 
-    def finish(self, done: bool) -> None:
-        """Leave everything on the disk."""
-        if done and self.meter.sums:
+    def finish(self, is_done: bool) -> None:
+        """Write the last log and grid of a run that is done, and the checkpoint."""
+        if is_done and self.meter.sums:
             self.log()
         last_grid = self.job.folder / "samples" / f"{self.images_seen:09d}.png"
-        if done and not self.engine.on_main(last_grid.exists):
+        if is_done and not self.engine.on_main(last_grid.exists):
             self.sample()
         self.save()

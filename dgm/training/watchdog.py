@@ -1,4 +1,4 @@
-"""Ending a process that hangs: with a line that says in what, and where every thread stands."""
+"""End a process that hangs, with a line that names what it was doing and all threads' stacks."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ import time
 from types import FrameType
 from typing import Any, Literal
 
-What = Literal["data", "step", "save", "sample", "eval", "start", "prepare"]
+Activity = Literal["data", "step", "save", "sample", "eval", "start", "prepare"]
 
-_SAY: dict[What, str] = {
+_DESCRIPTIONS: dict[Activity, str] = {
     "data": "waiting for data: look at the disk or network that data.shards lies on",
     "step": "in a step: look at the other processes, and at the device",
     "save": "saving: look at the disk of run.dir",
     "sample": "making samples: look at the other processes, and at the device",
     "eval": "measuring: look at the other processes, and at the device",
-    "start": "reading what the run left: look at the disk of run.dir and at the other processes",
+    "start": "reading the run folder: look at the disk of run.dir and at the other processes",
     "prepare": "opening or building shards: look at the disk or network that they lie on",
 }
-# Those that may take hours without hanging: as long as they compute, they get on.
+# Activities that may take hours: they do not hang as long as the process computes.
 _LONG = ("save", "sample", "eval", "start", "prepare")
 
-# What hangs in a page of a mapped file keeps Python's lock, and this thread cannot run. Then the C
-# library's timer ends the process instead, a little later and with the threads only.
-_MORE = 1.1
+# A process that hangs in a page fault of a mapped file holds Python's lock, so that the watchdog's
+# thread cannot run. Then faulthandler's timer ends it, a little later, printing the stacks only.
+_TIMER_FACTOR = 1.1
 
 
 class Watchdog:
-    """Watch from a thread that something gets done; a step tells it with two assignments."""
+    """Watches progress from a thread; a step reports progress by two assignments."""
 
     def __init__(self, minutes: float):
-        """Prepare to end the process where nothing is done for so long; 0: never."""
+        """End the process after `minutes` without progress; 0: never."""
         self.minutes, self.limit_s = minutes, 60 * minutes
         self.tick_s = min(10.0, self.limit_s / 20)
-        self.working_s = min(0.25, self.limit_s / 20)  # of the processor, more than watching takes
-        self.what: What | None = None
+        self.working_s = min(0.25, self.limit_s / 20)  # of processor time, more than watching takes
+        self.activity: Activity | None = None
         self.count = 0
-        self._before: Any = None  # what SIGTSTP did
+        self._before: Any = None  # the handler of SIGTSTP
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def doing(self, what: What | None) -> None:
-        """Note what begins now, what was before being done; nothing is watched in None."""
-        self.what = what
+    def set_activity(self, activity: Activity | None) -> None:
+        """Set what begins now; the previous activity is done. None is not watched."""
+        self.activity = activity
         self.count += 1
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start to watch."""
         if self.limit_s <= 0:
             return
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGTSTP"):
@@ -58,7 +58,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop to watch."""
         self._ended.set()
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTSTP, self._before)
@@ -72,35 +72,35 @@ class Watchdog:
         last, computed = time.monotonic(), time.process_time()
         while not self._ended.wait(self.tick_s):
             now = time.monotonic()
-            # A process that was stopped did not hang: this thread was stopped as well.
+            # The time of a stopped process does not count: this thread was stopped as well.
             idle_s += min(now - last, 2 * self.tick_s)
             last = now
-            what, count = self.what, self.count
-            at_work = what in _LONG and time.process_time() - computed > self.working_s
-            if what is None or count != seen or at_work:
+            activity, count = self.activity, self.count
+            is_computing = activity in _LONG and time.process_time() - computed > self.working_s
+            if activity is None or count != seen or is_computing:
                 seen, idle_s, computed = count, 0.0, time.process_time()
-            if what is not None and idle_s >= self.limit_s:
-                self._end(what)
-            self._set_timer(idle_s if what else None)
+            if activity is not None and idle_s >= self.limit_s:
+                self._end(activity)
+            self._set_timer(idle_s if activity else None)
 
     def _set_timer(self, idle_s: float | None) -> None:
         faulthandler.cancel_dump_traceback_later()
         if idle_s is not None:
-            left_s = self.limit_s * _MORE - idle_s + 2 * self.tick_s
+            left_s = self.limit_s * _TIMER_FACTOR - idle_s + 2 * self.tick_s
             faulthandler.dump_traceback_later(left_s, exit=True, file=2)
 
-    def _end(self, what: What) -> None:
+    def _end(self, activity: Activity) -> None:
         line = (
             f"error: nothing was done for {self.minutes:g} minutes (train.timeout_minutes) while "
-            f"{_SAY[what]}; the same command continues from the newest checkpoint\n"
+            f"{_DESCRIPTIONS[activity]}; the same command continues from the newest checkpoint\n"
         )
-        with contextlib.suppress(OSError):  # of a reader that ended
+        with contextlib.suppress(OSError):  # the reader has ended
             os.write(2, line.encode())
         faulthandler.dump_traceback(2)
         os._exit(1)
 
 
 def _pause(number: int, frame: FrameType | None) -> None:
-    # The timer, unlike the thread, would count the time that the process is stopped for.
+    # The timer, unlike the thread, would count the time for which the process is stopped.
     faulthandler.cancel_dump_traceback_later()
     os.kill(os.getpid(), signal.SIGSTOP)

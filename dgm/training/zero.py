@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO: optimizer (1), gradients (2) and weights (3) of a net spread over processes.
+"""DeepSpeed ZeRO: optimizer (1), gradients (2) and weights (3) of a net sharded over processes.
 
-`accelerate launch` says that it is wanted, and starts the processes; the nets go to DeepSpeed
-directly, an engine of its own for each, since accelerate's plugin serves one net only.
+`accelerate launch` chooses it and starts the processes; each net gets a DeepSpeed engine of its
+own, since accelerate's plugin supports one net only.
 """
 
 from __future__ import annotations
@@ -10,25 +10,31 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError
-from dgm.training.launch_env import Zero, on_gpu
-from dgm.training.learner import See, Step, clip
-from dgm.training.optimizer import Average, OptimConfig, decayed_weights, learnt, torchs_adamw
-from dgm.training.state_dicts import MOMENTS, frozen_copy, load_moments, moments_of
+from dgm.training.ddp import LossFunction, LossModule, NormCheck, WrappedNet, clip
+from dgm.training.launch_env import ZeroConfig, on_gpu
+from dgm.training.optimizer import (
+    EmaUpdate,
+    OptimConfig,
+    decayed_weights,
+    torch_adamw,
+    with_gradient,
+)
+from dgm.training.state_dicts import MOMENTS, frozen_copy, load_moments
 
-_BUCKET = 50_000_000  # numbers sent at once; more than any net here has
+_BUCKET = 50_000_000  # numbers per collective; more than any net here has
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed without its chatter; raises UserError where it cannot be."""
+    """Import DeepSpeed without its log lines; raise UserError where it cannot be imported."""
     if not on_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would look for CUDA's compiler
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for CUDA's compiler
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         import deepspeed
@@ -38,88 +44,81 @@ def import_deepspeed() -> Any:
             "pip install deepspeed, or choose distributed_type MULTI_GPU"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its import sets it
-    # On a CPU it would compile a minute long what only inference needs.
+    # On a CPU it would compile for a minute what only inference needs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-class _InDeepSpeed:
-    """What all stages have in common: the engine that DeepSpeed made, and its gradients."""
+class _InDeepSpeed(WrappedNet):
+    """The part that all stages share: the DeepSpeed engine and its gradients."""
 
     engine: Any
 
     @property
-    def built(self) -> str:
-        """Say what stands."""
+    def strategy(self) -> str:
+        """Return what was built."""
         return str(_built(self.engine))
 
-    def backward(self, loss: Callable[[], Tensor], last: bool) -> None:
-        """Compute a loss and add its gradient; only the last of a step is averaged over ranks."""
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(self.engine(loss))
+    def forward(self, loss: LossFunction, sync: bool) -> Tensor:
+        """Return the loss []; its gradient is averaged over ranks if `sync`."""
+        self.engine.set_gradient_accumulation_boundary(sync)
+        return self.engine(loss)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss."""
+        self.engine.backward(loss)
 
 
-class Replicated(_InDeepSpeed):
-    """A net of which each process holds all, its gradients averaged by DeepSpeed: stage 0."""
+class DeepSpeedReplicated(_InDeepSpeed):
+    """A net of which each process holds a replica, its gradients averaged by DeepSpeed: stage 0."""
 
     def __init__(self, net: nn.Module, config: OptimConfig):
-        """Make the optimizer and hand both to DeepSpeed."""
-        self.net = net  # its weights stay contiguous, as DeepSpeed wants them
+        """Create the optimizer and pass both to DeepSpeed."""
+        self.net = net  # not channels_last: DeepSpeed needs contiguous weights
         self.clip_norm = config.clip_norm
-        self.optimizer = torchs_adamw(net.parameters(), config, decayed_weights(net))
-        self.engine = _initialize(net, self.optimizer, Zero(0), clip_norm=0.0)  # `update` clips
+        self.optimizer = torch_adamw(net.parameters(), config, decayed_weights(net))
+        # Without clipping, which `clip_and_step` does.
+        self.engine = _initialize(net, self.optimizer, ZeroConfig(0), clip_norm=0.0)
 
-    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
-        """Clip the gradient, update the weights at this learning rate, and clear it."""
-        skip = see(clip(learnt(self.net.parameters()), self.clip_norm))
+    def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
+        """Clip the gradient, update the weights, clear the gradient."""
+        skip = check(clip(with_gradient(self.net.parameters()), self.clip_norm))
         set_lr(self.optimizer, lr)
         if skip is not None:
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # a fused one reads it
+            self.optimizer.found_inf = skip  # a fused optimizer reads it
         self.engine.step()
         return False
 
-    def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
-        """Give the net."""
-        return contextlib.nullcontext(self.net)
-
-    def copy(self) -> nn.Module:
-        """Copy the net, frozen."""
-        return frozen_copy(self.net)
-
-    def moments(self) -> dict[str, Tensor]:
-        """Give the optimizer's moments by `moment.parameter`."""
-        return moments_of(self.net, self.optimizer.state)
-
-    def continue_from(self, moments: Mapping[str, Tensor]) -> None:
-        """Put moments back."""
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Load the optimizer's moments."""
         load_moments(self.net, self.optimizer.state.__setitem__, moments)
 
 
-class Partitioned(_InDeepSpeed):
-    """A net of which DeepSpeed spreads something over the processes: stages 1 to 3."""
+class DeepSpeedPartitioned(_InDeepSpeed):
+    """A net of which DeepSpeed shards something over the processes: stages 1 to 3."""
 
-    def __init__(self, net: nn.Module, config: OptimConfig, zero: Zero):
-        """Make the optimizer and hand both to DeepSpeed; raises UserError where it cannot."""
+    def __init__(self, net: nn.Module, config: OptimConfig, zero: ZeroConfig):
+        """Create the optimizer and pass both to DeepSpeed; UserError if it cannot shard it."""
         self.net, self.zero = net, zero
-        # The net's form; DeepSpeed takes the net's own weights apart and hangs hooks into it.
-        self.form = frozen_copy(net).to("meta")
-        self.optimizer = torchs_adamw(net.parameters(), config, decayed_weights(net))
+        # The net's structure, for copies; DeepSpeed shards its weights and adds hooks to it.
+        self.template = frozen_copy(net).to("meta")
+        self.optimizer = torch_adamw(net.parameters(), config, decayed_weights(net))
         check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
 
-    def update(self, lr: float, see: See, average: Average | None = None) -> bool:
-        """Update the weights at this learning rate, clipped, and clear the gradient.
+    def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
+        """Clip the gradient, update the weights, clear the gradient.
 
-        DeepSpeed itself leaves the weights alone where the gradient is not finite.
+        DeepSpeed itself skips the update where the gradient is not finite.
         """
         set_lr(self.optimizer, lr)
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
-        see(norm.to(self.engine.device))
+        check(norm.to(self.engine.device))
         return False
 
-    def whole(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
-        """Give the net with its whole weights; in stage 3 they are let go of afterwards."""
+    def full_weights(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+        """Yield the net with unsharded weights; stage 3 shards them again afterwards."""
         return self._gathered(write) if self.zero.stage == 3 else contextlib.nullcontext(self.net)
 
     @contextlib.contextmanager
@@ -129,17 +128,17 @@ class Partitioned(_InDeepSpeed):
             yield self.net
 
     def copy(self) -> nn.Module:
-        """Copy the net with its whole weights, frozen."""
-        made = copy.deepcopy(self.form).to_empty(device=self.engine.device)
-        with self.whole() as net, torch.no_grad():
-            for mine, theirs in zip(made.parameters(), net.parameters(), strict=True):
-                mine.copy_(theirs)
-            for own, other in zip(made.buffers(), net.buffers(), strict=True):
-                own.copy_(other)
-        return made
+        """Return a frozen copy of the net with unsharded weights."""
+        copied = copy.deepcopy(self.template).to_empty(device=self.engine.device)
+        with self.full_weights() as net, torch.no_grad():
+            for target, source in zip(copied.parameters(), net.parameters(), strict=True):
+                target.copy_(source)
+            for buffer, other in zip(copied.buffers(), net.buffers(), strict=True):
+                buffer.copy_(other)
+        return copied
 
     def moments(self) -> dict[str, Tensor]:
-        """Gather the optimizer's moments by `moment.parameter`."""
+        """Return the optimizer's unsharded moments by `moment.parameter`."""
         state = self.optimizer.state.get(self._parts[0], {})
         if "step" not in state:
             return {}
@@ -151,33 +150,33 @@ class Partitioned(_InDeepSpeed):
                 found[f"{kind}.{key}"] = get(parameter, kind).view(self._shapes[key])
         return found
 
-    def continue_from(self, moments: Mapping[str, Tensor]) -> None:
-        """Take the weights just written for the fp32 ones, and put moments back."""
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Set the fp32 master weights from those just loaded, and load the moments."""
         steps = [value for key, value in moments.items() if key.startswith("step.")]
         if steps:
-            self._make_moments(max(steps, key=float))
-        with self.whole() as net:
+            self._create_moments(max(steps, key=float))
+        with self.full_weights() as net:
             weights = {key: value.detach().clone() for key, value in net.named_parameters()}
         for key, parameter in self.net.named_parameters():
             self._set(parameter, weights[key], None)
             for kind in MOMENTS[1:] if steps else ():
-                # Elsewhere a parameter that never had a gradient has no moments.
+                # Other engines keep no moments of a parameter that never had a gradient.
                 value = moments.get(f"{kind}.{key}", torch.zeros_like(weights[key]))
                 self._set(parameter, value, kind)
 
     @property
     def _shapes(self) -> dict[str, torch.Size]:
-        return {key: value.shape for key, value in self.form.named_parameters()}
+        return {key: value.shape for key, value in self.template.named_parameters()}
 
     @property
     def _parts(self) -> list[Tensor]:
-        """Give this process's parts of the fp32 weights, as the inner optimizer knows them."""
-        spread = "fp32_partitioned_groups_flat"
-        name = spread if self.zero.stage == 3 else "single_partition_of_fp32_groups"
+        """Return this process's shards of the fp32 weights, which the inner optimizer updates."""
+        stage_3 = "fp32_partitioned_groups_flat"
+        name = stage_3 if self.zero.stage == 3 else "single_partition_of_fp32_groups"
         return list(getattr(self.engine.optimizer, name))
 
-    def _make_moments(self, step: Tensor) -> None:
-        # The optimizer has none before its first step, and DeepSpeed no way to make them.
+    def _create_moments(self, step: Tensor) -> None:
+        # The optimizer has none before its first step, and DeepSpeed cannot create them.
         for part in self._parts:
             self.optimizer.state[part] = {
                 "step": step.to(part.device, torch.float32, copy=True),
@@ -187,7 +186,7 @@ class Partitioned(_InDeepSpeed):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: Tensor, value: Tensor, kind: str | None) -> None:
-        """Put back a whole weight (`kind` None) or moment."""
+        """Set an unsharded weight (`kind` None) or moment."""
         utils = import_deepspeed().utils
         value = value.to(self.engine.device, torch.float32).contiguous()
         if self.zero.stage < 3:
@@ -196,7 +195,7 @@ class Partitioned(_InDeepSpeed):
             else:
                 utils.safe_set_full_optimizer_state(parameter, value, kind)
             return
-        # Of a tensor that does not divide among the processes, DeepSpeed can only be given parts.
+        # DeepSpeed cannot take an unsharded tensor that does not divide among the processes.
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         each = -(-value.numel() // world)
         part = torch.zeros(each, device=value.device)
@@ -219,9 +218,9 @@ def check_shards(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _initialize(
-    net: nn.Module, optimizer: torch.optim.Optimizer, zero: Zero, clip_norm: float
+    net: nn.Module, optimizer: torch.optim.Optimizer, zero: ZeroConfig, clip_norm: float
 ) -> Any:
-    """Let DeepSpeed make its engine, on the group of processes that there is."""
+    """Create a DeepSpeed engine on the existing process group."""
     deepspeed, dist = import_deepspeed(), torch.distributed
     if not dist.is_initialized():  # one process
         backend = "nccl" if on_gpu() else "gloo"
@@ -238,31 +237,31 @@ def _initialize(
     if zero.offload_weights:
         parts["offload_param"] = {"device": "cpu"}
     config = {
-        # The loop makes the batches; DeepSpeed insists on a number.
+        # The trainer makes the batches; DeepSpeed requires a number.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
         "zero_optimization": parts,
-        # The same AdamW as everywhere, not one of DeepSpeed's own.
+        # The same AdamW as in other engines, not DeepSpeed's own.
         "zero_force_ds_cpu_optimizer": False,
         # Neither `bf16`, which would make the weights bf16, nor `torch_autocast`, which would send
-        # gradients as bf16: the loss is computed under the same autocast as everywhere.
+        # gradients as bf16: the loss is computed under the same autocast as elsewhere.
         "steps_per_print": 2**31,
     }
     engine, *_ = deepspeed.initialize(
-        model=Step(net), optimizer=optimizer, config=config, dist_init_required=False
+        model=LossModule(net), optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
 
 
-def _built(engine: Any) -> Zero:
-    """Tell the stage from what DeepSpeed made, not from what it was told."""
+def _built(engine: Any) -> ZeroConfig:
+    """Return the stage that DeepSpeed built, read from its optimizer, not our configuration."""
     made = engine.optimizer
     if hasattr(made, "fp32_partitioned_groups_flat"):
-        return Zero(3, bool(made.offload_optimizer), bool(made.offload_param))
+        return ZeroConfig(3, bool(made.offload_optimizer), bool(made.offload_param))
     if hasattr(made, "single_partition_of_fp32_groups"):
-        return Zero(2 if made.partition_gradients else 1, bool(made.cpu_offload))
-    return Zero(0)
+        return ZeroConfig(2 if made.partition_gradients else 1, bool(made.cpu_offload))
+    return ZeroConfig(0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -51,13 +51,13 @@ SAMPLING = [
     Case(f"{SAMPLE} runs/flow --temperature 0", "sample.temperature is", "0", "above 0"),
     Case(f"{SAMPLE} runs/flow --classes ring", "--classes is", "ring", "omit it"),
     Case(f"{SAMPLE} runs/ddpm --out .", "--out is", ".", "name a new or empty folder"),
-    Case(f"{SAMPLE} runs/ddpm --out notes/made", "--out is", "notes", "name another place",
+    Case(f"{SAMPLE} runs/ddpm --out notes/made", "--out is", "notes", "name another path",
          written("notes", "mine")),
     Case(f"{SAMPLE} runs/ddpm --out x.png", "--out is", "x.npz", "move that",
          written("x.npz", "mine")),
     Case(f"{SAMPLE} runs/ddpm --out x.npz", "--out is", "x.png", "name another file",
          written("x.png", "mine")),
-    Case(f"{SAMPLE} runs/ddpm --out locked/made", "--out is", "locked", "name another place",
+    Case(f"{SAMPLE} runs/ddpm --out locked/made", "--out is", "locked", "name another path",
          made("locked", 0o555), without_rights=True),
 ]  # fmt: skip
 
@@ -146,7 +146,7 @@ REPORTING = [
     Case(f"{REPORT} runs/ddpm --out nowhere/r.html", "--out is", "nowhere", "make it first"),
     Case(f"{REPORT} runs/ddpm --out shards", "--out is", "shards", "name a file in it"),
     Case(f"{REPORT} runs/ddpm --out ''", "--out is", "''", "leave it out"),
-    Case(f"{REPORT} runs/ddpm --out locked/r.html", "--out is", "locked", "name another place",
+    Case(f"{REPORT} runs/ddpm --out locked/r.html", "--out is", "locked", "name another path",
          made("locked", 0o555), without_rights=True),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How command lines and YAML files are read: order, home folders, numbers, hints."""
+"""Command lines and YAML files: precedence, home folders, numbers, hints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def base(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("form", ["--config FILE", "--config=FILE"])
-def test_options_win_over_files_wherever_they_stand(tmp_path: Path, base: str, form: str) -> None:
+def test_options_win_over_files_at_any_position(tmp_path: Path, base: str, form: str) -> None:
     files = form.replace("FILE", base).split(" ")
     for words in (
         ["--optim.lr", "1e-4", *files],
@@ -55,16 +55,7 @@ def test_options_win_over_files_wherever_they_stand(tmp_path: Path, base: str, f
 
 
 @pytest.mark.slow
-def test_options_before_config_reach_a_run(run_warm, tiny_config: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "launch" / "train_ddpm.py"
-    words = ["--optim.lr", "1e-4", "--print_config", "--config", tiny_config]
-    done = run_warm(script, *words, cwd=tmp_path)
-    assert done.code == 0, done.stderr
-    assert "lr: 0.0001" in done.stdout
-
-
-@pytest.mark.slow
-def test_submitted_words_are_read_alike(
+def test_submitted_options_are_read_alike(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -181,7 +172,7 @@ def test_other_values_of_files(tmp_path: Path) -> None:
         ("num_images", "eval.num_images?"), ("batch", "train.global_batch?"),
     ],
 )  # fmt: skip
-def test_usual_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
+def test_foreign_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
     with pytest.raises(UserError, match="unrecognized arguments") as caught:
         parse(Config, "ddpm_tiny.yaml", [f"--{unknown}", "3"])
     assert hint in str(caught.value)
@@ -192,7 +183,7 @@ def test_usual_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
-def test_usual_names_lead_to_keys_that_there_are() -> None:
+def test_foreign_names_lead_to_existing_keys() -> None:
     every = {key for keys in KEYS.values() for key in keys}
     assert set(_KEY_OF.values()) <= every
     for name, key in _KEY_OF.items():
@@ -204,7 +195,7 @@ def test_usual_names_lead_to_keys_that_there_are() -> None:
     assert suggest_key("colour", KEYS["gan"]) is None
 
 
-def test_usual_names_of_options() -> None:
+def test_foreign_names_of_options() -> None:
     known = [option for action in make_parser()._actions for option in action.option_strings]
     for name, option in (
         ("output", "out"),

@@ -1,4 +1,4 @@
-"""The published configurations: each can be read, and says what it is for."""
+"""The published configurations: each is valid and explains its use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_make_train_takes_the_configuration_that_suits_the_images(
     family: str, data: str, ending: str
 ) -> None:
     words = ["make", "-n", "train", f"MODEL={family}", f"DATA={data}"]
-    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     config = f"launch/configs/{family}_small{ending}.yaml"
-    assert f"--config {config} " in said and (ROOT / config).is_file()
-    assert f'--data.source "{data}"' in said
+    assert f"--config {config} " in output and (ROOT / config).is_file()
+    assert f'--data.source "{data}"' in output

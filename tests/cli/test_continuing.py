@@ -1,4 +1,4 @@
-"""What may continue a run: its own images, known by their contents; and older configurations."""
+"""A run continues with its own images only, and from configurations of older versions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_tools_refuse_other_images_than_those_of_the_checkpoint(
         assert done.code == 2, (script, done.stderr)
         assert f"{run} was trained on other images than data.shards {shards} holds" in done.stderr
         assert done.stderr.count("\n") == 1
-    config = run / "config.yaml"  # the remedy that is named
+    config = run / "config.yaml"  # the remedy of the message
     config.write_text(config.read_text().replace(str(shards), str(tmp_path / "moved")))
     words = [run, "--metrics", "loss_by_timestep", "--num_test", 8]
     done = run_warm(ROOT / "launch" / "evaluate.py", *words)

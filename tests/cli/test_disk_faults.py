@@ -1,4 +1,4 @@
-"""A disk that is full or closed ends a run in one line, and costs nothing that was saved."""
+"""A full or read-only disk ends a run with one line; what was saved stays whole."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of 4 MiB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.xfail("only root may mount a small disk, and not everywhere")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def train(run_warm: Callable, tiny_configs: dict[str, Path], disk: Path) -> Call
 
 
 def fill(disk: Path, pages: int) -> Path:
-    """Leave so many pages of the disk free."""
+    """Fill the disk up to this many free pages."""
     filler = disk / "filler"
     with open(filler, "wb", buffering=0) as file:
         free = os.statvfs(disk)
@@ -53,10 +53,10 @@ def fill(disk: Path, pages: int) -> Path:
     return filler
 
 
-def assert_told_once(stderr: str, *parts: str) -> None:
-    said = [line for line in stderr.splitlines() if not line.startswith("warning: ")]
-    assert len(said) == 1 and said[0].startswith("error: "), stderr
-    assert not [part for part in parts if part not in said[0]], stderr
+def assert_reported_once(stderr: str, *parts: str) -> None:
+    message = [line for line in stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(message) == 1 and message[0].startswith("error: "), stderr
+    assert not [part for part in parts if part not in message[0]], stderr
 
 
 def assert_whole(folder: Path, newest: int) -> None:
@@ -67,7 +67,7 @@ def assert_whole(folder: Path, newest: int) -> None:
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-def test_a_disk_fills_up_at_any_file_and_the_run_goes_on_when_there_is_room(
+def test_a_disk_fills_up_at_any_file_and_the_run_continues_when_there_is_space(
     train: Callable, disk: Path, tmp_path: Path
 ) -> None:
     folder = disk / "run"
@@ -82,7 +82,7 @@ def test_a_disk_fills_up_at_any_file_and_the_run_goes_on_when_there_is_room(
         stopped = train(12)
         assert stopped.code == 2, stopped.stderr
         newest = int(checkpoint.complete_names(folder / "checkpoints")[-1])
-        assert_told_once(
+        assert_reported_once(
             stopped.stderr, str(folder), "No space left", f"it continues from {newest} images"
         )
         assert_whole(folder, newest)
@@ -101,7 +101,7 @@ def test_two_processes_on_a_full_disk_end_with_one_line(train: Callable, disk: P
     fill(disk, 12)
     stopped = train(12, processes=2)
     assert stopped.code == 2
-    assert_told_once(stopped.stderr, "No space left on device", "it continues from 64 images")
+    assert_reported_once(stopped.stderr, "No space left on device", "it continues from 64 images")
     assert_whole(disk / "run", 64)
 
 
@@ -110,7 +110,7 @@ def test_a_disk_that_became_read_only_is_named(train: Callable, disk: Path) -> N
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     stopped = train(8)
     assert stopped.code == 2
-    assert_told_once(
+    assert_reported_once(
         stopped.stderr, str(disk / "run"), "read-only file system", "mount it writable"
     )
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
@@ -125,10 +125,10 @@ def test_a_full_disk_leaves_no_shards(
     fill(disk, 60)
     stopped = run_script(*words, "--out", disk / "shards", cwd=LAUNCH.parent)
     assert stopped.code == 2
-    assert_told_once(stopped.stderr, str(disk / "shards"), "no space left")
+    assert_reported_once(stopped.stderr, str(disk / "shards"), "no space left")
     assert [path.name for path in disk.iterdir()] == ["filler"]
     (disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     stopped = run_script(*words, "--out", disk / "shards", cwd=LAUNCH.parent)
     assert stopped.code == 2
-    assert_told_once(stopped.stderr, str(disk / "shards"), "Read-only file system")
+    assert_reported_once(stopped.stderr, str(disk / "shards"), "Read-only file system")

@@ -1,4 +1,4 @@
-"""Users without a name or home, odd variables of launchers, any locale, threads as set by whom."""
+"""Unusual environments: no user name or home, launchers' variables, locales, thread counts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ THREADS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from dgm.training.engine import Engine
-os.sched_getaffinity = lambda _: set(range(4))  # whatever this machine has
-before = torch.get_num_threads()
+from dgm.cli.start_engine import start_engine
+os.sched_getaffinity = lambda _: set(range(4))  # on any machine
 given = [int(word) for word in sys.argv[1:]]
-engine = Engine(threads=given[0] if given else None)
-sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # whole, beside another process
+engine = start_engine(threads=given[0] if given else None)
+sys.stdout.write(f"threads {{torch.get_num_threads()}}\\n")  # in one write
 engine.close()
-assert torch.get_num_threads() == before
 """
 
 
@@ -99,9 +97,9 @@ def test_processes_that_mpirun_started_train_together(
         words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
         words += ["--run.trackers=[]", "--train.total_images=32"]
         both.append((start_script(*words, variables={**mpi, "MASTER_PORT": port}), port))
-    told = [process.communicate(timeout=120) for process, _ in both]
-    assert [process.returncode for process, _ in both] == [0, 0], told
-    assert "DDP on 2 processes" in told[0][0]
+    outputs = [process.communicate(timeout=120) for process, _ in both]
+    assert [process.returncode for process, _ in both] == [0, 0], outputs
+    assert "DDP on 2 processes" in outputs[0][0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs of another owner: they are as the umask says, and the line names what may not be read."""
+"""Runs of another owner: files follow the umask, and errors name what may not be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny import LAUNCH
 
 ROOT = LAUNCH.parent
 WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
-ALICE = 12345  # of whom the system has no name
+ALICE = 12345  # the system has no name for it
 SCRIPT = LAUNCH / "train_vae.py"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -32,7 +32,7 @@ write(Path(sys.argv[1]), 16, Checkpoint(FullState(tensors, tensors), tensors, {}
 
 @pytest.fixture
 def shared(tiny_run: Callable[[str], Path], tmp_path: Path) -> Path:
-    """Give a copy of a run that another user owns, who lets anyone write to it."""
+    """Return a copy of a run that another user owns, writable for all."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run("vae"), run)
     for path in (run, *run.rglob("*")):
@@ -73,7 +73,7 @@ def test_every_file_that_a_run_leaves_follows_the_umask(tiny_run: Callable[[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "manifest.json", ""])
-def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(
+def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_skipped(
     run_warm: Callable, tiny_configs: dict[str, Path], shared: Path, name: str
 ) -> None:
     newest = max((shared / "checkpoints").iterdir())
@@ -85,10 +85,10 @@ def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(
     recursive = "chmod -R a+rX" if denied.is_dir() else "chmod a+r"
     assert_denied(run_warm(WITHOUT_RIGHTS, SCRIPT, *words), denied, recursive)
     assert_denied(run_warm(WITHOUT_RIGHTS, LAUNCH / "sample.py", shared), denied, recursive)
-    wanted = ["--checkpoint", int(newest.name)]
-    assert_denied(run_warm(WITHOUT_RIGHTS, LAUNCH / "sample.py", shared, *wanted), denied)
+    expected = ["--checkpoint", int(newest.name)]
+    assert_denied(run_warm(WITHOUT_RIGHTS, LAUNCH / "sample.py", shared, *expected), denied)
     assert listing(shared / "checkpoints") == before
-    # What the line says to do helps.
+    # The remedy of the message helps.
     subprocess.run(["chmod", *recursive.split()[1:], denied], check=True)
     assert run_warm(WITHOUT_RIGHTS, LAUNCH / "sample.py", shared).code == 0
 

@@ -1,4 +1,4 @@
-"""What nobody reads any more is dropped: the run goes on, and nothing else gets its numbers."""
+"""Output without a reader is dropped, the run continues, and no file gets its descriptors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def num_logged(run: Path) -> int:
         ("> >(true) 2> >(true)", 1),
     ],
 )
-def test_a_training_sees_its_run_through(
+def test_a_training_without_readers_finishes(
     words: str, user_environment: dict, tmp_path: Path, ending: str, processes: int
 ) -> None:
     launcher = " ".join(map(str, TWO)) if processes == 2 else ""
@@ -67,19 +67,19 @@ def test_a_training_sees_its_run_through(
     assert num_logged(tmp_path / "run") == 16 and (tmp_path / "run" / "loss.png").exists()
 
 
-def test_output_on_a_full_disk_is_told_in_one_line(
+def test_output_on_a_full_disk_is_reported_in_one_line(
     words: str, tiny_shards: Path, user_environment: dict, tmp_path: Path
 ) -> None:
     for command in (words, f"-m shards.verify {tiny_shards}"):
         done = shell(f"python {command} > /dev/full", user_environment, tmp_path)
         assert done.returncode == 2, done.stderr
         error = done.stderr.splitlines()[-1].replace(";", ":")
-        said = "error: standard output: No space left on device: free space there"
-        assert error.startswith(said), done.stderr
+        message = "error: standard output: No space left on device: free space there"
+        assert error.startswith(message), done.stderr
         assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
 
 
-def test_a_log_file_has_each_line_at_once(user_environment: dict, tmp_path: Path) -> None:
+def test_a_log_file_gets_each_line_immediately(user_environment: dict, tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal\n"
@@ -92,7 +92,7 @@ def test_a_log_file_has_each_line_at_once(user_environment: dict, tmp_path: Path
     assert (tmp_path / "log").read_text() == "data: 7,000 images\n"
 
 
-def test_the_numbers_of_closed_streams_go_to_no_file(
+def test_descriptors_of_closed_streams_go_to_no_file(
     user_environment: dict, tmp_path: Path
 ) -> None:
     script = tmp_path / "opens.py"
@@ -103,7 +103,7 @@ def test_the_numbers_of_closed_streams_go_to_no_file(
         "keep_streams()\n"
         "file = open('written', 'w')\n"
         "assert file.fileno() > 2, file.fileno()\n"
-        "print('printed'); print('told', file=sys.stderr)\n"
+        "print('printed'); print('reported', file=sys.stderr)\n"
         "sys.stdout.flush(); os.write(2, b'raw')\n"
     )
     for early in ("", "early"):
@@ -114,7 +114,7 @@ def test_the_numbers_of_closed_streams_go_to_no_file(
             assert "printed" not in (tmp_path / "taken").read_text()
 
 
-def test_the_end_of_a_reader_leaves_no_trace_of_other_commands(
+def test_other_commands_survive_the_end_of_their_reader(
     user_environment: dict, tiny_run: Callable[[str], Path], tmp_path: Path, shape_pictures: Path
 ) -> None:
     run = tiny_run("vae")

@@ -1,4 +1,4 @@
-"""Ctrl-C and a closed terminal save and stop a run, on one and two processes; nohup lets it be."""
+"""Ctrl-C and a closed terminal save and stop a run on one and two processes; nohup protects it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_ctrl_c_under_make_shows_the_line_and_no_traceback(
     assert SAVED in terminal.text.splitlines() and "Traceback" not in terminal.text, terminal.text
 
 
-def test_our_launcher_gives_a_mistakes_code_and_its_line_alone(run_script: Callable) -> None:
+def test_our_launcher_passes_on_exit_code_and_message_of_a_mistake(run_script: Callable) -> None:
     for options in (ACCELERATE, TWO):
         words = [
             LAUNCH / "run_accelerate.py",

@@ -1,10 +1,9 @@
-"""`launch/train_ddpm.py` as a user runs it: what it says, what it leaves, what its flags do."""
+"""`launch/train_ddpm.py` as a user runs it: its output, its files, its flags."""
 
 from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def read_starts(folder: Path) -> list[dict]:
 
 
 def saved_files(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Give time of change and content of every file of the checkpoints."""
+    """Return modification time and content of every file of the checkpoints."""
     files = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
@@ -56,19 +55,19 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     folder = tmp_path / "run"
     done = run_script(SCRIPT, "--config", tiny_config, "--run.dir", folder)
     assert done.code == 0, done.stderr
-    said = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    printed = dict(line.split(":", 1) for line in done.stdout.splitlines())
     names = ("data", "parameters", "GFLOP per image", "engine", "device", "precision")
-    assert list(said)[: len(names)] == list(names)
-    assert said["parameters"].split() == ["net", "0.03", "M"]
-    assert said["engine"].strip() == "one process"
-    assert said["device"].strip().startswith("cpu")
-    assert said["precision"].strip() == "float32"
-    expected = float(said["expected memory"].split()[1])
+    assert list(printed)[: len(names)] == list(names)
+    assert printed["parameters"].split() == ["net", "0.03", "M"]
+    assert printed["engine"].strip() == "one process"
+    assert printed["device"].strip().startswith("cpu")
+    assert printed["precision"].strip() == "float32"
+    expected = float(printed["expected memory"].split()[1])
     assert 0.7 < expected / read_metrics(folder)[-1]["memory/peak_gib"] < 1.3
-    assert said["length"].strip() == "256 images; log every 16, checkpoint every 64"
-    assert said["finished"].strip() == "256 images seen"
-    assert Path(said["sample grid"].strip()) == folder / "samples" / f"{STEPS * BATCH:09d}.png"
-    assert Path(said["loss curve"].strip()).is_file()
+    assert printed["length"].strip() == "256 images; log every 16, checkpoint every 64"
+    assert printed["finished"].strip() == "256 images seen"
+    assert Path(printed["sample grid"].strip()) == folder / "samples" / f"{STEPS * BATCH:09d}.png"
+    assert Path(printed["loss curve"].strip()).is_file()
     assert done.stderr == ""
 
     assert {path.name for path in folder.iterdir()} == {
@@ -97,27 +96,6 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     assert [line["wall_s"] for line in lines] == sorted(line["wall_s"] for line in lines)
     with Image.open(folder / "samples" / f"{STEPS * BATCH:09d}.png") as grid:
         assert grid.mode == "RGB" and grid.height > 10 * 32 > grid.width > 32
-
-
-def test_sigterm_from_outside_stops_a_run_that_would_take_hours(
-    start_script: Callable, tiny_config: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    words = ["--config", tiny_config, "--run.dir", folder, "--train.total_images=100_000_000"]
-    process = start_script(SCRIPT, *words)
-    try:
-        deadline = time.monotonic() + 60
-        while not (folder / "checkpoints" / "000000064").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 75, stderr
-    assert "stopped and saved: run the same command to continue" in stdout.splitlines()
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    assert int(last.name) == read_metrics(folder)[-1]["images_seen"]
 
 
 def test_same_command_on_a_finished_run_ends_at_once_and_a_longer_one_continues(
@@ -170,8 +148,8 @@ def test_tensorboard_shows_every_step_once_after_a_kill(train: Callable, tmp_pat
     for name in (key for key in lines[0] if "/" in key):
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == list(range(1, STEPS + 1)), name
-        wanted = np.float32([line[name] for line in lines])
-        assert np.array_equal(np.float32([scalar.value for scalar in scalars]), wanted), name
+        expected = np.float32([line[name] for line in lines])
+        assert np.array_equal(np.float32([scalar.value for scalar in scalars]), expected), name
 
 
 def test_printed_config_is_a_config(train: Callable, run_warm: Callable, tmp_path: Path) -> None:
@@ -233,9 +211,3 @@ def test_gradient_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
     files = saved_files(tmp_path / "run")
     assert train(*options, processes=processes).code == 2
     assert saved_files(tmp_path / "run") == files
-
-
-def test_the_noising_is_compiled_where_there_is_no_gpu(train: Callable, tmp_path: Path):
-    done = train("--train.compile", "noise", "--train.total_images", 2 * BATCH)
-    assert done.code == 0, done.stderr
-    assert len(read_metrics(tmp_path / "run")) >= 1

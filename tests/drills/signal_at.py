@@ -30,7 +30,10 @@ sys.path.insert(0, str(ROOT))
 
 from dgm.common.errors import UserError  # noqa: E402
 from dgm.training import checkpoint  # noqa: E402
-from dgm.training.engine import Engine  # noqa: E402
+from dgm.training.ddp import DataParallelNet  # noqa: E402
+from dgm.training.zero import DeepSpeedPartitioned, DeepSpeedReplicated  # noqa: E402
+
+WRAPPED = DataParallelNet, DeepSpeedReplicated, DeepSpeedPartitioned
 
 
 def after(
@@ -89,9 +92,13 @@ def arrange_in_forward(kind: str, calls: int, option: str) -> None:
     else:
         default = "TERM" if kind == "term" else "KILL"
         action = send(signal.Signals[f"SIG{option or default}"])
-    backward = Engine.backward
     forward = after(lambda loss: loss(), calls, action)
-    Engine.backward = lambda self, net, loss, last: backward(self, net, lambda: forward(loss), last)
+
+    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, loss, sync: original(self, lambda: forward(loss), sync)
+
+    for wrapped in WRAPPED:
+        wrapped.forward = patched(wrapped.forward)
 
 
 def arrange(kind: str, calls: int, option: str) -> None:
@@ -99,13 +106,15 @@ def arrange(kind: str, calls: int, option: str) -> None:
     if kind in ("forward", "term", "fault", "mistake", "nan", "clock"):
         arrange_in_forward(kind, calls, option)
         return
-    owner, name = {
-        "update": (Engine, "update"),
-        "file": (checkpoint, "_sync_file"),  # called for every file of a checkpoint
-        "saved": (checkpoint, "write"),
-    }[kind]
+    owners: dict[str, tuple[list[Any], str]] = {
+        "update": ([*WRAPPED], "clip_and_step"),
+        "file": ([checkpoint], "_sync_file"),  # called for every file of a checkpoint
+        "saved": ([checkpoint], "write"),
+    }
     action = send(signal.Signals[f"SIG{option or 'KILL'}"])
-    setattr(owner, name, after(getattr(owner, name), calls, action))
+    owned_by, name = owners[kind]
+    for owner in owned_by:
+        setattr(owner, name, after(getattr(owner, name), calls, action))
 
 
 def main() -> None:

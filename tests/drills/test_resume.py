@@ -199,7 +199,7 @@ def test_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before(
     damaged.write_bytes(content)
     again = train(folder)
     assert again.code == 0, again.stderr
-    warned = f"warning: checkpoint {newest} is passed over: optimizer.safetensors is not as"
+    warned = f"warning: checkpoint {newest} is skipped: optimizer.safetensors differs from"
     assert warned in again.stderr
     assert f"continues at:    {(STEPS - 4) * BATCH} images" in again.stdout.splitlines()
     assert_same_run(folder, undisturbed_run(1))

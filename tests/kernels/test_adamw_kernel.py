@@ -49,7 +49,7 @@ def train(kernels: bool, steps: int = 5) -> tuple[dict[str, Tensor], list[bool]]
     for step in range(steps):
         give_gradients(net, step)
         seen = 16 * (step + 1)
-        taken = made.step(CONFIG.lr / (1 + step), average=ema.along("net", seen, 16))
+        taken = made.step(CONFIG.lr / (1 + step), ema=ema.fused_update("net", seen, 16))
         ema.update({"net": net}, seen, 16, {"net": taken})
         fused.append(taken)
     found = {f"weight {name}": value.detach() for name, value in net.named_parameters()}
@@ -99,7 +99,7 @@ def test_average_waits_where_a_weight_has_no_gradient():
     give_gradients(net, 0)
     next(iter(net.parameters())).grad = None
     before = [value.clone() for value in ema.nets["net"].parameters()]
-    assert not made.step(0.1, average=ema.along("net", 16, 16))
+    assert not made.step(0.1, ema=ema.fused_update("net", 16, 16))
     assert all(map(torch.equal, before, ema.nets["net"].parameters()))
 
 
@@ -108,7 +108,7 @@ def test_average_waits_where_it_lies_otherwise_in_memory():
     made, ema = AdamW(net.parameters(), CONFIG, True), Ema({"net": net}, 1000.0)
     ema.nets["net"].to(memory_format=torch.contiguous_format)
     give_gradients(net, 0)
-    assert not made.step(0.1, average=ema.along("net", 16, 16))
+    assert not made.step(0.1, ema=ema.fused_update("net", 16, 16))
 
 
 def test_double_precision_is_torchs():

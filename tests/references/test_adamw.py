@@ -19,15 +19,15 @@ from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.nn.kernels import adamw, native
-from dgm.training.learner import Whole
-from dgm.training.optimizer import AdamW, OptimConfig, decayed_weights, torchs_adamw
+from dgm.training.ddp import DataParallelNet
+from dgm.training.optimizer import AdamW, OptimConfig, decayed_weights, torch_adamw
 
 STEPS = 100
 DECAYED = ("conv.weight", "linear.parametrizations.weight.original", "transposed.weight")
 SETTINGS: dict[str, dict[str, Any]] = {
     "decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
     "no decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.0},
-    # Whole numbers, as Python's yaml gives them for what is written without a point.
+    # DataParallelNet numbers, as Python's yaml gives them for what is written without a point.
     "whole numbers": {"lr": 1, "betas": (0, 0.99), "eps": 0, "weight_decay": 0},
     "whole decay": {"lr": 1, "betas": (0, 0), "eps": 1, "weight_decay": 1},
 }
@@ -76,7 +76,7 @@ def test_a_hundred_steps_match_torch(name: str, kernels: bool):
     setting = SETTINGS[name]
     net = Net()
     exact = copy.deepcopy(net).double()
-    theirs, made = reference(exact, setting), Whole(net, OptimConfig(**setting), kernels)
+    theirs, made = reference(exact, setting), DataParallelNet(net, OptimConfig(**setting), kernels)
     assert made.optimizer.native == kernels
     for step in range(STEPS):
         grads = gradients(net, step)
@@ -112,7 +112,7 @@ def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
     net = Net()
     other = copy.deepcopy(net)
     made = AdamW(net.parameters(), config, decayed=decayed_weights(net))
-    theirs = torchs_adamw(other.parameters(), config, decayed_weights(other))
+    theirs = torch_adamw(other.parameters(), config, decayed_weights(other))
     assert len(theirs.param_groups) == 1
     for step in range(5):
         give(net, gradients(net, step))
@@ -125,13 +125,13 @@ def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
 def test_torch_adamw_decays_one_parameter_group_only():
     net = Net()
     config = OptimConfig(**SETTINGS["decay"])
-    decays, rest = torchs_adamw(net.parameters(), config, decayed_weights(net)).param_groups
+    decays, rest = torch_adamw(net.parameters(), config, decayed_weights(net)).param_groups
     named = dict(net.named_parameters())
     assert (decays["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in decays["params"]} == {id(named[name]) for name in DECAYED}
     assert len(decays["params"]) + len(rest["params"]) == len(named)
     bias = nn.BatchNorm2d(3)  # with nothing that decays there is one group
-    (alone,) = torchs_adamw(bias.parameters(), config, decayed_weights(bias)).param_groups
+    (alone,) = torch_adamw(bias.parameters(), config, decayed_weights(bias)).param_groups
     assert alone["weight_decay"] == 0
 
 
@@ -218,7 +218,7 @@ def test_decay_follows_the_rate():
         net = Net()
         before = {name: value.detach().clone() for name, value in net.named_parameters()}
         config = replace(OptimConfig(), weight_decay=0.5)
-        made = Whole(net, config, kernels)
+        made = DataParallelNet(net, config, kernels)
         give(net, [torch.zeros(p.shape) for p in net.parameters()])
         made.optimizer.step(0.1)
         for name, value in net.named_parameters():

@@ -31,7 +31,7 @@ from dgm.objective import Batch, Nets
 from dgm.preprocessing import STANDARD, PixelMap
 from dgm.rng import Draws
 from dgm.training.engine import Engine
-from dgm.training.sampling import draw_sheets
+from dgm.training.sampling import draw_grids
 
 ODD = PixelMap(100.0, 7.0)
 COUNT, SIDE = 12, 16
@@ -93,7 +93,7 @@ def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) 
     numbers = Draws.of(0, torch.arange(COUNT))
     data = SimpleNamespace(images=lambda _: stored.levels[:1])
     batches: Any = SimpleNamespace(first_images=lambda *_: (None, numbers), data=data)
-    sheets = draw_sheets(engine, stored, {}, 3, 4, 0, batches)
+    sheets = draw_grids(engine, stored, {}, 3, 4, 0, batches)
     assert np.array_equal(sheets["samples"], grid(stored.levels, 4))
     assert np.array_equal(sheets["shown"], grid(stored.levels, 4))
 

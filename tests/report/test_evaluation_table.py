@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dgm.common.formatting import duration, number, percent, short
 from dgm.common.metric_registry import higher_is_better
-from dgm.report.evaluation_table import format_with_spread, label, note, table
+from dgm.report.evaluation_table import format_with_spread, table
 from dgm.report.read_run import flatten_metrics
 
 FIRST = {
@@ -27,14 +27,6 @@ SECOND = {
     "images_seen": 100,
     "distances_cifar": {"features": "cifar", "num_generated": 20, "fd_cifar": 7},
 }
-
-
-def test_only_inceptions_distance_is_called_fid():
-    assert label("fid") == "FID" and label("fd_cifar") == "FD-cifar"
-    assert label("fd_inception-0a1b2c3d") == "FD-inception-0a1b2c3d"
-    assert label("precision_inception") == "precision-inception"
-    assert label("coverage_by_class") == "coverage by class"
-    assert "no FID" in note("fd_cifar") and "Inception" in note("fid") and note("steps") == ""
 
 
 def test_spread_stands_beside_the_mean():

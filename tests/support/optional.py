@@ -1,4 +1,4 @@
-"""What a test needs that may not be installed."""
+"""Optional libraries that tests need."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import psutil
 
 
 def free_port() -> int:
-    """Give a port that nobody uses now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A job of two phases that trains in a blink."""
+"""A job of two phases that trains in milliseconds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from dgm.common.run_files import read_metrics
 from dgm.objective import Batch, Phase
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
-from dgm.training import checkpoint, trainer
+from dgm.training import checkpoint
 from dgm.training.checkpoint import Checkpoint
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig
 from dgm.training.optimizer import OptimConfig
 from dgm.training.run_folder import RunFolder
+from dgm.training.trainer import Trainer
 
 SHAPE = (2, 2, 3)
 CONFIG = TrainConfig(
@@ -86,7 +87,7 @@ def job(folder: Path, objective: TwoPhases | None = None, lr: float = 0.01, **ch
         seed=3,
         config=TrainConfig(**{**vars(CONFIG), **changes}),
         optim=dict.fromkeys(("first", "second"), OptimConfig(lr=lr, warmup_images=16)),
-        engine=Engine("no", [], str(folder)),
+        engine=Engine("no"),
         objective=objective or TwoPhases(BOTH),
         nets={"first": nn.Linear(12, 12), "second": nn.Linear(12, 12)},
         data=Pixels(),
@@ -112,11 +113,11 @@ class Folder(RunFolder):
 
 
 def train(made: Job) -> bool:
-    return trainer.train(made, Folder(made.folder))
+    return Trainer(made).train(Folder(made.folder))
 
 
 def left_by(folder: Path) -> tuple[Checkpoint, list[dict[str, float]]]:
-    """Give the last checkpoint, and the log without what the clock says."""
+    """Return the last checkpoint, and the log without times."""
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
     lines = [
@@ -128,3 +129,16 @@ def left_by(folder: Path) -> tuple[Checkpoint, list[dict[str, float]]]:
         for line in read_metrics(folder / "metrics.jsonl")
     ]
     return checkpoint.read(newest), lines
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Compare weights, moments and averages of two runs' last checkpoints, and their logs."""
+    (first, log), (second, other_log) = left_by(one), left_by(other)
+    for a, b in (
+        (first.full.model, second.full.model),
+        (first.full.optimizer, second.full.optimizer),
+        (first.ema, second.ema),
+    ):
+        assert a.keys() == b.keys()
+        assert not [key for key in a if not torch.equal(a[key], b[key])]
+    assert log == other_log

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dgm.training.train_step import TrainStep
+from dgm.training.trainer import Trainer
 
 Result = TypeVar("Result")
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -21,10 +21,10 @@ class NotRecordableError(RuntimeError):
 
 
 class Tape(TorchDispatchMode):
-    """Note every operator with its tensors; `replay` runs them again on the same memory.
+    """Records every operator with its tensors; `replay` runs them again on the same memory.
 
-    No Python of what was recorded runs again, so what it read from the host stays as it was. What
-    the operators made is filled with NaN (integers with -1) between replays.
+    No recorded Python code runs again, so what it read from the host stays as it was. The outputs
+    of operators are filled with NaN (integers with -1) between replays.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Tape(TorchDispatchMode):
         return made
 
     def poison(self) -> None:
-        """Overwrite all that the operators made."""
+        """Overwrite all outputs of the operators."""
         for tensor in self.own.values():
             torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(255)
 
@@ -65,7 +65,7 @@ class Tape(TorchDispatchMode):
 
 
 def _indexes_by_numbers(func: Any, args: tuple[Any, ...]) -> bool:
-    """Say whether it is an indexing without masks, whose result has a known size."""
+    """Return whether it indexes without masks, so that the size of its result is known."""
     masks = (torch.bool, torch.uint8)
     indexes = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
     return indexes and not any(i is not None and i.dtype in masks for i in args[1])
@@ -80,10 +80,10 @@ def _memory(tensor: Tensor) -> int:
 
 
 class TapeRecorder:
-    """Record tapes; as on a GPU, recording leaves all that the step trains as it was."""
+    """Records tapes; as on a GPU, recording does not change what the step trains."""
 
-    def __init__(self, step: TrainStep):
-        self.step = step
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
         self.recorded = self.replayed = 0
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
@@ -113,18 +113,18 @@ class TapeRecorder:
         return tape.replay
 
     def _trained(self) -> list[Tensor]:
-        learners = self.step.engine.learners.values()
-        nets = [t.detach() for a in learners for t in (*a.net.parameters(), *a.net.buffers())]
-        moments = [m for a in learners for m in a.optimizer.moments.values()]  # type: ignore[attr-defined]
+        wrapped = self.trainer.engine.wrapped_nets.values()
+        nets = [t.detach() for w in wrapped for t in (*w.net.parameters(), *w.net.buffers())]
+        moments = [m for w in wrapped for m in w.optimizer.moments.values()]  # type: ignore[attr-defined]
         return [
             *nets,
             *(t for m in moments for t in (m.exp_avg, m.exp_avg_sq)),
-            self.step.watch.first_bad,
+            self.trainer.finite_check.first_bad,
         ]
 
 
 class CompiledRecorder(TapeRecorder):
-    """Let compiled nets run again, which no tape holds; nothing may be compiled meanwhile."""
+    """Runs compiled nets again, which a tape cannot hold; nothing may be compiled meanwhile."""
 
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
         def again() -> None:

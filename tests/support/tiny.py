@@ -17,7 +17,7 @@ SCRIPTS = {
     "flow": "train_flow.py",
 }
 
-# What is watched where one loss has to stand for a family.
+# The loss that represents a family.
 LOSS = {
     "diffusion": "train/loss",
     "gan": "train/discriminator/loss",

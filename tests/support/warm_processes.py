@@ -1,4 +1,4 @@
-"""Scripts run by drills/warm.py, in processes that have imported torch already."""
+"""Run scripts by drills/warm.py, in processes that have imported torch already."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARM = Path(__file__).resolve().parents[1] / "drills" / "warm.py"
 
 @dataclass(frozen=True)
 class Result:
-    """What a script left on the screen; its code is the first that is not 0, by rank."""
+    """A script's output and exit codes; `code` is the first that is not 0, by rank."""
 
     code: int
     stdout: str
@@ -28,21 +28,21 @@ class Result:
 
 
 class Running:
-    """A script that runs."""
+    """A running script."""
 
-    def __init__(self, connection: socket.socket, said: Path):
-        self.connection, self.said = connection, said
+    def __init__(self, connection: socket.socket, output: Path):
+        self.connection, self.output = connection, output
         self.stream = connection.makefile("rw")
 
     def ask(self, request: Mapping[str, object]) -> None:
         self.stream.write(json.dumps(request) + "\n")
         self.stream.flush()
-        told = json.loads(self.stream.readline())
-        self.group: int = told["group"]
-        self.pids: list[int] = told["pids"]  # by rank
+        answer = json.loads(self.stream.readline())
+        self.group: int = answer["group"]
+        self.pids: list[int] = answer["pids"]  # by rank
 
     def wait(self, timeout: float) -> Result:
-        """Wait for its end; kills it and raises TimeoutError where that does not come."""
+        """Wait for its end; kill it and raise TimeoutError if that does not come."""
         self.connection.settimeout(timeout)
         try:
             codes = json.loads(self.stream.readline())
@@ -53,7 +53,7 @@ class Running:
             self.stream.close()
             self.connection.close()
         code = next((code for code in codes if code), 0)
-        stdout, stderr = ((self.said / name).read_text() for name in ("stdout", "stderr"))
+        stdout, stderr = ((self.output / name).read_text() for name in ("stdout", "stderr"))
         return Result(code, stdout, stderr, tuple(codes))
 
     def kill(self) -> None:
@@ -63,7 +63,7 @@ class Running:
 
 
 class Warm:
-    """A process that has imported torch and more, and is copied for each script."""
+    """A process that has imported torch and more, and is forked for each script."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], modules: Sequence[str] = ()):
         self.path = str(folder / "socket")
@@ -73,33 +73,33 @@ class Warm:
     def start(
         self,
         words: Sequence[object],
-        said: Path,
+        output: Path,
         cwd: Path,
         processes: int = 1,
         port: int = 0,
         variables: Mapping[str, str] | None = None,
         takes_down: bool = True,
     ) -> Running:
-        """Start `python WORDS`; what it says goes to files in the folder `said`.
+        """Start `python WORDS`; its output goes to files in the folder `output`.
 
-        Unless it `takes_down`, the death of one process is left to the others to notice.
+        Unless `takes_down`, the others have to notice the death of one process themselves.
         """
         self.wait_until_warm()
         for name in ("stdout", "stderr"):
-            (said / name).touch()
+            (output / name).touch()
         request = {
             "words": [str(word) for word in words],
             "processes": processes,
             "port": port,
             "environment": dict(variables or {}),
             "cwd": str(cwd),
-            "stdout": str(said / "stdout"),
-            "stderr": str(said / "stderr"),
+            "stdout": str(output / "stdout"),
+            "stderr": str(output / "stderr"),
             "takes_down": takes_down,
         }
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self.path)
-        running = Running(connection, said)
+        running = Running(connection, output)
         running.ask(request)
         return running
 
@@ -116,7 +116,7 @@ class Warm:
 
 
 def plain_environment(cache: Path) -> dict[str, str]:
-    """Give the variables of a user without a GPU."""
+    """Return the environment variables of a user without a GPU."""
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TRITON_INTERPRET"):
         env.pop(name, None)

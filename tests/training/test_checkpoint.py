@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and never taken for whole when they are not."""
+"""Checkpoints are written atomically, and damage is always noticed."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_the_manifest_names_size_and_checksum_of_every_other_file(tmp_path: Path
     path = checkpoint.write(tmp_path, 100, made(), keep=3)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert sorted([*files, "manifest.json"]) == list(FILES)
-    for name, said in files.items():
-        assert said["size"] == (path / name).stat().st_size
-        assert len(said["sha256"]) == 64
+    for name, entry in files.items():
+        assert entry["size"] == (path / name).stat().st_size
+        assert len(entry["sha256"]) == 64
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, cut_to_nothing, Path.unlink])
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_noticed_and_the_one_before_is_used(
     new = checkpoint.write(tmp_path, 200, made(2.0), keep=3)
     assert checkpoint.newest(tmp_path) == new
     damage(new / name)
-    with pytest.warns(UserWarning, match="000000200 is passed over: ") as caught:
+    with pytest.warns(UserWarning, match="000000200 is skipped: ") as caught:
         assert checkpoint.newest(tmp_path) == old
     assert len(caught) == 1
     assert names(tmp_path) == ["000000100", "000000200"]
@@ -115,26 +115,18 @@ def test_a_damaged_file_is_noticed_and_the_one_before_is_used(
 def test_any_flipped_byte_of_the_manifest_is_noticed(tmp_path: Path):
     manifest = checkpoint.write(tmp_path, 100, made(), keep=3) / "manifest.json"
     whole = manifest.read_bytes()
-    for place in range(len(whole)):
-        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert checkpoint.find_fault(manifest.parent) is not None, place
+    for k in range(len(whole)):
+        manifest.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
+        assert checkpoint.find_fault(manifest.parent) is not None, k
     manifest.write_bytes(whole)
     assert checkpoint.find_fault(manifest.parent) is None
 
 
-def test_all_damaged_means_none(tmp_path: Path):
+def test_a_run_without_a_whole_checkpoint_does_not_start_from_scratch(tmp_path: Path):
     for seen in (100, 200):
         cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
-    with pytest.warns(UserWarning, match="passed over") as caught:
-        assert checkpoint.newest(tmp_path) is None
-    assert len(caught) == 2
-
-
-def test_a_run_of_which_no_checkpoint_is_whole_does_not_begin_anew(tmp_path: Path):
-    for seen in (100, 200):
-        cut_short(checkpoint.write(tmp_path, seen, made(), keep=3) / "model.safetensors")
-    for _ in range(2):  # nothing is moved away either, so that the second start says the same
-        with pytest.warns(UserWarning, match="passed over") as caught:
+    for _ in range(2):  # nothing is moved away either, so the second start reports the same
+        with pytest.warns(UserWarning, match="is skipped") as caught:
             with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: res"):
                 checkpoint.take_over(tmp_path)
         assert len(caught) == 2
@@ -164,10 +156,10 @@ def test_no_folder_means_none_without_a_warning(tmp_path: Path):
         checkpoint.remove_partial(tmp_path / "missing")
 
 
-def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(tmp_path: Path):
+def test_checkpoints_on_an_unmounted_disk_are_not_started_from_scratch(tmp_path: Path):
     folder = tmp_path / "checkpoints"
     folder.symlink_to(tmp_path / "unmounted")
-    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to one"):
+    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to an existing one"):
         checkpoint.take_over(folder)
     folder.unlink()
     folder.touch()
@@ -179,7 +171,7 @@ def test_a_damaged_one_set_aside_leaves_its_name_free(tmp_path: Path):
     checkpoint.write(tmp_path, 100, made(), keep=3)
     for _ in range(2):  # the second time over what was set aside before
         cut_short(checkpoint.write(tmp_path, 200, made(), keep=3) / "state.json")
-        with pytest.warns(UserWarning, match="000000200 is passed over"):
+        with pytest.warns(UserWarning, match="000000200 is skipped"):
             assert checkpoint.take_over(tmp_path) == tmp_path / "000000100"
         assert names(tmp_path) == ["000000100", "damaged-000000200"]
     with warnings.catch_warnings():

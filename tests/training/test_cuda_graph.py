@@ -1,11 +1,11 @@
-"""Steps that are recorded and replayed train the same bits as steps that are not."""
+"""Recorded and replayed steps train the same bits as eager ones."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from array_images import ArrayImages
-from recorded_runs import differences, train_and_count
-from small_loop import BOTH, TwoPhases, left_by, train
+from small_loop import BOTH, Folder, TwoPhases, assert_same, left_by, train
 from small_loop import job as small_job
 from tape import CompiledRecorder, TapeRecorder
 from tiny import TINY
@@ -27,14 +26,13 @@ from dgm.common.errors import UserError
 from dgm.diffusion import forward_process
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
-from dgm.training import trainer
-from dgm.training.cuda_graph import WARM_UP, CudaRecorder, StepGraphs
+from dgm.training.cuda_graph import WARM_UP, CudaRecorder
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig, records_steps
-from dgm.training.launch_env import Launched, Zero
+from dgm.training.launch_env import Launch, ZeroConfig
 from dgm.training.optimizer import AdamW, OptimConfig
-from dgm.training.sampler import Batches
-from dgm.training.train_step import TrainStep
+from dgm.training.sampler import BatchSampler
+from dgm.training.trainer import Trainer
 
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 10, 8, 16
 PIXELS = np.random.default_rng(5).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
@@ -57,31 +55,21 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the device note gradients that are not finite, as it does where the host would wait."""
-    monkeypatch.setattr(Engine, "host_knows_norms", False)
+    """Make the device record gradients that are not finite, as on a GPU."""
+    monkeypatch.setattr(Engine, "norms_on_host", False)
 
 
-@pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TapeRecorder]:
-    """Return a trainer that records steps, and gives what recorded them."""
-
-    def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
-        recorders: list[TapeRecorder] = []
-
-        def graphs(config: TrainConfig, step: TrainStep, batches: Batches) -> StepGraphs:
-            recorders.append(kind(step))
-            return StepGraphs(step, batches, recorders[0])
-
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, "step_graphs", graphs)
-            train(made)
-        return recorders[0]
-
-    return train_recorded
+def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
+    """Train with recorded steps; return the recorder."""
+    trainer = Trainer(made)
+    recorder = kind(trainer)
+    trainer.record_steps(recorder)
+    trainer.train(Folder(made.folder))
+    return recorder
 
 
 def job(family: str, folder: Path, **train: Any) -> Job:
-    """Make the smallest run of a family on images of noise."""
+    """Return the smallest run of a family on images of noise."""
     of_family, settings = OF_FAMILY[family], dict(TINY[family])
     for section, changes in {**of_family, "optim": OPTIM, "train": TRAIN | train}.items():
         settings[section] = {**settings.get(section, {}), **changes}
@@ -95,7 +83,7 @@ def job(family: str, folder: Path, **train: Any) -> Job:
         seed=3,
         config=config.train,
         optim={name: parts.optim.get(name, config.optim) for name in parts.nets},
-        engine=Engine(config.train.mixed_precision, [], str(folder)),
+        engine=Engine(config.train.mixed_precision),
         objective=parts.objective,
         nets=parts.nets,
         data=ArrayImages(PIXELS, np.arange(len(PIXELS)) % CLASSES),
@@ -106,24 +94,18 @@ def job(family: str, folder: Path, **train: Any) -> Job:
     )
 
 
-def assert_same(one: Path, other: Path) -> None:
-    assert differences(one, other) == dict.fromkeys(("weights", "moments", "average", "log"), 0)
-
-
 def states(made: Job) -> dict[str, Tensor]:
-    """Give the weights and moments of a run, as they are in memory."""
+    """Return the weights and moments of a run in memory."""
     full = made.engine.full_state()
     return {**full.model, **full.optimizer}
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["stored", "sent"])
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_replayed_steps_train_the_same_bits(
-    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str, resident: bool
-):
+def test_replayed_steps_train_the_same_bits(tmp_path: Path, family: str, resident: bool):
     micro = BATCH if family == "gan" else BATCH // 2
     settings = {"images_on_device": resident, "micro_batch": micro}
-    recorder = recording(job(family, tmp_path / "replayed", **settings))
+    recorder = train_recorded(job(family, tmp_path / "replayed", **settings))
     # A discriminator with and without a penalty, and a generator in every other step.
     kinds, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
     assert (recorder.recorded, recorder.replayed) == (kinds, steps - kinds * WARM_UP)
@@ -133,7 +115,7 @@ def test_replayed_steps_train_the_same_bits(
 
 @pytest.fixture
 def other_precision() -> Iterator[None]:
-    """Let accelerate forget its precision, which it settles once for a process."""
+    """Reset accelerate's precision, which is fixed once per process."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
@@ -142,25 +124,21 @@ def other_precision() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["diffusion", "gan"])
 @pytest.mark.usefixtures("other_precision")
-def test_copies_of_weights_in_bf16_are_made_in_each_replay(
-    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
-):
-    recording(job(family, tmp_path / "replayed", mixed_precision="bf16"))
+def test_copies_of_weights_in_bf16_are_made_in_each_replay(tmp_path: Path, family: str):
+    train_recorded(job(family, tmp_path / "replayed", mixed_precision="bf16"))
     train(job(family, tmp_path / "plain", mixed_precision="bf16"))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_resumed_run_records_anew_and_trains_the_same_bits(
-    tmp_path: Path, recording: Callable[..., TapeRecorder], family: str
-):
+def test_resumed_run_records_anew_and_trains_the_same_bits(tmp_path: Path, family: str):
     stopping = job(family, tmp_path / "stopped")
     calls = iter(range(STEPS))
-    stopping.engine.agree = lambda _: next(calls) == 6  # type: ignore[method-assign]
-    first = recording(stopping)
+    stopping.engine.any_rank = lambda _: next(calls) == 6  # type: ignore[method-assign]
+    first = train_recorded(stopping)
     assert left_by(tmp_path / "stopped")[0].state["step"] == 7
-    second = recording(job(family, tmp_path / "stopped"))
+    second = train_recorded(job(family, tmp_path / "stopped"))
     assert first.replayed > 0 and second.replayed > 0
     train(job(family, tmp_path / "plain"))
     assert_same(tmp_path / "stopped", tmp_path / "plain")
@@ -170,7 +148,6 @@ def test_resumed_run_records_anew_and_trains_the_same_bits(
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
     tmp_path: Path,
-    recording: Callable[..., TapeRecorder],
     family: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -182,7 +159,7 @@ def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
         forward_process, "_compiled", lambda function: function
     )  # on a GPU a kernel's work
     settings = {"compile": "all", "micro_batch": BATCH if family == "gan" else BATCH // 2}
-    recorder = recording(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
+    recorder = train_recorded(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
     assert recorder.recorded == (3 if family == "gan" else 1)
     train(job(family, tmp_path / "plain", **settings))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
@@ -200,14 +177,12 @@ class Breaking(TwoPhases):
 
 
 @pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
-def test_a_gradient_that_is_not_finite_leaves_weights_alone(
-    tmp_path: Path, recording: Callable[..., TapeRecorder], step: int
-):
+def test_a_gradient_that_is_not_finite_leaves_weights_alone(tmp_path: Path, step: int):
     left = []
-    for name, go in (("replayed", recording), ("plain", train)):
+    for name, go in (("replayed", train_recorded), ("plain", train)):
         objective = Breaking((Phase("a", "first"), Phase("b", "second")))
         made = small_job(tmp_path / name, objective, kernels=False, log_every_images=64)
-        objective.image = int(Batches(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
+        objective.image = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
         with pytest.raises(UserError, match=rf"gradient of a is not finite at step {step} "):
             go(made)
         left.append(states(made))
@@ -217,7 +192,7 @@ def test_a_gradient_that_is_not_finite_leaves_weights_alone(
 
 
 class Waiting(TwoPhases):
-    """Looks at a number of the device's in one of its phases."""
+    """Reads a number from the device in one of its phases."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         values = super().loss(nets, batch, phase, draws)
@@ -239,55 +214,39 @@ class Growing(TwoPhases):
     "objective, reason",
     [(Waiting, "makes the host wait"), (Growing, "a weight has its first gradient only now")],
 )
-def test_a_step_that_cannot_be_recorded_is_said_once_and_changes_nothing(
+def test_a_step_that_cannot_be_recorded_warns_once_and_changes_nothing(
     tmp_path: Path,
-    recording: Callable[..., TapeRecorder],
     objective: type[TwoPhases],
     reason: str,
 ):
     phases = BOTH if objective is Waiting else BOTH[:1]
     with pytest.warns(UserWarning, match=reason) as warned:
-        recording(small_job(tmp_path / "replayed", objective(phases), kernels=False))
+        train_recorded(small_job(tmp_path / "replayed", objective(phases), kernels=False))
     assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
     train(small_job(tmp_path / "plain", objective(phases), kernels=False))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
-def test_it_is_known_which_kinds_of_steps_were_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(
-        trainer,
-        "step_graphs",
-        lambda _, step, batches: StepGraphs(step, batches, TapeRecorder(step)),
-    )
-    made = small_job(tmp_path / "run", TwoPhases(BOTH), kernels=False, total_images=8 * 5)
-    assert train_and_count(made) == {"('a', None)": True, "('b', None)": False}
-
-
-def test_two_phases_of_one_net_share_its_counts(
-    tmp_path: Path, recording: Callable[..., TapeRecorder]
-):
+def test_two_phases_of_one_net_share_its_counts(tmp_path: Path):
     phases = (Phase("a", "first"), Phase("b", "first", every=2))
     assert (
-        recording(small_job(tmp_path / "replayed", TwoPhases(phases), kernels=False)).recorded == 2
+        train_recorded(small_job(tmp_path / "replayed", TwoPhases(phases), kernels=False)).recorded
+        == 2
     )
     train(small_job(tmp_path / "plain", TwoPhases(phases), kernels=False))
     assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
 class Silent(TwoPhases):
-    """Reads the number of the step, and does not say so by `variant`."""
+    """Depends on the number of the step without declaring it by `variant`."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         values = super().loss(nets, batch, phase, draws)
         return {**values, "loss": values["loss"] * (1 + batch.step % 2)}
 
 
-def test_a_number_of_the_hosts_stays_as_it_was_recorded(
-    tmp_path: Path, recording: Callable[..., TapeRecorder]
-):
-    recording(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
+def test_a_number_of_the_hosts_stays_as_it_was_recorded(tmp_path: Path):
+    train_recorded(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
     train(small_job(tmp_path / "plain", Silent(BOTH), kernels=False))
     with pytest.raises(AssertionError):  # so these tests would show it
         assert_same(tmp_path / "replayed", tmp_path / "plain")
@@ -318,19 +277,19 @@ def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
 @pytest.mark.parametrize(
     "compiling, asked, expected",
     [
-        ("graphs", Launched(1, None), True),
-        ("graphs", Launched(2, None), False),
-        ("graphs", Launched(1, Zero(1)), False),
-        ("all", Launched(1, None), False),
+        ("graphs", Launch(1, None), True),
+        ("graphs", Launch(2, None), False),
+        ("graphs", Launch(1, ZeroConfig(1)), False),
+        ("all", Launch(1, None), False),
     ],
 )
-def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launched, expected: bool):
+def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launch, expected: bool):
     assert records_steps(TrainConfig(compile=compiling), asked) == expected
     assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), asked)
 
 
 class NoGpu:
-    """What recording asks of torch.cuda, failing at its end as it does on torch 2.11."""
+    """The part of torch.cuda that recording uses, failing at its end as on torch 2.11."""
 
     def __init__(self) -> None:
         self.streams, self.ended = ["default"], list[tuple[int, Any]]()

@@ -1,4 +1,4 @@
-"""Energy from counters that wrap, break off or are not there."""
+"""Energy from counters that wrap, fail or are missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(zone: Path, microjoules: int) -> None:
 
 @pytest.fixture
 def powercap(tmp_path: Path) -> Path:
-    """Write a folder like that of a machine of two sockets."""
+    """Return a powercap folder of a machine with two sockets."""
     root = tmp_path / "powercap"
     names = {
         "intel-rapl": None, "intel-rapl:0": "package-0", "intel-rapl:0:0": "core",
@@ -50,7 +50,7 @@ def test_packages_add_up_and_what_lies_within_them_is_not_counted(powercap: Path
     assert meter.read() == {PACKAGES: pytest.approx(2 * 36e6 / KWH_UJ)}
 
 
-def test_a_counter_that_began_anew_has_gone_its_whole_range(powercap: Path):
+def test_a_counter_that_wrapped_adds_its_whole_range(powercap: Path):
     zone = powercap / "intel-rapl:0"
     write(zone, RANGE_UJ - 5_000_000)
     meter = EnergyMeter(find_counters(CPU, powercap))
@@ -65,17 +65,17 @@ def test_it_is_read_often_enough_not_to_wrap_twice(powercap: Path, monkeypatch: 
     monkeypatch.setattr(energy.time, "monotonic", lambda: now[0])
     meter, zone = EnergyMeter(find_counters(CPU, powercap)), powercap / "intel-rapl:1"
     half = RANGE_UJ // 2
-    for wanted in (half, 2 * half, 3 * half, 4 * half):
+    for expected in (half, 2 * half, 3 * half, 4 * half):
         now[0] += 61.0
-        write(zone, (1_000_000 + wanted) % RANGE_UJ)
-        meter.tick()
+        write(zone, (1_000_000 + expected) % RANGE_UJ)
+        meter.read_if_due()
     assert meter.read()[PACKAGES] == pytest.approx(4 * half / KWH_UJ)
     write(zone, 0)
-    meter.tick()  # at once: nothing is read
+    meter.read_if_due()  # at once: nothing is read
     assert meter.total[PACKAGES] == pytest.approx(4 * half / KWH_UJ)
 
 
-def test_what_cannot_be_read_is_not_told(powercap: Path, tmp_path: Path):
+def test_unreadable_counters_give_no_metric(powercap: Path, tmp_path: Path):
     assert EnergyMeter(find_counters(CPU, tmp_path / "none")).read() == {}
     for zone in ("intel-rapl:0", "intel-rapl:1"):
         (powercap / zone / "energy_uj").unlink()  # as for all but root on most machines
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_not_told(powercap: Path, tmp_path: Path):
     assert meter.read() == {} and meter.state() == {}
 
 
-def test_a_counter_that_breaks_off_ends_the_telling_but_not_the_sum(powercap: Path):
+def test_a_counter_that_fails_ends_the_metric_but_keeps_the_sum(powercap: Path):
     meter, zone = EnergyMeter(find_counters(CPU, powercap)), powercap / "intel-rapl:0"
     write(zone, 37_000_000)
     assert meter.read()[PACKAGES] > 0
@@ -92,17 +92,17 @@ def test_a_counter_that_breaks_off_ends_the_telling_but_not_the_sum(powercap: Pa
     assert meter.state() == {"energy_kwh": {PACKAGES: pytest.approx(36e6 / KWH_UJ)}}
 
 
-def test_a_run_goes_on_counting_where_its_checkpoint_was(
+def test_a_continued_run_counts_from_its_checkpoint(
     powercap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, powercap))
-    zone, advance = powercap / "intel-rapl:0", trainer.Run.advance
+    zone, train_step = powercap / "intel-rapl:0", trainer.Trainer.train_step
 
-    def spend(run: trainer.Run) -> None:
+    def spend(run: trainer.Trainer) -> None:
         write(zone, int((zone / "energy_uj").read_text()) + 3_600_000)  # 1e-6 kWh a step
-        advance(run)
+        train_step(run)
 
-    monkeypatch.setattr(trainer.Run, "advance", spend)
+    monkeypatch.setattr(trainer.Trainer, "train_step", spend)
     folder = tmp_path / "run"
     assert train(job(folder, total_images=48))
     write(zone, 90_000_000_000)  # by others, in between
@@ -146,7 +146,7 @@ def test_a_gpu_is_read_by_the_drivers_library(tmp_path: Path):
     counter = gpu("GPU-1234", str(library))
     assert counter is not None and counter() == 8.6
     meter = EnergyMeter({GPU: [counter]})  # which reads twice, at 12.2 and 15.8 J
-    assert meter.read() == {}  # 19.4 J: it says that it does not know
+    assert meter.read() == {}  # at 19.4 J it returns an error
     assert gpu("GPU-other", str(library)) is None
     assert gpu("GPU-1234", str(tmp_path / "none.so")) is None
     assert gpu("GPU-1234", "libc.so.6") is None  # a library without these functions

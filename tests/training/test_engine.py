@@ -15,7 +15,7 @@ from dgm.training import checkpoint
 from dgm.training.checkpoint import Checkpoint, FullState
 from dgm.training.engine import Engine
 from dgm.training.optimizer import OptimConfig
-from dgm.training.state_dicts import copies, load_nets
+from dgm.training.state_dicts import frozen_copies, load_nets
 
 OPTIM = OptimConfig(lr=0.1, weight_decay=0.01, clip_norm=1.0)
 
@@ -25,16 +25,18 @@ def tensors_of(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def learn(engine: Engine, steps: int, seed: int) -> None:
-    """Take some steps on numbers of this seed."""
+    """Train some steps on random inputs of this seed."""
     torch.manual_seed(seed)
     for _ in range(steps):
         x = torch.randn(4, 3, 6, 6)
-        with engine.learning("other") as nets:
-            engine.backward("other", lambda x=x, nets=nets: nets["other"](x).exp().mean(), True)
-        engine.update("other", 0.05, lambda norm: None)
+        with engine.freeze_others("other") as nets:
+            wrapped = engine.wrapped_nets["other"]
+            loss = wrapped.forward(lambda x=x, nets=nets: nets["other"](x).exp().mean(), sync=True)
+            wrapped.backward(loss)
+        wrapped.clip_and_step(0.05, lambda norm: None)
 
 
-def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
+def test_a_loaded_state_continues_to_the_same_bits(
     engine: Engine, nets: dict[str, nn.Module], tmp_path: Path
 ):
     fresh = copy.deepcopy(nets)
@@ -44,21 +46,21 @@ def test_a_gathered_state_goes_on_as_if_nothing_had_happened(
     assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
     path = checkpoint.write(tmp_path, 3, Checkpoint(full, {}, {}), keep=1)
     learn(engine, 3, seed=2)
-    expected = tensors_of(engine.copies())
+    expected = tensors_of(engine.copy_nets())
 
     other = Engine("no")
     other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
     other.load_full_state(checkpoint.read(path).full)
     learn(other, 3, seed=2)
-    for key, value in tensors_of(other.copies()).items():
+    for key, value in tensors_of(other.copy_nets()).items():
         assert torch.equal(value, expected[key]), key
 
 
-def test_only_the_net_of_a_phase_learns(engine: Engine, nets: dict[str, nn.Module]):
+def test_only_the_net_of_a_phase_is_updated(engine: Engine, nets: dict[str, nn.Module]):
     nets["net"].bias.requires_grad_(False)  # frozen before, and so afterwards
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     before = tensors_of(nets)
-    with engine.learning("other") as inside:
+    with engine.freeze_others("other") as inside:
         assert set(inside) == set(nets)
         assert not any(p.requires_grad for p in inside["net"].parameters())
         assert all(p.requires_grad for p in inside["other"].parameters())
@@ -73,7 +75,7 @@ def test_a_phase_that_fails_leaves_its_neighbours_learning(
     engine: Engine, nets: dict[str, nn.Module]
 ):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
-    with pytest.raises(RuntimeError, match="in the phase"), engine.learning("other"):
+    with pytest.raises(RuntimeError, match="in the phase"), engine.freeze_others("other"):
         raise RuntimeError("in the phase")
     assert nets["net"].weight.requires_grad
 
@@ -83,17 +85,19 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
 ):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     x, net = torch.randn(6, 3), nets["net"]
-    engine.backward("net", lambda: net(x).square().mean(), last=True)
+    wrapped = engine.wrapped_nets["net"]
+    wrapped.backward(wrapped.forward(lambda: net(x).square().mean(), sync=True))
     whole = net.weight.grad.clone()
     net.zero_grad()
     for k in range(3):
         part = x[2 * k : 2 * k + 2]
-        engine.backward("net", lambda part=part: net(part).square().mean() / 3, last=k == 2)
+        loss = wrapped.forward(lambda part=part: net(part).square().mean() / 3, sync=k == 2)
+        wrapped.backward(loss)
     torch.testing.assert_close(net.weight.grad, whole)
 
 
 @pytest.mark.parametrize("clip_norm, expected", [(0.5, 0.5), (0.0, 5.0), (10.0, 5.0)])
-def test_the_gradient_is_clipped_and_its_norm_before_is_told(
+def test_the_gradient_is_clipped_and_its_previous_norm_is_checked(
     engine: Engine, nets: dict[str, nn.Module], clip_norm: float, expected: float
 ):
     engine.prepare(nets, dict.fromkeys(nets, replace(OPTIM, clip_norm=clip_norm)))
@@ -104,20 +108,20 @@ def test_the_gradient_is_clipped_and_its_norm_before_is_told(
         seen.append(float(norm))
         assert float(nets["net"].weight.grad.norm()) == pytest.approx(expected, rel=1e-5)  # float32
 
-    engine.update("net", 0.1, see)
+    engine.wrapped_nets["net"].clip_and_step(0.1, see)
     assert seen == [pytest.approx(5)]
 
 
-def test_update_takes_the_rate_it_is_given(engine: Engine, nets: dict[str, nn.Module]):
+def test_the_given_learning_rate_is_used(engine: Engine, nets: dict[str, nn.Module]):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     net = nets["net"]
     before = net.weight.detach().clone()
     net.weight.grad = torch.ones_like(before)
-    engine.update("net", 0.0, lambda norm: None)
+    engine.wrapped_nets["net"].clip_and_step(0.0, lambda norm: None)
     assert torch.equal(net.weight, before)
     assert net.weight.grad is None
     net.weight.grad = torch.ones_like(before)
-    engine.update("net", 0.25, lambda norm: None)
+    engine.wrapped_nets["net"].clip_and_step(0.25, lambda norm: None)
     # Adam's step is the rate, whatever the gradient; decay 0.01 of it takes 0.0025 of the weight.
     torch.testing.assert_close(net.weight.detach(), before * (1 - 0.0025) - 0.25)
 
@@ -143,7 +147,7 @@ def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[
     full = engine.full_state()
     assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= full.optimizer.keys()
     assert not [key for key in full.optimizer if key.startswith("net.")], "it has not learned yet"
-    before = tensors_of(engine.copies())
+    before = tensors_of(engine.copy_nets())
     moments = full.optimizer
     for changed, name in (
         ({k: v for k, v in moments.items() if k != "other.step.0.weight"}, "other.step.0.weight"),
@@ -157,7 +161,7 @@ def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[
 
 
 def test_copies_are_frozen_and_share_nothing(nets: dict[str, nn.Module]):
-    made = copies(nets)
+    made = frozen_copies(nets)
     for name, net in nets.items():
         assert not made[name].training and net.training
         for mine, theirs in zip(made[name].parameters(), net.parameters(), strict=True):
@@ -180,7 +184,7 @@ def test_the_first_process_passes_on_results_and_errors(engine: Engine):
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_one_process_agrees_with_itself(engine: Engine, flag: bool):
-    assert engine.agree(flag) is flag
+    assert engine.any_rank(flag) is flag
     assert engine.name == "one process" and engine.is_main
 
 
@@ -189,3 +193,27 @@ def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[st
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "parts"),
+    [
+        (5, 1, [[0, 1, 2, 3, 4]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (5, 2, [[0, 1, 2], [3, 4, 4]]),
+        (2, 4, [[0], [1], [1], [1]]),
+    ],
+)
+def test_rows_are_split_evenly_and_all_processes_get_the_whole(
+    engine: Engine, count: int, processes: int, parts: list[list[int]]
+):
+    whole = torch.cat([torch.tensor(part) for part in parts])
+    engine.world_size, engine.gather = processes, lambda part: whole  # type: ignore[method-assign]
+    for engine.rank, part in enumerate(parts):
+        found = engine.map_rows(count, lambda rows, part=part: assert_equal(rows, part))
+        assert found.tolist() == list(range(count))
+
+
+def assert_equal(rows: Tensor, expected: list[int]) -> Tensor:
+    assert rows.tolist() == expected
+    return rows

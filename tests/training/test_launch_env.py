@@ -1,4 +1,4 @@
-"""What a launcher asked for, and what it may not ask for."""
+"""The engine that a launcher asks for, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import nn
 
 from dgm.common.errors import UserError
 from dgm.training.engine import Engine
-from dgm.training.job import TrainConfig, check, what_to_compile
-from dgm.training.launch_env import Launched, Zero, count_nodes, on_gpu, read_launch
-from dgm.training.model_summary import times_held
+from dgm.training.job import TrainConfig, check_config, compile_mode
+from dgm.training.launch_env import Launch, ZeroConfig, count_nodes, on_gpu, read_launch
+from dgm.training.model_summary import weight_copies
 from dgm.training.optimizer import OptimConfig
 from dgm.training.zero import check_shards
 
@@ -49,25 +49,25 @@ def under_zero(stage: str = "2", **more: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("variables", "expected", "name"),
     [
-        ({}, Launched(1, None), "one process"),
-        ({"WORLD_SIZE": "1"}, Launched(1, None), "one process"),
-        ({"WORLD_SIZE": "4"}, Launched(4, None), "DDP on 4 processes"),
-        ({"ACCELERATE_USE_DEEPSPEED": "false"}, Launched(1, None), "one process"),
-        (under_zero("0"), Launched(1, Zero(0)), "DeepSpeed ZeRO-0 on 1 process"),
+        ({}, Launch(1, None), "one process"),
+        ({"WORLD_SIZE": "1"}, Launch(1, None), "one process"),
+        ({"WORLD_SIZE": "4"}, Launch(4, None), "DDP on 4 processes"),
+        ({"ACCELERATE_USE_DEEPSPEED": "false"}, Launch(1, None), "one process"),
+        (under_zero("0"), Launch(1, ZeroConfig(0)), "DeepSpeed ZeRO-0 on 1 process"),
         (
             {**under_zero("1", WORLD_SIZE="2"), OPTIMIZER: "none", WEIGHTS: "none"},
-            Launched(2, Zero(1)),
+            Launch(2, ZeroConfig(1)),
             "DeepSpeed ZeRO-1 on 2 processes",
         ),
         (
             {**under_zero("3", WORLD_SIZE="2"), OPTIMIZER: "cpu", WEIGHTS: "cpu"},
-            Launched(2, Zero(3, True, True)),
+            Launch(2, ZeroConfig(3, True, True)),
             "DeepSpeed ZeRO-3, optimizer and weights on the CPU on 2 processes",
         ),
     ],
 )
 def test_the_engine_that_was_asked_for_is_read(
-    launch: Callable, variables: dict[str, str], expected: Launched, name: str
+    launch: Callable, variables: dict[str, str], expected: Launch, name: str
 ) -> None:
     launch(ACCELERATE_MIXED_PRECISION="no", ACCELERATE_DYNAMO_BACKEND="NO", **variables)
     assert read_launch("bf16") == expected
@@ -75,7 +75,7 @@ def test_the_engine_that_was_asked_for_is_read(
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, "--multi_gpu"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP.*choose distributed_type"),
@@ -92,17 +92,17 @@ def test_the_engine_that_was_asked_for_is_read(
     ],
 )
 def test_what_the_trainers_cannot_do_is_refused_by_name(
-    launch: Callable, variables: dict[str, str], said: str
+    launch: Callable, variables: dict[str, str], message: str
 ) -> None:
     launch(**variables)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Engine("no")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "option", "said"),
+    ("processes", "option", "message"),
     [
         (
             2,
@@ -123,7 +123,7 @@ def test_options_that_accelerate_drops_without_deepspeed_are_refused(
     tmp_path: Path,
     processes: int,
     option: str,
-    said: str,
+    message: str,
 ) -> None:
     script = ROOT / "launch" / "train_ddpm.py"
     words = ["-m", "accelerate.commands.launch", "--num_processes", processes, *option.split()]
@@ -131,7 +131,7 @@ def test_options_that_accelerate_drops_without_deepspeed_are_refused(
     process = start_script(*words, script, "--config", tiny_config, "--run.dir", tmp_path / "run")
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert stderr.count(f"error: accelerate launch asks for {said}") == 1, stderr
+    assert stderr.count(f"error: accelerate launch asks for {message}") == 1, stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -160,7 +160,7 @@ def test_an_optimizer_that_zero_cannot_shard_is_named() -> None:
         check_shards(torch.optim.LBFGS(weights))
 
 
-def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> None:
+def test_an_engine_other_than_the_requested_one_is_refused(launch: Callable) -> None:
     Engine("no")  # accelerate keeps what it found at first, one process
     launch(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     engine = Engine("no")
@@ -171,36 +171,36 @@ def test_an_engine_that_is_not_the_one_asked_for_is_told(launch: Callable) -> No
 @pytest.mark.parametrize(
     ("asked", "held"),
     [
-        (Launched(1, None), 5),
-        (Launched(4, None), 5),
-        (Launched(4, Zero(0)), 5),
-        (Launched(4, Zero(1)), 3.75),
-        (Launched(4, Zero(2)), 3),
-        (Launched(4, Zero(2, True)), 2.25),
-        (Launched(4, Zero(3)), 2.25),
-        (Launched(4, Zero(3, True, True)), 1.25),
+        (Launch(1, None), 5),
+        (Launch(4, None), 5),
+        (Launch(4, ZeroConfig(0)), 5),
+        (Launch(4, ZeroConfig(1)), 3.75),
+        (Launch(4, ZeroConfig(2)), 3),
+        (Launch(4, ZeroConfig(2, True)), 2.25),
+        (Launch(4, ZeroConfig(3)), 2.25),
+        (Launch(4, ZeroConfig(3, True, True)), 1.25),
     ],
 )
-def test_expected_memory_counts_what_a_process_holds(asked: Launched, held: float) -> None:
-    assert times_held(asked) == held
+def test_expected_memory_counts_what_a_process_holds(asked: Launch, held: float) -> None:
+    assert weight_copies(asked) == held
 
 
 @pytest.mark.parametrize(
-    ("stage", "config", "said"),
+    ("stage", "config", "message"),
     [
         (1, TrainConfig(float64=True), r"train\.float64 is set, but ZeRO keeps fp32 weights"),
         (3, TrainConfig(compile="all"), r"train\.compile is all, but ZeRO-3 .* choose auto"),
     ],
 )
-def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, said: str) -> None:
-    check(config, Launched(2, None))
-    with pytest.raises(UserError, match=said):
-        check(config, Launched(2, Zero(stage)))
-    check(TrainConfig(), Launched(2, Zero(stage)))
+def test_what_an_engine_cannot_do_is_refused(stage: int, config: TrainConfig, message: str) -> None:
+    check_config(config, Launch(2, None))
+    with pytest.raises(UserError, match=message):
+        check_config(config, Launch(2, ZeroConfig(stage)))
+    check_config(TrainConfig(), Launch(2, ZeroConfig(stage)))
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
-def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
+def test_configuration_for_accelerate_explains_each_line_and_its_use(
     path: Path,
 ) -> None:
     head, *_ = path.read_text().split("compute_environment")
@@ -222,7 +222,7 @@ def test_configuration_for_accelerate_explains_each_line_and_says_how_to_use_it(
     ("variables", "nodes"),
     [
         ({}, 1),
-        ({"WORLD_SIZE": "4"}, 1),  # started by hand: nobody says where
+        ({"WORLD_SIZE": "4"}, 1),  # started by hand: unknown
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 1),
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}, 4),
@@ -245,4 +245,4 @@ def test_a_gpu_is_left_alone_where_accelerate_is_told_to_take_cpus(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
     assert on_gpu() == used
-    assert what_to_compile(TrainConfig()) == ("all" if used else "noise")
+    assert compile_mode(TrainConfig()) == ("all" if used else "noise")

@@ -16,17 +16,17 @@ from dgm.common.errors import UserError
 from dgm.objective import Batch, Phase
 from dgm.rng import Draws
 from dgm.training.checkpoint import newest
-from dgm.training.oom import is_lack_of_memory
+from dgm.training.oom import is_out_of_memory
 
 
 class Greedy(small_loop.TwoPhases):
-    """An objective that asks for more memory than there is where it gets many images."""
+    """Allocates more memory than there is for many images."""
 
     whole_batch = False
 
     def __init__(self, at_most: int):
         super().__init__(small_loop.BOTH)
-        self.at_most, self.trials = at_most, 2  # what a run says at its start takes one a phase
+        self.at_most, self.trials = at_most, 2  # the summary calls it once per phase
 
     def loss(
         self, nets: Mapping[str, nn.Module], batch: Batch, phase: Phase, draws: Draws
@@ -43,16 +43,16 @@ def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
 
 
 @pytest.mark.slow
-def test_largest_micro_batch_that_fits_is_named_and_serves(tmp_path: Path):
-    said = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
-    assert said.startswith("24 images at a time do not fit into the memory of cpu: ")
-    assert "set train.micro_batch 4, the largest that was seen to fit" in said  # 24 = 6 * 4
+def test_largest_micro_batch_that_fits_is_named_and_trains(tmp_path: Path):
+    message = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
+    assert message.startswith("24 images at a time do not fit into the memory of cpu: ")
+    assert "set train.micro_batch 4, the largest that was seen to fit" in message  # 24 = 6 * 4
     assert newest(tmp_path / "a" / "checkpoints") is None
     made = small_loop.job(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
     assert small_loop.train(replace(made, config=replace(made.config, micro_batch=4)))
 
 
-def test_one_image_that_does_not_fit_is_said(tmp_path: Path):
+def test_one_image_that_does_not_fit_is_reported(tmp_path: Path):
     assert "nor fewer: choose a smaller model" in mistake(tmp_path / "a", Greedy(0))
 
 
@@ -60,7 +60,7 @@ def test_a_batch_that_must_not_be_split_is_to_be_smaller(tmp_path: Path):
     objective = Greedy(5)
     objective.whole_batch = True
     assert mistake(tmp_path / "a", objective).endswith(
-        "lower train.global_batch, or take more processes"
+        "lower train.global_batch, or use more processes"
     )
 
 
@@ -115,10 +115,10 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("error", LACKS, ids=str)
-def test_an_allocation_that_failed_is_known_by_its_words(error: Exception):
-    assert is_lack_of_memory(error)
+def test_an_allocation_that_failed_is_recognized(error: Exception):
+    assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
-def test_other_faults_are_no_lack_of_memory(error: Exception):
-    assert not is_lack_of_memory(error)
+def test_other_faults_are_not_out_of_memory(error: Exception):
+    assert not is_out_of_memory(error)

@@ -1,4 +1,4 @@
-"""A process that hangs is ended with a line that says in what; one at work is left alone."""
+"""A process that hangs is ended with a line that names its activity; a working one is not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 0.6
+UNTIL_END = "while time.monotonic() < end: 1"
 WATCHED = """
 import mmap, os, signal, sys, threading, time
 from dgm.training.watchdog import Watchdog
@@ -36,9 +37,11 @@ def watch(work: str, limit_s: float = LIMIT_S) -> tuple[int, str, float]:
 
 def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: Path):
     os.mkfifo(tmp_path / "data")
-    code, said, took_s = watch(f"watchdog.doing('data'); open({str(tmp_path / 'data')!r})")
+    code, message, took_s = watch(
+        f"watchdog.set_activity('data'); open({str(tmp_path / 'data')!r})"
+    )
     assert code == 1
-    first, *stacks = said.splitlines()
+    first, *stacks = message.splitlines()
     assert first.startswith("error: nothing was done for 0.01 minutes (train.timeout_minutes) wh")
     assert "while waiting for data: look at the disk or network that data.shards lies on" in first
     assert any('File "<string>", line 1 in <module>' in line for line in stacks)
@@ -47,31 +50,35 @@ def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: P
 
 def test_what_keeps_pythons_lock_is_ended_as_well():
     # As a page of a mapped file does that never comes: no other thread of Python can run.
-    code, said, _ = watch("import ctypes; watchdog.doing('data'); time.sleep(0.2); "
+    code, message, _ = watch("import ctypes; watchdog.set_activity('data'); time.sleep(0.2); "
                           "ctypes.PyDLL(None).sleep(30)")  # fmt: skip
     assert code == 1
-    assert "Timeout (" in said and "line 1 in <module>" in said
+    assert "Timeout (" in message and "line 1 in <module>" in message
 
 
 @pytest.mark.slow
 def test_steps_and_long_work_are_left_alone_and_so_is_a_run_without_a_limit():
-    steps = "[(watchdog.doing('step'), time.sleep(0.05)) for _ in range(30)]"
-    work = "end = time.monotonic() + 1.5; watchdog.doing('eval')\nwhile time.monotonic() < end: 1"
+    steps = "[(watchdog.set_activity('step'), time.sleep(0.05)) for _ in range(30)]"
+    work = "watchdog.set_activity('eval'); end = time.monotonic() + 1.5\n" + UNTIL_END
     assert watch(steps)[:2] == watch(work)[:2] == (0, "")
-    assert watch("watchdog.doing('step'); time.sleep(1)", limit_s=0)[:2] == (0, "")
-    assert watch("watchdog.doing('step'); watchdog.doing(None); time.sleep(1)")[:2] == (0, "")
+    assert watch("watchdog.set_activity('step'); time.sleep(1)", limit_s=0)[:2] == (0, "")
+    assert watch("watchdog.set_activity('step'); watchdog.set_activity(None); time.sleep(1)")[
+        :2
+    ] == (0, "")
 
 
 def test_a_step_that_only_computes_is_ended():
-    work = "end = time.monotonic() + 9; watchdog.doing('step')\nwhile time.monotonic() < end: 1"
-    code, said, _ = watch(work)
-    assert code == 1 and "while in a step: look at the other processes" in said
+    work = (
+        "end = time.monotonic() + 9; watchdog.set_activity('step')\nwhile time.monotonic() < end: 1"
+    )
+    code, message, _ = watch(work)
+    assert code == 1 and "while in a step: look at the other processes" in message
 
 
 def test_time_for_which_a_process_is_stopped_does_not_count():
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, str(LIMIT_S),
-         "watchdog.doing('step'); print('on', flush=True); time.sleep(0.5)"],
+         "watchdog.set_activity('step'); print('on', flush=True); time.sleep(0.5)"],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "on\n"

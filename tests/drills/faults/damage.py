@@ -56,7 +56,7 @@ def part(name: str) -> Callable[[Lab, Random, int], Outcome]:
         whole = is_whole(newest)  # a bit of white space in the manifest
         result = lab.run(run)
         lab.expect(result.code == 0, f"after {what} it ended with {result.code}")
-        named = f"warning: checkpoint {newest} is passed over" in result.stderr
+        named = f"warning: checkpoint {newest} is skipped" in result.stderr
         lab.expect(named != whole, f"{newest} with {what}: {result.stderr}")
         lab.expect_same(run)
         return Outcome(0 if whole else SAVE_EVERY * BATCH, lab.took_s)

@@ -19,29 +19,25 @@ GROUP = Group()
 TOO_MANY = 262_144  # images of a batch
 
 
-def make_run(context: Context, *options: str) -> Any:
-    """Return a run that is ready for its first step."""
+def make_trainer(context: Context, *options: str) -> tuple[Any, Any]:
+    """Return a trainer and its run folder."""
     from dgm.cli.assemble import make_job
     from dgm.cli.parser import parse
+    from dgm.cli.start_engine import start_engine
     from dgm.cli.train_ddpm import Config, make_parts
-    from dgm.training.engine import Engine
-    from dgm.training.trainer import Run
+    from dgm.training.run_folder import RunFolder
+    from dgm.training.trainer import Trainer
     from shards.reader import open_shards
 
     folder = context.scratch / "step"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [f"--run.dir={folder}", f"--data.shards={context.shards}"]
-    words += ["--train.log_every_images=1000000000", *options]
+    words += ["--run.trackers=[]", "--train.log_every_images=1000000000", *options]
     config: Any = parse(Config, "ddpm_tiny.yaml", words)
-    engine, images = (
-        Engine(config.train.mixed_precision, [], str(folder)),
-        open_shards(str(context.shards)),
-    )
+    engine, images = start_engine(config.train.mixed_precision), open_shards(str(context.shards))
     parts = make_parts(config, images.image_shape, images.num_classes)
-    run = Run(make_job(config, engine, images, parts))
-    run.start_telling()
-    return run
+    return Trainer(make_job(config, engine, images, parts)), RunFolder(config, folder)
 
 
 @GROUP.check("no step waits for the GPU", 150, needs_gpu=True)
@@ -49,15 +45,18 @@ def no_step_waits(context: Context) -> str:
     """In torch's mode that raises where the host would wait."""
     ways = ("none", "auto", "graphs")
     for compiling in ways:
-        run = make_run(context, f"--train.compile={compiling}")
-        for _ in range(WARM_UP + 2):  # compiles, records, and makes what is made once
-            run.go_on()
+        trainer, _ = make_trainer(context, f"--train.compile={compiling}")
+        trainer.start_logging()
+        for _ in range(WARM_UP + 2):  # compiles, records, and allocates what is allocated once
+            trainer.train_step()
+            trainer.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            run.go_on()
+            trainer.train_step()
+            trainer.after_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        run.engine.close()
+        trainer.engine.close()
     return ", ".join(ways)
 
 
@@ -84,10 +83,10 @@ def little_memory(context: Context) -> Iterator[None]:
 @GROUP.check("a batch that does not fit is answered with one that does", 100)
 def memory_is_named(context: Context) -> str:
     """The message names train.micro_batch and a size that was tried."""
-    run = make_run(context, f"--train.global_batch={TOO_MANY}")
+    trainer, folder = make_trainer(context, f"--train.global_batch={TOO_MANY}")
     with little_memory(context):
         try:
-            run.go_on()
+            trainer.train(folder)
         except UserError as error:
             assert "train.micro_batch" in str(error), str(error)
             return str(error)

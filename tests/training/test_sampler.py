@@ -1,8 +1,7 @@
-"""Which images a process sees when."""
+"""The images of each step and process."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from dgm.common.errors import UserError
 from dgm.rng import PERMUTATION_BLOCK, permutation, permutation_block
 from dgm.training import sampler
-from dgm.training.sampler import Batches
+from dgm.training.sampler import BatchSampler
 from shards.reader import Shards
 
 CPU = torch.device("cpu")
@@ -43,10 +42,10 @@ def indices_in(images: Tensor) -> list[int]:
     return (images[:, 0, 0, 0].long() * 256 + images[:, 0, 0, 1]).tolist()
 
 
-def step(batches: Batches, images_seen: int) -> list[tuple[int, int, int]]:
-    """Give (image, label, epoch) of a step, in order; checks that draws belong to the images."""
+def step(batches: BatchSampler, images_seen: int) -> list[tuple[int, int, int]]:
+    """Return (image, label, epoch) of a step in order; check that draws belong to the images."""
     seen = []
-    for batch, draws in batches.step(images_seen, CPU):
+    for batch, draws in batches.micro_batches(images_seen, CPU):
         assert batch.images.dtype == torch.uint8 and batch.labels.dtype == torch.int64
         assert indices_in(batch.images) == draws.index.tolist()
         seen += list(
@@ -56,7 +55,7 @@ def step(batches: Batches, images_seen: int) -> list[tuple[int, int, int]]:
 
 
 def test_every_epoch_holds_each_image_once_with_its_label():
-    batches = Batches(Numbered(300), 0, 12, None, 0, 1)
+    batches = BatchSampler(Numbered(300), 0, 12, None, 0, 1)
     seen = [entry for start in range(0, 900, 12) for entry in step(batches, start)]
     for epoch in range(3):
         mine = [entry for entry in seen if entry[2] == epoch]
@@ -67,7 +66,7 @@ def test_every_epoch_holds_each_image_once_with_its_label():
 
 @given(
     length=st.integers(1, 40),
-    share=st.integers(1, 6),
+    per_rank=st.integers(1, 6),
     micro=st.integers(1, 6),
     world_size=st.integers(1, 4),
     start=st.integers(0, 100),
@@ -75,15 +74,16 @@ def test_every_epoch_holds_each_image_once_with_its_label():
 )
 @settings(max_examples=30, deadline=None)
 def test_processes_and_micro_batches_make_up_the_step_of_one_process_in_order(
-    length: int, share: int, micro: int, world_size: int, start: int, seed: int
+    length: int, per_rank: int, micro: int, world_size: int, start: int, seed: int
 ):
-    share *= micro
-    data, total = Numbered(length), share * world_size
-    alone = step(Batches(data, seed, total, None, 0, 1), start)
-    parts = [Batches(data, seed, total, micro, rank, world_size) for rank in range(world_size)]
-    assert {part.num_micro for part in parts} == {share // micro}
+    per_rank *= micro
+    data, total = Numbered(length), per_rank * world_size
+    alone = step(BatchSampler(data, seed, total, None, 0, 1), start)
+    parts = [BatchSampler(data, seed, total, micro, rank, world_size) for rank in range(world_size)]
+    assert {part.num_micro for part in parts} == {per_rank // micro}
+    assert all(len(b.images) == micro for b, _ in parts[0].micro_batches(start, CPU))
     assert [entry for part in parts for entry in step(part, start)] == alone
-    # Position by position: the epoch, and the place in its order.
+    # At each position: the epoch, and the image at that position of its permutation.
     expected = [
         int(permutation(seed, p // length, length)[p % length]) for p in range(start, start + total)
     ]
@@ -91,41 +91,15 @@ def test_processes_and_micro_batches_make_up_the_step_of_one_process_in_order(
     assert [epoch for _, _, epoch in alone] == [p // length for p in range(start, start + total)]
 
 
-def test_a_step_may_straddle_epochs_and_come_back():
-    batches = Batches(Numbered(10), 0, 8, 4, 0, 1)
-    straddling = step(batches, 8)
-    assert Counter(epoch for *_, epoch in straddling) == {0: 2, 1: 6}
-    later = step(batches, 400)
-    assert {epoch for *_, epoch in later} == {40}
-    assert step(batches, 8) == straddling
-
-
-def test_the_size_of_the_batch_does_not_change_the_order():
-    data = Numbered(30)
-    small, large = Batches(data, 0, 3, None, 0, 1), Batches(data, 0, 15, None, 0, 1)
-    one = [entry for start in range(0, 60, 3) for entry in step(small, start)]
-    other = [entry for start in range(0, 60, 15) for entry in step(large, start)]
-    assert one == other
-
-
-def test_another_seed_gives_another_order():
-    data = Numbered(300)
-    one, other = (Batches(data, seed, 100, None, 0, 1) for seed in (0, 1))
-    assert step(one, 0) != step(other, 0)
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_overfitting_one_batch_repeats_the_same_images_with_new_draws(world_size: int):
-    ranks = [Batches(Numbered(300), 0, 8, None, r, world_size, True) for r in range(world_size)]
+    ranks = [
+        BatchSampler(Numbered(300), 0, 8, None, r, world_size, True) for r in range(world_size)
+    ]
     steps = [[e for rank in ranks for e in step(rank, start)] for start in (0, 8, 16)]
     for epoch, seen in enumerate(steps):
         assert sorted(image for image, *_ in seen) == list(range(8))
         assert {e for *_, e in seen} == {epoch}
-
-
-def test_micro_batches_are_equal_parts_of_the_share():
-    sizes = [len(b.images) for b, _ in Batches(Numbered(50), 0, 24, 3, 1, 2).step(0, CPU)]
-    assert sizes == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -145,16 +119,16 @@ def test_a_batch_that_does_not_divide_is_named(
     global_batch: int, micro_batch: int | None, world_size: int, named: str
 ):
     with pytest.raises(UserError, match=named):
-        Batches(Numbered(50), 0, global_batch, micro_batch, 0, world_size)
+        BatchSampler(Numbered(50), 0, global_batch, micro_batch, 0, world_size)
 
 
 def test_images_that_stay_on_the_device_are_the_same(tiny_shards: Path):
     data = Shards(tiny_shards)
-    kept = Batches(data, 0, 48, 12, 1, 2, resident=True)
-    read = Batches(data, 0, 48, 12, 1, 2, resident=False)
+    kept = BatchSampler(data, 0, 48, 12, 1, 2, resident=True)
+    read = BatchSampler(data, 0, 48, 12, 1, 2, resident=False)
     for start in (0, 48, 304):  # the last one straddles two epochs
         for (one, draws), (other, others) in zip(
-            kept.step(start, CPU), read.step(start, CPU), strict=True
+            kept.micro_batches(start, CPU), read.micro_batches(start, CPU), strict=True
         ):
             assert torch.equal(one.images, other.images) and one.images.dtype == torch.uint8
             assert torch.equal(one.labels, other.labels) and one.images_seen == start
@@ -164,40 +138,34 @@ def test_images_that_stay_on_the_device_are_the_same(tiny_shards: Path):
 
 def test_a_batch_knows_how_many_steps_came_before_it():
     for made in (
-        Batches(Numbered(50), 0, 12, None, 0, 1),
-        Batches(Numbered(50), 0, 12, 3, 1, 2),
-        Batches(Numbered(50), 0, 12, None, 0, 1, overfit_one_batch=True),
+        BatchSampler(Numbered(50), 0, 12, None, 0, 1),
+        BatchSampler(Numbered(50), 0, 12, 3, 1, 2),
+        BatchSampler(Numbered(50), 0, 12, None, 0, 1, overfit_one_batch=True),
     ):
         for number in (0, 1, 7):
-            assert {b.step for b, _ in made.step(12 * number, CPU)} == {number}
+            assert {b.step for b, _ in made.micro_batches(12 * number, CPU)} == {number}
 
 
 def test_a_large_set_is_ordered_block_by_block(monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[int, int]] = []
+    computed: list[tuple[int, int]] = []
 
-    def seen(seed: int, epoch: int, length: int, block: int) -> Tensor:
-        asked.append((epoch, block))
+    def count(seed: int, epoch: int, length: int, block: int) -> Tensor:
+        computed.append((epoch, block))
         return permutation_block(seed, epoch, length, block)
 
-    monkeypatch.setattr(sampler, "permutation_block", seen)
+    monkeypatch.setattr(sampler, "permutation_block", count)
     length = 2 * PERMUTATION_BLOCK + 10
 
     class Large(Numbered):
         def images(self, index: np.ndarray) -> np.ndarray:
             return super().images(index % 65536)
 
-    made = Batches(Large(length), 5, 16, None, 0, 1)
+    made = BatchSampler(Large(length), 5, 16, None, 0, 1)
     expected = permutation(5, 0, length)
-    places = [
-        0,
-        PERMUTATION_BLOCK - 8,
-        PERMUTATION_BLOCK,
-        2 * PERMUTATION_BLOCK,
-        length - 8,
-    ]
-    for place in places:
-        ((_, draws),) = made.step(place, CPU)
-        first = expected[place : place + 16].tolist()
+    positions = [0, PERMUTATION_BLOCK - 8, PERMUTATION_BLOCK, 2 * PERMUTATION_BLOCK, length - 8]
+    for position in positions:
+        ((_, draws),) = made.micro_batches(position, CPU)
+        first = expected[position : position + 16].tolist()
         assert draws.index[: len(first)].tolist() == first
     # Two blocks where a batch straddles them, and none is computed twice in a row.
-    assert asked == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert computed == [(0, 0), (0, 1), (0, 2), (1, 0)]

@@ -9,15 +9,15 @@ from accelerate.tracking import GeneralTracker
 
 from dgm.common.errors import UserError
 from dgm.training.engine import Engine
-from dgm.training.run_logger import start_trackers
+from dgm.training.run_logger import check_trackers, start_trackers
 
 
 class NotLoggedInError(Exception):
-    """As a service raises it, of whatever class."""
+    """An error of the service's own class."""
 
 
 class Refusing(GeneralTracker):
-    """A tracker of a service that knows nobody."""
+    """A tracker of a service that accepts nobody."""
 
     name = "wandb"
     requires_logging_directory = False
@@ -36,11 +36,10 @@ class Refusing(GeneralTracker):
 
 
 def test_a_tracker_that_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
-    engine = Engine("no", ["tensorboard"], str(tmp_path))
+    engine = Engine("no")
     try:
-        engine.accelerator.log_with.append(Refusing())
         with pytest.raises(UserError) as caught:
-            start_trackers(engine, {}, 0)
+            start_trackers(engine, ["tensorboard", Refusing()], tmp_path, {}, 0)
         assert str(caught.value) == (
             "run.trackers names wandb, which did not start (No API key configured): log in by "
             "`wandb login`, set WANDB_MODE=offline, or leave it out"
@@ -49,14 +48,19 @@ def test_a_tracker_that_refuses_is_named_with_its_reason(tmp_path: Path) -> None
         engine.close()  # which has nothing to finish
 
 
-def test_a_disk_at_fault_is_not_laid_to_a_tracker(tmp_path: Path) -> None:
+def test_a_disk_fault_is_not_blamed_on_a_tracker(tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.write_text("mine")
-    engine = Engine("no", ["tensorboard"], str(folder))
+    engine = Engine("no")
     try:
-        engine.accelerator.log_with.append(Refusing())
         with pytest.raises(OSError):
-            start_trackers(engine, {}, 0)
+            start_trackers(engine, ["tensorboard", Refusing()], folder, {}, 0)
     finally:
         engine.accelerator.trackers = []
         engine.close()
+
+
+def test_an_unknown_tracker_is_named() -> None:
+    check_trackers(["tensorboard"])
+    with pytest.raises(UserError, match=r"run\.trackers names crayon, .*: install it or choose of"):
+        check_trackers(["tensorboard", "crayon"])

@@ -1,4 +1,4 @@
-"""What the loop does for families that can do more: first weights, pictures, measures, layers."""
+"""What the trainer does for optional abilities of families: initial weights, grids, evaluation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dgm.common.errors import UserError
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
 from dgm.training import checkpoint, trainer
-from dgm.training.finite_check import FiniteWatch
+from dgm.training.finite_check import FiniteCheck
 from dgm.training.job import Cadences, TrainConfig
+from dgm.training.sampler import BatchSampler
 
 
 class ByData(TwoPhases):
@@ -31,7 +32,7 @@ def test_first_weights_by_data_are_those_of_the_runs_first_images(tmp_path: Path
     objective = ByData(BOTH)
     made = job(tmp_path / "run", objective, lr=1e-30)
     train(made)
-    first = made.data.images(trainer.Batches(made.data, 3, 8, None, 0, 1)._order(0, 0).numpy())
+    first = made.data.images(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0).numpy())
     assert torch.equal(objective.given, torch.from_numpy(first))
     state, _ = left_by(tmp_path / "run")
     mean = first.astype(float).mean() / 255
@@ -83,16 +84,16 @@ def test_micro_batches_are_refused_where_they_would_be_another_run(tmp_path: Pat
     assert not (tmp_path / "split").exists()
 
 
-def measured(values: list[float]) -> dict[str, Any]:
-    """Give a job's evaluation, due every 16 images, that finds these values in turn."""
+def evaluated(values: list[float]) -> dict[str, Any]:
+    """Return a job's evaluation, due every 16 images, with these values in turn."""
     left = iter(values)
     return {"evaluation": lambda nets: {"eval/fd_classifier": next(left)}, "eval_every_images": 16}
 
 
 def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path):
     made = job(tmp_path / "run", keep_checkpoints=1, save_every_images=0)
-    vars(made).update(measured([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
-    with pytest.warns(UserWarning, match="eval/fd_classifier is nan after 64 images"):
+    vars(made).update(evaluated([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
+    with pytest.warns(UserWarning, match="eval/distance is nan after 64 images"):
         assert train(made)
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [32, 96]
@@ -110,7 +111,7 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
     folder = tmp_path / "run"
     for length, values in ((48, [5.0, 1.0, 4.0]), (96, [3.0, 2.0, 6.0])):
         made = job(folder, keep_checkpoints=1, save_every_images=0, total_images=length)
-        vars(made).update(measured(values))
+        vars(made).update(evaluated(values))
         assert train(made)
     assert left_by(folder)[0].state["best"]["images_seen"] == 32
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [32, 96]
@@ -171,14 +172,14 @@ class Broken(TwoPhases):
 def test_broken_layer_is_named_and_no_weight_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
 ):
-    watch = FiniteWatch
-    monkeypatch.setattr(trainer, "FiniteWatch", lambda *args: watch(*args[:3], waits))
+    watch = FiniteCheck
+    monkeypatch.setattr(trainer, "FiniteCheck", lambda *args: watch(*args[:3], waits))
     made = job(tmp_path / "run", Broken(from_images=16), save_every_images=8)
-    first = int(trainer.Batches(made.data, 3, 8, None, 0, 1)._order(0, 0)[16])
+    first = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[16])
     expected = rf"gradient of b .* step 2 \(after 16 images\).*second\.layer of image {first}:"
     with pytest.raises(UserError, match=expected):
         train(made)
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "000000016"
-    parameters = [p for net in made.engine.copies().values() for p in net.parameters()]
+    parameters = [p for net in made.engine.copy_nets().values() for p in net.parameters()]
     assert all(p.isfinite().all() for p in parameters)

@@ -1,4 +1,4 @@
-"""Signals set a flag and nothing more."""
+"""Signals only set a flag."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_a_signal_raises_the_flag(stop: StopRequest, number: signal.Signals):
     assert not stop.raised
     os.kill(os.getpid(), number)
     assert stop.raised
-    assert stop.raised  # asking does not lower it
+    assert stop.raised  # reading does not reset it
 
 
-def test_a_second_interrupt_interrupts_at_once(stop: StopRequest):
+def test_a_second_interrupt_raises(stop: StopRequest):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
@@ -47,7 +47,7 @@ def test_a_second_termination_waits_for_the_save(stop: StopRequest):
     assert stop.raised
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     called: list[int] = []
     original = signal.signal(signal.SIGUSR2, lambda number, _: called.append(number))
     try:
@@ -61,7 +61,7 @@ def test_handlers_are_put_back():
         signal.signal(signal.SIGUSR2, original)
 
 
-def test_another_thread_watches_nothing_and_does_not_fail():
+def test_another_thread_sets_no_handlers_and_does_not_fail():
     before, made = handlers(), []
 
     def work() -> None:

@@ -13,11 +13,10 @@ import pytest
 import torch
 from tiny import LAUNCH, SCRIPTS
 
-from dgm.common.config_keys import flatten
+from dgm.cli.start_engine import start_engine
 from dgm.common.errors import UserError
 from dgm.training import engine
-from dgm.training.device_settings import apply_device_settings
-from dgm.training.job import TrainConfig
+from dgm.training.process_settings import apply_device_settings
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
@@ -26,7 +25,7 @@ ROOT = LAUNCH.parent
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave this process as it was."""
+    """Restore the settings of this process."""
     environment = {name: os.environ.pop(name, None) for name in (CUBLAS, INDUCTOR)}
     yield
     for name, value in environment.items():
@@ -53,10 +52,10 @@ def test_deterministic_is_all_of_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_the_compiler_is_told_without_being_imported():
+def test_the_compiler_is_set_without_being_imported():
     code = """
 import sys
-from dgm.training.device_settings import apply_device_settings
+from dgm.training.process_settings import apply_device_settings
 apply_device_settings(deterministic=True)
 compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo"))]
 assert not compiler, compiler
@@ -98,7 +97,7 @@ def test_a_workspace_that_is_not_reproducible_is_refused():
     assert os.environ[CUBLAS] == ":16:8"
 
 
-def test_an_engine_is_set_before_it_touches_a_device(monkeypatch: pytest.MonkeyPatch):
+def test_settings_are_applied_before_an_engine_touches_a_device(monkeypatch: pytest.MonkeyPatch):
     class TouchedError(Exception):
         pass
 
@@ -111,19 +110,13 @@ def test_an_engine_is_set_before_it_touches_a_device(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(engine, "Accelerator", touch)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", touch)
-    with pytest.raises(TouchedError) as seen:
-        engine.Engine("no", deterministic=True, tf32=True)
-    assert seen.value.args == (True, True, ":4096:8")
+    with pytest.raises(TouchedError) as touched:
+        start_engine("no", deterministic=True, tf32=True)
+    assert touched.value.args == (True, True, ":4096:8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(TouchedError) as seen:
-        engine.Engine("auto", deterministic=True)  # which asks the card for bf16 first
-    assert seen.value.args == (True, False, ":4096:8")
-
-
-def test_both_keys_may_change_between_starts_as_other_roundings_may():
-    free = {key for key, _, may_change in flatten(TrainConfig()) if may_change}
-    assert {"deterministic", "tf32", "compile", "kernels"} <= free
-    assert not TrainConfig().deterministic and not TrainConfig().tf32
+    with pytest.raises(TouchedError) as touched:
+        start_engine("auto", deterministic=True)  # which first asks the card for bf16
+    assert touched.value.args == (True, False, ":4096:8")
 
 
 @pytest.mark.slow

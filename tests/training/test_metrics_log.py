@@ -13,7 +13,7 @@ import torch
 from dgm.common.run_files import read_metrics
 from dgm.training import metrics_log
 from dgm.training.engine import Engine
-from dgm.training.metrics_log import Meter, MetricsFile, Progress
+from dgm.training.metrics_log import Meter, MetricsFile, ProgressBar
 
 
 def line(images_seen: int, loss: float = 0.5) -> dict[str, float]:
@@ -61,21 +61,19 @@ def test_a_restored_meter_gives_the_same_means_to_the_last_bit(engine: Engine):
     assert second.means(engine) == {**whole.means(engine), "b": 2.0}
 
 
-def test_an_empty_meter_is_restored_empty(engine: Engine):
+def test_a_meter_of_two_processes_or_none_is_restored_on_one(engine: Engine):
     meter = Meter()
     meter.restore(json.loads(json.dumps(Meter().state(engine))), engine)
     assert meter.means(engine) == {}
-
-
-def test_a_meter_of_two_processes_is_shared_by_one(engine: Engine):
-    meter = Meter()
     meter.restore({"names": ["a"], "sums": [[2.0], [6.0]], "counts": [2]}, engine)
     assert meter.means(engine) == {"a": 2.0}  # (2 + 6) / (2 + 2)
 
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
     file = MetricsFile(path, 0)
+    assert read_metrics(path) == []
     for images in (10, 20):
         file.write(line(images, loss=0.1 + 0.2))
     assert read_metrics(path) == [line(10, 0.1 + 0.2), line(20, 0.1 + 0.2)]  # before it is closed
@@ -127,9 +125,9 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes):
     path = tmp_path / "metrics.jsonl"
     texts = [json.dumps(entry).encode() for entry in GOOD]
     path.write_bytes(b"\n".join([*texts[:2], damaged, texts[3], b""]))
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged in 1 .* dropped: 3$") as told:
+    with pytest.warns(UserWarning, match=r"jsonl is damaged in 1 .* dropped: 3$") as caught:
         MetricsFile(path, 1000).write(line(50))
-    assert [warned.category for warned in told].count(UserWarning) == 1
+    assert [warned.category for warned in caught].count(UserWarning) == 1
     assert read_metrics(path) == [GOOD[0], GOOD[1], GOOD[3], line(50)]
 
 
@@ -173,12 +171,6 @@ def test_a_last_line_without_its_newline_is_whole(tmp_path: Path):
     assert seen(path) == [10, 20, 30]
 
 
-def test_a_new_run_starts_with_no_lines(tmp_path: Path):
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-    MetricsFile(tmp_path / "metrics.jsonl", 0)
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-
-
 def test_a_loss_that_is_not_a_number_can_be_read_back(tmp_path: Path):
     MetricsFile(tmp_path / "metrics.jsonl", 0).write(line(10, float("nan")))
     assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
@@ -189,10 +181,10 @@ def test_what_takes_a_while_is_named_and_is_no_slow_training(
 ):
     now = [100.0]
     monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
-    progress = Progress(1000, 0, shown=True)
+    progress = ProgressBar(1000, 0, shown=True)
     progress.advance(50)
     for what, seconds in (("saving", 1), ("drawing samples", 40)):
-        with progress.doing(what):
+        with progress.during(what):
             now[0] += seconds
     assert capsys.readouterr().err == "drawing samples: 40 s\n"
     now[0] += 10
@@ -201,13 +193,13 @@ def test_what_takes_a_while_is_named_and_is_no_slow_training(
 
 
 def test_progress_says_images_loss_and_time_left(capsys: pytest.CaptureFixture[str]):
-    progress = Progress(1000, 0, shown=True, every_s=0.0)
-    progress.say({"loss": 0.25})
+    progress = ProgressBar(1000, 0, shown=True, every_s=0.0)
+    progress.set_losses({"loss": 0.25})
     progress.advance(50)  # the first step compiles: its speed is no one's
     assert capsys.readouterr().err == ""
     progress.advance(100)
     progress.close()
-    told = capsys.readouterr().err
-    assert "100/1,000 images" in told and "loss 0.2500" in told and "images/s" in told
-    Progress(1000, 0, shown=False, every_s=0.0).advance(100)
+    output = capsys.readouterr().err
+    assert "100/1,000 images" in output and "loss 0.2500" in output and "images/s" in output
+    ProgressBar(1000, 0, shown=False, every_s=0.0).advance(100)
     assert capsys.readouterr().err == ""

@@ -13,35 +13,28 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dgm.common.errors import UserError
-from dgm.training.learner import clip
-from dgm.training.optimizer import AdamW, OptimConfig, learning_rate, torchs_adamw
-
-COSINE = OptimConfig(lr=0.4, warmup_images=100, decay="cosine")
+from dgm.training.ddp import clip
+from dgm.training.optimizer import AdamW, OptimConfig, learning_rate, torch_adamw
 
 
-def test_the_rate_rises_linearly_and_then_stays():
-    config = OptimConfig(lr=0.4, warmup_images=100)
-    rates = [learning_rate(config, seen, 1000) for seen in (0, 25, 50, 100, 101, 1000, 5000)]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4, 0.4])
-
-
-def test_the_first_step_of_a_warm_up_moves():
-    assert learning_rate(OptimConfig(lr=0.4, warmup_images=100), 10, 1000) == pytest.approx(0.04)
-
-
-def test_without_warm_up_the_rate_is_there_at_once():
-    assert learning_rate(OptimConfig(lr=0.4, warmup_images=0), 1, 1000) == 0.4
-
-
-def test_cosine_falls_from_the_warm_up_to_zero():
-    rates = [learning_rate(COSINE, seen, 1100) for seen in (50, 100, 350, 600, 850, 1100)]
-    half = [0.5 * (1 + math.cos(math.pi * part)) for part in (0, 0.25, 0.5, 0.75)]
-    assert rates == pytest.approx([0.2, *(0.4 * part for part in half), 0.0], abs=1e-15)
-
-
-def test_cosine_stays_at_zero_beyond_the_end():
-    # The last step may end after total_images, which is rounded up to whole steps.
-    assert learning_rate(COSINE, 1200, 1100) == pytest.approx(0, abs=1e-15)
+@pytest.mark.parametrize(
+    "config, images_seen, rates",
+    [
+        (OptimConfig(lr=0.4, warmup_images=100), (0, 10, 50, 100, 101, 5000),
+         (0, 0.04, 0.2, 0.4, 0.4, 0.4)),
+        (OptimConfig(lr=0.4, warmup_images=0), (1, 50), (0.4, 0.4)),
+        # The last step may end after total_images, which is rounded up to whole steps.
+        (OptimConfig(lr=0.4, warmup_images=100, decay="cosine"),
+         (50, 100, 350, 600, 850, 1100, 1200),
+         (0.2, *(0.2 * (1 + math.cos(math.pi * part)) for part in (0, 0.25, 0.5, 0.75)), 0, 0)),
+    ],
+    ids=["warm-up", "no warm-up", "cosine"],
+)  # fmt: skip
+def test_the_rate_is_a_function_of_images_seen(
+    config: OptimConfig, images_seen: tuple[int, ...], rates: tuple[float, ...]
+):
+    found = [learning_rate(config, seen, total_images=1100) for seen in images_seen]
+    assert found == pytest.approx(list(rates), abs=1e-15)
 
 
 @given(st.integers(0, 3000), st.integers(1, 2000), st.integers(0, 2000))
@@ -53,7 +46,7 @@ def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
 
 def test_the_optimizer_takes_its_settings():
     config = OptimConfig(lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
-    made = torchs_adamw(nn.Linear(2, 2).parameters(), config)
+    made = torch_adamw(nn.Linear(2, 2).parameters(), config)
     group = made.param_groups[0]
     assert isinstance(made, torch.optim.AdamW)
     assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
@@ -70,13 +63,13 @@ def test_the_optimizer_takes_its_settings():
 def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
     name, value = next(iter(setting.items()))
     shown = list(value) if isinstance(value, tuple) else value
-    for make in (AdamW, torchs_adamw):
+    for make in (AdamW, torch_adamw):
         with pytest.raises(UserError, match=re.escape(f"optim.{name} is {shown}")):
             make(nn.Linear(2, 2).parameters(), OptimConfig(**setting))
 
 
 def learn(nets: list[nn.Module], step: int, missing: int | None) -> None:
-    """Give two nets the same gradients, none of them to the parameter `missing`."""
+    """Set the same gradients in two nets, none in the parameter `missing`."""
     torch.manual_seed(step)
     for number, (mine, other) in enumerate(
         zip(nets[0].parameters(), nets[1].parameters(), strict=True)
@@ -92,7 +85,7 @@ def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
     for net in nets:
         net.to(memory_format=torch.channels_last)
         net.load_state_dict(nets[0].state_dict())
-    ours, theirs = AdamW(nets[0].parameters(), config), torchs_adamw(nets[1].parameters(), config)
+    ours, theirs = AdamW(nets[0].parameters(), config), torch_adamw(nets[1].parameters(), config)
     # One has no gradient at first, and later another: then their numbers of steps differ.
     for step, missing in enumerate([0, 0, None, 3, None, None]):
         learn(nets, step, missing)
@@ -103,7 +96,7 @@ def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
         if step == 3:  # a run that was continued goes on alike
             kept, ours = ours.state, AdamW(nets[0].parameters(), config)
             for weight, moments in kept.items():
-                ours.put(weight, {kind: value.clone() for kind, value in moments.items()})
+                ours.load_moments(weight, {kind: value.clone() for kind, value in moments.items()})
     for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(mine, other)
         for kind, value in theirs.state[other].items():

@@ -1,0 +1,135 @@
+"""Process-wide settings: the device's algorithms and rounding, threads, memory, death signal."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from dgm.common.errors import UserError
+from dgm.training.launch_env import on_gpu
+
+MAX_THREADS = 1000
+DEFAULT_THREADS = "DGM_DEFAULT_THREADS"
+"""Variable that our launchers set where OMP_NUM_THREADS is theirs and not the user's."""
+
+_THREADS = "OMP_NUM_THREADS"
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_REPRODUCIBLE_WORKSPACES = (":4096:8", ":16:8")  # all that torch takes for deterministic products
+_INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+# Of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; and one arena (M_ARENA_MAX), since the next
+# forward pass needs what the backward pass, which has a thread of its own, frees.
+_MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1))
+
+
+def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> None:
+    """Set algorithms and precision of everything that this process computes from now on.
+
+    Call it before the process makes a CUDA context: cuBLAS reads its variable as that is made.
+    Raises UserError where the environment asks cuBLAS for a workspace that is not reproducible.
+    """
+    if deterministic:
+        found = os.environ.setdefault(_CUBLAS, _REPRODUCIBLE_WORKSPACES[0])
+        if found not in _REPRODUCIBLE_WORKSPACES:
+            raise UserError(
+                f"train.deterministic is true, but {_CUBLAS} is {found!r}, with which matrix "
+                "products are not reproducible: unset it, or set it to "
+                f"{' or '.join(_REPRODUCIBLE_WORKSPACES)}"
+            )
+    _set_algorithms(deterministic)
+    # Torch's default is TF32 for convolutions only. These names are the older ones: libraries
+    # still read them, which raises once the newer `fp32_precision` was set (torch 2.11 and 2.15),
+    # whereas the newer ones can be read after these were set.
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    # The compiler recommends TF32, which is train.tf32's to decide.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+
+
+def _set_algorithms(deterministic: bool) -> None:
+    # What torch.use_deterministic_algorithms does, except that it imports the compiler to set
+    # its flag, which takes two seconds and is of no use where nothing is compiled.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    if deterministic:
+        os.environ[_INDUCTOR] = "1"  # read as the compiler is imported, by its workers too
+        inductor = sys.modules.get("torch._inductor.config")
+        if inductor is not None:
+            inductor.deterministic = True  # type: ignore[attr-defined]
+    # Filling fresh tensors with NaN costs time and finds faults only: all of them are written to.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = deterministic
+    # Autotuning convolutions pays as shapes do not change; its choice may differ from one process
+    # to the next.
+    torch.backends.cudnn.benchmark = on_gpu() and not deterministic
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep freed tensors' memory for the next step (glibc on Linux only).
+
+    By default it returns large blocks at once, and every step waits for thousands of fresh pages:
+    measured with DDPM's U-Net, 5 % of a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in _MALLOC_OPTIONS:
+            mallopt(parameter, value)
+
+
+def end_with_launcher() -> None:
+    """Ask for SIGTERM, at which a run saves and stops, should torch's launcher die first.
+
+    Its processes have sessions of their own, so a signal that kills the launcher does not reach
+    them.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UserError where the number of threads is out of range."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"train.threads is {threads}: choose 1 to {MAX_THREADS}")
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with `threads`; for None with the user's OMP_NUM_THREADS, else with all cores.
+
+    The processes of a machine share its cores. OMP_NUM_THREADS counts where the user set it, not
+    where a launcher did.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif _THREADS in os.environ and not _set_by_launcher(_THREADS):
+        torch.set_num_threads(int(os.environ[_THREADS]))
+    elif not on_gpu():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = count_cores() // processes
+        # Some Slurm clusters bind a process to its cores, others only set this variable.
+        allotted = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
+        torch.set_num_threads(max(1, min(cores, allotted)))
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # as on macOS
+
+
+def _set_by_launcher(name: str) -> bool:
+    """Return whether the launcher that started this process set a variable by itself."""
+    if DEFAULT_THREADS in os.environ:
+        return True
+    if not any(v in os.environ for v in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")):
+        return False
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:  # of another user, or on a system without /proc
+        return os.environ[name] == "1"
+    return not any(entry.startswith(f"{name}=".encode()) for entry in started_with)
