@@ -268,8 +268,9 @@ def zero_environment(asked: str) -> dict[str, str]:
 
 
 def pytest_configure() -> None:
-    """Let tests and what they start hear SIGHUP, which nohup has ignored."""
+    """Let tests hear SIGHUP under nohup, and SIGINT in the background of a shell."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
