@@ -267,8 +267,9 @@ def zero_environment(config: str) -> dict[str, str]:
 
 
 def pytest_configure() -> None:
-    """Restore SIGHUP for tests and their processes, which nohup ignores."""
+    """Restore SIGHUP, which nohup ignores, and SIGINT, which a shell ignores in the background."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
