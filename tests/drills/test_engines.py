@@ -85,7 +85,7 @@ def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
     average = f"checkpoints/{50 * BATCH:09d}/ema.safetensors"
     moved, alone = (load_file(tmp_path / name / average) for name in ("run", "alone"))
     assert moved.keys() == alone.keys()
-    # Where a gradient is near zero, AdamW turns its rounding into a step of up to the rate, 2e-4.
+    # Where a gradient is near zero, AdamW turns its rounding into a step as large as the rate.
     atol = 1e-4 if family == "gan" else 1e-5
     for key, value in alone.items():
         assert moved[key].dtype == torch.float32
