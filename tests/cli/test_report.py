@@ -27,7 +27,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
         # `run` ends a process, which it may leave as it likes; this one goes on.
         monkeypatch.setattr(shards.cli, "_option_format", str)
-        monkeypatch.setattr(entry, "_ends_process", False)
+        monkeypatch.setattr(entry, "_is_script", False)
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as left:
             run(report.main)

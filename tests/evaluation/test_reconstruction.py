@@ -36,7 +36,7 @@ class Shifted(small_vae.VAEObjective):
 
 
 def test_a_known_error_is_found_in_grey_levels(engine: Engine) -> None:
-    objective = Shifted(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    objective = Shifted(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
     data = noise(16)
     found = reconstruction_error(objective, {}, ImageSubset(engine, data, torch.arange(12), 0))
     assert found["rms_error_grey_levels"] == pytest.approx(5)

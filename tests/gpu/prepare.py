@@ -40,7 +40,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 TARGET = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux",
           "platform_system": "Linux", "platform_machine": "x86_64", "extra": ""}  # fmt: skip
 PEERS = ("diffusers", "denoising-diffusion-pytorch")
-NOT_NEEDED = ("torch-fidelity",)  # Inception's features are not measured there
+NOT_NEEDED = ("torch-fidelity", "plotly")  # no FID and no reports there
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ class Linear(small_vae.VAEObjective):
 
 
 def measure(engine: Engine, index: Tensor) -> dict[str, float]:
-    objective = Linear(small_vae.SMALL, small_vae.SampleConfig(), 6, torch.float64)
+    objective = Linear(small_vae.SMALL, small_vae.VAESampleConfig(), 6, torch.float64)
     return active_latents(objective, {}, ImageSubset(engine, Planted(), index, 0))
 
 

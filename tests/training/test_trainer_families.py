@@ -93,7 +93,7 @@ def evaluated(values: list[float]) -> dict[str, Any]:
 def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path):
     made = job(tmp_path / "run", keep_checkpoints=1, save_every_images=0)
     vars(made).update(evaluated([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
-    with pytest.warns(UserWarning, match="eval/distance is nan after 64 images"):
+    with pytest.warns(UserWarning, match="eval/fd_classifier is nan after 64 images"):
         assert train(made)
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [32, 96]
