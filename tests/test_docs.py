@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,22 @@ def test_commands_run_in_order(
     assert [json.loads(line)["images_seen"] for line in starts] == [0, 96]
     assert (tmp_path / "runs/small-ddpm-shapes/generated/guided.npz").is_file()
     assert list((tmp_path / "runs/debug/profile").iterdir())
+
+
+@pytest.mark.slow
+def test_python_of_readme_and_notebook_runs(
+    tiny_run: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert cells == [text.rstrip() for _, _, text in blocks("docs/library.md")]
+    shutil.copytree(tiny_run("diffusion"), tmp_path / "runs" / "small-ddpm-shapes")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for text in [*(t for _, kind, t in blocks("README.md") if kind == "python"), *cells]:
+        exec(compile(text, "cell", "exec"), namespace)
+    assert namespace["images"].shape == (64, 32, 32, 3) and namespace["run"].images_seen == 320
+    assert namespace["results"]["cost"]["num_parameters"] > 0
 
 
 def test_every_page_is_listed_and_every_block_is_run_or_says_why_not() -> None:

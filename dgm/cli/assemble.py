@@ -86,15 +86,23 @@ MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
 """Builds nets and objective from a configuration, an image's shape and the number of classes."""
 
 
-def run_training(config_class: type, default_config: str, make_parts: MakeParts) -> int:
-    """Train by the configuration of the command line; return the exit code.
+def run_training(
+    config_class: type,
+    default_config: str,
+    make_parts: MakeParts,
+    arguments: list[str] | None = None,
+    exit_now: Callable[[], NoReturn] | None = None,
+) -> int:
+    """Train by the configuration of the command line, or of `arguments`; return the exit code.
 
     `config_class` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
-    OptimConfig, TrainConfig and EvalConfig).
+    OptimConfig, TrainConfig and EvalConfig). `exit_now` handles a request to stop before the first
+    step, in place of exiting.
     """
-    stop = StopRequest(exit_now=_exit_unsaved)
+    stop = StopRequest(exit_now=exit_now or _exit_unsaved)
     try:
-        config: Any = parse(config_class, default_config, sys.argv[1:])
+        words = sys.argv[1:] if arguments is None else arguments
+        config: Any = parse(config_class, default_config, words)
         train: TrainConfig = config.train
         folder = Path(config.run.dir)
         check_folder("run.dir", folder)

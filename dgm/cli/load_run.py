@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from dgm.cli.assemble import all_ids, identify
+from dgm.cli.assemble import Parts, all_ids, identify
 from dgm.cli.families import open_config, rebuild
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
@@ -49,11 +50,15 @@ def parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
 
 
 def load_run(
-    folder: Path, images_seen: int | Literal["best"] | None = None, average: bool = True
+    folder: Path,
+    images_seen: int | Literal["best"] | None = None,
+    average: bool = True,
+    replace: Callable[[Parts], Parts] = lambda parts: parts,
 ) -> TrainedRun:
     """Load the newest whole checkpoint of a run folder, that of `images_seen`, or the best.
 
-    `average` takes the moving average of the weights. Raise UserError if there is none.
+    `average` takes the moving average of the weights; `replace` exchanges nets or objective. Raise
+    UserError if there is none.
     """
     config = folder / "config.yaml"
     if not config.is_file():
@@ -66,6 +71,7 @@ def load_run(
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
     family, parts = rebuild(config, (height, width, channels), len(classes))
+    parts = replace(parts)
     load_nets(parts.nets, loaded.full.model)
     if average:
         averaged = {key.split(".")[0] for key in loaded.ema}
