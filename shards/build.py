@@ -330,8 +330,8 @@ def _warn_of_changes(path: Path, index: Index, source: str) -> None:
         )
 
 
-def main() -> None:
-    """Build shards from the command line."""
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser(prog="python -m shards.build", description="Build shards of images.")
     parser.add_argument("--source", required=True, help="cifar10, shapes or folder:PATH")
     parser.add_argument("--split", required=True, help=" or ".join(SPLITS))
@@ -348,7 +348,12 @@ def main() -> None:
         help="fraction of a folder without test images that is the test split, chosen by name",
     )  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true", help="leave damaged images out")
-    args = vars(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    """Build shards from the command line."""
+    args = vars(make_parser().parse_args())
     options = FolderOptions(args.pop("background"), args.pop("holdout"), args.pop("skip_bad"))
     build(**args, options=options)
     from shards.reader import open_shards

@@ -100,11 +100,16 @@ def verify(folder: str | Path) -> Summary:
     return Summary(index.total, len(index.classes), len(index.shards), size)
 
 
-def main() -> None:
-    """Check shards from the command line."""
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser(prog="python -m shards.verify", description="Check a folder of shards.")
     parser.add_argument("folder", type=Path, metavar="DIR")
-    print(verify(parser.parse_args().folder))
+    return parser
+
+
+def main() -> None:
+    """Check shards from the command line."""
+    print(verify(make_parser().parse_args().folder))
 
 
 def command() -> NoReturn:

@@ -211,13 +211,18 @@ def _missing(folder: Path) -> UserError:
     return UserError(f"there is no folder {folder}: {hint}")
 
 
-def main() -> int:
-    """Show the table, once or until every run has ended; return the exit code."""
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser(prog="python -m slurm.status", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--watch", action="store_true", help="until every run has ended")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two updates")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Show the table, once or until every run has ended; return the exit code."""
+    args = make_parser().parse_args()
     check_range(args, "--", "every", above=0, max=_MAX_INTERVAL_S)
     console = Console()
     if not console.is_terminal:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dgm.cli import reference
+
 ROOT = Path(__file__).resolve().parents[1]
 # In the order in which a reader meets them: later pages use the runs of earlier ones.
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
@@ -116,3 +118,13 @@ def test_files_and_pages_that_are_named_exist() -> None:
 
 def test_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_reference_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    reference.main()
+    assert (ROOT / "docs" / "reference.md").read_text() == capsys.readouterr().out
+    used = set()
+    for folder in ("dgm", "shards", "slurm", "launch"):
+        for path in (ROOT / folder).rglob("*.py"):
+            used |= set(re.findall(r"\bDGM_[A-Z_]+\b", path.read_text()))
+    assert used == {name for name in reference.ENVIRONMENT if name.startswith("DGM_")}
