@@ -19,9 +19,10 @@ export PYTHONUNBUFFERED = 1
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock
+$(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 # make train [MODEL=ddpm|gan|vae|flow] [DATA=shapes|cifar10|folder:PATH] [ARGS="--train.total_images 96000"]
