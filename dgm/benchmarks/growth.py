@@ -32,11 +32,11 @@ folder, batch, steps, far = sys.argv[1], *map(int, sys.argv[2:])
 device = torch.device("cpu")
 imported = time.perf_counter()
 batches = BatchSampler(open_shards(folder), 0, batch, None, 0, 1)
-next(iter(batches.step(0, device)))
+next(iter(batches.micro_batches(0, device)))
 first = time.perf_counter()
 def load(start):
     for step in range(steps):
-        for batch_, draws in batches.step(start + step * batch, device):
+        for batch_, draws in batches.micro_batches(start + step * batch, device):
             assert batch_.images.dtype == torch.uint8
 before = time.perf_counter()
 load(batch)

@@ -139,7 +139,12 @@ def as_nobody(words: list[object], environment: dict[str, str], cwd: Path):
         pytest.xfail("this system gives no user namespaces")
     return subprocess.run(
         [*made, sys.executable, *map(str, words)],
-        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+            **environment,
+        },
         cwd=cwd,
         capture_output=True,
         text=True,

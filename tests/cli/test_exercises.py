@@ -151,7 +151,7 @@ def test_runs_are_trained_once_and_compared_on_a_page(
 ) -> None:
     (tmp_path / "pictures").symlink_to(shape_pictures)
     scale = GOOD["scales"]["small"]
-    more = {"measure": "--metrics cost --num_images 20", "then": ["sample"]}
+    more = {"measure": "--metrics cost --num_images 20", "post": ["sample"]}
     told = {**GOOD, "scales": {"small": {**scale, **more}}, "show": ["samples", "generated"]}
     own = written(tmp_path / "own", told).parent
     words = ["--exercises", own, "--data", f"folder:{tmp_path}/pictures", "--parallel", 2]

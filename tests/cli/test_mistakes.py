@@ -118,7 +118,7 @@ def test_flow_is_sampled_and_evaluated(
 ) -> None:
     sampled = run_warm(LAUNCH / "sample.py", tiny_run("flow"), "--out", tmp_path / "samples")
     assert sampled.code == 0 and (tmp_path / "samples.png").is_file(), sampled.stderr
-    words = ["--measure", "bits_per_dim", "--num_test", "20"]
+    words = ["--metrics", "bits_per_dim", "--num_test", "20"]
     found = run_warm(LAUNCH / "evaluate.py", tiny_run("flow"), *words)
     assert found.code == 0, found.stderr
     assert "bits per dim" in found.stdout and "bits/dim, exact for dequantised data" in found.stdout
@@ -128,7 +128,7 @@ def test_flow_is_sampled_and_evaluated(
 def test_importance_weighted_bound_of_a_vae_is_the_tighter_one(
     run_warm: Callable, tiny_run: Callable[[str], Path]
 ) -> None:
-    options = ["--num_test", "40", "--importance_samples", "20", "--measure", "bits_per_dim"]
+    options = ["--num_test", "40", "--importance_samples", "20", "--metrics", "bits_per_dim"]
     done = run_warm(LAUNCH / "evaluate.py", tiny_run("vae"), *options)
     assert done.code == 0, done.stderr
     bits = json.loads((tiny_run("vae") / "evaluation.json").read_text())["bits_per_dim"]

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WARM = Path(__file__).resolve().parents[1] / "drills" / "warm.py"
+ROOT = Path(__file__).resolve().parents[2]
+WARM = ROOT / "tests" / "drills" / "warm.py"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def plain_environment(cache: Path) -> dict[str, str]:
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TRITON_INTERPRET"):
         env.pop(name, None)
+    env["PYTHONPATH"] = str(ROOT)  # the code beside the tests, whatever is installed
     env["OMP_NUM_THREADS"] = "1"  # tests share the cores
     # Several tests share the cores: a thread that spins as it waits would hold up the others.
     env["OMP_WAIT_POLICY"] = "passive"
