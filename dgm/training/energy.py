@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pynvml
 import torch
 
 GPU, PACKAGES = "energy/gpu_kwh", "energy/packages_kwh"
@@ -102,28 +102,22 @@ def _name(zone: Path) -> str:
         return ""
 
 
-def gpu(uuid: str, library: str = "libnvidia-ml.so.1") -> Counter | None:
-    """Return NVML's counter of a GPU (Volta and later); None if there is none.
+def gpu(uuid: str) -> Counter | None:
+    """Return NVML's counter of a GPU (Volta and later), which counts since the driver was loaded.
 
-    NVML API reference, nvmlDeviceGetTotalEnergyConsumption: millijoules since the driver was
-    loaded.
+    None if there is none.
     """
     try:
-        nvml = ctypes.CDLL(library)
-        device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-        started = nvml.nvmlInit_v2() == 0
-        known = started and nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)) == 0
-        total = nvml.nvmlDeviceGetTotalEnergyConsumption
-    except (OSError, AttributeError):  # no driver, or one without this counter
-        return None
-    if not known:
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError:  # no driver, or a device that it does not know
         return None
 
     def read() -> float:
-        code = total(device, ctypes.byref(millijoules))
-        if code != 0:
-            raise OSError(f"NVML returns code {code}")
-        return millijoules.value / 1e3
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3  # from millijoules
+        except pynvml.NVMLError as error:
+            raise OSError(f"NVML: {error}") from error
 
     return read
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from pathlib import Path
 
+import pynvml
 import pytest
 import torch
 from small_loop import job, left_by, train
@@ -125,7 +127,9 @@ def test_a_log_without_energy_is_as_it_was(tmp_path: Path, monkeypatch: pytest.M
 NVML = """
 #include <string.h>
 static unsigned long long spent = 5000;
+int nvmlInitWithFlags(unsigned flags) { return 0; }
 int nvmlInit_v2(void) { return 0; }
+const char *nvmlErrorString(int code) { return "an error"; }
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     static int one;
     *device = &one;
@@ -139,17 +143,23 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *energy
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_gpu_is_read_by_the_drivers_library(tmp_path: Path):
+def test_a_gpu_is_read_by_the_drivers_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "nvml.c").write_text(NVML)
     library = tmp_path / "libnvml.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
-    counter = gpu("GPU-1234", str(library))
+
+    def load(path: str) -> None:
+        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(path))
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+
+    load(str(library))
+    counter = gpu("GPU-1234")
     assert counter is not None and counter() == 8.6
     meter = EnergyMeter({GPU: [counter]})  # which reads twice, at 12.2 and 15.8 J
     assert meter.read() == {}  # at 19.4 J it returns an error
-    assert gpu("GPU-other", str(library)) is None
-    assert gpu("GPU-1234", str(tmp_path / "none.so")) is None
-    assert gpu("GPU-1234", "libc.so.6") is None  # a library without these functions
+    assert gpu("GPU-other") is None
+    load("libc.so.6")  # a library without these functions
+    assert gpu("GPU-1234") is None
 
 
 def test_a_counter_set_back_adds_nothing():
