@@ -42,8 +42,8 @@ def what_was_run(run: Run) -> Html:
 
 def _data(run: Run) -> str:
     """Return the source of a run's images, or the shards where they were not built of it."""
-    source = run.config.get("data.source")
-    return f"shards {run.config.get('data.shards')}" if source is None else as_text(source)
+    source, shards = run.config.get("data.source"), run.config.get("data.shards")
+    return f"shards {shards}" if source is None and shards is not None else as_text(source)
 
 
 def parts_of(run: Run, grids: int, heading: str = "h2") -> Html:

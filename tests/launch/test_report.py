@@ -74,14 +74,12 @@ def test_mistakes_are_one_line_with_code_2(call: Callable, tmp_path: Path) -> No
     mistakes: list[tuple[tuple[object, ...], str]] = [
         (
             (none,),
-            f"{none} is no folder: there is none under runs/ here: train one first, or give its "
-            "path",
+            f"{none} is no folder: runs/ holds no run: train one first, or give the path of one",
         ),
         (
             (empty,),
             f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
-            "(no run folder in it): there is none under runs/ here: train one first, or give "
-            "its path",
+            "(no run folder in it): runs/ holds no run: train one first, or give the path of one",
         ),
         (
             (config.parent,),
