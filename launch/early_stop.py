@@ -20,6 +20,15 @@ def watch_early() -> None:
             signal.signal(number, _end)
 
 
+def unwatch() -> None:
+    """Put Python's own handlers back: a run that failed is not one that was stopped early."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is _end:
+            is_int = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
+
+
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     if (os.environ.get("RANK") or "0") == "0":
         with contextlib.suppress(OSError):

@@ -31,6 +31,7 @@ from dgm.train.sampling import shown_classes
 from dgm.train.stop import StopRequest
 from dgm.train.watchdog import Watchdog
 from launch.command import DONE, STOPPED, leave, parse, signals_at_end
+from launch.early_stop import unwatch
 from launch.places import check_folder
 from launch.room import check_room
 from shards.build import CheckImages, CheckIndex, default_folder, describe_shards, ensure
@@ -92,6 +93,7 @@ def run_training(config_class: type, default_config: str, make_parts: MakeParts)
         code = _run(parse(config_class, default_config, sys.argv[1:]), make_parts, stop)
     except BaseException:
         stop.close()
+        unwatch()  # a launcher's SIGTERM must not turn a failure into code 75
         raise
     signals_at_end(stop.close)
     return code
