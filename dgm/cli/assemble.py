@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit
+from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit, restore_signals
 from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
@@ -131,6 +131,7 @@ def run_training(
             lock.release()
     except BaseException:
         stop.close()
+        restore_signals()  # a launcher's SIGTERM must not turn a failure into code 75
         raise
     ignore_signals_at_exit(stop.close)
     return DONE if is_done else STOPPED

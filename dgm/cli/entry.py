@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from dgm.common.errors import UserError, disk_fault, one_line
@@ -100,7 +101,19 @@ def stop_at_signals() -> None:
     Importing torch takes seconds, during which Ctrl-C would print a traceback.
     """
     for number in watched_signals():
-        signal.signal(number, lambda *_: exit_before_first_step())
+        signal.signal(number, _stop_early)
+
+
+def _stop_early(number: int, frame: FrameType | None) -> None:
+    exit_before_first_step()
+
+
+def restore_signals() -> None:
+    """Put Python's own handlers back where `stop_at_signals` set its own."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _stop_early:
+            is_int = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
 
 
 def exit_before_first_step() -> NoReturn:

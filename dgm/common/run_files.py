@@ -101,7 +101,7 @@ def hint_at_runs(folder: Path) -> str:
         if near := nearest(str(name), names, cutoff=0.6):
             return f"did you mean {names[near]}?"
     if next(_runs_under(Path("runs")), None) is None:
-        return "there is none under runs/ here: train one first, or give its path"
+        return "runs/ holds no run: train one first, or give the path of one"
     return "name one of runs/"
 
 

@@ -245,11 +245,12 @@ def run_sections(run: Run, num_grids: int) -> RunSections:
 
 
 def _summary(run: Run) -> Table:
-    total, source = run.total_images, run.config.get("data.source")
+    total = run.total_images
+    source, shards = run.config.get("data.source"), run.config.get("data.shards")
     rows: list[tuple[str, object]] = [
         ("family", run.family),
         # Shards that were not built from the source are named themselves.
-        ("data", f"shards {run.config.get('data.shards')}" if source is None else as_text(source)),
+        ("data", f"shards {shards}" if source is None and shards is not None else as_text(source)),
         ("images seen", f"{run.images_seen:,}" + (f" of {total:,}" if total else "")),
         ("state", run.state),
         ("newest checkpoint", "none" if run.saved is None else f"{run.saved:,} images seen"),

@@ -70,7 +70,7 @@ def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path:
     config.write_text("a: [")
     damaged = write_run(tmp_path / "damaged", [2.0, 1.0, 1.0]) / "metrics.jsonl"
     damaged.write_text(damaged.read_text().replace('"images_seen": 200', '"images": 200'))
-    hint = "there is none under runs/ here: train one first, or give its path"
+    hint = "runs/ holds no run: train one first, or give the path of one"
     mistakes: dict[Path, str] = {
         none: f"{none} is no folder: {hint}",
         empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "

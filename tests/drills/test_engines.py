@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_fault_of_one_process_ends_all_within_a_minute_and_is_shown(
     assert ended.code not in (0, 2, 75)
     assert "RuntimeError: a fault of this process alone" in ended.stderr
     assert (tmp_path / "run" / "checkpoints" / f"{4 * BATCH:09d}").is_dir()
+
+
+def test_sigterm_while_a_failed_run_ends_is_no_early_stop(
+    run_warm: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
+    ended = run_warm(HERE / "signal_at.py", "fault:7=TERM", *words, "--run.trackers", "[]")
+    assert ended.code == -signal.SIGTERM
+    assert "stopped before its first step" not in ended.stdout
 
 
 def test_mistake_that_another_process_meets_alone_is_told(

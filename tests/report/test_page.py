@@ -24,10 +24,11 @@ from dgm.report.pictures import evenly_spaced
         ("shapes", "/d/shapes-64", "shapes"),
         ("folder:/a/my cats", "/d/folder-my cats-0a1b2c3d", "folder:/a/my cats"),
         ("shapes", "/d/tars", "shards /d/tars"),
+        (None, None, "null"),
     ],
 )
 def test_shards_that_are_not_of_the_source_are_named(
-    tmp_path: Path, source: str, shards: str | None, shown: str
+    tmp_path: Path, source: str | None, shards: str | None, shown: str
 ) -> None:
     settings = {"data": {"source": source, "shards": shards}}
     page = make_page("x", [opened(write_run(tmp_path / "x", [1.0], settings=settings))], [])
