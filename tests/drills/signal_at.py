@@ -4,11 +4,12 @@
 
 Moments, N counted from the start of the process: `forward:N` after the N-th forward pass of the
 training, before its gradient; `term:N` the same; `fault:N` raises an error there instead, with
-`=TERM` followed by a SIGTERM once the error leaves the script, as a launcher sends; `mistake:N` one of the user's, `nan:N` makes the loss no number, and `clock:N` moves the clock
-(see moved_clock.cpp) by -3600 s, `clock:N=SECONDS` by others; `update:N` after the N-th update of
-the weights, before the moving average knows of it; `file:N` as the N-th file of a checkpoint is on
-the disk; `saved:N` after the N-th checkpoint. `=STOP` sends SIGSTOP instead, so that something can
-be done meanwhile. `@RANK` at the end picks one process. The signal is real: only its moment is
+`=TERM` followed by a SIGTERM once the error leaves the script, as a launcher sends; `mistake:N`
+raises one of the user's, `nan:N` makes the loss no number, and `clock:N` moves the clock (see
+moved_clock.cpp) by -3600 s, `clock:N=SECONDS` by others; `update:N` after the N-th update of the
+weights, before the moving average knows of it; `file:N` as the N-th file of a checkpoint is on the
+disk; `saved:N` after the N-th checkpoint. `=STOP` sends SIGSTOP instead, so that something can be
+done meanwhile. `@RANK` at the end picks one process. The signal is real: only its moment is
 arranged.
 """
 
