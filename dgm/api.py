@@ -35,7 +35,7 @@ from shards.sources import Source
 from shards.write import write_folder
 
 Network = nn.Module | dict[str, nn.Module]
-"""A network, or those of a family by name, called as the family's own."""
+"""A network, or those of a family by name, with the call signature of the family's own."""
 _FAMILY_NAMES = {"ddpm": "diffusion", "gan": "gan", "vae": "vae", "flow": "flow"}
 
 
@@ -43,7 +43,7 @@ class Run:
     """A run folder with the networks of one of its checkpoints."""
 
     def __init__(self, folder: Path, trained: TrainedRun, device: torch.device):
-        """Move the networks to a device; `load` opens a run."""
+        """Move the networks to a device. Use `dgm.load` to open a run."""
         self.folder, self.device, self._trained = folder, device, trained
         self.model: dict[str, nn.Module] = {k: v.to(device) for k, v in trained.nets.items()}
         """Networks by name: `net`, `vae`, `flow`, or `generator` and `discriminator`."""
@@ -90,9 +90,9 @@ class Run:
     ) -> Tensor:
         """Return generated images, uint8 [N, H, W, C], on the CPU.
 
-        labels: classes [N]; None takes all classes in turn. seed: image k depends on the seed, k
-        and its label only. knobs: those of `sample.*`, such as steps, guidance, sampler, eta (of a
-        diffusion model) or temperature (of the other families), and batch.
+        labels: classes [N]; None cycles through all classes. seed: image k depends only on the
+        seed, k and its label. knobs: options of `sample.*`, such as steps, guidance, sampler, eta
+        (of a diffusion model) or temperature (of the other families), and batch.
         Raise ValueError for a label or a knob that the run does not have.
         """
         given = [k % len(self.classes) for k in range(num_images)] if labels is None else labels
@@ -120,8 +120,8 @@ class Run:
     def evaluate(self, metrics: Iterable[str] | None = None, **options: Any) -> dict[str, Any]:
         """Return metrics as `launch/evaluate.py` writes them to evaluation.json.
 
-        metrics: names as of its --metrics; None takes those that suit the run. options: its other
-        options, such as num_images=500, seeds=2, features="inception".
+        metrics: names, as for its --metrics; None uses those that apply to the run. options: its
+        other options, such as num_images=500, seeds=2, features="inception".
         """
         words = [str(self.folder), f"--checkpoint={self.images_seen}"]
         words += [] if metrics is None else [f"--metrics={','.join(metrics)}"]
@@ -146,9 +146,9 @@ def load(
 ) -> Run:
     """Load a trained run.
 
-    checkpoint: by images seen, or `best` by the run's own evaluation; None takes the newest.
-    ema: use the moving average of the weights. device: None takes a GPU if there is one. network,
-    objective: those that the run was trained with, if they are not the family's own.
+    checkpoint: by images seen, or `best` by the run's own evaluation; None is the newest.
+    ema: use the moving average of the weights. device: None is a GPU if there is one. network,
+    objective: those that the run was trained with, if not the family's own.
     Raise ValueError if the folder holds no such run or checkpoint.
     """
     path = Path(folder).expanduser()
@@ -172,11 +172,11 @@ def train(
     """Train a run, or resume the one in `out`, and load it.
 
     family: ddpm, gan, vae or flow. images: uint8 [N, H, W, 3], or a dataset of (image, label) pairs
-    with PIL or uint8 [H, W, 3] images; None takes the configuration's `data.*`. labels: classes
-    [N], from 0; None is one class. config: a file of launch/configs by name, or a path; None is the
-    published one. network, objective: replace the family's own; networks by name for a GAN.
-    keys: of the configuration, as `**{"train.total_images": 10_000}`.
-    Raise ValueError for a mistake, KeyboardInterrupt if it was stopped; it has saved then, and the
+    with PIL or uint8 [H, W, 3] images; None uses the configuration's `data.*`. labels: classes
+    [N], from 0; None is a single class. config: a path, or the name of a file in launch/configs;
+    None is the published one. network, objective: replace the family's own; networks by name for a
+    GAN. keys: of the configuration, as `**{"train.total_images": 10_000}`.
+    Raise ValueError for a mistake, and KeyboardInterrupt after saving if training was stopped; the
     same call resumes it.
     """
     if family not in _FAMILY_NAMES:
@@ -202,7 +202,7 @@ def train(
 
 
 def _replace(network: Network | None, objective: Objective | None, parts: Parts) -> Parts:
-    """Return the parts of a family with own networks and an own objective in their place."""
+    """Return the parts of a family with the given networks and objective in place of its own."""
     if network is not None:
         given = network if isinstance(network, dict) else {next(iter(parts.nets)): network}
         if given.keys() != parts.nets.keys():
@@ -218,7 +218,7 @@ def _interrupt() -> NoReturn:
 
 
 def _as_shards(images: Any, labels: Any, classes: Sequence[str] | None) -> Path:
-    """Return the shards of images in memory, named by a hash; write them if they are missing."""
+    """Return the folder of shards of images in memory, named by a hash; write it if missing."""
     if not isinstance(images, np.ndarray | Tensor):
         pairs = [images[k] for k in range(len(images))]
         images = np.stack([_as_rgb(image) for image, _ in pairs])

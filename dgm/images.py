@@ -13,6 +13,8 @@ from dgm.preprocessing import PixelMap
 
 MAX_GRID_SIDE = 4096
 """Maximum pixels on a side of a grid: what viewers and browsers open."""
+SCALE, GAP = 2, 2
+"""Enlargement of the images of a grid, and pixels between them."""
 
 
 def to_uint8(images: Tensor, pixels: PixelMap) -> np.ndarray:
@@ -20,24 +22,22 @@ def to_uint8(images: Tensor, pixels: PixelMap) -> np.ndarray:
     return pixels.to_uint8(images).cpu().numpy()
 
 
-def grid(images: np.ndarray, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:
-    """Return uint8 [N, H, W, C] laid out row by row on white, enlarged by `scale`."""
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Return images, uint8 [N, H, W, C], laid out row by row on white, enlarged by `SCALE`."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = height * scale + gap, width * scale + gap
-    sheet = np.full((rows * height + gap, columns * width + gap, channels), 255, np.uint8)
+    images = images.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+    height, width = height * SCALE + GAP, width * SCALE + GAP
+    sheet = np.full((rows * height + GAP, columns * width + GAP, channels), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = gap + i // columns * height, gap + i % columns * width
-        sheet[top : top + height - gap, left : left + width - gap] = image
+        top, left = GAP + i // columns * height, GAP + i % columns * width
+        sheet[top : top + height - GAP, left : left + width - GAP] = image
     return sheet
 
 
-def fit_grid(
-    rows: int, columns: int, height: int, width: int, scale: int = 2, gap: int = 2
-) -> tuple[int, int]:
+def fit_grid(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
     """Return the number of rows and columns that fit a `grid` of at most `MAX_GRID_SIDE`."""
-    fitting = ((MAX_GRID_SIDE - gap) // (side * scale + gap) for side in (height, width))
+    fitting = ((MAX_GRID_SIDE - GAP) // (side * SCALE + GAP) for side in (height, width))
     max_rows, max_columns = (max(1, count) for count in fitting)
     return min(rows, max_rows), min(columns, max_columns)
 

@@ -50,7 +50,7 @@ class Objective(Protocol):
 
     @property
     def sample_config(self) -> Any:
-        """Return the dataclass whose fields are the knobs of `sample`."""
+        """Return the dataclass whose fields are the options of `sample`."""
 
     @property
     def pixels(self) -> PixelMap:

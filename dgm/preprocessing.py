@@ -14,7 +14,7 @@ from dgm.rng import Draws
 class PixelMap:
     """Map of grey levels u = 0 ... 255 to x = (u + offset) / levels_per_unit - 1, and its inverse.
 
-    Level u stands for the bin of width 1 / levels_per_unit around its x. Stored images are uint8
+    Level u covers the bin of width 1 / levels_per_unit around its x. Stored images are uint8
     [B, H, W, C]; x is [B, C, H, W], channels_last.
     """
 
@@ -27,7 +27,7 @@ class PixelMap:
         return 1 / self.levels_per_unit
 
     def scale(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the middle of each stored grey level's bin, [B, C, H, W]."""
+        """Return the center of each stored grey level's bin, [B, C, H, W]."""
         return self.from_levels(images.to(dtype)).permute(0, 3, 1, 2)
 
     def dequantize(
@@ -35,7 +35,7 @@ class PixelMap:
     ) -> Tensor:
         """Return stored images with uniform noise of one grey level, [B, C, H, W].
 
-        In float32 a number may round up to the edge of its bin, once in about 10^5 times.
+        In float32 about one number in 10^5 rounds up to the edge of its bin.
 
         A density p on these images bounds the mass P of the stored ones (Theis et al. 2016,
         section 3.1): -log P <= -log p - D log(bin_width), on average over the noise.
@@ -49,26 +49,23 @@ class PixelMap:
         return _affine(levels + noise if edge == 0 else levels + (noise + edge), self)
 
     def from_levels(self, levels: Tensor) -> Tensor:
-        """Return x of grey levels, which need not be whole; any shape."""
+        """Return x of grey levels, which need not be integers; any shape."""
         return _affine(levels if self.offset == 0 else levels + self.offset, self)
 
     def to_levels(self, x: Tensor) -> Tensor:
-        """Return the grey level of x, in [0, 255] and not rounded; any shape.
-
-        Values outside are clipped, as they are when images are stored.
-        """
+        """Return the grey level of x, clipped to [0, 255] but not rounded; any shape."""
         return ((x + 1) * self.levels_per_unit - self.offset).clamp(0, 255)
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Return the grey level in whose bin each number of x [B, C, H, W] lies, [B, H, W, C].
+        """Return the grey level whose bin contains x [B, C, H, W], or the nearest, [B, H, W, C].
 
-        The inverse of `scale` and of `dequantize`; numbers outside all bins take the nearest.
+        The inverse of `scale` and of `dequantize`.
         """
         levels = self.to_levels(x.float() if x.dtype.itemsize < 4 else x)
         return (levels + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1)
 
     def convert(self, x: Tensor, to: PixelMap) -> Tensor:
-        """Return images x of this map as images of another; any shape."""
+        """Return images x of this map as images of the map `to`; any shape."""
         return x if self == to else to.from_levels(self.to_levels(x))
 
 

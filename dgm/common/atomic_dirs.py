@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dgm.common.atomic_io import sync
 from dgm.common.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -52,7 +53,7 @@ def temporary_sibling(final: Path) -> Path:
 
 def remove_leftovers(final: Path) -> None:
     """Remove temporary siblings of `final` whose process on this host has ended."""
-    import psutil  # imported here: reading images needs NumPy alone
+    import psutil  # here, because reading images needs only NumPy
 
     prefix = f".{final.name}.tmp-{socket.gethostname()}-"
     if not final.parent.is_dir():
@@ -80,10 +81,10 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the block, or removed.
 
-    Where another process has created `final` meanwhile, its folder is kept if its file named
-    `identity` has the same bytes. remedy: of errors where `final` cannot be written; replace: take
-    the place of a different `final`, of which memory maps stay valid.
-    Raise UserError where `final` has other content, or where it cannot be written.
+    If another process has created `final` meanwhile, its folder is kept where its file named
+    `identity` has the same bytes. remedy: ends the message where `final` cannot be written.
+    replace: replace a different `final`; memory maps of its files stay valid.
+    Raise UserError where `final` has other content, or cannot be written.
     """
     made = _make_parents(final, remedy)
     remove_leftovers(final)
@@ -93,7 +94,8 @@ def new_folder(
         with _plain_errors(final, remedy):
             temporary.mkdir()
             yield temporary
-            _sync_folder(temporary)
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
             _publish(temporary, final, identity, remedy, replace)
     except BaseException:
         _remove_unfinished(temporary, made)
@@ -111,7 +113,7 @@ def remove_unfinished() -> None:
 def _remove_unfinished(temporary: Path, made: list[Path]) -> None:
     remove(temporary)
     for parent in made:
-        with suppress(OSError):  # another process may have put something into it
+        with suppress(OSError):  # not empty: another process uses it
             parent.rmdir()
 
 
@@ -128,17 +130,17 @@ def _publish(temporary: Path, final: Path, identity: str, remedy: str, replace: 
         if not equal:
             _exchange(temporary, final)
         remove(temporary)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _exchange(temporary: Path, final: Path) -> None:
-    """Swap two folders, atomically where the file system can."""
+    """Swap two folders, atomically where the file system supports it."""
     with suppress(OSError, AttributeError):
         cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
         libc = ctypes.CDLL(None, use_errno=True)
         if not libc.renameat2(cwd, os.fsencode(temporary), cwd, os.fsencode(final), exchange):
             return
-    # On network file systems, for example. If this is interrupted, `old` is removed as a leftover.
+    # Some network file systems do not. After an interruption, `old` is removed as a leftover.
     old = temporary_sibling(final)
     os.rename(final, old)
     os.rename(temporary, final)
@@ -167,20 +169,6 @@ def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
 
 
 def _is_elsewhere(error: OSError, final: Path) -> bool:
-    """Return whether an error names a file outside, such as a source image that is read."""
+    """Return whether an error names a file outside of `final`, such as a source image."""
     name = error.filename
     return isinstance(name, str) and not Path(name).resolve().is_relative_to(final.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

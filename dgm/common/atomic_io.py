@@ -37,13 +37,23 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
 
 
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def append(file: FileIO, text: str) -> None:
     """Append a line to an unbuffered file; truncate it again if that fails."""
     size = os.fstat(file.fileno()).st_size
     rest = memoryview(text.encode() + b"\n")
     try:
         with naming(Path(os.fsdecode(file.name))):
-            while rest:  # a disk that becomes full accepts a part first
+            while rest:  # a disk that fills up accepts a part first
                 rest = rest[file.write(rest) or 0 :]
     except BaseException:
         with contextlib.suppress(OSError):

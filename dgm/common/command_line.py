@@ -1,4 +1,4 @@
-"""Commands: an argparse parser and a runner that report a mistake in one line, with exit code 2."""
+"""An argparse parser and a runner of commands: a mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_FLOAT = 3.4e38  # of float32
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit with the code that it returns, 2 for a mistake or a failing disk."""
+    """Run a command and exit with its return value, or 2 after a mistake or a disk error."""
     keep_streams()
     try:
         code = main() or DONE
-        sys.stdout.flush()  # here, where a full disk is still reported in one line
+        sys.stdout.flush()  # here, so that a full disk is reported in one line
     except (UserError, OSError) as error:
         fault = disk_fault(error) if isinstance(error, OSError) else str(error)
         if fault is None:
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; report also empty words, numbers that are not finite or far too large."""
+        """Parse; also reject empty values, and numbers that are not finite or too large."""
         words = sys.argv[1:] if args is None else list(args)
         for before, word in itertools.pairwise(["", *words]):
             option = before if not word else word[:-1]
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _checked(self, option: str, value: Any) -> Any:
-        """Return a value, of a path with ~ as the home folder; exit where no option takes it."""
+        """Return a value, ~ of a path expanded; exit if no option accepts it."""
         if remedy := remedy_for(str(value) if isinstance(value, Path) else value, option[2:]):
             self.error(f"{option} is {value}: {remedy}")
         try:
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def remedy_for(value: object, name: str = "") -> str | None:
-    """Return what to give instead of a value that no option accepts; None for any other value."""
+    """Return the remedy for a value that no option accepts; None for any other."""
     if isinstance(value, str) and not value.strip():
         return "give a value, or leave it out"
     if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
@@ -93,7 +93,7 @@ def remedy_for(value: object, name: str = "") -> str | None:
 def expand_home(name: str, path: str) -> str:
     """Return a path with a leading ~ expanded, also after `folder:`.
 
-    Raise UserError naming the option `name` where that home folder is unknown.
+    Raise UserError naming the option `name` if that home folder is unknown.
     """
     kind = "folder:" if path.startswith("folder:") else ""
     bare = path.removeprefix(kind)
@@ -110,7 +110,7 @@ def expand_home(name: str, path: str) -> str:
 
 
 def home_path(text: str) -> str:
-    """Return a path with ~ expanded: the argparse type of folders and addresses."""
+    """Return a path with ~ expanded; the argparse type of paths and addresses."""
     try:
         return expand_home("the path", text)
     except UserError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MAY_CHANGE = {"may_change": True}
-"""Field metadata of keys that do not alter what has been trained so far."""
+"""Field metadata of keys that may change when a run is resumed."""
 PATH = {"path": True}
 """Field metadata of keys that are paths, in which ~ is the home folder."""
 

@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """Return one line with the file, the reason and the remedy; None if no disk is at fault."""
+    """Return one line with the file, the reason and the remedy; None if it is no disk error."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
     names = (error.filename2, error.filename)  # of a rename, the new name
@@ -69,9 +69,9 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def access_fault(path: Path) -> str | None:
-    """Return why this user cannot read `path`, or a folder above it, and the remedy.
+    """Return why this user may not read `path` or enter a folder above it, and the remedy.
 
-    None if it can be read or does not exist.
+    None if it is readable or does not exist.
     """
     for folder in reversed(path.absolute().parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
@@ -93,7 +93,7 @@ def _owned(path: Path) -> str:
     status = os.stat(path)
     try:
         owner = path.owner()
-    except (KeyError, NotImplementedError):  # not in the user database, or there is none
+    except (KeyError, NotImplementedError):  # not in the user database, or without one
         owner = f"uid {status.st_uid}"
     return f"mode {stat.filemode(status.st_mode)}, owner {owner}"
 
@@ -105,7 +105,7 @@ def _remedy(mode: str, path: Path) -> str:
 
 @contextlib.contextmanager
 def naming(path: os.PathLike[str]) -> Iterator[None]:
-    """Set the file name of an OSError that has none, such as those of write and close."""
+    """Set the file name of an OSError that lacks one, as those of write and close do."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged: anything but an object of limited size is left out."""
+"""Reading JSON that may be damaged: only objects of limited depth and numbers are accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_DIGITS = 20  # of an integer: longer ones cannot be printed
 
 
 def as_object(text: str | bytes) -> dict[str, Any] | None:
-    """Return a JSON object; None if the text is none, or exceeds the limits above."""
+    """Return a JSON object; None if the text holds none, or exceeds the limits above."""
     try:
         found = json.loads(text, parse_int=_int)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Every metric that training and evaluation write: label, unit, direction and protocol, once.
+"""Label, unit, direction and protocol of every metric that training and evaluation write.
 
-A metric is known by the last part of its key: `eval/fd_classifier`, `distances_cifar/fd_cifar`.
+A metric is identified by the last part of its key: `eval/fd_classifier`, `x/fd_cifar`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _BITS = "bits per dimension"
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, measured in, and which value of it is better."""
+    """Label, unit and better direction of a metric."""
 
     label: str = ""
-    """As written for readers; empty: its name with spaces."""
+    """Name on pages and plots; empty: that of the key, with spaces."""
     unit: str = ""
     direction: Literal["min", "max"] | None = None
-    """The better value; None where neither is: best as of real images, or a term of a sum."""
+    """The better value; None if neither, as of a term of a sum or a value to match real images'."""
     protocol: str = ""
     """How it is computed and how to read it, in a few words."""
 
@@ -136,9 +136,9 @@ _UNIT_OF_ENDING = {"_s": "s", "_gib": "GiB", "_kwh": "kWh"}
 
 
 def find_metric(key: str) -> Metric:
-    """Return what is known of a metric by its key; of an unknown one the label, and a unit if any.
+    """Return the metric of a key; an unknown key has only a label, and a unit by its ending.
 
-    `fd_cifar` and `fd_inception-0a1b2c3d` are FD in these features, `coverage_by_class` a
+    `fd_cifar` and `fd_inception-0a1b2c3d` are FD in those features, `coverage_by_class` is a
     coverage, `psnr_db_noised` a PSNR.
     """
     parts = key.replace(" ", "_").split("/")

@@ -1,4 +1,4 @@
-"""Progress of long work: a labelled bar on a terminal, elsewhere two lines.
+"""Progress of long work: a labelled bar on a terminal, otherwise two lines.
 
     with progress("making images", 1000):
         for part in parts:
@@ -39,7 +39,7 @@ class Progress:
         if not show or os.environ.get("RANK", "0") != "0":
             return
         if sys.stderr.isatty():
-            from tqdm import tqdm  # imported here: reading images needs NumPy alone
+            from tqdm import tqdm  # here, because reading images needs only NumPy
 
             bytes_ = unit == "B"
             shape = "{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
@@ -55,7 +55,7 @@ class Progress:
             self._timer.start()
 
     def advance(self, count: float = 1) -> None:
-        """Add work done by this process, from any thread; other processes count as equally far."""
+        """Add work done by this process, from any thread; others are assumed to be equally far."""
         with self._lock:
             more = count * self.processes
             if self.total is not None:
@@ -104,11 +104,11 @@ def progress(
     single_process: bool = False,
     show: bool = True,
 ) -> Iterator[Progress]:
-    """Show the progress of a block on stderr, from rank 0.
+    """Show the progress of a block on stderr, on rank 0.
 
-    total: the work of all processes, of which each does an equal part, or of this one with
-    `single_process`; None shows only label and time. unit: `B` for bytes. done: replaces the label
-    in the last line, such as `decoded 50,000 images`.
+    total: the work of all processes, each doing an equal part, or with `single_process` that of
+    this one; None shows only label and time. unit: `B` for bytes. done: replaces the label in the
+    last line, such as `decoded 50,000 images`.
     """
     processes = 1 if single_process else int(os.environ.get("WORLD_SIZE", "1"))
     work = Progress(label, total, unit, processes, show)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from dgm.common.config_keys import flatten_nested
 from dgm.common.errors import UserError, check_readable
-from dgm.common.json_files import read_objects
+from dgm.common.json_files import as_object, read_objects
 from dgm.common.suggestions import nearest
 from dgm.common.yaml_io import read_yaml
 
@@ -39,7 +38,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
-    """Read `metrics.jsonl`: its lines sorted by step, without duplicates; numbers of damaged lines.
+    """Return the lines of `metrics.jsonl`, sorted by step and unique, and damaged lines' numbers.
 
     All lines of a run have the same number of images per step; one that differs is damaged too.
     """
@@ -58,11 +57,8 @@ def scan_metrics(path: Path) -> tuple[list[dict[str, float]], list[int]]:
 
 
 def _line(text: bytes) -> dict[str, float] | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or not all(map(_is_number, line.values())):
+    line = as_object(text)
+    if line is None or not all(map(_is_number, line.values())):
         return None
     counts = (line.get("step"), line.get("images_seen"))
     return line if all(type(n) is int and n > 0 for n in counts) else None
@@ -73,20 +69,20 @@ def _is_number(value: object) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a JSONL file; empty if it is missing. Raise UserError if denied."""
+    """Return the JSON objects of a JSONL file; raise UserError if this user may not read it."""
     check_readable(path)
     return read_objects(path)
 
 
 def newest_saved(folder: Path) -> int | None:
-    """Return how many images the newest checkpoint has seen; None if there is none."""
-    check_readable(folder / "checkpoints")  # without access it would look empty
+    """Return the images seen by the newest checkpoint; None without one."""
+    check_readable(folder / "checkpoints")  # an unreadable folder would look empty
     names = [path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def hint_at_runs(folder: Path) -> str:
-    """Return a hint at the run folder that was meant: around `folder`, in it, or under runs/."""
+    """Suggest the run folder that was meant: one around `folder`, in it, or under runs/."""
     around = next((p for p in folder.parents if (p / "config.yaml").is_file()), None)
     if around is not None:
         return f"did you mean {around}?"

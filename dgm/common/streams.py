@@ -1,7 +1,7 @@
 """Standard streams that survive the loss of their reader.
 
-A pipe without a reader, a closed terminal or a stream that was closed at the start would make every
-`print` fail. Output to them is dropped instead, and the command continues.
+On a pipe without a reader, a closed terminal or a stream that was closed from the start every
+`print` would fail. Here the output is dropped instead, and the command continues.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 class _Output(io.FileIO):
     """The raw file of a standard stream, which drops all output once its reader is gone.
 
-    Any other fault, such as a full disk, is raised once with the name of the stream; then output is
-    dropped, which Python would try to flush again at exit.
+    Any other error, such as a full disk, is raised once with the name of the stream. Later output
+    is dropped, because Python would try to flush it again at exit.
     """
 
     lost = False
@@ -31,7 +31,7 @@ class _Output(io.FileIO):
     _raised = False
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes, also to a slow non-blocking reader; return how many."""
+        """Write all bytes, also to a slow non-blocking reader; return their number."""
         rest = memoryview(data).cast("B")
         size = rest.nbytes
         while rest:
@@ -44,7 +44,7 @@ class _Output(io.FileIO):
                     self._raised, error.filename = True, self.stream
                     raise
                 self.lost = True
-                # C libraries and streams that were opened earlier use this number, too.
+                # C libraries and streams that were opened earlier use this descriptor, too.
                 _open_null(self.fileno())
                 break
             if count is None:
@@ -55,9 +55,9 @@ class _Output(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Replace the standard streams by ones that never fail for a lost reader or an encoding.
+    """Replace the standard streams by ones that tolerate lost readers and any encoding.
 
-    Streams that were replaced already, as in a notebook, are kept.
+    Streams that were replaced before, as in a notebook, are kept.
     """
     _reserve_numbers()
     if sys.stdin is None:
@@ -69,7 +69,7 @@ def keep_streams() -> None:
 
 
 def reader_is_gone() -> bool:
-    """Return whether standard output has lost its reader."""
+    """Return whether the reader of standard output is gone."""
     buffer = getattr(sys.stdout, "buffer", None)
     output = getattr(buffer, "raw", buffer)
     return isinstance(output, _Output) and output.lost
@@ -77,7 +77,7 @@ def reader_is_gone() -> bool:
 
 def _lenient(stream: TextIO | None, name: str) -> TextIO:
     number = _NUMBERS[name]
-    if stream is None and not _is_null(number):  # in use by another file since the start
+    if stream is None and not _is_null(number):  # the descriptor is used by another file
         number = os.open(os.devnull, os.O_WRONLY)
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -95,7 +95,7 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
 
 
 def _reserve_numbers() -> None:
-    # A file that is opened later must not get such a number, to which C libraries print.
+    # C libraries print to these descriptors, so no file that is opened later may get one.
     for number in _NUMBERS.values():
         try:
             os.fstat(number)

@@ -18,7 +18,8 @@ def check_range(
 ) -> None:
     """Raise UserError where a setting, or an element of a list, is out of range.
 
-    prefix: printed before a name, `train.` or `--`; above: exclusive minimum. None is not checked.
+    prefix: printed before a name, `train.` or `--`; above: exclusive minimum. A setting of None is
+    not checked.
     """
     for name in names:
         value = getattr(settings, name.replace("-", "_"))

@@ -18,8 +18,8 @@ _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
-# Unlike in YAML 1.1, 010 is ten, 1e-4 is a number, and 1:30, dates and = are strings, as in the
-# trainers' command-line options.
+# As on the trainers' command line and unlike YAML 1.1, 010 is ten, 1e-4 is a number, and 1:30,
+# dates and = are strings.
 _INT = re.compile(r"[-+]?(0x[\da-fA-F_]+|0b[01_]+|\d[\d_]*)$")
 _FLOAT = re.compile(
     r"([-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
@@ -29,7 +29,7 @@ _REPLACED = {_TAG + kind for kind in ("int", "float", "timestamp", "value")}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML with the numbers above."""
+    """A safe loader with the numbers above."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of PyYAML
         first: [(tag, rule) for tag, rule in rules if tag not in _REPLACED]
@@ -37,13 +37,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Return a scalar as an integer; raise ValueError where it is none."""
+        """Return a scalar as an integer; raise ValueError if it is not one."""
         text = str(self.construct_scalar(node)).replace("_", "")
         return int(text, 0 if re.match(r"[-+]?0[xb]", text) else 10)
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that quotes each string that either loader would read as a number."""
+    """A dumper that quotes strings which this or PyYAML's loader would read as numbers."""
 
 
 _Loader.add_constructor(_TAG + "int", _Loader.construct_yaml_int)
@@ -53,12 +53,12 @@ for _kind in (_Loader, _Dumper):
 
 
 def write_yaml(content: dict[str, Any]) -> str:
-    """Return keys and values as YAML that reads back the same."""
+    """Return keys and values as YAML, which `read_yaml` reads back exactly."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 
 
 def read_value(text: str) -> Any:
-    """Return the value of a command-line word; raise yaml.YAMLError if it is no YAML."""
+    """Return the value of a command-line word; raise yaml.YAMLError if it is not YAML."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -67,7 +67,7 @@ def read_value(text: str) -> Any:
 
 
 def read_yaml(path: Path, as_text: bool = False) -> dict[str, Any]:
-    """Read a YAML mapping, an empty file as no keys; as_text: return every value as a string.
+    """Read a YAML mapping; an empty file has no keys. as_text: return every value as a string.
 
     Raise UserError with file, line and remedy.
     """
@@ -102,18 +102,18 @@ def _marked_line(error: yaml.YAMLError, text: str) -> int:
     mark = getattr(error, "problem_mark", None)
     last = text.rstrip().count("\n")
     context = getattr(error, "context_mark", None)
-    # At the end of the file, or after a key without a colon, the cause is further up.
+    # At the end of the file, or after a key without a colon, the cause is above.
     if mark and context and (mark.line > last or "expected ':'" in str(error)):
         mark = context
-    position = getattr(error, "position", None)  # of a character that YAML does not know
+    position = getattr(error, "position", None)  # of a character that YAML forbids
     line = mark.line if mark else text.count("\n", 0, position) if position else 0
     return min(line, last)
 
 
 def _find_mistake(line: int, reason: str, lines: list[str]) -> tuple[int, str]:
-    """Return the line, from 0, that is wrong, and the remedy.
+    """Return the faulty line, from 0, and the remedy.
 
-    The parser may notice a tab or a missing colon only in the next line.
+    The parser may notice a tab or a missing colon only one line later.
     """
     written = [k for k in range(line + 1) if lines[k].strip() and lines[k].strip()[0] != "#"]
     for k in reversed(written[-2:]):
@@ -169,7 +169,7 @@ class _Checker:
         self.sizes: dict[int, int | None] = {}
 
     def size(self, node: yaml.Node) -> int:
-        """Count the values of a node, those of an alias each time; raise UserError."""
+        """Return the number of values in a node, counting those of an alias each time."""
         if id(node) in self.sizes:
             known = self.sizes[id(node)]
             if known is None:

@@ -1,8 +1,8 @@
-"""`accelerate launch` with the exit code of its processes, and no traceback of its own.
+"""`accelerate launch` with the exit code of its processes and no traceback of its own.
 
-By itself accelerate's launcher turns every code into 1 and prints its own traceback below the line
-of the trainer. At Ctrl-C it exits while its process is still saving, and torch's launcher, which
-starts several, kills those that need more than half a minute to save.
+Accelerate's own launcher turns every exit code into 1 and prints a traceback below the trainer's
+message. On Ctrl-C it exits while its process is still saving, and torch's launcher, which starts
+several processes, kills those that need more than 30 seconds to save.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _TORCH_SIGNALS = "PET_SIGNALS_TO_HANDLE"
 def launch(words: list[str]) -> int:
     """Start processes by the arguments of `accelerate launch`; return the exit code of the run.
 
-    Requests to stop are passed on; the processes may take as long as they need to save.
+    Requests to stop are passed on, and there is no time limit for saving.
     """
     from accelerate.commands import launch as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = accelerate.launch_command_parser().parse_args(words)
-    options.quiet = False  # which would hide the exit code
+    options.quiet = False  # quiet mode would hide the exit code
     os.environ[_TORCH_SIGNALS] = "SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for number in watched_signals():
@@ -54,7 +54,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     if not children:
         sys.exit(128 + number)
     for child in children:
-        # A terminal's Ctrl-C has reached our session already; a second would interrupt the save.
+        # A terminal sends Ctrl-C to the whole session; a second SIGINT would interrupt the save.
         already_sent = number == signal.SIGINT and _same_session(child.pid)
         try:
             child.send_signal(signal.SIGTERM if already_sent else number)

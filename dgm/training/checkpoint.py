@@ -20,6 +20,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dgm.common.atomic_io import sync
 from dgm.common.errors import UserError, check_readable, naming
 from dgm.common.run_files import MANIFEST
 from dgm.tensor_files import save_tensors
@@ -27,7 +28,7 @@ from dgm.tensor_files import save_tensors
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 _PARTIAL = ".partial-"
 
-# Errors that mean damage. Any other means that it cannot be read now or by this user.
+# Errors that mean damage. Any other means that a file cannot be read now, or not by this user.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG)
 
 
@@ -51,7 +52,7 @@ class Checkpoint:
 def write(
     folder: Path, images_seen: int, checkpoint: Checkpoint, keep: int, best: int | None = None
 ) -> Path:
-    """Write `folder/<images_seen>`, which does not exist, then remove older checkpoints.
+    """Write `folder/<images_seen>`, which must not exist, then remove older checkpoints.
 
     The newest `keep` stay, and the one at `best` images seen.
     """
@@ -60,15 +61,15 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_tensors(partial / "model.safetensors", checkpoint.full.model)
-        _write_tensors(partial / "optimizer.safetensors", checkpoint.full.optimizer)
-        _write_tensors(partial / "ema.safetensors", checkpoint.ema)
-        _write_text(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
+        _write_file(partial / "model.safetensors", checkpoint.full.model)
+        _write_file(partial / "optimizer.safetensors", checkpoint.full.optimizer)
+        _write_file(partial / "ema.safetensors", checkpoint.ema)
+        _write_file(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
         files = {name: _describe(partial / name) for name in FILES}
-        _write_text(partial / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
-        _sync_folder(partial)
+        _write_file(partial / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+        sync(partial)
         os.rename(partial, final)
-        _sync_folder(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -80,11 +81,11 @@ def write(
 
 
 def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
-    """Return the checkpoint to continue from; remove what a killed process left half-written.
+    """Return the checkpoint to resume from, None without any; remove partial ones.
 
-    `check` gets its state and raises where it does not fit, before anything is changed. Damaged
-    ones newer than it are renamed, so that the run can write under their names. Raises UserError
-    where there are checkpoints, but none is whole.
+    `check` gets its state and raises an error if it does not fit, before anything is changed. Newer
+    damaged checkpoints are renamed, because the run will write to their names. Raise UserError if
+    there are checkpoints, but all are damaged.
     """
     check_readable(folder)
     if os.path.lexists(folder) and not folder.is_dir():  # such as one on a disk that is not mounted
@@ -123,10 +124,10 @@ def newest(folder: Path) -> Path | None:
 
 
 def find_fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None where every file is as its manifest says.
+    """Return what is wrong with a checkpoint; None if every file matches the manifest.
 
-    Raises UserError where this user may not read it, and OSError where the disk does not answer:
-    the checkpoint may be whole then.
+    Raise UserError if this user may not read it, and OSError if the disk does not respond: then the
+    checkpoint may be undamaged.
     """
     for file in (path, *(path / name for name in (MANIFEST, *FILES))):
         check_readable(file)
@@ -145,7 +146,7 @@ def find_fault(path: Path) -> str | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint that `newest` returned, to the CPU."""
+    """Load a checkpoint that `newest` returned, to the CPU."""
     model = load_file(path / "model.safetensors")
     optimizer = load_file(path / "optimizer.safetensors")
     ema = load_file(path / "ema.safetensors")
@@ -158,45 +159,29 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed save left behind."""
+    """Remove the partial checkpoints of saves that were killed."""
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def complete_names(folder: Path) -> list[str]:
-    """Return the names of checkpoints, the newest last, without checking that they are whole."""
+    """Return the names of all checkpoints, the newest last, without looking for damage."""
     check_readable(folder)
     if not folder.is_dir():
         return []
     return sorted((p.name for p in folder.iterdir() if p.name.isdecimal()), key=int)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_tensors(path, plain)
-    _sync_file(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with naming(path):
-        path.write_text(text, encoding="utf-8")
-    _sync_file(path)
+def _write_file(path: Path, content: Mapping[str, Tensor] | str) -> None:
+    if isinstance(content, str):
+        with naming(path):
+            path.write_text(content, encoding="utf-8")
+    else:
+        save_tensors(path, {k: v.detach().cpu().contiguous() for k, v in content.items()})
+    sync(path)
 
 
 def _describe(path: Path) -> dict[str, object]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _sync_file(path: Path) -> None:
-    with naming(path), open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,31 +1,30 @@
 """A phase's whole optimizer step as one CUDA graph, for runs that are bound by kernel launches.
 
-A graph repeats the launches of one step, on the same memory, with one call from the host. What
-recording ("capture" in CUDA's terms) requires of a step (pytorch.org, "CUDA semantics", section
-"CUDA Graphs"), and why it holds:
+A graph replays the launches of one step, on the same memory, with one call from the host. What
+recording (CUDA's "capture") requires of a step (pytorch.org, "CUDA semantics", section "CUDA
+Graphs"), and how it is met:
 
-- The host waits for nothing and copies nothing from memory that is not pinned: `FiniteCheck`
-  records on the device, metrics leave in one tensor, draws are functions of tensors (no generator
-  state).
-- Everything that changes from step to step lies in tensors at fixed addresses (`StaticInputs`): the
-  images' indices, images seen, learning rate, counts of updates. The host overwrites them by one
-  copy from pinned memory. Work that differs between steps (a penalty in every 16th) has a graph for
-  each kind, see `dgm.objective.StepDependent`.
-- Weights, moments, buffers, the finite check's record and the output lie outside of the graph's
+- The host does not wait, and copies only from pinned memory: `FiniteCheck` records on the device,
+  metrics are one tensor, draws are functions of tensors (no generator state).
+- Everything that changes between steps is in tensors at fixed addresses (`StaticInputs`): image
+  indices, images seen, learning rate, counts of updates. The host overwrites them by one copy from
+  pinned memory. If the work differs between steps (a penalty in every 16th), each variant has a
+  graph, see `dgm.objective.StepDependent`.
+- Weights, moments, buffers, the finite check's record and the output are outside of the graph's
   memory pool and are written in place. Nothing in the pool outlives a replay: gradients are None
-  before and after a step, and autocast's copies of weights are made and dropped within it. So all
+  before and after a step, and autocast's copies of weights are made and freed within it. So all
   graphs of a run share one pool. Loading weights in place (`load_full_state`), sampling and
-  evaluating make no graph invalid; new moments (`AdamW.load_moments`) would, and come only before
-  the first step.
-- Compiling, autotuning and cuDNN's and cuBLAS's allocations are done by then: the first steps of
-  each kind run unrecorded, from the same inputs and on the recording stream (gradients are
+  evaluating leave graphs valid; new moments (`AdamW.load_moments`) would not, and are set only
+  before the first step.
+- Compiling, autotuning and the allocations of cuDNN and cuBLAS are over: the first steps of each
+  variant run unrecorded, from the same inputs and on the recording stream (gradients are
   accumulated on the stream where autograd first used their weights). They are steps of the run.
 
-Recording executes nothing, and the host counts updates only after a replay, so a step that could
-not be recorded is run as if recording had not been tried. The moving average is updated after a
-replay, as after other steps, by one call: torch has no `_foreach_lerp_` with a weight on the
-device, and the equivalent moves 8/3 times the bytes. A graph keeps a step's memory reserved, also
-while the run samples. A run that is restarted records again.
+Recording executes nothing, and the host counts updates only after a replay, so after a failed
+recording the same step can run unrecorded. The moving average is updated after a replay, as after
+other steps, by one call: torch has no `_foreach_lerp_` with a weight on the device, and the
+equivalent moves 8/3 times the bytes. A graph keeps the memory of a step reserved, also while the
+run samples. A restarted run records again.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Result = TypeVar("Result")
 MicroBatches = Iterable[tuple[Batch, Draws]]
 
 WARM_UP = 3
-"""Steps of each kind before one is recorded."""
+"""Steps of each variant before one is recorded."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ class CudaRecorder:
         """Return a function that replays the work on the current stream."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer stream context is needed since on torch 2.11 a failed recording leaves its
-            # stream the current one. Compiling cannot be recorded, so it raises here.
+            # The outer stream context restores the stream: in torch 2.11 a failed recording does
+            # not. Compiling cannot be recorded, so it raises.
             with (
                 torch.compiler.set_stance("fail_on_recompile"),
                 torch.cuda.stream(self.stream),
@@ -114,8 +113,8 @@ class CudaRecorder:
             ):
                 work()
         except BaseException:
-            # Torch 2.11 leaves the allocator as if recording went on, which keeps it from reusing
-            # memory (pytorch #180395); later versions end it themselves and raise here.
+            # In torch 2.11 the allocator stays in recording mode, in which it does not reuse memory
+            # (pytorch #180395); later versions leave it by themselves and raise here.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
             raise
@@ -123,10 +122,10 @@ class CudaRecorder:
 
 
 class StaticInputs:
-    """Tensors at fixed addresses, from which a step reads everything that changes between steps."""
+    """Tensors at fixed addresses with everything that changes between steps."""
 
     def __init__(self, batches: BatchSampler, device: torch.device, num_parameters: int):
-        """Allocate them for these batches and a net of `num_parameters`."""
+        """Allocate them for micro-batches of `batches` and a net of `num_parameters`."""
         self.batches, self.loader = batches, batches.loader(device)
         resident = self.loader.resident is not None
         shape = (batches.num_micro, 2 if resident else 3, batches.micro_batch)
@@ -143,7 +142,7 @@ class StaticInputs:
             self.images = torch.empty(size, dtype=torch.uint8, device=device)
 
     def fill(self, now: StepNumbers, counts: list[int]) -> None:
-        """Overwrite them for a step; `counts` are those of `AdamW.counts`."""
+        """Overwrite them for a step; `counts` as returned by `AdamW.counts`."""
         index = self.batches.indices(now.images_seen)
         if self.images is not None:
             images, labels = self.loader.read(index[:, 0].flatten())
@@ -155,7 +154,7 @@ class StaticInputs:
         self.loader.overwrite(self.numbers, packed)
 
     def micro_batches(self, step: int) -> Iterator[tuple[Batch, Draws]]:
-        """Yield the micro-batches that the tensors name; a graph keeps this `step`."""
+        """Yield the micro-batches of the current inputs; a graph keeps this `step`."""
         for k, index in enumerate(self.index):
             if self.images is None:
                 images, labels = self.loader.gather(index[0])
@@ -166,7 +165,7 @@ class StaticInputs:
 
 
 class RecordedStep:
-    """Steps of one kind: the first ones run eagerly, then replays of one that is recorded."""
+    """Steps of one variant: the first ones run eagerly, later ones replay a recorded one."""
 
     def __init__(
         self,
@@ -175,7 +174,7 @@ class RecordedStep:
         run_eagerly: Callable[[StaticInputs, StepNumbers], StepOutput],
         recorder: Recorder,
     ):
-        """Start; `run_eagerly` runs a step from the inputs."""
+        """`run_eagerly` runs a step from the inputs."""
         self.inputs, self.optimizer, self.recorder = inputs, optimizer, recorder
         self._run_eagerly = run_eagerly
         self.warm = 0
@@ -188,7 +187,7 @@ class RecordedStep:
         self.inputs.fill(now, self.optimizer.counts())
 
     def run(self, now: StepNumbers) -> StepOutput | None:
-        """Run the step for which the inputs were filled; return None if it cannot be recorded."""
+        """Run the step of the current inputs; return None if it cannot be recorded."""
         if self.warm < WARM_UP:
             self.warm += 1
             self.output = self.recorder.warm_up(lambda: self._step(now))
@@ -233,7 +232,7 @@ class RecordedStep:
         return self.replay is not None
 
     def _undo(self, known: int) -> None:
-        """Remove what the failed recording left on the host."""
+        """Remove gradients and moments that the failed recording left on the host."""
         for parameter in self.optimizer.parameters:
             parameter.grad = None
         for weight in list(self.optimizer.moments)[known:]:
@@ -245,7 +244,7 @@ UpdateNet = Callable[[Phase, MicroBatches, float, int | Tensor], StepOutput]
 
 
 class StepGraphs:
-    """The recorded steps of a run, one for each phase and variant of its loss."""
+    """The recorded steps of a run, by phase and variant of its loss."""
 
     def __init__(
         self,
@@ -255,13 +254,13 @@ class StepGraphs:
         update_net: UpdateNet,
         recorder: Recorder,
     ):
-        """Start without any."""
+        """Start without recorded steps."""
         self.engine, self.objective, self.batches = engine, objective, batches
         self.update_net, self.recorder = update_net, recorder
         self.steps: dict[Hashable, RecordedStep] = {}
 
     def get(self, phase: Phase, step: int) -> RecordedStep:
-        """Return the recorded step that does the work of this one."""
+        """Return the recorded step of the phase's variant."""
         objective = self.objective
         variant = objective.variant(phase, step) if isinstance(objective, StepDependent) else None
         key = (phase.name, variant)

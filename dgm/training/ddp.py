@@ -1,6 +1,6 @@
-"""A net wrapped for training on one process or in DDP, with its optimizer.
+"""A net with its optimizer, wrapped for training on one process or in DDP.
 
-`WrappedNet` is what the trainer needs of any engine; zero.py has those of DeepSpeed.
+`WrappedNet` is the interface of all engines to the trainer; DeepSpeed's are in zero.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dgm.training.optimizer import AdamW, EmaUpdate, OptimConfig, decayed_weight
 from dgm.training.state_dicts import frozen_copy, in_channels_last, load_moments, moments_of
 
 LossFunction = Callable[[], Tensor]
-"""Computes the forward pass and the loss []."""
+"""Runs the forward pass and returns the loss []."""
 NormCheck = Callable[[Tensor], Tensor | None]
-"""Checks a gradient norm []; returns 1.0 where the device has to skip the update."""
+"""Checks a gradient norm []; returns 1.0 if the device has to skip the update."""
 
 
 class WrappedNet(abc.ABC):
-    """A net with its optimizer under an engine, of which each process holds a replica."""
+    """A net with its optimizer under an engine; here for replicas, to be overridden for shards."""
 
     net: nn.Module
     optimizer: Any  # has `state`: moments by parameter
@@ -35,11 +35,11 @@ class WrappedNet(abc.ABC):
     @property
     @abc.abstractmethod
     def strategy(self) -> str:
-        """Return what was built: one process, DDP or a stage of ZeRO."""
+        """Return which engine wraps the net: one process, DDP or a stage of ZeRO."""
 
     @abc.abstractmethod
     def forward(self, loss: LossFunction, sync: bool) -> Tensor:
-        """Return the loss []; its gradient is averaged over ranks if `sync` (last micro-batch)."""
+        """Return the loss []; `sync` (last micro-batch): average the gradient over ranks."""
 
     @abc.abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -66,14 +66,14 @@ class WrappedNet(abc.ABC):
 
     @abc.abstractmethod
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Continue from weights that were just loaded, with these moments."""
+        """Load the optimizer's moments, after new weights were loaded."""
 
 
 class LossModule(nn.Module):
-    """A net as DDP and DeepSpeed get it: its forward pass computes the loss.
+    """The module that DDP and DeepSpeed wrap: its forward pass computes the whole loss.
 
-    They prepare for a gradient as the forward pass returns. Were that the net's own, a loss that
-    calls it twice, or takes a gradient within, as for a GAN's penalty, would trigger them early.
+    Both prepare for the backward pass when the forward pass returns. If they wrapped the net, they
+    would do so too early where a loss calls it twice or takes a gradient, as a GAN's penalty does.
     """
 
     def __init__(self, net: nn.Module):
@@ -89,7 +89,7 @@ class DataParallelNet(WrappedNet):
     """A net on one process or in DDP."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, kernels: bool = False):
-        """Create the optimizer and wrap the net; `kernels`: use our own where they fit."""
+        """Create the optimizer and wrap the net; `kernels`: use our own where supported."""
         self.net = in_channels_last(net)
         self.clip_norm = config.clip_norm
         self.optimizer = AdamW(net.parameters(), config, kernels, decayed_weights(net))
@@ -98,11 +98,11 @@ class DataParallelNet(WrappedNet):
 
     @property
     def strategy(self) -> str:
-        """Return what was built."""
+        """Return `DDP` or `one process`."""
         return "DDP" if self.ddp else "one process"
 
     def forward(self, loss: LossFunction, sync: bool) -> Tensor:
-        """Return the loss []; its gradient is averaged over ranks if `sync`."""
+        """Return the loss []; `sync`: average the gradient over ranks."""
         if self.ddp is None:
             return loss()
         with contextlib.nullcontext() if sync else self.ddp.no_sync():
@@ -131,13 +131,13 @@ def _in_ddp(net: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():
         # Newer versions rename the first setting; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
-        # Buffers (BatchNorm) follow each process's own batch; sending them takes time.
+        # Buffers (BatchNorm) depend on each process's own batch; broadcasting them takes time.
         ddp = DistributedDataParallel(
             LossModule(net), broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    # After its first pass DDP rebuilds its buckets in the order of the gradients' arrival, which
-    # on more than two processes changes sums by rounding: a resumed run would differ from an
-    # uninterrupted one. So a first pass without effect comes before all others.
+    # After its first pass DDP rebuilds its buckets in the order in which gradients arrived. On more
+    # than two processes that changes the rounding of sums, and a resumed run would differ from an
+    # uninterrupted one. So do a first pass that changes nothing.
     ddp(lambda: sum((p.sum() * 0 for p in net.parameters()), torch.zeros(()))).backward()
     net.zero_grad()
     return ddp

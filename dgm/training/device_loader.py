@@ -33,13 +33,13 @@ class Images(Protocol):
 class DeviceLoader:
     """Loads images to a device.
 
-    On a CPU they are gathered from the shards' memory. On a GPU all of them are resident if they
-    fit, and the host sends their indices only; else they are copied from pinned memory on a side
-    stream, overlapping the previous steps.
+    On a CPU they are gathered from the shards' memory. On a GPU all images are resident if they
+    fit, and the host sends only indices; otherwise images are copied from pinned memory on a side
+    stream, which overlaps with earlier steps.
     """
 
     def __init__(self, data: Images, device: torch.device, resident: bool | None = None):
-        """Start; `resident` keeps all images on the device, None does if there is enough memory."""
+        """`resident` keeps all images on the device; None does on a GPU with enough memory."""
         self.data, self.device = data, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._keys: dict[int, Tensor] = {}

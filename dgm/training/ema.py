@@ -8,26 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from dgm.training.optimizer import EmaUpdate
-from dgm.training.state_dicts import frozen_copies
+from dgm.training.state_dicts import frozen_copy
 
 
 class Ema:
     """Average weights over images seen, in the precision of the weights."""
 
-    def __init__(self, nets: Mapping[str, nn.Module], halflife_images: float, rampup: float = 0.05):
+    rampup = 0.05  # half-life early in a run, as a fraction of the images seen
+
+    def __init__(self, nets: Mapping[str, nn.Module], halflife_images: float):
         """Start at the nets' weights.
 
-        A weight's contribution halves after `halflife_images` more images, early in a run after
-        the fraction `rampup` of the images seen if that is less (Karras et al. 2024, section 3).
+        A weight's contribution halves after `halflife_images` more images, or after
+        the fraction `rampup` of the images seen while that is less (Karras et al. 2024, section 3).
         """
-        self.nets = frozen_copies(nets)
+        self.nets = {name: frozen_copy(net) for name, net in nets.items()}
         # Listing a net's parameters takes most of a millisecond, at every step.
         self._averages: dict[str, list[Tensor]] = {
             name: list(net.parameters()) for name, net in self.nets.items()
         }
         self._buffers = {name: list(net.buffers()) for name, net in self.nets.items()}
         self._sources: dict[str, tuple[nn.Module, list[Tensor]]] = {}
-        self.halflife_images, self.rampup = halflife_images, rampup
+        self.halflife_images = halflife_images
 
     def lerp_weight(self, images_seen: int, batch: int) -> float:
         """Return 1 - decay of the update after a step that ended at `images_seen`."""
@@ -35,7 +37,7 @@ class Ema:
         return 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
 
     def fused_update(self, name: str, images_seen: int, batch: int) -> EmaUpdate | None:
-        """Return the update of a net's average for the optimizer to fuse; None without average."""
+        """Return the update of a net's average, for the optimizer to fuse; None without one."""
         if name not in self.nets:
             return None
         return EmaUpdate(self._averages[name], self.lerp_weight(images_seen, batch))
@@ -50,7 +52,7 @@ class Ema:
     ) -> None:
         """Update the averages after a step of `batch` images that ended at `images_seen`.
 
-        Parameters of nets that are true in `averaged` were updated by the optimizer already.
+        The optimizer has updated the parameters of the nets that are true in `averaged`.
         """
         weight = self.lerp_weight(images_seen, batch)
         for name in self.nets:

@@ -1,4 +1,4 @@
-"""Energy of a run, from the counters of the GPU (NVML) and of the processors (RAPL)."""
+"""Energy of a run, from the counters of the GPU (NVML) and of the processor packages (RAPL)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _JOULES_PER_KWH = 3.6e6
 _READ_EVERY_S = 60.0  # a package's counter wraps within minutes at full power
 
 Counter = Callable[[], float]
-"""Returns joules since an arbitrary start; raises OSError where they cannot be read."""
+"""Returns joules since an arbitrary time; raises OSError if it cannot be read."""
 
 
 class EnergyMeter:
-    """Sums the energy spent since `start`, kWh by metric; none without a readable counter."""
+    """Sums the energy spent since `start`, in kWh by metric; of readable counters only."""
 
     def __init__(self, counters: Mapping[str, list[Counter]]):
-        """Start with the readable ones of each metric's counters."""
+        """Start with those of each metric's counters that can be read."""
         readable = {
             name: [counter for counter in own if _read(counter) is not None]
             for name, own in counters.items()
@@ -31,18 +31,18 @@ class EnergyMeter:
         self.start({})
 
     def start(self, before: Mapping[str, float]) -> None:
-        """Count from here on; `before` was spent already."""
+        """Count from now on; `before` is the energy spent so far."""
         self.total = dict(before)
         self.last = {name: [_read(c) for c in own] for name, own in self.counters.items()}
         self.read_at = time.monotonic()
 
     def read_if_due(self) -> None:
-        """Read if the last time was long ago, so that no counter wraps twice in between."""
+        """Read if the last time is long ago, because counters wrap."""
         if time.monotonic() - self.read_at > _READ_EVERY_S:
             self.read()
 
     def read(self) -> dict[str, float]:
-        """Return the kWh spent so far by metric; drop a metric of which a counter has failed."""
+        """Return the kWh spent so far by metric; drop metrics with a failing counter."""
         self.read_at = time.monotonic()
         for name, counters in list(self.counters.items()):
             now = [_read(counter) for counter in counters]
@@ -64,7 +64,7 @@ class EnergyMeter:
 
 
 def find_counters(device: torch.device, powercap: Path = POWERCAP) -> dict[str, list[Counter]]:
-    """Return the counters of a process's GPU, if any, and of its machine's packages."""
+    """Return the counters of a process's GPU, if any, and of the machine's packages."""
     found: dict[str, list[Counter]] = {PACKAGES: packages(powercap)}
     if device.type == "cuda":
         uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -90,7 +90,7 @@ class Package:
 
 
 def packages(powercap: Path) -> list[Counter]:
-    """Return the packages; zones within one (cores, memory) or around all are left out."""
+    """Return the packages, without the zones within them (cores, memory) or around all."""
     zones = sorted(powercap.glob("intel-rapl:*"))  # of AMD too
     return [Package(zone) for zone in zones if _name(zone).startswith("package")]
 
@@ -103,10 +103,7 @@ def _name(zone: Path) -> str:
 
 
 def gpu(uuid: str) -> Counter | None:
-    """Return NVML's counter of a GPU (Volta and later), which counts since the driver was loaded.
-
-    None if there is none.
-    """
+    """Return NVML's counter of a GPU, since the driver was loaded; None if it has none."""
     try:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -1,6 +1,6 @@
-"""The engine: accelerate (one process or DDP) or DeepSpeed ZeRO, as `accelerate launch` chose.
+"""The engine: accelerate (one process or DDP) or DeepSpeed ZeRO, whichever the launcher requests.
 
-The trainer does not know which engine it runs on.
+The trainer does not depend on which engine it runs on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Engine:
     """The processes and the device of a run, and its nets wrapped for them."""
 
     def __init__(self, mixed_precision: str = "auto", timeout_minutes: float = 30):
-        """Join the processes, which wait up to `timeout_minutes` for each other (0: no limit).
+        """Join the process group; `timeout_minutes` limits collectives (0: no limit).
 
-        `mixed_precision`: no, bf16, or auto (bf16 on a GPU that has it).
+        mixed_precision: no, bf16, or auto (bf16 on a GPU that supports it).
         """
         read_variables()
         if mixed_precision == "auto":
@@ -42,7 +42,7 @@ class Engine:
         self.precision = mixed_precision
         self.launch = read_launch(mixed_precision)
         if self.launch.zero is not None:
-            import_deepspeed()  # so that a missing one is reported now
+            import_deepspeed()  # to report now that it is missing
         with without_deepspeed_plugin():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,
@@ -53,8 +53,8 @@ class Engine:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.wrapped_nets: dict[str, WrappedNet] = {}
-        # The hosts communicate over gloo: it never waits for the GPU, and reports at once a process
-        # that died. The first process may build shards for a while as the others wait.
+        # A second group, over gloo: it never waits for the GPU and reports at once a process that
+        # died. The first process may build shards for a while as the others wait.
         timeout = max(timedelta(hours=2), _timeout(timeout_minutes))
         self._hosts: Any = None
         if self.world_size > 1:
@@ -67,7 +67,7 @@ class Engine:
 
     @property
     def norms_on_host(self) -> bool:
-        """Return whether the host reads a gradient's norm without waiting: on a CPU and in ZeRO."""
+        """Return whether reading a gradient's norm costs no wait: on a CPU and in ZeRO."""
         zero = self.launch.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 
@@ -77,12 +77,12 @@ class Engine:
         optim: Mapping[str, OptimConfig],
         kernels: bool = False,
     ) -> None:
-        """Move nets to the device, create the optimizer of each, and wrap both.
+        """Move nets to the device and wrap each with its optimizer.
 
-        `kernels`: use our own where they fit.
+        `kernels`: use our own where supported.
         """
         for name, net in nets.items():
-            if self.precision != "no":  # losses are long sums over outputs, inaccurate in bf16
+            if self.precision != "no":  # losses are long sums over outputs: inaccurate in bf16
                 net.register_forward_hook(lambda net, inputs, outputs: convert_to_fp32(outputs))
             wrapped = self._wrap(net.to(self.device), optim[name], kernels)
             self.wrapped_nets[name] = wrapped
@@ -90,7 +90,7 @@ class Engine:
             expected = str(self.launch.zero or ("DDP" if is_ddp else "one process"))
             if (wrapped.strategy, self.world_size) != (expected, self.launch.processes):
                 raise UserError(
-                    f"the launch asks for {self.name}, but there is {wrapped.strategy} on "
+                    f"the launcher requests {self.name}, but there is {wrapped.strategy} on "
                     f"{self.world_size}: start the processes with accelerate launch or torchrun"
                 )
 
@@ -166,7 +166,7 @@ class Engine:
         return bool(flags.item())
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on the first process; return its result or raise its UserError on all.
+        """Run `work` on the first process; return its result, or raise its UserError, on all.
 
         Collective.
         """
@@ -195,7 +195,7 @@ class Engine:
         return next((each for each in texts if each is not None), None)
 
     def gather(self, part: Tensor) -> Tensor:
-        """Concatenate each process's equal part along the first dimension, in order of rank."""
+        """Concatenate the processes' parts, of equal size, in order of rank. Collective."""
         return self.accelerator.gather(part.contiguous())
 
     def map_rows(self, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
@@ -205,24 +205,24 @@ class Engine:
         [count, ...]. Collective.
         """
         per_rank = -(-count // self.world_size)
-        # The last processes may lack a few rows; they repeat the last one, so parts are equal.
+        # The last processes repeat the last row where rows are missing, so that parts are equal.
         rows = torch.arange(self.rank * per_rank, (self.rank + 1) * per_rank).clamp(max=count - 1)
         return self.gather(work(rows).to(self.device))[:count]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Compute in the engine's precision, for nets that it did not wrap."""
+        """Return a context that computes in the engine's precision."""
         return self.accelerator.autocast()
 
     def finish_trackers(self) -> None:
-        """Make the trackers write what they still hold."""
+        """Flush and close the trackers."""
         trackers, self.accelerator.trackers = self.accelerator.trackers, []
         for tracker in trackers:
             tracker.finish()
 
     def close(self) -> None:
         """Finish the trackers and leave the process group."""
-        # DDP and the second group hold gloo threads; if they outlive the group that is destroyed
-        # here, the interpreter's own end may abort a process whose work is done.
+        # DDP and the second group have gloo threads; if these outlive the group that is destroyed
+        # here, the interpreter may abort at exit, after all work is done.
         self.wrapped_nets.clear()
         self._hosts = None
         self.accelerator.free_memory()
@@ -232,5 +232,5 @@ class Engine:
 
 
 def _timeout(minutes: float) -> timedelta:
-    # A little longer than the watchdog's, which names what a process was doing.
+    # A little longer than the watchdog's, whose message names the activity.
     return timedelta(minutes=min(minutes + 1, 1e6) if minutes else 1e6)

@@ -1,4 +1,4 @@
-"""Stop a run at the first gradient that is not finite, before it changes a weight."""
+"""Stop a run at the first gradient that is not finite, before the weights change."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dgm.rng import Draws
 from dgm.training.engine import Engine
 from dgm.training.sampler import BatchSampler
 
-_NEVER = 2**63 - 1  # as far as the device has seen, every gradient was finite
+_NEVER = 2**63 - 1  # every gradient so far was finite
 
 
 class FiniteCheck:
     """Check the norm of every gradient.
 
-    On a CPU and in ZeRO the host reads it at once. Elsewhere the host would have to wait for it, so
-    the device records the first gradient that was not finite and skips all updates from then on;
-    `raise_if_found` reads the record before anything is logged or saved. The index of a gradient in
-    the run is its step times the number of phases, plus its phase.
+    On a CPU and in ZeRO the host reads it at once. Otherwise, so that the host need not wait, the
+    device records the index of the first gradient that is not finite and skips all updates from
+    then on; `raise_if_found` reads it before anything is logged or saved. The index of a gradient
+    is its step times the number of phases, plus its phase.
     """
 
     def __init__(self, engine: Engine, objective: Objective, batches: BatchSampler, on_host: bool):
-        """Start; the host reads every norm if `on_host`."""
+        """`on_host`: the host reads every norm."""
         self.engine, self.objective, self.batches = engine, objective, batches
         self.on_host = on_host
         self.first_bad = torch.full((), _NEVER, dtype=torch.int64, device=engine.device)
@@ -36,12 +36,12 @@ class FiniteCheck:
 
         index: a number, or int64 [] on the device in a recorded step.
         """
-        finite = norm < math.inf  # which is false for NaN too
+        finite = norm < math.inf  # false for NaN too
         if self.on_host:
             if not bool(finite):
                 raise self._error(int(index))
             return None
-        # In place, as a recorded step writes to the same memory each time; indices only grow.
+        # In place, because a recorded step always writes to the same memory. Indices only increase.
         first = self.first_bad
         torch.minimum(first, torch.where(finite, first, index), out=first)
         return (first != _NEVER).float()
@@ -55,7 +55,7 @@ class FiniteCheck:
     def _error(self, index: int) -> UserError:
         step, phase = divmod(index, len(self.objective.phases))
         images_seen = step * self.batches.global_batch
-        # The weights are still those that failed, so the same images show the layer.
+        # The weights have not changed since, so the same images show the layer.
         micro_batches = self.batches.micro_batches(images_seen, self.engine.device)
         nets = self.engine.copy_nets()
         layer = self.engine.first_value(

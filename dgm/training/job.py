@@ -24,7 +24,7 @@ from dgm.training.sampler import BatchSampler
 from dgm.training.watchdog import Watchdog
 
 MAX_GLOBAL_BATCH = 2**20
-"""Images per step: more fit into no memory, and are of no use."""
+"""Images per step, beyond what any memory holds."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class TrainConfig:
     global_batch: int = 128
     """Images per step, over all processes."""
     micro_batch: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images per forward pass of a process; null is its whole part of the global batch, fewer
-    accumulate gradients."""
+    """Images per forward pass of a process; null is its whole part of the global batch, a smaller
+    number accumulates gradients."""
     total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
     """Images seen at which the run is done, rounded up to whole steps."""
     log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
@@ -75,7 +75,7 @@ class TrainConfig:
     memory."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
     """Use our own kernels: for normalisation in nets; on a GPU for noising unless compile is
-    none; on a CPU for 3x3 convolutions, which round by 1e-5 instead of 1e-6, and for AdamW."""
+    none; on a CPU for 3x3 convolutions, with rounding errors of 1e-5 instead of 1e-6, and AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that has it, else no."""
     tf32: bool = field(default=False, metadata=MAY_CHANGE)
@@ -138,10 +138,10 @@ class Job:
     trackers: list[Any] = field(default_factory=list)  # names, or accelerate's GeneralTracker
     data_line: str = ""  # describes the data in the summary; empty: no line
     changed: dict[str, list[Any]] = field(default_factory=dict)  # keys that differ from before
-    # Evaluates averaged weights during training. Collective. The best checkpoint by its first value
-    # (lower is better) is kept.
+    # Evaluates averaged weights during training; collective. The checkpoint with the lowest first
+    # value is kept.
     evaluation: Callable[[Nets], dict[str, float]] | None = None
-    former_data_ids: tuple[str, ...] = ()  # by which older versions named the same data
+    former_data_ids: tuple[str, ...] = ()  # ids of the same data in older versions
     eval_every_images: int = 0
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
@@ -156,7 +156,7 @@ def compile_mode(config: TrainConfig) -> Literal["graphs", "all", "noise", "none
 def records_steps(config: TrainConfig, launch: Launch) -> bool:
     """Return whether whole steps are recorded as CUDA graphs, which requires one process."""
     one_process = launch.processes == 1 and launch.zero is None
-    # Anomaly detection makes the host wait, which cannot be recorded.
+    # Anomaly detection synchronizes with the device, which cannot be recorded.
     return config.compile == "graphs" and one_process and not config.detect_anomaly
 
 
@@ -191,7 +191,7 @@ def uses_kernels(config: TrainConfig) -> bool:
 
 
 def check_config(config: TrainConfig, launch: Launch) -> None:
-    """Raise UserError where a setting makes no sense, or not with the launcher's engine."""
+    """Raise UserError where a setting is invalid, or not supported by the launcher's engine."""
     positive = ("total_images", "log_every_images", "keep_checkpoints")
     check_range(config, "train.", *positive, min=1)
     check_range(config, "train.", "global_batch", "micro_batch", min=1, max=MAX_GLOBAL_BATCH)

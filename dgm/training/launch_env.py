@@ -1,4 +1,4 @@
-"""The engine that `accelerate launch` asks for, read from the variables that launchers set."""
+"""The engine that the launcher requests, read from its environment variables."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dgm.common.errors import UserError
 _USES_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 _UNSUPPORTED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
-# Options that accelerate passes on to DeepSpeed alone, and the key that does the same here.
+# Options that accelerate passes to DeepSpeed only, and the key of ours with the same effect.
 _ONLY_DEEPSPEED = {
     "gradient_accumulation_steps": "train.micro_batch",
     "gradient_clipping": "optim.clip_norm",
 }
 
-# Variables that launchers set, all whole numbers: torch's, and those of MPI's for the same.
+# Integer variables of torch's launcher, and MPI launchers' variables of the same meaning.
 _NUMBERS = {
     "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
     "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
@@ -52,7 +52,7 @@ class ZeroConfig:
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of processes and the engine that the launcher asks for."""
+    """The number of processes and the engine that the launcher requests."""
 
     processes: int
     zero: ZeroConfig | None
@@ -65,9 +65,9 @@ class Launch:
 
 
 def read_variables() -> None:
-    """Validate launchers' variables, unset empty ones, and set torch's from those of MPI.
+    """Validate launchers' variables, unset empty ones, and set torch's from MPI's.
 
-    Raises UserError naming a variable that is no number, or does not fit the others.
+    Raise UserError naming a variable that is not a number, or contradicts the others.
     """
     for ours, others in _NUMBERS.items():
         for name in (ours, *others):
@@ -104,7 +104,7 @@ def _number(name: str, minimum: int) -> int | None:
 
 
 def _adopt_mpi() -> None:
-    """Set torch's variables from those of mpirun; on one machine the address too."""
+    """Set torch's variables from those of mpirun; on a single machine the address too."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
     found = {
@@ -120,23 +120,21 @@ def _adopt_mpi() -> None:
 
 
 def read_launch(precision: str) -> Launch:
-    """Return what the launcher asks for; raise UserError where the trainers do not support it.
+    """Return the engine that the launcher requests; raise UserError if it is not supported.
 
-    A launcher that asks for another `precision` than the run's is refused.
+    The launcher may not request another `precision` than the run's.
     """
     # `accelerate launch --cpu --num_processes N` silently starts a single process.
-    asks_for_several = "MASTER_ADDR" in os.environ and _variable("ACCELERATE_USE_CPU") == "true"
-    if asks_for_several and not any(
-        name in os.environ for name in ("RANK", "PMI_RANK", "PMI_SIZE")
-    ):
+    cpu_with_address = "MASTER_ADDR" in os.environ and _variable("ACCELERATE_USE_CPU") == "true"
+    if cpu_with_address and not os.environ.keys() & {"RANK", "PMI_RANK", "PMI_SIZE"}:
         raise UserError(
-            "accelerate launch started one process though --num_processes asks for more: "
+            "accelerate launch started one process though --num_processes is larger: "
             "write --multi_gpu instead of --cpu, which works on CPUs too"
         )
     for variable, name in _UNSUPPORTED.items():
         if _variable(variable) == "true":
             raise UserError(
-                f"accelerate launch asks for {name}, which the trainers do not support: choose "
+                f"accelerate launch requests {name}, which the trainers do not support: choose "
                 "distributed_type NO, MULTI_GPU or DEEPSPEED"
             )
     _check_agreement(precision)
@@ -145,7 +143,7 @@ def read_launch(precision: str) -> Launch:
 
 
 def count_nodes() -> int:
-    """Return the number of machines; the launcher starts equally many processes on each."""
+    """Return the number of machines; each has equally many processes."""
     processes, local = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # Processes that are started by hand may lack LOCAL_WORLD_SIZE.
     return processes // local if "LOCAL_WORLD_SIZE" in os.environ and local > 0 else 1
@@ -156,15 +154,15 @@ def _check_agreement(precision: str) -> None:
     asked = _variable("ACCELERATE_MIXED_PRECISION")
     if asked not in ("", "no", precision):
         raise UserError(
-            f"accelerate launch asks for mixed_precision {asked}, but the run has {precision}: "
+            f"accelerate launch requests mixed_precision {asked}, but the run has {precision}: "
             "leave it to train.mixed_precision"
         )
     if _variable("ACCELERATE_DYNAMO_BACKEND") not in ("", "no"):
-        raise UserError("accelerate launch asks for dynamo_backend: leave it to train.compile")
+        raise UserError("accelerate launch requests dynamo_backend: leave it to train.compile")
     for (name, key), neutral in zip(_ONLY_DEEPSPEED.items(), ("1", "none"), strict=True):
         asked = _variable(f"ACCELERATE_{name.upper()}") or _option_of_launcher(name)
         if asked not in ("", "auto", neutral):
-            raise UserError(f"accelerate launch asks for {name} {asked}: leave it to {key}")
+            raise UserError(f"accelerate launch requests {name} {asked}: leave it to {key}")
 
 
 def _option_of_launcher(name: str) -> str:
@@ -206,7 +204,7 @@ def _read_zero() -> ZeroConfig:
     zero = ZeroConfig(int(stage), _on_cpu("optimizer"), _on_cpu("param"))
     if (zero.offload_weights and zero.stage < 3) or (zero.offload_optimizer and zero.stage < 1):
         raise UserError(
-            f"accelerate launch asks for {zero}: the optimizer can be offloaded from stage 1 on, "
+            f"accelerate launch requests {zero}: the optimizer can be offloaded from stage 1 on, "
             "weights in stage 3"
         )
     return zero

@@ -27,7 +27,7 @@ from dgm.training.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
-_PRINT_AFTER_S = 2.0  # what takes longer is named afterwards
+_PRINT_AFTER_S = 2.0  # longer interruptions of training are printed
 
 
 class Meter:
@@ -45,7 +45,7 @@ class Meter:
             if name not in self.sums:
                 self.sums[name], self.counts[name] = values.new_zeros(()), 0
             self.counts[name] += 1
-        # In one launch.
+        # One kernel launch for all.
         torch._foreach_add_([self.sums[name] for name in names], list(values.unbind()))
 
     def means(self, engine: Engine) -> dict[str, float]:
@@ -81,7 +81,7 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object per log, no step twice; and `minima.json`."""
 
     def __init__(self, path: Path, images_seen: int):
-        """Open; drop lines after `images_seen`, which will be written again, and damaged ones."""
+        """Open; drop damaged lines, and those after `images_seen`, which will be written again."""
         self.path = path
         lines, damaged = scan_metrics(path)
         if damaged:
@@ -92,7 +92,7 @@ class MetricsFile:
             )
         kept = [line for line in lines if line["images_seen"] <= images_seen]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.best: dict[str, dict[str, Any]] = {}  # lowest or highest value, by the metric
+        self.best: dict[str, dict[str, Any]] = {}  # minimum or maximum, by metric
         for line in kept:
             self._improve(line)
         if self.best:
@@ -129,10 +129,10 @@ class MetricsFile:
 
 
 class Clock:
-    """Measures images/s between logs: training and waiting for data count, pauses do not."""
+    """Measures images/s between logs, of training and waiting for data but not pauses."""
 
     def __init__(self, images_seen: int, watchdog: Watchdog):
-        """Start now; the watchdog gets the current activity."""
+        """Start; the watchdog is informed of the current activity."""
         self.watchdog = watchdog
         self.start(images_seen)
 
@@ -174,7 +174,7 @@ class Clock:
             yield item
 
     def read(self, images_seen: int) -> dict[str, float]:
-        """Return images/s and seconds of waiting and of each kind of pause in the interval."""
+        """Return images/s, and the seconds of waiting and of each pause, in the interval."""
         trained_s = self.elapsed_s() - sum(self.pauses_s.values())
         return {
             "time/images_per_s": round((images_seen - self.images_seen) / trained_s, 2),
@@ -187,7 +187,7 @@ class ProgressBar:
     """Shows images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: int, start: int, shown: bool, every_s: float = 10.0):
-        """Start at `start` of `total` images; show nothing unless `shown`."""
+        """Start at `start` of `total` images; display only if `shown`."""
         self.total, self.shown, self.every_s = total, shown, every_s
         self.last, self.last_images = time.monotonic(), start
         self.text, self.is_first = "", True
@@ -205,7 +205,7 @@ class ProgressBar:
         if self.bar:
             self.bar.update(images_seen - self.bar.n)
         elif self.shown and self.is_first:
-            # The first step compiles, so its speed is not that of the others.
+            # The first step compiles: leave it out of the speed.
             self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
         elif self.shown and time.monotonic() - self.last >= self.every_s:
             self._line(images_seen)
@@ -221,20 +221,20 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:
-        """Show what is done instead of training; without a bar, afterwards and if it took long."""
+        """Show an interruption of training: on the bar, or afterwards if it took long."""
         began = time.monotonic()
         if self.bar:
             self.bar.set_description_str(what)
         yield
         took = time.monotonic() - began
-        self.last += took  # images/s leave it out
+        self.last += took  # does not count for images/s
         if self.bar:
             self.bar.set_description_str("")
         elif self.shown and took > _PRINT_AFTER_S:
             print(f"{what}: {took:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar, leaving its last state on the screen."""
         if self.bar:
             self.bar.close()
 
@@ -244,7 +244,7 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     with contextlib.suppress(OSError, IndexError):  # of Linux
-        # Not ru_maxrss, which begins at the peak of whatever started this process.
+        # Not ru_maxrss, which starts at the peak of the parent process.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     try:

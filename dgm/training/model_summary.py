@@ -21,7 +21,7 @@ _TRIAL = 2  # images of the trial run; one would be too few for a BatchNorm
 
 
 def print_summary(job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int) -> None:
-    """Print what is about to run, from where, and the keys that changed since its last start."""
+    """Print the run's data, model, engine, length and memory, and keys changed since last time."""
     total = job.config.total_images
     lines = {"data": job.data_line} if job.data_line else {}
     if images_seen >= total:
@@ -51,7 +51,7 @@ def describe(
 ) -> dict[str, str]:
     """Return the lines of the summary by name.
 
-    Computes the loss once on two images, with copies of the nets, and compiles its kernels.
+    Compute the loss once on two images, with copies of the nets, and compile its kernels.
     """
     sizes, precision = _sizes(nets), _precision(engine, nets)
     flops, saved = measure_cost(engine, nets, objective, image_shape)
@@ -74,7 +74,7 @@ def _memory(engine: Engine, nets: dict[str, nn.Module], activations: float) -> s
     if engine.device.type == "cuda":
         held = weights * weight_copies(engine.launch)
         return f"{(held + activations) / 2**30:.2f} GiB of GPU memory per process, plus CUDA's own"
-    # The current size includes weights, their average, and all libraries.
+    # The current size includes the weights, their average, and all libraries.
     held = psutil.Process().memory_info().rss + weights * (weight_copies(engine.launch) - 2)
     return f"about {(held + activations) / 2**30:.2f} GiB per process"
 
@@ -98,9 +98,9 @@ def _cadences(job: Job) -> str:
 
 
 def weight_copies(launch: Launch) -> float:
-    """Return a process's memory without activations, in multiples of the weights' size.
+    """Return a process's memory without activations, as a multiple of the size of the weights.
 
-    What is offloaded to the host's memory does not count.
+    Offloaded tensors do not count.
     """
     zero, fraction = launch.zero, 1 / launch.processes
     if zero is None or zero.stage == 0:
@@ -114,10 +114,7 @@ def weight_copies(launch: Launch) -> float:
 def measure_cost(
     engine: Engine, nets: dict[str, nn.Module], objective: Objective, image_shape: tuple[int, ...]
 ) -> tuple[float, float]:
-    """Return one image's forward FLOPs and the bytes saved for backward, over all phases.
-
-    FLOPs are summed over phases; of the bytes, the maximum over phases counts.
-    """
+    """Return forward FLOPs (sum over phases) and bytes saved for backward (maximum), per image."""
     batch, draws = trial_batch(_TRIAL, image_shape, engine.device)
     flops, max_bytes = 0.0, 0.0
     for phase in objective.phases:
@@ -152,11 +149,11 @@ def _compile(kernels: Launches) -> None:
 
 
 class _SavedBytes:
-    """Counts the bytes that autograd saves, each storage once, weights not at all."""
+    """Counts the bytes that autograd saves, each storage once, without weights."""
 
     def __init__(self, nets: Mapping[str, nn.Module]):
         self.seen = {p.untyped_storage().data_ptr() for n in nets.values() for p in n.parameters()}
-        self.held: list[Tensor] = []  # so that no address is reused
+        self.held: list[Tensor] = []  # keeps addresses from being reused
         self.bytes = 0
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -169,7 +166,7 @@ class _SavedBytes:
 
 
 def _sizes(nets: Mapping[str, nn.Module]) -> str:
-    """Return parameter counts of the nets; of a single net also of its two or three parts."""
+    """Return parameter counts of the nets; of a single net also those of two or three parts."""
     sizes = ", ".join(_size(name, net) for name, net in nets.items())
     parts = dict(next(iter(nets.values())).named_children())
     if len(nets) > 1 or len(parts) not in (2, 3):

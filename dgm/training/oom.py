@@ -1,9 +1,10 @@
-"""Out of memory: recognise it, and find the largest micro-batch that fits."""
+"""Out of memory: recognise the error, and find the largest micro-batch that fits."""
 
 from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Callable
 
 import torch
 
@@ -22,7 +23,7 @@ _ON_GPU = (
     r"Cuda failure (\d+ )?'out of memory'",  # NCCL
 )
 _OUT_OF_MEMORY = re.compile("|".join((_ON_CPU, *_ON_GPU)))
-_ONEDNN = "could not create a primitive"  # its whole message where it finds no memory for its code
+_ONEDNN = "could not create a primitive"  # oneDNN, without memory for its generated code
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -34,12 +35,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def fits(work: Callable[[], object]) -> bool:
+    """Do work; return False where an allocation failed."""
+    try:
+        work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def advise(
     engine: Engine, objective: Objective, batches: BatchSampler, image_shape: tuple[int, ...]
 ) -> UserError:
     """Return an error that names the largest micro-batch that fits, found by trying.
 
-    Call it outside of the `except` block of the failed step, which would keep its tensors alive.
+    Call it outside of any `except` block: a handled exception keeps the step's tensors alive.
     """
     tried, per_rank = batches.micro_batch, batches.images_per_rank
     reason = f"{tried} images at a time do not fit into the memory of {engine.device}"
@@ -49,7 +61,7 @@ def advise(
         return UserError(f"{reason}: lower train.micro_batch, which changes no result")
     sizes = (n for n in range(min(tried, per_rank + 1) - 1, 0, -1) if per_rank % n == 0)
     nets = engine.copy_nets()
-    largest = next((n for n in sizes if _fits(engine, objective, nets, image_shape, n)), None)
+    largest = next((n for n in sizes if _batch_fits(engine, objective, nets, image_shape, n)), None)
     if largest is None:
         return UserError(f"{reason}, nor fewer: choose a smaller model, or another machine")
     return UserError(
@@ -58,23 +70,21 @@ def advise(
     )
 
 
-def _fits(
+def _batch_fits(
     engine: Engine, objective: Objective, nets: Nets, image_shape: tuple[int, ...], count: int
 ) -> bool:
-    """Try forward and backward of every phase with so many images."""
+    """Try forward and backward passes of every phase with `count` images."""
     gc.collect()
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     batch, draws = trial_batch(count, image_shape, engine.device)
-    try:
+
+    def try_all() -> None:
         for phase in objective.phases:
             nets[phase.net].requires_grad_(True)
             with engine.autocast():
                 loss = objective.loss(nets, batch, phase, draws)["loss"]
             loss.backward()
             nets[phase.net].requires_grad_(False)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+
+    return fits(try_all)

@@ -34,9 +34,9 @@ class OptimConfig:
     warmup_images: int = 640_000
     """Images over which the rate rises linearly from zero."""
     decay: Literal["constant", "cosine"] = "constant"
-    """Course of the rate after the warm-up: `cosine` falls to zero at train.total_images."""
+    """Rate after the warm-up: `cosine` falls to zero at train.total_images."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0 does not clip."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class EmaUpdate:
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over the weights.
 
-    On a CPU by our own kernel, which updates a moving average too, else by torch's fused kernel, to
-    the same bits as torch.optim.AdamW; that one has a millisecond of overhead in each step, and
-    imports the compiler, which takes seconds.
+    On a CPU it uses our own kernel, which can update a moving average too; otherwise torch's fused
+    kernel, with the same bits as torch.optim.AdamW, whose overhead is a millisecond per step, and
+    which imports the compiler, which takes seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AdamW:
         kernels: bool = False,
         decayed: Iterable[nn.Parameter] | None = None,
     ):
-        """Start without moments: a weight's are created with its first gradient.
+        """Start without moments; those of a weight are created with its first gradient.
 
         `decayed` are the parameters that weight decay applies to; None is all of them.
         """
@@ -81,7 +81,7 @@ class AdamW:
     def step(self, lr: float, skip: Tensor | None = None, ema: EmaUpdate | None = None) -> bool:
         """Update the weights that have a gradient; none if `skip` [] on the device is 1.
 
-        Return whether the moving average was updated too. All weights share a dtype and a device.
+        Return whether the moving average was updated too. All weights have one dtype and device.
         """
         weights: list[Tensor] = [*with_gradient(self.parameters)]
         if not weights:
@@ -100,7 +100,7 @@ class AdamW:
             moments.step += 1
         if self.native and skip is None:
             return self._native_step(lr, weights, own, ema)
-        # The kernel needs each weight's step number; few differ, and often none.
+        # The kernel needs each weight's step number; most are equal.
         device = weights[0].device
         each = {n: torch.full((), float(n), device=device) for n in {m.step for m in own}}
         steps = {weight: each[m.step] for weight, m in zip(weights, own, strict=True)}
@@ -109,10 +109,10 @@ class AdamW:
 
     @contextlib.contextmanager
     def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[DeviceInputs]:
-        """Make `step` use `lr` [] instead of its argument, and `counts` [parameters]; both fp32.
+        """Make `step` use `lr` [] instead of its argument, and `counts` [num parameters]; fp32.
 
-        They are on the device, as a recorded step needs them; see `counts`. The caller has to
-        increment the moments' `step` afterwards.
+        A recorded step needs them on the device. The caller increments the moments' `step`
+        afterwards.
         """
         self._on_device = DeviceInputs(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
         try:
@@ -209,7 +209,7 @@ class DeviceInputs:
 
 
 def _same_layout(ema: EmaUpdate, weights: list[Tensor]) -> bool:
-    """Return whether the averages lie in memory as the weights do."""
+    """Return whether the averages have the memory layout of the weights."""
     return all(a.stride() == w.stride() for a, w in zip(ema.averages, weights, strict=True))
 
 
@@ -221,9 +221,9 @@ def with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 def decayed_weights(net: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a net that weight decay applies to.
 
-    They are the weights of its linear layers and convolutions, also under a parametrization such as
-    spectral norm, and neither biases nor norms (He et al. 2019, "Bag of tricks for image
-    classification with convolutional neural networks", section 3.1), embeddings or learned scales.
+    These are the weights of linear layers and convolutions, also under a parametrization such as
+    spectral norm, but not biases and norms (He et al. 2019, "Bag of tricks for image classification
+    with convolutional neural networks", section 3.1), embeddings or learned scales.
     """
     found = []
     for module in net.modules():
@@ -254,9 +254,9 @@ def torch_adamw(
         groups = [{"params": [p for p in own if id(p) in chosen]}]
         groups.append({"params": rest, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],  # DeepSpeed accepts no empty one
+        [group for group in groups if group["params"]],  # DeepSpeed rejects empty groups
         lr=config.lr,
-        betas=(float(config.betas[0]), float(config.betas[1])),  # it accepts no whole numbers
+        betas=(float(config.betas[0]), float(config.betas[1])),  # it rejects integers
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,

@@ -1,4 +1,4 @@
-"""Process-wide settings: the device's algorithms and rounding, threads, memory, death signal."""
+"""Process-wide settings: algorithms and precision of the device, threads, memory, signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgm.training.launch_env import on_gpu
 
 MAX_THREADS = 1000
 DEFAULT_THREADS = "DGM_DEFAULT_THREADS"
-"""Variable that our launchers set where OMP_NUM_THREADS is theirs and not the user's."""
+"""Variable that our launchers set if OMP_NUM_THREADS is theirs and not the user's."""
 
 _THREADS = "OMP_NUM_THREADS"
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -31,8 +31,8 @@ _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1))
 def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> None:
     """Set algorithms and precision of everything that this process computes from now on.
 
-    Call it before the process makes a CUDA context: cuBLAS reads its variable as that is made.
-    Raises UserError where the environment asks cuBLAS for a workspace that is not reproducible.
+    Call it before the CUDA context is created, which is when cuBLAS reads its variable.
+    Raise UserError if the environment sets a cuBLAS workspace that is not reproducible.
     """
     if deterministic:
         found = os.environ.setdefault(_CUBLAS, _REPRODUCIBLE_WORKSPACES[0])
@@ -48,32 +48,31 @@ def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> No
     # whereas the newer ones can be read after these were set.
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    # The compiler recommends TF32, which is train.tf32's to decide.
+    # The compiler recommends TF32, which train.tf32 decides.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
 
 
 def _set_algorithms(deterministic: bool) -> None:
-    # What torch.use_deterministic_algorithms does, except that it imports the compiler to set
-    # its flag, which takes two seconds and is of no use where nothing is compiled.
+    # As torch.use_deterministic_algorithms, but without importing the compiler to set its flag,
+    # which takes two seconds even where nothing is compiled.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
     if deterministic:
-        os.environ[_INDUCTOR] = "1"  # read as the compiler is imported, by its workers too
+        os.environ[_INDUCTOR] = "1"  # read when the compiler is imported, also by its workers
         inductor = sys.modules.get("torch._inductor.config")
         if inductor is not None:
             inductor.deterministic = True  # type: ignore[attr-defined]
-    # Filling fresh tensors with NaN costs time and finds faults only: all of them are written to.
+    # Filling new tensors with NaN costs time and only helps debugging: all are written to.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
-    # Autotuning convolutions pays as shapes do not change; its choice may differ from one process
-    # to the next.
+    # Autotuning of convolutions is worth it, since shapes are constant, but not reproducible.
     torch.backends.cudnn.benchmark = on_gpu() and not deterministic
 
 
 def keep_freed_memory() -> None:
     """Make malloc keep freed tensors' memory for the next step (glibc on Linux only).
 
-    By default it returns large blocks at once, and every step waits for thousands of fresh pages:
-    measured with DDPM's U-Net, 5 % of a step.
+    By default large blocks are returned at once, and every step faults in thousands of new pages:
+    5 % of a step, measured with DDPM's U-Net.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -82,10 +81,9 @@ def keep_freed_memory() -> None:
 
 
 def end_with_launcher() -> None:
-    """Ask for SIGTERM, at which a run saves and stops, should torch's launcher die first.
+    """Receive SIGTERM, on which a run saves and stops, if torch's launcher dies first.
 
-    Its processes have sessions of their own, so a signal that kills the launcher does not reach
-    them.
+    A signal that kills the launcher does not reach its processes, which are in other sessions.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
@@ -98,10 +96,9 @@ def check_threads(threads: int | None) -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with `threads`; for None with the user's OMP_NUM_THREADS, else with all cores.
+    """Compute with `threads`; if None with the user's OMP_NUM_THREADS, else with all cores.
 
-    The processes of a machine share its cores. OMP_NUM_THREADS counts where the user set it, not
-    where a launcher did.
+    The processes of a machine divide its cores. An OMP_NUM_THREADS set by a launcher is ignored.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -110,20 +107,20 @@ def use_threads(threads: int | None) -> None:
     elif not on_gpu():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = count_cores() // processes
-        # Some Slurm clusters bind a process to its cores, others only set this variable.
+        # Some Slurm clusters bind processes to cores, others only set this variable.
         allotted = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
         torch.set_num_threads(max(1, min(cores, allotted)))
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # as on macOS
 
 
 def _set_by_launcher(name: str) -> bool:
-    """Return whether the launcher that started this process set a variable by itself."""
+    """Return whether a variable was set by the launcher that started this process."""
     if DEFAULT_THREADS in os.environ:
         return True
     if not any(v in os.environ for v in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")):

@@ -27,7 +27,7 @@ from dgm.training.engine import Engine
 from dgm.training.launch_env import count_nodes
 from dgm.training.run_lock import LOCK, RunLock
 
-# Left by a start that was killed or is in progress, or by a Slurm job that will train here.
+# Of a start that was killed or is in progress, or of a Slurm job that will train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
 _WRITTEN_AT_THE_START = (
     "config.yaml", "environment.json", "starts.jsonl", "metrics.jsonl", "tensorboard",
@@ -49,20 +49,20 @@ class RunConfig:
 class RunFolder:
     """The folder of a run that is about to start.
 
-    `open` makes or checks it and changes nothing that a run has written. `write_config` follows
-    once the newest checkpoint has been found to fit, so a start that is refused changes nothing.
+    `open` creates or checks it and changes nothing that a run has written. `write_config` is called
+    once the newest checkpoint was found to fit, so a refused start changes nothing.
     """
 
     def __init__(self, config: object, path: Path, lock: RunLock | None = None):
-        """Take the whole configuration of the run; `lock` is taken by `open`."""
+        """`config` is the whole configuration of the run; `open` acquires the lock."""
         self.config, self.path, self.lock = config, path, lock
         self._is_new = False
 
     def open(self) -> dict[str, list[Any]]:
-        """Make the folder, or check that this configuration may continue the run in it.
+        """Create the folder, or check that this configuration may continue the run in it.
 
-        Return the keys that changed, each with its value before and now. Raises UserError that
-        names the keys that differ and may not, or where another process trains there.
+        Return the keys that changed, each with its value before and now. Raise UserError if other
+        keys differ than those that may, or if another process trains there.
         """
         self._is_new = not self.path.exists()
         _make(self.path)
@@ -71,30 +71,29 @@ class RunFolder:
         return self.check()
 
     def check(self) -> dict[str, list[Any]]:
-        """Check that this configuration may continue the run in the folder, as `open` does.
-
-        Nothing is written, so it may be called before shards are built.
-        """
+        """Check that this configuration may continue the run, as `open` does, writing nothing."""
         if not self._file.exists():
             return {}
         now = {key: value for key, value, _ in flatten(self.config)}
         free = {key for key, _, may_change in flatten(self.config) if may_change}
-        try:
-            before = read_config(self._file)
-            if "run.dir" in now.keys() - before.keys() and not self.is_trained():
-                raise UserError(
-                    f"run.dir {self.path} holds no run: its config.yaml, which would be "
-                    "overwritten, was written by no trainer (no run.dir in it): choose another"
-                )
-            changed = _compare(now, before, self._defaults())
-            fixed = {key: values for key, values in changed.items() if key not in free}
-        except _OtherFamilyError as error:
-            if self.is_trained():
-                raise UserError(
-                    f"run.dir {self.path} holds a run of another family, with the sections "
-                    f"{error}: use its script or another run.dir"
-                ) from None
-            return {}
+        before = read_config(self._file)
+        if "run.dir" in now.keys() - before.keys() and not self.is_trained():
+            raise UserError(
+                f"run.dir {self.path} holds no run: its config.yaml, which would be "
+                "overwritten, was written by no trainer (no run.dir in it): choose another"
+            )
+        old_sections, new_sections = ({key.split(".")[0] for key in keys} for keys in (before, now))
+        if old_sections - new_sections and new_sections - old_sections:
+            if not self.is_trained():
+                return {}
+            raise UserError(
+                f"run.dir {self.path} holds a run of another family, with the sections "
+                f"{', '.join(sorted(old_sections - new_sections))}: use its script or another "
+                "run.dir"
+            )
+        defaults = {key: value for key, value, _ in flatten(type(self.config)())}
+        changed = _compare(now, before, defaults)
+        fixed = {key: values for key, values in changed.items() if key not in free}
         if fixed and self.is_trained():
             raise UserError(
                 f"run.dir {self.path} holds a run with another configuration "
@@ -118,7 +117,7 @@ class RunFolder:
         )
 
     def discard(self) -> None:
-        """Remove a folder that this start has made, where nothing was trained in it."""
+        """Remove the folder if this start has created it and nothing was trained in it."""
         if not self._is_new or self.is_trained():
             return
         for name in _WRITTEN_AT_THE_START:
@@ -134,21 +133,11 @@ class RunFolder:
     def _file(self) -> Path:
         return self.path / "config.yaml"
 
-    def _defaults(self) -> dict[str, Any]:
-        return {key: value for key, value, _ in flatten(type(self.config)())}
-
-
-class _OtherFamilyError(Exception):
-    """Two configurations have sections that the other lacks."""
-
 
 def _compare(
     now: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]
 ) -> dict[str, list[Any]]:
     """Return the keys that differ; one that an older version did not write had its default."""
-    old_sections, new_sections = ({key.split(".")[0] for key in keys} for keys in (before, now))
-    if old_sections - new_sections and new_sections - old_sections:
-        raise _OtherFamilyError(", ".join(sorted(old_sections - new_sections)))
     before = {**{key: defaults[key] for key in now if key not in before}, **before}
     keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
     keys = [key for key in keys if key != "run.dir"]  # the folder is this one, however it is named
@@ -162,15 +151,11 @@ def _difference(key: str, values: list[Any], known: bool) -> str:
 
 def _make(folder: Path) -> None:
     is_run = not folder.exists() or (folder / "config.yaml").exists()
-    if not is_run and not (folder.is_dir() and _names(folder) <= _BEFORE_A_RUN):
+    if not is_run and not (folder.is_dir() and set(os.listdir(folder)) <= _BEFORE_A_RUN):
         raise UserError(
             f"run.dir {folder} is not empty and holds no run (no config.yaml): choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def as_yaml(config: object) -> str:
@@ -192,7 +177,7 @@ def record_start(
 
 
 def describe_machine() -> dict[str, object]:
-    """Return code, library versions, devices and command; nothing of environment variables."""
+    """Return versions of code and libraries, devices and command, but no environment variable."""
     names = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "deepspeed")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -210,7 +195,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def describe_code() -> dict[str, object]:
-    """Return the commit of the code; a copy that was made for a job has it in a file."""
+    """Return the commit of the code; the copy made for a Slurm job has it in a file."""
     snapshot = Path(__file__).parents[2] / "snapshot.json"
     if snapshot.exists():
         return json.loads(snapshot.read_text(encoding="utf-8"))

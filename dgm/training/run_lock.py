@@ -1,4 +1,4 @@
-"""A lock that lets one process at a time train a run folder and that ends with its process."""
+"""A lock of a run folder, for one training process at a time; it ends with its process."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 class RunLock:
     """The lock of a run folder: the file `.lock`, which also holds the pid and host of its owner.
 
-    The kernel releases the lock of a killed process; its file does not matter.
+    The kernel releases the lock of a killed process; the file that remains does not matter.
     """
 
     def __init__(self, folder: Path):
         """Prepare the lock of a folder, which need not exist yet."""
         self.folder, self.path = folder, folder / LOCK
-        # Without flock, a soft lock would remain locked after its process was killed.
+        # Not a soft lock, which would stay locked after its process was killed.
         self._lock = UnixFileLock(self.path, thread_local=False, fallback_to_soft=False)
         self._held = False
 
     def take(self) -> None:
-        """Acquire the lock; raise UserError with its owner if that does not end in time."""
+        """Acquire the lock; raise UserError naming its owner if that takes too long."""
         wait_s = _wait_s()
         try:
             self._acquire(0)
@@ -64,7 +64,7 @@ class RunLock:
         if not self._held:
             return
         self._held = False
-        with contextlib.suppress(OSError):  # first: waiting processes notice a removed file
+        with contextlib.suppress(OSError):  # before the release: waiting processes notice it
             self.path.unlink()
         self._lock.release()
 

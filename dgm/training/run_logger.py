@@ -21,7 +21,9 @@ from dgm.training.run_folder import record_start
 
 
 class RunLogger:
-    """Writes on the first process as the others wait, so that a disk fault ends all alike."""
+    """Writes on the first process while the others wait, so that a disk fault ends all of them."""
+
+    file: MetricsFile  # of the first process only
 
     def __init__(
         self, job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int, step: int
@@ -29,15 +31,14 @@ class RunLogger:
         """Start trackers, print the summary, record the start, open the log. Collective."""
         self.folder, self.engine = job.folder, job.engine
 
-        def begin() -> MetricsFile:
-            with self._naming():  # first, as a service may refuse
+        def begin() -> None:
+            with self._naming():  # first, because a service may refuse
                 start_trackers(job.engine, job.trackers, job.folder, job.settings, step)
             print_summary(job, nets, micro_batch, images_seen)
             record_start(job.folder, job.engine, images_seen, job.changed)
-            return MetricsFile(job.folder / "metrics.jsonl", images_seen)
+            self.file = MetricsFile(job.folder / "metrics.jsonl", images_seen)
 
-        self._file: MetricsFile | None = None
-        self.engine.on_main(lambda: setattr(self, "_file", begin()))
+        self.engine.on_main(begin)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write a line to the log and its metrics to the trackers. Collective."""
@@ -62,12 +63,6 @@ class RunLogger:
                     track_image(self.engine, name, grid, step)
 
         self.engine.on_main(write)
-
-    @property
-    def file(self) -> MetricsFile:
-        """Return the log, on the first process."""
-        assert self._file is not None, "only the first process has it"
-        return self._file
 
     def _naming(self) -> Any:
         return naming(self.folder / "tensorboard")

@@ -1,7 +1,8 @@
-"""The images of each step: position in the run -> epoch and image index -> pixels."""
+"""The images of each step: from a position in the run to epoch, image index and pixels."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,7 @@ from dgm.training.device_loader import DeviceLoader, Images
 
 
 class BatchSampler:
-    """Cuts the endless sequence of shuffled images into this process's micro-batches.
+    """Divides the endless sequence of shuffled images into this process's micro-batches.
 
     Position p of the run lies in epoch p // N, where that epoch's permutation names the image. So
     the order depends on neither the number of processes nor the batch size, and a run's position
@@ -31,7 +32,7 @@ class BatchSampler:
         overfit_one_batch: bool = False,
         resident: bool | None = False,
     ):
-        """Start; raise UserError where the batch does not divide.
+        """Raise UserError where the batch does not divide among processes or micro-batches.
 
         `resident` keeps all images on the device; None does so on a GPU with enough free memory.
         """
@@ -51,7 +52,10 @@ class BatchSampler:
         self.data, self.seed, self.first = data, seed, rank * self.images_per_rank
         self.length = min(global_batch, len(data)) if overfit_one_batch else len(data)
         self.resident = resident
-        self._orders: list[tuple[tuple[int, int], torch.Tensor]] = []
+        # A batch may straddle two blocks of an epoch's order; older ones are not needed.
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch, block: permutation_block(seed, epoch, self.length, block)
+        )
         self._loaders: dict[torch.device, DeviceLoader] = {}
 
     @property
@@ -96,27 +100,18 @@ class BatchSampler:
         while position < start + count:
             epoch, offset = divmod(position, self.length)
             block, first = divmod(offset, PERMUTATION_BLOCK)
-            run = self._order(epoch, block)[first : first + start + count - position]
-            index.append(run)
-            epochs.append(torch.full_like(run, epoch))
-            position += len(run)
+            part = self._order(epoch, block)[first : first + start + count - position]
+            index.append(part)
+            epochs.append(torch.full_like(part, epoch))
+            position += len(part)
         return torch.stack([torch.cat(index), torch.cat(epochs)])
-
-    def _order(self, epoch: int, block: int) -> torch.Tensor:
-        for key, found in self._orders:
-            if key == (epoch, block):
-                return found
-        found = permutation_block(self.seed, epoch, self.length, block)
-        # A batch may straddle two blocks, so the one before is kept; older ones are not needed.
-        self._orders = [*self._orders[-1:], ((epoch, block), found)]
-        return found
 
 
 def trial_batch(
     count: int, image_shape: tuple[int, ...], device: torch.device
 ) -> tuple[Batch, Draws]:
-    """Return `count` black images of class 0, to try out a loss."""
+    """Return `count` black images of class 0, for a trial of the loss."""
     images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=device)
     index = torch.arange(count, device=device)
-    # Draws of a step of its own for each image, as in training.
+    # As in training, draws have a step for each image.
     return Batch(images, torch.zeros_like(index)), Draws.of(0, index, index)

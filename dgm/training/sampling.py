@@ -1,4 +1,4 @@
-"""Distributed sampling, and the image grids that a run writes."""
+"""Distributed sampling, and the image grids of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgm.training.engine import Engine
 from dgm.training.oom import is_out_of_memory
 from dgm.training.sampler import BatchSampler
 
-_NUM_EXAMPLES = 20  # stored images for the grids that a family draws itself
+_NUM_EXAMPLES = 20  # stored images for a family's own visualizations
 
 
 @torch.no_grad()
@@ -29,9 +29,9 @@ def sample_distributed(
     seed: int,
     **knobs: Any,
 ) -> Tensor:
-    """Sample one image per index and label [N], split over the processes: [N, C, H, W] on all.
+    """Return one sample per index and label [N], [N, C, H, W] on all processes. Collective.
 
-    An image depends on (seed, index, label) only, not on the number of processes. Collective.
+    An image depends only on (seed, index, label), not on the number of processes.
     """
 
     def sample(rows: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def draw_grids(
     shape = batches.data.images(np.arange(1)).shape[1:3]
     classes, columns = grid_classes(num_classes, per_class, *shape)
     labels = torch.tensor(classes).repeat_interleave(columns)
-    # An image keeps its index whichever others are in the grid.
+    # The index of an image does not depend on the other images of the grid.
     index = labels * per_class + torch.arange(columns).repeat(len(classes))
     samples = sample_distributed(engine, objective, nets, index, labels, seed)
     if not engine.is_main:
@@ -88,6 +88,6 @@ def draw_grids(
 def grid_classes(
     num_classes: int, per_class: int, height: int, width: int
 ) -> tuple[list[int], int]:
-    """Return the classes, evenly spaced, and the images per class that fit into a grid."""
+    """Return the classes of a grid, evenly spaced if not all fit, and the images of each."""
     rows, columns = fit_grid(num_classes, per_class, height, width)
     return evenly_spaced(num_classes, rows), columns

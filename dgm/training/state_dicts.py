@@ -67,13 +67,8 @@ def in_channels_last(net: nn.Module) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if has_convolutions else net
 
 
-def frozen_copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return frozen copies of nets."""
-    return {name: frozen_copy(net) for name, net in nets.items()}
-
-
 def frozen_copy(net: nn.Module) -> nn.Module:
-    """Return a frozen copy of a net."""
+    """Return a copy of a net in evaluation mode, without gradients."""
     return copy.deepcopy(net).requires_grad_(False).eval()
 
 

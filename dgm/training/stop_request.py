@@ -1,4 +1,4 @@
-"""Requests to stop by signal: once a run trains, they only set a flag."""
+"""Requests to stop by signal, which only set a flag once a run trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = tuple(
 
 
 def watched_signals() -> list[signal.Signals]:
-    """Return the signals that ask this process to stop: without SIGHUP where it is ignored."""
+    """Return the signals that request a stop: without SIGHUP if it is ignored, as by nohup."""
     hup = getattr(signal, "SIGHUP", None)
     ignored = hup is not None and signal.getsignal(hup) is signal.SIG_IGN
     return [number for number in SIGNALS if not (ignored and number == hup)]
@@ -24,8 +24,8 @@ def watched_signals() -> list[signal.Signals]:
 class StopRequest:
     """Records SIGTERM, SIGINT, SIGUSR2 and SIGHUP; a second SIGINT interrupts immediately.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored. As long as there is nothing to save,
-    until `defer`, the first signal calls `exit_now`, which ends the process.
+    Until `defer`, while there is nothing to save, a signal also calls `exit_now`, which ends the
+    process. A SIGHUP that is ignored, as under nohup, stays ignored.
     """
 
     def __init__(self, exit_now: Callable[[], object] | None = None) -> None:
@@ -52,5 +52,5 @@ class StopRequest:
     def close(self) -> None:
         """Restore the previous handlers."""
         for number, handler in self._before.items():
-            # None: it was set by a C library, and cannot be restored.
+            # None: a handler of a C library, which cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

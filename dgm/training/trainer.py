@@ -73,7 +73,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # the best evaluation so far
 
     def _prepare_nets(self) -> None:
-        """Initialize nets by data where needed; the engine broadcasts them and wraps them."""
+        """Initialize weights from data where the family does so, and wrap the nets."""
         job, engine = self.job, self.engine
         if isinstance(job.objective, InitializedByData):
             nets = {name: net.to(engine.device) for name, net in job.nets.items()}
@@ -83,10 +83,10 @@ class Trainer:
         engine.prepare(job.nets, job.optim, uses_kernels(job.config))
 
     def train(self, folder: RunFolder, stop: StopRequest | None = None) -> bool:
-        """Train until `total_images` or until asked to stop; return whether the run is done.
+        """Train until `total_images` or a request to stop; return whether the run is finished.
 
-        The folder is made once the settings have been checked, its configuration written once the
-        newest checkpoint has been found to fit: a mistake leaves no folder and no trace.
+        The configuration is written only after the newest checkpoint was found to fit, so that a
+        mistake changes nothing in the folder.
         """
         if stop is None:
             with contextlib.closing(StopRequest()) as own:
@@ -104,14 +104,7 @@ class Trainer:
             profiler = make_profiler(job.folder / "profile", steps)
             with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as profile:
                 while self.images_seen < config.total_images:
-                    out_of_memory = False
-                    try:
-                        self.train_step()
-                    except (RuntimeError, MemoryError) as error:
-                        if not oom.is_out_of_memory(error):
-                            raise
-                        out_of_memory = True
-                    if out_of_memory:  # here the failed step's tensors are freed
+                    if not oom.fits(self.train_step):  # the tensors of a failed step are freed here
                         raise oom.advise(engine, job.objective, self.batches, job.image_shape)
                     stop.defer()  # from here on there is something to save
                     self.after_step()
@@ -135,25 +128,22 @@ class Trainer:
         """Train on one global batch: update each phase's net, then the moving average."""
         phases, batch = self.job.objective.phases, self.config.global_batch
         images_after = self.images_seen + batch
-        averaged: dict[str, bool] = {}  # whether the optimizer updated a net's average as well
-        for number, phase in enumerate(phases):
-            if self.step % phase.every != 0:
-                continue
+        due = {k: phase for k, phase in enumerate(phases) if self.step % phase.every == 0}
+        last_update = {phase.net: k for k, phase in due.items()}
+        averaged: dict[str, bool] = {}  # nets whose average the optimizer has updated too
+        for k, phase in due.items():
             lr = learning_rate(self.job.optim[phase.net], images_after, self.config.total_images)
             lr = float(np.float32(lr))  # as a recorded step reads it from the device
-            gradient_index = self.step * len(phases) + number
-            now = StepNumbers(self.images_seen, self.step, gradient_index, lr)
+            now = StepNumbers(self.images_seen, self.step, self.step * len(phases) + k, lr)
             output = self._replay(phase, now)
             if output is None:
+                is_last = k == last_update[phase.net]
+                ema = self.ema.fused_update(phase.net, images_after, batch) if is_last else None
                 if self.engine.device.type == "cuda":  # elsewhere it would import the compiler
                     torch.compiler.cudagraph_mark_step_begin()  # frees outputs of earlier graphs
-                is_last = not any(
-                    p.net == phase.net and self.step % p.every == 0 for p in phases[number + 1 :]
-                )
-                ema = self.ema.fused_update(phase.net, images_after, batch) if is_last else None
                 micro_batches = self.batches.micro_batches(self.images_seen, self.engine.device)
                 timed = self.clock.timed(micro_batches)
-                output = self.update_net(phase, timed, lr, gradient_index, ema)
+                output = self.update_net(phase, timed, lr, now.gradient_index, ema)
             averaged[phase.net] = output.averaged
             self.meter.add([self.metric_name(phase, name) for name in output.names], output.values)
         self.images_seen, self.step = images_after, self.step + 1
@@ -168,9 +158,9 @@ class Trainer:
         gradient_index: int | Tensor,
         ema: EmaUpdate | None = None,
     ) -> StepOutput:
-        """Update the phase's net once: forward, backward, clip, optimizer.
+        """Update the phase's net once: forward, backward, clip, optimizer step.
 
-        The host waits for the device only where the finite check does.
+        Nothing here waits for the device, unless the finite check reads norms on the host.
         """
         wrapped, num_micro = self.engine.wrapped_nets[phase.net], self.batches.num_micro
         metrics: list[dict[str, Tensor]] = []

@@ -1,4 +1,4 @@
-"""End a process that hangs, with a line that names what it was doing and all threads' stacks."""
+"""End a process that hangs, printing what it was doing and the stacks of all threads."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ _DESCRIPTIONS: dict[Activity, str] = {
     "start": "reading the run folder: look at the disk of run.dir and at the other processes",
     "prepare": "opening or building shards: look at the disk or network that they lie on",
 }
-# Activities that may take hours: they do not hang as long as the process computes.
+# Activities that may take hours: they are not hanging while the process uses the processor.
 _LONG = ("save", "sample", "eval", "start", "prepare")
 
-# A process that hangs in a page fault of a mapped file holds Python's lock, so that the watchdog's
-# thread cannot run. Then faulthandler's timer ends it, a little later, printing the stacks only.
+# A process that hangs in a page fault of a mapped file holds the GIL, so the watchdog's thread
+# cannot run. Then faulthandler's timer ends it a little later, printing only the stacks.
 _TIMER_FACTOR = 1.1
 
 
 class Watchdog:
-    """Watches progress from a thread; a step reports progress by two assignments."""
+    """Watch progress from a thread; reporting it costs a step two assignments."""
 
     def __init__(self, minutes: float):
         """End the process after `minutes` without progress; 0: never."""
         self.minutes, self.limit_s = minutes, 60 * minutes
         self.tick_s = min(10.0, self.limit_s / 20)
         self.working_s = min(0.25, self.limit_s / 20)  # of processor time, more than watching takes
-        self.activity: Activity | None = None
+        self.activity: Activity | None = None  # before the first one nothing is watched
         self.count = 0
         self._before: Any = None  # the handler of SIGTSTP
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def set_activity(self, activity: Activity | None) -> None:
-        """Set what begins now; the previous activity is done. None is not watched."""
+    def set_activity(self, activity: Activity) -> None:
+        """Set the activity that begins now; the previous one is finished."""
         self.activity = activity
         self.count += 1
 
     def start(self) -> None:
-        """Start to watch."""
+        """Start watching."""
         if self.limit_s <= 0:
             return
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGTSTP"):
@@ -58,7 +58,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         self._ended.set()
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTSTP, self._before)
@@ -101,6 +101,6 @@ class Watchdog:
 
 
 def _pause(number: int, frame: FrameType | None) -> None:
-    # The timer, unlike the thread, would count the time for which the process is stopped.
+    # Unlike the thread, the timer would count the time during which the process is stopped.
     faulthandler.cancel_dump_traceback_later()
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -34,33 +34,38 @@ _BUCKET = 50_000_000  # numbers per collective; more than any net here has
 def import_deepspeed() -> Any:
     """Import DeepSpeed without its log lines; raise UserError where it cannot be imported."""
     if not on_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for CUDA's compiler
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it would look for CUDA's compiler
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         import deepspeed
     except ImportError as error:
         raise UserError(
-            f"accelerate launch asks for DeepSpeed, which cannot be imported ({error}): "
+            f"accelerate launch requests DeepSpeed, which cannot be imported ({error}): "
             "pip install deepspeed, or choose distributed_type MULTI_GPU"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its import sets it
-    # On a CPU it would compile for a minute what only inference needs.
+    # On a CPU it would compile this for a minute; only inference needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 class _InDeepSpeed(WrappedNet):
-    """The part that all stages share: the DeepSpeed engine and its gradients."""
+    """The part that all stages have in common: the DeepSpeed engine and its gradients."""
 
     engine: Any
 
     @property
     def strategy(self) -> str:
-        """Return what was built."""
-        return str(_built(self.engine))
+        """Return the stage that DeepSpeed built: read from its optimizer, not our configuration."""
+        made = self.engine.optimizer
+        if hasattr(made, "fp32_partitioned_groups_flat"):
+            return str(ZeroConfig(3, bool(made.offload_optimizer), bool(made.offload_param)))
+        if hasattr(made, "single_partition_of_fp32_groups"):
+            return str(ZeroConfig(2 if made.partition_gradients else 1, bool(made.cpu_offload)))
+        return str(ZeroConfig(0))
 
     def forward(self, loss: LossFunction, sync: bool) -> Tensor:
-        """Return the loss []; its gradient is averaged over ranks if `sync`."""
+        """Return the loss []; `sync`: average the gradient over ranks."""
         self.engine.set_gradient_accumulation_boundary(sync)
         return self.engine(loss)
 
@@ -70,7 +75,7 @@ class _InDeepSpeed(WrappedNet):
 
 
 class DeepSpeedReplicated(_InDeepSpeed):
-    """A net of which each process holds a replica, its gradients averaged by DeepSpeed: stage 0."""
+    """A net with a replica on each process and gradients averaged by DeepSpeed: stage 0."""
 
     def __init__(self, net: nn.Module, config: OptimConfig):
         """Create the optimizer and pass both to DeepSpeed."""
@@ -83,7 +88,7 @@ class DeepSpeedReplicated(_InDeepSpeed):
     def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
         """Clip the gradient, update the weights, clear the gradient."""
         skip = check(clip(with_gradient(self.net.parameters()), self.clip_norm))
-        set_lr(self.optimizer, lr)
+        _set_lr(self.optimizer, lr)
         if skip is not None:
             self.optimizer.found_inf = skip  # a fused optimizer reads it
         self.engine.step()
@@ -95,10 +100,10 @@ class DeepSpeedReplicated(_InDeepSpeed):
 
 
 class DeepSpeedPartitioned(_InDeepSpeed):
-    """A net of which DeepSpeed shards something over the processes: stages 1 to 3."""
+    """A net whose optimizer, gradients or weights DeepSpeed shards: stages 1 to 3."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, zero: ZeroConfig):
-        """Create the optimizer and pass both to DeepSpeed; UserError if it cannot shard it."""
+        """Create the optimizer and pass both to DeepSpeed."""
         self.net, self.zero = net, zero
         # The net's structure, for copies; DeepSpeed shards its weights and adds hooks to it.
         self.template = frozen_copy(net).to("meta")
@@ -111,18 +116,18 @@ class DeepSpeedPartitioned(_InDeepSpeed):
 
         DeepSpeed itself skips the update where the gradient is not finite.
         """
-        set_lr(self.optimizer, lr)
+        _set_lr(self.optimizer, lr)
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
         check(norm.to(self.engine.device))
         return False
 
-    def full_weights(self, write: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
-        """Yield the net with unsharded weights; stage 3 shards them again afterwards."""
-        return self._gathered(write) if self.zero.stage == 3 else contextlib.nullcontext(self.net)
-
     @contextlib.contextmanager
-    def _gathered(self, write: bool) -> Iterator[nn.Module]:
+    def full_weights(self, write: bool = False) -> Iterator[nn.Module]:
+        """Yield the net with unsharded weights; stage 3 shards them again afterwards."""
+        if self.zero.stage < 3:
+            yield self.net
+            return
         gathered = import_deepspeed().zero.GatheredParameters
         with gathered(list(self.net.parameters()), modifier_rank=0 if write else None):
             yield self.net
@@ -143,11 +148,12 @@ class DeepSpeedPartitioned(_InDeepSpeed):
         if "step" not in state:
             return {}
         get = import_deepspeed().utils.safe_get_full_optimizer_state
+        shapes = {key: value.shape for key, value in self.template.named_parameters()}
         found = {}
         for key, parameter in self.net.named_parameters():
             found[f"step.{key}"] = state["step"].clone()
             for kind in MOMENTS[1:]:
-                found[f"{kind}.{key}"] = get(parameter, kind).view(self._shapes[key])
+                found[f"{kind}.{key}"] = get(parameter, kind).view(shapes[key])
         return found
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
@@ -160,13 +166,9 @@ class DeepSpeedPartitioned(_InDeepSpeed):
         for key, parameter in self.net.named_parameters():
             self._set(parameter, weights[key], None)
             for kind in MOMENTS[1:] if steps else ():
-                # Other engines keep no moments of a parameter that never had a gradient.
+                # Other engines have no moments of a parameter that never had a gradient.
                 value = moments.get(f"{kind}.{key}", torch.zeros_like(weights[key]))
                 self._set(parameter, value, kind)
-
-    @property
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {key: value.shape for key, value in self.template.named_parameters()}
 
     @property
     def _parts(self) -> list[Tensor]:
@@ -254,17 +256,7 @@ def _initialize(
     return engine
 
 
-def _built(engine: Any) -> ZeroConfig:
-    """Return the stage that DeepSpeed built, read from its optimizer, not our configuration."""
-    made = engine.optimizer
-    if hasattr(made, "fp32_partitioned_groups_flat"):
-        return ZeroConfig(3, bool(made.offload_optimizer), bool(made.offload_param))
-    if hasattr(made, "single_partition_of_fp32_groups"):
-        return ZeroConfig(2 if made.partition_gradients else 1, bool(made.cpu_offload))
-    return ZeroConfig(0)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -109,7 +109,7 @@ def arrange(kind: str, calls: int, option: str) -> None:
         return
     owners: dict[str, tuple[list[Any], str]] = {
         "update": ([*WRAPPED], "clip_and_step"),
-        "file": ([checkpoint], "_sync_file"),  # called for every file of a checkpoint
+        "file": ([checkpoint], "_write_file"),  # called for every file of a checkpoint
         "saved": ([checkpoint], "write"),
     }
     action = send(signal.Signals[f"SIG{option or 'KILL'}"])

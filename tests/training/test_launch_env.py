@@ -1,4 +1,4 @@
-"""The engine that a launcher asks for, and what is refused."""
+"""The engine that the launcher's variables request, and what is refused."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_options_that_accelerate_drops_without_deepspeed_are_refused(
     process = start_script(*words, script, "--config", tiny_config, "--run.dir", tmp_path / "run")
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert stderr.count(f"error: accelerate launch asks for {message}") == 1, stderr
+    assert stderr.count(f"error: accelerate launch requests {message}") == 1, stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -164,7 +164,7 @@ def test_an_engine_other_than_the_requested_one_is_refused(launch: Callable) -> 
     Engine("no")  # accelerate keeps what it found at first, one process
     launch(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     engine = Engine("no")
-    with pytest.raises(UserError, match="asks for DDP on 2 processes, but there is one process on"):
+    with pytest.raises(UserError, match="requests DDP on 2 processes, but there is one process on"):
         engine.prepare({"net": nn.Linear(2, 2)}, {"net": OptimConfig()})
 
 
