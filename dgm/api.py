@@ -44,40 +44,25 @@ class Run:
 
     def __init__(self, folder: Path, trained: TrainedRun, device: torch.device):
         """Move the networks to a device. Use `dgm.load` to open a run."""
-        self.folder, self.device, self._trained = folder, device, trained
+        assert trained.image_shape is not None, "a run folder has it"
+        self.folder, self.device = folder, device
+        self.family: str = trained.family
+        """diffusion, gan, vae or flow."""
         self.model: dict[str, nn.Module] = {k: v.to(device) for k, v in trained.nets.items()}
         """Networks by name: `net`, `vae`, `flow`, or `generator` and `discriminator`."""
+        self.objective: Objective = trained.objective
+        """`loss`, `sample` and, where the family has them, `encode`, `decode`."""
+        self.images_seen: int = trained.images_seen
+        """Images seen at the checkpoint."""
+        self.classes: list[str] = trained.classes
+        """Names of the classes, in the order of their labels."""
+        self.image_shape: tuple[int, int, int] = trained.image_shape
+        """(H, W, C)."""
         for net in self.model.values():
             use_kernels(net)
 
     def __repr__(self) -> str:
         return f"Run('{self.folder}', {self.family}, {self.images_seen:,} images seen)"
-
-    @property
-    def family(self) -> str:
-        """Return diffusion, gan, vae or flow."""
-        return self._trained.family
-
-    @property
-    def objective(self) -> Objective:
-        """Return the objective: `loss`, `sample` and, where there are any, `encode`, `decode`."""
-        return self._trained.objective
-
-    @property
-    def images_seen(self) -> int:
-        """Return the number of images seen at the checkpoint."""
-        return self._trained.images_seen
-
-    @property
-    def classes(self) -> list[str]:
-        """Return the names of the classes, in the order of their labels."""
-        return self._trained.classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Return (H, W, C)."""
-        assert self._trained.image_shape is not None
-        return self._trained.image_shape
 
     @cached_property
     def config(self) -> dict[str, Any]:

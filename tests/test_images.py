@@ -1,4 +1,4 @@
-"""Images out: levels, grids and files."""
+"""Image output: grey levels, grids and files."""
 
 from __future__ import annotations
 
@@ -10,46 +10,39 @@ import pytest
 import torch
 from PIL import Image
 
-from dgm.images import MAX_GRID_SIDE, evenly_spaced, fit_grid, grid, save_npz, save_png, to_uint8
+from dgm.images import (
+    GAP,
+    MAX_GRID_SIDE,
+    SCALE,
+    evenly_spaced,
+    fit_grid,
+    grid,
+    save_npz,
+    save_png,
+    to_uint8,
+)
 from dgm.preprocessing import STANDARD
 from dgm.training.sampling import grid_classes
 
 
-def test_values_beyond_the_range_are_clipped():
-    made = to_uint8(torch.tensor([-7.0, -1.0, 1.0, 7.0]).reshape(1, 1, 1, 4), STANDARD)
-    assert made.ravel().tolist() == [0, 0, 255, 255]
-
-
-def test_channels_go_last():
-    x = torch.full((2, 3, 4, 5), -1.0)
-    x[1, 2, 3, 4] = 1.0
+def test_images_are_clipped_and_channels_go_last():
+    x = torch.full((2, 3, 4, 5), -7.0)
+    x[1, 2, 3, 4] = 7.0
     made = to_uint8(x, STANDARD)
     assert made.shape == (2, 4, 5, 3) and made.dtype == np.uint8
-    assert np.argwhere(made).tolist() == [[1, 3, 4, 2]]
+    assert np.argwhere(made).tolist() == [[1, 3, 4, 2]] and made.max() == 255
 
 
-def test_grid_goes_row_by_row_on_white():
-    images = np.stack([np.full((2, 3, 3), 10 * i, np.uint8) for i in range(5)])
-    sheet = grid(images, columns=3, scale=2, gap=1)
-    assert sheet.shape == (2 * (4 + 1) + 1, 3 * (6 + 1) + 1, 3)
-    for i in range(6):
-        top, left = 1 + (i // 3) * 5, 1 + (i % 3) * 7
-        cell = sheet[top : top + 4, left : left + 6]
-        assert (cell == (10 * i if i < 5 else 255)).all(), i
-    on_white = np.ones(sheet.shape[:2], bool)
-    for i in range(5):
-        on_white[1 + (i // 3) * 5 :, :][:4, 1 + (i % 3) * 7 :][:, :6] = False
-    assert (sheet[on_white] == 255).all()
-
-
-def test_grid_repeats_pixels():
-    image = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
-    assert grid(image, columns=1, scale=2, gap=0)[:, :, 0].tolist() == [
-        [0, 0, 1, 1],
-        [0, 0, 1, 1],
-        [2, 2, 3, 3],
-        [2, 2, 3, 3],
-    ]
+def test_a_grid_shows_images_row_by_row_enlarged_on_white():
+    images = np.random.default_rng(0).integers(0, 255, (5, 2, 3, 3), dtype=np.uint8)
+    sheet = grid(images, columns=3)
+    height, width = 2 * SCALE + GAP, 3 * SCALE + GAP
+    expected = np.full((2 * height + GAP, 3 * width + GAP, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        for row, column in np.ndindex(2 * SCALE, 3 * SCALE):
+            at = GAP + i // 3 * height + row, GAP + i % 3 * width + column
+            expected[at] = image[row // SCALE, column // SCALE]
+    assert np.array_equal(sheet, expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -90,13 +83,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("side", [8, 32, 64, 256, 3000])
-def test_grids_have_a_bounded_size(side: int):
+def test_grids_have_a_maximum_size(side: int):
     rows, columns = fit_grid(10_000, 10_000, side, side)
-    scale, gap = 2, 2
     assert rows == columns >= 1
-    size = rows * (side * scale + gap) + gap
-    assert size <= MAX_GRID_SIDE or rows == 1
-    assert size + side * scale + gap > MAX_GRID_SIDE  # and no smaller than need be
+    step = side * SCALE + GAP
+    assert rows * step + GAP <= MAX_GRID_SIDE or rows == 1
+    assert (rows + 1) * step + GAP > MAX_GRID_SIDE  # and not smaller than necessary
     assert fit_grid(3, 4, 32, 32) == (3, 4)
 
 

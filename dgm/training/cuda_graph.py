@@ -33,7 +33,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -71,23 +71,10 @@ class StepOutput:
     averaged: bool  # the optimizer's pass also updated the moving average
 
 
-class Recorder(Protocol):
-    """Records the work of a device."""
-
-    def warm_up(self, work: Callable[[], Result]) -> Result:
-        """Do work on the recording stream."""
-        ...
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that repeats the work's launches; the device does nothing yet."""
-        ...
-
-
 class CudaRecorder:
     """Record CUDA graphs that share a memory pool."""
 
     def __init__(self, device: torch.device):
-        """Create the stream and the pool."""
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -101,7 +88,7 @@ class CudaRecorder:
         return result
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that replays the work on the current stream."""
+        """Return a function that replays the work's launches on the current stream."""
         graph = torch.cuda.CUDAGraph()
         try:
             # The outer stream context restores the stream: in torch 2.11 a failed recording does
@@ -172,7 +159,7 @@ class RecordedStep:
         inputs: StaticInputs,
         optimizer: AdamW,
         run_eagerly: Callable[[StaticInputs, StepNumbers], StepOutput],
-        recorder: Recorder,
+        recorder: CudaRecorder,
     ):
         """`run_eagerly` runs a step from the inputs."""
         self.inputs, self.optimizer, self.recorder = inputs, optimizer, recorder
@@ -252,9 +239,8 @@ class StepGraphs:
         objective: Objective,
         batches: BatchSampler,
         update_net: UpdateNet,
-        recorder: Recorder,
+        recorder: CudaRecorder,
     ):
-        """Start without recorded steps."""
         self.engine, self.objective, self.batches = engine, objective, batches
         self.update_net, self.recorder = update_net, recorder
         self.steps: dict[Hashable, RecordedStep] = {}

@@ -25,10 +25,8 @@ class FiniteCheck:
     is its step times the number of phases, plus its phase.
     """
 
-    def __init__(self, engine: Engine, objective: Objective, batches: BatchSampler, on_host: bool):
-        """`on_host`: the host reads every norm."""
+    def __init__(self, engine: Engine, objective: Objective, batches: BatchSampler):
         self.engine, self.objective, self.batches = engine, objective, batches
-        self.on_host = on_host
         self.first_bad = torch.full((), _NEVER, dtype=torch.int64, device=engine.device)
 
     def check_norm(self, norm: Tensor, index: int | Tensor) -> Tensor | None:
@@ -37,7 +35,7 @@ class FiniteCheck:
         index: a number, or int64 [] on the device in a recorded step.
         """
         finite = norm < math.inf  # false for NaN too
-        if self.on_host:
+        if self.engine.norms_on_host:
             if not bool(finite):
                 raise self._error(int(index))
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -19,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm.common.atomic_io import append, write_whole
-from dgm.common.errors import naming
 from dgm.common.metric_registry import higher_is_better
 from dgm.common.run_files import scan_metrics
 from dgm.training.engine import Engine
@@ -27,6 +25,7 @@ from dgm.training.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
+_LINE_EVERY_S = 10.0  # where there is no terminal
 _PRINT_AFTER_S = 2.0  # longer interruptions of training are printed
 
 
@@ -34,7 +33,6 @@ class Meter:
     """Sums named values on the device between logs, in float64, without making the host wait."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
@@ -122,11 +120,6 @@ class MetricsFile:
     def _write_best(self) -> None:
         write_whole(self.path.with_name("minima.json"), json.dumps(self.best, indent=1) + "\n")
 
-    def sync(self) -> None:
-        """Sync all lines to the disk."""
-        with naming(self.path):
-            os.fsync(self.file.fileno())
-
 
 class Clock:
     """Measures images/s between logs, of training and waiting for data but not pauses."""
@@ -186,9 +179,9 @@ class Clock:
 class ProgressBar:
     """Shows images, loss, images/s and time left: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, total: int, start: int, shown: bool, every_s: float = 10.0):
+    def __init__(self, total: int, start: int, shown: bool):
         """Start at `start` of `total` images; display only if `shown`."""
-        self.total, self.shown, self.every_s = total, shown, every_s
+        self.total, self.shown = total, shown
         self.last, self.last_images = time.monotonic(), start
         self.text, self.is_first = "", True
         bar = shown and sys.stderr.isatty()
@@ -207,7 +200,7 @@ class ProgressBar:
         elif self.shown and self.is_first:
             # The first step compiles: leave it out of the speed.
             self.last, self.last_images, self.is_first = time.monotonic(), images_seen, False
-        elif self.shown and time.monotonic() - self.last >= self.every_s:
+        elif self.shown and time.monotonic() - self.last >= _LINE_EVERY_S:
             self._line(images_seen)
 
     def _line(self, images_seen: int) -> None:

@@ -30,7 +30,6 @@ class RunLock:
     """
 
     def __init__(self, folder: Path):
-        """Prepare the lock of a folder, which need not exist yet."""
         self.folder, self.path = folder, folder / LOCK
         # Not a soft lock, which would stay locked after its process was killed.
         self._lock = UnixFileLock(self.path, thread_local=False, fallback_to_soft=False)

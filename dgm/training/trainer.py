@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgm.common.atomic_io import sync
 from dgm.common.errors import UserError
 from dgm.objective import InitializedByData, Phase
 from dgm.training import checkpoint, oom
@@ -46,7 +47,7 @@ class Trainer:
     """Trains a job: `train` restores it and repeats `train_step` and `after_step`."""
 
     def __init__(self, job: Job):
-        """Prepare nets, EMA and data; raise UserError where a setting makes no sense."""
+        """Prepare nets, EMA and data; raise UserError where a setting is invalid."""
         self.job, self.config, self.engine = job, job.config, job.engine
         config, engine = job.config, job.engine
         check_config(config, engine.launch)
@@ -59,7 +60,7 @@ class Trainer:
         averaged = {phase.net for phase in job.objective.phases if phase.average}
         initial = {name: net for name, net in engine.copy_nets().items() if name in averaged}
         self.ema = Ema(initial, config.ema_halflife_images)
-        self.finite_check = FiniteCheck(engine, job.objective, self.batches, engine.norms_on_host)
+        self.finite_check = FiniteCheck(engine, job.objective, self.batches)
         self.graphs: StepGraphs | None = None
         if records_steps(config, engine.launch):
             self.record_steps(CudaRecorder(engine.device))
@@ -198,8 +199,8 @@ class Trainer:
             self.graphs = None  # for good, with what was recorded
         return output
 
-    def record_steps(self, recorder: Any) -> None:
-        """Record and replay steps by a `cuda_graph.Recorder` from now on."""
+    def record_steps(self, recorder: CudaRecorder) -> None:
+        """Record and replay steps from now on."""
         self.graphs = StepGraphs(
             self.engine, self.job.objective, self.batches, self.update_net, recorder
         )
@@ -344,7 +345,7 @@ class Trainer:
             best = self.best["images_seen"] if self.best else None
 
             def write() -> None:
-                self.logger.file.sync()
+                sync(self.logger.file.path)
                 checkpoint.write(folder, self.images_seen, content, keep, best)
 
             self.engine.on_main(write)

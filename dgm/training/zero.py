@@ -78,7 +78,6 @@ class DeepSpeedReplicated(_InDeepSpeed):
     """A net with a replica on each process and gradients averaged by DeepSpeed: stage 0."""
 
     def __init__(self, net: nn.Module, config: OptimConfig):
-        """Create the optimizer and pass both to DeepSpeed."""
         self.net = net  # not channels_last: DeepSpeed needs contiguous weights
         self.clip_norm = config.clip_norm
         self.optimizer = torch_adamw(net.parameters(), config, decayed_weights(net))
@@ -103,12 +102,10 @@ class DeepSpeedPartitioned(_InDeepSpeed):
     """A net whose optimizer, gradients or weights DeepSpeed shards: stages 1 to 3."""
 
     def __init__(self, net: nn.Module, config: OptimConfig, zero: ZeroConfig):
-        """Create the optimizer and pass both to DeepSpeed."""
         self.net, self.zero = net, zero
         # The net's structure, for copies; DeepSpeed shards its weights and adds hooks to it.
         self.template = frozen_copy(net).to("meta")
         self.optimizer = torch_adamw(net.parameters(), config, decayed_weights(net))
-        check_shards(self.optimizer)
         self.engine = _initialize(net, self.optimizer, zero, config.clip_norm)
 
     def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
@@ -207,16 +204,6 @@ class DeepSpeedPartitioned(_InDeepSpeed):
             utils.safe_set_local_fp32_param(parameter, part)
         else:
             utils.safe_set_local_optimizer_state(parameter, part, kind)
-
-
-def check_shards(optimizer: torch.optim.Optimizer) -> None:
-    """Raise UserError where ZeRO cannot shard an optimizer."""
-    import_deepspeed()
-    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
-
-    if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
-        name = type(optimizer).__name__
-        raise UserError(f"ZeRO cannot shard the optimizer {name}: use AdamW, one process, or DDP")
 
 
 def _initialize(

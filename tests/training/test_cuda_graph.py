@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from array_images import ArrayImages
-from small_loop import BOTH, Folder, TwoPhases, assert_same, left_by, train
-from small_loop import job as small_job
+from small_loop import BOTH, Folder, TwoPhases, assert_same, job, left_by, train
 from tape import CompiledRecorder, TapeRecorder
 from tiny import TINY
 from torch import Tensor, nn
@@ -63,12 +63,22 @@ def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRe
     """Train with recorded steps; return the recorder."""
     trainer = Trainer(made)
     recorder = kind(trainer)
-    trainer.record_steps(recorder)
+    trainer.record_steps(recorder)  # type: ignore[arg-type]
     trainer.train(Folder(made.folder))
     return recorder
 
 
-def job(family: str, folder: Path, **train: Any) -> Job:
+def assert_replays_are_plain_steps(
+    folder: Path, make: Callable[[Path], Job], kind: type[TapeRecorder] = TapeRecorder
+) -> TapeRecorder:
+    """Train two runs, one with recorded steps, to the same bytes; return the recorder."""
+    recorder = train_recorded(make(folder / "replayed"), kind)
+    train(make(folder / "plain"))
+    assert_same(folder / "replayed", folder / "plain")
+    return recorder
+
+
+def family_job(folder: Path, family: str, **train: Any) -> Job:
     """Return the smallest run of a family on images of noise."""
     of_family, settings = OF_FAMILY[family], dict(TINY[family])
     for section, changes in {**of_family, "optim": OPTIM, "train": TRAIN | train}.items():
@@ -78,39 +88,32 @@ def job(family: str, folder: Path, **train: Any) -> Job:
     module = FAMILIES[family]
     config = parse(module.Config, "", ["--config", str(path)])
     parts = module.make_parts(config, SHAPE, CLASSES)
-    return Job(
-        folder=folder,
-        seed=3,
+    return replace(
+        job(folder, mixed_precision=config.train.mixed_precision),
         config=config.train,
         optim={name: parts.optim.get(name, config.optim) for name in parts.nets},
-        engine=Engine(config.train.mixed_precision),
         objective=parts.objective,
         nets=parts.nets,
         data=ArrayImages(PIXELS, np.arange(len(PIXELS)) % CLASSES),
-        data_id="noise",
         image_shape=SHAPE,
         classes=tuple(map(str, range(CLASSES))),
-        settings={},
     )
 
 
-def states(made: Job) -> dict[str, Tensor]:
-    """Return the weights and moments of a run in memory."""
-    full = made.engine.full_state()
-    return {**full.model, **full.optimizer}
+def micro_batch(family: str) -> int:
+    return BATCH if family == "gan" else BATCH // 2  # BatchNorm needs the whole batch
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["stored", "sent"])
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_replayed_steps_train_the_same_bits(tmp_path: Path, family: str, resident: bool):
-    micro = BATCH if family == "gan" else BATCH // 2
-    settings = {"images_on_device": resident, "micro_batch": micro}
-    recorder = train_recorded(job(family, tmp_path / "replayed", **settings))
+    settings = {"images_on_device": resident, "micro_batch": micro_batch(family)}
+    recorder = assert_replays_are_plain_steps(
+        tmp_path, lambda folder: family_job(folder, family, **settings)
+    )
     # A discriminator with and without a penalty, and a generator in every other step.
-    kinds, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
-    assert (recorder.recorded, recorder.replayed) == (kinds, steps - kinds * WARM_UP)
-    train(job(family, tmp_path / "plain", **settings))
-    assert_same(tmp_path / "replayed", tmp_path / "plain")
+    variants, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
+    assert (recorder.recorded, recorder.replayed) == (variants, steps - variants * WARM_UP)
 
 
 @pytest.fixture
@@ -125,44 +128,39 @@ def other_precision() -> Iterator[None]:
 @pytest.mark.parametrize("family", ["diffusion", "gan"])
 @pytest.mark.usefixtures("other_precision")
 def test_copies_of_weights_in_bf16_are_made_in_each_replay(tmp_path: Path, family: str):
-    train_recorded(job(family, tmp_path / "replayed", mixed_precision="bf16"))
-    train(job(family, tmp_path / "plain", mixed_precision="bf16"))
-    assert_same(tmp_path / "replayed", tmp_path / "plain")
+    assert_replays_are_plain_steps(
+        tmp_path, lambda folder: family_job(folder, family, mixed_precision="bf16")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_resumed_run_records_anew_and_trains_the_same_bits(tmp_path: Path, family: str):
-    stopping = job(family, tmp_path / "stopped")
+def test_resumed_run_records_again_and_trains_the_same_bits(tmp_path: Path, family: str):
+    stopping = family_job(tmp_path / "replayed", family)
     calls = iter(range(STEPS))
     stopping.engine.any_rank = lambda _: next(calls) == 6  # type: ignore[method-assign]
-    first = train_recorded(stopping)
-    assert left_by(tmp_path / "stopped")[0].state["step"] == 7
-    second = train_recorded(job(family, tmp_path / "stopped"))
-    assert first.replayed > 0 and second.replayed > 0
-    train(job(family, tmp_path / "plain"))
-    assert_same(tmp_path / "stopped", tmp_path / "plain")
+    assert train_recorded(stopping).replayed > 0
+    assert left_by(tmp_path / "replayed")[0].state["step"] == 7
+    resumed = assert_replays_are_plain_steps(tmp_path, lambda folder: family_job(folder, family))
+    assert resumed.replayed > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_compiled_nets_are_not_compiled_as_a_step_is_recorded(
-    tmp_path: Path,
-    family: str,
-    monkeypatch: pytest.MonkeyPatch,
+def test_nothing_is_compiled_while_a_step_is_recorded(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ):
     compile_as_usual = nn.Module.compile
     monkeypatch.setattr(  # without generating code, which takes long
         nn.Module, "compile", lambda net, **_: compile_as_usual(net, backend="aot_eager")
     )
-    monkeypatch.setattr(
-        forward_process, "_compiled", lambda function: function
-    )  # on a GPU a kernel's work
-    settings = {"compile": "all", "micro_batch": BATCH if family == "gan" else BATCH // 2}
-    recorder = train_recorded(job(family, tmp_path / "replayed", **settings), CompiledRecorder)
+    # On a GPU this is a kernel.
+    monkeypatch.setattr(forward_process, "_compiled", lambda function: function)
+    settings = {"compile": "all", "micro_batch": micro_batch(family)}
+    recorder = assert_replays_are_plain_steps(
+        tmp_path, lambda folder: family_job(folder, family, **settings), CompiledRecorder
+    )
     assert recorder.recorded == (3 if family == "gan" else 1)
-    train(job(family, tmp_path / "plain", **settings))
-    assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
 class Breaking(TwoPhases):
@@ -177,17 +175,17 @@ class Breaking(TwoPhases):
 
 
 @pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
-def test_a_gradient_that_is_not_finite_leaves_weights_alone(tmp_path: Path, step: int):
-    left = []
+def test_weights_do_not_change_after_a_gradient_that_is_not_finite(tmp_path: Path, step: int):
+    left: list[dict[str, Tensor]] = []
     for name, go in (("replayed", train_recorded), ("plain", train)):
         objective = Breaking((Phase("a", "first"), Phase("b", "second")))
-        made = small_job(tmp_path / name, objective, kernels=False, log_every_images=64)
+        made = job(tmp_path / name, objective, kernels=False, log_every_images=64)
         objective.image = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
         with pytest.raises(UserError, match=rf"gradient of a is not finite at step {step} "):
             go(made)
-        left.append(states(made))
-        weights = {key: value for key, value in left[-1].items() if ".step." not in key}
-        assert all(value.isfinite().all() for value in weights.values())
+        full = made.engine.full_state()
+        left.append({**full.model, **full.optimizer})
+        assert all(value.isfinite().all() for value in left[-1].values())
     assert [key for key in left[1] if not torch.equal(left[0][key], left[1][key])] == []
 
 
@@ -211,30 +209,28 @@ class Growing(TwoPhases):
 
 
 @pytest.mark.parametrize(
-    "objective, reason",
-    [(Waiting, "makes the host wait"), (Growing, "a weight has its first gradient only now")],
+    ("objective", "reason"),
+    [
+        (Waiting(BOTH), "makes the host wait"),
+        (Growing(BOTH[:1]), "a weight has its first gradient only now"),
+    ],
 )
 def test_a_step_that_cannot_be_recorded_warns_once_and_changes_nothing(
-    tmp_path: Path,
-    objective: type[TwoPhases],
-    reason: str,
+    tmp_path: Path, objective: TwoPhases, reason: str
 ):
-    phases = BOTH if objective is Waiting else BOTH[:1]
     with pytest.warns(UserWarning, match=reason) as warned:
-        train_recorded(small_job(tmp_path / "replayed", objective(phases), kernels=False))
+        assert_replays_are_plain_steps(
+            tmp_path, lambda folder: job(folder, objective, kernels=False)
+        )
     assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
-    train(small_job(tmp_path / "plain", objective(phases), kernels=False))
-    assert_same(tmp_path / "replayed", tmp_path / "plain")
 
 
-def test_two_phases_of_one_net_share_its_counts(tmp_path: Path):
+def test_two_phases_of_one_net_have_common_counts(tmp_path: Path):
     phases = (Phase("a", "first"), Phase("b", "first", every=2))
-    assert (
-        train_recorded(small_job(tmp_path / "replayed", TwoPhases(phases), kernels=False)).recorded
-        == 2
+    recorder = assert_replays_are_plain_steps(
+        tmp_path, lambda folder: job(folder, TwoPhases(phases), kernels=False)
     )
-    train(small_job(tmp_path / "plain", TwoPhases(phases), kernels=False))
-    assert_same(tmp_path / "replayed", tmp_path / "plain")
+    assert recorder.recorded == 2
 
 
 class Silent(TwoPhases):
@@ -245,15 +241,15 @@ class Silent(TwoPhases):
         return {**values, "loss": values["loss"] * (1 + batch.step % 2)}
 
 
-def test_a_number_of_the_hosts_stays_as_it_was_recorded(tmp_path: Path):
-    train_recorded(small_job(tmp_path / "replayed", Silent(BOTH), kernels=False))
-    train(small_job(tmp_path / "plain", Silent(BOTH), kernels=False))
-    with pytest.raises(AssertionError):  # so these tests would show it
-        assert_same(tmp_path / "replayed", tmp_path / "plain")
+def test_undeclared_dependence_on_the_step_would_be_detected(tmp_path: Path):
+    with pytest.raises(AssertionError):
+        assert_replays_are_plain_steps(
+            tmp_path, lambda folder: job(folder, Silent(BOTH), kernels=False)
+        )
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
+def test_rate_and_counts_on_the_device_train_the_same_bits(decay: float):
     nets = [nn.Sequential(nn.Linear(9, 7), nn.Conv2d(3, 5, 3)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     config = OptimConfig(weight_decay=decay)
@@ -275,7 +271,7 @@ def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
 
 
 @pytest.mark.parametrize(
-    "compiling, asked, expected",
+    ("compiling", "launch", "expected"),
     [
         ("graphs", Launch(1, None), True),
         ("graphs", Launch(2, None), False),
@@ -283,9 +279,9 @@ def test_rate_and_counts_on_the_device_give_the_same_bits(decay: float):
         ("all", Launch(1, None), False),
     ],
 )
-def test_steps_are_recorded_on_one_process(compiling: Any, asked: Launch, expected: bool):
-    assert records_steps(TrainConfig(compile=compiling), asked) == expected
-    assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), asked)
+def test_steps_are_recorded_on_one_process(compiling: Any, launch: Launch, expected: bool):
+    assert records_steps(TrainConfig(compile=compiling), launch) == expected
+    assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), launch)
 
 
 class NoGpu:
@@ -310,7 +306,7 @@ class NoGpu:
         raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_a_recording_that_failed_is_ended(monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_recording_is_ended(monkeypatch: pytest.MonkeyPatch):
     fake = NoGpu()
     for name, part in {
         "Stream": lambda _: "side", "graph_pool_handle": lambda: (0, 1), "stream": fake.stream,

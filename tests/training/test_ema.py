@@ -25,23 +25,23 @@ def weight_of(ema: Ema) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, 8, 100, 200])
-def test_a_weight_counts_half_after_the_halflife(batch: int):
+def test_the_contribution_of_a_weight_halves_in_the_halflife(batch: int):
     net = filled(nn.Linear(3, 2).double(), 1.0)
     ema = Ema({"net": net}, halflife_images=200)
     filled(net, 0.0)
     for seen in range(batch, 201, batch):
         ema.update({"net": net}, LATE + seen, batch)
-    # 200 products, each rounded to 1.1e-16.
+    # Up to 200 products, each with a rounding error of 1.1e-16.
     assert weight_of(ema) == pytest.approx(0.5, rel=1e-12)
 
 
-def test_early_in_a_run_the_halflife_is_a_share_of_the_images_seen():
+def test_early_in_a_run_the_halflife_is_a_fraction_of_the_images_seen():
     net = filled(nn.Linear(3, 2).double(), 1.0)
-    ema = Ema({"net": net}, halflife_images=10_000, rampup=0.1)
+    ema = Ema({"net": net}, halflife_images=10_000)
     filled(net, 0.0)
-    ema.update({"net": net}, 1000, 100)  # 0.1 of 1000 images are the batch's 100
+    ema.update({"net": net}, 2000, 100)  # 5 % of 2000 images are the batch's 100
     assert weight_of(ema) == pytest.approx(0.5, rel=1e-12)
-    ema.update({"net": net}, 10**6, 10_000)  # 0.1 of a million are more than the halflife
+    ema.update({"net": net}, 10**6, 10_000)  # 5 % of a million are more than the halflife
     assert weight_of(ema) == pytest.approx(0.25, rel=1e-12)
 
 
@@ -67,7 +67,7 @@ def test_statistics_are_averaged_like_weights_and_counts_are_copied(nets: dict[s
     assert mine.running_var.data_ptr() != norm.running_var.data_ptr()
 
 
-def test_the_average_is_frozen_and_apart(nets: dict[str, nn.Module]):
+def test_the_average_is_frozen_and_shares_no_memory(nets: dict[str, nn.Module]):
     ema = Ema(nets, halflife_images=1000)
     for name, net in nets.items():
         mine = ema.nets[name]

@@ -43,7 +43,7 @@ def powercap(tmp_path: Path) -> Path:
     return root
 
 
-def test_packages_add_up_and_what_lies_within_them_is_not_counted(powercap: Path):
+def test_only_packages_are_counted(powercap: Path):
     meter = EnergyMeter(find_counters(CPU, powercap))
     assert meter.read() == {PACKAGES: 0.0}
     for zone in powercap.iterdir():
@@ -62,7 +62,7 @@ def test_a_counter_that_wrapped_adds_its_whole_range(powercap: Path):
     assert meter.read()[PACKAGES] == pytest.approx((7e6 + RANGE_UJ - 1e6) / KWH_UJ)
 
 
-def test_it_is_read_often_enough_not_to_wrap_twice(powercap: Path, monkeypatch: pytest.MonkeyPatch):
+def test_counters_are_read_before_they_wrap_twice(powercap: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(energy.time, "monotonic", lambda: now[0])
     meter, zone = EnergyMeter(find_counters(CPU, powercap)), powercap / "intel-rapl:1"
@@ -77,7 +77,7 @@ def test_it_is_read_often_enough_not_to_wrap_twice(powercap: Path, monkeypatch: 
     assert meter.total[PACKAGES] == pytest.approx(4 * half / KWH_UJ)
 
 
-def test_unreadable_counters_give_no_metric(powercap: Path, tmp_path: Path):
+def test_without_readable_counters_there_is_no_metric(powercap: Path, tmp_path: Path):
     assert EnergyMeter(find_counters(CPU, tmp_path / "none")).read() == {}
     for zone in ("intel-rapl:0", "intel-rapl:1"):
         (powercap / zone / "energy_uj").unlink()  # as for all but root on most machines
@@ -85,7 +85,7 @@ def test_unreadable_counters_give_no_metric(powercap: Path, tmp_path: Path):
     assert meter.read() == {} and meter.state() == {}
 
 
-def test_a_counter_that_fails_ends_the_metric_but_keeps_the_sum(powercap: Path):
+def test_a_failing_counter_ends_the_metric_but_its_sum_is_kept(powercap: Path):
     meter, zone = EnergyMeter(find_counters(CPU, powercap)), powercap / "intel-rapl:0"
     write(zone, 37_000_000)
     assert meter.read()[PACKAGES] > 0
@@ -94,7 +94,7 @@ def test_a_counter_that_fails_ends_the_metric_but_keeps_the_sum(powercap: Path):
     assert meter.state() == {"energy_kwh": {PACKAGES: pytest.approx(36e6 / KWH_UJ)}}
 
 
-def test_a_continued_run_counts_from_its_checkpoint(
+def test_a_resumed_run_counts_from_its_checkpoint(
     powercap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, powercap))
@@ -113,15 +113,6 @@ def test_a_continued_run_counts_from_its_checkpoint(
     assert [line[PACKAGES] for line in lines] == pytest.approx([3e-6, 6e-6, 9e-6, 12e-6])
     assert left_by(folder)[0].state["energy_kwh"] == {PACKAGES: pytest.approx(12e-6)}
     assert not any("energy" in name for name in (folder / "minima.json").read_text().split('"'))
-
-
-def test_a_log_without_energy_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer, "find_counters", lambda device: find_counters(device, tmp_path))
-    assert train(job(tmp_path / "run"))
-    assert not any(
-        "energy" in key for line in read_metrics(tmp_path / "run/metrics.jsonl") for key in line
-    )
-    assert "energy_kwh" not in left_by(tmp_path / "run")[0].state
 
 
 NVML = """
@@ -143,7 +134,9 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *energy
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_gpu_is_read_by_the_drivers_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_is_read_through_the_library_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "nvml.c").write_text(NVML)
     library = tmp_path / "libnvml.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
@@ -162,7 +155,7 @@ def test_a_gpu_is_read_by_the_drivers_library(tmp_path: Path, monkeypatch: pytes
     assert gpu("GPU-1234") is None
 
 
-def test_a_counter_set_back_adds_nothing():
+def test_a_counter_that_was_reset_adds_nothing():
     values = iter([100.0, 200.0, 236.0, 10.0, 46.0])
     meter = EnergyMeter({GPU: [lambda: next(values)]})
     assert [meter.read()[GPU] for _ in range(3)] == pytest.approx([1e-5, 1e-5, 2e-5])

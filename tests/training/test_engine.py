@@ -1,8 +1,9 @@
-"""The engine of one process: whole states, frozen neighbours, errors of the first process."""
+"""The engine of one process: full states, frozen nets, errors of the first process."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from dgm.training import checkpoint
 from dgm.training.checkpoint import Checkpoint, FullState
 from dgm.training.engine import Engine
 from dgm.training.optimizer import OptimConfig
-from dgm.training.state_dicts import frozen_copies, load_nets
+from dgm.training.state_dicts import load_nets, tensors_of
 
 OPTIM = OptimConfig(lr=0.1, weight_decay=0.01, clip_norm=1.0)
 
 
-def tensors_of(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
-    return {f"{n}.{k}": v.clone() for n, m in nets.items() for k, v in m.state_dict().items()}
+def copy_of(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in tensors_of(nets).items()}
 
 
 def learn(engine: Engine, steps: int, seed: int) -> None:
@@ -46,54 +47,30 @@ def test_a_loaded_state_continues_to_the_same_bits(
     assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
     path = checkpoint.write(tmp_path, 3, Checkpoint(full, {}, {}), keep=1)
     learn(engine, 3, seed=2)
-    expected = tensors_of(engine.copy_nets())
+    expected = copy_of(engine.copy_nets())
 
     other = Engine("no")
     other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
     other.load_full_state(checkpoint.read(path).full)
     learn(other, 3, seed=2)
-    for key, value in tensors_of(other.copy_nets()).items():
+    for key, value in copy_of(other.copy_nets()).items():
         assert torch.equal(value, expected[key]), key
 
 
 def test_only_the_net_of_a_phase_is_updated(engine: Engine, nets: dict[str, nn.Module]):
-    nets["net"].bias.requires_grad_(False)  # frozen before, and so afterwards
+    nets["net"].bias.requires_grad_(False)  # must be frozen afterwards too
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
-    before = tensors_of(nets)
-    with engine.freeze_others("other") as inside:
+    before = copy_of(nets)
+    with pytest.raises(RuntimeError, match="in the phase"), engine.freeze_others("other") as inside:
         assert set(inside) == set(nets)
         assert not any(p.requires_grad for p in inside["net"].parameters())
         assert all(p.requires_grad for p in inside["other"].parameters())
+        raise RuntimeError("in the phase")
     assert nets["net"].weight.requires_grad and not nets["net"].bias.requires_grad
     learn(engine, 1, seed=0)
-    after = tensors_of(nets)
+    after = copy_of(nets)
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"other"}
-
-
-def test_a_phase_that_fails_leaves_its_neighbours_learning(
-    engine: Engine, nets: dict[str, nn.Module]
-):
-    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
-    with pytest.raises(RuntimeError, match="in the phase"), engine.freeze_others("other"):
-        raise RuntimeError("in the phase")
-    assert nets["net"].weight.requires_grad
-
-
-def test_micro_batches_add_up_to_the_gradient_of_the_batch(
-    engine: Engine, nets: dict[str, nn.Module]
-):
-    engine.prepare(nets, dict.fromkeys(nets, OPTIM))
-    x, net = torch.randn(6, 3), nets["net"]
-    wrapped = engine.wrapped_nets["net"]
-    wrapped.backward(wrapped.forward(lambda: net(x).square().mean(), sync=True))
-    whole = net.weight.grad.clone()
-    net.zero_grad()
-    for k in range(3):
-        part = x[2 * k : 2 * k + 2]
-        loss = wrapped.forward(lambda part=part: net(part).square().mean() / 3, sync=k == 2)
-        wrapped.backward(loss)
-    torch.testing.assert_close(net.weight.grad, whole)
 
 
 @pytest.mark.parametrize("clip_norm, expected", [(0.5, 0.5), (0.0, 5.0), (10.0, 5.0)])
@@ -126,8 +103,8 @@ def test_the_given_learning_rate_is_used(engine: Engine, nets: dict[str, nn.Modu
     torch.testing.assert_close(net.weight.detach(), before * (1 - 0.0025) - 0.25)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(nets: dict[str, nn.Module]):
-    before = tensors_of(nets)
+def test_tensors_that_do_not_fit_the_model_are_named(nets: dict[str, nn.Module]):
+    before = copy_of(nets)
     missing = {k: v for k, v in before.items() if k != "net.bias"}
     reshaped = {**before, "net.weight": torch.zeros(2, 4)}
     extra = {**before, "net.more": torch.zeros(1)}
@@ -136,18 +113,18 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(nets: dict[str, nn.Mod
             load_nets(nets, {k: v + 1 for k, v in tensors.items()})
     with pytest.raises(UserError, match=r"at net\.bias, net\.weight, other\..* and \d+ more"):
         load_nets(nets, {})
-    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    assert all(torch.equal(value, before[key]) for key, value in copy_of(nets).items())
     load_nets(nets, {k: v + 1 for k, v in before.items()})
     assert torch.equal(nets["net"].weight, before["net.weight"] + 1)
 
 
-def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[str, nn.Module]):
+def test_moments_that_do_not_fit_the_model_are_named(engine: Engine, nets: dict[str, nn.Module]):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     learn(engine, 1, seed=1)
     full = engine.full_state()
     assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= full.optimizer.keys()
     assert not [key for key in full.optimizer if key.startswith("net.")], "it has not learned yet"
-    before = tensors_of(engine.copy_nets())
+    before = copy_of(engine.copy_nets())
     moments = full.optimizer
     for changed, name in (
         ({k: v for k, v in moments.items() if k != "other.step.0.weight"}, "other.step.0.weight"),
@@ -156,17 +133,8 @@ def test_moments_that_do_not_fit_are_refused_by_name(engine: Engine, nets: dict[
     ):
         with pytest.raises(UserError, match=rf"does not fit the model at {name}: use"):
             engine.load_full_state(FullState({k: v + 1 for k, v in before.items()}, changed))
-    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    assert all(torch.equal(value, before[key]) for key, value in copy_of(nets).items())
     engine.load_full_state(full)
-
-
-def test_copies_are_frozen_and_share_nothing(nets: dict[str, nn.Module]):
-    made = frozen_copies(nets)
-    for name, net in nets.items():
-        assert not made[name].training and net.training
-        for mine, theirs in zip(made[name].parameters(), net.parameters(), strict=True):
-            assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
-            assert not mine.requires_grad and theirs.requires_grad
 
 
 def test_the_first_process_passes_on_results_and_errors(engine: Engine):
@@ -182,17 +150,11 @@ def test_the_first_process_passes_on_results_and_errors(engine: Engine):
         assert caught.value is error
 
 
-@pytest.mark.parametrize("flag", [True, False])
-def test_one_process_agrees_with_itself(engine: Engine, flag: bool):
-    assert engine.any_rank(flag) is flag
-    assert engine.name == "one process" and engine.is_main
-
-
 def test_convolutions_are_trained_in_channels_last(engine: Engine, nets: dict[str, nn.Module]):
-    before = tensors_of(nets)
+    before = copy_of(nets)
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     assert nets["other"][0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(value, before[key]) for key, value in tensors_of(nets).items())
+    assert all(torch.equal(value, before[key]) for key, value in copy_of(nets).items())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the device may choose and how it rounds, set once and before anything runs on it."""
+"""Algorithms and precision of the device, set before anything runs on it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def restored() -> Iterator[None]:
         inductor.deterministic = False
 
 
-def test_deterministic_is_all_of_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch):
+def test_deterministic_covers_torch_and_cudnn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     apply_device_settings()
     assert not torch.are_deterministic_algorithms_enabled() and CUBLAS not in os.environ
@@ -62,7 +62,7 @@ assert not compiler, compiler
 import torch._inductor.config as config
 assert config.deterministic
 config.deterministic = False
-apply_device_settings(deterministic=True)  # now that it is there already
+apply_device_settings(deterministic=True)  # after it was imported
 assert config.deterministic
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -70,11 +70,11 @@ assert config.deterministic
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_is_of_convolutions_and_matrix_products_alike(tf32: bool):
+def test_tf32_is_set_for_convolutions_and_matrix_products(tf32: bool):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         apply_device_settings(tf32=tf32)
-        # As libraries read them, by the older and by the newer names.
+        # Libraries read the older or the newer names.
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
         matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
         assert (matmul.fp32_precision == "tf32") == (conv.fp32_precision == "tf32") == tf32
@@ -82,7 +82,7 @@ def test_tf32_is_of_convolutions_and_matrix_products_alike(tf32: bool):
         with torch.backends.cudnn.flags(enabled=False):  # which reads and sets all of them
             pass
         assert torch.backends.cudnn.allow_tf32 == tf32
-        # What the compiler says where TF32 is off, which is what was asked for.
+        # The compiler warns if TF32 is off, but that is the chosen setting.
         warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication", stacklevel=1)
 
 
@@ -90,7 +90,7 @@ def test_a_workspace_that_is_not_reproducible_is_refused():
     os.environ[CUBLAS] = ":0:0"
     with pytest.raises(UserError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0'.*unset it, or set it"):
         apply_device_settings(deterministic=True)
-    apply_device_settings()  # else it is the user's
+    apply_device_settings()  # without the key it is the user's choice
     assert os.environ[CUBLAS] == ":0:0"
     os.environ[CUBLAS] = ":16:8"
     apply_device_settings(deterministic=True)
@@ -98,25 +98,19 @@ def test_a_workspace_that_is_not_reproducible_is_refused():
 
 
 def test_settings_are_applied_before_an_engine_touches_a_device(monkeypatch: pytest.MonkeyPatch):
-    class TouchedError(Exception):
-        pass
-
     def touch(*_: object, **__: object) -> None:
-        raise TouchedError(
-            torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cudnn.allow_tf32,
-            os.environ.get(CUBLAS),
-        )
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        raise LookupError(deterministic, torch.backends.cudnn.allow_tf32)
 
     monkeypatch.setattr(engine, "Accelerator", touch)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", touch)
-    with pytest.raises(TouchedError) as touched:
+    with pytest.raises(LookupError) as touched:
         start_engine("no", deterministic=True, tf32=True)
-    assert touched.value.args == (True, True, ":4096:8")
+    assert touched.value.args == (True, True) and os.environ[CUBLAS] == ":4096:8"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(TouchedError) as touched:
-        start_engine("auto", deterministic=True)  # which first asks the card for bf16
-    assert touched.value.args == (True, False, ":4096:8")
+    with pytest.raises(LookupError) as touched:
+        start_engine("auto", deterministic=True)  # checks first whether the GPU has bf16
+    assert touched.value.args == (True, False)
 
 
 @pytest.mark.slow

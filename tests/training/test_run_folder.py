@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import yaml
 from dgm.common.config_keys import MAY_CHANGE, flatten
 from dgm.common.errors import UserError
 from dgm.training.engine import Engine
-from dgm.training.run_folder import RunConfig, RunFolder, describe_machine, record_start
+from dgm.training.run_folder import RunConfig, RunFolder, record_start
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def text_of(folder: Path) -> str:
 
 
 def start(config: object, folder: Path) -> dict[str, list[Any]]:
-    """Open a run folder and write its configuration, as a start that finds no fault does."""
+    """Open a run folder and write its configuration, as the trainer does."""
     opened = RunFolder(config, folder)
     changed = opened.open()
     opened.write_config()
@@ -46,12 +48,12 @@ def start(config: object, folder: Path) -> dict[str, list[Any]]:
 
 
 def train_in(folder: Path, config: object) -> None:
-    """Leave a run that has logged a step."""
+    """Make a run that has logged a step."""
     start(config, folder)
     (folder / "metrics.jsonl").write_text('{"step": 1, "images_seen": 8}\n')
 
 
-def test_settings_are_flat_with_what_may_change():
+def test_settings_are_flattened_with_what_may_change():
     found = {key: (value, free) for key, value, free in flatten(Config())}
     assert found["seed"] == (0, False)
     assert found["model.betas"] == ([0.9, 0.999], False)
@@ -60,27 +62,21 @@ def test_settings_are_flat_with_what_may_change():
     assert len(found) == 11
 
 
-def test_a_new_run_is_written_down(tmp_path: Path):
+def test_a_new_run_has_its_whole_configuration_and_continues(tmp_path: Path):
     folder = tmp_path / "runs" / "one"
-    assert start(Config(), folder) == {}
-    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
-    written = yaml.safe_load(text_of(folder))
+    config = Config(model=Section(eps=3e-16, name="a: [b] 'c'"))
+    assert start(config, folder) == {}
+    assert os.listdir(folder) == ["config.yaml"]
+    before = text_of(folder)
+    written = yaml.safe_load(before)
     assert list(written) == ["seed", "model", "sample"]
     section = {"widths": [1, 2], "betas": [0.9, 0.999], "eps": 1e-8, "name": None, "cadence": 10}
-    assert written["model"] == section
-    (tmp_path / "empty").mkdir()
-    assert start(Config(), tmp_path / "empty") == {}
+    assert written["sample"] == section
+    assert start(config, folder) == {}
+    assert text_of(folder) == before
 
 
-def test_the_same_configuration_continues(tmp_path: Path):
-    config = Config(3, Section(widths=[4], eps=3e-16, name="a: [b] 'c'"))
-    start(config, tmp_path)
-    before = text_of(tmp_path)
-    assert start(config, tmp_path) == {}
-    assert text_of(tmp_path) == before
-
-
-def test_every_differing_key_is_named_with_both_values_and_free_ones_are_not(tmp_path: Path):
+def test_each_fixed_key_that_differs_is_named_with_both_values(tmp_path: Path):
     train_in(tmp_path, Config())
     text = text_of(tmp_path)
     changed = Section(widths=[1, 3], betas=(0.5, 0.9), eps=1e-6, name="x", cadence=5)
@@ -94,16 +90,19 @@ def test_every_differing_key_is_named_with_both_values_and_free_ones_are_not(tmp
     assert text_of(tmp_path) == text
 
 
-def test_a_free_key_may_change_and_is_written_down(tmp_path: Path):
-    start(Config(), tmp_path)
+def test_a_free_key_may_change_and_is_written_when_the_run_starts(tmp_path: Path):
+    train_in(tmp_path, Config())
+    before = text_of(tmp_path)
     other = replace(Config(), model=Section(cadence=7), sample=Section(betas=(0.1, 0.2)))
-    assert start(other, tmp_path) == {
+    opened = RunFolder(other, tmp_path)
+    assert opened.open() == {
         "model.cadence": [10, 7],
         "sample.betas": [[0.9, 0.999], [0.1, 0.2]],
     }
+    assert text_of(tmp_path) == before
+    opened.write_config()
     assert yaml.safe_load(text_of(tmp_path))["model"]["cadence"] == 7
     assert start(other, tmp_path) == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path: Path):
@@ -118,7 +117,7 @@ def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path: Pat
     assert text_of(tmp_path) == whole
 
 
-def test_where_nothing_was_trained_another_configuration_takes_the_folder(tmp_path: Path):
+def test_another_configuration_may_start_where_nothing_was_trained(tmp_path: Path):
     start(Config(), tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     assert start(Config(seed=1), tmp_path) == {"seed": [0, 1]}
@@ -128,81 +127,71 @@ def test_where_nothing_was_trained_another_configuration_takes_the_folder(tmp_pa
     assert "gan" not in text_of(tmp_path)
 
 
-def test_a_start_that_is_refused_changes_nothing(tmp_path: Path):
+def test_a_new_folder_is_removed_if_nothing_was_trained(tmp_path: Path):
+    new, existing, trained = (
+        RunFolder(Config(), tmp_path / name) for name in ("new", "existing", "trained")
+    )
+    existing.path.mkdir()
+    for made in (new, existing, trained):
+        made.open()
+        made.write_config()
+        (made.path / "tensorboard").mkdir()
+    (trained.path / "metrics.jsonl").write_text("{}\n")
+    for made in (new, existing, trained):
+        made.discard()
+    assert sorted(os.listdir(tmp_path)) == ["existing", "trained"]
+    assert (trained.path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + "forgotten: 5\n", "forgotten was 5, which this version does not know"),
+        (
+            lambda text: text.replace("model:", "gan:"),
+            "another family, with the sections gan: use its script",
+        ),
+    ],
+)
+def test_a_configuration_of_another_version_or_family_is_refused(
+    tmp_path: Path, change: Callable[[str], str], message: str
+):
     train_in(tmp_path, Config())
-    before = text_of(tmp_path)
-    assert RunFolder(Config(sample=Section(eps=1)), tmp_path).open() == {"sample.eps": [1e-8, 1]}
-    assert text_of(tmp_path) == before
-
-
-def test_a_new_folder_is_removed_where_nothing_was_trained(tmp_path: Path):
-    folder = tmp_path / "run"
-    made = RunFolder(Config(), folder)
-    made.open()
-    made.write_config()
-    (folder / "tensorboard").mkdir()
-    made.discard()
-    assert not folder.exists()
-    folder.mkdir()
-    mine = RunFolder(Config(), folder)
-    mine.open()
-    mine.write_config()
-    mine.discard()
-    assert folder.exists()  # for it was there before
-    trained = RunFolder(Config(), tmp_path / "trained")
-    trained.open()
-    (tmp_path / "trained" / "metrics.jsonl").write_text("{}\n")
-    trained.discard()
-    assert (tmp_path / "trained" / "metrics.jsonl").exists()
-
-
-def test_a_key_that_is_no_more_is_refused(tmp_path: Path):
-    train_in(tmp_path, Config())
-    (tmp_path / "config.yaml").write_text(text_of(tmp_path) + "forgotten: 5\n")
-    with pytest.raises(UserError, match="forgotten was 5, which this version does not know"):
+    (tmp_path / "config.yaml").write_text(change(text_of(tmp_path)))
+    with pytest.raises(UserError, match=message):
         start(Config(), tmp_path)
 
 
-def test_a_run_of_another_family_is_refused(tmp_path: Path):
-    train_in(tmp_path, Config())
-    (tmp_path / "config.yaml").write_text(text_of(tmp_path).replace("model:", "gan:"))
-    with pytest.raises(UserError, match="another family, with the sections gan: use its script"):
-        start(Config(), tmp_path)
+@dataclass(frozen=True)
+class Whole(Config):
+    run: RunConfig = field(default_factory=RunConfig)
 
 
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not empty and holds no run"):
-        start(Config(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+@pytest.mark.parametrize(
+    ("name", "content", "run", "message"),
+    [
+        ("thesis.tex", "precious", ".", "not empty and holds no run"),
+        ("config.yaml", "site: mine\nseed: 0\n", ".", r"holds no run: its config\.yaml, which wo"),
+        ("file", "precious", "file", r"run\.dir .*file"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_not_changed(
+    tmp_path: Path, name: str, content: str, run: str, message: str
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        start(Whole(), tmp_path / run)
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == content
 
 
-def test_a_configuration_of_something_else_is_left_alone(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text("site: mine\nseed: 0\n")
-
-    @dataclass(frozen=True)
-    class Whole(Config):
-        run: RunConfig = field(default_factory=RunConfig)
-
-    with pytest.raises(UserError, match=r"holds no run: its config\.yaml, which would be"):
-        start(Whole(), tmp_path)
-    assert text_of(tmp_path) == "site: mine\nseed: 0\n"
-
-
-def test_a_file_is_no_run_folder(tmp_path: Path):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match=r"run\.dir .*file"):
-        start(Config(), tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_a_first_start_that_was_killed_as_it_wrote_may_start_again(tmp_path: Path):
+def test_a_start_that_was_killed_while_writing_can_be_repeated(tmp_path: Path):
     (tmp_path / ".config.yaml.tmp").write_text("seed: 0\nmod")
     assert start(Config(), tmp_path) == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert os.listdir(tmp_path) == ["config.yaml"]
 
 
-def test_a_torn_configuration_never_passes_for_another(tmp_path: Path):
+def test_a_truncated_configuration_is_never_taken_for_another(tmp_path: Path):
     train_in(tmp_path, Config())
     path, whole = tmp_path / "config.yaml", text_of(tmp_path)
     other = Config(1, Section(widths=[3], betas=(0.5, 0.9), eps=1e-6, name="x"))
@@ -233,15 +222,6 @@ def test_each_start_is_recorded(tmp_path: Path, engine: Engine):
     assert [start["images_seen"] for start in starts] == [0, 640]
     assert starts[1]["changed"] == {"train.total_images": [100, 200]}
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert (
-        environment["world_size"] == environment["num_nodes"] == 1
-        and environment["engine"] == "one process"
-    )
+    assert environment["world_size"] == environment["num_nodes"] == 1
+    assert environment["engine"] == "one process" and "git_commit" in environment
     assert "torch" in environment["versions"] and environment["devices"]
-
-
-def test_the_environment_holds_no_variables(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
-    message = json.dumps(describe_machine())
-    assert "git_commit" in message
-    assert "very-secret-value" not in message

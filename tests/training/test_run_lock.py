@@ -1,4 +1,4 @@
-"""One process at a time trains a run folder, however the one before has ended."""
+"""One process at a time trains a run folder, however the previous one ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
-    """Return what starts a process that holds the lock of `tmp_path` until it reads a line."""
+    """Return a starter of a process that holds the lock of `tmp_path` until it reads a line."""
     started: list[subprocess.Popen] = []
 
     def start() -> subprocess.Popen:
@@ -52,13 +52,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
         process.communicate()
 
 
-def signal_process(process: subprocess.Popen) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def test_a_second_process_is_refused_by_the_first_ones_name(hold: Callable, tmp_path: Path):
+def test_a_second_process_is_refused_with_the_owner_of_the_lock(hold: Callable, tmp_path: Path):
     first = hold()
     owner = f"process {first.pid} on {socket.gethostname()}"
     message = f"run.dir {tmp_path} is being trained by {owner}: "
@@ -67,7 +61,7 @@ def test_a_second_process_is_refused_by_the_first_ones_name(hold: Callable, tmp_
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == first.pid
 
 
-def test_what_a_killed_process_left_is_free(hold: Callable, tmp_path: Path):
+def test_the_lock_of_a_killed_process_is_free(hold: Callable, tmp_path: Path):
     first = hold()
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -79,7 +73,7 @@ def test_what_a_killed_process_left_is_free(hold: Callable, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_waits_takes_the_lock_when_its_holder_ends(
+def test_a_waiting_process_takes_the_lock_when_its_owner_ends(
     hold: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
@@ -90,7 +84,7 @@ def test_who_waits_takes_the_lock_when_its_holder_ends(
         RunLock(tmp_path).take()
     assert time.monotonic() - began >= 0.3
     monkeypatch.setenv(WAIT, "60")
-    signal_process(first)
+    print(file=first.stdin, flush=True)
     lock = RunLock(tmp_path)
     lock.take()
     lines = capsys.readouterr().err.splitlines()
@@ -98,14 +92,14 @@ def test_who_waits_takes_the_lock_when_its_holder_ends(
         f"waiting up to 0.3 s for process {first.pid} on {socket.gethostname()}, "
         f"which trains {tmp_path}"
     )
-    # The first removed the file that this process had opened, perhaps; a third must see the new.
+    # The first may have removed the file that this process opened; a third has to see the new one.
     with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         monkeypatch.setenv(WAIT, "0")
         RunLock(tmp_path).take()
     lock.release()
 
 
-def test_a_lock_without_a_name_holds_as_well(hold: Callable, tmp_path: Path):
+def test_a_lock_without_a_readable_owner_holds_too(hold: Callable, tmp_path: Path):
     hold()
     for text in ("", "[", "[1]", "{}", "[" * 100_000):
         (tmp_path / LOCK).write_text(text)
@@ -113,7 +107,7 @@ def test_a_lock_without_a_name_holds_as_well(hold: Callable, tmp_path: Path):
             RunLock(tmp_path).take()
 
 
-def test_an_unclear_wait_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_wait_that_is_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(WAIT, "long")
     with pytest.raises(UserError, match=f"{WAIT} is 'long': give seconds"):
         RunLock(tmp_path).take()

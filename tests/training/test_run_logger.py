@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ class NotLoggedInError(Exception):
 
 
 class Refusing(GeneralTracker):
-    """A tracker of a service that accepts nobody."""
+    """A tracker of a service that refuses every user."""
 
     name = "wandb"
     requires_logging_directory = False
@@ -27,7 +29,6 @@ class Refusing(GeneralTracker):
 
     @property
     def tracker(self) -> None:
-        """Return what there is after a start."""
         return None
 
     def store_init_configuration(self, values: dict) -> None: ...
@@ -35,29 +36,28 @@ class Refusing(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **more: object) -> None: ...
 
 
-def test_a_tracker_that_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
-    engine = Engine("no")
-    try:
-        with pytest.raises(UserError) as caught:
-            start_trackers(engine, ["tensorboard", Refusing()], tmp_path, {}, 0)
-        assert str(caught.value) == (
-            "run.trackers names wandb, which did not start (No API key configured): log in by "
-            "`wandb login`, set WANDB_MODE=offline, or leave it out"
-        )
-    finally:
-        engine.close()  # which has nothing to finish
+@pytest.fixture
+def closed_engine() -> Iterator[Engine]:
+    with contextlib.closing(Engine("no")) as engine:
+        yield engine
+        assert not engine.accelerator.trackers  # so that closing has nothing to finish
 
 
-def test_a_disk_fault_is_not_blamed_on_a_tracker(tmp_path: Path) -> None:
-    folder = tmp_path / "file"
-    folder.write_text("mine")
-    engine = Engine("no")
-    try:
-        with pytest.raises(OSError):
-            start_trackers(engine, ["tensorboard", Refusing()], folder, {}, 0)
-    finally:
-        engine.accelerator.trackers = []
-        engine.close()
+def test_a_tracker_that_refuses_is_named_with_its_reason(
+    closed_engine: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        start_trackers(closed_engine, ["tensorboard", Refusing()], tmp_path, {}, 0)
+    assert str(caught.value) == (
+        "run.trackers names wandb, which did not start (No API key configured): log in by "
+        "`wandb login`, set WANDB_MODE=offline, or leave it out"
+    )
+
+
+def test_a_disk_fault_is_not_reported_as_a_trackers(closed_engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        start_trackers(closed_engine, ["tensorboard", Refusing()], tmp_path / "file", {}, 0)
 
 
 def test_an_unknown_tracker_is_named() -> None:

@@ -1,4 +1,4 @@
-"""What the trainer does for optional abilities of families: initial weights, grids, evaluation."""
+"""Optional protocols of families: data-dependent initialization, visualizations, evaluation."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from small_loop import BOTH, TwoPhases, job, left_by, train
+from small_loop import BOTH, TwoPhases, assert_same, job, left_by, train
 
 from dgm.common.errors import UserError
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
-from dgm.training import checkpoint, trainer
-from dgm.training.finite_check import FiniteCheck
+from dgm.training import checkpoint
+from dgm.training.engine import Engine
 from dgm.training.job import Cadences, TrainConfig
 from dgm.training.sampler import BatchSampler
 
 
 class ByData(TwoPhases):
-    """Starts from the mean of the images that it is given."""
+    """Initializes a bias by the mean of the images."""
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
         self.given = batch.images
         nets["first"].bias.fill_(float(batch.images.double().mean()) / 255)
 
 
-def test_first_weights_by_data_are_those_of_the_runs_first_images(tmp_path: Path):
+def test_weights_are_initialized_by_the_first_images_of_the_run(tmp_path: Path):
     objective = ByData(BOTH)
     made = job(tmp_path / "run", objective, lr=1e-30)
     train(made)
@@ -40,16 +40,14 @@ def test_first_weights_by_data_are_those_of_the_runs_first_images(tmp_path: Path
     assert state.ema["first.bias"].tolist() == pytest.approx([mean] * 12)
 
 
-def test_resumed_run_keeps_its_weights_over_first_ones_by_data(tmp_path: Path):
-    for folder, lengths in (("peace", (96,)), ("stopped", (48, 96))):
+def test_resumed_run_is_not_initialized_again(tmp_path: Path):
+    for folder, lengths in (("plain", (96,)), ("resumed", (48, 96))):
         for length in lengths:
             assert train(job(tmp_path / folder, ByData(BOTH), total_images=length))
-    (one, log), (other, other_log) = left_by(tmp_path / "peace"), left_by(tmp_path / "stopped")
-    assert all(torch.equal(one.full.model[k], other.full.model[k]) for k in one.full.model)
-    assert log == other_log
+    assert_same(tmp_path / "plain", tmp_path / "resumed")
 
 
-def test_net_whose_phase_says_so_is_not_averaged(tmp_path: Path):
+def test_a_phase_can_exclude_its_net_from_the_average(tmp_path: Path):
     phases = (Phase("a", "first"), Phase("b", "second", average=False))
     assert train(job(tmp_path / "run", TwoPhases(phases)))
     state, _ = left_by(tmp_path / "run")
@@ -58,14 +56,14 @@ def test_net_whose_phase_says_so_is_not_averaged(tmp_path: Path):
 
 
 class Showing(TwoPhases):
-    """Shows the images that it is given."""
+    """Visualizes stored images."""
 
     def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         shown = batch.images[:6].permute(0, 3, 1, 2) / 127.5 - 1
         return {"given": shown.unflatten(0, (2, 3))}
 
 
-def test_pictures_lie_beside_the_samples(tmp_path: Path):
+def test_visualizations_are_written_beside_the_samples(tmp_path: Path):
     assert train(job(tmp_path / "run", Showing(BOTH), sample_every_images=48))
     names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert names == [
@@ -77,7 +75,7 @@ class WholeOnly(TwoPhases):
     whole_batch = True
 
 
-def test_micro_batches_are_refused_where_they_would_be_another_run(tmp_path: Path):
+def test_micro_batches_are_refused_where_they_change_the_result(tmp_path: Path):
     assert train(job(tmp_path / "whole", WholeOnly(BOTH), micro_batch=8))
     with pytest.raises(UserError, match=r"train\.micro_batch 4 splits the 8 images .*BatchNorm"):
         train(job(tmp_path / "split", WholeOnly(BOTH), micro_batch=4))
@@ -90,7 +88,7 @@ def evaluated(values: list[float]) -> dict[str, Any]:
     return {"evaluation": lambda nets: {"eval/fd_classifier": next(left)}, "eval_every_images": 16}
 
 
-def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path):
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path):
     made = job(tmp_path / "run", keep_checkpoints=1, save_every_images=0)
     vars(made).update(evaluated([5.0, 3.0, 4.0, math.nan, 3.0, 6.0]))
     with pytest.warns(UserWarning, match="eval/fd_classifier is nan after 64 images"):
@@ -99,7 +97,7 @@ def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path
     assert saved == [32, 96]
     state, lines = left_by(tmp_path / "run")
     assert state.state["best"] == {"metric": "eval/fd_classifier", "value": 3.0, "images_seen": 32}
-    # What was measured is in the line of its step, with logs at multiples of 24 beside.
+    # Evaluations are logged in a line of their step, besides the logs at multiples of 24.
     found = {line["images_seen"]: line.get("eval/fd_classifier") for line in lines}
     assert list(found) == [16, 24, 32, 48, 72, 80, 96]
     assert found[16] == 5.0 and found[24] is None and found[96] == 6.0
@@ -107,7 +105,7 @@ def test_checkpoint_with_the_best_value_is_kept_beside_the_newest(tmp_path: Path
     assert minima["eval/fd_classifier"] == {"value": 3.0, "images_seen": 32, "best": "min"}
 
 
-def test_continued_run_remembers_the_best(tmp_path: Path):
+def test_resumed_run_keeps_the_best_checkpoint(tmp_path: Path):
     folder = tmp_path / "run"
     for length, values in ((48, [5.0, 1.0, 4.0]), (96, [3.0, 2.0, 6.0])):
         made = job(folder, keep_checkpoints=1, save_every_images=0, total_images=length)
@@ -121,7 +119,7 @@ def test_continued_run_remembers_the_best(tmp_path: Path):
     ("total", "log", "grid"),
     [(48, 16, 16), (60_000, 1_200, 20_000), (102_400_000, 12_800, 1_280_000)],
 )
-def test_a_run_of_any_length_has_a_curve(total: int, log: int, grid: int):
+def test_default_cadences_depend_on_the_length(total: int, log: int, grid: int):
     every = TrainConfig(global_batch=16, total_images=total).cadences
     assert (every.log, every.sample, every.save) == (log, grid, grid)
     chosen = TrainConfig(
@@ -131,15 +129,15 @@ def test_a_run_of_any_length_has_a_curve(total: int, log: int, grid: int):
 
 
 class Scored(TwoPhases):
-    """Has metrics of which a high value is the best, or none."""
+    """Has metrics whose best value is the highest, or that have no best value."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, torch.Tensor]:
         found = super().loss(nets, batch, phase, draws)
         return {**found, "elbo": -found["loss"], "logits_fake": found["loss"]}
 
 
-def test_the_best_value_of_each_metric_is_named_by_its_direction(tmp_path: Path):
-    for length in (48, 96):  # the second start continues from what the first had found
+def test_the_best_value_of_each_metric_follows_its_direction(tmp_path: Path):
+    for length in (48, 96):  # the second start continues from the values of the first
         assert train(job(tmp_path / "run", Scored(BOTH), total_images=length))
     _, lines = left_by(tmp_path / "run")
     found = json.loads((tmp_path / "run" / "minima.json").read_text())
@@ -152,7 +150,7 @@ def test_the_best_value_of_each_metric_is_named_by_its_direction(tmp_path: Path)
 
 
 class Broken(TwoPhases):
-    """Its loss is no number from a step on; it knows the layer by the images."""
+    """Its loss is NaN from a step on; it names the layer with an image of the batch."""
 
     def __init__(self, from_images: int):
         super().__init__(BOTH)
@@ -168,12 +166,11 @@ class Broken(TwoPhases):
         return f"second.layer of image {int(draws.index[0])}"
 
 
-@pytest.mark.parametrize("waits", [True, False], ids=["host looks", "device notes"])
-def test_broken_layer_is_named_and_no_weight_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+@pytest.mark.parametrize("on_host", [True, False])
+def test_the_layer_that_is_not_finite_is_named_and_weights_stay_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_host: bool
 ):
-    watch = FiniteCheck
-    monkeypatch.setattr(trainer, "FiniteCheck", lambda *args: watch(*args[:3], waits))
+    monkeypatch.setattr(Engine, "norms_on_host", on_host)
     made = job(tmp_path / "run", Broken(from_images=16), save_every_images=8)
     first = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[16])
     expected = rf"gradient of b .* step 2 \(after 16 images\).*second\.layer of image {first}:"
