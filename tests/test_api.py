@@ -29,7 +29,7 @@ SMALL = {
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Return images of shapes; their shards go to the test's folder."""
+    """Return images of shapes; their shards are written to the test's folder."""
     monkeypatch.setenv("DGM_DATA", str(tmp_path / "data"))
     return np.stack([shapes.render("train", k) for k in range(48)])
 
@@ -74,7 +74,7 @@ def test_the_same_call_resumes(images: np.ndarray, tmp_path: Path):
 @pytest.mark.slow
 def test_own_network_and_objective(images: np.ndarray, tmp_path: Path):
     class Own(torch.nn.Module):
-        """Predicts noise without looking at the time."""
+        """Predicts noise without the time."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What every family guarantees to the loop, and its first losses."""
+"""The contract of every family with the training loop, and its first losses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ family_of_each = pytest.mark.parametrize("family", SCRIPTS)
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
-    """Return a maker of a family's smallest nets and objective, in float64."""
+    """Return a function that builds a family's smallest nets and objective, in float64."""
     folder = tmp_path_factory.mktemp("contract")
 
     def make(family: str) -> Parts:
@@ -48,7 +48,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
             with torch.no_grad():
                 parts.objective.initialize(parts.nets, *batch(16))
         torch.manual_seed(1)
-        with torch.no_grad():  # move what starts at zero, and would hide what lies behind it
+        with torch.no_grad():  # weights that start at zero would hide the layers before them
             for net in parts.nets.values():
                 for parameter in net.parameters():
                     parameter.add_(0.01 * torch.randn_like(parameter))
@@ -71,7 +71,7 @@ def losses(parts: Parts, given: tuple[Batch, Draws]) -> list[dict[str, Tensor]]:
 
 
 @family_of_each
-def test_values_of_the_loss_are_finite_numbers_without_a_shape(build: Callable, family: str):
+def test_losses_are_finite_scalars(build: Callable, family: str):
     for found in losses(build(family), batch(8)):
         assert found["loss"].requires_grad
         for name, value in found.items():
@@ -79,7 +79,7 @@ def test_values_of_the_loss_are_finite_numbers_without_a_shape(build: Callable, 
 
 
 @family_of_each
-def test_gradient_reaches_every_weight_of_the_phases_net_and_no_other(build: Callable, family: str):
+def test_only_and_all_weights_of_the_phases_net_have_a_gradient(build: Callable, family: str):
     parts = build(family)
     for phase in parts.objective.phases:
         for name, net in parts.nets.items():  # as the engine does
@@ -96,7 +96,7 @@ def test_gradient_reaches_every_weight_of_the_phases_net_and_no_other(build: Cal
 def test_loss_is_a_function_of_weights_images_and_draws(build: Callable, family: str):
     one, other = (losses(build(family), batch(8)) for _ in range(2))
     parts = build(family)
-    torch.manual_seed(7)  # torch's own generator is neither used nor advanced
+    torch.manual_seed(7)  # torch's global generator is neither used nor advanced
     state = torch.get_rng_state()
     again = losses(parts, batch(8))
     assert torch.equal(torch.get_rng_state(), state)
@@ -134,7 +134,7 @@ def test_visualizations_are_grids_of_images(build: Callable, family: str):
 
 
 @family_of_each
-def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, family: str):
+def test_samples_are_decoded_latents_and_encoders_invert_decoders(build: Callable, family: str):
     parts = build(family)
     objective, nets = parts.objective, {name: net.eval() for name, net in parts.nets.items()}
     assert isinstance(objective, LatentDecoder)
@@ -159,8 +159,8 @@ def test_samples_are_decoded_latents_and_encoders_find_them(build: Callable, fam
         near = (
             objective.decode(nets, found, given.labels) - objective.pixels.scale(given.images)
         ).abs()
-    if family != "vae":  # which keeps but a summary
-        assert near.mean() < 2 / 128  # as far as dequantising noise goes
+    if family != "vae":  # which compresses
+        assert near.mean() < 2 / 128  # the amplitude of dequantisation noise
 
 
 @family_of_each
@@ -169,7 +169,7 @@ def test_only_a_gan_has_no_likelihood(build: Callable, family: str):
 
 
 @pytest.mark.parametrize("family", [name for name in SCRIPTS if name != "gan"])
-def test_activations_computed_again_give_the_same_gradients_and_take_less(
+def test_recomputed_activations_give_the_same_gradients_in_less_memory(
     build: Callable[[str], Parts], family: str
 ):
     kept, again = build(family), build(family)
@@ -181,16 +181,16 @@ def test_activations_computed_again_give_the_same_gradients_and_take_less(
 
 
 def _gradients(parts: Parts) -> tuple[dict[str, Tensor], int]:
-    """Return the gradients of a loss, and the bytes saved for them."""
+    """Return the gradients of a loss, and the bytes saved for the backward pass."""
     held: dict[int, Tensor] = {}
 
     def see(tensor: Tensor) -> Tensor:
         held[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    (phase,) = parts.objective.phases
+    (phase,), (images, draws) = parts.objective.phases, batch(8)
     with torch.autograd.graph.saved_tensors_hooks(see, lambda x: x):
-        loss = parts.objective.loss(parts.nets, *[batch(8)[0], phase, batch(8)[1]])["loss"]
+        loss = parts.objective.loss(parts.nets, images, phase, draws)["loss"]
     for net in parts.nets.values():
         for parameter in net.parameters():
             held.pop(parameter.untyped_storage().data_ptr(), None)
@@ -210,7 +210,7 @@ def golden(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @family_of_each
-def test_first_twenty_steps_are_the_golden_ones(
+def test_first_twenty_steps_match_the_golden_values(
     run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path, family: str
 ):
     """A change that alters a curve needs new golden values: `golden/README.md` describes how."""

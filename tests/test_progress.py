@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, lines elsewhere, from the first process alone."""
+"""Progress of long work, of the first process: a bar on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(code: str, **variables: str) -> tuple[str, str]:
 
 
 def on_terminal(words: list[str], environment: dict[str, str]) -> tuple[str, int]:
-    """Run a command in a terminal; return what it shows and its exit code."""
+    """Run a command in a terminal; return its output and exit code."""
     terminal = Terminal(words, environment, ROOT, columns=80)
     try:
         code = terminal.wait()
@@ -48,7 +48,7 @@ def test_short_work_is_silent_and_long_work_has_two_lines() -> None:
     assert run(WORK.replace("PAUSE", "0.21"), RANK="1", WORLD_SIZE="2") == ("", "")
 
 
-def test_failed_work_leaves_the_last_line_to_its_error() -> None:
+def test_failed_work_prints_no_line_after_its_error() -> None:
     code = WORK.replace("PAUSE", "0") + "    1 / 0\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
 
 import torch
 
@@ -35,15 +34,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fits(work: Callable[[], object]) -> bool:
-    """Do work; return False where an allocation failed."""
-    try:
-        work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+class MemoryGuard:
+    """Suppress the error of an allocation that fails in a block, and set `exceeded`."""
+
+    exceeded = False
+
+    def __enter__(self) -> MemoryGuard:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.exceeded = isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error)
+        return self.exceeded
 
 
 def advise(
@@ -78,13 +79,11 @@ def _batch_fits(
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     batch, draws = trial_batch(count, image_shape, engine.device)
-
-    def try_all() -> None:
+    with MemoryGuard() as memory:
         for phase in objective.phases:
             nets[phase.net].requires_grad_(True)
             with engine.autocast():
                 loss = objective.loss(nets, batch, phase, draws)["loss"]
             loss.backward()
             nets[phase.net].requires_grad_(False)
-
-    return fits(try_all)
+    return not memory.exceeded

@@ -105,7 +105,9 @@ class Trainer:
             profiler = make_profiler(job.folder / "profile", steps)
             with torch.autograd.set_detect_anomaly(config.detect_anomaly), profiler as profile:
                 while self.images_seen < config.total_images:
-                    if not oom.fits(self.train_step):  # the tensors of a failed step are freed here
+                    with oom.MemoryGuard() as memory:
+                        self.train_step()
+                    if memory.exceeded:  # the tensors of the failed step are freed by now
                         raise oom.advise(engine, job.objective, self.batches, job.image_shape)
                     stop.defer()  # from here on there is something to save
                     self.after_step()

@@ -20,7 +20,7 @@ from dgm.training.oom import is_out_of_memory
 
 
 class Greedy(small_loop.TwoPhases):
-    """Allocates more memory than there is for many images."""
+    """Fails to allocate memory for more than `at_most` images."""
 
     whole_batch = False
 
@@ -36,7 +36,7 @@ class Greedy(small_loop.TwoPhases):
         return super().loss(nets, batch, phase, draws)
 
 
-def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
+def error_of(folder: Path, objective: Greedy, **changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         small_loop.train(small_loop.job(folder, objective, **changes))
     return str(caught.value)
@@ -44,7 +44,7 @@ def mistake(folder: Path, objective: Greedy, **changes: Any) -> str:
 
 @pytest.mark.slow
 def test_largest_micro_batch_that_fits_is_named_and_trains(tmp_path: Path):
-    message = mistake(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
+    message = error_of(tmp_path / "a", Greedy(5), global_batch=24, total_images=72)
     assert message.startswith("24 images at a time do not fit into the memory of cpu: ")
     assert "set train.micro_batch 4, the largest that was seen to fit" in message  # 24 = 6 * 4
     assert newest(tmp_path / "a" / "checkpoints") is None
@@ -52,19 +52,19 @@ def test_largest_micro_batch_that_fits_is_named_and_trains(tmp_path: Path):
     assert small_loop.train(replace(made, config=replace(made.config, micro_batch=4)))
 
 
-def test_one_image_that_does_not_fit_is_reported(tmp_path: Path):
-    assert "nor fewer: choose a smaller model" in mistake(tmp_path / "a", Greedy(0))
+def test_a_model_that_does_not_fit_is_reported(tmp_path: Path):
+    assert "nor fewer: choose a smaller model" in error_of(tmp_path / "a", Greedy(0))
 
 
-def test_a_batch_that_must_not_be_split_is_to_be_smaller(tmp_path: Path):
+def test_a_batch_that_cannot_be_split_has_to_be_smaller(tmp_path: Path):
     objective = Greedy(5)
     objective.whole_batch = True
-    assert mistake(tmp_path / "a", objective).endswith(
+    assert error_of(tmp_path / "a", objective).endswith(
         "lower train.global_batch, or use more processes"
     )
 
 
-def test_other_errors_pass(tmp_path: Path):
+def test_other_errors_are_raised(tmp_path: Path):
     class Broken(Greedy):
         def loss(self, *given: Any) -> dict[str, Tensor]:
             raise RuntimeError("something else")
@@ -79,7 +79,7 @@ NCCL = (
     "(run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\n"
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
 )
-LACKS = [
+OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total"),
     torch.AcceleratorError(f"CUDA error: out of memory{HINT}"),
     RuntimeError("CUDA driver error: out of memory"),
@@ -114,7 +114,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("error", LACKS, ids=str)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_an_allocation_that_failed_is_recognized(error: Exception):
     assert is_out_of_memory(error)
 

@@ -38,7 +38,7 @@ def test_the_rate_is_a_function_of_images_seen(
 
 
 @given(st.integers(0, 3000), st.integers(1, 2000), st.integers(0, 2000))
-def test_the_rate_never_leaves_its_range(seen: int, total: int, warmup: int):
+def test_the_rate_stays_in_its_range(seen: int, total: int, warmup: int):
     for decay in ("constant", "cosine"):
         config = OptimConfig(lr=0.4, warmup_images=warmup, decay=decay)
         assert 0 <= learning_rate(config, seen, total) <= 0.4
@@ -49,18 +49,14 @@ def test_the_optimizer_takes_its_settings():
     made = torch_adamw(nn.Linear(2, 2).parameters(), config)
     group = made.param_groups[0]
     assert isinstance(made, torch.optim.AdamW)
-    assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [
-        0.1,
-        (0.5, 0.7),
-        1e-3,
-        0.2,
-    ]
+    assert [group[k] for k in ("lr", "eps", "weight_decay")] == [0.1, 1e-3, 0.2]
+    assert group["betas"] == (0.5, 0.7)
 
 
 @pytest.mark.parametrize(
     "setting", [{"lr": 0.0}, {"lr": -1e-3}, {"clip_norm": -1.0}, {"betas": (0.9, 1.0)}]
 )
-def test_a_setting_that_cannot_learn_is_named(setting: dict[str, Any]):
+def test_an_invalid_setting_is_named(setting: dict[str, Any]):
     name, value = next(iter(setting.items()))
     shown = list(value) if isinstance(value, tuple) else value
     for make in (AdamW, torch_adamw):
@@ -79,21 +75,21 @@ def learn(nets: list[nn.Module], step: int, missing: int | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
+def test_steps_have_the_same_bits_as_torchs(dtype: torch.dtype):
     config = OptimConfig(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
     nets = [nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)).to(dtype) for _ in range(2)]
     for net in nets:
         net.to(memory_format=torch.channels_last)
         net.load_state_dict(nets[0].state_dict())
     ours, theirs = AdamW(nets[0].parameters(), config), torch_adamw(nets[1].parameters(), config)
-    # One has no gradient at first, and later another: then their numbers of steps differ.
+    # Some weights have no gradient in some steps, so that their counts of steps differ.
     for step, missing in enumerate([0, 0, None, 3, None, None]):
         learn(nets, step, missing)
         rate = 0.1 / (1 + step)
         theirs.param_groups[0]["lr"] = rate
         ours.step(rate)
         theirs.step()
-        if step == 3:  # a run that was continued goes on alike
+        if step == 3:  # resume
             kept, ours = ours.state, AdamW(nets[0].parameters(), config)
             for weight, moments in kept.items():
                 ours.load_moments(weight, {kind: value.clone() for kind, value in moments.items()})
@@ -103,7 +99,7 @@ def test_steps_leave_the_same_bits_as_torchs(dtype: torch.dtype):
             assert torch.equal(ours.state[mine][kind], value), kind
 
 
-def test_a_step_to_skip_leaves_weights_and_moments():
+def test_a_skipped_step_changes_neither_weights_nor_moments():
     net = nn.Linear(4, 4)
     made, before = AdamW(net.parameters(), OptimConfig()), net.weight.detach().clone()
     net.weight.grad = torch.full_like(net.weight, math.nan)
@@ -112,7 +108,7 @@ def test_a_step_to_skip_leaves_weights_and_moments():
     assert not made.state[net.weight]["exp_avg"].any()
 
 
-def test_without_a_gradient_there_is_nothing_to_do():
+def test_without_gradients_a_step_does_nothing():
     made = AdamW(nn.Linear(2, 2).parameters(), OptimConfig())
     made.step(0.1)
     assert not made.state
@@ -120,7 +116,7 @@ def test_without_a_gradient_there_is_nothing_to_do():
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("limit", [0.0, 1e-3, 1.0])
-def test_clipping_leaves_the_same_bits_as_torchs(size: float, limit: float):
+def test_clipping_has_the_same_bits_as_torchs(size: float, limit: float):
     ours, theirs = nn.Linear(20, 20), nn.Linear(20, 20)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         mine.grad = torch.randn_like(mine) * size

@@ -1,4 +1,4 @@
-"""A process that hangs is ended with a line that names its activity; a working one is not."""
+"""A process that hangs is ended with a line that names its activity; a busy one is not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print("done")
 
 
 def watch(work: str, limit_s: float = LIMIT_S) -> tuple[int, str, float]:
-    """Run work beside a watchdog: exit code, standard error, and seconds from its start."""
+    """Run work beside a watchdog; return exit code, standard error and seconds."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(limit_s), work],
@@ -35,7 +35,7 @@ def watch(work: str, limit_s: float = LIMIT_S) -> tuple[int, str, float]:
     return done.returncode, done.stderr, time.monotonic() - began
 
 
-def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: Path):
+def test_hanging_data_end_the_process_with_its_stack(tmp_path: Path):
     os.mkfifo(tmp_path / "data")
     code, message, took_s = watch(
         f"watchdog.set_activity('data'); open({str(tmp_path / 'data')!r})"
@@ -48,8 +48,8 @@ def test_a_source_that_gives_nothing_ends_the_process_with_its_place(tmp_path: P
     assert took_s < LIMIT_S + 10
 
 
-def test_what_keeps_pythons_lock_is_ended_as_well():
-    # As a page of a mapped file does that never comes: no other thread of Python can run.
+def test_a_process_that_holds_the_gil_is_ended_too():
+    # Like a page fault of a mapped file: no other Python thread can run.
     code, message, _ = watch("import ctypes; watchdog.set_activity('data'); time.sleep(0.2); "
                           "ctypes.PyDLL(None).sleep(30)")  # fmt: skip
     assert code == 1
@@ -57,7 +57,7 @@ def test_what_keeps_pythons_lock_is_ended_as_well():
 
 
 @pytest.mark.slow
-def test_steps_and_long_work_are_left_alone_and_so_is_a_run_without_a_limit():
+def test_steps_long_work_and_runs_without_a_limit_are_not_ended():
     steps = "[(watchdog.set_activity('step'), time.sleep(0.05)) for _ in range(30)]"
     work = "watchdog.set_activity('eval'); end = time.monotonic() + 1.5\n" + UNTIL_END
     assert watch(steps)[:2] == watch(work)[:2] == (0, "")
@@ -65,7 +65,7 @@ def test_steps_and_long_work_are_left_alone_and_so_is_a_run_without_a_limit():
     assert watch("time.sleep(1)")[:2] == (0, "")  # before the first activity
 
 
-def test_a_step_that_only_computes_is_ended():
+def test_an_endless_step_is_ended():
     work = (
         "end = time.monotonic() + 9; watchdog.set_activity('step')\nwhile time.monotonic() < end: 1"
     )
@@ -73,7 +73,7 @@ def test_a_step_that_only_computes_is_ended():
     assert code == 1 and "while in a step: look at the other processes" in message
 
 
-def test_time_for_which_a_process_is_stopped_does_not_count():
+def test_the_time_during_which_a_process_is_stopped_does_not_count():
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, str(LIMIT_S),
          "watchdog.set_activity('step'); print('on', flush=True); time.sleep(0.5)"],
