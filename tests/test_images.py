@@ -68,20 +68,6 @@ def test_npz_holds_arrays_for_other_evaluators(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["with.npz", "without.npz"]
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    images = np.zeros((1, 2, 2, 3), np.uint8)
-    save_npz(tmp_path / "it.npz", images)
-    before = (tmp_path / "it.npz").read_bytes()
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_npz(tmp_path / "it.npz", images + 1)
-    assert (tmp_path / "it.npz").read_bytes() == before
-
-
 @pytest.mark.parametrize("side", [8, 32, 64, 256, 3000])
 def test_grids_have_a_maximum_size(side: int):
     rows, columns = fit_grid(10_000, 10_000, side, side)

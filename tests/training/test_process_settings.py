@@ -119,10 +119,6 @@ def test_every_family_trains_to_the_same_bytes_with_the_key(
     family: str, run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path
 ):
     words = [LAUNCH / SCRIPTS[family], "--config", tiny_configs[family], "--train.deterministic"]
-    refused = run_warm(*words, "--run.dir", tmp_path / "no", variables={CUBLAS: ":0:0"})
-    assert refused.code == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    assert refused.stderr.startswith("error: train.deterministic is true, but CUBLAS_WORKSPACE")
-    assert not (tmp_path / "no").exists()
     found = []
     for name in ("a", "b"):
         done = run_warm(*words, "--run.dir", tmp_path / name)

@@ -48,20 +48,6 @@ def test_repeated_terminations_only_set_the_flag(stop: StopRequest):
     assert stop.raised
 
 
-def test_handlers_are_restored():
-    called: list[int] = []
-    original = signal.signal(signal.SIGUSR2, lambda number, _: called.append(number))
-    try:
-        stop = StopRequest()
-        os.kill(os.getpid(), signal.SIGUSR2)
-        assert called == [] and stop.raised
-        stop.close()
-        os.kill(os.getpid(), signal.SIGUSR2)
-        assert called == [signal.SIGUSR2]
-    finally:
-        signal.signal(signal.SIGUSR2, original)
-
-
 def test_another_thread_sets_no_handlers_and_does_not_fail():
     before, made = handlers(), []
 
