@@ -53,7 +53,7 @@ def append(file: FileIO, text: str) -> None:
     rest = memoryview(text.encode() + b"\n")
     try:
         with naming(Path(os.fsdecode(file.name))):
-            while rest:  # a disk that fills up accepts a part first
+            while rest:  # a disk that fills up accepts only the first part
                 rest = rest[file.write(rest) or 0 :]
     except BaseException:
         with contextlib.suppress(OSError):

@@ -56,7 +56,7 @@ WARM_UP = 3
 class StepNumbers:
     """The host's numbers of a step."""
 
-    images_seen: int  # before it
+    images_seen: int  # before the step
     step: int
     gradient_index: int  # see FiniteCheck
     lr: float

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dgm.rng import seed_key
 
-_CHUNK = 8192  # images per copy of those that stay on the device
-_MAX_MEMORY_FRACTION = 0.25  # of a GPU's free memory, for images that stay on it
+_CHUNK = 8192  # images per copy of resident ones
+_MAX_MEMORY_FRACTION = 0.25  # of a GPU's free memory, for resident images
 
 
 class Images(Protocol):
@@ -75,7 +75,7 @@ class DeviceLoader:
 
     def overwrite(self, target: Tensor, values: Tensor) -> None:
         """Copy the host's values into a tensor of the device, after its current work."""
-        # A pinned block is reused by the allocator once its copy is done.
+        # The allocator reuses a pinned block only after its copy is done.
         pinned = values if self.stream is None else values.pin_memory()
         target.copy_(pinned, non_blocking=True)
 
@@ -83,7 +83,7 @@ class DeviceLoader:
         if self.stream is None:
             return tuple(tensor.to(self.device) for tensor in tensors)
         with torch.cuda.stream(self.stream):
-            # The allocator reuses a pinned block once its copy is done.
+            # As in `overwrite`, pinned blocks outlive their copies.
             sent = tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self.stream)

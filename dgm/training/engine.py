@@ -42,7 +42,7 @@ class Engine:
         self.precision = mixed_precision
         self.launch = read_launch(mixed_precision)
         if self.launch.zero is not None:
-            import_deepspeed()  # to report now that it is missing
+            import_deepspeed()  # reports at once if it is missing
         with without_deepspeed_plugin():
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision,

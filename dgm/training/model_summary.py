@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgm.common.errors import UserError
 from dgm.nn.kernels.precompile import Launches, collect_on
-from dgm.objective import Objective
 from dgm.training.engine import Engine
 from dgm.training.job import Job, compile_mode
 from dgm.training.launch_env import Launch
@@ -30,7 +29,7 @@ def print_summary(job: Job, nets: dict[str, nn.Module], micro_batch: int, images
             "train.total_images"
         )
     else:
-        lines |= describe(job.engine, nets, job.objective, job.image_shape, micro_batch)
+        lines |= _describe(job, nets, micro_batch)
         if (what := compile_mode(job.config)) != "none":
             lines["compile"] = f"{what}, which makes the first steps slow"
         lines["length"] = _length(total, job.config.global_batch) + _cadences(job)
@@ -42,25 +41,15 @@ def print_summary(job: Job, nets: dict[str, nn.Module], micro_batch: int, images
         print(f"{'changed:':17}{key} from {before} to {now}")
 
 
-def describe(
-    engine: Engine,
-    nets: dict[str, nn.Module],
-    objective: Objective,
-    image_shape: tuple[int, ...],
-    micro_batch: int,
-) -> dict[str, str]:
-    """Return the lines of the summary by name.
-
-    Compute the loss once on two images, with copies of the nets, and compile its kernels.
-    """
-    sizes, precision = _sizes(nets), _precision(engine, nets)
-    flops, saved = measure_cost(engine, nets, objective, image_shape)
+def _describe(job: Job, nets: dict[str, nn.Module], micro_batch: int) -> dict[str, str]:
+    engine = job.engine
+    flops, saved = _measure_cost(job, nets)
     return {
-        "parameters": sizes,
+        "parameters": _sizes(nets),
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
         "engine": engine.name,
         "device": _device(engine.device),
-        "precision": precision,
+        "precision": _precision(engine, nets),
         "expected memory": _memory(engine, nets, saved * micro_batch),
     }
 
@@ -111,13 +100,15 @@ def weight_copies(launch: Launch) -> float:
     return moments + gradient + weights + 1
 
 
-def measure_cost(
-    engine: Engine, nets: dict[str, nn.Module], objective: Objective, image_shape: tuple[int, ...]
-) -> tuple[float, float]:
-    """Return forward FLOPs (sum over phases) and bytes saved for backward (maximum), per image."""
-    batch, draws = trial_batch(_TRIAL, image_shape, engine.device)
+def _measure_cost(job: Job, nets: dict[str, nn.Module]) -> tuple[float, float]:
+    """Return forward FLOPs (sum over phases) and bytes saved for backward (maximum), per image.
+
+    Compute the loss once on two images, with `nets`, which are copies, and compile its kernels.
+    """
+    engine = job.engine
+    batch, draws = trial_batch(_TRIAL, job.image_shape, engine.device)
     flops, max_bytes = 0.0, 0.0
-    for phase in objective.phases:
+    for phase in job.objective.phases:
         nets[phase.net].requires_grad_(True)
         saved = _SavedBytes(nets)
         counter = FlopCounterMode(display=False)
@@ -127,7 +118,7 @@ def measure_cost(
             collect_on(engine.device) as kernels,
         ):
             with counter, torch.autograd.graph.saved_tensors_hooks(saved.add, lambda x: x):
-                objective.loss(nets, batch, phase, draws)
+                job.objective.loss(nets, batch, phase, draws)
         _compile(kernels)
         nets[phase.net].requires_grad_(False)
         flops += counter.get_total_flops() / _TRIAL

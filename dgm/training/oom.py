@@ -8,15 +8,15 @@ import re
 import torch
 
 from dgm.common.errors import UserError
-from dgm.objective import Nets, Objective, WholeBatch
-from dgm.training.engine import Engine
+from dgm.objective import Nets, WholeBatch
+from dgm.training.job import Job
 from dgm.training.sampler import BatchSampler, trial_batch
 
 _ON_CPU = r"can't allocate memory|not enough memory|std::bad_alloc"
 # Errors that are not torch.OutOfMemoryError, since it was not torch that allocated the memory.
 _ON_GPU = (
-    r"CUDA (driver )?error: out of memory",  # torch beside its allocator
-    r"CUDA (ran )?out of memory",  # torch 2.15 for what cuDNN compiles; re-raised errors
+    r"CUDA (driver )?error: out of memory",  # torch, outside of its allocator
+    r"CUDA (ran )?out of memory",  # torch 2.15, of what cuDNN compiles; re-raised errors
     r"(CUBLAS|CUSOLVER|CUDNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED",
     r"Triton Error \[CUDA\]: out of memory",
     r"Cuda failure (\d+ )?'out of memory'",  # NCCL
@@ -47,22 +47,20 @@ class MemoryGuard:
         return self.exceeded
 
 
-def advise(
-    engine: Engine, objective: Objective, batches: BatchSampler, image_shape: tuple[int, ...]
-) -> UserError:
+def advise(job: Job, batches: BatchSampler) -> UserError:
     """Return an error that names the largest micro-batch that fits, found by trying.
 
     Call it outside of any `except` block: a handled exception keeps the step's tensors alive.
     """
     tried, per_rank = batches.micro_batch, batches.images_per_rank
-    reason = f"{tried} images at a time do not fit into the memory of {engine.device}"
-    if isinstance(objective, WholeBatch) and objective.whole_batch:
+    reason = f"{tried} images at a time do not fit into the memory of {job.engine.device}"
+    if isinstance(job.objective, WholeBatch) and job.objective.whole_batch:
         return UserError(f"{reason}: lower train.global_batch, or use more processes")
-    if engine.launch.zero is not None:  # a trial would need all processes
+    if job.engine.launch.zero is not None:  # a trial would need all processes
         return UserError(f"{reason}: lower train.micro_batch, which changes no result")
     sizes = (n for n in range(min(tried, per_rank + 1) - 1, 0, -1) if per_rank % n == 0)
-    nets = engine.copy_nets()
-    largest = next((n for n in sizes if _batch_fits(engine, objective, nets, image_shape, n)), None)
+    nets = job.engine.copy_nets()
+    largest = next((n for n in sizes if _batch_fits(job, nets, n)), None)
     if largest is None:
         return UserError(f"{reason}, nor fewer: choose a smaller model, or another machine")
     return UserError(
@@ -71,19 +69,17 @@ def advise(
     )
 
 
-def _batch_fits(
-    engine: Engine, objective: Objective, nets: Nets, image_shape: tuple[int, ...], count: int
-) -> bool:
+def _batch_fits(job: Job, nets: Nets, count: int) -> bool:
     """Try forward and backward passes of every phase with `count` images."""
     gc.collect()
-    if engine.device.type == "cuda":
+    if job.engine.device.type == "cuda":
         torch.cuda.empty_cache()
-    batch, draws = trial_batch(count, image_shape, engine.device)
+    batch, draws = trial_batch(count, job.image_shape, job.engine.device)
     with MemoryGuard() as memory:
-        for phase in objective.phases:
+        for phase in job.objective.phases:
             nets[phase.net].requires_grad_(True)
-            with engine.autocast():
-                loss = objective.loss(nets, batch, phase, draws)["loss"]
+            with job.engine.autocast():
+                loss = job.objective.loss(nets, batch, phase, draws)["loss"]
             loss.backward()
             nets[phase.net].requires_grad_(False)
     return not memory.exceeded

@@ -140,7 +140,7 @@ def _compare(
     """Return the keys that differ; one that an older version did not write had its default."""
     before = {**{key: defaults[key] for key in now if key not in before}, **before}
     keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
-    keys = [key for key in keys if key != "run.dir"]  # the folder is this one, however it is named
+    keys = [key for key in keys if key != "run.dir"]  # the folder may have been moved
     return {key: [before[key], now.get(key)] for key in keys}
 
 

@@ -95,7 +95,7 @@ def start_trackers(
     try:
         accelerator.init_trackers("tensorboard", init_kwargs=options)
         for tracker in accelerator.trackers:
-            if tracker.name != "tensorboard":  # which would create a second run for it
+            if tracker.name != "tensorboard":  # for which it would create a second run
                 tracker.store_init_configuration(config)
     except Exception as error:
         for tracker in accelerator.trackers:  # only some have started

@@ -108,7 +108,7 @@ class Trainer:
                     with oom.MemoryGuard() as memory:
                         self.train_step()
                     if memory.exceeded:  # the tensors of the failed step are freed by now
-                        raise oom.advise(engine, job.objective, self.batches, job.image_shape)
+                        raise oom.advise(job, self.batches)
                     stop.defer()  # from here on there is something to save
                     self.after_step()
                     if profile is not None:
