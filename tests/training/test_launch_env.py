@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from optional import need
 from torch import nn
 
 from dgm.common.errors import UserError
@@ -18,6 +20,7 @@ from dgm.training.job import TrainConfig, check_config, compile_mode
 from dgm.training.launch_env import Launch, ZeroConfig, count_nodes, on_gpu, read_launch
 from dgm.training.model_summary import weight_copies
 from dgm.training.optimizer import OptimConfig
+from dgm.training.zero import import_deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = sorted((ROOT / "launch" / "configs" / "accelerate").glob("*.yaml"))
@@ -125,6 +128,12 @@ def test_missing_deepspeed_is_reported(launch: Callable, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(UserError, match=r"DeepSpeed.*pip install deepspeed, or choose"):
         Engine("no")
+
+
+def test_deepspeed_is_imported_quietly_and_compiles_no_operator_for_inference() -> None:
+    need("deepspeed")
+    assert import_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] is False
+    assert logging.getLogger("DeepSpeed").level == logging.ERROR
 
 
 def test_an_engine_other_than_the_requested_one_is_refused(launch: Callable) -> None:
