@@ -39,8 +39,8 @@ def main() -> None:
     name = next((c for c in (" ".join(words[:2]), words[0]) if c in COMMANDS), None)
     if name is None:
         given = " ".join(words[: 2 if any(c.startswith(f"{words[0]} ") for c in COMMANDS) else 1])
-        hint = did_you_mean(given, COMMANDS) or f"choose of {', '.join(COMMANDS)}"
-        print(f"error: dgm {given} is no command: {hint.strip()}", file=sys.stderr)
+        hint = did_you_mean(given, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
+        print(f"error: dgm {given} is not a command: {hint.strip()}", file=sys.stderr)
         sys.exit(2)
     if name.startswith("train "):
         from dgm.cli.entry import stop_at_signals

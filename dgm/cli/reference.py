@@ -13,12 +13,12 @@ from typing import Any
 
 from dgm.cli import denoise, evaluate, exercises, explore, report, sample
 from dgm.cli.families import FAMILIES
+from dgm.cli.parser import TRAINERS
 from shards import build, verify
 from slurm import status
 from slurm.options import Options
 from slurm.resources import Resources
 
-TRAINERS = {"diffusion": "ddpm", "gan": "gan", "vae": "vae", "flow": "flow"}
 SHARED = ("run", "data", "optim", "train", "eval")
 ENVIRONMENT = {
     "DGM_DATA": "folder in which trainers keep the shards that they build; default `data`",

@@ -181,7 +181,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         elif number < len(texts):
             raise UserError(
                 f"{path} is damaged in line {number} (no JSON object with images_seen): "
-                "mend or remove that line"
+                "repair or remove that line"
             )
     return lines
 

@@ -1,4 +1,4 @@
-"""The exercises: their files are validated, runs are trained once, pages show what came out."""
+"""The exercises: their files are validated, runs are trained once, pages show the outcomes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ WRONG: list[tuple[object, str]] = [
         {**GOOD, "scales": {"small": {"config": "a", "post": ["rm -r"]}}},
         "runs 'rm': choose",
     ),
-    ({**GOOD, "scales": {"small": {"config": "a", "measure": "'x"}}}, "which is no command"),
+    ({**GOOD, "scales": {"small": {"config": "a", "measure": "'x"}}}, "which is not a command"),
     ({**GOOD, "show": ["sounds"]}, "shows 'sounds': choose of samples"),
     ({**GOOD, "show": "samples"}, "has show 'samples': give a list"),
     ({**GOOD, "compare": ["fd"]}, "names the metric 'fd'"),

@@ -78,7 +78,7 @@ def test_what_is_no_run_or_damaged_is_a_one_line_error(call: Callable, tmp_path:
         config.parent: f"{config} is not YAML in line 1 (did not find expected node content): "
         "correct that line; or restore it, or move the run",
         damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
-        "mend or remove that line",
+        "repair or remove that line",
     }
     for folder, message in mistakes.items():
         assert call(folder) == (2, "", f"error: {message}\n"), folder

@@ -159,7 +159,7 @@ def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0] * 10, time__save_s=[0.5] * 10)
     text = HtmlPage(make_page("x", [opened(folder)], [])).text
     assert "wall time until the last log20.0 s" in text
-    assert "of it saving5.0 s (25.0 %)" in text
+    assert "of which saving5.0 s (25.0 %)" in text
     assert "spent waiting for data6.67 %" in text  # 1 of 15 s
     assert "energy" not in text.lower()
 
