@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 
 class Copies:
-    """A family whose samples are images of a data set: the k-th of the requested class."""
+    """A family whose samples are images of a data set: image k of the requested class."""
 
     sample_config = SimpleNamespace(batch=100)
     pixels = STANDARD
