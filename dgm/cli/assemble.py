@@ -184,13 +184,9 @@ def _resume_point(folder: Path) -> str:
 
 
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
-    """Return the job of a configuration, as `run_training` has it, and the family's parts."""
-    real = RealImages(
-        images,
-        images.num_classes,
-        identify(images),
-        lambda: open_test(config.data, engine, images.classes),
-    )
+    """Return the job of a configuration (see `run_training`) and the family's parts."""
+    open_real_test = functools.partial(open_test, config.data, engine, images.classes)
+    real = RealImages(images, images.num_classes, identify(images), open_real_test)
     evaluation: EvalConfig = config.eval
     return Job(
         folder=Path(config.run.dir),
@@ -270,33 +266,30 @@ def ensure_split(
     """
     given = data.shards if split == "train" else data.test_shards
     # A run's config.yaml names its train shards; the test shards lie in the same folder.
-    root = default_root(data) if split == "test" else None
+    root = _parent_of_built(data) if split == "test" else None
     return ensure(
         data.source, given, split, data.resize, options=data.options, root=root,
         classes=classes, check=check, check_index=check_index,
     )  # fmt: skip
 
 
-def default_root(data: DataConfig) -> Path | None:
+def _parent_of_built(data: DataConfig) -> Path | None:
     """Return the parent folder of data.shards if a trainer built them by default, else None."""
     if data.shards is None:
         return None
     shards = Path(os.path.expanduser(data.shards))
     try:
         name = default_folder(data.source, "train", data.resize, data.options).name
-    except UserError:  # of a source that is unknown: the shards come from elsewhere
+    except UserError:  # an unknown source: the shards come from elsewhere
         return None
     return shards.parent if shards.name == name else None
 
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Make paths absolute, so that they hold in any working directory."""
-    source = data.source
-    if source.startswith("folder:"):
-        source = source_name(source)
-    return replace(
-        data, source=source, shards=_absolute(data.shards), test_shards=_absolute(data.test_shards)
-    )
+    shards, test_shards = _absolute(data.shards), _absolute(data.test_shards)
+    source = source_name(data.source) if data.source.startswith("folder:") else data.source
+    return replace(data, source=source, shards=shards, test_shards=test_shards)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -308,7 +301,7 @@ def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shard
 
     classes: those of the train images, by which labels are numbered.
     """
-    if data.test_shards is None and data.shards is not None and default_root(data) is None:
+    if data.test_shards is None and data.shards is not None and _parent_of_built(data) is None:
         raise UserError(
             f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
             "its test images, or set eval.every_images 0"

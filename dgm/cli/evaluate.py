@@ -100,7 +100,7 @@ def open_context(options: Namespace, engine: Engine, folder: Path) -> EvalContex
     """Return the context of a run at --checkpoint; print a note if it is still being written."""
     trained = load_run_on_all(engine, folder, options.checkpoint)
     check_folder("the run folder", folder)
-    with contextlib.suppress(UserError):  # a damaged log does not matter
+    with contextlib.suppress(UserError):  # of a damaged log, which evaluation does not read
         if engine.is_main and state_of(folder) == "still being written":
             print(
                 f"{folder} is still being written: evaluating its checkpoint of "
@@ -124,7 +124,7 @@ def evaluate(context: EvalContext, names: list[str]) -> dict[str, Any]:
 
 
 def save(found: dict[str, Any], path: Path) -> None:
-    """Write `evaluation.json`; other metrics of the same checkpoint stay in it."""
+    """Write `evaluation.json`, keeping other metrics of the same checkpoint."""
     before: Any = {}
     if path.exists():
         try:

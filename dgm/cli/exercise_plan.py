@@ -26,7 +26,7 @@ from dgm.cli.parser import CONFIGS, TRAINERS, parse_options
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 from dgm.report.exercise import PICTURES, Exercise
-from dgm.report.hypothesis_check import Hypothesis, Metric, parse_metric
+from dgm.report.hypothesis_check import Hypothesis, RunMetric, parse_metric
 
 FOLDER = CONFIGS / "exercises"
 _SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
@@ -176,7 +176,7 @@ def _hypothesis(path: Path, entry: Any, groups: Collection[str]) -> Hypothesis:
     return Hypothesis(_text(path, entry, "hypothesis"), metric, lower, of, baseline)
 
 
-def _metric(path: Path, text: object) -> Metric:
+def _metric(path: Path, text: object) -> RunMetric:
     try:
         return parse_metric(str(text))
     except ValueError:

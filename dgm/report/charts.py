@@ -211,7 +211,7 @@ def _layout(
 
 
 def _text(text: str) -> str:
-    """Return a text as Plotly shows it unchanged, which takes some HTML in texts for markup."""
+    """Escape a text without passwords, because Plotly interprets some HTML tags."""
     return html.escape(without_password(text), quote=False)
 
 

@@ -13,7 +13,7 @@ from dgm.report.hypothesis_check import (
     RELATIVE_TOLERANCE,
     Groups,
     Hypothesis,
-    Metric,
+    RunMetric,
     check_hypothesis,
     measure_group,
     name_best,
@@ -43,8 +43,8 @@ class Exercise:
     title: str
     question: str
     hypotheses: Sequence[Hypothesis] = ()
-    compare: Sequence[Metric] = ()  # of groups
-    rank_by: Sequence[Metric] = ()  # by which the best is named
+    compare: Sequence[RunMetric] = ()  # of groups
+    rank_by: Sequence[RunMetric] = ()  # by which the best is named
     min_losses: bool = False  # the minimum of each loss
     show: Sequence[str] = ()
 
