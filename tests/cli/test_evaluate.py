@@ -133,6 +133,20 @@ def _few(folder: Path) -> Path:
     return folder / "few"
 
 
+def test_other_images_than_those_of_the_checkpoint_are_refused(
+    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+) -> None:
+    other, config = _few(tmp_path), runs["vae"] / "config.yaml"
+    whole = config.read_text()
+    config.write_text(re.sub(r"(?m)^  shards: .*$", f"  shards: {other}", whole))
+    for script in ("evaluate.py", "explore.py"):
+        error = error_of(run_warm(LAUNCH / script, runs["vae"]))
+        assert f"was trained on other images than data.shards {other} holds" in error
+    config.write_text(whole)  # the remedy of the message
+    done = run_warm(EVALUATE, runs["vae"], *options, "--metrics", "bits_per_dim")
+    assert done.code == 0, done.stderr
+
+
 def test_a_run_still_being_written_is_evaluated_with_a_note(
     run_warm: Callable, runs: dict[str, Path], options: list[object]
 ) -> None:
