@@ -54,7 +54,7 @@ class DataConfig:
     source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
     shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
-    """Folder of train shards; null is data/SOURCE, built from the source where missing."""
+    """Folder of train shards; null is data/SOURCE, built from the source if missing."""
     test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of test shards, for metrics on test images; null is like that of `shards`."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
@@ -140,7 +140,7 @@ def run_training(
 def _prepare(
     config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
 ) -> tuple[Job, Any]:
-    """Open the shards, built where missing, and make the job; return the config naming them."""
+    """Open the shards, built if missing, and make the job; return the config naming them."""
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
         watchdog.set_activity("prepare")
@@ -211,7 +211,7 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
 
 
 def check_rebuilt(run: Path, index: Index) -> None:
-    """Raise UserError where shards of other images would replace those of a trained run."""
+    """Raise UserError if shards of other images would replace those of a trained run."""
     found = newest(run / "checkpoints")
     before, now = read_state(found)["data_id"] if found else None, _hash(_checksums(index))
     if before not in (None, now):
@@ -223,7 +223,7 @@ def check_rebuilt(run: Path, index: Index) -> None:
 
 
 def identify(images: Shards) -> str:
-    """Return a hash of the images' contents, and of their classes if numbered otherwise."""
+    """Return a hash of the images' contents, and of their classes if these are renumbered."""
     renumbered = images.classes != images.index.classes
     return _hash(_checksums(images.index) + [json.dumps(images.classes)] * renumbered)
 
@@ -258,7 +258,7 @@ def ensure_split(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Path:
-    """Return the folder of a run's train or test shards, built where missing, checked.
+    """Return the folder of a run's train or test shards, built if missing, checked.
 
     classes: of the train images, by which labels of test images are numbered; check: called with
     the images' shape and number of classes before anything is built; check_index: before shards
@@ -297,7 +297,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shards:
-    """Open the test images of a data set, built where missing.
+    """Open the test images of a data set, built if missing.
 
     classes: those of the train images, by which labels are numbered.
     """

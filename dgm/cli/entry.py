@@ -103,7 +103,7 @@ def _stop_early(number: int, frame: FrameType | None) -> None:
 
 
 def restore_signals() -> None:
-    """Put Python's own handlers back where `stop_at_signals` set its own."""
+    """Restore Python's handlers of signals that `stop_at_signals` handles."""
     for number in SIGNALS:
         if signal.getsignal(number) is _stop_early:
             is_int = number == signal.SIGINT

@@ -199,7 +199,7 @@ class EvalContext:
 
 
 def _build_settings(data: DataConfig, index: Index) -> DataConfig:
-    """Return the settings by which train shards were built, for the test images beside them."""
+    """Return the settings with which train shards were built, for the test images beside them."""
     settings = index.settings
     resize = settings.get("resize")
     return replace(

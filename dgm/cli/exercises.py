@@ -81,10 +81,12 @@ class Commands:
         folder.mkdir(parents=True, exist_ok=True)
         self.done = [line.get("command") for line in read_lines(folder / _DONE)]
 
-    def run(self, title: str, words: list[str], checkpoint: int | None = None) -> None:
+    def run(
+        self, title: str, words: list[str], checkpoint: int | None = None, again: bool = False
+    ) -> None:
         """Run a Python script, unless it has succeeded before (on the same checkpoint, if any)."""
         key = words if checkpoint is None else [*words, f"at {checkpoint}"]
-        if key in self.done:
+        if key in self.done and not again:
             return
         log = self.folder / "logs" / f"{title.replace(' ', '-')}.txt"
         log.parent.mkdir(exist_ok=True)
@@ -109,10 +111,6 @@ class Commands:
         with self.lock, open(self.folder / _DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"command": key, "s": round(took, 1)}) + "\n")
         print(f"{title}: {duration(took)}", flush=True)
-
-    def forget(self, words: list[str]) -> None:
-        """Remove a command from those that succeeded."""
-        self.done = [command for command in self.done if command != words]
 
     def stop(self) -> None:
         """Send SIGTERM to the running commands, which save and exit; start no more."""
@@ -178,9 +176,8 @@ def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands
         file = _path("launch/configs/accelerate/ddp.yaml")
         start = ["-m", "accelerate.commands.launch", "--config_file", file, *count]
         words = [*start, *words]
-    if newest_saved(out / planned.name) is None:
-        commands.forget(words)
-    commands.run(f"train {planned.name}", words)
+    is_lost = newest_saved(out / planned.name) is None
+    commands.run(f"train {planned.name}", words, again=is_lost)
 
 
 def run_commands(planned: PlannedRun, out: Path, commands: Commands) -> None:
@@ -216,7 +213,7 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
-    """Train and evaluate all runs, then write the pages; raises CommandError."""
+    """Train and evaluate all runs, then write the pages; raise CommandError."""
     data = _data(options)
     for split in ("test", "train"):  # without test images nothing is built
         ensure(options.data, split=split, resize=options.resize, options=data.options)
@@ -240,7 +237,7 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
 
 
 def main() -> int:
-    """Train and compare as the command line says; return the exit code."""
+    """Train and compare by the options of the command line; return the exit code."""
     for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
         signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])

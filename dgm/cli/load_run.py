@@ -103,7 +103,7 @@ def load_run_on_all(
 
 
 def open_train_data(folder: Path, trained: TrainedRun) -> tuple[Shards, dict[str, Any]]:
-    """Return the images that a run was trained on, labels numbered as then, and its `data` section.
+    """Return the images of a run, with the class numbers of its training, and its `data` section.
 
     Raise UserError if they are missing, or differ from those of the checkpoint.
     """

@@ -105,7 +105,7 @@ def find_shards(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Shards | None:
-    """Return a run's shards, verified, or None where they are still to be built.
+    """Return a run's shards, verified; None if they are not built yet.
 
     classes: of the train images, for test images; check, check_index: see `ensure_split`.
     """

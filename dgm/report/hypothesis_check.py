@@ -51,7 +51,7 @@ class RunMetric:
     is_spread: bool = False  # over the runs of a group, of what `read` returns
 
     def format(self, mean: float, spread: float | None = None) -> str:
-        """Return a value as text, with its standard deviation where there is one."""
+        """Return a value as text, with its standard deviation if there is one."""
         if self.unit == "number":
             return format_metric(self.key, mean) + (f" ± {spread:.2g}" if spread else "")
         as_text = percent if self.unit == "fraction" else duration
@@ -60,7 +60,7 @@ class RunMetric:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was expected before any run: a metric of one group below or above a baseline."""
+    """An expectation before any run: a metric of one group is below or above a baseline."""
 
     text: str
     metric: RunMetric
@@ -87,7 +87,7 @@ class Value:
 
 
 def parse_metric(text: str) -> RunMetric:
-    """Return the metric that a text names; raises ValueError where it names none."""
+    """Return the metric that a text names; raise ValueError if it names none."""
     if text.startswith(_SPREAD_OF):
         of = parse_metric(text.removeprefix(_SPREAD_OF))
         name = f"spread over runs of {of.name}"
@@ -137,7 +137,7 @@ def _name_of_result(name: str, part: str) -> str:
 
 
 def measure_group(runs: Sequence[Run], metric: RunMetric) -> Value | None:
-    """Return a metric of a group; None where a run of it lacks the metric."""
+    """Return a metric of a group; None if a run of it lacks the metric."""
     known = [value for run in runs if (value := metric.read(run)) is not None]
     if not known or len(known) < len(runs):
         return None

@@ -47,7 +47,7 @@ def exploration_study(run: Run) -> Study | None:
 
 
 def denoising_metric(folder: Path, steps: int, name: str) -> float | None:
-    """Return what `launch/denoise.py` measured after so many steps; None where it did not."""
+    """Return a metric of `launch/denoise.py` at a number of steps; None if there is none."""
     try:
         found = as_object((folder / _DENOISING).read_text(errors="replace", encoding="utf-8"))
         rows = _rows(found or {}, "steps", "steps", name)

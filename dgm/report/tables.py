@@ -48,7 +48,7 @@ class Column:
     higher_is_better: bool | None = None  # None: neither direction is
 
     def best(self) -> set[int]:
-        """Return the rows with the best value, where there is something to compare."""
+        """Return the rows with the best value, if there is something to compare."""
         known = [value for value in self.values if value is not None]
         if self.higher_is_better is None or len(set(known)) < 2:
             return set()
