@@ -12,6 +12,8 @@ from PIL import Image
 from tiny import LAUNCH
 from warm_processes import Result
 
+from dgm.cli.path_checks import Outputs, choose_outputs
+
 SAMPLE = LAUNCH / "sample.py"
 
 pytestmark = pytest.mark.slow
@@ -80,10 +82,11 @@ def test_every_sampler_takes_classes_and_guidance(
 
 
 @pytest.mark.parametrize("given", ["x.png", "x.npz", "x", "x.PNG"])
-def test_a_file_is_written_where_out_says(sample: Callable, tmp_path: Path, given: str) -> None:
-    done = sample("--out", given)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npz", "x.png"]
-    assert "x.png and x.npz" in done.stdout
+def test_a_grid_and_an_array_have_the_name_of_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert choose_outputs("--out", given) == Outputs(Path("x.png"), Path("x.npz"))
 
 
 def test_a_folder_gets_single_images_that_are_those_of_the_array(
