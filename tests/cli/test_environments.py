@@ -45,7 +45,7 @@ def python(words: list[object], environment: dict, cwd: Path, *prefix: str):
     """Run `python WORDS`."""
     return subprocess.run(
         [*prefix, sys.executable, *map(str, words)], env=environment, cwd=cwd,
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, errors="replace", timeout=200,
     )  # fmt: skip
 
 

@@ -21,13 +21,8 @@ def test_two_processes_report_a_mistake_once(
         assert part in error
     # Only the first process finds this one; the others must not wait for it forever.
     assert "nowhere do not exist" in error_of(train("--data.shards=nowhere", processes=2))
-    words = [
-        LAUNCH / SCRIPTS["vae"],
-        "--config",
-        tiny_configs["vae"],
-        "--run.dir",
-        tmp_path / "run",
-    ]
+    run = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
+    words = [LAUNCH / SCRIPTS["vae"], *run]
     launched = run_script(*words, "--train.global_batch=15", processes=2)
     assert launched.code != 0
     assert launched.stderr.count("error: train.global_batch 15") == 1
