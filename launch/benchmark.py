@@ -1,7 +1,6 @@
 """Measure the speed of the parts: `python launch/benchmark.py data`."""
 
-from dgm.cli.benchmark import main
-from dgm.cli.entry import run
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

@@ -1,7 +1,6 @@
 """Noise real test images partially and denoise them: `python launch/denoise.py RUN`."""
 
-from dgm.cli.denoise import main
-from dgm.cli.entry import run
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

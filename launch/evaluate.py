@@ -1,7 +1,6 @@
 """Measure trained runs: `python launch/evaluate.py runs/a runs/b`."""
 
-from dgm.cli.entry import run
-from dgm.cli.evaluate import main
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

@@ -1,7 +1,6 @@
 """Train, measure and answer the exercises: `python launch/exercises.py --data shapes`."""
 
-from dgm.cli.entry import run
-from dgm.cli.exercises import main
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

@@ -1,7 +1,6 @@
 """Check runs before slurm.submit submits them: `python launch/preflight.py < REQUEST`."""
 
-from dgm.cli.entry import run
-from dgm.cli.preflight import main
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

@@ -1,7 +1,6 @@
 """Write a page on runs: `python launch/report.py runs/small-ddpm-shapes`."""
 
-from dgm.cli.entry import run
-from dgm.cli.report import main
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

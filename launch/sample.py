@@ -1,7 +1,6 @@
 """Make images with a trained run: `python launch/sample.py runs/ddpm-small --per_class 10`."""
 
-from dgm.cli.entry import run
-from dgm.cli.sample import main
+from dgm.cli.entry import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script(__file__)

@@ -1,10 +1,6 @@
 """Train a normalizing flow: `accelerate launch launch/train_flow.py`."""
 
+from dgm.cli.entry import run_script
+
 if __name__ == "__main__":
-    from dgm.cli.entry import run, stop_at_signals
-
-    stop_at_signals()  # libraries take seconds to import
-
-    from dgm.cli.train_flow import main
-
-    run(main)
+    run_script(__file__)

@@ -54,7 +54,7 @@ class DataConfig:
     source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
     """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
     shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
-    """Folder of train shards; null is data/SOURCE, built from the source where missing."""
+    """Folder of train shards; null is data/SOURCE, built from the source if missing."""
     test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of test shards, for metrics on test images; null is like that of `shards`."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
@@ -140,7 +140,7 @@ def run_training(
 def _prepare(
     config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
 ) -> tuple[Job, Any]:
-    """Open the shards, built where missing, and make the job; return the config naming them."""
+    """Open the shards, built if missing, and make the job; return the config naming them."""
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
         watchdog.set_activity("prepare")
@@ -184,13 +184,9 @@ def _resume_point(folder: Path) -> str:
 
 
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
-    """Return the job of a configuration, as `run_training` has it, and the family's parts."""
-    real = RealImages(
-        images,
-        images.num_classes,
-        identify(images),
-        lambda: open_test(config.data, engine, images.classes),
-    )
+    """Return the job of a configuration (see `run_training`) and the family's parts."""
+    open_real_test = functools.partial(open_test, config.data, engine, images.classes)
+    real = RealImages(images, images.num_classes, identify(images), open_real_test)
     evaluation: EvalConfig = config.eval
     return Job(
         folder=Path(config.run.dir),
@@ -215,7 +211,7 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
 
 
 def check_rebuilt(run: Path, index: Index) -> None:
-    """Raise UserError where shards of other images would replace those of a trained run."""
+    """Raise UserError if shards of other images would replace those of a trained run."""
     found = newest(run / "checkpoints")
     before, now = read_state(found)["data_id"] if found else None, _hash(_checksums(index))
     if before not in (None, now):
@@ -227,7 +223,7 @@ def check_rebuilt(run: Path, index: Index) -> None:
 
 
 def identify(images: Shards) -> str:
-    """Return a hash of the images' contents, and of their classes if numbered otherwise."""
+    """Return a hash of the images' contents, and of their classes if these are renumbered."""
     renumbered = images.classes != images.index.classes
     return _hash(_checksums(images.index) + [json.dumps(images.classes)] * renumbered)
 
@@ -262,7 +258,7 @@ def ensure_split(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Path:
-    """Return the folder of a run's train or test shards, built where missing, checked.
+    """Return the folder of a run's train or test shards, built if missing, checked.
 
     classes: of the train images, by which labels of test images are numbered; check: called with
     the images' shape and number of classes before anything is built; check_index: before shards
@@ -270,33 +266,30 @@ def ensure_split(
     """
     given = data.shards if split == "train" else data.test_shards
     # A run's config.yaml names its train shards; the test shards lie in the same folder.
-    root = default_root(data) if split == "test" else None
+    root = _parent_of_built(data) if split == "test" else None
     return ensure(
         data.source, given, split, data.resize, options=data.options, root=root,
         classes=classes, check=check, check_index=check_index,
     )  # fmt: skip
 
 
-def default_root(data: DataConfig) -> Path | None:
+def _parent_of_built(data: DataConfig) -> Path | None:
     """Return the parent folder of data.shards if a trainer built them by default, else None."""
     if data.shards is None:
         return None
     shards = Path(os.path.expanduser(data.shards))
     try:
         name = default_folder(data.source, "train", data.resize, data.options).name
-    except UserError:  # of a source that is unknown: the shards come from elsewhere
+    except UserError:  # an unknown source: the shards come from elsewhere
         return None
     return shards.parent if shards.name == name else None
 
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """Make paths absolute, so that they hold in any working directory."""
-    source = data.source
-    if source.startswith("folder:"):
-        source = source_name(source)
-    return replace(
-        data, source=source, shards=_absolute(data.shards), test_shards=_absolute(data.test_shards)
-    )
+    shards, test_shards = _absolute(data.shards), _absolute(data.test_shards)
+    source = source_name(data.source) if data.source.startswith("folder:") else data.source
+    return replace(data, source=source, shards=shards, test_shards=test_shards)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -304,11 +297,11 @@ def _absolute(path: str | None) -> str | None:
 
 
 def open_test(data: DataConfig, engine: Engine, classes: Sequence[str]) -> Shards:
-    """Open the test images of a data set, built where missing.
+    """Open the test images of a data set, built if missing.
 
     classes: those of the train images, by which labels are numbered.
     """
-    if data.test_shards is None and data.shards is not None and default_root(data) is None:
+    if data.test_shards is None and data.shards is not None and _parent_of_built(data) is None:
         raise UserError(
             f"data.shards is {data.shards}, but data.test_shards is not given: name the shards of "
             "its test images, or set eval.every_images 0"

@@ -20,11 +20,12 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from dgm import images
-from dgm.cli.eval_context import EvalContext, add_study_options
-from dgm.cli.load_run import load_run, open_train_data, parse_checkpoint
-from dgm.cli.parser import make_options_parser, parse_options, read_list
+from dgm.cli.eval_context import EvalContext
+from dgm.cli.load_run import TrainedRun, load_run_on_all, open_train_data
+from dgm.cli.parser import make_options_parser, parse_options
 from dgm.cli.path_checks import check_folder
 from dgm.cli.start_engine import start_engine
+from dgm.cli.study import add_study_options, read_steps, save_sheet
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -59,7 +60,7 @@ def make_parser() -> ArgumentParser:
 
 
 class Denoiser:
-    """Test images, to be noised and denoised from several numbers of steps."""
+    """Noises and denoises test images, by different numbers of steps."""
 
     def __init__(self, context: EvalContext, objective: DiffusionObjective):
         """Choose the test images, balanced by class."""
@@ -89,7 +90,7 @@ class Denoiser:
         return {"steps": steps, **self._metrics(noised, denoised)}, sheet.clamp(-1, 1)
 
     def _noise_and_denoise(self, rows: Tensor, steps: int) -> Tensor:
-        """Return some of the images noised and denoised, [n, 2, C, H, W]."""
+        """Return the images of these rows noised and denoised: [n, 2, C, H, W]."""
         options, rows = self.context.options, rows.to(self.real.device)
         draws = Draws.of(options.seed, self.draw_index[rows])
         noised = sdedit.noise(self.objective, self.pixels[rows], draws, steps)
@@ -116,35 +117,24 @@ class Denoiser:
         return metrics
 
 
-def denoise(options: Namespace, engine: Engine) -> dict[str, Any]:
-    """Denoise from each number of steps, and from those of the curve; write the sheets."""
+def denoise(options: Namespace, engine: Engine, out: Path) -> dict[str, Any]:
+    """Denoise by each number of steps, and by those of the curve; write the sheets."""
     check_range(options, "--", "num_images", "num_shown", "evaluations", "epochs", min=1)
     check_range(options, "--", "curve", min=0, max=1000)
     check_range(options, "--", "guidance", min=0)
-    folder, out = Path(options.run), output_folder(options)
-    trained = load_run(folder, parse_checkpoint(options.checkpoint))
-    objective = trained.objective
-    if not isinstance(objective, DiffusionObjective):
-        raise UserError(
-            f"{options.run} holds a {trained.family} run: name one of a diffusion model"
-        )
-    if min(objective.image_shape[:2]) < MIN_SIDE:
-        raise UserError(
-            f"{options.run} was trained on images of side {min(objective.image_shape[:2])}, too "
-            f"small for SSIM: name a run on images of {MIN_SIDE} or more"
-        )
+    trained = load_run_on_all(engine, Path(options.run), options.checkpoint)
+    objective = check_run(options.run, trained)
     check_folder("--out", out)
-    total = objective.schedule.num_timesteps
-    chosen_steps = choose_steps(options.steps, total)
-    context = EvalContext(options, engine, trained, *open_train_data(folder, trained))
+    total, chosen_steps = objective.schedule.num_timesteps, read_steps(options.steps, objective)
+    data = open_train_data(Path(options.run), trained)
+    context = EvalContext(options, engine, trained, *data)
     denoiser = Denoiser(context, objective)
     rows = []
     for steps in chosen_steps:
         metrics, sheet = denoiser(steps)
         rows.append(metrics)
         if engine.is_main:
-            pixels = images.to_uint8(sheet.flatten(0, 1), objective.pixels)
-            images.save_png(out / f"steps-{steps:04d}.png", images.grid(pixels, sheet.shape[1]))
+            save_sheet(out / f"steps-{steps:04d}.png", sheet, objective.pixels)
     curve = [denoiser(steps)[0] for steps in curve_steps(total, options.curve)]
     classes = classify(context.classifier, context.test.images(denoiser.index))
     return {
@@ -159,20 +149,18 @@ def denoise(options: Namespace, engine: Engine) -> dict[str, Any]:
     }
 
 
-def output_folder(options: Namespace) -> Path:
-    """Return the folder for sheets and metrics."""
-    return Path(options.out or Path(options.run) / "denoised")
-
-
-def choose_steps(text: str, total: int) -> list[int]:
-    """Return the numbers of --steps; raise UserError if the schedule is shorter."""
-    steps = read_list("--steps", str(text), int)
-    for step in steps:
-        if not 1 <= step <= total:
-            raise UserError(
-                f"--steps names {step}: choose 1 to {total}, the run's diffusion.num_timesteps"
-            )
-    return steps
+def check_run(name: str, trained: TrainedRun) -> DiffusionObjective:
+    """Return the objective of a diffusion model's run; raise UserError for another run."""
+    objective = trained.objective
+    if not isinstance(objective, DiffusionObjective):
+        raise UserError(f"{name} holds a {trained.family} run: name one of a diffusion model")
+    side = min(objective.image_shape[:2])
+    if side < MIN_SIDE:
+        raise UserError(
+            f"{name} was trained on images of side {side}, too small for SSIM: name a run on "
+            f"images of {MIN_SIDE} or more"
+        )
+    return objective
 
 
 def curve_steps(total: int, points: int) -> list[int]:
@@ -201,10 +189,10 @@ def print_table(found: dict[str, Any]) -> None:
 def main() -> None:
     """Denoise from the command line: a table on screen; sheets, a curve and JSON in a folder."""
     options = parse_options(make_parser(), sys.argv[1:])
+    out = Path(options.out or Path(options.run) / "denoised")
     with contextlib.closing(start_engine("no")) as engine:
-        found = denoise(options, engine)
+        found = denoise(options, engine, out)
         if engine.is_main:
-            out = output_folder(options)
             write_whole(out / "denoising.json", json.dumps(found, indent=1) + "\n")
             print_table(found)
             if found["curve"]:

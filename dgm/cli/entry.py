@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib
 import logging
 import os
 import signal
@@ -26,10 +27,18 @@ from shards.cli import set_option_format
 _is_script = False  # whether `run` was called
 
 
+def run_script(path: str) -> NoReturn:
+    """Run a script of launch/: `main` of the module of dgm.cli with the same name."""
+    name = Path(path).stem
+    if name.startswith("train_"):
+        stop_at_signals()
+    run(importlib.import_module(f"dgm.cli.{name}").main)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script: 0 done, 75 stopped after saving, 2 the user's mistake, 1 anything else.
 
-    The process ends here, so that it may change streams, warnings and hooks for good.
+    The process exits, so streams, warnings and hooks are changed permanently.
     """
     global _is_script
     _is_script = True
@@ -68,7 +77,7 @@ def _as_key(option: str) -> str:
 
 
 def _set_cache_folders() -> None:
-    # In a container a user may have neither a name, which torch's compiler needs, nor a home.
+    # In a container, a user may have neither a name, which torch's compiler needs, nor a home.
     base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
     own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     try:
@@ -78,21 +87,6 @@ def _set_cache_folders() -> None:
     if os.path.expanduser("~") == "~":
         os.environ.setdefault("TRITON_HOME", str(base / f"triton{own}"))
         os.environ.setdefault("MPLCONFIGDIR", str(base / f"matplotlib{own}"))
-
-
-def exit_now(code: int, line: str) -> NoReturn:
-    """Exit from a signal handler, without an exception.
-
-    An exception raised at any moment can be swallowed, in a __del__ for example.
-    """
-    _ignore_signals()
-    with contextlib.suppress(RuntimeError, OSError):  # a write may be in progress
-        sys.stdout.flush()
-    if (os.environ.get("RANK") or "0") == "0":
-        with contextlib.suppress(OSError):
-            os.write(1, f"{line}\n".encode())
-    _record_code(code)
-    os._exit(code)
 
 
 def stop_at_signals() -> None:
@@ -109,7 +103,7 @@ def _stop_early(number: int, frame: FrameType | None) -> None:
 
 
 def restore_signals() -> None:
-    """Put Python's own handlers back where `stop_at_signals` set its own."""
+    """Restore Python's handlers of signals that `stop_at_signals` handles."""
     for number in SIGNALS:
         if signal.getsignal(number) is _stop_early:
             is_int = number == signal.SIGINT
@@ -117,8 +111,18 @@ def restore_signals() -> None:
 
 
 def exit_before_first_step() -> NoReturn:
-    """Exit a trainer that has nothing to save yet."""
-    exit_now(STOPPED, "stopped before its first step: run the same command to continue")
+    """Exit a trainer that has nothing to save yet, from a signal handler.
+
+    An exception could be swallowed, in a __del__ for example.
+    """
+    _ignore_signals()
+    with contextlib.suppress(RuntimeError, OSError):  # a write may be in progress
+        sys.stdout.flush()
+    if (os.environ.get("RANK") or "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(1, b"stopped before its first step: run the same command to continue\n")
+    _record_code(STOPPED)
+    os._exit(STOPPED)
 
 
 def ignore_signals_at_exit(restore: Callable[[], object]) -> None:
@@ -135,8 +139,8 @@ def _ignore_signals() -> None:
 
 
 def _hide_disk_faults_of_helpers() -> None:
-    # On a full disk a tracker's thread, or a file closed by garbage collection, fails too, besides
-    # the main thread, which reports it in one line.
+    # On a full disk, a tracker's thread or the closing of a file by garbage collection fails, too;
+    # the main thread reports the fault in one line.
     in_thread, in_del = threading.excepthook, sys.unraisablehook
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
@@ -151,7 +155,7 @@ def _hide_disk_faults_of_helpers() -> None:
 
 
 def _record_code(code: int) -> None:
-    # A launcher of several processes returns one code only, or that of one it killed.
+    # A launcher of several processes returns only one code, possibly of a process that it killed.
     path = os.environ.get("DGM_EXIT_CODES")
     if path:
         with open(path, "a", encoding="utf-8") as file:
@@ -159,8 +163,8 @@ def _record_code(code: int) -> None:
 
 
 def _print_error(line: str) -> None:
-    # Most mistakes occur on all processes alike: the first one prints, and as it ends the launcher
-    # ends the others. A process that fails alone still exists after a while and prints then.
+    # Most mistakes occur on all processes: the first one prints, and when it exits the launcher
+    # terminates the others. A process that fails alone is still alive after 5 s, and prints then.
     if (os.environ.get("RANK") or "0") != "0":
         time.sleep(5)
     print(line, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import identify
 from dgm.cli.eval_context import EvalContext
-from dgm.cli.load_run import load_run_on_all, open_train_data, parse_checkpoint
+from dgm.cli.load_run import load_run_on_all, open_train_data
 from dgm.cli.metric_groups import METRIC_GROUPS, compute_metrics
 from dgm.cli.metric_selection import choose_metrics, refuse_published_names
 from dgm.cli.parser import make_options_parser, parse_options, path_word
@@ -63,7 +63,7 @@ def make_parser() -> ArgumentParser:
     )
     add("--per_class", type=int, help="generated images of each class, equally many")
     add("--seeds", type=int, default=1, help="number of seeds: mean and standard deviation")
-    add("--checkpoint", help="its images seen, or best; default the newest")
+    add("--checkpoint", help="by images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
     add("--importance_samples", type=int, default=0, help="of a vae's tighter bound; default none")
     add("--ode_steps", type=int, help="steps of bits_per_dim_ode, 8 or more; default: as needed")
@@ -98,9 +98,9 @@ def check(options: Namespace) -> None:
 
 def open_context(options: Namespace, engine: Engine, folder: Path) -> EvalContext:
     """Return the context of a run at --checkpoint; print a note if it is still being written."""
-    trained = load_run_on_all(engine, folder, parse_checkpoint(options.checkpoint))
+    trained = load_run_on_all(engine, folder, options.checkpoint)
     check_folder("the run folder", folder)
-    with contextlib.suppress(UserError):  # a damaged log does not matter
+    with contextlib.suppress(UserError):  # of a damaged log, which evaluation does not read
         if engine.is_main and state_of(folder) == "still being written":
             print(
                 f"{folder} is still being written: evaluating its checkpoint of "
@@ -124,7 +124,7 @@ def evaluate(context: EvalContext, names: list[str]) -> dict[str, Any]:
 
 
 def save(found: dict[str, Any], path: Path) -> None:
-    """Write `evaluation.json`; other metrics of the same checkpoint stay in it."""
+    """Write `evaluation.json`, keeping other metrics of the same checkpoint."""
     before: Any = {}
     if path.exists():
         try:

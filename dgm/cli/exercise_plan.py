@@ -1,16 +1,16 @@
-"""Files of exercises: which runs answer a question, the hypotheses, what is shown.
+"""Exercise files: the runs that answer a question, the hypotheses, and the content of the page.
 
 title, question   of the page
 trainer           ddpm, gan, vae or flow
-groups            by name: `set` (keys of the trainer), or `like: FILE` and `group` to take a group
-                  of another file; `trainer` and `scales` of its own where it needs them
+groups            by name: `set` (keys of the trainer), or `like: FILE` and `group` for a group of
+                  another file; optionally its own `trainer` and `scales`
 scales            by name: `config` (in launch/configs), `set`, `seeds` (runs of each group),
-                  `measure` (words for launch/evaluate.py), `post` (for the first run of each
-                  group: a script of launch/ and its words)
+                  `measure` (options of launch/evaluate.py), `post` (for the first run of each
+                  group: a script of launch/ with its options)
 expect            `hypothesis` (a text), `lower` or `higher` (a metric), `of` (a group), `baseline`
                   (a group, or a number)
-compare, rank_by  metrics of groups; the best is named by the latter
-min, show         whether the minimum of each loss is listed; pictures
+compare, rank_by  metrics of groups to list, and those by which the best group is chosen
+min, show         whether to list the minimum of each loss; pictures to show
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from dgm.cli import denoise, evaluate, explore, sample
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import CONFIGS, parse_options
+from dgm.cli.parser import CONFIGS, TRAINERS, parse_options
 from dgm.common.errors import UserError
 from dgm.common.yaml_io import read_yaml
 from dgm.report.exercise import PICTURES, Exercise
-from dgm.report.hypothesis_check import Hypothesis, Metric, parse_metric
+from dgm.report.hypothesis_check import Hypothesis, RunMetric, parse_metric
 
 FOLDER = CONFIGS / "exercises"
-TRAINERS = {module.__name__.rpartition("train_")[2]: module for module in FAMILIES.values()}
-"""Modules of the training scripts, by what follows train_ in their names."""
 _SCRIPTS = {"evaluate": evaluate, "sample": sample, "denoise": denoise, "explore": explore}
 
 _FILE = (
@@ -45,14 +42,14 @@ _EXPECT = ("hypothesis", "lower", "higher", "of", "baseline")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of an exercise: how it is trained, and which commands follow."""
+    """A run of an exercise: its training, and the commands after it."""
 
     name: str
     group: str
     trainer: str
     config: Path
     settings: dict[str, Any]
-    commands: tuple[tuple[str, ...], ...]  # a script's name and its words
+    commands: tuple[tuple[str, ...], ...]  # a script's name and its options
 
 
 @dataclass(frozen=True)
@@ -70,20 +67,22 @@ def names_of_exercises(folder: Path = FOLDER) -> list[str]:
 
 
 def read_plan(path: Path, scale: str) -> Plan:
-    """Read an exercise at a scale; raises UserError naming the file and what is wrong in it."""
+    """Read an exercise at a scale; raise UserError with the file and the mistake."""
     content = _read(path)
-    groups = _object(path, content, "groups")
+    groups = _get(path, content, "groups", dict)
     if not groups:
         raise UserError(f"{path} has no groups: name at least one")
     runs = [run for name in groups for run in _plan_group(path, content, name, scale)]
     exercise = Exercise(
         title=_text(path, content, "title"),
         question=_text(path, content, "question"),
-        hypotheses=[_hypothesis(path, entry, groups) for entry in _list(path, content, "expect")],
-        compare=[_metric(path, text) for text in _list(path, content, "compare")],
-        rank_by=[_metric(path, text) for text in _list(path, content, "rank_by")],
+        hypotheses=[
+            _hypothesis(path, entry, groups) for entry in _get(path, content, "expect", list)
+        ],
+        compare=[_metric(path, text) for text in _get(path, content, "compare", list)],
+        rank_by=[_metric(path, text) for text in _get(path, content, "rank_by", list)],
         min_losses=bool(content.get("min", False)),
-        show=_list(path, content, "show"),
+        show=_get(path, content, "show", list),
     )
     for kind in exercise.show:
         if kind not in PICTURES:
@@ -94,8 +93,8 @@ def read_plan(path: Path, scale: str) -> Plan:
 def _plan_group(
     path: Path, content: dict[str, Any], name: str, scale: str, num_seeds: int | None = None
 ) -> list[PlannedRun]:
-    """Return the runs of a group; `num_seeds` is that of another file which takes the group."""
-    group = _object(path, content["groups"], name)
+    """Return the runs of a group; `num_seeds` is that of another file that refers to it."""
+    group = _get(path, content["groups"], name, dict)
     _check_keys(path, f"groups.{name}", group, _GROUP)
     common, own = _scale(path, content, scale), _scale(path, group, scale)
     at = {**common, **own}
@@ -106,20 +105,19 @@ def _plan_group(
     if "like" in taken:
         other = path.parent / _text(path, taken, "like")
         source, source_name = _read(other), _text(path, taken, "group")
-        if source_name not in _object(other, source, "groups"):
+        if source_name not in _get(other, source, "groups", dict):
             raise UserError(f"{path} takes group {source_name} of {other.name}, which has none")
-        if num_seeds is not None:  # or two files could refer to each other without end
+        if num_seeds is not None:  # two files could refer to each other endlessly
             raise UserError(f"{path} takes group {name} of {other.name} itself: take it from there")
         planned = _plan_group(other, source, source_name, scale, seeds)
         return [replace(run, group=name) for run in planned]
     trainer = group.get("trainer", content.get("trainer"))
-    if trainer not in TRAINERS:
-        raise UserError(
-            f"{path} has trainer {trainer} for group {name}: choose of {', '.join(TRAINERS)}"
-        )
+    if trainer not in TRAINERS.values():
+        known = ", ".join(TRAINERS.values())
+        raise UserError(f"{path} has trainer {trainer} for group {name}: choose of {known}")
     config = CONFIGS / _text(path, at, "config")
     settings = {
-        k: v for part in (common, own, group) for k, v in _object(path, part, "set").items()
+        k: v for part in (common, own, group) for k, v in _get(path, part, "set", dict).items()
     }
     for_all, for_first = _commands(path, at)
     runs = []
@@ -137,9 +135,9 @@ def _commands(
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Return the commands for every run of a group, and those for its first."""
     lines = at.get("measure", [])
-    lines = [lines] if isinstance(lines, str) else _list(path, at, "measure")
+    lines = [lines] if isinstance(lines, str) else _get(path, at, "measure", list)
     measure = [("evaluate", *_words(path, line)) for line in lines]
-    post = [_words(path, line) or ("",) for line in _list(path, at, "post")]
+    post = [_words(path, line) or ("",) for line in _get(path, at, "post", list)]
     for script, *words in [*measure, *post]:
         if script not in _SCRIPTS:
             raise UserError(f"{path} runs '{script}': choose of {', '.join(_SCRIPTS)}")
@@ -151,10 +149,10 @@ def _commands(
 
 
 def _scale(path: Path, content: dict[str, Any], scale: str) -> dict[str, Any]:
-    scales = _object(path, content, "scales")
+    scales = _get(path, content, "scales", dict)
     if scales and scale not in scales:
         raise UserError(f"{path} has no scale {scale}: choose of {', '.join(map(str, scales))}")
-    found = _object(path, scales, scale)
+    found = _get(path, scales, scale, dict)
     _check_keys(path, f"scales.{scale}", found, _SCALE)
     return found
 
@@ -178,7 +176,7 @@ def _hypothesis(path: Path, entry: Any, groups: Collection[str]) -> Hypothesis:
     return Hypothesis(_text(path, entry, "hypothesis"), metric, lower, of, baseline)
 
 
-def _metric(path: Path, text: object) -> Metric:
+def _metric(path: Path, text: object) -> RunMetric:
     try:
         return parse_metric(str(text))
     except ValueError:
@@ -200,20 +198,15 @@ def _check_keys(path: Path, where: str, found: dict[str, Any], known: Iterable[s
             raise UserError(f"{path} has an unknown key {key} in {where}: use {', '.join(known)}")
 
 
-def _object(path: Path, parent: dict[str, Any], key: str) -> dict[str, Any]:
+def _get(path: Path, parent: dict[str, Any], key: str, kind: type) -> Any:
+    """Return a mapping or a list, an empty one where the key is missing."""
     found = parent.get(key)
     if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path} has {key} '{found}': give keys and values")
+        return kind()
+    if not isinstance(found, kind):
+        expected = "keys and values" if kind is dict else "a list"
+        raise UserError(f"{path} has {key} '{found}': give {expected}")
     return found
-
-
-def _list(path: Path, parent: dict[str, Any], key: str) -> list[Any]:
-    found = parent.get(key)
-    if not isinstance(found, list | None):
-        raise UserError(f"{path} has {key} '{found}': give a list")
-    return found or []
 
 
 def _text(path: Path, parent: dict[str, Any], key: str) -> str:
@@ -227,4 +220,6 @@ def _words(path: Path, line: object) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(line if isinstance(line, str) else ""))
     except ValueError as error:
-        raise UserError(f"{path} has '{line}', which is no command ({error}): mend it") from None
+        raise UserError(
+            f"{path} has '{line}', which is not a command ({error}): correct it"
+        ) from None

@@ -23,8 +23,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import DataConfig
-from dgm.cli.exercise_plan import FOLDER, TRAINERS, Plan, PlannedRun, names_of_exercises, read_plan
-from dgm.cli.parser import make_options_parser, parse, parse_options, path_word
+from dgm.cli.exercise_plan import FOLDER, Plan, PlannedRun, names_of_exercises, read_plan
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import TRAINERS, make_options_parser, parse, parse_options, path_word
 from dgm.cli.path_checks import check_folder
 from dgm.cli.report import open_run
 from dgm.common.atomic_io import write_whole
@@ -58,15 +59,14 @@ def make_parser() -> ArgumentParser:
     add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
     add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one per core")
     add("--processes", type=int, default=1, help="of each run, as accelerate launch starts them")
-    add("--exercises", type=path_word, default=str(FOLDER), help="folder of the exercises' files")
+    add("--exercises", type=path_word, help="their folder; default launch/configs/exercises")
     return parser
 
 
 class CommandError(Exception):
-    """A command failed."""
+    """A command failed with an exit code."""
 
     def __init__(self, code: int, message: str):
-        """Keep its exit code."""
         super().__init__(message)
         self.code = code
 
@@ -75,17 +75,18 @@ class Commands:
     """Runs commands with a log each; those that succeeded are not run again."""
 
     def __init__(self, folder: Path):
-        """Read which commands succeeded before."""
         self.folder, self.lock = folder, threading.Lock()
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopping = False
         folder.mkdir(parents=True, exist_ok=True)
         self.done = [line.get("command") for line in read_lines(folder / _DONE)]
 
-    def run(self, title: str, words: list[str], checkpoint: int | None = None) -> None:
-        """Run a Python script unless it was done, on the same checkpoint where one is given."""
+    def run(
+        self, title: str, words: list[str], checkpoint: int | None = None, again: bool = False
+    ) -> None:
+        """Run a Python script, unless it has succeeded before (on the same checkpoint, if any)."""
         key = words if checkpoint is None else [*words, f"at {checkpoint}"]
-        if key in self.done:
+        if key in self.done and not again:
             return
         log = self.folder / "logs" / f"{title.replace(' ', '-')}.txt"
         log.parent.mkdir(exist_ok=True)
@@ -111,12 +112,8 @@ class Commands:
             file.write(json.dumps({"command": key, "s": round(took, 1)}) + "\n")
         print(f"{title}: {duration(took)}", flush=True)
 
-    def forget(self, words: list[str]) -> None:
-        """Mark a command as not done."""
-        self.done = [command for command in self.done if command != words]
-
     def stop(self) -> None:
-        """Ask all running commands to save and end; start no more."""
+        """Send SIGTERM to the running commands, which save and exit; start no more."""
         with self.lock:
             self.stopping = True
             for process in self.running:
@@ -124,8 +121,8 @@ class Commands:
 
 
 def choose(options: Namespace) -> list[Plan]:
-    """Return the exercises of --only; raises UserError where one, or a key of a run, is wrong."""
-    folder = Path(options.exercises)
+    """Return the exercises of --only; raise UserError for a mistake in them or in a run's keys."""
+    folder = Path(options.exercises or FOLDER)
     known = names_of_exercises(folder)
     if not known:
         raise UserError(f"--exercises is {folder}, which holds no exercise: name a folder of them")
@@ -134,9 +131,10 @@ def choose(options: Namespace) -> list[Plan]:
         if name not in known:
             raise UserError(f"--only names '{name}': choose of {', '.join(known)}")
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
+    families = {name: family for family, name in TRAINERS.items()}
     for planned in _runs(plans):
-        keys = _keys(planned, options, Path("run"))
-        parse(TRAINERS[planned.trainer].Config, "", keys)
+        config_class = FAMILIES[families[planned.trainer]].Config
+        parse(config_class, "", _keys(planned, options, Path("run")))
     return plans
 
 
@@ -178,9 +176,8 @@ def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands
         file = _path("launch/configs/accelerate/ddp.yaml")
         start = ["-m", "accelerate.commands.launch", "--config_file", file, *count]
         words = [*start, *words]
-    if newest_saved(out / planned.name) is None:
-        commands.forget(words)
-    commands.run(f"train {planned.name}", words)
+    is_lost = newest_saved(out / planned.name) is None
+    commands.run(f"train {planned.name}", words, again=is_lost)
 
 
 def run_commands(planned: PlannedRun, out: Path, commands: Commands) -> None:
@@ -196,12 +193,12 @@ def _path(name: str) -> str:
 
 
 def own_cores(parallel: int) -> Callable[[], None]:
-    """Return an initializer that gives each thread, and what it starts, cores of its own."""
+    """Return a thread initializer that pins each thread and its processes to separate cores."""
     if not hasattr(os, "sched_setaffinity"):
         return lambda: None
     cores = sorted(os.sched_getaffinity(0))
     parts = iter([set(cores[k::parallel]) or set(cores) for k in range(parallel)])
-    # More threads than cores would wait for each other in every layer.
+    # With more threads than cores, they would wait for each other in every layer.
     return lambda: os.sched_setaffinity(0, next(parts))
 
 
@@ -216,7 +213,7 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
-    """Train and evaluate all runs, then write the pages; raises CommandError."""
+    """Train and evaluate all runs, then write the pages; raise CommandError."""
     data = _data(options)
     for split in ("test", "train"):  # without test images nothing is built
         ensure(options.data, split=split, resize=options.resize, options=data.options)
@@ -240,7 +237,7 @@ def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
 
 
 def main() -> int:
-    """Train and compare as the command line says; return the exit code."""
+    """Train and compare by the options of the command line; return the exit code."""
     for number in set(watched_signals()) & {signal.SIGTERM, signal.SIGHUP}:
         signal.signal(number, signal.default_int_handler)
     options = parse_options(make_parser(), sys.argv[1:])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dgm.cli.assemble import Parts, all_ids, identify
-from dgm.cli.families import open_config, rebuild
+from dgm.cli.families import FAMILIES, family_of, open_config
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective
@@ -20,8 +20,6 @@ from dgm.training.engine import Engine
 from dgm.training.state_dicts import in_channels_last, load_nets
 from shards.reader import Shards, open_shards
 from shards.remote import is_remote
-
-_MAX_RUNS = 1000  # that are searched for a name like the one given
 
 
 @dataclass
@@ -38,7 +36,7 @@ class TrainedRun:
     image_shape: tuple[int, int, int] | None = None
 
 
-def parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
+def _parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
     """Return the value of --checkpoint; raise UserError if it is no number nor `best`."""
     if text is None:
         return None
@@ -55,9 +53,9 @@ def load_run(
     average: bool = True,
     replace: Callable[[Parts], Parts] = lambda parts: parts,
 ) -> TrainedRun:
-    """Load the newest whole checkpoint of a run folder, that of `images_seen`, or the best.
+    """Load the newest complete checkpoint of a run folder, that of `images_seen`, or the best.
 
-    `average` takes the moving average of the weights; `replace` exchanges nets or objective. Raise
+    `average` loads the moving average of the weights; `replace` exchanges nets or objective. Raise
     UserError if there is none.
     """
     config = folder / "config.yaml"
@@ -70,7 +68,10 @@ def load_run(
         loaded, fingerprint = _read_one(folder, seen)
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
-    family, parts = rebuild(config, (height, width, channels), len(classes))
+    family = family_of(config)
+    parts = FAMILIES[family].make_parts(
+        open_config(config), (height, width, channels), len(classes)
+    )
     parts = replace(parts)
     load_nets(parts.nets, loaded.full.model)
     if average:
@@ -85,24 +86,24 @@ def load_run(
 
 
 def load_run_on_all(
-    engine: Engine, folder: Path, images_seen: int | Literal["best"] | None
+    engine: Engine, folder: Path, text: str | None, average: bool = True
 ) -> TrainedRun:
-    """Load the same checkpoint on every process, even if the run is writing new ones.
+    """Load the checkpoint of a --checkpoint option, the same on all ranks even during training.
 
     Collective: call on all ranks.
     """
     loaded: list[TrainedRun] = []
 
     def load() -> int:
-        loaded.append(load_run(folder, images_seen))
+        loaded.append(load_run(folder, _parse_checkpoint(text), average))
         return loaded[0].images_seen
 
     seen = engine.on_main(load)
-    return loaded[0] if loaded else load_run(folder, seen)
+    return loaded[0] if loaded else load_run(folder, seen, average)
 
 
 def open_train_data(folder: Path, trained: TrainedRun) -> tuple[Shards, dict[str, Any]]:
-    """Return the images that a run was trained on, labels numbered as then, and its `data` section.
+    """Return the images of a run, with the class numbers of its training, and its `data` section.
 
     Raise UserError if they are missing, or differ from those of the checkpoint.
     """

@@ -27,7 +27,7 @@ COMMANDS = {
     "shards build": ("shards.build", "build WebDataset shards from images"),
     "shards verify": ("shards.verify", "check shards against their checksums"),
 }
-"""Sub-commands: the module that has `main`, and what it does."""
+"""Sub-commands: module and description."""
 
 
 def main() -> None:
@@ -39,21 +39,17 @@ def main() -> None:
     name = next((c for c in (" ".join(words[:2]), words[0]) if c in COMMANDS), None)
     if name is None:
         given = " ".join(words[: 2 if any(c.startswith(f"{words[0]} ") for c in COMMANDS) else 1])
-        hint = did_you_mean(given, COMMANDS) or f"choose of {', '.join(COMMANDS)}"
-        print(f"error: dgm {given} is no command: {hint.strip()}", file=sys.stderr)
+        hint = did_you_mean(given, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
+        print(f"error: dgm {given} is not a command: {hint.strip()}", file=sys.stderr)
         sys.exit(2)
-    if name.startswith("train "):
-        from dgm.cli.entry import stop_at_signals
-
-        stop_at_signals()  # libraries take seconds to import
-    module = importlib.import_module(COMMANDS[name][0])
+    module = COMMANDS[name][0]
     # Runs record the script's name.
-    sys.argv = [f"launch/{COMMANDS[name][0].split('.')[-1]}.py", *words[len(name.split()) :]]
-    if not name.startswith(("submit", "status", "shards")):
-        from dgm.cli.entry import run
+    sys.argv = [f"launch/{module.split('.')[-1]}.py", *words[len(name.split()) :]]
+    if module.startswith("dgm.cli."):
+        from dgm.cli.entry import run_script
 
-        run(module.main)
-    module.command()
+        run_script(sys.argv[0])
+    importlib.import_module(module).command()
 
 
 def usage() -> str:

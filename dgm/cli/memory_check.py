@@ -1,4 +1,4 @@
-"""The memory that the nets of a configuration need, computed before they are built."""
+"""The memory that the nets of a configuration need, computed before they are allocated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ _OVERFLOW = ("overflow", "Overflow")
 
 
 def build_on_meta(
-    make_parts: Callable[..., Any],
-    config: Any,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
+    make_parts: Callable[..., Any], config: Any, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Any, int]:
     """Return the family's parts on the meta device, and the bytes of their weights.
 
-    Raises UserError where a tensor would exceed any size that torch supports.
+    Raise UserError for a tensor larger than torch supports.
     """
     try:
         with torch.device("meta"):
@@ -32,25 +29,22 @@ def build_on_meta(
         if not any(word in str(error) for word in _OVERFLOW):
             raise
         raise UserError(
-            f"{_sizes(config)} ask for nets larger than any memory: choose smaller numbers"
+            f"{_sizes(config)} give nets larger than any memory: choose smaller numbers"
         ) from None
     return parts, sum(p.nbytes for net in parts.nets.values() for p in net.parameters())
 
 
 def check_memory(
-    make_parts: Callable[..., Any],
-    config: Any,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
+    make_parts: Callable[..., Any], config: Any, image_shape: tuple[int, int, int], num_classes: int
 ) -> None:
-    """Raise UserError where nets of this configuration do not fit the images, or the memory."""
+    """Raise UserError if the nets of this configuration do not fit the images or the memory."""
     size = build_on_meta(make_parts, config, image_shape, num_classes)[1]
     copies = 1 if torch.cuda.is_available() else _ON_CPU
     memory = psutil.virtual_memory().total
     if copies * size > memory:
         raise UserError(
-            f"{_sizes(config)} ask for {size / 1e9:,.1f} GB of weights, of which a run on this "
-            f"machine holds {copies} cop{'y' if copies == 1 else 'ies'} in "
+            f"{_sizes(config)} give {size / 1e9:,.1f} GB of weights, of which a run on this "
+            f"machine keeps {copies} cop{'y' if copies == 1 else 'ies'} in "
             f"{memory / 1e9:,.1f} GB of memory: choose smaller numbers"
         )
 

@@ -29,9 +29,9 @@ _PUBLISHED = {name: options for options, names in _OPTIONS_OF.items() for name i
 
 
 def choose_metrics(context: EvalContext) -> list[str]:
-    """Return the names of --metrics, or those that suit the run.
+    """Return the metrics of --metrics, or those that the run supports.
 
-    Raise UserError if one does not suit it, or if there are too few images.
+    Raise UserError for a metric that it does not support, or for too few images.
     """
     trained, text = context.trained, context.options.metrics
     if text is None:
@@ -85,14 +85,14 @@ def _without_test(context: EvalContext, names: list[str]) -> list[str]:
 
 
 def suggest_metric(name: str) -> str:
-    """Return what to give instead of an unknown name."""
+    """Return the remedy for an unknown name."""
     if options := _PUBLISHED.get(name.lower().replace("-", "_")):
         return f"give {options}"
     return f"{did_you_mean(name, METRIC_GROUPS)}choose of {', '.join(METRIC_GROUPS)}"
 
 
 def refuse_published_names(words: list[str]) -> None:
-    """Raise UserError if FID or another published name is given as an option, or to a wrong one."""
+    """Raise UserError if a published name such as FID is an option, or a value of a wrong one."""
     for word, following in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         value = value if equals else following

@@ -30,11 +30,9 @@ _TYPE_NAMES = {
     str: "a text", NoneType: "null",
 }  # fmt: skip
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
-TRAINERS = {
-    "diffusion": "train_ddpm.py", "gan": "train_gan.py", "vae": "train_vae.py",
-    "flow": "train_flow.py",
-}  # fmt: skip
-"""Training scripts, by the section of the configuration that only their family has."""
+"""The published configurations; an installed package holds a copy of launch/."""
+TRAINERS = {"diffusion": "ddpm", "gan": "gan", "vae": "vae", "flow": "flow"}
+"""The name in `train_NAME.py`, by the section of the configuration that only this family has."""
 _LOADER = "dgm"  # the name under which jsonargparse knows our YAML loader
 _MAX_EXACT = 2**53  # a float holds every whole number up to it
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
@@ -46,8 +44,9 @@ Number = TypeVar("Number", int, float)
 def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
     """Return the configuration of `--config FILE` (or the default one) and `--section.key VALUE`.
 
-    Files are merged in order, a later one wins; options win over all files, wherever they stand.
-    Raises a one-line UserError where a key is unknown or a value does not fit.
+    FILE is a path, or the name of a file in launch/configs. Later files override earlier ones, and
+    options override all files, in any position. Raise a one-line UserError for an unknown key or a
+    value of another type.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))
@@ -91,17 +90,19 @@ def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict
     """Return the keys of a YAML file, flat, with values converted to the keys' types."""
     if not path:
         raise UserError("--config is '': name a YAML file")
+    if not Path(path).exists() and (CONFIGS / path).is_file():
+        path = str(CONFIGS / path)
     try:
         keys = read_yaml(Path(path))
         texts = dict(flatten_nested(read_yaml(Path(path), as_text=True)))
     except UserError as error:
         raise UserError(f"--config {error}") from None
     sections = {key.split(".")[0] for key in known}
-    for section, script in TRAINERS.items():
+    for section, name in TRAINERS.items():
         if section in keys and section not in sections:
             raise UserError(
                 f"{path} is for another family (it has the section {section}): train it by "
-                f"launch/{script}"
+                f"launch/train_{name}.py"
             )
     found = {}
     for key, value in flatten_nested(keys):
@@ -123,17 +124,18 @@ def _raise_unknown_key(
             f"{path} gives the section {key} the value '{value}': write its keys below it, as "
             f"{inside[0].removeprefix(key + '.')}: VALUE"
         )
-    if script := _only_trainer_of(all_keys):
+    if name := _only_trainer_of(all_keys):
         raise UserError(
-            f"{path} is for another family (it has the key {key}): train it by launch/{script}"
+            f"{path} is for another family (it has the key {key}): train it by "
+            f"launch/train_{name}.py"
         )
     hint = suggest_key(str(key), known) or "see --help for the keys"
     raise UserError(f"{path} has an unknown key {key}: {hint}")
 
 
 def _only_trainer_of(keys: Iterable[str]) -> str | None:
-    """Return the script of the one family that has all these keys; None if several do, or none."""
-    from dgm.cli.families import FAMILIES  # which import this module
+    """Return the name of the only trainer that has all these keys; None if several do, or none."""
+    from dgm.cli.families import FAMILIES  # imports this module
 
     keys = set(keys)
     able = [
@@ -150,13 +152,13 @@ def _kinds(parser: ArgumentParser) -> dict[str, Any]:
 
 
 def _is_whole(kind: Any) -> bool:
-    """Return whether a type's numbers are whole ones only: int, int | None."""
+    """Return whether a type takes int but not float: int, int | None."""
     kinds = get_args(kind) or (kind,)
     return int in kinds and float not in kinds
 
 
 def _convert(value: Any, text: str, kind: Any) -> Any:
-    """Convert a YAML value to its key's type: 1e5 to a whole number, `no` to a text."""
+    """Convert a YAML value to its key's type: 1e5 to an int, `no` to a string."""
     if isinstance(value, float) and _is_whole(kind):
         return int(value) if value.is_integer() and abs(value) <= _MAX_EXACT else value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -166,7 +168,7 @@ def _convert(value: Any, text: str, kind: Any) -> Any:
 
 
 def _with_whole_numbers(words: list[str], kinds: dict[str, Any]) -> list[str]:
-    """Replace 1e5 by 100000 where the type is a whole number."""
+    """Replace 1e5 by 100000 where the type is int, for which jsonargparse refuses the former."""
     whole = {f"--{key}" for key, kind in kinds.items() if _is_whole(kind)}
     found: list[str] = []
     for word in words:
@@ -182,20 +184,16 @@ def _with_whole_numbers(words: list[str], kinds: dict[str, Any]) -> list[str]:
 
 def _expand_paths(config: Any) -> Any:
     """Expand ~ in the keys that are marked as paths."""
-    changes: dict[str, Any] = {}
+    sections = {}
     for f in dataclasses.fields(config):
         section = getattr(config, f.name)
-        if dataclasses.is_dataclass(section) and not isinstance(section, type):
-            paths = [p.name for p in dataclasses.fields(section) if p.metadata.get("path")]
-            given = {name: getattr(section, name) for name in paths}
-            expanded = {
-                name: expand_home(f"{f.name}.{name}", value)
-                for name, value in given.items()
-                if isinstance(value, str)
-            }
-            if any(given[name] != value for name, value in expanded.items()):
-                changes[f.name] = dataclasses.replace(section, **expanded)
-    return dataclasses.replace(config, **changes) if changes else config
+        expanded = {
+            key.name: expand_home(f"{f.name}.{key.name}", value)
+            for key in dataclasses.fields(section)
+            if key.metadata.get("path") and isinstance(value := getattr(section, key.name), str)
+        }
+        sections[f.name] = dataclasses.replace(section, **expanded)
+    return dataclasses.replace(config, **sections)
 
 
 def make_options_parser(description: str | None) -> ArgumentParser:
@@ -238,7 +236,7 @@ def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 def _parse(
     parser: ArgumentParser, arguments: list[str], given: dict[str, Any] | None = None
 ) -> Namespace:
-    """Parse words, which win over values `given` by key; raise a one-line UserError."""
+    """Parse words, which override values `given` by key; raise a one-line UserError."""
     words = _with_whole_numbers(arguments, _kinds(parser))
     try:
         before = None if given is None else parser.parse_object(nested(given))
@@ -248,7 +246,7 @@ def _parse(
 
 
 def _explain(message: str, parser: ArgumentParser) -> str:
-    """Return a parser's message in our terms, with the remedy."""
+    """Return jsonargparse's message in terms of keys and values, with the remedy."""
     known = [option for action in parser._actions for option in action.option_strings]
     if unknown := re.match(r"unrecognized arguments: ([^ =]+)", message):
         word = unknown[1]
@@ -256,7 +254,7 @@ def _explain(message: str, parser: ArgumentParser) -> str:
             return f"{message}: {_hint(word, known) or 'see --help'}"
         if word.endswith((".yaml", ".yml")) and "--config" in known:
             return f"{message}: write --config {word}"
-    # Of several types, as in `int | None`, it lists an error for each before the value.
+    # For a union, as in `int | None`, the message lists an error for each type before the value.
     elif wrong := re.match(r'Parser key "([^"]+)": .*(?:Got|Given) value: (.*)', message):
         key, value = wrong.groups()
         return f"{key} is {value}: give {_describe(_kinds(parser).get(key))}"
@@ -264,7 +262,7 @@ def _explain(message: str, parser: ArgumentParser) -> str:
 
 
 def _describe(kind: Any) -> str:
-    """Return what a value of a type looks like."""
+    """Describe the values of a type."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {list(arguments)}"
@@ -285,9 +283,8 @@ def _hint(option: str, known: list[str]) -> str | None:
         return suggest_option(option, known)
     section = option.removeprefix("--").split(".")[0]
     if section in TRAINERS and not any(key.startswith(f"{section}.") for key in keys):
-        return (
-            f"the section {section} belongs to launch/{TRAINERS[section]}; see --help for the keys"
-        )
+        script = f"launch/train_{TRAINERS[section]}.py"
+        return f"the section {section} belongs to {script}; see --help for the keys"
     if option in ("--conf", "--cfg", "--config_file", "--config-file", "--config_path", "--yaml"):
         return "did you mean --config?"
     hint = suggest_key(option.removeprefix("--"), keys)
@@ -295,7 +292,7 @@ def _hint(option: str, known: list[str]) -> str | None:
 
 
 def _check_values(given: Iterable[tuple[str, Any]]) -> None:
-    """Raise UserError where a text is empty, or a number is NaN or far too large."""
+    """Raise UserError for an empty string, and for a number that is NaN or far too large."""
     for name, value in given:
         for each in value if isinstance(value, list | tuple) else [value]:
             if remedy := remedy_for(each, name.removeprefix("--")):

@@ -50,7 +50,7 @@ def choose_outputs(option: str, text: str) -> Outputs:
     """Return the outputs for x.png, x.npz, a path without ending, or a folder.
 
     A folder ends with / or exists; it has to be empty, so that no files are overwritten or mixed
-    with others. Raises UserError where nothing can be written.
+    with others. Raise UserError if nothing can be written.
     """
     path = Path(text)
     if text.endswith(("/", os.sep)) or path.is_dir():

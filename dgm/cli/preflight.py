@@ -2,7 +2,7 @@
 
 The request is JSON: `script` (launch/train_X.py), `sets` (a command line by name), `processes`
 (numbers of processes that the run may get) and `build` (whether to build missing shards). The
-answer is JSON too: for each set either `error`, or what the run will be.
+answer is JSON too: for each set either `error`, or a description of the run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 from dgm.cli.assemble import DataConfig, check_rebuilt, ensure_split
 from dgm.cli.families import FAMILIES
 from dgm.cli.memory_check import build_on_meta
-from dgm.cli.parser import parse
+from dgm.cli.parser import TRAINERS, parse
 from dgm.common.errors import UserError
-from dgm.training.job import check_config, check_micro_batches
+from dgm.training.job import TrainConfig, check_config, check_micro_batches
 from dgm.training.launch_env import read_launch
 from dgm.training.run_folder import as_yaml, describe_code
 from dgm.training.sampler import BatchSampler
@@ -34,23 +34,24 @@ _COPIES = 4  # in a checkpoint: weights, their average, two moments
 def main() -> None:
     """Answer the request."""
     request = json.load(sys.stdin)
-    trainers = {f"{module.__name__.split('.')[-1]}.py": module for module in FAMILIES.values()}
-    trainer = trainers.get(Path(request["script"]).name)
+    families = {f"train_{name}.py": family for family, name in TRAINERS.items()}
+    family = families.get(Path(request["script"]).name)
     answers = {}
     for name, words in request["sets"].items():
         try:
-            if trainer is None:
-                known = ", ".join(f"launch/{file}" for file in trainers)
+            if family is None:
+                known = ", ".join(f"launch/{script}" for script in families)
                 raise UserError(f"{request['script']} is no trainer: choose {known}")
             with contextlib.redirect_stdout(sys.stderr):  # output of building shards
-                answers[name] = examine(trainer, words, request["processes"], request["build"])
+                module = FAMILIES[family]
+                answers[name] = examine(module, words, request["processes"], request["build"])
         except UserError as error:
             answers[name] = {"error": " ".join(str(error).split())}
     json.dump(answers, sys.stdout)
 
 
 def examine(module: Any, words: list[str], processes: list[int], build: bool) -> dict[str, Any]:
-    """Return what a run with this command line will be; raise UserError for its mistakes."""
+    """Return a description of the run with this command line; raise UserError for a mistake."""
     config = parse(module.Config, module.DEFAULT_CONFIG, words)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = config.train.mixed_precision
@@ -73,19 +74,20 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
     parts, weights = fits(images.image_shape, images.num_classes)
     return {
         **answer,
-        "processes": usable(config, parts.objective, images, processes),
+        "processes": usable_processes(config.train, parts.objective, images, processes),
         "checkpoint_bytes": _COPIES * weights,
         "shards": f"{len(images)} images, whole",
     }
 
 
-def usable(config: Any, objective: Any, images: Shards, processes: list[int]) -> list[int]:
+def usable_processes(
+    train: TrainConfig, objective: Any, images: Shards, processes: list[int]
+) -> list[int]:
     """Return the numbers of processes that divide the batch; raise UserError if none does."""
     found, mistake = [], None
     for count in processes:
         try:
-            settings = config.train
-            batches = BatchSampler(images, 0, settings.global_batch, settings.micro_batch, 0, count)
+            batches = BatchSampler(images, 0, train.global_batch, train.micro_batch, 0, count)
             check_micro_batches(objective, batches)
             found.append(count)
         except UserError as error:
@@ -103,7 +105,7 @@ def find_shards(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Shards | None:
-    """Return a run's shards, verified, or None where they are still to be built.
+    """Return a run's shards, verified; None if they are not built yet.
 
     classes: of the train images, for test images; check, check_index: see `ensure_split`.
     """

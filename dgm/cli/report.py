@@ -35,16 +35,16 @@ def make_parser() -> ArgumentParser:
 
 
 def open_run(folder: Path, name: str) -> Run:
-    """Read a run folder with the defaults of its family; raises UserError where it is damaged."""
+    """Read a run folder with the defaults of its family; raise UserError if it is damaged."""
     path = folder / "config.yaml"
-    read_config(path)  # first, for its error says more
+    read_config(path)  # first, because its error is more specific
     family = family_of(path)
     defaults = {key: value for key, value, _ in flatten(FAMILIES[family].Config())}
     return read_run(folder, name, family, defaults)
 
 
 def choose_out(out: str | None, folders: list[Path]) -> Path:
-    """Return the file of the page; raises UserError where it cannot be written."""
+    """Return the file of the page; raise UserError if it cannot be written."""
     if out is None and len(folders) > 1:
         raise UserError(
             f"{len(folders)} folders are given, but not --out: name the page, as --out report.html"
@@ -55,7 +55,7 @@ def choose_out(out: str | None, folders: list[Path]) -> Path:
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """Return the last part of each path, or all parts that are not common where two are equal."""
+    """Return the name of each folder; if two are equal, its path below their common parent."""
     resolved = [folder.resolve() for folder in folders]
     names = [path.name for path in resolved]
     if len(set(names)) == len(names):
@@ -67,7 +67,7 @@ def short_names(folders: list[Path]) -> list[str]:
 def find_runs(folders: list[Path]) -> dict[Path, bool]:
     """Return the run folders in `folders`, each once, with whether it was found in a sweep.
 
-    Raises UserError naming a folder that is neither a run nor a sweep.
+    Raise UserError naming a folder that is neither a run nor a sweep.
     """
     found: dict[Path, bool] = {}
     for folder in folders:
@@ -105,7 +105,7 @@ def read_all(folders: list[Path]) -> tuple[list[Run], list[Failure]]:
 
 
 def main() -> None:
-    """Write the page that the command line describes."""
+    """Write the page of the runs on the command line."""
     options = parse_options(make_parser(), sys.argv[1:])
     folders = [Path(name) for name in dict.fromkeys(options.runs)]
     runs, failures = read_all(folders)

@@ -15,10 +15,11 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm import images
-from dgm.cli.load_run import TrainedRun, load_run, parse_checkpoint
+from dgm.cli.load_run import TrainedRun, load_run_on_all
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
 from dgm.cli.start_engine import start_engine
+from dgm.cli.study import refuse_options_of_other_families
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
@@ -43,7 +44,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
     parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
-    parser.add_argument("--checkpoint", help="its images seen, or best; default the newest")
+    parser.add_argument("--checkpoint", help="by images seen, or best; default the newest")
     parser.add_argument("--average", type=bool, default=True, help="use the averaged weights")
     parser.add_argument(
         "--out",
@@ -59,7 +60,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, help="of the latents of a gan, vae or flow")
     parser.add_argument("--batch", type=int, help="images per forward pass; changes no image")
     parser.add_argument(
-        "--compile", type=bool, default=False, help="compile the nets: pays for many images"
+        "--compile", type=bool, default=False, help="compile the nets; worthwhile for many images"
     )
     return parser
 
@@ -86,15 +87,10 @@ def choose_classes(trained: TrainedRun, text: str | None) -> list[int]:
 
 
 def choose_knobs(options: Namespace, trained: TrainedRun) -> dict[str, Any]:
-    """Return the given knobs of the sampler; raise UserError for one of another family."""
-    given = {name: options[name] for name in KNOBS if options[name] is not None}
+    """Return the given settings of the sampler; raise UserError for one of another family."""
     own = [f.name for f in dataclasses.fields(trained.objective.sample_config)]
-    for name in given.keys() - set(own):
-        raise UserError(
-            f"--{name} {given[name]} means nothing to a {trained.family} run: "
-            f"it has {', '.join(own)}"
-        )
-    return given
+    refuse_options_of_other_families(options, KNOBS, own, trained.family)
+    return {name: options[name] for name in KNOBS if options[name] is not None}
 
 
 def choose_shown(
@@ -134,7 +130,8 @@ def sample(options: Namespace, engine: Engine) -> None:
     """Sample, and write a PNG grid (a row for each class) and an `.npz`, or single images."""
     check_range(options, "--", "per_class", min=1, max=MAX_PER_CLASS)
     outputs = choose_outputs("--out", options.out) if options.out else None
-    trained = load_run(Path(options.run), parse_checkpoint(options.checkpoint), options.average)
+    folder = Path(options.run)
+    trained = load_run_on_all(engine, folder, options.checkpoint, options.average)
     classes = choose_classes(trained, options.classes)
     nets = {name: net.to(engine.device) for name, net in trained.nets.items()}
     for net in nets.values():
@@ -155,7 +152,7 @@ def sample(options: Namespace, engine: Engine) -> None:
     pixels = images.to_uint8(x, trained.objective.pixels)
     if outputs is None:
         stem = f"{trained.images_seen:09d}-seed{options.seed}"
-        outputs = choose_outputs("--out", str(Path(options.run) / "generated" / f"{stem}.png"))
+        outputs = choose_outputs("--out", str(folder / "generated" / f"{stem}.png"))
     saved_labels = labels.numpy() if trained.objective.num_classes is not None else None
     if outputs.folder is not None:
         save_image_folder(outputs.folder, pixels, saved_labels, trained.classes)

@@ -1,4 +1,4 @@
-"""Set up this process as its launcher and the configuration ask, and start the engine."""
+"""Apply the settings of a process, and start its engine."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Library:
-    """Plotly's JavaScript as a page holds it."""
+    """Plotly's JavaScript in the form that a page embeds."""
 
     packed: str  # gzip, base64
     sha256: str  # of the unpacked text, base64
@@ -123,7 +123,7 @@ def _mark(name: str, style: int, value: float, seen: float, text: str) -> dict[s
 
 
 def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
-    """Return the best value, its images seen, and both in words; None where neither is better."""
+    """Return the best value, its images seen, and both in words; None if neither is better."""
     higher = higher_is_better(key)
     if higher is None:
         return None
@@ -211,7 +211,7 @@ def _layout(
 
 
 def _text(text: str) -> str:
-    """Return a text as Plotly shows it unchanged, which takes some HTML in texts for markup."""
+    """Escape a text without passwords, because Plotly interprets some HTML tags."""
     return html.escape(without_password(text), quote=False)
 
 

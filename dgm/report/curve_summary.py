@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from itertools import pairwise
 from statistics import fmean, pstdev, variance
+
+import numpy as np
 
 from dgm.common.formatting import counted, number, percent
 from dgm.common.metric_registry import higher_is_better
@@ -40,7 +41,7 @@ def _smooth(curve: Curve) -> Curve:
 
 
 def _minimum(run: Run, key: str, min_points: int = _MIN_POINTS) -> str | None:
-    """Return a sentence on where the minimum is; None where it is the last value."""
+    """Return a sentence on where the minimum is; None if it is the last value."""
     curve = run.curve(key)
     lowest, where = curve.min()
     last = curve.values[-1]
@@ -117,8 +118,9 @@ def _scatter(curve: Curve) -> float:
 def _crossing(key: str, first: str, a: Curve, other: str, b: Curve) -> str | None:
     """Return a sentence on where two curves cross last, over the images that both saw."""
     start, end = max(a.seen[0], b.seen[0]), min(a.seen[-1], b.seen[-1])
-    seen = sorted({s for s in (*a.seen, *b.seen) if start <= s <= end})
-    gaps = [(s, gap) for s in seen if (gap := _interpolate(a, s) - _interpolate(b, s)) != 0]
+    seen = [s for s in np.union1d(a.seen, b.seen) if start <= s <= end]
+    differences = np.interp(seen, a.seen, a.values) - np.interp(seen, b.seen, b.values)
+    gaps = [(s, gap) for s, gap in zip(seen, differences, strict=True) if gap != 0]
     if len(gaps) < _MIN_POINTS:
         return None
     crossings = [
@@ -136,12 +138,3 @@ def _crossing(key: str, first: str, a: Curve, other: str, b: Curve) -> str | Non
         f"{counted(crossings[-1], 'image')}; "
         f"from there to {counted(gaps[-1][0], 'image')} that of {below} is below."
     )
-
-
-def _interpolate(curve: Curve, seen: float) -> float:
-    """Return the value between two logs."""
-    k = bisect_left(curve.seen, seen)
-    if curve.seen[k] == seen:
-        return curve.values[k]
-    (s, t), (u, v) = curve.seen[k - 1 : k + 1], curve.values[k - 1 : k + 1]
-    return u + (v - u) * (seen - s) / (t - s)

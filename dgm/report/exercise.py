@@ -1,4 +1,4 @@
-"""The page of an exercise: question, hypotheses, what came out, and the runs it is based on."""
+"""The page of an exercise: question, hypotheses, outcomes, and the runs they are based on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dgm.report.hypothesis_check import (
     RELATIVE_TOLERANCE,
     Groups,
     Hypothesis,
-    Metric,
+    RunMetric,
     check_hypothesis,
     measure_group,
     name_best,
@@ -33,24 +33,24 @@ PICTURES: dict[str, tuple[str, Callable[[Run], list[Picture] | Study | None]]] =
     ),
     "denoised": ("Real images, partly noised and denoised", denoising_study),
 }  # fmt: skip
-"""What `show` can name: a title, and what is shown of the first run of each group."""
+"""Values of `show`: a title, and the content for the first run of each group."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question to runs, and how the answer is shown."""
+    """A question that runs answer, and the content of its page."""
 
     title: str
     question: str
     hypotheses: Sequence[Hypothesis] = ()
-    compare: Sequence[Metric] = ()  # of groups
-    rank_by: Sequence[Metric] = ()  # by which the best is named
+    compare: Sequence[RunMetric] = ()  # of groups
+    rank_by: Sequence[RunMetric] = ()  # by which the best is named
     min_losses: bool = False  # the minimum of each loss
     show: Sequence[str] = ()
 
 
 def exercise_page(exercise: Exercise, groups: Groups, command: Sequence[str]) -> str:
-    """Return the page on groups of runs; `command` is what made it."""
+    """Return the page on groups of runs; `command` reproduces it."""
     runs = [run for group in groups.values() for run in group]
     compared = compare_runs(runs, pictures=False)
     return render(
@@ -75,7 +75,7 @@ def _hypothesis_table(exercise: Exercise, groups: Groups) -> Table:
     for hypothesis in exercise.hypotheses:
         outcome, values = check_hypothesis(hypothesis, groups)
         rows.append([hypothesis.text, hypothesis.metric.name, values, outcome])
-    return listing("Hypotheses", ["hypothesis", "metric", "what came out", "outcome"], rows)
+    return listing("Hypotheses", ["hypothesis", "metric", "values", "outcome"], rows)
 
 
 def _comparison_table(exercise: Exercise, groups: Groups) -> Table:
@@ -109,7 +109,7 @@ def _minima(runs: list[Run]) -> Table:
 
 
 def _first_of_each(kind: str, groups: Groups) -> list[tuple[str, Study]]:
-    """Return what is shown of the first run of each group that has it."""
+    """Return the content for the first run of each group, without empty ones."""
     found = []
     for name, (run, *_) in groups.items():
         shown = PICTURES[kind][1](run)

@@ -40,7 +40,7 @@ _OF_CURVES: dict[str, Callable[[Curve, Run], float]] = {
 
 
 @dataclass(frozen=True)
-class Metric:
+class RunMetric:
     """A number that each run has, or each group of runs."""
 
     key: str  # as in the file
@@ -51,7 +51,7 @@ class Metric:
     is_spread: bool = False  # over the runs of a group, of what `read` returns
 
     def format(self, mean: float, spread: float | None = None) -> str:
-        """Return a value as text, with its standard deviation where there is one."""
+        """Return a value as text, with its standard deviation if there is one."""
         if self.unit == "number":
             return format_metric(self.key, mean) + (f" ± {spread:.2g}" if spread else "")
         as_text = percent if self.unit == "fraction" else duration
@@ -60,10 +60,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was expected before any run: a metric of one group below or above a baseline."""
+    """An expectation before any run: a metric of one group is below or above a baseline."""
 
     text: str
-    metric: Metric
+    metric: RunMetric
     lower: bool
     group: str
     baseline: str | float  # a group, or a number
@@ -86,19 +86,19 @@ class Value:
         return difference <= NUM_STANDARD_ERRORS * math.hypot(*errors)
 
 
-def parse_metric(text: str) -> Metric:
-    """Return the metric that a text names; raises ValueError where it names none."""
+def parse_metric(text: str) -> RunMetric:
+    """Return the metric that a text names; raise ValueError if it names none."""
     if text.startswith(_SPREAD_OF):
         of = parse_metric(text.removeprefix(_SPREAD_OF))
         name = f"spread over runs of {of.name}"
-        return Metric(text, name, of.read, False, "fraction", is_spread=True)
+        return RunMetric(text, name, of.read, False, "fraction", is_spread=True)
     if text == "bits per dimension":
         name = f"{text} (flows: exact for dequantised data; else a bound)"
-        return Metric(text, name, _bits, False)
+        return RunMetric(text, name, _bits, False)
     if text == "wall time":
-        return Metric(text, text, Run.wall_s, False, "seconds")
+        return RunMetric(text, text, Run.wall_s, False, "seconds")
     if text == "images/s":
-        return Metric(text, text, lambda run: run.median("time/images_per_s"), True)
+        return RunMetric(text, text, lambda run: run.median("time/images_per_s"), True)
     how, _, key = text.rpartition(" ")
     first, _, last = key.partition("/")
     higher = higher_is_better(text)
@@ -106,14 +106,16 @@ def parse_metric(text: str) -> Metric:
     if first and last and how == "denoised" and first.isdigit():
         name = f"{denoising_label(last)} from {first} steps of noise"
         steps = int(first)
-        return Metric(text, name, lambda r: denoising_metric(r.folder, steps, last), higher, unit)
+        return RunMetric(
+            text, name, lambda r: denoising_metric(r.folder, steps, last), higher, unit
+        )
     if first and last and how in _OF_CURVES:
         if how == "min after":
             higher, unit = None, "fraction"
-        return Metric(text, text, lambda run: _of_curve(run, how, key), higher, unit)
+        return RunMetric(text, text, lambda run: _of_curve(run, how, key), higher, unit)
     if first and last and not how:
         name = _name_of_result(first, last)
-        return Metric(text, name, lambda run: run.results().get(text), higher, unit)
+        return RunMetric(text, name, lambda run: run.results().get(text), higher, unit)
     raise ValueError(text)
 
 
@@ -134,8 +136,8 @@ def _name_of_result(name: str, part: str) -> str:
     return text if alone or text == about else f"{about}: {text}"
 
 
-def measure_group(runs: Sequence[Run], metric: Metric) -> Value | None:
-    """Return a metric of a group; None where a run of it lacks the metric."""
+def measure_group(runs: Sequence[Run], metric: RunMetric) -> Value | None:
+    """Return a metric of a group; None if a run of it lacks the metric."""
     known = [value for run in runs if (value := metric.read(run)) is not None]
     if not known or len(known) < len(runs):
         return None
@@ -187,7 +189,7 @@ def _ratio(one: float, other: float) -> str:
     return "" if times == "1" else f" ({times} times)"
 
 
-def name_best(groups: Groups, metrics: Sequence[Metric]) -> list[str]:
+def name_best(groups: Groups, metrics: Sequence[RunMetric]) -> list[str]:
     """Return sentences on the best group, by the sum of its ranks in several metrics.
 
     The first metric breaks ties. Empty where a group lacks a metric.
@@ -206,12 +208,12 @@ def name_best(groups: Groups, metrics: Sequence[Metric]) -> list[str]:
     return [f"{first} ({sums}; lowest is best).", *(_compare(ordered[0], c, m) for m, c in pairs)]
 
 
-def _rank(name: str, values: Mapping[str, Value], metric: Metric) -> int:
+def _rank(name: str, values: Mapping[str, Value], metric: RunMetric) -> int:
     own, higher = values[name].mean, metric.higher_is_better
     return 1 + sum(v.mean > own if higher else v.mean < own for v in values.values())
 
 
-def _compare(name: str, values: Mapping[str, Value], metric: Metric) -> str:
+def _compare(name: str, values: Mapping[str, Value], metric: RunMetric) -> str:
     """Return a sentence that compares a group with the best of the others."""
     own = values[name]
     rival_name = min((n for n in values if n != name), key=lambda n: _rank(n, values, metric))

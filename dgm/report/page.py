@@ -8,7 +8,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from dgm.common.formatting import duration, number, percent
 from dgm.common.redact import without_password
 from dgm.report.charts import NUM_STYLES, Chart, metric_chart, plotly_library
 from dgm.report.curve_summary import summarize_curves
-from dgm.report.pictures import Picture, embed, generated_grids, newest_samples, sample_grids
+from dgm.report.pictures import embed, generated_grids, newest_samples, sample_grids
 from dgm.report.read_run import ENERGY, Failure, Run
-from dgm.report.studies import Study, denoising_study, exploration_study
+from dgm.report.studies import denoising_study, exploration_study
 from dgm.report.tables import (
     NOTHING,
     Table,
@@ -40,29 +39,6 @@ _SMALL = ("lr", "grad_norm", "images_per_s")
 _NUM_GRIDS = 5  # of samples through training, where there is one run
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
 _NEIGHBOURS = "generated images nearest to training images, above these, by features and by pixels"
-
-
-@dataclass(frozen=True)
-class RunSections:
-    """What a page holds on one run, but for its curves."""
-
-    name: str
-    state: str
-    summary: Table
-    notes: Sequence[str]
-    samples: list[Picture]
-    generated: list[Picture]
-    evaluation: list[Table]
-    neighbours: list[Picture]
-    exploration: Study | None
-    denoising: Study | None
-    cost: Table | None
-    commands: str
-    command_notes: list[str]
-    starts: Table | None
-    environment: Table | None
-    differences: Table | None  # from the defaults of its family
-    config: str
 
 
 def make_page(title: str, runs: list[Run], failures: Sequence[Failure]) -> str:
@@ -82,8 +58,8 @@ def render(template: str, title: str, charts: dict[str, Any], **content: Any) ->
     script = _read("page.js")
     library = plotly_library() if charts["groups"] else None
     scripts = f"'sha256-{_sha256(script)}'" + (f" 'sha256-{library.sha256}'" if library else "")
-    # A second line of defence: injected markup could load nothing and run nothing. Styles are
-    # allowed because Plotly sets them as it draws, blob: because it exports charts as images.
+    # A second line of defence: injected markup could neither load nor run anything. Plotly needs
+    # inline styles to draw, and blob: to export charts as images.
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {scripts}"
     )
@@ -91,7 +67,7 @@ def render(template: str, title: str, charts: dict[str, Any], **content: Any) ->
         title=title, policy=policy, css=Markup(_read("page.css")), script=Markup(script),
         library=library, **content,
     )  # fmt: skip
-    # In ASCII it is the same page whatever encoding a file is written or read in.
+    # An ASCII page does not depend on the encoding in which it is written or read.
     return page.encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
@@ -103,7 +79,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # A page is shown to others, so passwords in addresses are left out.
+        # Pages are shared, so passwords in addresses are removed.
         finalize=lambda v: v if isinstance(v, Markup) else without_password(str(v)),
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
@@ -159,7 +135,7 @@ def choose_drawn(runs: list[Run]) -> list[Run]:
 
 
 def observations(runs: list[Run]) -> list[str]:
-    """Return sentences on the runs' curves, and on what limits their comparison."""
+    """Return sentences on the runs' curves, and on the limits of comparing them."""
     sentences = summarize_curves(runs)
     families = {run.family for run in runs}
     keys = [k for k in differing_keys(runs) if len(families) == 1 and k.split(".")[0] in families]
@@ -218,30 +194,30 @@ def _charts(
     ]
 
 
-def run_sections(run: Run, num_grids: int) -> RunSections:
-    """Return what a page holds on a run; `num_grids` sample grids through training."""
+def run_sections(run: Run, num_grids: int) -> dict[str, Any]:
+    """Return the content of a page on a run, without curves; `num_grids` sample grids."""
     commands, command_notes = _commands(run)
     sheets = sorted(run.folder.glob("neighbours-*.png"))
     environment = [(k, _joined(value)) for k, value in run.environment.items() if k != "command"]
-    return RunSections(
-        name=run.name,
-        state=run.state,
-        summary=_summary(run),
-        notes=run.notes,
-        samples=sample_grids(run, num_grids),
-        generated=generated_grids(run),
-        evaluation=evaluation_tables(run.evaluation, "Measured by launch/evaluate.py"),
-        neighbours=[embed(path, f"{path.name}: {_NEIGHBOURS}", run.name) for path in sheets],
-        exploration=exploration_study(run),
-        denoising=denoising_study(run),
-        cost=_cost(run),
-        commands=commands,
-        command_notes=command_notes,
-        starts=_starts(run),
-        environment=facts("At the last start", environment) if environment else None,
-        differences=_differences(run),
-        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-    )
+    return {
+        "name": run.name,
+        "state": run.state,
+        "summary": _summary(run),
+        "notes": run.notes,
+        "samples": sample_grids(run, num_grids),
+        "generated": generated_grids(run),
+        "evaluation": evaluation_tables(run.evaluation, "Measured by launch/evaluate.py"),
+        "neighbours": [embed(path, f"{path.name}: {_NEIGHBOURS}", run.name) for path in sheets],
+        "exploration": exploration_study(run),
+        "denoising": denoising_study(run),
+        "cost": _cost(run),
+        "commands": commands,
+        "command_notes": command_notes,
+        "starts": _starts(run),
+        "environment": facts("At the last start", environment) if environment else None,
+        "differences": _differences(run),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    }
 
 
 def _summary(run: Run) -> Table:
@@ -249,7 +225,7 @@ def _summary(run: Run) -> Table:
     source, shards = run.config.get("data.source"), run.config.get("data.shards")
     rows: list[tuple[str, object]] = [
         ("family", run.family),
-        # Shards that were not built from the source are named themselves.
+        # For shards that were not built from the source, their own name is shown.
         ("data", f"shards {shards}" if source is None and shards is not None else as_text(source)),
         ("images seen", f"{run.images_seen:,}" + (f" of {total:,}" if total else "")),
         ("state", run.state),
@@ -258,7 +234,7 @@ def _summary(run: Run) -> Table:
     if "engine" in run.environment:
         devices = _joined(run.environment.get("devices", []))
         rows.append(("ran on", f"{run.environment['engine']}: {devices}"))
-    return facts("What was run", rows)
+    return facts("Summary", rows)
 
 
 def _cost(run: Run) -> Table | None:
@@ -271,7 +247,7 @@ def _cost(run: Run) -> Table | None:
     for name, word in _PAUSES.items():
         if name in spent and wall:
             text = f"{duration(spent[name])} ({percent(spent[name] / wall)})"
-            rows.append((f"of it {word}", text))
+            rows.append((f"of which {word}", text))
     speed = run.median("time/images_per_s")
     if speed is not None:
         rows.append(("images/s, median of the logs", number(speed)))
@@ -287,11 +263,11 @@ def _cost(run: Run) -> Table | None:
             count = sum(key in line for line in run.lines)
             partly = f", read in {count} of {len(run.lines)} logs" * (count < len(run.lines))
             rows.append((f"energy of the {covered}", f"{number(energy)} kWh{partly}"))
-    return facts("What it took", rows)
+    return facts("Resources used", rows)
 
 
 def _commands(run: Run) -> tuple[str, list[str]]:
-    """Return the commands that run it again, with notes; empty where its command is not known."""
+    """Return the commands that reproduce the run, with notes; empty if they are unknown."""
     command, commit = run.environment.get("command"), run.environment.get("git_commit")
     if not isinstance(command, list) or not command:
         return "", []
@@ -306,12 +282,12 @@ def _commands(run: Run) -> tuple[str, list[str]]:
     if run.environment.get("git_dirty"):
         notes.append("The code had uncommitted changes: the result may differ.")
     elif not commit:
-        notes.append("The commit of the code is not known.")
+        notes.append("The commit of the code is unknown.")
     return "\n".join(lines), notes
 
 
 def _launch_command(environment: dict[str, Any], command: list[str]) -> list[str]:
-    """Return how a script was started, by the engine's name in `environment.json`."""
+    """Return the command that started a script, from the engine's name in `environment.json`."""
     script, *options = command
     engine, processes = str(environment.get("engine", "")), environment.get("world_size", 1)
     zero = re.search(r"ZeRO-(\d)", engine)

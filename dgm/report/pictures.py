@@ -31,7 +31,7 @@ class Picture:
 
 
 def embed(path: Path, caption: str, subject: str, is_plot: bool = False) -> Picture:
-    """Return a PNG file as a picture of `subject`, with `error` where it is missing or damaged."""
+    """Return a PNG file as a picture of `subject`, with `error` if it is missing or damaged."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -54,7 +54,7 @@ def find_grids(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 
 def evenly_spaced(grids: list[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:
-    """Return `count` grids at equal distances, the last and the first among them."""
+    """Return `count` evenly spaced grids, including the first and the last."""
     if len(grids) <= count:
         return grids
     if count < 2:
@@ -72,7 +72,7 @@ def sample_grids(run: Run, count: int) -> list[Picture]:
 
 
 def newest_grid(run: Run, kind: str) -> list[Picture]:
-    """Return the newest grid of one kind; empty where there is none."""
+    """Return the newest grid of one kind; empty if there is none."""
     grids = find_grids(run.folder).get(kind, [])
     return [_of_training(path, kind, seen, run.name) for seen, path in grids[-1:]]
 

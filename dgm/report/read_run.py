@@ -94,7 +94,7 @@ class Run:
         return Curve([seen for seen, _ in points], [value for _, value in points])
 
     def median(self, key: str) -> float | None:
-        """Return the median of a metric over all logs; None where it was not logged."""
+        """Return the median of a metric over all logs; None if it was not logged."""
         values = self.curve(key).values
         return median(values) if values else None
 
@@ -104,7 +104,7 @@ class Run:
         return wall if _finite(wall) else None
 
     def energy_kwh(self, key: str) -> float | None:
-        """Return the energy used until the last log that has it; None where none has."""
+        """Return the energy used until the last log that has it; None if none has."""
         values = self.curve(key).values
         return values[-1] if values else None
 
@@ -123,7 +123,7 @@ class Run:
 
 
 def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> Run:
-    """Read a run folder; raises UserError naming a file that is damaged."""
+    """Read a run folder; raise UserError naming a file that is damaged."""
     notes: list[str] = []
     config = _without_unread_source(read_config(folder / "config.yaml"))
     lines = read_log(folder / "metrics.jsonl")
@@ -145,7 +145,7 @@ def read_run(folder: Path, name: str, family: str, defaults: dict[str, Any]) -> 
 
 
 def _without_unread_source(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config without `data.source` where the shards were not built from it."""
+    """Return the config without `data.source` if the shards were not built from it."""
     source, shards = config.get("data.source"), config.get("data.shards")
     if not isinstance(shards, str):
         return config
@@ -164,7 +164,7 @@ def state_of(folder: Path) -> str:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read `metrics.jsonl`, without a last line that is cut off because it is being written.
 
-    Raises UserError naming any other line that is damaged.
+    Raise UserError naming any other line that is damaged.
     """
     check_readable(path)
     if not path.exists():
@@ -181,7 +181,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         elif number < len(texts):
             raise UserError(
                 f"{path} is damaged in line {number} (no JSON object with images_seen): "
-                "mend or remove that line"
+                "repair or remove that line"
             )
     return lines
 
@@ -248,7 +248,7 @@ def sweep_folders(folder: Path) -> list[Path]:
 
 
 def find_failure(folder: Path, name: str) -> Failure | None:
-    """Return how a run of a sweep failed; None where it did not."""
+    """Return how a run of a sweep failed; None if it did not."""
     history = read_lines(folder / _JOBS / "history.jsonl")
     last = history[-1] if history else {}
     saved = newest_saved(folder)

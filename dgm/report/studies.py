@@ -1,6 +1,6 @@
-"""What `launch/denoise.py` and `launch/explore.py` left in a run folder, as sections of a page.
+"""Sections of a page on the files of `launch/denoise.py` and `launch/explore.py`.
 
-The files are validated: they may be damaged, or written by something else.
+The files are validated: they may be damaged, or written by another program.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def exploration_study(run: Run) -> Study | None:
 
 
 def denoising_metric(folder: Path, steps: int, name: str) -> float | None:
-    """Return what `launch/denoise.py` measured after so many steps; None where it did not."""
+    """Return a metric of `launch/denoise.py` at a number of steps; None if there is none."""
     try:
         found = as_object((folder / _DENOISING).read_text(errors="replace", encoding="utf-8"))
         rows = _rows(found or {}, "steps", "steps", name)
@@ -84,7 +84,7 @@ def _denoising(run: Run, found: dict[str, Any]) -> Study:
     count, total = _number(found, "num_images"), _number(found, "num_timesteps")
     text = (
         f"{count:g} test images, noised by some of the {total:g} steps of the run's schedule "
-        f"and denoised from there by {_text(found, 'sampler')}, after "
+        f"and denoised from there by {_get(found, 'sampler', 'text')}, after "
         f"{_number(found, 'images_seen'):,} images seen. A classifier sees the class of "
         f"{percent(_number(found, 'class_seen_real'))} of the real ones."
     )
@@ -110,8 +110,10 @@ def _denoising(run: Run, found: dict[str, Any]) -> Study:
 
 
 def _exploration(run: Run, found: dict[str, Any]) -> Study:
-    sheets = [(_text(s, "file"), _text(s, "caption")) for s in _list(found, "sheets", dict)]
-    settings = _settings_table(_object(found, "settings"))
+    sheets = [
+        (_get(s, "file", "text"), _get(s, "caption", "text")) for s in _list(found, "sheets", dict)
+    ]
+    settings = _settings_table(_get(found, "settings", "object"))
     paragraphs = [
         f"After {_number(found, 'images_seen'):,} images seen.",
         *_list(found, "notes", str),
@@ -125,25 +127,25 @@ def _exploration(run: Run, found: dict[str, Any]) -> Study:
 
 
 def _latent_tables(found: dict[str, Any]) -> list[Table]:
-    path = _object(found, "interpolation")
+    path = _get(found, "interpolation", "object")
     names = ("mean_step", "largest_over_mean", "psnr_db_of_ends")
     steps = {n.replace("_", " "): _number(path, n) for n in names if n in path}
-    ends = f"{_text(path, 'between')} along a {_text(path, 'along')}"
+    ends = f"{_get(path, 'between', 'text')} along a {_get(path, 'along', 'text')}"
     caption = f"Interpolation between {ends}: steps in the classifier's features"
     tables = evaluation_tables(steps, caption)
     if "traversal" in found:
-        traversal = _object(found, "traversal")
+        traversal = _get(found, "traversal", "object")
         rows = _rows(traversal, "rows")
         columns = list(rows[0]) if rows else []
         _rows(traversal, "rows", *columns)  # all rows have the same numbers
         heads = [column.replace("_", " ") for column in columns]
-        caption = f"Traversal: {_text(traversal, 'moved')}"
+        caption = f"Traversal: {_get(traversal, 'moved', 'text')}"
         tables.append(listing(caption, heads, [[row[c] for c in columns] for row in rows]))
     return tables
 
 
 def _settings_table(settings: dict[str, Any]) -> Table:
-    varied, real = _list(settings, "varied", str), _object(settings, "real")
+    varied, real = _list(settings, "varied", str), _get(settings, "real", "object")
     metrics = [name for name in SWEEP_METRICS if name in real]
     columns = [*varied, *metrics, SWEEP_TIME]
     rows = _rows(settings, "rows", *columns)
@@ -166,30 +168,23 @@ def _sheets(run: Run, folder: str, sheets: list[tuple[str, str]]) -> list[Pictur
     return [embed(run.folder / folder / name, caption, run.name) for name, caption in sheets]
 
 
+_KINDS: dict[str, Any] = {"number": int | float, "text": str, "object": dict, "list": list}
+
+
+def _get(found: dict[str, Any], name: str, kind: str) -> Any:
+    value = found.get(name)
+    if isinstance(value, bool) or not isinstance(value, _KINDS[kind]):
+        raise _FormatError(f"no {kind} {name}")
+    return value
+
+
 def _number(found: dict[str, Any], name: str) -> float:
-    value = found.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _FormatError(f"no number {name}")
-    return value
-
-
-def _text(found: dict[str, Any], name: str) -> str:
-    value = found.get(name)
-    if not isinstance(value, str):
-        raise _FormatError(f"no text {name}")
-    return value
-
-
-def _object(found: dict[str, Any], name: str) -> dict[str, Any]:
-    value = found.get(name)
-    if not isinstance(value, dict):
-        raise _FormatError(f"no object {name}")
-    return value
+    return _get(found, name, "number")
 
 
 def _list(found: dict[str, Any], name: str, kind: type) -> list[Any]:
-    value = found.get(name)
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+    value = _get(found, name, "list")
+    if not all(isinstance(item, kind) for item in value):
         raise _FormatError(f"no list {name}")
     return value
 

@@ -12,7 +12,7 @@ from dgm.common.metric_registry import find_metric, higher_is_better
 from dgm.report.evaluation_table import format_metric, format_with_spread
 from dgm.report.read_run import ENERGY, SPREAD, Run, is_detail
 
-# Parts of evaluation.json that describe how a metric was taken.
+# Parts of evaluation.json that describe how a metric was computed.
 _SETTINGS = ("num_", "images_seen", "importance_samples", "first_seed", "timesteps_per_image")
 NOTHING = "–"
 
@@ -48,7 +48,7 @@ class Column:
     higher_is_better: bool | None = None  # None: neither direction is
 
     def best(self) -> set[int]:
-        """Return the rows with the best value, where there is something to compare."""
+        """Return the rows with the best value, if there is something to compare."""
         known = [value for value in self.values if value is not None]
         if self.higher_is_better is None or len(set(known)) < 2:
             return set()
@@ -98,18 +98,14 @@ def evaluation_tables(found: dict[str, Any], caption: str, metric: str = "") -> 
     rows = []
     for name, value in plain.items():
         text = format_metric(metric, value) if metric else format_with_spread(name, found)
-        notes = (
-            [Cell(find_metric(name).protocol)]
-            if any(find_metric(n).protocol for n in plain)
-            else []
-        )
-        rows.append([Cell(find_metric(name).label), Cell(text, numeric=True), *notes])
+        metric_info = find_metric(name)
+        notes = [Cell(metric_info.protocol)] * any(find_metric(n).protocol for n in plain)
+        rows.append([Cell(metric_info.label), Cell(text, numeric=True), *notes])
     tables = [Table(caption, rows, [], row_names=True)] if rows else []
     for name, value in found.items():
         if isinstance(value, dict) and name != SPREAD:
-            title = name.replace("_", " ") + (
-                f": {find_metric(name).protocol}" if find_metric(name).protocol else ""
-            )
+            protocol = find_metric(name).protocol
+            title = name.replace("_", " ") + (f": {protocol}" if protocol else "")
             tables += evaluation_tables(value, title, name if is_detail(name) else metric)
     return tables
 
@@ -146,7 +142,7 @@ def as_text(value: object) -> str:
 
 
 def is_numeric(values: list[Any]) -> bool:
-    """Return whether all values of a column, as far as there are, are numbers."""
+    """Return whether all known values of a column are numbers."""
     known = [value for value in values if value is not None]
     return bool(known) and all(type(value) in (int, float) for value in known)
 

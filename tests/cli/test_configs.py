@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,22 @@ def test_make_train_takes_the_configuration_that_suits_the_images(
     config = f"launch/configs/{family}_small{ending}.yaml"
     assert f"--config {config} " in output and (ROOT / config).is_file()
     assert f'--data.source "{data}"' in output
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_its_configurations_by_name(tmp_path: Path) -> None:
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", project)
+    for name in ("dgm", "shards", "slurm", "launch"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", site, project], check=True)
+    words = [sys.executable, site / "bin" / "dgm", "train", "ddpm", "--config=ddpm_tiny.yaml"]
+    done = subprocess.run(
+        [*words, "--print_config"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "channels: 8" in done.stdout, done.stderr
+    installed = {str(path.relative_to(site)) for path in (site / "launch").rglob("*.yaml")}
+    assert installed == {str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.yaml")}

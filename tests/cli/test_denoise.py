@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 from figures import same
 from PIL import Image
+from tiny import LAUNCH
 
-from dgm.cli import denoise
-from dgm.cli.denoise import choose_steps, curve_steps
+from dgm.cli.denoise import check_run, curve_steps
 from dgm.cli.load_run import TrainedRun
 from dgm.common.errors import UserError
 from dgm.diffusion.config import DiffusionConfig, DiffusionSampleConfig
 from dgm.diffusion.objective import DiffusionObjective
-
-ROOT = Path(__file__).parents[2]
-DENOISE = ROOT / "launch" / "denoise.py"
 
 
 @pytest.mark.slow
@@ -27,10 +24,10 @@ def test_sheets_metrics_and_curve_are_written(
     run_warm: Callable, tiny_run: Callable, tiny_shards: Path, tmp_path: Path
 ):
     options = ["--test_shards", tiny_shards, "--epochs", 1, "--num_images", 20, "--curve", 3]
-    options += ["--steps", "9,2", "--num_shown", 5, "--evaluations", 4]
+    options += ["--steps", "9, 2", "--num_shown", 5, "--evaluations", 4]
     out, found = tmp_path / "new" / "folder", {}
     for processes in (1, 2):
-        words = [DENOISE, tiny_run("diffusion"), *options, "--out", out]
+        words = [LAUNCH / "denoise.py", tiny_run("diffusion"), *options, "--out", out]
         done = run_warm(*words, processes=processes)
         assert done.code == 0, done.stderr
         found[processes] = json.loads((out / "denoising.json").read_text())
@@ -57,14 +54,7 @@ def test_curve_ends_at_all_steps():
     assert curve_steps(1000, 4) == [1, 10, 100, 1000]
 
 
-def test_steps_are_read():
-    assert choose_steps("50, 10,5", 100) == [50, 10, 5]
-
-
-def test_images_too_small_to_compare_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_images_too_small_to_compare_are_refused():
     objective = DiffusionObjective(DiffusionConfig(), DiffusionSampleConfig(), (8, 8, 3), 10)
-    trained = TrainedRun("diffusion", objective, {}, [], 0)
-    monkeypatch.setattr(denoise, "load_run", lambda *_: trained)
-    options = denoise.make_parser().parse_args(["runs/x"])
     with pytest.raises(UserError, match="runs/x was trained on images of side 8, too small"):
-        denoise.denoise(options, None)  # type: ignore[arg-type]
+        check_run("runs/x", TrainedRun("diffusion", objective, {}, [], 0))

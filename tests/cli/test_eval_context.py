@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 class Copies:
-    """A family whose samples are images of a data set: the k-th of the requested class."""
+    """A family whose samples are images of a data set: image k of the requested class."""
 
     sample_config = SimpleNamespace(batch=100)
     pixels = STANDARD
@@ -71,25 +72,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture
 def make(
-    tiny_shards: Path, cache: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, *words: str,
-    conditional: bool = True,
-) -> EvalContext:  # fmt: skip
-    monkeypatch.setattr(eval_context, "cache_root", lambda: cache / "cache")
-    given = ["run", "--epochs", "1", "--test_shards", str(tiny_shards), *words]
-    options = evaluate.make_parser().parse_args(given)
-    evaluate.check(options)
-    data = open_shards(tiny_shards)
-    family: Any = Copies(data, conditional)
-    trained = TrainedRun("gan", family, {}, list(data.classes), 0)
-    settings = {"source": "shapes", "resize": None, "test_shards": None}
-    return EvalContext(options, engine, trained, data, settings, cache)
+    tiny_shards: Path, cache: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., EvalContext]:
+    """Return a maker of contexts whose caches and sheets are in `folder`."""
+
+    def made(*words: str, conditional: bool = True, folder: Path = cache) -> EvalContext:
+        monkeypatch.setattr(eval_context, "cache_root", lambda: folder / "cache")
+        given = ["run", "--epochs", "1", "--test_shards", str(tiny_shards), *words]
+        options = evaluate.make_parser().parse_args(given)
+        evaluate.check(options)
+        data = open_shards(tiny_shards)
+        family: Any = Copies(data, conditional)
+        trained = TrainedRun("gan", family, {}, list(data.classes), 0)
+        settings = {"source": "shapes", "resize": None, "test_shards": None}
+        return EvalContext(options, engine, trained, data, settings, folder)
+
+    return made
 
 
-def test_metrics_of_real_images_are_known(
-    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
-):
-    context = make(tiny_shards, cache, engine, monkeypatch, "--num_images", "320", "--seeds", "2")
+def test_metrics_of_real_images_are_known(make: Callable, cache: Path):
+    context = make("--num_images", "320", "--seeds", "2")
     names = choose_metrics(context)
     assert names == [
         "class_consistency", "distances", "precision_recall", "diversity", "memorization"
@@ -97,10 +101,9 @@ def test_metrics_of_real_images_are_known(
     found = evaluate.evaluate(context, names)
     consistency = found["class_consistency"]
     rows = np.arange(len(context.test))
-    accuracy = (
-        classify(context.classifier, context.test.images(rows)) == context.test.labels(rows)
-    ).mean()
-    # Exactly the images of the test set.
+    predicted = classify(context.classifier, context.test.images(rows))
+    accuracy = (predicted == context.test.labels(rows)).mean()
+    # The generated images are those of the test set.
     assert consistency["class_consistency"] == pytest.approx(accuracy)
     assert consistency["classifier_accuracy_on_real_test_images"] == pytest.approx(accuracy)
     assert 0 < accuracy < 1  # not trivial
@@ -118,9 +121,9 @@ def test_metrics_of_real_images_are_known(
 
 
 def test_foreign_train_shards_have_no_test_images_of_another_source(
-    tiny_shards: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
+    make: Callable, tiny_shards: Path, tmp_path: Path
 ):
-    context = make(tiny_shards, cache, engine, monkeypatch)
+    context = make()
     for path in tiny_shards.glob("*.tar"):
         (tmp_path / path.name).symlink_to(path)
     context.train, context.options.test_shards = open_shards(tmp_path), None
@@ -131,10 +134,8 @@ def test_foreign_train_shards_have_no_test_images_of_another_source(
         _ = context.test
 
 
-def test_images_of_one_class_only_are_detected(
-    tiny_shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
-):
-    context = make(tiny_shards, cache, engine, monkeypatch, "--num_images", "60", conditional=False)
+def test_images_of_one_class_only_are_detected(make: Callable):
+    context = make("--num_images", "60", conditional=False)
     family: Any = context.trained.objective
     family.rows = np.tile(family.rows[:1], (10, 1))  # circles, whatever the label
     found = compute_metrics(context, "diversity")[1]
@@ -154,20 +155,15 @@ def test_images_of_one_class_only_are_detected(
     ],
 )
 def test_too_few_images_are_an_error_before_any_work(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine,
-    words: list[str], message: str,
-):  # fmt: skip
+    make: Callable, tmp_path: Path, words: list[str], message: str
+):
     with pytest.raises(UserError, match=message):
-        choose_metrics(make(tiny_shards, tmp_path, engine, monkeypatch, *words))
+        choose_metrics(make(*words, folder=tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_real_images_are_named(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
-):
-    context = make(
-        tiny_shards, tmp_path, engine, monkeypatch, "--against", "test", "--metrics", "diversity"
-    )
+def test_too_few_real_images_are_named(make: Callable):
+    context = make("--against", "test", "--metrics", "diversity")
 
     class Few(ArrayImages):
         folder, classes, num_classes = "few", context.train.classes, 10
@@ -182,9 +178,8 @@ def test_too_few_real_images_are_named(
 
 
 def test_labels_follow_the_frequencies_of_the_data(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine,
-    shape_pictures: Path,
-):  # fmt: skip
+    make: Callable, tmp_path: Path, shape_pictures: Path
+):
     few = tmp_path / "few"
     for name, count in (("circle", 12), ("square", 4), ("cross", 4)):
         folder = next(path for path in shape_pictures.iterdir() if path.name.startswith(name[:4]))
@@ -198,15 +193,14 @@ def test_labels_follow_the_frequencies_of_the_data(
         (words, [6, 2, 2], [4, 3, 3], BY_FREQUENCY),
         (["--per_class", "3"], [3, 3, 3], [3, 3, 3], UNIFORM),
     ):
-        context = make(tiny_shards, tmp_path, engine, monkeypatch, *own)
+        context = make(*own, folder=tmp_path)
         context.train = data
         context.trained.classes = list(data.classes)
         context.trained.objective = Grey()
         assert np.bincount(context.generated(1).labels).tolist() == rows
         assert np.bincount(context.generated(1, each_class=True).labels).tolist() == each
         assert context.label_policy() == chosen and context.label_policy(each_class=True) == UNIFORM
-        assert (context.generated(1) is context.generated(1, each_class=True)) == (
-            chosen == UNIFORM
-        )
+        same = context.generated(1) is context.generated(1, each_class=True)
+        assert same == (chosen == UNIFORM)
         context.trained.objective.num_classes = None  # without labels one set serves all
         assert context.label_policy(each_class=True) == chosen

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from errors import error_of
 from PIL import Image
 from random_inception import write_random_weights
 from safetensors.torch import load_file
+from tiny import LAUNCH
 
 from dgm.cli import load_run
 from dgm.cli.load_run import load_run_on_all
@@ -21,23 +23,18 @@ from dgm.training.engine import Engine
 from shards import shapes
 from shards.build import build
 
-LAUNCH = Path(__file__).parents[2] / "launch"
 EVALUATE = LAUNCH / "evaluate.py"
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def runs(
-    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Train the smallest runs of two families."""
-    folder = tmp_path_factory.mktemp("runs")
-    for family, script in (("diffusion", "train_ddpm.py"), ("vae", "train_vae.py")):
-        words = ["--config", tiny_configs[family], "--run.dir", folder / family]
-        done = run_warm(LAUNCH / script, *words, "--train.total_images=64")
-        assert done.code == 0, done.stderr
-    return {family: folder / family for family in ("diffusion", "vae")}
+@pytest.fixture
+def runs(tiny_run: Callable[[str], Path], tmp_path: Path) -> dict[str, Path]:
+    """Return copies of the smallest runs of two families."""
+    folders = {family: tmp_path / family for family in ("diffusion", "vae")}
+    for family, folder in folders.items():
+        shutil.copytree(tiny_run(family), folder)
+    return folders
 
 
 @pytest.fixture
@@ -91,15 +88,14 @@ def test_runs_stand_side_by_side_and_metrics_add_up(
 
 
 def test_two_processes_compute_the_same(
-    run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
+    run_warm: Callable, runs: dict[str, Path], options: list[object]
 ) -> None:
     found = []
     for processes in (1, 2):
-        run = tmp_path / str(processes)
-        shutil.copytree(runs["diffusion"], run)
-        done = run_warm(EVALUATE, run, *options, processes=processes)
+        done = run_warm(EVALUATE, runs["diffusion"], *options, processes=processes)
         assert done.code == 0, done.stderr
-        found.append(found_in(run))
+        found.append(found_in(runs["diffusion"]))
+        (runs["diffusion"] / "evaluation.json").unlink()
     assert set(found[0]) == set(found[1])
     for name, metrics in found[0].items():
         other = found[1][name]
@@ -116,9 +112,7 @@ def test_inception_needs_its_file_and_others_are_no_fid(
 ) -> None:
     words = [EVALUATE, runs["vae"], *options, "--metrics", "precision_recall"]
     words += ["--features", "inception"]
-    missing = run_warm(*words)
-    assert missing.code == 2 and len(missing.stderr.splitlines()) == 1
-    assert "weights-inception-2015-12-05-6726825d.pth" in missing.stderr
+    assert "weights-inception-2015-12-05-6726825d.pth" in error_of(run_warm(*words))
     weights = write_random_weights(tmp_path / "other.pth")
     few = ["--against", "test", "--num_images", 6, "--test_shards", _few(tmp_path)]
     done = run_warm(*words, *few, "--weights", weights)
@@ -139,27 +133,37 @@ def _few(folder: Path) -> Path:
     return folder / "few"
 
 
-def test_a_run_still_being_written_is_evaluated_with_a_note(
+def test_other_images_than_those_of_the_checkpoint_are_refused(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(runs["diffusion"], run)
+    other, config = _few(tmp_path), runs["vae"] / "config.yaml"
+    whole = config.read_text()
+    config.write_text(re.sub(r"(?m)^  shards: .*$", f"  shards: {other}", whole))
+    for script in ("evaluate.py", "explore.py"):
+        error = error_of(run_warm(LAUNCH / script, runs["vae"]))
+        assert f"was trained on other images than data.shards {other} holds" in error
+    config.write_text(whole)  # the remedy of the message
+    done = run_warm(EVALUATE, runs["vae"], *options, "--metrics", "bits_per_dim")
+    assert done.code == 0, done.stderr
+
+
+def test_a_run_still_being_written_is_evaluated_with_a_note(
+    run_warm: Callable, runs: dict[str, Path], options: list[object]
+) -> None:
+    run = runs["diffusion"]
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"total_images: \d+", "total_images: 9999", config))
     (run / "metrics.jsonl").touch()
     done = run_warm(EVALUATE, run, *options, "--metrics", "class_consistency")
     assert done.code == 0, done.stderr
-    assert f"{run} is still being written: evaluating its checkpoint of 64" in done.stdout
+    assert f"{run} is still being written: evaluating its checkpoint of 256" in done.stdout
 
 
 def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
-    runs: dict[str, Path], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(runs["vae"], run)
-    saved = run / "checkpoints"
-    (older,) = saved.iterdir()
-    newer = saved / "000000999"
+    run = runs["vae"]
+    older, newer = (run / "checkpoints" / name for name in ("000000256", "000000999"))
     plain = checkpoint.read
 
     def vanishing(path: Path) -> checkpoint.Checkpoint:
@@ -168,7 +172,22 @@ def test_a_checkpoint_that_vanishes_gives_way_to_the_next(
 
     monkeypatch.setattr(load_run.checkpoint, "read", vanishing)
     shutil.copytree(older, newer)
-    assert load_run_on_all(engine, run, None).images_seen == 64
+    assert load_run_on_all(engine, run, None).images_seen == 256
     shutil.copytree(older, newer)
     with pytest.raises(ValueError, match=r"000000999 was removed while it was read.*newest"):
-        load_run_on_all(engine, run, 999)
+        load_run_on_all(engine, run, "999")
+
+
+def test_bits_per_dim_of_a_flow_are_exact_and_a_vaes_tighter_bound_is_below_the_other(
+    run_warm: Callable, tiny_run: Callable[[str], Path]
+) -> None:
+    words = ["--metrics", "bits_per_dim", "--num_test", 40]
+    flow = run_warm(EVALUATE, tiny_run("flow"), *words)
+    assert flow.code == 0, flow.stderr
+    assert "bits per dim" in flow.stdout and "bits/dim, exact for dequantised data" in flow.stdout
+    vae = run_warm(EVALUATE, tiny_run("vae"), *words, "--importance_samples", 20)
+    assert vae.code == 0, vae.stderr
+    bits = found_in(tiny_run("vae"))["bits_per_dim"]
+    assert bits["num_test_images"] == 40 and bits["importance_samples"] == 20
+    assert bits["importance_weighted"] < bits["bound"]
+    assert bits["reconstruction_nll"] + bits["kl"] == pytest.approx(bits["bound"])

@@ -11,20 +11,17 @@ import numpy as np
 import pytest
 from figures import same
 from PIL import Image
+from tiny import LAUNCH
 
 from dgm.cli.explore import choose_settings, make_parser, sheets_of
 from dgm.cli.load_run import TrainedRun
 from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 
-ROOT = Path(__file__).parents[2]
-EXPLORE = ROOT / "launch" / "explore.py"
 FEW = ["--epochs", 1, "--num_images", 20, "--num_pairs", 2, "--num_shown", 5]
 GIVEN = {
     "diffusion": ["--guidance", "1,3", "--steps", "2,4"],
-    "gan": ["--temperature", "0.5,1"],
-    "vae": ["--temperature", "0.5,1"],
-    "flow": ["--temperature", "0.5,1"],
+    **{family: ["--temperature", "0.5,1"] for family in ("gan", "vae", "flow")},
 }
 
 
@@ -36,7 +33,7 @@ def shape(path: Path) -> tuple[int, int]:
 
 
 def untimed(found: dict[str, Any]) -> dict[str, Any]:
-    """Leave out times and the number of processes."""
+    """Return results without times and the number of processes."""
     rows = [
         {name: value for name, value in row.items() if name != "seconds_per_image"}
         for row in found["settings"]["rows"]
@@ -50,10 +47,11 @@ def untimed(found: dict[str, Any]) -> dict[str, Any]:
 def test_every_family_is_explored(
     family: str, run_warm: Callable, tiny_run: Callable, tiny_shards: Path, tmp_path: Path
 ):
-    words = [EXPLORE, tiny_run(family), "--test_shards", tiny_shards, *FEW, *GIVEN[family]]
-    done = run_warm(*words, "--out", tmp_path / "new" / "out")
-    assert done.code == 0 and "warning" not in done.stderr, done.stderr
+    words = [LAUNCH / "explore.py", tiny_run(family), "--test_shards", tiny_shards, *FEW]
+    words += GIVEN[family]
     out = tmp_path / "new" / "out"
+    done = run_warm(*words, "--out", out)
+    assert done.code == 0 and "warning" not in done.stderr, done.stderr
     found = json.loads((out / "exploration.json").read_text())
     assert found["family"] == family and found["images_seen"] == 256 and not found["notes"]
     sheets = {sheet["file"]: shape(out / sheet["file"]) for sheet in found["sheets"]}
@@ -115,7 +113,7 @@ def test_steps_by_default_are_those_that_the_schedule_has():
     ("words", "message"),
     [
         (["--steps", "2.5"], "--steps is '2.5': give whole numbers with commas"),
-        (["--steps", "0"], "--steps names 0: choose 1 or more"),
+        (["--steps", "0"], "--steps names 0: choose 1 to 1000"),
         (["--guidance", "nan"], "--guidance names nan: choose 0 or more"),
         (["--guidance", "1,,2"], "--guidance is '1,,2': give numbers with commas"),
     ],

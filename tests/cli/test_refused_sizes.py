@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from errors import error_of
 from optional import need
+from tiny import LAUNCH, SCRIPTS
 
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+pytestmark = pytest.mark.slow
 # Memory is limited once everything is imported, so that only the batch exceeds it.
 BOUNDED = """
 import resource, runpy, sys
@@ -22,25 +24,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.slow
 def test_a_batch_that_does_not_fit_leaves_no_folder_and_a_smaller_one_trains_there(
-    run_script: Callable, run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+    run_script: Callable, train: Callable, tiny_configs: dict[str, Path], tmp_path: Path
 ) -> None:
     bounded, run = tmp_path / "bounded.py", tmp_path / "run"
     bounded.write_text(BOUNDED.replace("ROOT", repr(str(LAUNCH.parent))))
-    script = LAUNCH / "train_gan.py"
-    words = [script, "--config", tiny_configs["gan"], "--run.dir", run, "--train.compile=none"]
-    large = run_script(bounded, *words, "--train.global_batch=65536")
+    words = [LAUNCH / SCRIPTS["gan"], "--config", tiny_configs["gan"], "--run.dir", run]
+    options = ["--train.compile=none", "--train.global_batch=65536"]
+    large = run_script(bounded, *words, *options)
     assert large.code == 2, large.stderr
     error = large.stderr.splitlines()[-1]
     assert error.startswith("error: 65536 images at a time do not fit into the memory of cpu")
     assert "lower train.global_batch" in error
     assert not run.exists()
-    small = run_warm(*words, "--train.global_batch=16", "--train.total_images=16")
+    small = train("--train.compile=none", "--train.total_images=16", family="gan")
     assert small.code == 0, small.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "zero", "message"),
     [
@@ -49,16 +49,14 @@ def test_a_batch_that_does_not_fit_leaves_no_folder_and_a_smaller_one_trains_the
     ],
 )
 def test_what_an_engine_refuses_leaves_no_folder(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path, option: str, zero: str, message: str
+    train: Callable, tmp_path: Path, option: str, zero: str, message: str
 ) -> None:
     need("deepspeed")
-    words = [LAUNCH / "train_ddpm.py", "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    done = run_warm(*words, option, zero=zero)
+    done = train(option, family="diffusion", zero=zero)
     assert done.code == 2 and message in done.stderr, (done.code, done.stderr)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
@@ -70,17 +68,9 @@ def test_what_an_engine_refuses_leaves_no_folder(
     ],
 )
 def test_what_is_refused_for_its_images_or_settings_leaves_no_shards(
-    run_warm: Callable,
-    tiny_configs: dict[str, Path],
-    shape_pictures: Path,
-    tmp_path: Path,
-    family: str,
-    options: list[str],
+    train: Callable, shape_pictures: Path, tmp_path: Path, family: str, options: list[str],
     message: str,
-) -> None:
-    script = {"diffusion": "train_ddpm.py"}.get(family, f"train_{family}.py")
-    words = ["--config", tiny_configs[family], "--run.dir", "run", "--data.shards=null"]
-    source = f"--data.source=folder:{shape_pictures}"
-    done = run_warm(LAUNCH / script, *words, source, *options, cwd=tmp_path)
-    assert done.code == 2 and message in done.stderr, (done.code, done.stderr)
+) -> None:  # fmt: skip
+    source = ["--data.shards=null", f"--data.source=folder:{shape_pictures}"]
+    assert message in error_of(train(*source, *options, family=family, cwd=tmp_path))
     assert not list(tmp_path.iterdir())

@@ -79,41 +79,6 @@ def test_output_on_a_full_disk_is_reported_in_one_line(
         assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
 
 
-def test_a_log_file_gets_each_line_immediately(user_environment: dict, tmp_path: Path) -> None:
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, signal\n"
-        "from dgm.common.streams import keep_streams\n"
-        "keep_streams()\n"
-        "print('data: 7,000 images')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    shell(f"python {script} > log", user_environment, tmp_path)
-    assert (tmp_path / "log").read_text() == "data: 7,000 images\n"
-
-
-def test_descriptors_of_closed_streams_go_to_no_file(
-    user_environment: dict, tmp_path: Path
-) -> None:
-    script = tmp_path / "opens.py"
-    script.write_text(
-        "import os, sys\n"
-        "from dgm.common.streams import keep_streams\n"
-        "taken = open('taken', 'w') if 'early' in sys.argv else None\n"
-        "keep_streams()\n"
-        "file = open('written', 'w')\n"
-        "assert file.fileno() > 2, file.fileno()\n"
-        "print('printed'); print('reported', file=sys.stderr)\n"
-        "sys.stdout.flush(); os.write(2, b'raw')\n"
-    )
-    for early in ("", "early"):
-        done = shell(f"python {script} {early} >&- 2>&- <&-", user_environment, tmp_path)
-        assert done.returncode == 0
-        assert (tmp_path / "written").read_text() == ""
-        if early:
-            assert "printed" not in (tmp_path / "taken").read_text()
-
-
 def test_other_commands_survive_the_end_of_their_reader(
     user_environment: dict, tiny_run: Callable[[str], Path], tmp_path: Path, shape_pictures: Path
 ) -> None:
@@ -136,13 +101,41 @@ def test_other_commands_survive_the_end_of_their_reader(
                 subprocess.run(["rm", "-r", tmp_path / made.split("/")[0]], check=True)
 
 
-def test_characters_that_the_locale_does_not_know_are_escaped(
-    user_environment: dict, tmp_path: Path
+@pytest.fixture
+def script(user_environment: dict, tmp_path: Path) -> Callable:
+    """Return a runner of Python code after `keep_streams`, followed by words of the shell."""
+
+    def run(code: str, ending: str = "", **variables: str):
+        start = "from dgm.common.streams import keep_streams\nkeep_streams()\n"
+        (tmp_path / "script.py").write_text(
+            "import os, signal, sys\n" + code.replace("KEEP", start)
+        )
+        return shell(f"python script.py {ending}", {**user_environment, **variables}, tmp_path)
+
+    return run
+
+
+def test_a_log_file_gets_each_line_immediately(script: Callable, tmp_path: Path) -> None:
+    script("KEEP\nprint('data: 7,000 images'); os.kill(os.getpid(), signal.SIGKILL)", "> log")
+    assert (tmp_path / "log").read_text() == "data: 7,000 images\n"
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_descriptors_of_closed_streams_go_to_no_file(
+    script: Callable, tmp_path: Path, early: bool
 ) -> None:
-    script = tmp_path / "prints.py"
-    script.write_text(
-        "from dgm.common.streams import keep_streams\nkeep_streams()\nprint('caf\\u00e9 \\u732b')\n"
+    code = "taken = open('taken', 'w')\n" * early + (
+        "KEEP\n"
+        "file = open('written', 'w')\n"
+        "assert file.fileno() > 2, file.fileno()\n"
+        "print('printed'); print('reported', file=sys.stderr)\n"
+        "sys.stdout.flush(); os.write(2, b'raw')\n"
     )
-    environment = {**user_environment, "PYTHONIOENCODING": "ascii:strict"}
-    done = shell(f"python {script}", environment, tmp_path)
+    assert script(code, ">&- 2>&- <&-").returncode == 0
+    assert (tmp_path / "written").read_text() == ""
+    assert not early or "printed" not in (tmp_path / "taken").read_text()
+
+
+def test_characters_that_the_locale_does_not_know_are_escaped(script: Callable) -> None:
+    done = script("KEEP\nprint('caf\\u00e9 \\u732b')\n", PYTHONIOENCODING="ascii:strict")
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u732b\n"), done.stderr

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 def start(
     tiny_configs: dict[str, Path], user_environment: dict[str, str], tmp_path: Path
 ) -> Iterator[Callable[..., Terminal]]:
-    """Return a starter, in a terminal, of a run that trains for ever once it has begun."""
+    """Return a function that starts an endless run in a terminal, and waits for its first steps."""
     started: list[Terminal] = []
 
     def go(*launcher: object) -> Terminal:
@@ -130,30 +130,20 @@ def test_ctrl_c_under_make_shows_the_line_and_no_traceback(
     assert SAVED in terminal.text.splitlines() and "Traceback" not in terminal.text, terminal.text
 
 
-def test_our_launcher_passes_on_exit_code_and_message_of_a_mistake(run_script: Callable) -> None:
-    for options in (ACCELERATE, TWO):
-        words = [
-            LAUNCH / "run_accelerate.py",
-            *options,
-            LAUNCH / "train_vae.py",
-            "--train.total_images=x",
-        ]
-        done = run_script(*words)
-        assert (done.code, done.stdout) == (2, "")
-        assert done.stderr.splitlines()[-1].startswith("error: train.total_images is x"), (
-            done.stderr
-        )
+@pytest.mark.parametrize("options", [ACCELERATE, TWO], ids=["one process", "two processes"])
+def test_our_launcher_passes_on_exit_codes_and_messages(
+    run_script: Callable, tmp_path: Path, options: list[object]
+) -> None:
+    dies = tmp_path / "dies.py"
+    dies.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    for words, code, message in (
+        ([LAUNCH / "train_vae.py", "--train.total_images=x"], 2, "error: train.total_images is x"),
+        ([dies], 128 + 9, "was ended by SIGKILL"),
+    ):
+        done = run_script(LAUNCH / "run_accelerate.py", *options, *words)
+        assert (done.code, done.stdout) == (code, "")
+        assert message in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr and "CalledProcessError" not in done.stderr
-
-
-def test_our_launcher_names_the_signal_that_ended_a_process(run_script: Callable, tmp_path) -> None:
-    script = tmp_path / "dies.py"
-    script.write_text("import os\nos.kill(os.getpid(), 9)\n")
-    for options in (ACCELERATE, TWO):
-        done = run_script(LAUNCH / "run_accelerate.py", *options, script)
-        assert done.code == 128 + 9
-        assert "was ended by SIGKILL" in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
 
 
 IN_A_NOTEBOOK = f"""

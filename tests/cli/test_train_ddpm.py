@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from errors import error_of
 from PIL import Image
+from tiny import BATCH, LAUNCH
+from trees import tree_of
 
+from dgm.common.json_files import read_objects
 from dgm.training.checkpoint import find_fault
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "launch" / "train_ddpm.py"
-STEPS, BATCH = 16, 16  # of the tiny configuration
+SCRIPT = LAUNCH / "train_ddpm.py"
+STEPS = 16  # of the tiny configuration
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def train(run_warm: Callable, tiny_config: Path, tmp_path: Path) -> Callable:
-    """Return a trainer of the tiny configuration into tmp_path / run."""
+    """Return a function that trains the tiny configuration in `tmp_path / "run"`."""
 
-    def run(*options: object, moment: str | None = None, processes: int = 1):
-        driver = [] if moment is None else [ROOT / "tests" / "drills" / "signal_at.py", moment]
+    def run(*options: object, driver: Sequence[object] = (), processes: int = 1):
         words = [*driver, SCRIPT, "--config", tiny_config, "--run.dir", tmp_path / "run"]
         return run_warm(*words, *options, processes=processes)
 
@@ -34,19 +36,7 @@ def train(run_warm: Callable, tiny_config: Path, tmp_path: Path) -> Callable:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Read metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def read_starts(folder: Path) -> list[dict]:
-    """Read starts.jsonl."""
-    return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
-
-
-def saved_files(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return modification time and content of every file of the checkpoints."""
-    files = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    return read_objects(folder / "metrics.jsonl")
 
 
 def test_plain_python_trains_and_leaves_what_the_contract_promises(
@@ -58,16 +48,16 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     printed = dict(line.split(":", 1) for line in done.stdout.splitlines())
     names = ("data", "parameters", "GFLOP per image", "engine", "device", "precision")
     assert list(printed)[: len(names)] == list(names)
-    assert printed["parameters"].split() == ["net", "0.03", "M"]
-    assert printed["engine"].strip() == "one process"
-    assert printed["device"].strip().startswith("cpu")
-    assert printed["precision"].strip() == "float32"
+    printed = {name: " ".join(text.split()) for name, text in printed.items()}
+    assert printed["parameters"] == "net 0.03 M"
+    assert printed["engine"] == "one process" and printed["device"].startswith("cpu")
+    assert printed["precision"] == "float32"
     expected = float(printed["expected memory"].split()[1])
     assert 0.7 < expected / read_metrics(folder)[-1]["memory/peak_gib"] < 1.3
-    assert printed["length"].strip() == "256 images; log every 16, checkpoint every 64"
-    assert printed["finished"].strip() == "256 images seen"
-    assert Path(printed["sample grid"].strip()) == folder / "samples" / f"{STEPS * BATCH:09d}.png"
-    assert Path(printed["loss curve"].strip()).is_file()
+    assert printed["length"] == "256 images; log every 16, checkpoint every 64"
+    assert printed["finished"] == "256 images seen"
+    assert Path(printed["sample grid"]) == folder / "samples" / f"{STEPS * BATCH:09d}.png"
+    assert Path(printed["loss curve"]).is_file()
     assert done.stderr == ""
 
     assert {path.name for path in folder.iterdir()} == {
@@ -82,9 +72,8 @@ def test_plain_python_trains_and_leaves_what_the_contract_promises(
     assert config["train"]["global_batch"] == BATCH
     assert config["diffusion"]["num_timesteps"] == 1000  # defaults are written out
     environment = json.loads((folder / "environment.json").read_text())
-    assert {"git_commit", "git_dirty", "versions", "devices", "world_size", "engine"} <= set(
-        environment
-    )
+    names = {"git_commit", "git_dirty", "versions", "devices", "world_size", "engine"}
+    assert names <= set(environment)
     assert environment["world_size"] == 1 and environment["versions"]["torch"]
     lines = read_metrics(folder)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -103,27 +92,22 @@ def test_same_command_on_a_finished_run_ends_at_once_and_a_longer_one_continues(
 ) -> None:
     folder = tmp_path / "run"
     assert train().code == 0
-    files, lines = saved_files(folder), read_metrics(folder)
+    files, lines = tree_of(folder / "checkpoints"), read_metrics(folder)
     again = train()
     assert again.code == 0, again.stderr
-    assert (
-        "already seen:    256 of 256 images: the run is finished; to train longer, raise"
-        in again.stdout
-    )
+    message = "already seen:    256 of 256 images: the run is finished; to train longer, raise"
+    assert message in again.stdout
     assert "finished: 256 images seen" in again.stdout.splitlines()
-    assert saved_files(folder) == files
+    assert tree_of(folder / "checkpoints") == files
     assert read_metrics(folder) == lines
     longer = train("--train.total_images=320", "--train.micro_batch=8")
     assert longer.code == 0, longer.stderr
     assert "changed:         train.total_images from 256 to 320" in longer.stdout.splitlines()
     assert [line["step"] for line in read_metrics(folder)] == list(range(1, 21))
-    starts = read_starts(folder)
+    starts = read_objects(folder / "starts.jsonl")
     assert [start["images_seen"] for start in starts] == [0, 256, 256]
-    assert starts[1]["changed"] == {}
-    assert starts[2]["changed"] == {
-        "train.total_images": [256, 320],
-        "train.micro_batch": [None, 8],
-    }
+    changed = {"train.total_images": [256, 320], "train.micro_batch": [None, 8]}
+    assert [start["changed"] for start in starts[1:]] == [{}, changed]
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["total_images"] == 320
 
 
@@ -139,7 +123,8 @@ def test_run_folder_that_was_moved_continues(train: Callable, tmp_path: Path) ->
 def test_tensorboard_shows_every_step_once_after_a_kill(train: Callable, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert train(moment="forward:7").code == -signal.SIGKILL
+    driver = [LAUNCH.parent / "tests" / "drills" / "signal_at.py", "forward:7"]
+    assert train(driver=driver).code == -signal.SIGKILL
     assert train().code == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
@@ -163,10 +148,10 @@ def test_printed_config_is_a_config(train: Callable, run_warm: Callable, tmp_pat
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written == yaml.safe_load(printed.stdout)
     assert written["optim"]["betas"] == [0.8, 0.99]
-    # A run's own config.yaml is a config, too: the same run goes on, none of its keys changed.
+    # A run's own config.yaml is a config, too: it continues the same run without a changed key.
     again = run_warm(SCRIPT, "--config", tmp_path / "run" / "config.yaml")
     assert again.code == 0, again.stderr
-    assert read_starts(tmp_path / "run")[-1]["changed"] == {}
+    assert read_objects(tmp_path / "run" / "starts.jsonl")[-1]["changed"] == {}
 
 
 def test_overfitting_one_batch_makes_the_loss_fall(train: Callable, tmp_path: Path) -> None:
@@ -198,16 +183,12 @@ def test_gradient_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
 ) -> None:
     wild = ("--optim.lr=1e30", "--optim.clip_norm=0", "--optim.warmup_images=0")
     options = (*wild, "--train.save_every_images=16")
-    stopped = train(*options, processes=processes)
-    assert stopped.code == 2
-    lines = stopped.stderr.splitlines()
-    assert len(lines) == 1, stopped.stderr
-    assert lines[0].startswith("error: the gradient of denoise is not finite at step 1 (after 16")
-    assert "optim.lr" in lines[0] and "optim.clip_norm" in lines[0]
-    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert saved == ["000000016"]
-    assert find_fault(tmp_path / "run" / "checkpoints" / "000000016") is None
+    error = error_of(train(*options, processes=processes))
+    assert error.startswith("error: the gradient of denoise is not finite at step 1 (after 16")
+    assert "optim.lr" in error and "optim.clip_norm" in error
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name == "000000016" and find_fault(saved) is None
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1]
-    files = saved_files(tmp_path / "run")
+    files = tree_of(saved)
     assert train(*options, processes=processes).code == 2
-    assert saved_files(tmp_path / "run") == files
+    assert tree_of(saved) == files

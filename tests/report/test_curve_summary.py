@@ -6,34 +6,35 @@ import math
 from pathlib import Path
 
 import numpy as np
-from written_runs import write_run
+from written_runs import opened, write_run
 
 from dgm.report.curve_summary import summarize_curves
-from dgm.report.read_run import Run, read_run
+from dgm.report.read_run import Run
 
 
-def made(folder: Path, losses: list[float], family: str = "diffusion", **more) -> Run:
-    return read_run(write_run(folder, losses, family=family, **more), folder.name, family, {})
+def made(folder: Path, losses: list[float], family: str = "diffusion") -> Run:
+    return opened(write_run(folder, losses, family=family), family=family)
 
 
 def noisy(means: np.ndarray, scatter: float) -> list[float]:
     return (means + scatter * np.random.default_rng(0).standard_normal(len(means))).tolist()
 
 
-def test_few_points_give_no_sentences(tmp_path: Path) -> None:
+def test_few_points_or_a_minimum_at_the_end_give_no_sentences(tmp_path: Path) -> None:
     few = [made(tmp_path / name, [3.0, 1.0, 2.0, 1.5]) for name in ("a", "b")]
-    assert summarize_curves(few) == [] and summarize_curves(few[:1]) == []
-    assert summarize_curves([made(tmp_path / "none", [])]) == []
+    none, falling = (
+        made(tmp_path / "c", []),
+        made(tmp_path / "d", [1 - 0.01 * k for k in range(20)]),
+    )
+    for runs in (few, few[:1], [none], [falling]):
+        assert summarize_curves(runs) == []
 
 
-def test_a_minimum_at_the_end_gives_no_sentence(tmp_path: Path) -> None:
-    assert summarize_curves([made(tmp_path / "a", [1.0 - 0.01 * k for k in range(20)])]) == []
-
-
-def test_minimum_and_how_far_the_end_is_above(tmp_path: Path) -> None:
-    losses = [2.0 - 0.1 * k for k in range(10)] + [1.0, 1.25]
+def test_minimum_and_the_last_value_in_percent_above_it(tmp_path: Path) -> None:
+    finite = [2.0 - 0.1 * k for k in range(10)]
+    losses = [*finite, math.nan, math.inf, 1.0, 1.25]  # what is not finite is left out
     assert summarize_curves([made(tmp_path / "a", losses)]) == [
-        "train/loss had its minimum, 1, after 1,100 images; the last value, after 1,200 images, is "
+        "train/loss had its minimum, 1, after 1,300 images; the last value, after 1,400 images, is "
         "1.25, 25.0 % above."
     ]
 
@@ -95,9 +96,3 @@ def test_equal_runs_and_runs_of_other_families_are_not_ranked(tmp_path: Path) ->
     assert summarize_curves(twins) == ["a and b: train/loss is the same at every log."]
     vae = made(tmp_path / "vae", [x / 2 for x in losses], family="vae")
     assert summarize_curves([twins[0], vae]) == []
-
-
-def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
-    losses = [2.0 - 0.1 * k for k in range(10)] + [math.nan, math.inf, 1.0, 1.25]
-    (sentence,) = summarize_curves([made(tmp_path / "a", losses)])
-    assert "had its minimum, 1, after 1,300 images" in sentence

@@ -1,4 +1,4 @@
-"""What came out of exercises is computed from run folders, never claimed without values."""
+"""Outcomes of exercises are computed from run folders, never claimed without values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import stdev
 from typing import Any
 
 import pytest
-from written_runs import write_run
+from written_runs import opened, write_run
 
 from dgm.report.exercise import Exercise, exercise_page
 from dgm.report.hypothesis_check import (
@@ -20,7 +20,7 @@ from dgm.report.hypothesis_check import (
     name_best,
     parse_metric,
 )
-from dgm.report.read_run import Run, read_run
+from dgm.report.read_run import Run
 
 FD = parse_metric("distances_cifar/fd_cifar")
 
@@ -29,12 +29,12 @@ def value_of(run: Run, text: str) -> float | None:
     return parse_metric(text).read(run)
 
 
-def opened(folder: Path, fd: float | None = None, family: str = "gan", **more: Any) -> Run:
-    write_run(folder, [3.0, 1.0, 2.0, 2.5], family=family)
+def made(folder: Path, fd: float | None = None, **more: Any) -> Run:
+    write_run(folder, [3.0, 1.0, 2.0, 2.5])
     if fd is not None:
         found = {"distances_cifar": {"fd_cifar": fd, **more}}
         (folder / "evaluation.json").write_text(json.dumps(found))
-    return read_run(folder, folder.name, family, {})
+    return opened(folder)
 
 
 def expects(baseline: str | float, lower: bool = True, metric: str = FD.key) -> Hypothesis:
@@ -42,27 +42,22 @@ def expects(baseline: str | float, lower: bool = True, metric: str = FD.key) -> 
 
 
 def test_metrics_are_read_from_logs_and_files(tmp_path: Path) -> None:
-    run = opened(tmp_path / "a", 4.0)
-    assert FD.read(run) == 4.0
-    assert value_of(run, "final train/loss") == 2.5
-    assert value_of(run, "min train/loss") == 1.0
-    assert value_of(run, "min after train/loss") == 0.5
-    assert value_of(run, "wall time") == 8.0
-    assert value_of(run, "images/s") == 50.0
-    assert value_of(run, "min eval/nothing") is None
-    assert value_of(run, "bits per dimension") is None
-    (run.folder / "denoised").mkdir()
-    (run.folder / "denoised" / "denoising.json").write_text(
-        json.dumps({"steps": [{"steps": 50, "psnr_db_denoised": 21.5}]})
-    )
-    assert value_of(run, "denoised 50/psnr_db_denoised") == 21.5
-    assert value_of(run, "denoised 10/psnr_db_denoised") is None
-    (run.folder / "denoised" / "denoising.json").write_text("[")
+    run = made(tmp_path / "a", 4.0)
+    denoised = run.folder / "denoised" / "denoising.json"
+    denoised.parent.mkdir()
+    denoised.write_text(json.dumps({"steps": [{"steps": 50, "psnr_db_denoised": 21.5}]}))
+    values = {
+        FD.key: 4.0, "final train/loss": 2.5, "min train/loss": 1.0, "min after train/loss": 0.5,
+        "wall time": 8.0, "images/s": 50.0, "min eval/nothing": None, "bits per dimension": None,
+        "denoised 50/psnr_db_denoised": 21.5, "denoised 10/psnr_db_denoised": None,
+    }  # fmt: skip
+    assert {name: value_of(run, name) for name in values} == values
+    denoised.write_text("[")
     assert value_of(run, "denoised 50/psnr_db_denoised") is None
 
 
 def test_bits_are_exact_before_they_are_a_bound(tmp_path: Path) -> None:
-    run = opened(tmp_path / "a")
+    run = made(tmp_path / "a")
     run.evaluation["bits_per_dim_ode"] = {"bound": 5.0}
     assert value_of(run, "bits per dimension") == 5.0
     run.evaluation["bits_per_dim"] = {"exact": 3.0}
@@ -86,14 +81,10 @@ def test_an_unknown_metric_is_an_error(text: str) -> None:
         ("class_consistency/class_consistency", "class consistency", True, "25.0 % ± 12.5 %"),
         ("bits_per_dim/bound", "bits/dim, bound", False, "0.25 ± 0.12"),
         ("diversity_cifar/diversity", "diversity", None, "0.25 ± 0.12"),
-        (
-            "reconstruction/rms_error_grey_levels", "reconstruction: error in grey levels", False,
-            "0.25 ± 0.12",
-        ),
-        (
-            "denoised 50/psnr_db_denoised", "PSNR, dB, denoised from 50 steps of noise", True,
-            "0.25 ± 0.12",
-        ),
+        ("reconstruction/rms_error_grey_levels", "reconstruction: error in grey levels", False,
+         "0.25 ± 0.12"),
+        ("denoised 50/psnr_db_denoised", "PSNR, dB, denoised from 50 steps of noise", True,
+         "0.25 ± 0.12"),
         ("min after train/loss", "min after train/loss", None, "25.0 % ± 12.5 %"),
         (f"spread of {FD.key}", "spread over runs of FD-cifar", False, "25.0 % ± 12.5 %"),
         ("wall time", "wall time", False, "0.2 s ± 0.1 s"),
@@ -109,19 +100,19 @@ def test_a_metric_is_named_and_formatted(
 
 
 def test_a_hypothesis_holds_or_does_not_by_its_values(tmp_path: Path) -> None:
-    groups = {"a": [opened(tmp_path / "a", 2.0)], "b": [opened(tmp_path / "b", 3.0)]}
+    groups = {"a": [made(tmp_path / "a", 2.0)], "b": [made(tmp_path / "b", 3.0)]}
     assert check_hypothesis(expects("b"), groups) == ("held", "a 2, b 3 (1.5 times)")
     assert check_hypothesis(expects("b", lower=False), groups)[0] == "did not hold"
     assert check_hypothesis(expects(1.5), groups) == ("did not hold", "a 2, the bound 1.5")
     assert check_hypothesis(expects("b", metric="cost/nothing"), groups)[0] == "not measured"
-    groups["c"] = [opened(tmp_path / "c", 2.0001)]  # one run each: no standard error
+    groups["c"] = [made(tmp_path / "c", 2.0001)]  # one run each: no standard error
     assert check_hypothesis(expects("c"), groups) == ("too close to tell", "a 2, c 2")
 
 
 def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -> None:
     values = {"a": [2.0, 4.0], "b": [3.0, 4.5]}
     groups = {
-        name: [opened(tmp_path / f"{name}{k}", fd) for k, fd in enumerate(own)]
+        name: [made(tmp_path / f"{name}{k}", fd) for k, fd in enumerate(own)]
         for name, own in values.items()
     }
     value = measure_group(groups["a"], FD)
@@ -133,16 +124,14 @@ def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -
     assert measure_group(groups["a"][:1], parse_metric(f"spread of {FD.key}")) is None
     # Of one run, the scatter over seeds of its images.
     more = {"num_seeds": 4, "spread_over_seeds": {"fd_cifar": 1.0}}
-    one = {"a": [opened(tmp_path / "c", 2.0, **more)], "b": [opened(tmp_path / "d", 2.9)]}
-    assert check_hypothesis(expects("b"), one) == (
-        "too close to tell",
-        "a 2 ± 1, b 2.9 (1.45 times)",
-    )
+    one = {"a": [made(tmp_path / "c", 2.0, **more)], "b": [made(tmp_path / "d", 2.9)]}
+    outcome = ("too close to tell", "a 2 ± 1, b 2.9 (1.45 times)")
+    assert check_hypothesis(expects("b"), one) == outcome
 
 
 def test_the_best_is_named_with_its_values(tmp_path: Path) -> None:
     fds = {"a": 2.0, "b": 3.0, "c": 4.0}
-    groups = {name: [opened(tmp_path / name, fd, score_cifar=fd)] for name, fd in fds.items()}
+    groups = {name: [made(tmp_path / name, fd, score_cifar=fd)] for name, fd in fds.items()}
     metrics = [FD, *map(parse_metric, ("final train/loss", "distances_cifar/score_cifar"))]
     # a: 1 + 1 + 3, b: 2 + 1 + 2, c: 3 + 1 + 1: equal, and the first measure decides.
     sentences = name_best(groups, metrics)
@@ -150,15 +139,15 @@ def test_the_best_is_named_with_its_values(tmp_path: Path) -> None:
     assert sentences[1] == "In FD-cifar it is first: 2 against 3 of b."
     assert sentences[2] == "In final train/loss it equals b: 2.5 against 2.5 of b."
     assert sentences[3] == "In score-cifar it is third: 2 against 4 of c."
-    assert name_best({**groups, "d": [opened(tmp_path / "d")]}, metrics) == []
+    assert name_best({**groups, "d": [made(tmp_path / "d")]}, metrics) == []
     assert name_best({"a": groups["a"]}, metrics) == [] == name_best(groups, [])
 
 
 def test_the_page_shows_the_hypotheses_and_escapes_them(tmp_path: Path) -> None:
     groups = {
-        "<a>": [opened(tmp_path / "a", 2.0)],
-        "b": [opened(tmp_path / "b", 3.0)],
-        "c": [opened(tmp_path / "c")],
+        "<a>": [made(tmp_path / "a", 2.0)],
+        "b": [made(tmp_path / "b", 3.0)],
+        "c": [made(tmp_path / "c")],
     }
     exercise = Exercise(
         title="One <i>",

@@ -17,6 +17,14 @@ from dgm.report.page import make_page
 from dgm.report.pictures import evenly_spaced
 
 
+def page_of(folder: Path) -> str:
+    return make_page("x", [opened(folder)], [])
+
+
+def text_of(folder: Path) -> str:
+    return HtmlPage(page_of(folder)).text
+
+
 @pytest.mark.parametrize(
     ("source", "shards", "shown"),
     [
@@ -31,17 +39,16 @@ def test_shards_that_are_not_of_the_source_are_named(
     tmp_path: Path, source: str | None, shards: str | None, shown: str
 ) -> None:
     settings = {"data": {"source": source, "shards": shards}}
-    page = make_page("x", [opened(write_run(tmp_path / "x", [1.0], settings=settings))], [])
+    page = page_of(write_run(tmp_path / "x", [1.0], settings=settings))
     assert f">data</th><td>{shown}</td>" in page
     assert ("data.source: " in page) == (not shown.startswith("shards "))
 
 
 def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    folder = write_run(
-        tmp_path / "x", [2.0, 1.0], settings={"data": {"shards": "https://a.b/c.tar"}}
-    )
+    settings = {"data": {"shards": "https://a.b/c.tar"}}
+    folder = write_run(tmp_path / "x", [2.0, 1.0], settings=settings)
     write_picture(folder / "samples" / "000000100.png")
-    page = make_page("x", [opened(folder)], [])
+    page = page_of(folder)
     sources = [a["src"] for _, a in HtmlPage(page).tags if "src" in a]
     assert len(sources) == 1 and str(sources[0]).startswith("data:image/png;base64,")
     assert not [t for t, a in HtmlPage(page).tags if t in ("link", "iframe", "base") or "href" in a]
@@ -59,6 +66,19 @@ def test_the_report_imports_no_torch(module: str) -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_writing_a_page_imports_no_torch(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", [2.0, 1.0])
+    write_picture(folder / "samples" / "000000100.png")
+    code = (
+        "import sys; from pathlib import Path; from dgm.report.page import make_page\n"
+        f"from dgm.report.read_run import read_run; folder = Path({str(folder)!r})\n"
+        "assert len(make_page('x', [read_run(folder, 'x', 'diffusion', {})], [])) > 1000\n"
+        "print([name for name in ('torch', 'accelerate') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     for seen in range(100, 1100, 100):
@@ -68,7 +88,7 @@ def test_pictures_have_captions_and_damaged_ones_are_named(tmp_path: Path) -> No
     (folder / "samples" / "000001000.png").write_bytes(whole[:50])
     (folder / "generated").mkdir()
     (folder / "generated" / "mine.png").write_text("no picture")
-    page = make_page("x", [opened(folder)], [])
+    page = page_of(folder)
     seen = [a["alt"] for t, a in HtmlPage(page).tags if t == "img"]
     assert seen == [
         *(f"x: samples, {k} images seen" for k in (100, 300, 500, 700)),
@@ -99,53 +119,49 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
     write_picture(folder / "neighbours-cifar.png")
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
+    text = text_of(folder)
     assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
     assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
     assert "0123abcd" not in text and "spread" not in text and "0.9625" not in text
 
 
-def test_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "x", [2.0, 1.0])
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
-    assert "git checkout 0123456789abcdef\n" in text
-    assert "python launch/train_ddpm.py --config 'my file.yaml' --run.dir runs/x" in text
-    engine = {"engine": "DeepSpeed ZeRO-2, optimizer on the CPU on 2 processes", "world_size": 2}
-    (folder / "environment.json").write_text(
-        json.dumps({**ENVIRONMENT, **engine, "git_dirty": True})
-    )
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
-    assert (
-        "accelerate launch --config_file launch/configs/accelerate/zero2_offload.yaml "
-        "--num_processes 2 launch/train_ddpm.py" in text
-    )
-    assert "uncommitted changes" in text and "HOST_OF_NODE_0" not in text
+ACCELERATE = "accelerate launch --config_file launch/configs/accelerate"
+NODES = "--num_machines 2 --main_process_ip HOST_OF_NODE_0 --main_process_port 29500"
 
 
-@pytest.mark.parametrize(("engine", "file"), [("DDP", "ddp_nodes"), ("DeepSpeed ZeRO-2", "zero2")])
-def test_command_of_several_nodes_explains_the_placeholders(
-    tmp_path: Path, engine: str, file: str
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [
+        ({}, "git checkout 0123456789abcdef\npython"),
+        ({"engine": "DeepSpeed ZeRO-2, optimizer on the CPU on 2 processes", "world_size": 2},
+         f"{ACCELERATE}/zero2_offload.yaml --num_processes 2"),
+        ({"engine": "DDP on 8 processes", "world_size": 8, "num_nodes": 2},
+         f"{ACCELERATE}/ddp_nodes.yaml --num_processes 8 {NODES} --machine_rank N"),
+        ({"engine": "DeepSpeed ZeRO-2 on 8 processes", "world_size": 8, "num_nodes": 2},
+         f"{ACCELERATE}/zero2.yaml --num_processes 8 {NODES} --machine_rank N"),
+    ],
+)  # fmt: skip
+def test_command_is_that_of_the_engine_quoted_for_a_shell(
+    tmp_path: Path, started: dict, command: str
 ) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
-    started = {"engine": f"{engine} on 8 processes", "world_size": 8, "num_nodes": 2}
-    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **started}))
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
-    assert (
-        f"accelerate launch --config_file launch/configs/accelerate/{file}.yaml "
-        "--num_processes 8 --num_machines 2 --main_process_ip HOST_OF_NODE_0 "
-        "--main_process_port 29500 --machine_rank N launch/train_ddpm.py" in text
-    )
-    assert "On each of the 2 nodes" in text and "0 to 1, for N" in text
+    environment = {**ENVIRONMENT, "git_dirty": True, **started}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    text = text_of(folder)
+    assert f"{command} launch/train_ddpm.py --config 'my file.yaml' --run.dir runs/x" in text
+    assert "uncommitted changes" in text
+    for explained in ("On each of the 2 nodes", "0 to 1, for N"):
+        assert (explained in text) == ("num_nodes" in started)
 
 
 def test_energy_is_shown_with_what_it_covers(tmp_path: Path) -> None:
     gpu, packages = {"energy__gpu_kwh": [0.5, 1.25]}, {"energy__packages_kwh": [0.1, 0.2]}
     folder = write_run(tmp_path / "x", [2.0, 1.0], **gpu, **packages)
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
+    text = text_of(folder)
     assert "energy of the GPU of the first process1.25 kWh" in text
     assert "energy of the processor packages of its machine0.2 kWh" in text and "logs0" not in text
-    path = folder / "metrics.jsonl"  # which went on where no GPU could be read
+    path = folder / "metrics.jsonl"  # whose last log was taken without a GPU
     path.write_text(path.read_text().replace(', "energy/gpu_kwh": 1.25', ""))
     other = write_run(tmp_path / "y", [2.0, 1.0])
     runs = [opened(folder), opened(other)]
@@ -157,9 +173,9 @@ def test_energy_is_shown_with_what_it_covers(tmp_path: Path) -> None:
 
 def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0] * 10, time__save_s=[0.5] * 10)
-    text = HtmlPage(make_page("x", [opened(folder)], [])).text
+    text = text_of(folder)
     assert "wall time until the last log20.0 s" in text
-    assert "of it saving5.0 s (25.0 %)" in text
+    assert "of which saving5.0 s (25.0 %)" in text
     assert "spent waiting for data6.67 %" in text  # 1 of 15 s
     assert "energy" not in text.lower()
 
@@ -185,7 +201,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path: Path) ->
 
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
-    page = make_page("x", [opened(write_run(tmp_path / "x", []))], [])
+    page = page_of(write_run(tmp_path / "x", []))
     assert "Nothing was logged yet." in page and "application/" not in page
     assert "Observations" not in page and "Cost" not in page
 
@@ -193,4 +209,4 @@ def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", [2.0, 1.0])
     (folder / "evaluation.json").write_text("{")
-    assert "evaluation.json is left out" in make_page("x", [opened(folder)], [])
+    assert "evaluation.json is left out" in page_of(folder)

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from html_page import HtmlPage
-from written_runs import write_picture, write_run
+from written_runs import opened, write_picture, write_run
 
 from dgm.report.figures import save_denoising_curves, save_sweep_plots, sweep_curves
 from dgm.report.page import make_page
-from dgm.report.read_run import read_run
 
 PICTURES = (
     "steps-0050.png", "steps-0005.png", "curve.png", "interpolation.png", "quality.png",
@@ -75,7 +74,7 @@ def page_of(folder: Path, denoised: Any = None, explored: Any = None) -> str:
             path.write_text(found if isinstance(found, str) else json.dumps(found))
             for picture in PICTURES:
                 write_picture(path.parent / picture)
-    return make_page("x", [read_run(folder, "x", "diffusion", {})], [])
+    return make_page("x", [opened(folder, "x")], [])
 
 
 def test_a_run_without_studies_has_no_section_for_them(tmp_path: Path) -> None:
@@ -127,47 +126,41 @@ def test_plots_as_files(tmp_path: Path) -> None:
     assert all(p.read_bytes()[1:4] == b"PNG" for p in (tmp_path / "new").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("found", "reason"),
-    [
-        ("{", "it cannot be read as a JSON object"),
-        ("[1]", "it cannot be read as a JSON object"),
-        ({}, "it is not as launch/denoise.py writes it (no list steps)"),
-        (changed(DENOISED, "steps", 0, "ssim_noised", to="1"), "no number ssim_noised"),
-        (changed(DENOISED, "steps", 0, "steps", to=True), "no number steps"),
-        (changed(DENOISED, "curve", to=[1]), "no list curve"),
-        (changed(DENOISED, "num_images", to=10**400), "it cannot be read as a JSON object"),
-        (changed(DENOISED, "sampler", to=None), "no text sampler"),
-    ],
-)
-def test_denoising_that_cannot_be_shown_is_named(tmp_path: Path, found: Any, reason: str) -> None:
-    text = HtmlPage(page_of(tmp_path / "x", denoised=found)).text
-    assert "denoised/denoising.json is left out: " in text and reason in text
+NO_JSON = "it cannot be read as a JSON object"
+BAD_DENOISED = [
+    ("{", NO_JSON),
+    ("[1]", NO_JSON),
+    ({}, "it is not as launch/denoise.py writes it (no list steps)"),
+    (changed(DENOISED, "steps", 0, "ssim_noised", to="1"), "no number ssim_noised"),
+    (changed(DENOISED, "steps", 0, "steps", to=True), "no number steps"),
+    (changed(DENOISED, "curve", to=[1]), "no list curve"),
+    (changed(DENOISED, "num_images", to=10**400), NO_JSON),
+    (changed(DENOISED, "sampler", to=None), "no text sampler"),
+]
+BAD_EXPLORED = [
+    ({"sheets": []}, "it is not as launch/explore.py writes it (no object settings)"),
+    (changed(EXPLORED, "sheets", 0, "file", to="../samples/a.png"), "is no picture in explored"),
+    (changed(EXPLORED, "sheets", 0, "file", to="exploration.json"), "is no picture in explored"),
+    (changed(EXPLORED, "settings", "varied", to=[]), "nothing was varied"),
+    (changed(EXPLORED, "settings", "varied", to=["x"]), "no number x"),
+    (changed(EXPLORED, "settings", "real", "diversity", to=[]), "no number diversity"),
+    (changed(EXPLORED, "traversal", "rows", 1, to={"latent": 3}), "no number kl_nats"),
+    (changed(EXPLORED, "notes", to="text"), "no list notes"),
+]
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("name", "found", "reason"),
     [
-        ("nonsense", "it cannot be read as a JSON object"),
-        ({"sheets": []}, "it is not as launch/explore.py writes it (no object settings)"),
-        (
-            changed(EXPLORED, "sheets", 0, "file", to="../samples/a.png"),
-            "is no picture in explored",
-        ),
-        (
-            changed(EXPLORED, "sheets", 0, "file", to="exploration.json"),
-            "is no picture in explored",
-        ),
-        (changed(EXPLORED, "settings", "varied", to=[]), "nothing was varied"),
-        (changed(EXPLORED, "settings", "varied", to=["x"]), "no number x"),
-        (changed(EXPLORED, "settings", "real", "diversity", to=[]), "no number diversity"),
-        (changed(EXPLORED, "traversal", "rows", 1, to={"latent": 3}), "no number kl_nats"),
-        (changed(EXPLORED, "notes", to="text"), "no list notes"),
+        *(("denoised/denoising.json", *case) for case in BAD_DENOISED),
+        *(("explored/exploration.json", *case) for case in BAD_EXPLORED),
     ],
 )
-def test_exploring_that_cannot_be_shown_is_named(tmp_path: Path, found: Any, reason: str) -> None:
-    text = HtmlPage(page_of(tmp_path / "x", explored=found)).text
-    assert "explored/exploration.json is left out: " in text and reason in text
+def test_a_file_that_cannot_be_shown_is_named(
+    tmp_path: Path, name: str, found: Any, reason: str
+) -> None:
+    text = HtmlPage(page_of(tmp_path / "x", **{name.split("/")[0]: found})).text
+    assert f"{name} is left out: " in text and reason in text
     assert "Evaluation" not in text and "Cost" in text  # the rest of the page is there
 
 

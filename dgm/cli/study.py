@@ -1,0 +1,55 @@
+"""Options of `denoise`, `explore` and `sample`, their checks, and sheets of images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+
+from dgm import images
+from dgm.cli.parser import path_word, read_list
+from dgm.common.errors import UserError
+from dgm.diffusion.objective import DiffusionObjective
+from dgm.preprocessing import PixelMap
+
+
+def add_study_options(parser: ArgumentParser, runs: str, folder: str) -> None:
+    """Add the shared options; `folder` is the default of --out."""
+    add = parser.add_argument
+    add("run", type=path_word, help=runs)
+    add("--num_shown", type=int, default=10, help="of them on the sheets")
+    add("--checkpoint", help="by images seen, or best; default the newest")
+    add("--out", type=path_word, help=f"folder to write to; default RUN/{folder}")
+    add("--epochs", type=int, help="of the classifier; default until 20,000 images")
+    add("--seed", type=int, default=1, help="of classifier, images and draws")
+    add("--test_shards", type=path_word, help="real images; default as the run's source")
+
+
+def read_steps(text: str, objective: DiffusionObjective) -> list[int]:
+    """Return the numbers of --steps; raise UserError if the schedule is shorter."""
+    steps, total = read_list("--steps", text, int), objective.schedule.num_timesteps
+    for step in steps:
+        if not 1 <= step <= total:
+            raise UserError(
+                f"--steps names {step}: choose 1 to {total}, the run's diffusion.num_timesteps"
+            )
+    return steps
+
+
+def refuse_options_of_other_families(
+    options: Namespace, names: Iterable[str], own: Collection[str], family: str
+) -> None:
+    """Raise UserError for a given option, of `names`, that is none of the run's own."""
+    for name in names:
+        if options[name] is not None and name not in own:
+            raise UserError(
+                f"--{name} {options[name]} means nothing to a {family} run: it has {', '.join(own)}"
+            )
+
+
+def save_sheet(path: Path, sheet: Tensor, pixels: PixelMap) -> None:
+    """Write images [rows, columns, C, H, W] as a PNG grid."""
+    rows = images.to_uint8(sheet.flatten(0, 1), pixels)
+    images.save_png(path, images.grid(rows, sheet.shape[1]))
