@@ -18,6 +18,7 @@ from shards.format import BLOCK
 IMAGE_EXTENSIONS = ("npy", "png", "jpg", "jpeg", "webp")
 LABEL_EXTENSIONS = ("cls", "label", "class", "cls.txt", "label.txt", "class.txt", "json")
 _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
+_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError)
 _MAX_HEADER = 2**20
 _MAX_LABEL = 2**20
 # First bytes, suffixes, and the program that unpacks it.
@@ -135,14 +136,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
             end = tar.offset
     except UserError:
         raise
-    except (
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _TAR_ERRORS as error:
         if (remedy := unpack_command(path)) is not None:
             raise UserError(f"{path} is no plain tar, but compressed; {remedy}") from None
         raise UserError(

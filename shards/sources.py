@@ -7,7 +7,7 @@ import io
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from shards import shapes
 from shards.class_folders import NUM_NAMED, ImageFile, Tree, find_images, list_names, printable
 from shards.cli import option
 from shards.format import Setting
-from shards.images import WHITE, Decoded, crop_and_resize, decode, ordered_map, parse_background
+from shards.images import (
+    WHITE,
+    Decoded,
+    crop_and_resize,
+    decode_image,
+    ordered_map,
+    parse_background,
+)  # fmt: skip
 from shards.index_foreign import ARCHIVE_SUFFIXES, unpack_command
 
 SPLITS = ("train", "test")
@@ -203,14 +210,8 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-@dataclass(frozen=True)
-class _Bad:
-    """An image that cannot be used."""
-
-    file: ImageFile
-    error: UserError
-    damaged: bool
-    """Whether its content is damaged; otherwise it cannot be read."""
+class _UnreadableError(UserError):
+    """A file that cannot be read, unlike one whose content is damaged."""
 
 
 class _Folder:
@@ -239,23 +240,20 @@ class _Folder:
             notes=self.notes,
         )
 
-    def _read(self, file: ImageFile) -> Decoded | _Bad:
+    def _read(self, file: ImageFile) -> Decoded | UserError:
         path = self.tree.root / file.name
         try:
-            content = path.read_bytes()
+            return decode_image(path.read_bytes(), str(path), self.resize, self.background)
         except OSError as error:
-            unreadable = UserError(f"{path} cannot be read ({error.strerror}); check the file")
-            return _Bad(file, unreadable, damaged=False)
-        try:
-            return decode(content, str(path), self.resize, self.background)
+            return _UnreadableError(f"{path} cannot be read ({error.strerror}); check the file")
         except UserError as error:
-            return _Bad(file, error, damaged=True)
+            return error
 
-    def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | _Bad]]:
+    def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | UserError]]:
         return zip(self.tree.files, ordered_map(self._read, self.tree.files), strict=True)
 
     def _first_shape(self) -> tuple[int, ...]:
-        bad: list[_Bad] = []
+        bad: list[UserError] = []
         for file in self.tree.files:
             image = self._read(file)
             if isinstance(image, Decoded):
@@ -265,12 +263,12 @@ class _Folder:
 
     def _samples(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:
         """Yield all images; after the first that cannot be used, only collect all errors."""
-        bad: list[_Bad] = []
+        bad: list[UserError] = []
         sizes: Counter[tuple[int, ...]] = Counter()
         names: dict[tuple[int, ...], str] = {}
         transparent, several = [], []
         for number, (file, image) in enumerate(self._read_all(), start=1):
-            if isinstance(image, _Bad):
+            if isinstance(image, UserError):
                 bad.append(image)
                 continue
             sizes[image.pixels.shape] += 1
@@ -300,11 +298,10 @@ class _Folder:
         return notes
 
     def _skip_damaged(self) -> None:
-        bad = [image for _, image in self._read_all() if isinstance(image, _Bad)]
-        if unreadable := [image for image in bad if not image.damaged]:
+        bad = {file: image for file, image in self._read_all() if isinstance(image, UserError)}
+        if unreadable := [error for error in bad.values() if isinstance(error, _UnreadableError)]:
             raise self._bad_images(unreadable)
-        skipped = {image.file.name for image in bad}
-        files = [file for file in self.tree.files if file.name not in skipped]
+        files = [file for file in self.tree.files if file not in bad]
         for label in {file.label for file in self.tree.files} - {file.label for file in files}:
             name = printable(self.tree.classes[label])
             raise UserError(
@@ -313,18 +310,19 @@ class _Folder:
             )
         notes = list(self.tree.notes)
         if bad:
-            names = list_names((image.file.name for image in bad), NUM_NAMED)
+            names = list_names((file.name for file in bad), NUM_NAMED)
             notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
         self.tree = replace(self.tree, files=files, notes=notes)
         self.notes[:] = notes
 
-    def _bad_images(self, bad: list[_Bad]) -> UserError:
+    def _bad_images(self, bad: Sequence[UserError]) -> UserError:
         """Return an error with the images that cannot be used, up to `NUM_NAMED`."""
-        damaged = any(image.damaged for image in bad) and not self.options.skip_bad
-        skip = f", or leave damaged ones out by {option('skip-bad')}" if damaged else ""
+        damaged = not all(isinstance(error, _UnreadableError) for error in bad)
+        may_skip = damaged and not self.options.skip_bad
+        skip = f", or leave damaged ones out by {option('skip-bad')}" if may_skip else ""
         if len(bad) == 1:
-            return UserError(f"{bad[0].error}{skip}")
-        lines = [str(image.error).rpartition("; ")[0] for image in bad[:NUM_NAMED]]
+            return UserError(f"{bad[0]}{skip}")
+        lines = [str(error).rpartition("; ")[0] for error in bad[:NUM_NAMED]]
         named = ", ".join(printable(line.removeprefix(f"{self.tree.root}/")) for line in lines)
         more = f", and {len(bad) - NUM_NAMED:,} more" if len(bad) > NUM_NAMED else ""
         return UserError(

@@ -47,7 +47,7 @@ def test_a_folder_that_did_not_change_is_left_alone(tree: Path, capsys) -> None:
     before = (folder / INDEX).stat().st_ino
     ensure(f"folder:{tree}", progress=False)
     assert (folder / INDEX).stat().st_ino == before and capsys.readouterr().out == ""
-    assert verify(folder).count == 6
+    assert verify(folder).total == 6
     assert load_index(folder / INDEX).source_files.count == 6
 
 

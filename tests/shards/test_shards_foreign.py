@@ -194,7 +194,7 @@ PNG = "needs a png"
         ({"7.cls": b"1", "7.png": PNG, "7.PNG": PNG}, r"a.tar holds 7.PNG twice"),
         ({"7.cls": b"1", "7.png": b""}, r"a.tar: sample 7 is empty"),
         ({"7.cls": b"1", "7.png": b"no image"}, r"a.tar: sample 7 is no readable image"),
-        ({"7.cls": b"1", "7.npy": b"\x93NUMPY"}, r"a.tar: 7 is no readable npy"),
+        ({"7.cls": b"1", "7.npy": b"\x93NUMPY"}, r"a.tar: sample 7 is no readable npy"),
         ({"README": b"x"}, r"a.tar holds no samples"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from dgm.common.errors import UserError
 from shards.format import INDEX, fixed_layout, sha256_of
 from shards.validate_samples import validate_samples
-from shards.verify import Summary, verify
+from shards.verify import verify
 
 
 def resign(folder: Path) -> None:
@@ -37,7 +37,6 @@ def test_good_shards_give_one_summary_line(start, folder: Path) -> None:
     assert process.returncode == 0 and stderr == ""
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert stdout == f"10 images, 10 classes, 3 shards, {size} bytes: all good\n"
-    assert verify(folder) == Summary(10, 10, 3, size)
 
 
 def test_a_flipped_byte_is_found(fails, folder: Path) -> None:
