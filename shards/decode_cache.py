@@ -35,7 +35,7 @@ from shards.format import (
     check_size,
     load_index,
     npy_header,
-)  # fmt: skip
+)
 from shards.images import Decoded, decode_image, ordered_map
 from shards.index_foreign import (
     ARCHIVE_SUFFIXES,
@@ -44,7 +44,7 @@ from shards.index_foreign import (
     index_tar,
     read_label,
     unpack_command,
-)  # fmt: skip
+)
 from shards.sources import Source, check_resize
 from shards.verify import checksums
 

@@ -22,7 +22,7 @@ from shards.format import (
     load_index,
     npy_header,
     parse_labels,
-)  # fmt: skip
+)
 
 
 class Shards:

@@ -27,7 +27,7 @@ from shards.images import (
     decode_image,
     ordered_map,
     parse_background,
-)  # fmt: skip
+)
 from shards.index_foreign import ARCHIVE_SUFFIXES, unpack_command
 
 SPLITS = ("train", "test")

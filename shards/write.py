@@ -22,7 +22,7 @@ from shards.format import (
     npy_header,
     sample_key,
     sha256_of,
-)  # fmt: skip
+)
 from shards.images import encode_png, ordered_map
 from shards.sources import Source
 from shards.validate_samples import validate_samples

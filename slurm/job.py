@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from dgm.common.atomic_io import write_whole
+from dgm.common.errors import UserError
 from slurm import slurm_cli
 from slurm.exit_policy import MISTAKE, STOPPED, Decision, decide
 from slurm.run_state import RunState
@@ -70,7 +72,9 @@ class Job:
         log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        self.snapshot(state)
+        # The configuration and command as submitted.
+        shutil.copy(self.config, state.folder / "config.yaml")
+        write_whole(state.folder / "command.txt", shlex.join(self.command) + "\n")
         on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         sys.exit(_Supervisor(self, state, SlurmNodes(self) if on_slurm else LocalNode(self)).run())
 
@@ -81,11 +85,6 @@ class Job:
         fields.update({key: tuple(v) for key, v in fields.items() if isinstance(v, list)})
         return Job(**fields)
 
-    def snapshot(self, state: RunState) -> None:
-        """Copy the submitted configuration and command into the run folder."""
-        shutil.copy(self.config, state.folder / "config.yaml")
-        (state.folder / "command.txt").write_text(shlex.join(self.command) + "\n", encoding="utf-8")
-
 
 class SlurmNodes:
     """The nodes that Slurm allocated to this start."""
@@ -93,8 +92,11 @@ class SlurmNodes:
     def __init__(self, job: Job):
         """Read the allocation from Slurm's environment variables."""
         self.job = job
-        self.hosts = slurm_cli.hosts_of(os.environ["SLURM_JOB_NODELIST"])
-        self.id = slurm_cli.own_job_id()
+        nodes = os.environ["SLURM_JOB_NODELIST"]
+        self.hosts = slurm_cli.call("scontrol", "show", "hostnames", nodes).split()
+        array = os.environ.get("SLURM_ARRAY_JOB_ID")
+        task = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else None
+        self.id = task or os.environ["SLURM_JOB_ID"]  # as squeue prints it
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -112,7 +114,11 @@ class SlurmNodes:
         """Requeue this job; return the reason if that fails."""
         if not slurm_cli.is_running(self.id):
             return "the job is being ended by Slurm or by scancel"
-        return slurm_cli.requeue(self.id)
+        try:
+            slurm_cli.call("scontrol", "requeue", self.id)
+        except UserError as error:
+            return str(error)
+        return None
 
 
 class LocalNode:
@@ -152,21 +158,18 @@ class _Supervisor:
 
     def run(self) -> int:
         """Start the run until it ends or is requeued; return the job's exit code."""
-        for attempt in range(10**6):
-            hosts = self.usable_hosts()
-            if not hosts:
-                return MISTAKE
-            decision = self.attempt(hosts, attempt)
-            if decision.action == "again":
-                continue
-            if decision.action == "requeue":
-                reason = self.nodes.requeue()
-                if reason is None:
-                    time.sleep(600)  # Slurm ends this start
-                    reason = "Slurm accepted the request, but nothing happened in ten minutes"
-                log(f"not requeued: {reason}")
-            return decision.exit_code
-        raise AssertionError("a run was started a million times")
+        hosts, attempt = self.usable_hosts(), 0
+        if not hosts:
+            return MISTAKE
+        while (decision := self.attempt(hosts, attempt)).action == "again":
+            attempt += 1
+        if decision.action == "requeue":
+            reason = self.nodes.requeue()
+            if reason is None:
+                time.sleep(600)  # Slurm ends this start
+                reason = "Slurm accepted the request, but nothing happened in ten minutes"
+            log(f"not requeued: {reason}")
+        return decision.exit_code
 
     def usable_hosts(self) -> list[str]:
         """Return the largest number of nodes among which the batch can be divided."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import STOPPED
 from dgm.common.redact import without_password
@@ -140,7 +141,7 @@ def submit(submission: Submission) -> list[str]:
         reason = "; ".join(dict.fromkeys(lines)) or " ".join(str(error).split())
         raise UserError(f"sbatch refuses: {reason}") from None
     ids = [job.job_id for job in jobs]
-    if not slurm_cli.may_requeue(ids[0]):
+    if "Requeue=0" in slurm_cli.call("scontrol", "show", "job", "-o", ids[0]):
         slurm_cli.cancel(ids)
         raise UserError(
             f"the cluster does not allow job {ids[0]} to be requeued, so a run could not continue "
@@ -165,9 +166,7 @@ def run_local(submission: Submission) -> int:
             while waiting and len(running) < (submission.request.options.max_parallel or 1):
                 plan = waiting.pop(0)
                 path = submission.home / "configs" / f"{plan.name or 'run'}.json"
-                path.write_text(
-                    json.dumps(dataclasses.asdict(submission.job(plan))), encoding="utf-8"
-                )
+                write_whole(path, json.dumps(dataclasses.asdict(submission.job(plan))))
                 # In a new session: Ctrl-C reaches this process only, which forwards it.
                 words = [sys.executable, "-m", "slurm.job", str(path)]
                 job = subprocess.Popen(words, env=environment, start_new_session=True)
