@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import itertools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-import tarfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_tar
 from torchvision.datasets import CIFAR10
 
 from dgm.common.errors import UserError
@@ -42,13 +45,30 @@ def grey(path: Path, value: int = 7) -> None:
     Image.new("RGB", (32, 32), (value, value, value)).save(path)
 
 
-def test_a_folder_that_did_not_change_is_left_alone(tree: Path, capsys) -> None:
-    folder = ensure(f"folder:{tree}", progress=False)
+@pytest.mark.parametrize("resize", [None, 8])
+def test_an_unchanged_folder_is_built_once(tree: Path, capsys, resize: int | None) -> None:
+    source = f"folder:{tree}"
+    folder = ensure(source, resize=resize, progress=False)
+    assert folder == default_folder(source, resize=resize)
+    assert Shards(folder).image_shape == (resize or 32, resize or 32, 3)
     before = (folder / INDEX).stat().st_ino
-    ensure(f"folder:{tree}", progress=False)
+    ensure(source, resize=resize, progress=False)
     assert (folder / INDEX).stat().st_ino == before and capsys.readouterr().out == ""
-    assert verify(folder).total == 6
-    assert load_index(folder / INDEX).source_files.count == 6
+    index = verify(folder)
+    assert index.total == index.source_files.count == 6
+
+
+def test_touched_files_give_the_same_shards(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    tar, before = (folder / "train-00000.tar").read_bytes(), load_index(folder / INDEX)
+    for path in tree.glob("*/*.png"):
+        os.utime(path, ns=(5, 5))
+    ensure(f"folder:{tree}", progress=False)
+    assert "6 images changed: building again" in capsys.readouterr().out
+    assert (folder / "train-00000.tar").read_bytes() == tar
+    assert load_index(folder / INDEX).shards == before.shards
+    ensure(f"folder:{tree}", progress=False)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -81,27 +101,6 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
     assert np.array_equal(old.images(np.arange(6)), before)  # the map of the old files
     assert (home / "cat" / "0001.png").read_bytes() == content
     assert len(list(folder.parent.iterdir())) == 1 and verify(folder)
-
-
-def test_files_that_were_only_touched_give_the_same_shards(tree: Path, capsys) -> None:
-    folder = ensure(f"folder:{tree}", progress=False)
-    before = contents(folder)
-    for path in tree.glob("*/*.png"):
-        os.utime(path, ns=(5, 5))
-    ensure(f"folder:{tree}", progress=False)
-    assert "6 images changed: building again" in capsys.readouterr().out
-    now = contents(folder)
-    assert now["train-00000.tar"] == before["train-00000.tar"]
-    assert load_index(folder / INDEX).shards == shards_of(before)
-    capsys.readouterr()
-    ensure(f"folder:{tree}", progress=False)
-    assert capsys.readouterr().out == ""
-
-
-def shards_of(before: dict[str, bytes]):
-    path = Path("before.json")
-    path.write_bytes(before[INDEX])
-    return load_index(path).shards
 
 
 def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
@@ -211,18 +210,18 @@ def test_shards_without_a_listing_are_used_and_that_is_printed(tree: Path, capsy
     assert "built by an older version" in capsys.readouterr().out
 
 
-def test_other_settings_have_other_folders(tree: Path) -> None:
-    source, found = f"folder:{tree}", set()
+def test_default_folders_are_unique(tmp_path: Path) -> None:
     every = [
         FolderOptions(), FolderOptions("black"), FolderOptions("1,2,3"), FolderOptions(holdout=0.1),
         FolderOptions(holdout=0.2), FolderOptions(skip_bad=True), FolderOptions("black", 0.1, True),
     ]  # fmt: skip
-    for options in every:
-        for resize in (None, 16):
-            for split in ("train", "test"):
-                found.add(default_folder(source, split, resize, options))
-    assert len(found) == 4 * len(every)
-    assert default_folder(source, options=FolderOptions("0,0,0")) in found
+    sources = [f"folder:{tmp_path}/{name}/x" for name in ("a", "b")]
+    arguments = [*itertools.product(sources, ("train", "test"), (None, 16), every)]
+    found = {default_folder(*values) for values in arguments}
+    found |= {default_folder("shapes", *values) for values in (("train",), ("test", 16))}
+    assert len(found) == len(arguments) + 2
+    assert default_folder(sources[0]).name.startswith("folder-x-")
+    assert default_folder(sources[0], options=FolderOptions("0,0,0")) in found
     assert default_folder("shapes", options=FolderOptions("black")) == Path("data/shapes")
 
 
@@ -260,38 +259,21 @@ def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch)
     words = str(caught.value).split()
     place = Path(words[words.index("at") + 1])
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in words
-    archive, members = fake_cifar10(tmp_path)
-    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
     assert f"(md5 {CIFAR10.tgz_md5})" in str(caught.value)
-    # The checksums are those of the real files: give the small ones theirs.
-    monkeypatch.setattr(CIFAR10, "tgz_md5", checksum)
-    monkeypatch.setattr(CIFAR10, "train_list", [[n, members[n]] for n in members if "data" in n])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", members["test_batch"]]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": members["batches.meta"]}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    shutil.copy(archive, place)
+    # torchvision's checksums are of the real files.
+    batch = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})
+    meta = pickle.dumps({"label_names": ["a", "b"]})
+    files = {"data_batch_1": batch, "test_batch": batch, "batches.meta": meta}
+    tar = write_tar(tmp_path / "a.tar", {f"cifar-10-batches-py/{n}": c for n, c in files.items()})
+    place.write_bytes(gzip.compress(tar.read_bytes()))
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(place.read_bytes()).hexdigest())
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    meta_file = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta_file)
     for split in ("train", "test"):
         assert len(list(open_source("cifar10", split).samples())) == 2
-
-
-def fake_cifar10(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Write an archive laid out as CIFAR-10's; return it, and the MD5 of each file in it."""
-    import pickle
-
-    home = folder / "cifar-10-batches-py"
-    home.mkdir()
-    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
-    names = {
-        "data_batch_1": batch,
-        "test_batch": batch,
-        "batches.meta": {"label_names": ["a", "b"]},
-    }
-    for name, content in names.items():
-        (home / name).write_bytes(pickle.dumps(content))
-    path = folder / "made.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(home, home.name)
-    return path, {n: hashlib.md5((home / n).read_bytes()).hexdigest() for n in names}
 
 
 def test_build_prints_what_it_left_out_and_made(start, tree: Path) -> None:

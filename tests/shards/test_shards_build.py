@@ -76,12 +76,6 @@ def test_npy_header_is_the_one_of_numpy(shape: tuple[int, int, int]) -> None:
     assert npy_header(shape) == stream.getvalue()
 
 
-def test_tar_ends_with_the_end_of_archive_blocks(images, write, tmp_path: Path) -> None:
-    write(images(3), np.arange(3))
-    content = (tmp_path / "shards" / "train-00000.tar").read_bytes()
-    assert not any(content[3 * 5120 :]) and len(content) >= 3 * 5120 + 1024
-
-
 def test_an_empty_folder_and_a_link_to_one_are_filled(class_tree, tmp_path: Path) -> None:
     source = f"folder:{class_tree(tmp_path / 'tree')}"
     for name in ("empty", "target"):
@@ -166,28 +160,6 @@ def test_the_slower_of_two_builds_accepts_the_same_data_only(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "same"]
 
 
-def test_default_folder_tells_sources_splits_and_sizes_apart(tmp_path: Path) -> None:
-    assert default_folder("cifar10") == Path("data/cifar10")
-    paths = {
-        default_folder(source, split, resize)
-        for source in ("shapes", f"folder:{tmp_path}/a/x", f"folder:{tmp_path}/b/x")
-        for split in ("train", "test")
-        for resize in (None, 16)
-    }
-    assert len(paths) == 12 and all(path.parent == Path("data") for path in paths)
-    assert default_folder(f"folder:{tmp_path}/a/x").name.startswith("folder-x-")
-
-
-def test_ensure_builds_the_default_folder_once(class_tree, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = f"folder:{class_tree(tmp_path / 'tree')}"
-    folder = ensure(source, progress=False)
-    assert folder == default_folder(source) and len(Shards(folder)) == 6
-    before = (folder / INDEX).stat().st_mtime_ns
-    assert ensure(source, progress=False) == folder
-    assert (folder / INDEX).stat().st_mtime_ns == before
-
-
 def test_concurrent_ensures_agree(class_tree, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = f"folder:{class_tree(tmp_path / 'tree')}"
@@ -195,12 +167,6 @@ def test_concurrent_ensures_agree(class_tree, tmp_path: Path, monkeypatch) -> No
         folders = set(pool.map(lambda _: ensure(source, progress=False), range(4)))
     assert folders == {default_folder(source)}
     assert len(list((tmp_path / "data").iterdir())) == 1
-
-
-def test_ensure_resizes(class_tree, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = ensure(f"folder:{class_tree(tmp_path / 'tree')}", resize=8, progress=False)
-    assert Shards(folder).image_shape == (8, 8, 3)
 
 
 def test_ensure_refuses_a_default_folder_of_another_source(
@@ -211,17 +177,3 @@ def test_ensure_refuses_a_default_folder_of_another_source(
     write(images(2), np.arange(2), name="data/shapes")
     with pytest.raises(UserError, match=r"holds test \(train\), not shapes"):
         ensure("shapes")
-
-
-def test_ensure_names_a_shard_with_a_flipped_byte(images, write, tmp_path: Path) -> None:
-    write(images(25), np.arange(25) % 10, shard_size=10)
-    folder = tmp_path / "shards"
-    assert ensure("shapes", folder) == folder
-    path = folder / "train-00001.tar"
-    stat = path.stat()
-    content = bytearray(path.read_bytes())
-    content[3 * 5120 + 2000] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(UserError, match=r"train-00001.tar has changed"):
-        ensure("shapes", folder)

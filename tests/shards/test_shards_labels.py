@@ -57,11 +57,6 @@ def test_labels_that_occur_are_numbered(
     assert labels_of(pickle.loads(pickle.dumps(shards))) == numbers
 
 
-def test_json_labels_with_gaps_are_numbered(tar_of) -> None:
-    shards = Shards(tar_of(['{"label": 9}', '{"label": 4}'], "npy", kind="json"))
-    assert shards.classes == ("4", "9") and labels_of(shards) == [1, 0]
-
-
 def test_labels_from_0_leave_the_index_as_it_was(tar_of, cache: Path) -> None:
     Shards(tar_of([0, 1, 2]))
     [known] = (cache / "dgm" / "index").iterdir()
@@ -109,18 +104,6 @@ def test_a_match_by_number_is_reported(images, write, tar_of, tmp_path: Path) ->
     train = Shards(tar_of([0, 1, 2]))
     with pytest.warns(UserWarning, match="matched with those of the train images by number"):
         ensure("test", tmp_path / "shards", "test", classes=train.classes)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([-1, 0], r"some labels are numbers from 0, others names \(0 and '-1'\)"),
-        ([1, 2**63], r"some labels are numbers from 0, others names \(1 and '9223372036854775808'"),
-    ],
-)
-def test_labels_that_are_no_numbers_are_named(tar_of, labels, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Shards(tar_of(labels))
 
 
 @pytest.mark.parametrize("extension", ["npy", "png"])

@@ -116,9 +116,6 @@ def test_an_index_never_leads_out_of_its_folder(images, write, tmp_path: Path) -
     path.write_text(path.read_text().replace("train-00000.tar", "../train-00000.tar"))
     with pytest.raises(UserError, match="not a plain file name"):
         Shards(tmp_path / "shards")
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        Shards(tmp_path / "shards")
 
 
 def test_folder_without_shards_is_named(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_images_of_many_sizes_are_made_one(images, tar_of) -> None:
     folder = tar_of(pixels, "png")
     with pytest.raises(UserError, match=r"is 30 x 21 but .* 30 x 20; give data\.resize"):
         Shards(folder)
+    assert [path.name for path in folder.iterdir()] == ["a.tar"]
     found = Shards(folder, 16).images(np.arange(3))
     assert np.array_equal(found, np.concatenate([fitted(image[None], 16) for image in pixels]))
 

@@ -52,28 +52,6 @@ def test_test_labels_are_those_of_train_where_a_class_is_missing(
         open_source(f"folder:{tmp_path}", "test")
 
 
-def test_every_suffix_and_mode_becomes_rgb(tmp_path: Path) -> None:
-    folder = tmp_path / "only"
-    folder.mkdir()
-    image = Image.new("RGB", (8, 8), (200, 100, 50))
-    for name in ("a.png", "b.JPG", "c.jpeg", "d.bmp", "e.webp"):
-        image.save(folder / name)
-    image.convert("L").save(folder / "f.png")
-    image.convert("RGBA").save(folder / "g.png")
-    image.convert("P").save(folder / "h.png")
-    found = [image for image, _ in open_source(f"folder:{tmp_path}", "train").samples()]
-    assert len(found) == 8 and all(image.shape == (8, 8, 3) for image in found)
-
-
-def test_resize_cuts_the_centre(tmp_path: Path) -> None:
-    (tmp_path / "only").mkdir()
-    pixels = np.zeros((20, 60, 3), np.uint8)
-    pixels[:, 20:40] = 255
-    Image.fromarray(pixels).save(tmp_path / "only" / "a.png")
-    [(image, _)] = open_source(f"folder:{tmp_path}", "train", resize=10).samples()
-    assert image.shape == (10, 10, 3) and image.min() > 200
-
-
 def test_shapes_can_be_resized() -> None:
     source = open_source("shapes", "test", resize=16)
     assert next(source.samples())[0].shape == (16, 16, 3) and source.settings["resize"] == 16
