@@ -35,15 +35,6 @@ def test_rebuild_is_byte_identical(class_tree, tmp_path: Path, image_format: str
     assert len(contents(tmp_path / "a")) == 4  # two tars, index and listing
 
 
-def test_another_seed_gives_other_shapes(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        build("shapes", "test", tmp_path / str(seed), seed=seed, progress=False)
-    index = np.arange(1000)
-    first, second = Shards(tmp_path / "0"), Shards(tmp_path / "1")
-    assert (first.images(index) != second.images(index)).any(axis=(1, 2, 3)).all()
-    assert (first.labels(index) == second.labels(index)).all()
-
-
 @pytest.mark.parametrize(("image_format", "decoder"), [("npy", ()), ("png", ("rgb8",))])
 def test_stock_webdataset_reads_shards(
     images, write, tmp_path: Path, image_format: str, decoder: tuple

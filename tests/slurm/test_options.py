@@ -45,23 +45,6 @@ def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
     assert Resources(time=time).time_s == seconds
 
 
-def test_mistakes_in_a_profile_name_the_file(tmp_path: Path) -> None:
-    profile = tmp_path / "mine.yaml"
-    for text, part in (("gpus: 3", "unknown key gpus"), ("nodes: [", "not YAML"), ("3", "keys")):
-        profile.write_text(text)
-        with pytest.raises(UserError, match=part) as caught:
-            read_options([SCRIPT, "--cluster", str(profile)])
-        assert "mine.yaml" in str(caught.value)
-    profile.write_text("lead_s: soon")
-    with pytest.raises(UserError, match=r"mine\.yaml, or the command line: --lead-s is soon"):
-        read_options([SCRIPT, "--cluster", str(profile)])
-
-
-def test_trainer_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match=r"no trainer launch/train_nothing\.py"):
-        read_options(["launch/train_nothing.py"])
-
-
 def test_included_profiles_can_be_read() -> None:
     for path in PROFILES.glob("*.yaml"):
         read_options([SCRIPT, "--cluster", path.stem])
@@ -80,9 +63,4 @@ def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None
     path = tmp_path / "accelerate.yaml"
     path.write_text("distributed_type: FSDP\n")
     with pytest.raises(UserError, match=r"accelerate\.yaml has distributed_type FSDP"):
-        read_accelerate(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_accelerate(tmp_path / "nothing.yaml")
-    path.write_text("- a\n")
-    with pytest.raises(UserError, match="not a YAML file of keys"):
         read_accelerate(path)

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from written_runs import write_checkpoint
 
-from dgm.common.errors import UserError
 from slurm import status
 from slurm.run_state import RunState
 from slurm.slurm_cli import State
@@ -110,12 +109,6 @@ def test_run_that_was_never_submitted_is_shown_too(tmp_path: Path) -> None:
     (found,) = status.find_runs(tmp_path)
     row = status._row(found, found.job(), None)
     assert (row.state, row.images_seen, row.loss) == ("by hand", 5, 2.0)
-
-
-def test_folder_without_runs_is_named(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["status", str(tmp_path)])
-    with pytest.raises(UserError, match=f"there is no run in {tmp_path}: name a folder"):
-        status.main()
 
 
 def test_watching_ends_when_all_runs_have(tmp_path: Path, monkeypatch, capsys) -> None:
