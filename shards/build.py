@@ -170,7 +170,7 @@ def ensure(
 
 
 def _check_holds_shards(path: Path, command: str) -> None:
-    """Raise UserError where a path is no tar and no folder of tars; command: builds some."""
+    """Raise UserError where a path is neither a tar nor a folder of tars; command: builds some."""
     from shards.decode_cache import check_compressed
 
     build_them = f"build them with {command} {quote(str(path))}"

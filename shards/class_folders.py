@@ -312,13 +312,13 @@ def _check_held_out(
 
 
 def _left_out(others: list[str], tops: list[str]) -> str | None:
-    """Return a line on files that are no images, or are outside class folders."""
+    """Return a line on files that are not images, or are outside class folders."""
     suffixes = image_suffixes()
     outside = [name for name in tops if os.path.splitext(name)[1].lower() in suffixes]
     others = others + [name for name in tops if name not in outside]
     parts = []
     if others:
-        noun = "file that is no image" if len(others) == 1 else "files that are no images"
+        noun = "file that is not an image" if len(others) == 1 else "files that are not images"
         parts.append(f"{len(others):,} {noun} ({list_names(others)})")
     if outside:
         parts.append(

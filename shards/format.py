@@ -85,7 +85,7 @@ class Index:
     settings: dict[str, Setting] = field(default_factory=dict)
     """Options of the build: `resize`, `seed`, `background`, `holdout`, `skip_bad`."""
     source_files: SourceFiles | None = None
-    """None if the source is no folder of images, or if an older version built the shards."""
+    """None if the source is not a folder of images, or if an older version built the shards."""
     label_values: tuple[int, ...] | None = None
     """The label in the tars of each class, ascending; None if these are 0, 1, ...
 
@@ -224,7 +224,7 @@ def _check_layout(index: Index) -> None:
 
 def _count(value: object, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
-        raise ValueError(f"{name} is {value!r}, no integer from {minimum}")
+        raise ValueError(f"{name} is {value!r}, not an integer of at least {minimum}")
     return value
 
 
@@ -241,7 +241,7 @@ def _setting(value: object, name: str) -> Setting:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}, no string")
+        raise ValueError(f"{name} is {value!r}, not a string")
     return value
 
 
@@ -295,7 +295,7 @@ def check_size(folder: Path, shard: ShardFile) -> None:
 def parse_labels(digits: np.ndarray) -> np.ndarray:
     """Return labels, int64 [B], from ASCII digits, uint8 [B, width].
 
-    A label ends at its first byte that is no digit.
+    A label ends at its first byte that is not a digit.
     """
     values = digits - np.uint8(48)  # other bytes wrap to 10 or more
     labels = values[:, 0].astype(np.int64)

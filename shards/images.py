@@ -33,7 +33,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _CHUNK = 64  # items of one task
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# Formats of Pillow that are no images or need other programs: videos, documents, brushes, arrays.
+# Formats of Pillow that are not images or need other programs: videos, documents, brushes, arrays.
 _NO_IMAGES = frozenset(
     ("BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 )
@@ -115,7 +115,9 @@ def decode_image(
         raise
     except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split(" <_io")[0].split())[:200]
-        raise UserError(f"{name} is no readable image ({reason}); replace or delete it") from None
+        raise UserError(
+            f"{name} is not a readable image ({reason}); replace or delete it"
+        ) from None
     return Decoded(crop_and_resize(np.asarray(image), resize), transparent, several)
 
 
@@ -163,13 +165,15 @@ def _decode_npy(content: bytes, name: str) -> np.ndarray:
         shape, fortran, dtype = read(stream)
     except Exception as error:  # NumPy's header parser raises many types
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{name} is no readable npy ({reason}); replace or delete it") from None
+        raise UserError(
+            f"{name} is not a readable npy file ({reason}); replace or delete it"
+        ) from None
     pixels = content[stream.tell() :]
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise UserError(f"{name} holds {dtype} {list(shape)}; images must be uint8 [H, W, 3]")
     if math.prod(shape) != len(pixels):
         raise UserError(
-            f"{name} is no readable npy ({len(pixels)} bytes for {list(shape)}); "
+            f"{name} is not a readable npy file ({len(pixels)} bytes for {list(shape)}); "
             "replace or delete it"
         )
     image = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")

@@ -112,7 +112,7 @@ def source_name(spec: str) -> str:
         return f"folder:{Path(os.path.expanduser(path)).resolve()}"
     if spec.lower().endswith((".tar", *ARCHIVE_SUFFIXES)) and Path(spec).is_file():
         remedy = unpack_command(Path(spec)) or "give it as data.shards"
-        raise UserError(f"source '{spec}' is an archive, no source; {remedy}")
+        raise UserError(f"source '{spec}' is an archive, not a source; {remedy}")
     raise UserError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
 
 

@@ -72,7 +72,7 @@ class Submission:
         for name in PACKAGES:
             ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(ROOT / name, code / name, ignore=ignored)
-        commit = json.dumps(self.plans[0].code)  # the copy is no git repository
+        commit = json.dumps(self.plans[0].code)  # the copy is not a git repository
         (code / "snapshot.json").write_text(commit + "\n", encoding="utf-8")
         (self.home / "configs").mkdir()
         for plan in self.plans:

@@ -38,7 +38,7 @@ SHARDS = [
          written("mine/00000.tar", "")),
     Case(f"{BUILD} {PICTURES}", "mine/dog", "no images", "add some or remove it",
          all_of(picture("mine/cat/0.png"), made("mine/dog"))),
-    Case(f"{BUILD} {PICTURES}", "mine/cat/1.png", "no readable image", "replace or delete",
+    Case(f"{BUILD} {PICTURES}", "mine/cat/1.png", "not a readable image", "replace or delete",
          all_of(picture("mine/cat/0.png"), written("mine/cat/1.png", "no picture"))),
     Case(f"{BUILD} {PICTURES}", "mine/cat/1.png", "Permission denied", "check the file",
          all_of(picture("mine/cat/0.png"), written("mine/cat/1.png", "x", mode=0)),

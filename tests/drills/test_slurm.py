@@ -59,7 +59,7 @@ def ends(run: RunState) -> list[tuple[str, str]]:
         pytest.param(2, 1, "zero2", marks=pytest.mark.long),
     ],
 )
-def test_job_on_several_nodes_has_the_losses_of_one_process(
+def test_several_nodes_have_the_losses_of_one_process(
     cluster: Cluster,
     losses_alone: Callable,
     largest_difference: Callable,
@@ -113,7 +113,7 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
         assert (run.folder / "config.yaml").is_file()
 
 
-def test_asked_to_stop_it_saves_and_continues_by_itself(
+def test_a_stopped_run_saves_and_continues_by_itself(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
@@ -138,7 +138,7 @@ def test_asked_to_stop_it_saves_and_continues_by_itself(
 
 
 @pytest.mark.long
-def test_preempted_it_saves_and_continues_afterwards(
+def test_a_preempted_run_saves_and_continues(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
@@ -153,7 +153,7 @@ def test_preempted_it_saves_and_continues_afterwards(
 
 
 @pytest.mark.long
-def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm counts in minutes, and looks at limits now and then.
     steps = 100_000
     options = ["--time", "1", "--lead-s", "40"]
@@ -179,7 +179,7 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_killed_again_and_again_it_ends_with_the_same_bytes(
+def test_a_run_with_killed_ranks_ends_with_the_same_bytes(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
@@ -202,7 +202,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.long
-def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
+def test_a_run_that_loses_two_of_four_nodes_continues_on_two(
     cluster: Cluster, run_warm: Callable, largest_difference: Callable, tmp_path: Path
 ) -> None:
     # At this rate rounding, which differs with the number of processes, does not grow.
@@ -246,9 +246,7 @@ def test_run_that_always_fails_is_given_up(cluster: Cluster, tmp_path: Path) -> 
     assert row.job != kept and row.error == ""
 
 
-def test_signal_to_everything_of_a_step_disturbs_no_helper(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_helper_processes_survive_signals_to_a_step(cluster: Cluster, tmp_path: Path) -> None:
     # Clusters that keep a step in a cgroup signal every process in it, compilers' helpers too.
     overrides = ("--train.compile=noise",)
     run = cluster.submit(tmp_path / "run", steps=100_000, overrides=overrides)

@@ -107,7 +107,7 @@ def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     before = contents(folder)
     (tree / "cat" / "0001.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="no readable image"):
+    with pytest.raises(UserError, match="not a readable image"):
         ensure(f"folder:{tree}", progress=False)
     assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
 
@@ -124,7 +124,7 @@ def test_shards_of_a_folder_that_is_gone_are_used(tree: Path, capsys, how: str) 
     assert line.startswith(f"{folder}: used as it is") and str(tree) in line
 
 
-def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:
+def test_a_missing_listing_is_not_an_error(tree: Path, capsys) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     (folder / SOURCE_FILES).unlink()
     ensure(f"folder:{tree}", progress=False)
@@ -136,7 +136,7 @@ def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_build_a_changed_folder_at_once_agree(tree: Path) -> None:
+def test_concurrent_rebuilds_of_a_changed_folder_agree(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     for number in range(400):
         grey(tree / "cat" / f"new{number:04d}.png", number % 256)
@@ -165,7 +165,7 @@ def test_a_linked_default_folder_stays_a_link(tree: Path) -> None:
     assert folder.is_symlink() and len(Shards("elsewhere")) == 7
 
 
-def test_named_shards_stay_and_a_changed_source_is_warned_of(tree: Path) -> None:
+def test_given_shards_are_kept_with_a_warning_that_their_source_changed(tree: Path) -> None:
     source = f"folder:{tree}"
     build(source, "train", Path("mine"), progress=False)
     with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def test_an_index_of_an_older_version_keeps_its_checksum(tmp_path: Path) -> None
     assert json.loads(index.to_json()) == json.loads(OLD)
 
 
-def test_shards_without_a_listing_are_used_and_that_is_printed(tree: Path, capsys) -> None:
+def test_shards_without_a_listing_are_used_and_reported(tree: Path, capsys) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     content = json.loads((folder / INDEX).read_text())
     for key in ("checksum", "source_files"):
@@ -225,7 +225,7 @@ def test_default_folders_are_unique(tmp_path: Path) -> None:
     assert default_folder("shapes", options=FolderOptions("black")) == Path("data/shapes")
 
 
-def test_the_variable_names_another_root(tree: Path, monkeypatch) -> None:
+def test_the_root_of_default_folders_is_an_environment_variable(tree: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tree.parent / "home"))
     monkeypatch.setenv("DGM_DATA", "~/shards")
     folder = ensure(f"folder:{tree}", progress=False)
@@ -240,7 +240,7 @@ def test_a_tilde_is_the_home_folder(tree: Path, monkeypatch) -> None:
         build("folder:~nobody-of-this-name/x", "train", Path("none"), progress=False)
 
 
-def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, monkeypatch) -> None:
+def test_an_unwritable_default_folder_is_an_error_with_remedies(tree: Path, monkeypatch) -> None:
     Path("data").write_text("a file")
     with pytest.raises(UserError, match=r"cannot write .*data.*set DGM_DATA .*--shards DIR"):
         ensure(f"folder:{tree}", progress=False)
@@ -248,7 +248,7 @@ def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, mo
     assert len(Shards(ensure(f"folder:{tree}", progress=False))) == 6
 
 
-def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch) -> None:
+def test_cifar10_is_read_from_the_path_that_the_error_names(tmp_path: Path, monkeypatch) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody listens
     for name in ("no_proxy", "NO_PROXY"):
@@ -276,12 +276,12 @@ def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch)
         assert len(list(open_source("cifar10", split).samples())) == 2
 
 
-def test_build_prints_what_it_left_out_and_made(start, tree: Path) -> None:
+def test_build_prints_skipped_files_and_a_summary(start, tree: Path) -> None:
     (tree / "cat" / "labels.csv").write_text("x")
     process = start("build", "--source", f"folder:{tree}", "--split", "train", "--out", "out",
                     cwd=tree.parent)  # fmt: skip
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     first, last = stdout.splitlines()
-    assert first == "left out: 1 file that is no image (cat/labels.csv)"
+    assert first == "left out: 1 file that is not an image (cat/labels.csv)"
     assert last.startswith("data: 6 images, 2 classes, 32 x 32, out, built 20")

@@ -37,7 +37,7 @@ def labels(root: Path, split: str = "train", **options) -> list[tuple[str, str]]
     return [(tree.classes[file.label], file.name) for file in tree.files]
 
 
-def test_images_are_in_the_order_of_names_with_those_of_sub_folders(draw) -> None:
+def test_images_of_a_class_and_its_sub_folders_are_sorted_by_name(draw) -> None:
     names = [
         "cat/10.png", "cat/2.png", "cat/A.png", "cat/a b.png", "cat/a-b.png", "cat/a.png",
         "cat/day1/deep/y.png", "cat/day1/x.png", "cat/\u00e9.png", "dog/1.png",
@@ -46,7 +46,7 @@ def test_images_are_in_the_order_of_names_with_those_of_sub_folders(draw) -> Non
     assert labels(root) == [(name[:3], name) for name in names]
 
 
-def test_linked_folders_are_followed_but_not_in_circles(draw) -> None:
+def test_symlinks_are_followed_without_cycles(draw) -> None:
     root = draw("cat/a.png", "elsewhere/x/b.png")
     (root / "elsewhere").rename(root.parent / f"{root.name}-elsewhere")
     (root / "cat" / "linked").symlink_to(root.parent / f"{root.name}-elsewhere")
@@ -85,7 +85,7 @@ def test_images_of_every_format_and_mode_are_taken(draw) -> None:
     assert found == [(4, 4, 3)] * (len(suffixes) + 4)
 
 
-def test_junk_is_passed_over_and_the_rest_is_named(draw) -> None:
+def test_system_files_are_ignored_and_other_files_reported(draw) -> None:
     root = draw(
         "cat/a.png", "cat/._a.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini",
         "cat/@eaDir/a.png", "cat/.cache/b.png", "cat/labels.csv", "__MACOSX/cat/a.png",
@@ -95,7 +95,7 @@ def test_junk_is_passed_over_and_the_rest_is_named(draw) -> None:
     assert tree.classes == ("cat", "dog")
     assert [file.name for file in tree.files] == ["cat/a.png", "dog/b.png"]
     assert tree.notes == [
-        "left out: 3 files that are no images (cat/labels.csv, dog/clip.txt, readme.txt), "
+        "left out: 3 files that are not images (cat/labels.csv, dog/clip.txt, readme.txt), "
         "1 image outside class folders (preview.png)"
     ]
 
@@ -106,7 +106,7 @@ def test_a_pipe_in_a_class_folder_does_not_block(draw) -> None:
     assert labels(root) == [("cat", "cat/a.png")]
 
 
-def test_names_that_are_no_text_are_listed(draw) -> None:
+def test_file_names_that_are_not_utf8_are_listed(draw) -> None:
     root = draw("cat/a.png")
     os.rename(root / "cat" / "a.png", os.fsencode(root) + b"/cat/\xff\n.png")
     tree = find_images(root, "train")
@@ -116,7 +116,7 @@ def test_names_that_are_no_text_are_listed(draw) -> None:
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
 @pytest.mark.parametrize("test", ["test", "Testing", "val", "VALID", "validation"])
-def test_split_folders_are_known_by_any_usual_name(draw, train: str, test: str) -> None:
+def test_split_folders_may_have_any_usual_name(draw, train: str, test: str) -> None:
     root = draw(f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/dog/3.png")
     assert labels(root) == [("cat", f"{train}/cat/1.png"), ("dog", f"{train}/dog/2.png")]
     assert labels(root, "test") == [("dog", f"{test}/dog/3.png")]
@@ -125,7 +125,7 @@ def test_split_folders_are_known_by_any_usual_name(draw, train: str, test: str) 
     assert notes == (note if test.casefold().startswith("val") else [])
 
 
-def test_val_is_left_out_beside_test(draw) -> None:
+def test_val_is_not_used_where_test_exists(draw) -> None:
     root = draw("train/cat/1.png", "val/cat/2.png", "test/cat/3.png")
     assert labels(root, "test") == [("cat", "test/cat/3.png")]
     assert find_images(root, "train").notes == [
@@ -133,14 +133,14 @@ def test_val_is_left_out_beside_test(draw) -> None:
     ]
 
 
-def test_classes_may_be_called_train_and_test(draw) -> None:
+def test_classes_may_be_named_train_and_test(draw) -> None:
     root = draw("train/1.png", "car/2.png", "bus/3.png", "test/4.png")
     assert find_images(root, "train").classes == ("bus", "car", "test", "train")
     inner = draw("splits/train/train/1.png", "splits/train/test/2.png") / "splits"
     assert find_images(inner, "train").classes == ("test", "train")
 
 
-def test_folders_beside_splits_that_have_classes_in_common_are_named(draw) -> None:
+def test_class_folders_beside_split_folders_are_reported(draw) -> None:
     root = draw("train/cat/1.png", "test/cat/2.png", "extra/3.png")
     tree = find_images(root, "train")
     assert tree.classes == ("cat",)
@@ -225,19 +225,19 @@ def test_transparent_images_are_composed_on_white(tmp_path: Path) -> None:
     assert options.settings == {"background": "7,7,7"}
 
 
-def test_half_transparent_parts_are_mixed_before_resizing(tmp_path: Path) -> None:
+def test_half_transparent_images_are_composed_before_resizing(tmp_path: Path) -> None:
     save(tmp_path / "cat" / "a.png", Image.new("RGBA", (8, 8), (0, 0, 0, 128)))
     [(pixels, _)] = open_source(f"folder:{tmp_path}", "train", resize=4).samples()
     assert (abs(pixels.astype(int) - 127) <= 1).all()
 
 
-def test_an_unknown_background_is_named(tmp_path: Path) -> None:
+def test_an_unknown_background_is_refused(tmp_path: Path) -> None:
     for text in ("pink", "1,2", "1,2,300", "1,2,3,4", "-1,0,0", "a,b,c"):
         with pytest.raises(UserError, match=f"background is '{text}'; choose white"):
             open_source(f"folder:{tmp_path}", "train", options=FolderOptions(text))
 
 
-def test_the_first_frame_is_used_and_that_is_printed(tmp_path: Path) -> None:
+def test_the_first_frame_is_used_and_reported(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), (value, value, value)) for value in (10, 200)]
     for name in ("a.gif", "b.tiff", "c.webp"):
         more = {"lossless": True} if name == "c.webp" else {}
@@ -249,7 +249,7 @@ def test_the_first_frame_is_used_and_that_is_printed(tmp_path: Path) -> None:
     ]
 
 
-def test_all_damaged_images_are_named_at_once(draw) -> None:
+def test_all_damaged_images_are_listed_in_one_error(draw) -> None:
     root = draw(*(f"cat/{number:02d}.png" for number in range(40)))
     for number in range(3, 28):
         (root / "cat" / f"{number:02d}.png").write_bytes(b"" if number % 2 else b"no picture")
@@ -270,7 +270,7 @@ def test_all_damaged_images_are_named_at_once(draw) -> None:
         open_source(f"folder:{root}", "train", options=skipping)
 
 
-def test_images_that_cannot_be_read_are_never_left_out(draw) -> None:
+def test_skip_bad_does_not_skip_unreadable_files(draw) -> None:
     root = draw("cat/a.png")
     for name in ("b.png", "c.png"):
         (root / "cat" / name).symlink_to("nowhere")
@@ -278,7 +278,7 @@ def test_images_that_cannot_be_read_are_never_left_out(draw) -> None:
         open_source(f"folder:{root}", "train", options=FolderOptions(skip_bad=True))
 
 
-def test_sizes_are_counted(draw) -> None:
+def test_images_of_several_sizes_are_an_error_that_counts_them(draw) -> None:
     root = draw("cat/a.png", "cat/b.png", "dog/c.png")
     for name, size in (("dog/d.png", (5, 4)), ("dog/e.png", (6, 6))):
         Image.new("RGB", size).save(root / name)
@@ -294,5 +294,5 @@ def test_sizes_are_counted(draw) -> None:
 def test_a_postscript_file_is_not_run_whatever_its_name(draw) -> None:
     root = draw("cat/a.png")
     (root / "cat" / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
-    with pytest.raises(UserError, match=r"b.png is no readable image \(cannot identify"):
+    with pytest.raises(UserError, match=r"b.png is not a readable image \(cannot identify"):
         list(open_source(f"folder:{root}", "train").samples())

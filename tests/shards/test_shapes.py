@@ -28,13 +28,13 @@ def test_classes_differ() -> None:
             assert np.abs(one - other).mean() > 0.02
 
 
-def test_an_image_depends_on_seed_split_and_index_alone() -> None:
+def test_an_image_depends_only_on_seed_split_and_index() -> None:
     assert np.array_equal(render("train", 3), render("train", 3))
     others = [render("train", 13), render("test", 3), render("train", 3, seed=1)]
     assert not any(np.array_equal(render("train", 3), other) for other in others)
 
 
-def test_shapes_are_bright_on_dark_and_wholly_inside() -> None:
+def test_shapes_are_bright_on_dark_and_inside_the_image() -> None:
     for index in range(0, NUM_IMAGES["test"], 7):
         image = render("test", index).max(axis=2)
         border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])

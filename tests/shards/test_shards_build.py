@@ -60,14 +60,14 @@ def test_layout_is_computed_for_any_image_size(images, write, tmp_path: Path, sh
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 1, 3), (1024, 768, 3), (99999, 99999, 3)])
-def test_npy_header_is_the_one_of_numpy(shape: tuple[int, int, int]) -> None:
+def test_npy_header_equals_numpys(shape: tuple[int, int, int]) -> None:
     stream = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     assert npy_header(shape) == stream.getvalue()
 
 
-def test_an_empty_folder_and_a_link_to_one_are_filled(class_tree, tmp_path: Path) -> None:
+def test_build_fills_an_empty_folder_and_a_link_to_one(class_tree, tmp_path: Path) -> None:
     source = f"folder:{class_tree(tmp_path / 'tree')}"
     for name in ("empty", "target"):
         (tmp_path / name).mkdir()
@@ -87,7 +87,7 @@ def wait_for_tar(parent: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_in_mid_build_leaves_nothing(start, tmp_path: Path, signum: int) -> None:
+def test_a_signal_during_a_build_leaves_no_files(start, tmp_path: Path, signum: int) -> None:
     parent = tmp_path / "made" / "here"
     process = start("build", "--source", "shapes", "--split", "train", "--out", parent / "out")
     wait_for_tar(parent, process)
@@ -99,9 +99,7 @@ def test_a_signal_in_mid_build_leaves_nothing(start, tmp_path: Path, signum: int
 
 
 @pytest.mark.slow
-def test_kill_in_mid_build_leaves_no_folder_and_the_next_build_succeeds(
-    start, tmp_path: Path
-) -> None:
+def test_the_next_build_removes_the_files_of_a_killed_one(start, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start("build", "--source", "shapes", "--split", "train", "--out", out)
     wait_for_tar(tmp_path, process)
@@ -112,7 +110,7 @@ def test_kill_in_mid_build_leaves_no_folder_and_the_next_build_succeeds(
     assert len(Shards(out)) == 1000 and list(tmp_path.iterdir()) == [out]
 
 
-def test_leftovers_of_living_processes_and_other_hosts_stay(tmp_path: Path) -> None:
+def test_temporary_folders_of_running_processes_and_other_hosts_are_kept(tmp_path: Path) -> None:
     host = socket.gethostname()
     kept = [f".out.tmp-{host}-{os.getppid()}-0", ".out.tmp-elsewhere-1-0"]
     for name in kept:
@@ -123,7 +121,7 @@ def test_leftovers_of_living_processes_and_other_hosts_stay(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_concurrent_builds_of_one_folder_leave_one_whole_folder(start, tmp_path: Path) -> None:
+def test_concurrent_builds_leave_one_complete_folder(start, tmp_path: Path) -> None:
     arguments = ("--source", "shapes", "--split", "test", "--out", tmp_path / "out")
     processes = [start("build", *arguments) for _ in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in processes]
@@ -135,7 +133,7 @@ def test_concurrent_builds_of_one_folder_leave_one_whole_folder(start, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_slower_of_two_builds_accepts_the_same_data_only(tmp_path: Path) -> None:
+def test_the_slower_of_two_builds_accepts_only_equal_data(tmp_path: Path) -> None:
     for text, accepted in (("same", True), ("other", False)):
         out = tmp_path / text
         out.mkdir()

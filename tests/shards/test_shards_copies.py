@@ -75,7 +75,7 @@ def give_away(folder: Path, mode: int) -> None:
 @pytest.mark.parametrize(
     "harm", ["files unreadable", "folder unreadable", "index cut", "tar cut", "bit flipped"]
 )
-def test_an_unusable_copy_of_another_user_is_replaced_by_an_own_one(
+def test_a_damaged_copy_of_another_user_is_decoded_again(
     tars: Path, read, cache: Path, harm: str
 ) -> None:
     copy = Shards(tars).folder
@@ -99,7 +99,7 @@ def test_an_unusable_copy_of_another_user_is_replaced_by_an_own_one(
 
 @pytest.mark.slow
 @only_root
-def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
+def test_a_cache_shared_by_several_users(tars: Path, read, cache: Path) -> None:
     """Test a copy and an index of another user that cannot be read, in a shared cache."""
     tars.chmod(0o555)
     place, _ = read(tars)
@@ -111,7 +111,7 @@ def test_a_cache_of_several_users(tars: Path, read, cache: Path) -> None:
 
 
 @only_root
-def test_an_index_in_the_cache_that_cannot_be_read(
+def test_an_unreadable_index_in_the_cache_is_not_used(
     images, tmp_path: Path, cache: Path, read
 ) -> None:
     folder = write_tar(tmp_path / "other" / "a.tar", members(images(4), range(4))).parent

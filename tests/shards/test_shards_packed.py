@@ -30,7 +30,7 @@ def tar(images, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("as_folder", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_that_is_named_unpacks_it(
+def test_the_command_in_the_error_unpacks_the_archive(
     tar: Path, images, tmp_path: Path, name: str, as_folder: bool
 ) -> None:
     folder = tmp_path / "packed"

@@ -60,7 +60,7 @@ def tars(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_missing_remote_shard_is_named_and_nothing_partial_stays(served, cache: Path) -> None:
+def test_a_missing_remote_shard_leaves_no_partial_file(served, cache: Path) -> None:
     url, _, _ = served
     with pytest.raises(UserError, match=r"train-00003.tar could not be fetched.*not found") as e:
         open_shards(url + "/train-{00002..00003}.tar")
@@ -68,11 +68,11 @@ def test_a_missing_remote_shard_is_named_and_nothing_partial_stays(served, cache
     assert tars(cache / "dgm" / "remote") == ["00000.tar"]
 
 
-def test_a_truncated_remote_shard_is_named_and_nothing_partial_stays(served, cache: Path) -> None:
+def test_a_truncated_remote_shard_leaves_no_partial_file(served, cache: Path) -> None:
     url, _, folder = served
     path = folder / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:7000])
-    with pytest.raises(UserError, match=r"train-00001.tar could not be fetched whole"):
+    with pytest.raises(UserError, match=r"train-00001.tar could not be fetched completely"):
         open_shards(f"{url}/train-00001.tar")
     assert tars(cache / "dgm" / "remote") == []
 
@@ -86,10 +86,10 @@ def test_a_truncated_remote_shard_is_named_and_nothing_partial_stays(served, cac
         ("pipe:echo no tar", "pipe:echo no tar could not be fetched"),
         ("pipe:cat /none 2> /dev/null", "pipe:cat /none 2> /dev/null could not be fetched"),
         ("pipe:true", "pipe:true could not be fetched"),
-        ("pipe:echo x | gzip -c", r"the download is no plain tar, but compressed\); give plain"),
+        ("pipe:echo x | gzip -c", r"the download is compressed, not a plain tar\); give plain"),
     ],
 )
-def test_a_failing_address_is_named(spec: str, message: str, cache: Path, monkeypatch) -> None:
+def test_a_failing_url_is_named(spec: str, message: str, cache: Path, monkeypatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(UserError, match=message):
         open_shards(spec)
@@ -103,7 +103,7 @@ def test_local_paths_are_not_remote() -> None:
 
 @examples(200)
 @given(rest=st.text("{}.,:;0123456789ab/\\$'\"é \n-", max_size=40))
-def test_lists_of_addresses_are_read_or_refused(rest: str) -> None:
+def test_url_lists_are_read_or_refused(rest: str) -> None:
     found = attempt(lambda: _expand(f"https://host/{rest}"))
     assert found is None or 1 <= len(found) <= _MAX_TARS
 
@@ -120,7 +120,7 @@ def test_lists_of_addresses_are_read_or_refused(rest: str) -> None:
         "https://h/a\n.tar",
     ],
 )
-def test_addresses_without_end_are_refused_without_the_password(spec: str) -> None:
+def test_malformed_or_huge_url_lists_are_refused_without_their_password(spec: str) -> None:
     with pytest.raises(UserError) as caught:
         _expand(spec.replace("//h", "//me:secret@h"))
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)

@@ -36,7 +36,7 @@ def tar_of(tmp_path: Path):
 
 
 @pytest.mark.parametrize("extension", ["png", "npy"])
-def test_foreign_tars_are_resized_as_folders_are(images, tar_of, extension: str) -> None:
+def test_foreign_tars_are_resized(images, tar_of, extension: str) -> None:
     pixels = images(4, 24, 32)
     folder = tar_of(pixels, extension)
     whole = Shards(folder)
@@ -52,7 +52,7 @@ def test_foreign_tars_are_resized_as_folders_are(images, tar_of, extension: str)
     assert all((shards.folder).is_dir() for shards in (whole, *small))
 
 
-def test_images_of_many_sizes_are_made_one(images, tar_of) -> None:
+def test_images_of_several_sizes_are_resized(images, tar_of) -> None:
     pixels = [images(1, 20 + n, 30)[0] for n in range(3)]
     folder = tar_of(pixels, "png")
     with pytest.raises(UserError, match=r"is 30 x 21 but .* 30 x 20; give data\.resize"):
@@ -62,7 +62,7 @@ def test_images_of_many_sizes_are_made_one(images, tar_of) -> None:
     assert np.array_equal(found, np.concatenate([fitted(image[None], 16) for image in pixels]))
 
 
-def test_what_has_the_size_is_read_where_it_lies(images, write, tar_of, tmp_path: Path) -> None:
+def test_shards_of_the_right_size_are_not_resized(images, write, tar_of, tmp_path: Path) -> None:
     write(images(4), np.arange(4))
     assert Shards(tmp_path / "shards", 32).folder == tmp_path / "shards"
     folder = tar_of(images(4), "npy")
@@ -97,7 +97,7 @@ def test_a_folder_and_tars_of_its_images_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("side", [0, -1, 100_000])
-def test_a_size_that_makes_no_sense_is_named(images, tar_of, side: int) -> None:
+def test_a_resize_out_of_range_is_refused(images, tar_of, side: int) -> None:
     folder = tar_of(images(2), "png")
     with pytest.raises(UserError, match=f"resize is {side}; choose a side length of 1 to 4096"):
         ensure("shapes", folder, resize=side)

@@ -24,13 +24,13 @@ LOSSLESS = DATA / "cifar10-lossless-6k.tar.gz"
 
 
 @pytest.mark.parametrize("damage", ["20 bytes", "1500 bytes", "16 bits"])
-def test_an_unusable_image_is_named(class_tree, tmp_path: Path, damage: str) -> None:
+def test_an_unusable_image_is_refused(class_tree, tmp_path: Path, damage: str) -> None:
     path = class_tree(tmp_path / "tree") / "dog" / "0001.png"
     if damage == "16 bits":
         Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
     else:
         path.write_bytes(path.read_bytes()[: int(damage.split()[0])])
-    reason = "has mode .*8 bits" if damage == "16 bits" else "is no readable image"
+    reason = "has mode .*8 bits" if damage == "16 bits" else "is not a readable image"
     with pytest.raises(UserError, match=rf"dog/0001\.png {reason}"):
         build(f"folder:{tmp_path}/tree", "train", tmp_path / "out", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
@@ -56,7 +56,7 @@ def test_shapes_have_a_size_and_a_seed() -> None:
     assert image.shape == (16, 16, 3) and (image != other).any() and label == same_label
 
 
-def test_ordered_map_keeps_order_and_bounds_what_is_in_flight() -> None:
+def test_ordered_map_keeps_order_and_bounds_pending_items() -> None:
     taken = itertools.count()
     results = ordered_map(lambda item: item * 2, (next(taken) for _ in range(10**5)))
     assert list(itertools.islice(results, 100)) == list(range(0, 200, 2))

@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_found(fails, folder: Path) -> None:
     assert "train-00001.tar has changed" in fails("verify", folder)
 
 
-def test_missing_extra_and_short_shards_are_named(fails, folder: Path) -> None:
+def test_missing_extra_and_short_shards_are_found(fails, folder: Path) -> None:
     (folder / "more.tar").write_bytes(b"")
     assert "more.tar is not in" in fails("verify", folder)
     (folder / "more.tar").unlink()
@@ -58,7 +58,7 @@ def test_missing_extra_and_short_shards_are_named(fails, folder: Path) -> None:
     assert "train-00001.tar is missing" in fails("verify", folder)
 
 
-def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> None:
+def test_a_png_that_does_not_decode_is_found(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10), shard_size=4, image_format="png")
     path = tmp_path / "shards" / "train-00001.tar"
     content = bytearray(path.read_bytes())
@@ -86,7 +86,7 @@ def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> N
         (1600, b"3"),
     ],
 )
-def test_damage_in_any_header_is_named(
+def test_damage_in_any_header_is_found(
     images, write, tmp_path: Path, offset: int, content: bytes
 ) -> None:
     write(images(10), np.arange(10), shard_size=4)
@@ -99,7 +99,7 @@ def test_damage_in_any_header_is_named(
         verify(tmp_path / "shards")
 
 
-def test_data_after_the_last_sample_are_named(images, write, tmp_path: Path) -> None:
+def test_data_after_the_last_sample_are_found(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / "train-00000.tar"
     with pytest.raises(UserError, match="data after its last sample"):

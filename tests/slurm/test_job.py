@@ -49,7 +49,7 @@ def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path)
     assert run.failures_in_a_row("second") == 0  # by a person, who may have mended it
 
 
-def test_port_is_free_and_another_for_each_start() -> None:
+def test_each_start_has_its_own_free_port() -> None:
     ports = {free_port(f"{job}.0.{attempt}") for job in range(20) for attempt in range(5)}
     assert len(ports) > 95
     assert all(20_000 <= port < 32_000 for port in ports)
@@ -70,7 +70,7 @@ def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, env=given, capture_output=True, text=True)
 
 
-def test_process_gets_torchs_variables(tmp_path: Path) -> None:
+def test_ranks_have_torchs_environment_variables(tmp_path: Path) -> None:
     assert rank(tmp_path).stdout == "two words 3 1 10.0.0.7 1\n"
     both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
     assert both.stdout == "two words 3 1 10.0.0.7 4\n"
@@ -79,7 +79,7 @@ def test_process_gets_torchs_variables(tmp_path: Path) -> None:
     assert rank(tmp_path, CUDA_VISIBLE_DEVICES="1").stdout == "two words 3 0 10.0.0.7 1\n"
 
 
-def test_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_run_folder_is_an_error(tmp_path: Path) -> None:
     done = rank(tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

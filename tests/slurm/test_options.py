@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train_ddpm.py")
 
 
-def test_flags_win_over_the_profile(tmp_path: Path) -> None:
+def test_options_override_the_profile(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text(
         "partition: gpu\ntime: 12:00:00\nnodes: 4\ngpus_per_node: 8\nmax_parallel: 3\n"
@@ -41,7 +41,7 @@ def test_flags_win_over_the_profile(tmp_path: Path) -> None:
     ("time", "seconds"),
     [("30", 1800), ("10:30", 630), ("4:00:00", 14400), ("2-00", 172800), ("1-02:30", 95400)],
 )
-def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
+def test_time_limits_are_in_slurms_notation(time: str, seconds: int) -> None:
     assert Resources(time=time).time_s == seconds
 
 
@@ -50,7 +50,7 @@ def test_included_profiles_can_be_read() -> None:
         read_options([SCRIPT, "--cluster", path.stem])
 
 
-def test_engine_is_read_from_the_file_of_accelerate() -> None:
+def test_engine_is_read_from_accelerates_configuration() -> None:
     engines = ROOT / "launch" / "configs" / "accelerate"
     assert "ACCELERATE_USE_DEEPSPEED" not in read_accelerate(engines / "ddp.yaml")
     found = read_accelerate(engines / "zero3_offload.yaml")
@@ -59,7 +59,7 @@ def test_engine_is_read_from_the_file_of_accelerate() -> None:
     assert found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] == "cpu"
 
 
-def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_engine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "accelerate.yaml"
     path.write_text("distributed_type: FSDP\n")
     with pytest.raises(UserError, match=r"accelerate\.yaml has distributed_type FSDP"):

@@ -73,7 +73,7 @@ def processes_of(job: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path: Path) -> None:
+def test_accounting_has_the_states_of_old_jobs(make_cluster: Callable, tmp_path: Path) -> None:
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
     def wrap(*words: str) -> str:

@@ -97,7 +97,7 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
 
 
 @pytest.mark.parametrize("name", [ODD_NAME, "--run="])
-def test_a_batch_script_starts_the_trainer_with_its_words(
+def test_a_batch_script_passes_arguments_unchanged(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "runs"
@@ -225,7 +225,7 @@ def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, tex
         assert resources.sbatch == {"comment": text} and found.overrides == [text, "--x", text]
 
 
-def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path) -> None:
+def test_a_local_job_passes_arguments_unchanged(make: Callable, tmp_path: Path) -> None:
     run = tmp_path / "runs" / 'it\'s\n"$HOME" `x` \\'
     made = make(run, "\n".join(HARD))
     with submission_folder(made):

@@ -61,12 +61,12 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(
     assert "sbatch: error" not in capsys.readouterr().err
 
 
-def test_script_that_trains_nothing_is_refused() -> None:
+def test_a_script_that_is_not_a_trainer_is_refused() -> None:
     with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
         preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
 
 
-def test_engine_that_cannot_do_it_is_refused() -> None:
+def test_options_that_the_engine_does_not_support_are_refused() -> None:
     zero = read_accelerate(LAUNCH / "configs" / "accelerate" / "zero2.yaml")
     words = ["--config", str(LAUNCH / "configs" / "ddpm_tiny.yaml"), "--train.float64=true"]
     with pytest.raises(UserError, match=r"train\.float64 is set, but ZeRO keeps fp32 weights"):
@@ -92,7 +92,7 @@ def test_held_jobs_are_cancelled_and_submitted_again(cluster: Cluster, tmp_path:
     assert not any(state.live for state in slurm_cli.states(set(old)).values())
 
 
-def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_path: Path) -> None:
+def test_setup_srun_and_python_of_a_profile(cluster: Cluster, tmp_path: Path) -> None:
     # As a container's command it stays around the trainer, and gets Slurm's signals too.
     around = """bash -c 'echo "inside, after $SETUP"; "$0" "$@"; exit $?'"""
     profile = {
@@ -113,7 +113,7 @@ def test_profile_sets_up_the_job_and_wraps_its_processes(cluster: Cluster, tmp_p
     slurm_cli.cancel([cluster.job(run)])
 
 
-def test_dry_run_shows_everything_and_leaves_nothing(
+def test_dry_run_prints_the_script_and_writes_nothing(
     cluster: Cluster, tiny_config: Path, tmp_path: Path, capsys
 ) -> None:
     sweep = tmp_path / "sweep.yaml"
@@ -155,7 +155,7 @@ def start(
     return start
 
 
-def test_machine_without_slurm_says_so(start: Callable, tmp_path: Path) -> None:
+def test_a_machine_without_slurm_is_an_error(start: Callable, tmp_path: Path) -> None:
     submitter = start(PATH=str(tmp_path))
     _, err = submitter.communicate(timeout=60)
     assert submitter.returncode == 2
@@ -164,7 +164,7 @@ def test_machine_without_slurm_says_so(start: Callable, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Path) -> None:
+def test_a_local_sweep_runs_the_same_jobs(start: Callable, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("sets:\n  good: {}\n  bad: {train.ema_halflife_images: 100}\n")
     (tmp_path / "runs" / "bad").mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_sweep_on_this_machine_runs_the_same_jobs(start: Callable, tmp_path: Pat
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
-def test_a_request_to_stop_saves_what_runs_on_this_machine(
+def test_signals_to_a_local_submission_save_its_runs(
     start: Callable, tmp_path: Path, signum: int
 ) -> None:
     overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
@@ -202,7 +202,7 @@ def test_a_request_to_stop_saves_what_runs_on_this_machine(
     assert not psutil.pid_exists(run.job()["pid"])
 
 
-def test_debug_is_the_trainer_itself(start: Callable, tmp_path: Path) -> None:
+def test_debug_runs_the_trainer_in_this_process(start: Callable, tmp_path: Path) -> None:
     submitter = start("--cluster", "debug", "--gpus-per-node", 0, overrides=("--run.dir=run",))
     _, err = submitter.communicate(timeout=120)
     assert submitter.returncode == 0, err
@@ -214,7 +214,7 @@ def plan(run: Path, checkpoint_bytes: int = 0) -> preflight.Plan:
     return preflight.Plan("", run, config, (1,), checkpoint_bytes, "")
 
 
-def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> None:
+def test_a_lead_shorter_than_a_save_is_refused(tmp_path: Path) -> None:
     lines = [
         {"step": 1, "images_seen": 16, "time/images_per_s": 8.0, "time/save_s": 50.0},
         {"step": 2, "images_seen": 32, "time/images_per_s": 8.0, "time/save_s": 40.0,
@@ -228,13 +228,13 @@ def test_lead_has_to_be_longer_than_what_saves_have_taken(tmp_path: Path) -> Non
     assert "no save has been timed" in preflight.check_lead([plan(tmp_path / "new")], Resources())
 
 
-def test_checkpoints_need_room_on_the_disk(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_refused(tmp_path: Path) -> None:
     assert "0.00 GB of" in preflight.check_disk([plan(tmp_path / "a", 1000)])
     with pytest.raises(UserError, match=r"checkpoints need \d+\.\d GB, but .* free"):
         preflight.check_disk([plan(tmp_path / "a", 10**15)])
 
 
-def test_node_that_does_not_see_a_folder_is_named(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_folder_that_nodes_do_not_see_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     resources = Resources(gpus_per_node=0)
     assert "sees the run folder" in preflight.check_nodes([tmp_path], resources)
     with pytest.raises(UserError, match=r"node \S+ does not see \S+/nowhere: put it on a disk"):
