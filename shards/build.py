@@ -29,9 +29,9 @@ ROOT_VARIABLE = "DGM_DATA"
 """Environment variable with the folder of default shards; by default `data`."""
 
 CheckImages = Callable[[tuple[int, int, int], int], object]
-"""Called with shape (H, W, 3) and number of classes; raises to refuse such images."""
+"""Called with image shape (H, W, 3) and number of classes; raises to reject the images."""
 CheckIndex = Callable[[Index], object]
-"""Called with the index of shards that are to replace others; raises to keep those."""
+"""Called with the new index before existing shards are replaced; raises to keep them."""
 
 
 def build(

@@ -48,7 +48,7 @@ class ImageFile:
     """Relative to the root, with slashes."""
     label: int
     size: int
-    """In bytes; -1 of a broken link."""
+    """In bytes; -1 for a broken link."""
     mtime_ns: int
 
 
@@ -106,9 +106,9 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
     if holdout:
         found = [file for file in found if _is_held_out(file.name, holdout) == (split == "test")]
         _check_held_out(root, split, holdout, classes, found)
-    tops = [(f"{folder}/" if folder else "") + name for name in _list(base)[1]]
-    tops += files if folder else []
-    if line := _left_out(others, tops):
+    outside = [f"{folder}/{name}" if folder else name for name in _list(base)[1]]
+    outside += files if folder else []
+    if line := _left_out(others, outside):
         notes.append(line)
     return Tree(root, classes, found, notes)
 
@@ -311,17 +311,17 @@ def _check_held_out(
         )
 
 
-def _left_out(others: list[str], tops: list[str]) -> str | None:
-    """Return a line on files that are not images, or are outside class folders."""
+def _left_out(others: list[str], outside: list[str]) -> str | None:
+    """Return a line on files that are not images, and on images outside class folders."""
     suffixes = image_suffixes()
-    outside = [name for name in tops if os.path.splitext(name)[1].lower() in suffixes]
-    others = others + [name for name in tops if name not in outside]
+    images = [name for name in outside if os.path.splitext(name)[1].lower() in suffixes]
+    others = others + [name for name in outside if name not in images]
     parts = []
     if others:
         noun = "file that is not an image" if len(others) == 1 else "files that are not images"
         parts.append(f"{len(others):,} {noun} ({list_names(others)})")
-    if outside:
+    if images:
         parts.append(
-            f"{counted(len(outside), 'image')} outside class folders ({list_names(outside)})"
+            f"{counted(len(images), 'image')} outside class folders ({list_names(images)})"
         )
     return f"left out: {', '.join(parts)}" if parts else None

@@ -56,13 +56,13 @@ def fetch(spec: str, progress: bool = True) -> Path:
 
 
 def _name(url: str, number: int, total: int) -> str:
-    """Return the name of a tar for the progress bar, without keys that its address may contain."""
+    """Return the name of a tar for the progress bar, without keys that its URL may contain."""
     name = re.sub(r"[?#].*", "", url).rpartition("/")[2]
     return name if name and not url.startswith("pipe:") else f"tar {number + 1} of {total}"
 
 
 def _expand(spec: str) -> list[str]:
-    """Return the addresses of a spec with braces and `::`; raise UserError."""
+    """Return the URLs of a spec with braces and `::`; raise UserError."""
     from webdataset.shardlists import expand_urls
 
     redacted = without_password(spec)
@@ -78,7 +78,7 @@ def _expand(spec: str) -> list[str]:
 
 
 def _max_count(spec: str) -> int:
-    """Return an upper bound on the number of addresses that braces expand to."""
+    """Return an upper bound on the number of URLs that braces expand to."""
     count, commas = 1, [0]
     for letter in spec:
         if letter == "{":

@@ -77,7 +77,7 @@ def _good_headers(
     expected = np.tile(template, (len(keys), 1))
     expected[:, _NAME] = _fields([(key + suffix).encode() for key in keys], 100)
     expected[:, _SIZE] = _fields([b"%011o" % size for size in sizes], 12)
-    expected[:, _CHECKSUM] = ord(" ")  # as which the checksum counts its own bytes
+    expected[:, _CHECKSUM] = ord(" ")  # the checksum counts its own bytes as spaces
     totals = expected.sum(axis=1, dtype=np.int64)
     expected[:, _CHECKSUM] = _fields([b"%06o\0 " % total for total in totals], 8)
     return (blocks == expected).all(axis=1)

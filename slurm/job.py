@@ -29,9 +29,9 @@ from slurm import slurm_cli
 from slurm.exit_policy import MISTAKE, STOPPED, Decision, decide
 from slurm.run_state import RunState
 
-# One process of a run: Slurm's variables as torch names them, then the trainer. Where a site shows
-# each process one GPU only, that GPU has local rank 0. One thread, as with torchrun, unless set:
-# the trainer then divides the cores. Slurm signals every process of a step: USR2 is ignored here,
+# Starts one process of a run with torch's environment variables, from those of Slurm. Where a site
+# shows each process one GPU only, that GPU has local rank 0. One thread, as with torchrun, unless
+# set: the trainer then divides the cores. Slurm signals every process of a step: USR2 is ignored,
 # so that a wrapper such as a container's command survives it; the trainer installs its handler.
 RANK_SCRIPT = """
 if ! [ -d "$DGM_RUN_FOLDER" ]; then
@@ -46,7 +46,7 @@ case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
 trap '' USR2
 exec "$@"
 """
-REPEAT_REQUEST_S = 2.0  # to stop: processes that are still importing ignore it
+REPEAT_REQUEST_S = 2.0  # a stop request is repeated: processes that are importing ignore it
 # Below the ports that Linux assigns to connections (net.ipv4.ip_local_port_range).
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 
@@ -125,7 +125,7 @@ class LocalNode:
     """This machine as the only node."""
 
     def __init__(self, job: Job):
-        """Run the job here."""
+        """Use this machine."""
         self.job, self.hosts, self.id, self.restart = job, ["localhost"], f"local-{os.getpid()}", 0
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:

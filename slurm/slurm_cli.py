@@ -80,7 +80,7 @@ def states(ids: set[str]) -> dict[str, State]:
             return found  # no accounting
         for line in accounts.splitlines():
             job, _, name = line.partition("|")
-            # Tasks that never began are one line, "7_[2-5]", and stay missing.
+            # Tasks that never started share one line, "7_[2-5]", and stay missing.
             if job in missing:
                 found[job] = State(name.split()[0])  # "CANCELLED by 1000"
     return found

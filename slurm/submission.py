@@ -1,4 +1,4 @@
-"""Runs that are submitted together: writing their files, and starting them on Slurm or here."""
+"""Runs that are submitted together: writing their files, starting them on Slurm or locally."""
 
 from __future__ import annotations
 

@@ -102,9 +102,7 @@ def test_truncated_or_missing_shard_is_refused(images, write, tmp_path: Path) ->
         ("layout", {"stride": 9999, "label_offset": 512, "pixel_offset": 1664}, "this layout"),
     ],
 )
-def test_an_inconsistent_index_is_refused(
-    images, write, tmp_path: Path, key, value, message
-) -> None:
+def test_a_bad_index_is_refused(images, write, tmp_path: Path, key, value, message) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
