@@ -107,7 +107,7 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     assert all(states.count("running") <= 2 for states in seen)
     assert ("running", "running", "queued", "queued") in seen
     assert {state for states in seen for state in states} == {"queued", "running", "done"}
-    assert len(set(ports.values())) == 4, "tasks of an array met at the same port"
+    assert len(set(ports.values())) == 4, "tasks of an array had the same port"
     for run in runs:
         assert len(losses_of(run.path)) == 60
         assert (run.folder / "config.yaml").is_file()
@@ -117,19 +117,19 @@ def test_a_stopped_run_saves_and_continues_by_itself(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
-    # Once before the training listens, by way of the job, as at a time limit.
+    # First before the trainer has its handler, through the job, as at a time limit.
     until(lambda: len(cluster.ranks(run)) == 2, 30, log_of(run))
     slurm_cli.call("scancel", "--batch", "--signal=USR2", cluster.job(run))
     until(lambda: bool(ends(run)), 30, log_of(run))
     assert cluster.wait(run, "requeued").requeues == 0
-    # Then in the middle, each process by itself.
+    # Then during training, every process.
     cluster.wait_for_steps(run, run.images_saved() // BATCH + 30)
     requested_at = run.metrics()[-1]["step"]
     slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
     until(lambda: len(ends(run)) == 2, 30, log_of(run))
     saved = run.images_saved() // BATCH
     assert saved >= requested_at
-    assert run.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
+    assert run.metrics()[-1]["step"] == saved  # the step in progress, and none is lost
     row = cluster.wait(run, "done")
     assert row.requeues == 2
     stopped = ("stopped", "requeue")
@@ -154,7 +154,7 @@ def test_a_preempted_run_saves_and_continues(
 
 @pytest.mark.long
 def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) -> None:
-    # Slurm counts in minutes, and looks at limits now and then.
+    # Slurm counts in minutes, and checks limits now and then.
     steps = 100_000
     options = ["--time", "1", "--lead-s", "40"]
     overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
@@ -164,7 +164,7 @@ def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) 
     saved = run.images_saved()
     assert saved > 0
     row = cluster.wait(run, "running")
-    # Where imports take long, all that a start has time for is a step and to save it.
+    # Where imports are slow, a start has time for one step only.
     until(
         lambda: max(run.metrics()[-1]["images_seen"], run.images_saved()) > saved,
         90,
@@ -173,7 +173,7 @@ def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) 
     assert status.rows([run])[0].requeues >= 1 and row.total_images == steps * BATCH
     slurm_cli.cancel([cluster.job(run)])
     until(lambda: status.rows([run])[0].state in status.ENDED, 60, log_of(run))
-    # Cancelled by a person: saved, and not started again.
+    # Cancelled by a user: saved, and not started again.
     assert status.rows([run])[0].state in ("stopped", "cancelled")
     assert cluster.show(run, "JobState") == "CANCELLED"
 

@@ -237,7 +237,7 @@ def test_a_tilde_is_the_home_folder(tree: Path, monkeypatch) -> None:
     build("folder:~/tree", "train", Path("~/out"), progress=False)
     assert len(Shards(ensure("folder:~/tree", "~/out"))) == 6 and (tree.parent / "out").is_dir()
     with pytest.raises(UserError, match="does not exist"):
-        build("folder:~nobody-of-this-name/x", "train", Path("none"), progress=False)
+        build("folder:~no-such-user/x", "train", Path("none"), progress=False)
 
 
 def test_an_unwritable_default_folder_is_an_error_with_remedies(tree: Path, monkeypatch) -> None:
@@ -250,7 +250,9 @@ def test_an_unwritable_default_folder_is_an_error_with_remedies(tree: Path, monk
 
 def test_cifar10_is_read_from_the_path_that_the_error_names(tmp_path: Path, monkeypatch) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody listens
+        monkeypatch.setenv(
+            name, "http://127.0.0.1:9"
+        )  # the discard port, on which no server listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="could not be downloaded") as caught:

@@ -1,4 +1,4 @@
-"""Building shards: the bytes on disk, whole or not at all, and what trainers call."""
+"""Building shards: their bytes, atomic creation, and `ensure`, which trainers call."""
 
 from __future__ import annotations
 

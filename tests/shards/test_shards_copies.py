@@ -32,7 +32,7 @@ print(shards.folder, shards.images(np.arange(len(shards))).sum())
 """
 OTHER_USER = 12345  # a user's number
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner of files")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Damaged shards and indices are read whole or refused in one line that names them."""
+"""Damaged shards and indexes are read completely or refused in a one-line error."""
 
 from __future__ import annotations
 

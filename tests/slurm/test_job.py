@@ -19,7 +19,7 @@ KILLED, TERMINATED = 137, 143
     ("code", "rank_codes", "requested", "progress", "failures", "expected"),
     [
         (0, [0, 0], False, True, 0, ("done", "nothing", 0)),
-        (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # asked to stop after the last step
+        (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # requested to stop after the last step
         # srun ends the others, and their code is the higher one.
         (TERMINATED, [2], False, False, 0, ("mistake", "nothing", 2)),
         (TERMINATED, [75], False, True, 0, ("stopped", "requeue", 75)),
@@ -46,7 +46,7 @@ def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path)
         run.add_event("start", submission="first", images=0)
         run.add_event("end", submission="first", verdict="fault", progress=progress)
         assert run.failures_in_a_row("first") == expected
-    assert run.failures_in_a_row("second") == 0  # by a person, who may have mended it
+    assert run.failures_in_a_row("second") == 0  # submitted again by the user
 
 
 def test_each_start_has_its_own_free_port() -> None:

@@ -21,19 +21,19 @@ def test_options_override_the_profile(tmp_path: Path) -> None:
         "partition: gpu\ntime: 12:00:00\nnodes: 4\ngpus_per_node: 8\nmax_parallel: 3\n"
         "setup:\n  - module load cuda\nsbatch: {mail-type: FAIL}\n"
     )
-    asked = read_options(
+    request = read_options(
         [SCRIPT, "--cluster", str(profile), "--nodes", "2-3", "--dry-run", "--", "--optim.lr", "1"]
     )
-    found = asked.resources
+    found = request.resources
     assert (found.partition, found.nodes, found.gpus_per_node) == ("gpu", "2-3", 8)
     assert (found.time, found.time_s, found.setup) == ("12:00:00", 43200, ["module load cuda"])
     assert found.processes == 8 and found.node_range == (2, 3)
-    assert asked.options.dry_run and asked.options.max_parallel == 3
-    assert asked.overrides == ["--optim.lr", "1"]
+    assert request.options.dry_run and request.options.max_parallel == 3
+    assert request.overrides == ["--optim.lr", "1"]
     options = found.sbatch_options()
     assert options["mail-type"] == "FAIL" and options["time"] == "12:00:00"
     assert options["requeue"] is True and options["signal"] == "B:USR2@120"
-    # Tasks of each node would have Slurm give the fewest nodes.
+    # With ntasks-per-node Slurm would allocate the minimum only.
     assert options["mincpus"] == 8 and "ntasks-per-node" not in options
 
 

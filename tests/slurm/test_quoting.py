@@ -1,8 +1,7 @@
 """Arguments reach the trainer unchanged, through YAML, JSON, a batch script and a shell.
 
-submitit hands a job over as a pickle. It is written by `slurm.submit` into the run's own folder,
-beside the copy of the code that the job runs, and read by nobody but that job: who could change
-the one could change the other.
+submitit passes a job as a pickle file. `slurm.submit` writes it into the run folder, beside the
+copy of the code that the job runs, so that it is as safe as that code.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ HARD = [
     "a\nb", "\n", "a\tb", "@x", "(", "~x", "2020-01-01", "1:30", "=", "<x>",
 ]  # fmt: skip
 ODD_NAME = 'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% * ä☃ (1)'
-# YAML takes these for nothing at all, and so do all options that may be null.
+# YAML, and options that may be null, read these as null.
 NOTHING = ("null", "Null", "NULL", "~", "#", "&", "!")
-ENDS = "--"  # to argparse the end of options, also as a value: it says that there is none
+ENDS = "--"  # ends the options for argparse, also as a value
 HARD_TEXT = st.one_of(
     st.sampled_from(HARD),
     st.text("ab $`'\"\\\n\t#:-{}[]&*!|>%@,?=~é☃", max_size=8),
@@ -90,8 +89,8 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
         plan = Plan("", run, config, (1,), 0, "")
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN)
-        asked = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
-        return Submission(asked, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
+        request = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
+        return Submission(request, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
 
     return submission
 
@@ -173,23 +172,23 @@ def test_values_of_sbatch_lines_are_quoted(programs: Path, make: Callable, tmp_p
 
 def words_of_slurm(line: str) -> list[str]:
     """Split a line into words as sbatch does: a backslash escapes also in quotes."""
-    words, word, quote, begun = [], "", "", False
+    words, word, quote, started = [], "", "", False
     letters = iter(line)
     for letter in letters:
         if letter == "\\":
-            word, begun = word + next(letters), True
+            word, started = word + next(letters), True
         elif quote:
             quote, word = ("", word) if letter == quote else (quote, word + letter)
         elif letter in "'\"":
-            quote, begun = letter, True
+            quote, started = letter, True
         elif letter.isspace():
-            words, word, begun = ([*words, word] if begun else words), "", False
+            words, word, started = ([*words, word] if started else words), "", False
         elif letter == "#" and words:
             break
         else:
-            word, begun = word + letter, True
+            word, started = word + letter, True
     assert not quote
-    return [*words, word] if begun else words
+    return [*words, word] if started else words
 
 
 @pytest.mark.slow
@@ -200,7 +199,7 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     path.write_text(write_yaml({"sets": {"a": {"run.dir": text, "data": {"shards": text}}}}))
     config = parse(Config, "ddpm_tiny.yaml", words_of(read_sweep(path)["a"]))
     assert (config.run.dir, config.data.shards) == (text, text)
-    # As the trainer writes it down, the job hands it on, and the trainer reads it.
+    # The job passes the config.yaml that the trainer wrote.
     snapshot = tmp_path / "config.yaml"
     snapshot.write_text(write_yaml(yaml.safe_load(as_yaml(config))))
     again = parse(Config, "", ["--config", str(snapshot)])
@@ -210,11 +209,11 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
 @examples(25)
 @given(text=HARD_TEXT)
 def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, text: str) -> None:
-    asked = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
-    asked += [f"--setup={json.dumps([text, text])}"]
+    options = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
+    options += [f"--setup={json.dumps([text, text])}"]
     profile = tmp_path / "mine.yaml"
     profile.write_text("nodes: 1\n")
-    first = read_options([TRAINER, "--cluster", str(profile), *asked, "--", text, "--x", text])
+    first = read_options([TRAINER, "--cluster", str(profile), *options, "--", text, "--x", text])
     profile.write_text(
         write_yaml({"account": text, "sbatch": {"comment": text}, "setup": [text, text]})
     )

@@ -148,7 +148,7 @@ def start(
             [str(word) for word in [*words, "--", *overrides]],
             env={**user_environment, "PYTHONPATH": str(ROOT), **environment}, cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            # Ctrl-C is heard, whatever started these tests.
+            # A shell in the background ignores Ctrl-C, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_signals_to_a_local_submission_save_its_runs(
     overrides = ("--run.dir=run", "--train.total_images=100000000", "--train.save_every_images=0")
     submitter = start("--cluster", "local", "--gpus-per-node", 0, overrides=overrides)
     run = RunState(tmp_path / "run")
-    until(lambda: bool(run.metrics()), 90, "it did not begin")
+    until(lambda: bool(run.metrics()), 90, "the run did not start")
     os.killpg(submitter.pid, signum)
     out, err = submitter.communicate(timeout=60)
     assert submitter.returncode == 75, err
