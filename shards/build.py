@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, NoReturn
 
 from dgm.common.atomic_dirs import new_folder
@@ -137,7 +136,6 @@ def ensure(
     """
     from shards.verify import check_files
 
-    command = f"python -m shards.build --source {source} --split {split} --out"
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
@@ -147,13 +145,14 @@ def ensure(
         )  # fmt: skip
         _ensure_default(path, source_name(source), split, options, build_images)
     else:
+        from shards.decode_cache import check_holds_shards
         from shards.remote import fetch, is_remote
 
         if is_remote(str(folder)):
             path = fetch(str(folder), progress)
         else:
             path = Path(os.path.expanduser(folder))
-        _check_holds_shards(path, command)
+        check_holds_shards(path, source, split)
     home = path if path.is_dir() else path.parent
     if (home / INDEX).is_file():
         try:
@@ -167,23 +166,6 @@ def ensure(
             _warn_of_changes(home, index, source)
     _check_opened(path, home, resize, classes, progress)
     return path
-
-
-def _check_holds_shards(path: Path, command: str) -> None:
-    """Raise UserError where a path is neither a tar nor a folder of tars; command: builds some."""
-    from shards.decode_cache import check_compressed
-
-    build_them = f"build them with {command} {quote(str(path))}"
-    if not path.exists():
-        raise UserError(f"shards {path} do not exist; {build_them}")
-    if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
-        check_compressed(path)
-        for inner in sorted(path.glob("*/*.tar"))[:1]:
-            raise UserError(f"{path} holds no shards, but {inner.parent} does: name that")
-        raise UserError(
-            f"{path} holds no shards; {build_them}, or name class folders of images as "
-            f"data.source folder:{path}"
-        )
 
 
 def _check_opened(

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -184,11 +185,6 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
     paths = [path / name for name in names] or sorted(path.glob("*.tar"))
     if not names:
         _check_one_split(path, paths)
-    if not paths:
-        check_compressed(path)
-        raise UserError(
-            f"{path} holds no shards (no {INDEX}, no *.tar); build them with python -m shards.build"
-        )
     return path, paths
 
 
@@ -206,15 +202,26 @@ def _check_one_split(folder: Path, paths: list[Path]) -> None:
         )
 
 
-def check_compressed(folder: Path) -> None:
-    """Raise UserError with the command to unpack them where a folder holds compressed tars."""
-    archives = sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES))
-    for path in archives:
-        if (remedy := unpack_command(path)) is not None:
+def check_holds_shards(path: Path, source: str = "SOURCE", split: str = "SPLIT") -> None:
+    """Raise UserError where a path is neither a tar nor a folder of tars."""
+    command = f"python -m shards.build --source {source} --split {split} --out {quote(str(path))}"
+    if not path.exists():
+        raise UserError(f"shards {path} do not exist; build them with {command}")
+    if not path.is_dir() or (path / INDEX).is_file() or any(path.glob("*.tar")):
+        return
+    archives = sorted(p for p in path.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES))
+    for archive in archives:
+        if (remedy := unpack_command(archive)) is not None:
             raise UserError(
-                f"{folder} holds no plain tars, but {len(archives)} compressed, such as "
-                f"{path.name}; {remedy}"
+                f"{path} holds no plain tars, but {len(archives)} compressed, such as "
+                f"{archive.name}; {remedy}"
             )
+    for inner in sorted(path.glob("*/*.tar"))[:1]:
+        raise UserError(f"{path} holds no shards, but {inner.parent} does: use that folder")
+    raise UserError(
+        f"{path} holds no shards; build them with {command}, or name class folders of images as "
+        f"data.source folder:{path}"
+    )
 
 
 def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None) -> str:

@@ -210,8 +210,7 @@ def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> 
             return folder, index
     else:
         index = None
-        if not path.exists():
-            raise UserError(f"{path} does not exist; build it with python -m shards.build")
-    from shards.decode_cache import fixed_stride_shards
+    from shards.decode_cache import check_holds_shards, fixed_stride_shards
 
+    check_holds_shards(path)
     return fixed_stride_shards(path, index, resize, avoid)

@@ -250,9 +250,7 @@ def test_an_unwritable_default_folder_is_an_error_with_remedies(tree: Path, monk
 
 def test_cifar10_is_read_from_the_path_that_the_error_names(tmp_path: Path, monkeypatch) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(
-            name, "http://127.0.0.1:9"
-        )  # the discard port, on which no server listens
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="could not be downloaded") as caught:

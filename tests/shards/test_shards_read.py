@@ -121,7 +121,7 @@ def test_an_index_cannot_name_files_outside_its_folder(images, write, tmp_path: 
 def test_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
         Shards(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="do not exist"):
         Shards(tmp_path / "none")
 
 

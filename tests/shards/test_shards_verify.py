@@ -39,14 +39,6 @@ def test_good_shards_give_one_summary_line(start, folder: Path) -> None:
     assert stdout == f"10 images, 10 classes, 3 shards, {size} bytes: all good\n"
 
 
-def test_a_flipped_byte_is_found(fails, folder: Path) -> None:
-    path = folder / "train-00001.tar"
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 1
-    path.write_bytes(content)
-    assert "train-00001.tar has changed" in fails("verify", folder)
-
-
 def test_missing_extra_and_short_shards_are_found(fails, folder: Path) -> None:
     (folder / "more.tar").write_bytes(b"")
     assert "more.tar is not in" in fails("verify", folder)
