@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from dgm.common.atomic_io import write_whole
+from dgm.common.atomic_io import replacing, write_whole
 from dgm.common.errors import UserError
 from slurm import slurm_cli
 from slurm.exit_policy import MISTAKE, STOPPED, Decision, decide
@@ -72,8 +72,9 @@ class Job:
         log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        # The configuration and command as submitted.
-        shutil.copy(self.config, state.folder / "config.yaml")
+        with replacing(state.folder / "config.yaml") as partial:
+            partial.touch(mode=0o600)  # it may contain credentials
+            shutil.copy(self.config, partial)  # with its mode
         write_whole(state.folder / "command.txt", shlex.join(self.command) + "\n")
         on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         sys.exit(_Supervisor(self, state, SlurmNodes(self) if on_slurm else LocalNode(self)).run())

@@ -22,7 +22,7 @@ from typing import Any
 
 import submitit
 
-from dgm.common.atomic_io import write_whole
+from dgm.common.atomic_io import replacing, write_whole
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import STOPPED
 from dgm.common.redact import without_password
@@ -76,10 +76,7 @@ class Submission:
         (code / "snapshot.json").write_text(commit + "\n", encoding="utf-8")
         (self.home / "configs").mkdir()
         for plan in self.plans:
-            text = write_yaml(plan.config)
-            path = self.home / "configs" / f"{plan.name or 'run'}.yaml"
-            path.touch(mode=0o666 if without_password(text) == text else 0o600)
-            path.write_text(text, encoding="utf-8")
+            _write_config(self.home / "configs" / f"{plan.name or 'run'}.yaml", plan.config)
 
     def executor(self) -> submitit.SlurmExecutor:
         """Return submitit's executor for this cluster."""
@@ -192,7 +189,7 @@ def run_in_process(plan: Plan, script: str, environment: dict[str, str]) -> None
     folder = plan.state.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(write_yaml(plan.config), encoding="utf-8")
+    _write_config(config, plan.config)
     os.environ.update(environment)
     sys.argv = [script, "--config", str(config)]
     try:
@@ -202,6 +199,14 @@ def run_in_process(plan: Plan, script: str, environment: dict[str, str]) -> None
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):
                 plan.run.rmdir()
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write a configuration; only its owner may read it if an address has credentials."""
+    text = write_yaml(config)
+    with replacing(path) as partial:
+        partial.touch(mode=0o666 if without_password(text) == text else 0o600)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _sbatch_value(name: str, value: str) -> str:

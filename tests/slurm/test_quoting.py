@@ -35,7 +35,7 @@ from dgm.common.yaml_io import write_yaml
 from slurm.options import Options, Request, read_options
 from slurm.preflight import Plan
 from slurm.resources import Resources
-from slurm.submission import Submission, submission_folder, submit
+from slurm.submission import Submission, run_in_process, submission_folder, submit
 from slurm.sweep import read_sweep, words_of
 
 TRAINER = str(LAUNCH / "train_ddpm.py")
@@ -238,6 +238,20 @@ def test_a_local_job_passes_arguments_unchanged(make: Callable, tmp_path: Path) 
     assert done.returncode == 0, made.plans[0].state.log.read_text()
     found = json.loads((run / "argv.json").read_text())
     assert found["argv"] == [str(script), "--config", str(run / "slurm" / "config.yaml")]
+
+
+@pytest.mark.parametrize(("note", "private"), [("https://me:secret@host/x", True), ("x", False)])
+def test_a_configuration_with_credentials_is_private(
+    make: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str, private: bool
+) -> None:
+    submission = make(tmp_path / "run", note)
+    monkeypatch.setattr(sys, "argv", [])
+    script = tmp_path / "debug.py"
+    script.write_text("import os, sys; os.chmod(sys.argv[0], os.stat(sys.argv[2]).st_mode)")
+    run_in_process(submission.plans[0], str(script), {})
+    with submission_folder(submission):
+        paths = [script, *(submission.home / "configs").iterdir()]
+    assert [path.stat().st_mode & 0o077 == 0 for path in paths] == [private, private]
 
 
 @pytest.mark.slow
