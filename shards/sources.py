@@ -214,36 +214,36 @@ class _UnreadableError(UserError):
     """A file that cannot be read, unlike one whose content is damaged."""
 
 
+@dataclass
 class _Folder:
     """The images of a tree of class folders, decoded."""
 
-    def __init__(self, tree: Tree, resize: int | None, options: FolderOptions):
-        self.tree, self.resize, self.options = tree, resize, options
-        self.background = parse_background(options.background)
-        self.listing = tree.listing  # with damaged images, whose repair counts as a change
-        self.notes = list(tree.notes)
+    tree: Tree
+    resize: int | None
+    options: FolderOptions
 
     def open(self) -> Source:
         """Return the source. Reads the first image, with `skip_bad` all of them."""
+        listing = self.tree.listing  # with damaged images, whose repair counts as a change
         if self.options.skip_bad:
             self._skip_damaged()
         settings: dict[str, Setting] = {} if self.resize is None else {"resize": self.resize}
-        shape = self._first_shape()
+        shape, notes = self._first_shape(), list(self.tree.notes)
         return Source(
             name=f"folder:{self.tree.root}",
             classes=self.tree.classes,
             image_shape=(shape[0], shape[1], 3),
             length=len(self.tree.files),
-            samples=lambda: self._samples(shape),
+            samples=lambda: self._samples(shape, notes),
             settings={**settings, **self.options.settings},
-            listing=self.listing,
-            notes=self.notes,
+            listing=listing,
+            notes=notes,
         )
 
     def _read(self, file: ImageFile) -> Decoded | UserError:
-        path = self.tree.root / file.name
+        path, background = self.tree.root / file.name, parse_background(self.options.background)
         try:
-            return decode_image(path.read_bytes(), str(path), self.resize, self.background)
+            return decode_image(path.read_bytes(), str(path), self.resize, background)
         except OSError as error:
             return _UnreadableError(f"{path} cannot be read ({error.strerror}); check the file")
         except UserError as error:
@@ -261,8 +261,10 @@ class _Folder:
             bad.append(image)
         raise self._bad_images(bad)
 
-    def _samples(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield all images; after the first that cannot be used, only collect all errors."""
+    def _samples(
+        self, shape: tuple[int, ...], notes: list[str]
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield all images, and set `notes`; after an unusable image, only collect all errors."""
         bad: list[UserError] = []
         sizes: Counter[tuple[int, ...]] = Counter()
         names: dict[tuple[int, ...], str] = {}
@@ -276,7 +278,7 @@ class _Folder:
             transparent += [file.name] * image.transparent
             several += [file.name] * image.several_frames
             if number == len(self.tree.files):  # the consumer may stop after the last image
-                self.notes[:] = [*self.tree.notes, *self._file_notes(transparent, several)]
+                notes[:] = [*self.tree.notes, *self._file_notes(transparent, several)]
             if not bad and len(sizes) == 1 and image.pixels.shape == shape:
                 yield image.pixels, file.label
         if bad:
@@ -308,12 +310,10 @@ class _Folder:
                 f"all images of class {name} in {self.tree.root} are damaged; replace them or "
                 "remove the class"
             )
-        notes = list(self.tree.notes)
         if bad:
             names = list_names((file.name for file in bad), NUM_NAMED)
-            notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
-        self.tree = replace(self.tree, files=files, notes=notes)
-        self.notes[:] = notes
+            self.tree.notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
+        self.tree = replace(self.tree, files=files)
 
     def _bad_images(self, bad: Sequence[UserError]) -> UserError:
         """Return an error with the images that cannot be used, up to `NUM_NAMED`."""
