@@ -40,7 +40,7 @@ def images() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Index]:
-    """Return a writer of given images as shards of ours, into tmp_path / name."""
+    """Return a writer of given images as shards into tmp_path / name."""
 
     def make(
         pixels: np.ndarray, labels: np.ndarray, classes: int = 10, name: str = "shards", **options

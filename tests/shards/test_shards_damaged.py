@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import tarfile
 import tempfile
 import tracemalloc
@@ -42,12 +43,12 @@ PNG, NPY = foreign("png"), foreign("npy")
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write shards of ours: two tars and their index."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write two tars and their index."""
     from shards.sources import Source
     from shards.write import write_folder
 
-    folder = tmp_path_factory.mktemp("ours")
+    folder = tmp_path_factory.mktemp("built")
     labels = [number % 3 for number in range(COUNT)]
     source = Source(
         "test", ("a", "b", "c"), (8, 8, 3), COUNT, lambda: zip(pixels(), labels, strict=True)
@@ -59,24 +60,18 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 fresh = itertools.count()
 
 
-def copied(ours: Path, folder: Path, **changed: bytes) -> Path:
-    """Copy shards; `index` and `tar` are put in place of theirs."""
+def copied(built: Path, folder: Path, name: str, content: bytes) -> Path:
+    """Copy shards, with other content of one file."""
     place = folder / f"{next(fresh)}"
-    place.mkdir()
-    for path in ours.iterdir():
-        if path.is_file():
-            (place / path.name).write_bytes(path.read_bytes())
-    if "index" in changed:
-        (place / INDEX).write_bytes(changed["index"])
-    if "tar" in changed:
-        (place / "train-00001.tar").write_bytes(changed["tar"])
+    shutil.copytree(built, place)
+    (place / name).write_bytes(content)
     return place
 
 
 @examples(150)
 @given(data=st.data())
-def test_a_damaged_index_is_refused_unless_equal(tmp_path: Path, ours: Path, data) -> None:
-    whole = (ours / INDEX).read_bytes()
+def test_a_damaged_index_is_refused_unless_equal(tmp_path: Path, built: Path, data) -> None:
+    whole = (built / INDEX).read_bytes()
     if data.draw(st.booleans()):
         content = data.draw(damaged(whole))
     else:
@@ -84,20 +79,20 @@ def test_a_damaged_index_is_refused_unless_equal(tmp_path: Path, ours: Path, dat
     path = tmp_path / INDEX
     path.write_bytes(content)
     found = attempt(lambda: load_index(path), path, "build the shards again")
-    assert found is None or found == load_index(ours / INDEX)
+    assert found is None or found == load_index(built / INDEX)
 
 
-def older(ours: Path) -> dict:
+def older(built: Path) -> dict:
     """Return an index without a checksum, as of older versions."""
-    content = json.loads((ours / INDEX).read_text())
+    content = json.loads((built / INDEX).read_text())
     del content["checksum"]
     return content
 
 
-def test_an_index_without_checksum_is_read(ours: Path, tmp_path: Path) -> None:
-    place = copied(ours, tmp_path, index=json.dumps(older(ours)).encode())
+def test_an_index_without_checksum_is_read(built: Path, tmp_path: Path) -> None:
+    place = copied(built, tmp_path, INDEX, json.dumps(older(built)).encode())
     index = load_index(place / INDEX)
-    assert index == load_index(ours / INDEX) and index.to_json() == (ours / INDEX).read_text()
+    assert index == load_index(built / INDEX) and index.to_json() == (built / INDEX).read_text()
     assert verify(place).total == COUNT
 
 
@@ -108,24 +103,24 @@ def everything(shards: Shards) -> tuple:
 
 @examples(100)
 @given(data=st.data())
-def test_an_older_index_must_fit_its_tars(tmp_path: Path, ours: Path, data) -> None:
-    content = json.dumps(data.draw(changed(older(ours)))).encode()
-    place = copied(ours, tmp_path, index=content)
+def test_an_older_index_must_fit_its_tars(tmp_path: Path, built: Path, data) -> None:
+    content = json.dumps(data.draw(changed(older(built)))).encode()
+    place = copied(built, tmp_path, INDEX, content)
 
     def read() -> tuple:
         verify(place)
         return everything(Shards(ensure("test", place)))
 
     found = attempt(read, place)
-    assert found is None or found == everything(Shards(ours))
+    assert found is None or found == everything(Shards(built))
 
 
 @examples(80)
 @given(data=st.data())
-def test_a_damaged_tar_is_refused(tmp_path: Path, ours: Path, data) -> None:
-    whole = (ours / "train-00001.tar").read_bytes()
+def test_a_damaged_tar_is_refused(tmp_path: Path, built: Path, data) -> None:
+    whole = (built / "train-00001.tar").read_bytes()
     content = data.draw(damaged(whole))
-    place = copied(ours, tmp_path, tar=content)
+    place = copied(built, tmp_path, "train-00001.tar", content)
     for read in (lambda: ensure("test", place), lambda: verify(place)):
         if attempt(read, place / "train-00001.tar") is not None:
             assert content == whole
@@ -134,10 +129,10 @@ def test_a_damaged_tar_is_refused(tmp_path: Path, ours: Path, data) -> None:
 @examples(80)
 @given(data=st.data())
 def test_a_damaged_sample_is_found_without_the_checksum_of_its_tar(
-    tmp_path: Path, ours: Path, data
+    tmp_path: Path, built: Path, data
 ) -> None:
-    index = load_index(ours / INDEX)
-    whole = (ours / "train-00001.tar").read_bytes()
+    index = load_index(built / INDEX)
+    whole = (built / "train-00001.tar").read_bytes()
     content = data.draw(flipped(whole))
     path = tmp_path / "train-00001.tar"
     path.write_bytes(content)
