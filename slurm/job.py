@@ -72,10 +72,7 @@ class Job:
         log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        with replacing(state.folder / "config.yaml") as partial:
-            partial.touch(mode=0o600)  # it may contain credentials
-            shutil.copy(self.config, partial)  # with its mode
-        write_whole(state.folder / "command.txt", shlex.join(self.command) + "\n")
+        self.snapshot(state)
         on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         sys.exit(_Supervisor(self, state, SlurmNodes(self) if on_slurm else LocalNode(self)).run())
 
@@ -85,6 +82,13 @@ class Job:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         fields.update({key: tuple(v) for key, v in fields.items() if isinstance(v, list)})
         return Job(**fields)
+
+    def snapshot(self, state: RunState) -> None:
+        """Copy the submitted configuration and command into the run folder."""
+        with replacing(state.folder / "config.yaml") as partial:
+            partial.touch(mode=0o600)  # it may contain credentials
+            shutil.copy(self.config, partial)  # with its mode
+        write_whole(state.folder / "command.txt", shlex.join(self.command) + "\n")
 
 
 class SlurmNodes:
