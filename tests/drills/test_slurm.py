@@ -22,7 +22,7 @@ from slurm.run_state import RunState
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLS = int(os.environ.get("DGM_KILLS", "3"))
-LONG = max(150, 15 * KILLS)  # steps: some seconds, so that it can be met in the middle
+LONG = max(150, 15 * KILLS)  # steps: some seconds, so that a fault can be injected
 TWO_NODES = ("--nodes", "2")
 SAVES = ("--train.save_every_images=320",)
 
@@ -187,7 +187,7 @@ def test_a_run_with_killed_ranks_ends_with_the_same_bytes(
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
     between, ports = LONG // (KILLS + 1), set()
     for number in range(KILLS):
-        # Anywhere within a stretch of the run, so that all fall before its end.
+        # At a random step of each part of the run.
         cluster.wait_for_steps(run, number * between + chance.randrange(6, between))
         victims = cluster.ranks(run)
         ports.add(victims[0].environ()["MASTER_PORT"])
@@ -205,7 +205,7 @@ def test_a_run_with_killed_ranks_ends_with_the_same_bytes(
 def test_a_run_that_loses_two_of_four_nodes_continues_on_two(
     cluster: Cluster, run_warm: Callable, largest_difference: Callable, tmp_path: Path
 ) -> None:
-    # At this rate rounding, which differs with the number of processes, does not grow.
+    # With this learning rate, rounding differences between numbers of processes do not grow.
     overrides = (*SAVES, "--optim.lr=1e-4")
     run = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=overrides)
     cluster.wait_for_steps(run, 30)

@@ -1,4 +1,4 @@
-"""Default shards of a folder follow the folder; shards that a user named stay as they are."""
+"""Default shards are rebuilt when their source folder changes; given shards are not."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
     capsys.readouterr()
     old = Shards(folder)
     before = old.images(np.arange(6))
-    # Replaced by one of the same size in bytes, at another time.
+    # Replaced by a file of the same size with another modification time.
     content = (home / "cat" / "0001.png").read_bytes()
     os.utime(home / "cat" / "0001.png", ns=(1, 1))
     (home / "cat" / "0002.png").unlink()
@@ -98,7 +98,7 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
     now = Shards(folder)
     assert len(now) == 8 + (split == "train") and (now.images(np.array([7])) == 7).all()
     assert now.classes == ("cat", "dog", "eel")[: 3 if split == "train" else 2]
-    assert np.array_equal(old.images(np.arange(6)), before)  # the map of the old files
+    assert np.array_equal(old.images(np.arange(6)), before)  # the memory map of the old files
     assert (home / "cat" / "0001.png").read_bytes() == content
     assert len(list(folder.parent.iterdir())) == 1 and verify(folder)
 
@@ -181,7 +181,7 @@ def test_given_shards_are_kept_with_a_warning_that_their_source_changed(tree: Pa
         ensure(source, "mine")
 
 
-# Written before an index knew of its source's files.
+# Of a version whose index did not list source files.
 OLD = (
     '{"version": 1, "total": 2, "image_shape": [4, 4, 3], "image_format": "npy", "classes": '
     '["a", "b"], "split": "train", "source": "folder:/pictures", "shards": '

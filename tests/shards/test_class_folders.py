@@ -164,7 +164,7 @@ def test_images_are_held_out_by_their_names(draw) -> None:
     train, test = labels(root, holdout=0.2), labels(root, "test", holdout=0.2)
     assert sorted([*train, *test]) == sorted(labels(root)) and not {*train} & {*test}
     assert 10 <= len(test) <= 30
-    draw("cat/new.png", "dog/new.png")  # which moves none of the others
+    draw("cat/new.png", "dog/new.png")  # the others keep their split
     assert {*test} <= {*labels(root, "test", holdout=0.2)}
     assert {*train} <= {*labels(root, holdout=0.2)}
     source = open_source(f"folder:{root}", "test", options=FolderOptions(holdout=0.2))
@@ -188,7 +188,7 @@ def save(path: Path, image: Image.Image, **options) -> None:
 
 
 def transparent(mode: str) -> Image.Image:
-    """Draw an opaque grey dot on transparent ground that hides black."""
+    """Draw an opaque grey dot on a transparent black background."""
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     image.putpixel((1, 1), (90, 90, 90, 255))
     return image.convert(mode)
@@ -208,7 +208,7 @@ def test_transparent_images_are_composed_on_white(tmp_path: Path) -> None:
     save(folder / "e.png", grey, transparency=0)
     save(folder / "f.png", grey.convert("RGB"), transparency=(0, 0, 0))
     save(folder / "g.webp", transparent("RGBA"), lossless=True)
-    save(folder / "h.png", Image.new("RGBA", (4, 4), (1, 2, 3, 255)))  # not transparent at all
+    save(folder / "h.png", Image.new("RGBA", (4, 4), (1, 2, 3, 255)))  # opaque
     for options, ground in (
         (FolderOptions(), 255), (FolderOptions("black"), 0), (FolderOptions("7,7,7"), 7),
     ):  # fmt: skip

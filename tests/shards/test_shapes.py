@@ -16,7 +16,7 @@ def test_an_upright_shape_is_its_own_mirror_image(name: str) -> None:
     # Polygons are filled a quarter of a pixel wider on one side.
     assert np.abs(found - found[:, ::-1]).mean() < 0.02
     radius, centre, _ = UPRIGHT
-    if name not in ("circle", "ring"):  # which look the same from every side
+    if name not in ("circle", "ring"):  # which are symmetric under rotation
         turned = _coverage(name, radius, centre, 0.5)
         assert np.abs(turned - turned[:, ::-1]).mean() > 0.03
 

@@ -30,7 +30,7 @@ from shards.reader import open_shards
 shards = open_shards(ensure("test", sys.argv[1]))
 print(shards.folder, shards.images(np.arange(len(shards))).sum())
 """
-OTHER_USER = 12345  # a user's number
+OTHER_USER = 12345  # a user ID
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner of files")
 
@@ -47,7 +47,7 @@ def tars(images, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
-    """Return a reader of shards as a user whom modes bind: the folder read, and stderr's lines."""
+    """Return a function that reads shards without root's rights: their folder, lines of stderr."""
     script = tmp_path / "read.py"
     script.write_text(READ)
 
@@ -64,7 +64,7 @@ def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
 
 
 def give_away(folder: Path, mode: int) -> None:
-    """Give a copy to another user, its files with this mode."""
+    """Change the owner and the mode of a copy."""
     for path in (folder, *folder.iterdir()):
         path.chmod(mode | (0o111 if path.is_dir() and mode else 0))
         os.chown(path, OTHER_USER, OTHER_USER)
@@ -118,7 +118,7 @@ def test_an_unreadable_index_in_the_cache_is_not_used(
     assert read(folder) == (folder, [])
     kept = cache / "dgm" / "index"
     give_away(kept, 0o000)
-    kept.chmod(0o555)  # as in a folder of all where each may remove but the own
+    kept.chmod(0o555)  # as in a shared folder with the sticky bit
     assert read(folder) == (folder, [])
     [known] = (cache / "dgm" / f"index-{os.geteuid()}").iterdir()
     assert read(folder) == (folder, []) and known.is_file()

@@ -139,7 +139,7 @@ def test_a_damaged_sample_is_found_without_the_checksum_of_its_tar(
     assert index.layout is not None
     layout = index.layout
     done = attempt(lambda: validate_samples(path, layout, 4, 2, (8, 8, 3), 3) or True, path)
-    if done:  # what it does not see lies in the pixels, in padding, or makes another label
+    if done:  # only pixels, padding and valid labels are not checked
         at = next(k for k in range(len(whole)) if content[k] != whole[k]) % layout.stride
         assert at >= layout.pixel_offset or 512 <= at < 1024
 
@@ -161,7 +161,7 @@ def test_a_damaged_foreign_tar_is_read_or_refused(tmp_path: Path, extension: str
         assert whole is NPY or images == pixels().tobytes()  # a PNG has checksums
 
 
-FIELDS = {  # of a header: place, and what is written there
+FIELDS = {  # of a tar header: offset, size and values to write
     "name": (0, 100, [b"../x.png", b"/etc/x.png", b"a/../../x.png", b"a\nb.png", b"\xff.png",
                       b"\\x.png", b"\x1b[2J.png", b"x" * 100, b"", b".", b"__x.png", b"0000.png"]),
     "size": (124, 12, [b"77777777777\0", b"00000000000\0", b"\xff" * 12, b"\xff" * 11 + b"\x00",
@@ -187,7 +187,7 @@ def test_a_tar_with_rewritten_headers_is_read_completely_or_refused(
     for at in data.draw(st.lists(st.sampled_from(offsets), min_size=1, max_size=3, unique=True)):
         place, size, values = FIELDS[data.draw(st.sampled_from(sorted(FIELDS)))]
         value = data.draw(st.sampled_from(values))
-        # Well-formed, it may name samples so that they are none, to WebDataset too.
+        # A valid name may hide a sample, in WebDataset too.
         renamed |= value in (b"L", b"K", b"x", b"g", b"", b".", b"x" * 100, b"__x.png")
         content[at + place : at + place + size] = value.ljust(size, b"\0")
         content[at + 148 : at + 156] = b" " * 8

@@ -49,7 +49,7 @@ def test_labels_that_occur_are_numbered(
     tar_of, extension: str, labels: list[int], classes: tuple[str, ...], numbers: list[int]
 ) -> None:
     folder = tar_of(labels, extension)
-    for _ in range(2):  # scanned, and by what the scan kept
+    for _ in range(2):  # first scanned, then from the cached index
         shards = Shards(folder)
         assert (shards.folder == folder) == (extension == "npy")
         assert shards.classes == classes and shards.num_classes == len(classes)

@@ -1,4 +1,4 @@
-"""Compressed tars and archives: the one line has a command that works."""
+"""Compressed tars and archives: the error names a command that unpacks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards whose images are cut and resized as they are decoded."""
+"""Shards whose images are cropped and resized when they are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.reader import Shards, open_shards
 
 
 def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Cut centred squares and resize them, bicubic, by Pillow alone."""
+    """Center-crop to squares and resize, bicubic, by Pillow alone."""
     found = []
     for image in pixels:
         height, width = image.shape[:2]
@@ -47,7 +47,7 @@ def test_foreign_tars_are_resized(images, tar_of, extension: str) -> None:
         assert np.array_equal(shards.images(np.arange(4)), fitted(pixels, side))
         assert shards.labels(np.arange(4)).tolist() == [0, 1, 0, 1]
         assert Shards(folder, side).folder == shards.folder
-    # A size does not take another's place.
+    # Copies of several sizes coexist.
     assert len({shards.folder for shards in (whole, *small)}) == 3
     assert all((shards.folder).is_dir() for shards in (whole, *small))
 

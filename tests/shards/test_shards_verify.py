@@ -15,7 +15,7 @@ from shards.verify import verify
 
 
 def resign(folder: Path) -> None:
-    """Make the index fit damaged tars, so that only a look into them finds the damage."""
+    """Update the checksums of the index, so that only the check of samples finds damage."""
     index = json.loads((folder / INDEX).read_text())
     del index["checksum"]
     for shard in index["shards"]:

@@ -1,4 +1,4 @@
-"""What follows the end of a start, and ports for the rendezvous."""
+"""Decisions after a start has ended, ports for the rendezvous, environment of the ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KILLED, TERMINATED = 137, 143
         (TERMINATED, [2], False, False, 0, ("mistake", "nothing", 2)),
         (TERMINATED, [75], False, True, 0, ("stopped", "requeue", 75)),
         (75, [75, 75], False, False, 0, ("stopped", "requeue", 75)),
-        (128 + 12, [], False, False, 0, ("stopped", "requeue", 75)),  # SIGUSR2 before it listened
+        (128 + 12, [], False, False, 0, ("stopped", "requeue", 75)),  # SIGUSR2 before its handler
         (KILLED, [], True, False, 0, ("stopped", "requeue", 75)),
         (KILLED, [], False, True, 2, ("fault", "again", 1)),
         (KILLED, [], False, False, 0, ("fault", "requeue", 1)),
@@ -75,7 +75,7 @@ def test_ranks_have_torchs_environment_variables(tmp_path: Path) -> None:
     both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
     assert both.stdout == "two words 3 1 10.0.0.7 4\n"
     assert rank(tmp_path, CUDA_VISIBLE_DEVICES="").stdout == "two words 3 1 10.0.0.7 1\n"
-    # Where each process is shown its own GPU only, that is its first.
+    # A process that sees only its own GPU has local rank 0.
     assert rank(tmp_path, CUDA_VISIBLE_DEVICES="1").stdout == "two words 3 0 10.0.0.7 1\n"
 
 

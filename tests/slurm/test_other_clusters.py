@@ -31,7 +31,7 @@ return slurm.SUCCESS
 
 
 class WithoutRequeue(DevCluster):
-    """The cluster, whose administrators take `--requeue` out of every job."""
+    """A cluster whose administrators remove `--requeue` from every job."""
 
     def start_controller(self) -> None:
         with open(self.config, "a") as file:

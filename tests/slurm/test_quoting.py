@@ -59,7 +59,7 @@ import json, os, sys
 with open(os.environ["DGM_RUN_FOLDER"] + "/argv.json", "w") as file:
     json.dump({"argv": sys.argv, "config": open(sys.argv[2]).read(), "cwd": os.getcwd()}, file)
 """
-# In place of a cluster of one node: what the batch script and the job call.
+# Stand-ins for the Slurm commands that the batch script and the job call.
 PROGRAMS = {
     "sbatch": 'printf "%s\\0" "$@" >> "$SBATCH_LOG"; echo "Submitted batch job 7"',
     "scontrol": '[ "$2" = hostnames ] && echo "$3" || echo "JobState=RUNNING Requeue=1"',
@@ -126,7 +126,7 @@ def test_a_batch_script_passes_arguments_unchanged(
     assert yaml.safe_load(found["config"]) == {
         "run": {"dir": str(run)}, "note": note, "train": {"total_images": 1},
     }  # fmt: skip
-    assert [path.name for path in folder.iterdir()] == [name]  # and nothing was touched
+    assert [path.name for path in folder.iterdir()] == [name]  # no command in the text was run
 
 
 @pytest.mark.parametrize(

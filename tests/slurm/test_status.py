@@ -49,7 +49,7 @@ def make(run: Path, history: list[dict], job: dict | None = None) -> RunState:
         (State("OUT_OF_MEMORY"), [START], "out of memory"),
         (State("CANCELLED"), [], "cancelled"),
         (State("NODE_FAIL"), [START], "failed"),
-        (None, [START, DONE], "done"),  # Slurm has forgotten it, and keeps no accounts
+        (None, [START, DONE], "done"),  # no longer known to Slurm, without accounting
         (None, [START, FAULT], "failed"),
         (None, [START, STOPPED], "stopped"),
         (None, [START], "lost"),

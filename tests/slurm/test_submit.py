@@ -93,7 +93,7 @@ def test_held_jobs_are_cancelled_and_submitted_again(cluster: Cluster, tmp_path:
 
 
 def test_setup_srun_and_python_of_a_profile(cluster: Cluster, tmp_path: Path) -> None:
-    # As a container's command it stays around the trainer, and gets Slurm's signals too.
+    # Like a container's command, the wrapper runs around the trainer and gets Slurm's signals.
     around = """bash -c 'echo "inside, after $SETUP"; "$0" "$@"; exit $?'"""
     profile = {
         "gpus_per_node": 0, "nodes": "2", "setup": ["export SETUP=its-modules"],
@@ -168,7 +168,9 @@ def test_a_local_sweep_runs_the_same_jobs(start: Callable, tmp_path: Path) -> No
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("sets:\n  good: {}\n  bad: {train.ema_halflife_images: 100}\n")
     (tmp_path / "runs" / "bad").mkdir(parents=True)
-    (tmp_path / "runs" / "bad" / "something").touch()  # its trainer refuses a folder that is used
+    (
+        tmp_path / "runs" / "bad" / "something"
+    ).touch()  # the trainer refuses a folder that is not empty
     options = ["--cluster", "local", "--processes-per-node", 2, "--max-parallel", 1]
     submitter = start(*options, "--sweep", sweep, overrides=("--run.dir=runs",))
     out, err = submitter.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Sweeps: which sets a file names, and what is refused."""
+"""Sweeps: the sets and grids of a file."""
 
 from __future__ import annotations
 
