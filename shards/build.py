@@ -7,16 +7,15 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, NoReturn
 
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
-from shards.class_folders import NoImages, Tree, describe_changes, find_images
+from shards.class_folders import NoImages, describe_changes, find_images
 from shards.cli import option, run
 from shards.format import IMAGE_FORMATS, INDEX, SOURCE_FILES, Index, load_index
 from shards.sources import DEFAULT_OPTIONS, SPLITS, FolderOptions, open_source, source_name
@@ -29,9 +28,9 @@ ROOT_VARIABLE = "DGM_DATA"
 """Environment variable with the folder of default shards; by default `data`."""
 
 CheckImages = Callable[[tuple[int, int, int], int], object]
-"""Called with shape (H, W, 3) and number of classes; raises to refuse such images."""
+"""Called with image shape (H, W, 3) and number of classes; raises to reject the images."""
 CheckIndex = Callable[[Index], object]
-"""Called with the index of shards that are to replace others; raises to keep those."""
+"""Called with the new index before existing shards are replaced; raises to keep them."""
 
 
 def build(
@@ -44,62 +43,42 @@ def build(
     seed: int = 0,
     progress: bool = True,
     options: FolderOptions = DEFAULT_OPTIONS,
+    *,
+    remedy: str = "choose another folder",
+    replace: bool = False,
+    check: CheckImages | None = None,
+    check_index: CheckIndex | None = None,
 ) -> Index:
     """Write the images of a source as shards into the folder `out`, atomically.
 
+    remedy: of an error where `out` cannot be written; replace: replace existing shards, after
+    `check_index`; check: called before any image is written.
     Prints which images were left out or changed.
     Raise UserError where `out` is not empty, or an argument or an image is bad.
     """
     out = Path(os.path.expanduser(out)).resolve()  # a link to a folder remains a link
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another folder for --out")
-    if out.is_dir() and any(out.iterdir()):
+    if not replace and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
-    images = _Build(source, split, resize, options, seed, image_format, shard_size)
-    return images.write(out, progress, remedy="choose another folder")
+    if image_format not in IMAGE_FORMATS:
+        raise UserError(f"unknown image format '{image_format}'; choose npy or png")
+    if shard_size < 1:
+        raise UserError(f"shard size is {shard_size}; choose 1 or more")
+    images = open_source(source, split, resize, seed, options)
+    if check is not None:
+        check(images.image_shape, len(images.classes))
+    what = f"{out}: {counted(len(images), 'image')}"
+    label = (f"building {what}", f"built {what}")
+    with new_folder(out, INDEX, remedy, replace) as folder:
+        from shards.write import write_folder  # slow to import
 
-
-@dataclass(frozen=True)
-class _Build:
-    """A source and the options to build shards of it."""
-
-    source: str
-    split: str
-    resize: int | None
-    options: FolderOptions
-    seed: int = 0
-    image_format: str = "npy"
-    shard_size: int = SHARD_SIZE
-
-    def write(
-        self,
-        out: Path,
-        progress: bool,
-        remedy: str,
-        replace: bool = False,
-        check: CheckImages | None = None,
-        check_index: CheckIndex | None = None,
-    ) -> Index:
-        if self.image_format not in IMAGE_FORMATS:
-            raise UserError(f"unknown image format '{self.image_format}'; choose npy or png")
-        if self.shard_size < 1:
-            raise UserError(f"shard size is {self.shard_size}; choose 1 or more")
-        images = open_source(self.source, self.split, self.resize, self.seed, self.options)
-        if check is not None:
-            check(images.image_shape, len(images.classes))
-        what = f"{out}: {counted(len(images), 'image')}"
-        with new_folder(out, INDEX, remedy, replace) as folder:
-            from shards.write import write_folder  # slow to import
-
-            index = write_folder(
-                images, folder, self.split, self.image_format, self.shard_size, progress,
-                (f"building {what}", f"built {what}"),
-            )  # fmt: skip
-            if check_index is not None:
-                check_index(index)
-        for line in images.notes:
-            print(line, flush=True)
-        return index
+        index = write_folder(images, folder, split, image_format, shard_size, progress, label)
+        if replace and check_index is not None:
+            check_index(index)
+    for line in images.notes:
+        print(line, flush=True)
+    return index
 
 
 def default_root() -> Path:
@@ -157,20 +136,23 @@ def ensure(
     """
     from shards.verify import check_files
 
-    command = f"python -m shards.build --source {source} --split {split} --out"
     if folder is None:
         options.check(source_name(source))
         path = default_folder(source, split, resize, options, root)
-        images = _Build(source, split, resize, options)
-        _ensure_default(path, images, progress, check, check_index)
+        build_images = partial(
+            build, source, split, path, resize=resize, progress=progress, options=options,
+            check=check, check_index=check_index,
+        )  # fmt: skip
+        _ensure_default(path, source_name(source), split, options, build_images)
     else:
+        from shards.decode_cache import check_holds_shards
         from shards.remote import fetch, is_remote
 
         if is_remote(str(folder)):
             path = fetch(str(folder), progress)
         else:
             path = Path(os.path.expanduser(folder))
-        _check_holds_shards(path, command)
+        check_holds_shards(path, source, split)
     home = path if path.is_dir() else path.parent
     if (home / INDEX).is_file():
         try:
@@ -184,23 +166,6 @@ def ensure(
             _warn_of_changes(home, index, source)
     _check_opened(path, home, resize, classes, progress)
     return path
-
-
-def _check_holds_shards(path: Path, command: str) -> None:
-    """Raise UserError where a path is no tar and no folder of tars; command: builds some."""
-    from shards.decode_cache import check_compressed
-
-    build_them = f"build them with {command} {quote(str(path))}"
-    if not path.exists():
-        raise UserError(f"shards {path} do not exist; {build_them}")
-    if path.is_dir() and not (path / INDEX).is_file() and not any(path.glob("*.tar")):
-        check_compressed(path)
-        for inner in sorted(path.glob("*/*.tar"))[:1]:
-            raise UserError(f"{path} holds no shards, but {inner.parent} does: name that")
-        raise UserError(
-            f"{path} holds no shards; {build_them}, or name class folders of images as "
-            f"data.source folder:{path}"
-        )
 
 
 def _check_opened(
@@ -250,57 +215,53 @@ def describe_shards(path: Path, opened: Shards) -> str:
 
 
 def _ensure_default(
-    path: Path,
-    images: _Build,
-    progress: bool,
-    check: CheckImages | None,
-    check_index: CheckIndex | None,
+    path: Path, source: str, split: str, options: FolderOptions, build_images: Callable[..., Index]
 ) -> None:
     """Build a default folder where it is missing or out of date."""
     elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
-    if images.split == "train":  # other commands have no option for these
+    if split == "train":  # other commands have no option for these
         elsewhere += f", or name built shards by {option('shards', 'DIR')}"
-    source, real = source_name(images.source), path.resolve()  # a link to a folder remains a link
     if not (path / INDEX).is_file():
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
         try:
-            images.write(real, progress, elsewhere, check=check)
+            build_images(remedy=elsewhere)
         except UserError:
             if not (path / INDEX).is_file():  # otherwise another process has built it
                 raise
     index = load_index(path / INDEX)
-    if (index.source, index.split) != (source, images.split):
+    if (index.source, index.split) != (source, split):
         raise UserError(
-            f"{path} holds {index.source} ({index.split}), not {source} ({images.split}); "
-            "move it away"
+            f"{path} holds {index.source} ({index.split}), not {source} ({split}); move it away"
         )
+    if not source.startswith("folder:"):
+        return
     if index.source_files is None:
-        if source.startswith("folder:"):
-            print(
-                f"{path}: built by an older version without a list of the images: changes of "
-                f"{_root_of(source)} are not noticed; remove {path} to build it again",
-                flush=True,
-            )
+        print(
+            f"{path}: built by an older version without a list of the images: changes of "
+            f"{_root_of(source)} are not noticed; remove {path} to build it again",
+            flush=True,
+        )
         return
     try:
-        tree = find_images(_root_of(source), images.split, images.options.holdout)
+        changes = _changes(path, index, options.holdout)
     except (NoImages, OSError) as error:
         why = str(error).partition(";")[0]
         print(f"{path}: used as it is, because its images cannot be compared ({why})", flush=True)
         return
-    if changes := _changes(path, index, tree):
+    if changes:
         print(f"{path}: {changes}: building again", flush=True)
-        images.write(real, progress, elsewhere, True, check, check_index)
+        build_images(remedy=elsewhere, replace=True)
 
 
 def _root_of(source: str) -> Path:
     return Path(source.removeprefix("folder:"))
 
 
-def _changes(path: Path, index: Index, tree: Tree) -> str | None:
+def _changes(path: Path, index: Index, holdout: float) -> str | None:
     """Return how a folder has changed since its shards were built, None if it has not."""
     assert index.source_files is not None
+    tree = find_images(_root_of(index.source), index.split, holdout)
     if hashlib.sha256(tree.listing.encode()).hexdigest() == index.source_files.sha256:
         return None
     try:
@@ -316,10 +277,8 @@ def _warn_of_changes(path: Path, index: Index, source: str) -> None:
         return
     if index.source != source_name(source):
         return
-    holdout = index.settings.get("holdout", 0.0)
     try:
-        tree = find_images(_root_of(index.source), index.split, float(holdout))
-        changes = _changes(path, index, tree)
+        changes = _changes(path, index, float(index.settings.get("holdout", 0.0)))
     except (UserError, OSError):
         return  # complete shards do not need the folder
     if changes:

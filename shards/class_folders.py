@@ -48,7 +48,7 @@ class ImageFile:
     """Relative to the root, with slashes."""
     label: int
     size: int
-    """In bytes; -1 of a broken link."""
+    """In bytes; -1 for a broken link."""
     mtime_ns: int
 
 
@@ -90,25 +90,25 @@ def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
     splits, notes = _find_splits(root, folders)
     folder = _folder_of(root, splits, split, holdout)
     base = root / folder if folder else root
-    try:
-        classes = _class_names(base)
-    except UserError as error:
-        raise NoTestImages(str(error)) if split == "test" else error from None
+    classes = _class_names(base, NoTestImages if split == "test" else UserError)
     if splits and split == "test" and not holdout:
         if "train" in splits:
             # Labels of the train split: a class missing in test would shift all others.
-            classes = _class_names_of_train(root / splits["train"], base, classes)
+            of_train = _class_names(root / splits["train"])
+            if unknown := [name for name in classes if name not in of_train]:
+                raise UserError(f"{base / unknown[0]} is a class that train lacks; remove it")
+            classes = of_train
         if "test" not in splits:
             notes.append(f"test images: those of {base}, as there is no folder test")
-    if splits and "test" in splits and "val" in splits:
+    if "test" in splits and "val" in splits:
         notes.append(f"left out: the folder {root / splits['val']}, as there is a folder test")
     found, others = _walk_classes(root, folder, classes)
     if holdout:
         found = [file for file in found if _is_held_out(file.name, holdout) == (split == "test")]
         _check_held_out(root, split, holdout, classes, found)
-    tops = [(f"{folder}/" if folder else "") + name for name in _list(base)[1]]
-    tops += files if folder else []
-    if line := _left_out(others, tops):
+    outside = [f"{folder}/{name}" if folder else name for name in _list(base)[1]]
+    outside += files if folder else []
+    if line := _left_out(others, outside):
         notes.append(line)
     return Tree(root, classes, found, notes)
 
@@ -121,11 +121,12 @@ def describe_changes(before: str, now: Tree) -> str:
     except (ValueError, TypeError):
         return "its images changed"
     new = {file.name: (file.size, file.mtime_ns) for file in now.files}
-    changed = sum(1 for name in old.keys() & new.keys() if old[name] != new[name])
-    added, removed = len(new.keys() - old.keys()), len(old.keys() - new.keys())
-    parts = [f"{counted(added, 'image')} added"] * bool(added)
-    parts += [f"{counted(removed, 'image')} removed"] * bool(removed)
-    parts += [f"{counted(changed, 'image')} changed"] * bool(changed)
+    counts = {
+        "added": len(new.keys() - old.keys()),
+        "removed": len(old.keys() - new.keys()),
+        "changed": sum(1 for name in old.keys() & new.keys() if old[name] != new[name]),
+    }
+    parts = [f"{counted(count, 'image')} {how}" for how, count in counts.items() if count]
     parts += [f"class {printable(name)} new" for name in now.classes if name not in classes]
     parts += [f"class {printable(str(name))} gone" for name in classes if name not in now.classes]
     return ", ".join(parts) or "its images changed"
@@ -205,19 +206,11 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
     return test
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path, error: type[UserError] = UserError) -> tuple[str, ...]:
     names = _list(folder)[0]
     if not names:
-        raise UserError(f"{folder} holds no class folders; put images into {folder}/<class>/")
+        raise error(f"{folder} holds no class folders; put images into {folder}/<class>/")
     return tuple(names)
-
-
-def _class_names_of_train(train: Path, base: Path, found: tuple[str, ...]) -> tuple[str, ...]:
-    classes = _class_names(train)
-    for name in found:
-        if name not in classes:
-            raise UserError(f"{base / name} is a class that train lacks; remove it")
-    return classes
 
 
 def _walk_classes(
@@ -247,9 +240,7 @@ def _walk(
     """Yield each file below a folder, sorted by name; size and time of images only."""
     folder = root / relative
     above = (*above, _identity(folder))
-    with os.scandir(folder) as entries:
-        children = sorted((e for e in entries if not _is_junk(e.name)), key=lambda e: e.name)
-    for entry in children:
+    for entry in _entries(folder):
         name = f"{relative}/{entry.name}"
         if _is_folder(entry):
             if not entry.is_symlink() or _identity(Path(entry.path)) not in above:
@@ -276,17 +267,16 @@ def _holds_images(folder: Path) -> bool:
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
     """Return names of sub-folders and of files, sorted, without hidden ones."""
-    folders: list[str] = []
-    files: list[str] = []
+    entries = _entries(folder)
+    folders = [entry.name for entry in entries if _is_folder(entry)]
+    return folders, [entry.name for entry in entries if not _is_folder(entry)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, sorted by name, without hidden ones."""
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not _is_junk(entry.name):
-                (folders if _is_folder(entry) else files).append(entry.name)
-    return sorted(folders), sorted(files)
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _JUNK
+        kept = (e for e in entries if e.name[0] != "." and e.name.casefold() not in _JUNK)
+        return sorted(kept, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -311,28 +301,27 @@ def _check_held_out(
     root: Path, split: str, holdout: float, classes: tuple[str, ...], found: list[ImageFile]
 ) -> None:
     """Raise UserError where a class has no train image left, or where nothing is held out."""
-    labels = {file.label for file in found}
     if split == "test" and not found:
         raise UserError(f"holdout is {holdout}, which holds no image of {root} out; raise it")
-    for label, name in enumerate(classes):
-        if split == "train" and label not in labels:
-            raise UserError(
-                f"holdout is {holdout}, which leaves class {printable(name)} of {root} no train "
-                "image; lower it"
-            )
+    missing = set(range(len(classes))) - {file.label for file in found}
+    if split == "train" and missing:
+        raise UserError(
+            f"holdout is {holdout}, which leaves class {printable(classes[min(missing)])} of "
+            f"{root} no train image; lower it"
+        )
 
 
-def _left_out(others: list[str], tops: list[str]) -> str | None:
-    """Return a line on files that are no images, or are outside class folders."""
+def _left_out(others: list[str], outside: list[str]) -> str | None:
+    """Return a line on files that are not images, and on images outside class folders."""
     suffixes = image_suffixes()
-    outside = [name for name in tops if os.path.splitext(name)[1].lower() in suffixes]
-    others = others + [name for name in tops if name not in outside]
+    images = [name for name in outside if os.path.splitext(name)[1].lower() in suffixes]
+    others = others + [name for name in outside if name not in images]
     parts = []
     if others:
-        noun = "file that is no image" if len(others) == 1 else "files that are no images"
+        noun = "file that is not an image" if len(others) == 1 else "files that are not images"
         parts.append(f"{len(others):,} {noun} ({list_names(others)})")
-    if outside:
+    if images:
         parts.append(
-            f"{counted(len(outside), 'image')} outside class folders ({list_names(outside)})"
+            f"{counted(len(images), 'image')} outside class folders ({list_names(images)})"
         )
     return f"left out: {', '.join(parts)}" if parts else None

@@ -33,7 +33,7 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     remove_unfinished()
     name = signal.Signals(signum).name
     with contextlib.suppress(OSError):  # of a closed terminal
-        os.write(2, f"error: stopped by {name}; nothing half-written is left\n".encode())
+        os.write(2, f"error: stopped by {name}; unfinished folders were removed\n".encode())
     os._exit(128 + signum)
 
 

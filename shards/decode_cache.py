@@ -16,7 +16,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -35,8 +37,15 @@ from shards.format import (
     load_index,
     npy_header,
 )
-from shards.images import Decoded, decode, decode_image, ordered_map
-from shards.index_foreign import ARCHIVE_SUFFIXES, Sample, index_tar, read_label, unpack_command
+from shards.images import Decoded, decode_image, ordered_map
+from shards.index_foreign import (
+    ARCHIVE_SUFFIXES,
+    Member,
+    Sample,
+    index_tar,
+    read_label,
+    unpack_command,
+)
 from shards.sources import Source, check_resize
 from shards.verify import checksums
 
@@ -46,17 +55,25 @@ _VERSION = 3  # part of the cache key: copies and indexes of other versions are 
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """The result of scanning a list of tars."""
+class _Tar:
+    """A tar and its samples."""
 
-    paths: list[Path]
-    samples: list[list[Sample]]
-    stored: list[list[int | str]]
-    """The label of each sample as it is in its tar."""
-    labels: list[list[int]]
+    path: Path
+    samples: list[Sample]
+    labels: list[int | str]
+    """As stored in the tar: numbers, or names of classes."""
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """The result of scanning the tars of a folder."""
+
+    tars: list[_Tar]
     classes: tuple[str, ...]
     label_values: tuple[int, ...] | None
-    """As in the index."""
+    """See `Index`."""
+    numbers: dict[str, int]
+    """The label number of each stored label."""
 
 
 def fixed_stride_shards(
@@ -71,26 +88,26 @@ def fixed_stride_shards(
     check_resize(resize)
     folder, paths = _tars(path, index)
     key = _cache_key(paths, index)
-    index_paths = [cache_root() / name / f"{key}.json" for name in _cache_names("index")]
-    if avoid is None:
-        for known in filter(None, map(_load_cached_index, index_paths)):
-            if _has_side(known, resize):
+    index_paths = [cache / f"{key}.json" for cache in _cache_folders("index")]
+    for index_path in index_paths if avoid is None else []:
+        with suppress(UserError, OSError):  # missing, damaged, or of another user
+            known = load_index(index_path)
+            if known.has_side(resize):
                 return folder, known
     subject = "all" if path.is_dir() else path.name
     names = [f"{subject}-{key}"]
     if resize is not None:
         names.append(f"{subject}-{resize}-{_cache_key(paths, index, resize)}")
-    caches = [*(cache_root() / name for name in _cache_names("decoded")), folder / DECODED]
+    caches = [*_cache_folders("decoded"), folder / DECODED]
     if avoid is not None:
         caches = caches[: caches.index(avoid.parent)]
     for target in (cache / name for name in names for cache in caches):
         copy = _load_copy(target)
-        if copy is not None and _has_side(copy, resize):
+        if copy is not None and copy.has_side(resize):
             return target, copy
     scan = _scan(paths, index.classes if index else None)
-    layout = _common_layout(scan)
-    if layout is not None and (resize is None or layout[1][:2] == (resize, resize)):
-        in_place = _index_in_place(scan, *layout)
+    in_place = _index_in_place(scan, resize)
+    if in_place is not None:
         _cache_index(index_paths, in_place)
         return folder, in_place
     target = _choose_target([cache / names[-1] for cache in reversed(caches)])
@@ -98,20 +115,9 @@ def fixed_stride_shards(
     return target, _decode_into(target, source, path, index.split if index else "train")
 
 
-def _has_side(index: Index, side: int | None) -> bool:
-    return side is None or index.image_shape[:2] == (side, side)
-
-
-def _cache_names(name: str) -> list[str]:
-    """Return the names of a cache folder: one per user, for a cache that users share; the usual."""
-    return [f"{name}-{os.geteuid()}", name]
-
-
-def _load_cached_index(path: Path) -> Index | None:
-    """Return the index of an earlier scan; None where the tars must be scanned again."""
-    with suppress(UserError, OSError):  # missing, damaged, or of another user
-        return load_index(path)
-    return None
+def _cache_folders(name: str) -> list[Path]:
+    """Return the folder of this user in a cache that users share, and the usual folder."""
+    return [cache_root() / f"{name}-{os.geteuid()}", cache_root() / name]
 
 
 def _load_copy(target: Path) -> Index | None:
@@ -179,11 +185,6 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
     paths = [path / name for name in names] or sorted(path.glob("*.tar"))
     if not names:
         _check_one_split(path, paths)
-    if not paths:
-        check_compressed(path)
-        raise UserError(
-            f"{path} holds no shards (no {INDEX}, no *.tar); build them with python -m shards.build"
-        )
     return path, paths
 
 
@@ -201,15 +202,26 @@ def _check_one_split(folder: Path, paths: list[Path]) -> None:
         )
 
 
-def check_compressed(folder: Path) -> None:
-    """Raise UserError with the command to unpack them where a folder holds compressed tars."""
-    archives = sorted(p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES))
-    for path in archives:
-        if (remedy := unpack_command(path)) is not None:
+def check_holds_shards(path: Path, source: str = "SOURCE", split: str = "SPLIT") -> None:
+    """Raise UserError where a path is neither a tar nor a folder of tars."""
+    command = f"python -m shards.build --source {source} --split {split} --out {quote(str(path))}"
+    if not path.exists():
+        raise UserError(f"shards {path} do not exist; build them with {command}")
+    if not path.is_dir() or (path / INDEX).is_file() or any(path.glob("*.tar")):
+        return
+    archives = sorted(p for p in path.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES))
+    for archive in archives:
+        if (remedy := unpack_command(archive)) is not None:
             raise UserError(
-                f"{folder} holds no plain tars, but {len(archives)} compressed, such as "
-                f"{path.name}; {remedy}"
+                f"{path} holds no plain tars, but {len(archives)} compressed, such as "
+                f"{archive.name}; {remedy}"
             )
+    for inner in sorted(path.glob("*/*.tar"))[:1]:
+        raise UserError(f"{path} holds no shards, but {inner.parent} does: use that folder")
+    raise UserError(
+        f"{path} holds no shards; build them with {command}, or name class folders of images as "
+        f"data.source folder:{path}"
+    )
 
 
 def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None) -> str:
@@ -225,20 +237,23 @@ def _cache_key(paths: list[Path], index: Index | None, resize: int | None = None
 
 
 def _scan(paths: list[Path], classes: tuple[str, ...] | None) -> _Scan:
-    samples = [index_tar(path) for path in paths]
-    stored = [_stored_labels(path, found) for path, found in zip(paths, samples, strict=True)]
-    names, values = _number(paths[0].parent, {v for shard in stored for v in shard}, classes)
-    number = {name: label for label, name in enumerate(names)}
-    if values is None and any(isinstance(value, int) for shard in stored for value in shard):
-        number = {str(label): label for label in range(len(names))}
-    for value in sorted({str(value) for shard in stored for value in shard}):
-        if value not in number:
+    tars = []
+    for path in paths:
+        samples, content = index_tar(path), _mapped(path)
+        labels = [read_label(content, s.label, f"{path}: sample {s.key}") for s in samples]
+        tars.append(_Tar(path, samples, labels))
+    found = {label for tar in tars for label in tar.labels}
+    names, values = _number(paths[0].parent, found, classes)
+    numbers = {name: label for label, name in enumerate(names)}
+    if values is None and any(isinstance(label, int) for label in found):
+        numbers = {str(label): label for label in range(len(names))}
+    for name in sorted(map(str, found)):
+        if name not in numbers:
             raise UserError(
-                f"{paths[0].parent}: label {value} is none of the {len(names)} classes of its "
+                f"{paths[0].parent}: label {name} is none of the {len(names)} classes of its "
                 "index; build the shards again"
             )
-    labels = [[number[str(value)] for value in shard] for shard in stored]
-    return _Scan(paths, samples, stored, labels, names, values)
+    return _Scan(tars, names, values, numbers)
 
 
 def _number(
@@ -264,67 +279,60 @@ def _number(
     return names, tuple(numbers) if gaps else None
 
 
-def _stored_labels(path: Path, samples: list[Sample]) -> list[int | str]:
-    with path.open("rb") as stream, _mapped(stream.fileno()) as content:
-        return [
-            read_label(content, sample.label, f"{path}: sample {sample.key}") for sample in samples
-        ]
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _mapped(handle: int) -> mmap.mmap:
-    return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-
-
-def _common_layout(scan: _Scan) -> tuple[Layout, tuple[int, int, int]] | None:
-    """Return layout and image shape where all shards have the same fixed stride, else None."""
-    layouts = {_layout(*shard) for shard in zip(scan.paths, scan.samples, scan.stored, strict=True)}
-    return layouts.pop() if len(layouts) == 1 else None
-
-
-def _layout(
-    path: Path, samples: list[Sample], labels: list[int | str]
-) -> tuple[Layout, tuple[int, int, int]] | None:
-    images = {(sample.image.extension, sample.image.size) for sample in samples}
-    if len(images) > 1 or samples[0].image.extension != "npy":
+def _index_in_place(scan: _Scan, resize: int | None) -> Index | None:
+    """Return the index of tars of the same fixed stride and the right size, None for others."""
+    layouts = set(map(_layout, scan.tars))
+    found = layouts.pop()
+    if layouts or found is None or (resize is not None and found[1][:2] != (resize, resize)):
         return None
-    pixels = np.array([sample.image.offset for sample in samples])
-    digits = np.array([sample.label.offset for sample in samples])
-    image = samples[0].image
+    layout, image_shape = found
+    paths = [tar.path for tar in scan.tars]
+    shards = tuple(
+        ShardFile(tar.path.name, len(tar.samples), tar.path.stat().st_size, checksum)
+        for tar, checksum in zip(scan.tars, checksums(paths), strict=True)
+    )
+    return Index(
+        image_shape, "npy", scan.classes, "train", f"tar:{paths[0].parent}", shards, layout,
+        label_values=scan.label_values,
+    )  # fmt: skip
+
+
+def _layout(tar: _Tar) -> tuple[Layout, tuple[int, int, int]] | None:
+    """Return layout and image shape of a tar with a fixed stride, None for others."""
+    first = tar.samples[0].image
+    images = {(sample.image.extension, sample.image.size) for sample in tar.samples}
+    if len(images) > 1 or first.extension != "npy":
+        return None
+    pixels = np.array([sample.image.offset for sample in tar.samples])
+    digits = np.array([sample.label.offset for sample in tar.samples])
     # A single sample fits any stride: use that of a sample of two members.
-    content_blocks = -(-image.size // BLOCK)
-    stride = int(pixels[1] - pixels[0]) if len(samples) > 1 else (3 + content_blocks) * BLOCK
-    steps = np.arange(len(samples)) * stride
+    content_blocks = -(-first.size // BLOCK)
+    stride = int(pixels[1] - pixels[0]) if len(pixels) > 1 else (3 + content_blocks) * BLOCK
+    steps = np.arange(len(pixels)) * stride
     if (pixels - pixels[0] != steps).any() or (digits - digits[0] != steps).any():
         return None
-    with path.open("rb") as stream, _mapped(stream.fileno()) as content:
-        shape = decode_image(_bytes_of(content, samples[0]), f"{path}: {samples[0].key}").shape
-        image_shape = (shape[0], shape[1], 3)
-        header = npy_header(image_shape)
-        for sample, label in zip(samples, labels, strict=True):
-            text = content[sample.label.offset : sample.label.offset + sample.label.size]
-            digits_only = isinstance(label, int) and text.rstrip() == b"%d" % label
-            if not digits_only or not _bytes_of(content, sample).startswith(header):
-                return None
-    if image.size != len(header) + int(np.prod(image_shape)):
+    content = _mapped(tar.path)
+    height, width, _ = _decode(content, tar, tar.samples[0]).pixels.shape
+    image_shape = (height, width, 3)
+    header = npy_header(image_shape)
+    for sample, label in zip(tar.samples, tar.labels, strict=True):
+        text = _bytes_of(content, sample.label).rstrip()
+        if not isinstance(label, int) or text != str(label).encode():
+            return None
+        if not _bytes_of(content, sample.image).startswith(header):
+            return None
+    if first.size != len(header) + int(np.prod(image_shape)):
         return None
     return Layout(stride, int(digits[0]), int(pixels[0]) + len(header)), image_shape
 
 
-def _bytes_of(content: mmap.mmap, sample: Sample) -> bytes:
-    return content[sample.image.offset : sample.image.offset + sample.image.size]
-
-
-def _index_in_place(scan: _Scan, layout: Layout, image_shape: tuple[int, int, int]) -> Index:
-    shards = [
-        ShardFile(path.name, len(samples), path.stat().st_size, checksum)
-        for path, samples, checksum in zip(
-            scan.paths, scan.samples, checksums(scan.paths), strict=True
-        )
-    ]
-    return Index(
-        image_shape, "npy", scan.classes, "train", f"tar:{scan.paths[0].parent}", tuple(shards),
-        layout, label_values=scan.label_values,
-    )  # fmt: skip
+def _bytes_of(content: mmap.mmap, member: Member) -> bytes:
+    return content[member.offset : member.offset + member.size]
 
 
 def _cache_index(paths: list[Path], index: Index) -> None:
@@ -338,59 +346,53 @@ def _cache_index(paths: list[Path], index: Index) -> None:
 
 
 def _source(scan: _Scan, path: Path, resize: int | None = None) -> Source:
-    first = next(_decoded(scan.paths[:1], [scan.samples[0][:1]], [[0]], None, resize))[0]
-    shape = (first.shape[0], first.shape[1], 3)
+    first = scan.tars[0]
+    image = _decode(_mapped(first.path), first, first.samples[0], resize).pixels
+    shape = (image.shape[0], image.shape[1], 3)
     notes: list[str] = []
     return Source(
         name=f"tar:{path}",
         classes=scan.classes,
         image_shape=shape,
-        length=sum(len(samples) for samples in scan.samples),
-        samples=lambda: _decoded(scan.paths, scan.samples, scan.labels, shape, resize, notes),
+        length=sum(len(tar.samples) for tar in scan.tars),
+        samples=lambda: _decode_all(scan, shape, resize, notes),
         settings={} if resize is None else {"resize": resize},
         notes=notes,
     )
 
 
-def _decoded(
-    paths: list[Path],
-    samples: list[list[Sample]],
-    labels: list[list[int]],
-    shape: tuple[int, int, int] | None,
-    resize: int | None,
-    notes: list[str] | None = None,
+def _decode(content: mmap.mmap, tar: _Tar, sample: Sample, resize: int | None = None) -> Decoded:
+    name = f"{tar.path}: sample {sample.key}"
+    return decode_image(_bytes_of(content, sample.image), name, resize)
+
+
+def _decode_all(
+    scan: _Scan, shape: tuple[int, int, int], resize: int | None, notes: list[str]
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the images of all shards in order; `notes` receives a line on transparent ones."""
+    """Yield image and label of all samples in order; `notes` gets a line on transparent images."""
     count = 0
-    for path, found, numbers in zip(paths, samples, labels, strict=True):
-        with path.open("rb") as stream, _mapped(stream.fileno()) as content:
-
-            def read(sample: Sample, path: Path = path, content: mmap.mmap = content) -> Decoded:
-                name = f"{path}: sample {sample.key}"
-                image = decode(_bytes_of(content, sample), name, resize)
+    for tar in scan.tars:
+        read = partial(_decode, _mapped(tar.path), tar, resize=resize)
+        images = ordered_map(read, tar.samples)
+        for image, sample, label in zip(images, tar.samples, tar.labels, strict=True):
+            if image.pixels.shape != shape:
                 height, width = image.pixels.shape[:2]
-                if shape is not None and image.pixels.shape != shape:
-                    raise UserError(
-                        f"{name} is {width} x {height} but the first one is "
-                        f"{shape[1]} x {shape[0]}; give data.resize to make all images one size"
-                    )
-                return image
-
-            for image, label in zip(ordered_map(read, found), numbers, strict=True):
-                count += image.transparent
-                if notes is not None and image.transparent:
-                    which = counted(count, "image")
-                    notes[:] = [f"{which} with transparent parts composed on white"]
-                yield image.pixels, label
+                raise UserError(
+                    f"{tar.path}: sample {sample.key} is {width} x {height} but the first one is "
+                    f"{shape[1]} x {shape[0]}; give data.resize to make all images one size"
+                )
+            if image.transparent:
+                count += 1
+                notes[:] = [f"{counted(count, 'image')} with transparent parts composed on white"]
+            yield image.pixels, scan.numbers[str(label)]
 
 
 def _decode_into(target: Path, source: Source, path: Path, split: str) -> Index:
     from shards.write import write_folder
 
     what = counted(len(source), "image")
-    remedy = "set XDG_CACHE_HOME to a folder that can be written"
-    with new_folder(target, INDEX, remedy) as folder:
-        label = (f"decoding {what}", f"decoded {what}")
+    label = (f"decoding {what}", f"decoded {what}")
+    with new_folder(target, INDEX, "set XDG_CACHE_HOME to a folder that can be written") as folder:
         index = write_folder(source, folder, split, label=label)
     size = size_of(sum(shard.size for shard in index.shards))
     for line in (f"decoded copy of {path}: {target} ({what}, {size})", *source.notes):

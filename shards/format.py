@@ -85,7 +85,7 @@ class Index:
     settings: dict[str, Setting] = field(default_factory=dict)
     """Options of the build: `resize`, `seed`, `background`, `holdout`, `skip_bad`."""
     source_files: SourceFiles | None = None
-    """None if the source is no folder of images, or if an older version built the shards."""
+    """None if the source is not a folder of images, or if an older version built the shards."""
     label_values: tuple[int, ...] | None = None
     """The label in the tars of each class, ascending; None if these are 0, 1, ...
 
@@ -96,6 +96,10 @@ class Index:
     def total(self) -> int:
         """Number of images in all shards."""
         return sum(shard.count for shard in self.shards)
+
+    def has_side(self, side: int | None) -> bool:
+        """Return whether images are squares of this side length; None is any size."""
+        return side is None or self.image_shape[:2] == (side, side)
 
     @property
     def checksum(self) -> str:
@@ -130,6 +134,7 @@ def load_index(path: Path) -> Index:
         if version != VERSION:
             raise UserError(f"{path} has version {version!r}, this code reads {VERSION}; {rebuild}")
         index = _parse_index(content)
+        _check_layout(index)
         if (total := content.pop("total")) != index.total:
             raise ValueError(f"total {total!r} is not the sum of the counts")
         # Indexes of older versions have no checksum.
@@ -166,7 +171,7 @@ def _parse_index(content: dict[str, Any]) -> Index:
         raise ValueError("no classes" if shards else "no shards")
     if content["image_format"] not in IMAGE_FORMATS:
         raise ValueError(f"image_format {content['image_format']!r} is unknown")
-    values = _parse_values(content)
+    layout = content["layout"]
     return Index(
         image_shape=(height, width, channels),
         image_format=content["image_format"],
@@ -174,10 +179,10 @@ def _parse_index(content: dict[str, Any]) -> Index:
         split=_text(content["split"], "split"),
         source=_text(content["source"], "source"),
         shards=shards,
-        layout=_parse_layout(content, height * width * channels, shards, values),
+        layout=None if layout is None else Layout(**layout),
         settings={key: _setting(value, key) for key, value in content["settings"].items()},
         source_files=_parse_source_files(content.get("source_files")),
-        label_values=values,
+        label_values=_parse_values(content.get("label_values"), len(classes)),
     )
 
 
@@ -190,40 +195,36 @@ def _parse_source_files(content: dict[str, Any] | None) -> SourceFiles | None:
     return files
 
 
-def _parse_values(content: dict[str, Any]) -> tuple[int, ...] | None:
-    if content.get("label_values") is None:
+def _parse_values(values: list[object] | None, num_classes: int) -> tuple[int, ...] | None:
+    if values is None:
         return None
-    values = tuple(_count(value, "label_values", 0) for value in content["label_values"])
-    if len(values) != len(content["classes"]) or list(values) != sorted(set(values)):
+    numbers = tuple(_count(value, "label_values", 0) for value in values)
+    if len(numbers) != num_classes or list(numbers) != sorted(set(numbers)):
         raise ValueError("label_values are not ascending, one for each class")
-    return values
+    return numbers
 
 
-def _parse_layout(
-    content: dict[str, Any],
-    pixels: int,
-    shards: tuple[ShardFile, ...],
-    values: tuple[int, ...] | None,
-) -> Layout | None:
-    """Return the layout; raise ValueError where samples overlap or exceed their tars."""
-    if content["layout"] is None:
-        return None
-    layout = Layout(**content["layout"])
+def _check_layout(index: Index) -> None:
+    """Raise ValueError where samples overlap or exceed their tars."""
+    layout = index.layout
+    if layout is None:
+        return
     for key, value in asdict(layout).items():
         _count(value, key)
-    width = len(str(values[-1] if values else len(content["classes"]) - 1))
-    end = max(layout.pixel_offset + pixels, layout.label_offset + width)
+    end = max(
+        layout.pixel_offset + math.prod(index.image_shape),
+        layout.label_offset + index.label_width,
+    )
     if end > layout.stride + min(layout.pixel_offset, layout.label_offset):
         raise ValueError("the samples of this layout overlap")
-    for shard in shards:
+    for shard in index.shards:
         if (shard.count - 1) * layout.stride + end > shard.size:
             raise ValueError(f"{shard.name} is too small for this layout")
-    return layout
 
 
 def _count(value: object, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
-        raise ValueError(f"{name} is {value!r}, no integer from {minimum}")
+        raise ValueError(f"{name} is {value!r}, not an integer of at least {minimum}")
     return value
 
 
@@ -240,7 +241,7 @@ def _setting(value: object, name: str) -> Setting:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}, no string")
+        raise ValueError(f"{name} is {value!r}, not a string")
     return value
 
 
@@ -294,7 +295,7 @@ def check_size(folder: Path, shard: ShardFile) -> None:
 def parse_labels(digits: np.ndarray) -> np.ndarray:
     """Return labels, int64 [B], from ASCII digits, uint8 [B, width].
 
-    A label ends at its first byte that is no digit.
+    A label ends at its first byte that is not a digit.
     """
     values = digits - np.uint8(48)  # other bytes wrap to 10 or more
     labels = values[:, 0].astype(np.int64)

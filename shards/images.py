@@ -31,10 +31,9 @@ WHITE: Colour = (255, 255, 255)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_CHUNK = 64  # items of one task
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-
-
-# Formats of Pillow that are no images or need other programs: videos, documents, brushes, arrays.
+# Formats of Pillow that are not images or need other programs: videos, documents, brushes, arrays.
 _NO_IMAGES = frozenset(
     ("BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 )
@@ -88,20 +87,13 @@ def parse_background(text: str) -> Colour:
 
 def decode_image(
     content: bytes, name: str, resize: int | None = None, background: Colour = WHITE
-) -> np.ndarray:
-    """Decode an image file (any that Pillow reads, or npy) to uint8 [H, W, 3], RGB.
+) -> Decoded:
+    """Decode an image file, in any format that Pillow reads, or npy.
 
     resize: center-crop to a square and resize to this side length, bicubic; background: under
     transparent images.
     Raise UserError with `name` where the content is empty, damaged or no 8-bit image.
     """
-    return decode(content, name, resize, background).pixels
-
-
-def decode(
-    content: bytes, name: str, resize: int | None = None, background: Colour = WHITE
-) -> Decoded:
-    """Decode like `decode_image`; return also whether it was transparent or has several frames."""
     if not content:
         raise UserError(f"{name} is empty (0 bytes); delete or replace it")
     if content.startswith(b"\x93NUMPY"):
@@ -123,7 +115,9 @@ def decode(
         raise
     except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split(" <_io")[0].split())[:200]
-        raise UserError(f"{name} is no readable image ({reason}); replace or delete it") from None
+        raise UserError(
+            f"{name} is not a readable image ({reason}); replace or delete it"
+        ) from None
     return Decoded(crop_and_resize(np.asarray(image), resize), transparent, several)
 
 
@@ -171,13 +165,15 @@ def _decode_npy(content: bytes, name: str) -> np.ndarray:
         shape, fortran, dtype = read(stream)
     except Exception as error:  # NumPy's header parser raises many types
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{name} is no readable npy ({reason}); replace or delete it") from None
+        raise UserError(
+            f"{name} is not a readable npy file ({reason}); replace or delete it"
+        ) from None
     pixels = content[stream.tell() :]
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise UserError(f"{name} holds {dtype} {list(shape)}; images must be uint8 [H, W, 3]")
     if math.prod(shape) != len(pixels):
         raise UserError(
-            f"{name} is no readable npy ({len(pixels)} bytes for {list(shape)}); "
+            f"{name} is not a readable npy file ({len(pixels)} bytes for {list(shape)}); "
             "replace or delete it"
         )
     image = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
@@ -193,9 +189,7 @@ def encode_png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def ordered_map(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], chunk: int = 64
-) -> Iterator[_Result]:
+def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
     """Apply `function` in threads and yield the results in the order of `items`.
 
     Only a few chunks are in flight, which limits memory.
@@ -205,7 +199,7 @@ def ordered_map(
     pending: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            while part := list(islice(items, chunk)):
+            while part := list(islice(items, _CHUNK)):
                 pending.append(pool.submit(lambda part: [function(item) for item in part], part))
                 if len(pending) > 2 * workers:
                     yield from pending.popleft().result()

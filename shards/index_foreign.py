@@ -18,6 +18,7 @@ from shards.format import BLOCK
 IMAGE_EXTENSIONS = ("npy", "png", "jpg", "jpeg", "webp")
 LABEL_EXTENSIONS = ("cls", "label", "class", "cls.txt", "label.txt", "class.txt", "json")
 _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
+_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError)
 _MAX_HEADER = 2**20
 _MAX_LABEL = 2**20
 # First bytes, suffixes, and the program that unpacks it.
@@ -78,7 +79,7 @@ def index_tar(path: Path, warn: bool = True) -> list[Sample]:
     if scattered is not None and warn:
         warnings.warn(
             f"{path}: members of sample {scattered} are not adjacent, so WebDataset itself would "
-            "not read it; tar --sort=name writes them so",
+            "not read it; sort them by tar --sort=name",
             stacklevel=2,
         )
     return result
@@ -125,35 +126,28 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
             for info in tar:
                 _check_member(path, info)
                 if info.offset <= previous:
-                    raise UserError(f"{path} is damaged at byte {previous}; get it again")
+                    raise UserError(f"{path} is damaged at byte {previous}; replace it")
                 previous = info.offset
                 if info.isreg():
                     members.append((info.name, info.offset_data, info.size))
                     if info.offset_data + info.size > size:
-                        raise UserError(f"{path} is truncated in {info.name}; get it again")
+                        raise UserError(f"{path} is truncated in {info.name}; replace it")
                 tar.members = []  # type: ignore[attr-defined]  # limits memory
             end = tar.offset
     except UserError:
         raise
-    except (
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _TAR_ERRORS as error:
         if (remedy := unpack_command(path)) is not None:
-            raise UserError(f"{path} is no plain tar, but compressed; {remedy}") from None
+            raise UserError(f"{path} is compressed, not a plain tar; {remedy}") from None
         raise UserError(
-            f"{path} is no plain tar, or a truncated one ({error}); get it again, uncompressed"
+            f"{path} is not a plain tar, or is truncated ({error}); replace it by a plain tar"
         ) from None
     _check_end(path, end)
     return members
 
 
 def unpack_command(path: Path) -> str | None:
-    """Return the remedy for an archive that is no plain tar, with a command; None for others."""
+    """Return the remedy for an archive that is not a plain tar, with a command; None for others."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
@@ -190,11 +184,11 @@ def _check_end(path: Path, end: int) -> None:
         stream.seek(end)
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
-            raise UserError(f"{path} is truncated: no end-of-archive mark; get it again")
+            raise UserError(f"{path} is truncated: no end-of-archive mark; replace it")
         while block:
             if rest := block.lstrip(b"\0"):
                 at = end if stream.tell() == end + BLOCK else stream.tell() - len(rest)
-                raise UserError(f"{path} is damaged at byte {at}; get it again")
+                raise UserError(f"{path} is damaged at byte {at}; replace it")
             block = stream.read(_MAX_HEADER)
 
 
@@ -205,7 +199,7 @@ def _check_member(path: Path, info: tarfile.TarInfo) -> None:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         raise UserError(f"{path} holds the unsafe member {name!r} at {at}; remove it from the tar")
     if info.size < 0:
-        raise UserError(f"{path} is damaged at {at}; get it again")
+        raise UserError(f"{path} is damaged at {at}; replace it")
     if info.issparse() or not (info.isreg() or info.isdir()):
         raise UserError(
             f"{path} holds {name} at {at}, a link, a device or a sparse file; store plain files"

@@ -17,7 +17,6 @@ from dgm.common.errors import UserError
 from shards.format import (
     INDEX,
     Index,
-    Layout,
     ShardFile,
     check_size,
     load_index,
@@ -105,7 +104,7 @@ class Shards:
             stored = labels
             labels = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)
             if (bad := stored[self._values[labels] != stored]).size:
-                raise UserError(f"{self._path} has label {bad[0]}, not of its index; get it again")
+                raise UserError(f"{self._path} has label {bad[0]}, not of its index; replace it")
         return labels if self._numbers is None else self._numbers[labels]
 
     def _match(self) -> None:
@@ -146,19 +145,19 @@ class Shards:
 
     def _map(self, shard: ShardFile) -> tuple[np.ndarray, np.ndarray]:
         """Return views of pixels and label digits of one shard, one opaque item per sample."""
-        layout = self.index.layout
+        layout, count = self.index.layout, shard.count
         assert layout is not None, "`locate` returns shards of fixed stride"
         path = self.folder / shard.name
         content = np.memmap(path, np.uint8, "r")
-        size = int(np.prod(self.image_shape))
-        _check_fits(path, content, layout, shard.count, self.image_shape)
-        width = self.index.label_width
-        pixels = np.ndarray(
-            shard.count, f"V{size}", content, layout.pixel_offset, strides=(layout.stride,)
-        )
-        digits = np.ndarray(
-            shard.count, f"V{width}", content, layout.label_offset, strides=(layout.stride,)
-        )
+        size, header = int(np.prod(self.image_shape)), npy_header(self.image_shape)
+        for start in (0, (count - 1) * layout.stride):  # the first and the last sample
+            first = start + layout.pixel_offset
+            stored = content[max(0, first - len(header)) : first].tobytes()
+            if first + size > len(content) or stored != header:
+                raise UserError(f"{path} is not laid out as its index says; build it again")
+        width, strides = self.index.label_width, (layout.stride,)
+        pixels = np.ndarray(count, f"V{size}", content, layout.pixel_offset, strides=strides)
+        digits = np.ndarray(count, f"V{width}", content, layout.label_offset, strides=strides)
         return pixels, digits
 
 
@@ -207,24 +206,11 @@ def locate(path: Path, resize: int | None = None, avoid: Path | None = None) -> 
             index = replace(index, shards=shards)
         for shard in index.shards:
             check_size(folder, shard)
-        fits = resize is None or index.image_shape[:2] == (resize, resize)
-        if index.layout is not None and fits:
+        if index.layout is not None and index.has_side(resize):
             return folder, index
     else:
         index = None
-        if not path.exists():
-            raise UserError(f"{path} does not exist; build it with python -m shards.build")
-    from shards.decode_cache import fixed_stride_shards
+    from shards.decode_cache import check_holds_shards, fixed_stride_shards
 
+    check_holds_shards(path)
     return fixed_stride_shards(path, index, resize, avoid)
-
-
-def _check_fits(
-    path: Path, content: np.ndarray, layout: Layout, count: int, image_shape: tuple[int, int, int]
-) -> None:
-    header = npy_header(image_shape)
-    for start in (0, (count - 1) * layout.stride):  # the first and the last sample
-        pixels = start + layout.pixel_offset
-        stored = content[max(0, pixels - len(header)) : pixels].tobytes()
-        if pixels + int(np.prod(image_shape)) > len(content) or stored != header:
-            raise UserError(f"{path} is not laid out as its index says; build it again")

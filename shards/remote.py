@@ -56,29 +56,29 @@ def fetch(spec: str, progress: bool = True) -> Path:
 
 
 def _name(url: str, number: int, total: int) -> str:
-    """Return the name of a tar for the progress bar, without keys that its address may contain."""
+    """Return the name of a tar for the progress bar, without keys that its URL may contain."""
     name = re.sub(r"[?#].*", "", url).rpartition("/")[2]
     return name if name and not url.startswith("pipe:") else f"tar {number + 1} of {total}"
 
 
 def _expand(spec: str) -> list[str]:
-    """Return the addresses of a spec with braces and `::`; raise UserError."""
+    """Return the URLs of a spec with braces and `::`; raise UserError."""
     from webdataset.shardlists import expand_urls
 
     redacted = without_password(spec)
     if any(ord(letter) < 32 for letter in spec):
-        raise UserError(f"{redacted!r} has a control character; give a plain address")
+        raise UserError(f"{redacted!r} contains a control character; remove it")
     if _max_count(spec) > _MAX_TARS:
         raise UserError(f"{redacted} expands to more than {_MAX_TARS:,} tars; give fewer")
     try:
         return expand_urls(spec)
     except (ValueError, LookupError, AssertionError, RecursionError) as error:
         reason = without_password(" ".join(str(error).split()))
-        raise UserError(f"{redacted} is no list of addresses ({reason}); correct it") from None
+        raise UserError(f"{redacted} is not a valid list of URLs ({reason}); correct it") from None
 
 
 def _max_count(spec: str) -> int:
-    """Return an upper bound on the number of addresses that braces expand to."""
+    """Return an upper bound on the number of URLs that braces expand to."""
     count, commas = 1, [0]
     for letter in spec:
         if letter == "{":
@@ -128,7 +128,9 @@ def _check_whole(url: str, path: Path) -> None:
         reason = str(error).replace(str(path), "the download").rpartition(";")[0]
         redacted = without_password(url)
         remedy = "check it" if unpack_command(path) is None else "give plain tars, uncompressed"
-        raise UserError(f"{redacted} could not be fetched whole ({reason}); {remedy}") from None
+        raise UserError(
+            f"{redacted} could not be fetched completely ({reason}); {remedy}"
+        ) from None
 
 
 def _reason(error: Exception) -> str:

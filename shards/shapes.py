@@ -20,17 +20,8 @@ _MAX_TILT = _TURN / 24
 _SPLITS = ("train", "test")
 
 CLASSES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "cross",
-    "ring",
-    "heart",
-    "crescent",
-    "arrow",
-    "bars",
-)
+    "circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "bars",
+)  # fmt: skip
 NUM_IMAGES = {"train": 7_000, "test": 1_000}
 
 
@@ -79,16 +70,10 @@ def _outlines() -> dict[str, list[tuple[np.ndarray, int]]]:
     arm = 0.3
     bar = np.array([(-0.74, -0.13), (0.74, -0.13), (0.74, 0.13), (-0.74, 0.13)])
     around = np.linspace(0, _TURN, 64, endpoint=False)
-    heart = np.stack(
-        [
-            16 * np.sin(around) ** 3,
-            -13 * np.cos(around)
-            + 5 * np.cos(2 * around)
-            + 2 * np.cos(3 * around)
-            + np.cos(4 * around),
-        ],
-        axis=1,
-    )
+    heart_x = 16 * np.sin(around) ** 3
+    heart_y = -13 * np.cos(around) + 5 * np.cos(2 * around) + 2 * np.cos(3 * around)
+    heart_y += np.cos(4 * around)
+    heart = np.stack([heart_x, heart_y], axis=1)
     arrow = [(0.0, -1.0), (0.8, -0.1), (0.25, -0.1), (0.25, 0.95)]
     arrow += [(-x, y) for x, y in reversed(arrow[1:])]
     return {

@@ -7,7 +7,7 @@ import io
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from shards import shapes
 from shards.class_folders import NUM_NAMED, ImageFile, Tree, find_images, list_names, printable
 from shards.cli import option
 from shards.format import Setting
-from shards.images import WHITE, Decoded, crop_and_resize, decode, ordered_map, parse_background
+from shards.images import (
+    WHITE,
+    Decoded,
+    crop_and_resize,
+    decode_image,
+    ordered_map,
+    parse_background,
+)
 from shards.index_foreign import ARCHIVE_SUFFIXES, unpack_command
 
 SPLITS = ("train", "test")
@@ -105,7 +112,7 @@ def source_name(spec: str) -> str:
         return f"folder:{Path(os.path.expanduser(path)).resolve()}"
     if spec.lower().endswith((".tar", *ARCHIVE_SUFFIXES)) and Path(spec).is_file():
         remedy = unpack_command(Path(spec)) or "give it as data.shards"
-        raise UserError(f"source '{spec}' is an archive, no source; {remedy}")
+        raise UserError(f"source '{spec}' is an archive, not a source; {remedy}")
     raise UserError(f"unknown source '{spec}'; choose cifar10, shapes or folder:PATH")
 
 
@@ -203,59 +210,50 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-@dataclass(frozen=True)
-class _Bad:
-    """An image that cannot be used."""
-
-    file: ImageFile
-    error: UserError
-    damaged: bool
-    """Whether its content is damaged; otherwise it cannot be read."""
+class _UnreadableError(UserError):
+    """A file that cannot be read, unlike one whose content is damaged."""
 
 
+@dataclass
 class _Folder:
     """The images of a tree of class folders, decoded."""
 
-    def __init__(self, tree: Tree, resize: int | None, options: FolderOptions):
-        self.tree, self.resize, self.options = tree, resize, options
-        self.background = parse_background(options.background)
-        self.listing = tree.listing  # with damaged images, whose repair counts as a change
-        self.notes = list(tree.notes)
+    tree: Tree
+    resize: int | None
+    options: FolderOptions
 
     def open(self) -> Source:
         """Return the source. Reads the first image, with `skip_bad` all of them."""
+        listing = self.tree.listing  # with damaged images, whose repair counts as a change
         if self.options.skip_bad:
             self._skip_damaged()
         settings: dict[str, Setting] = {} if self.resize is None else {"resize": self.resize}
-        shape = self._first_shape()
+        shape, notes = self._first_shape(), list(self.tree.notes)
         return Source(
             name=f"folder:{self.tree.root}",
             classes=self.tree.classes,
             image_shape=(shape[0], shape[1], 3),
             length=len(self.tree.files),
-            samples=lambda: self._samples(shape),
+            samples=lambda: self._samples(shape, notes),
             settings={**settings, **self.options.settings},
-            listing=self.listing,
-            notes=self.notes,
+            listing=listing,
+            notes=notes,
         )
 
-    def _read(self, file: ImageFile) -> Decoded | _Bad:
-        path = self.tree.root / file.name
+    def _read(self, file: ImageFile) -> Decoded | UserError:
+        path, background = self.tree.root / file.name, parse_background(self.options.background)
         try:
-            content = path.read_bytes()
+            return decode_image(path.read_bytes(), str(path), self.resize, background)
         except OSError as error:
-            unreadable = UserError(f"{path} cannot be read ({error.strerror}); check the file")
-            return _Bad(file, unreadable, damaged=False)
-        try:
-            return decode(content, str(path), self.resize, self.background)
+            return _UnreadableError(f"{path} cannot be read ({error.strerror}); check the file")
         except UserError as error:
-            return _Bad(file, error, damaged=True)
+            return error
 
-    def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | _Bad]]:
+    def _read_all(self) -> Iterator[tuple[ImageFile, Decoded | UserError]]:
         return zip(self.tree.files, ordered_map(self._read, self.tree.files), strict=True)
 
     def _first_shape(self) -> tuple[int, ...]:
-        bad: list[_Bad] = []
+        bad: list[UserError] = []
         for file in self.tree.files:
             image = self._read(file)
             if isinstance(image, Decoded):
@@ -263,14 +261,16 @@ class _Folder:
             bad.append(image)
         raise self._bad_images(bad)
 
-    def _samples(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield all images; after the first that cannot be used, only collect all errors."""
-        bad: list[_Bad] = []
+    def _samples(
+        self, shape: tuple[int, ...], notes: list[str]
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield all images, and set `notes`; after an unusable image, only collect all errors."""
+        bad: list[UserError] = []
         sizes: Counter[tuple[int, ...]] = Counter()
         names: dict[tuple[int, ...], str] = {}
         transparent, several = [], []
         for number, (file, image) in enumerate(self._read_all(), start=1):
-            if isinstance(image, _Bad):
+            if isinstance(image, UserError):
                 bad.append(image)
                 continue
             sizes[image.pixels.shape] += 1
@@ -278,7 +278,7 @@ class _Folder:
             transparent += [file.name] * image.transparent
             several += [file.name] * image.several_frames
             if number == len(self.tree.files):  # the consumer may stop after the last image
-                self.notes[:] = [*self.tree.notes, *self._file_notes(transparent, several)]
+                notes[:] = [*self.tree.notes, *self._file_notes(transparent, several)]
             if not bad and len(sizes) == 1 and image.pixels.shape == shape:
                 yield image.pixels, file.label
         if bad:
@@ -300,31 +300,29 @@ class _Folder:
         return notes
 
     def _skip_damaged(self) -> None:
-        bad = [image for _, image in self._read_all() if isinstance(image, _Bad)]
-        if unreadable := [image for image in bad if not image.damaged]:
+        bad = {file: image for file, image in self._read_all() if isinstance(image, UserError)}
+        if unreadable := [error for error in bad.values() if isinstance(error, _UnreadableError)]:
             raise self._bad_images(unreadable)
-        skipped = {image.file.name for image in bad}
-        files = [file for file in self.tree.files if file.name not in skipped]
+        files = [file for file in self.tree.files if file not in bad]
         for label in {file.label for file in self.tree.files} - {file.label for file in files}:
             name = printable(self.tree.classes[label])
             raise UserError(
                 f"all images of class {name} in {self.tree.root} are damaged; replace them or "
                 "remove the class"
             )
-        notes = list(self.tree.notes)
         if bad:
-            names = list_names((image.file.name for image in bad), NUM_NAMED)
-            notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
-        self.tree = replace(self.tree, files=files, notes=notes)
-        self.notes[:] = notes
+            names = list_names((file.name for file in bad), NUM_NAMED)
+            self.tree.notes.append(f"left out: {counted(len(bad), 'damaged image')} ({names})")
+        self.tree = replace(self.tree, files=files)
 
-    def _bad_images(self, bad: list[_Bad]) -> UserError:
+    def _bad_images(self, bad: Sequence[UserError]) -> UserError:
         """Return an error with the images that cannot be used, up to `NUM_NAMED`."""
-        damaged = any(image.damaged for image in bad) and not self.options.skip_bad
-        skip = f", or leave damaged ones out by {option('skip-bad')}" if damaged else ""
+        damaged = not all(isinstance(error, _UnreadableError) for error in bad)
+        may_skip = damaged and not self.options.skip_bad
+        skip = f", or leave damaged ones out by {option('skip-bad')}" if may_skip else ""
         if len(bad) == 1:
-            return UserError(f"{bad[0].error}{skip}")
-        lines = [str(image.error).rpartition("; ")[0] for image in bad[:NUM_NAMED]]
+            return UserError(f"{bad[0]}{skip}")
+        lines = [str(error).rpartition("; ")[0] for error in bad[:NUM_NAMED]]
         named = ", ".join(printable(line.removeprefix(f"{self.tree.root}/")) for line in lines)
         more = f", and {len(bad) - NUM_NAMED:,} more" if len(bad) > NUM_NAMED else ""
         return UserError(

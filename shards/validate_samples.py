@@ -70,21 +70,19 @@ def _good_samples(
 def _good_headers(
     blocks: np.ndarray, keys: list[str], suffix: str, sizes: np.ndarray
 ) -> np.ndarray:
-    """Return which tar headers have the name KEY + suffix, this size and a valid checksum."""
-    names = np.array([(key + suffix).encode() for key in keys], dtype="S100")
-    octal = np.array([b"%011o" % size for size in sizes], dtype="S12")
-    good = (blocks[:, _NAME] == names.view(np.uint8).reshape(-1, 100)).all(axis=1)
-    good &= (blocks[:, _SIZE] == octal.view(np.uint8).reshape(-1, 12)).all(axis=1)
+    """Return which tar headers are those of files KEY + suffix of these sizes."""
     info = tarfile.TarInfo(keys[0] + suffix)
     info.mode = 0o644
     template = np.frombuffer(info.tobuf(tarfile.USTAR_FORMAT), np.uint8)
-    constant = np.ones(BLOCK, bool)
-    for part in (_NAME, _SIZE, _CHECKSUM):
-        constant[part] = False
-    good &= (blocks[:, constant] == template[constant]).all(axis=1)
-    # The checksum counts its own eight bytes as spaces.
-    total = blocks.sum(axis=1, dtype=np.int64)
-    total += 8 * ord(" ") - blocks[:, _CHECKSUM].sum(axis=1, dtype=np.int64)
-    sums = np.array([b"%06o\0 " % value for value in total], dtype="S8")
-    good &= (blocks[:, _CHECKSUM] == sums.view(np.uint8).reshape(-1, 8)).all(axis=1)
-    return good
+    expected = np.tile(template, (len(keys), 1))
+    expected[:, _NAME] = _fields([(key + suffix).encode() for key in keys], 100)
+    expected[:, _SIZE] = _fields([b"%011o" % size for size in sizes], 12)
+    expected[:, _CHECKSUM] = ord(" ")  # the checksum counts its own bytes as spaces
+    totals = expected.sum(axis=1, dtype=np.int64)
+    expected[:, _CHECKSUM] = _fields([b"%06o\0 " % total for total in totals], 8)
+    return (blocks == expected).all(axis=1)
+
+
+def _fields(texts: list[bytes], width: int) -> np.ndarray:
+    """Return texts padded with zero bytes: uint8 [n, width]."""
+    return np.array(texts, f"S{width}").view(np.uint8).reshape(-1, width)

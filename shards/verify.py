@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,22 +13,6 @@ from dgm.common.formatting import counted, size_of
 from dgm.common.progress import progress as show_progress
 from shards.cli import run
 from shards.format import INDEX, Index, check_size, load_index, sha256_of
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The contents of a folder of undamaged shards."""
-
-    count: int
-    classes: int
-    shards: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.count} images, {self.classes} classes, {self.shards} shards, "
-            f"{self.bytes} bytes: all good"
-        )
 
 
 def check_files(
@@ -63,20 +46,16 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
     # hashlib releases the GIL.
     with (
         show_progress(
-            f"checking {what}",
-            total,
-            "B",
-            done=f"checked {what}",
-            single_process=True,
+            f"checking {what}", total, "B", done=f"checked {what}", single_process=True,
             show=progress,
-        ) as bar,  # fmt: skip
+        ) as bar,
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-    ):
+    ):  # fmt: skip
         return list(pool.map(lambda path: sha256_of(path, bar.advance), paths))
 
 
-def verify(folder: str | Path) -> Summary:
-    """Check files, checksums and every sample of a folder of shards.
+def verify(folder: str | Path) -> Index:
+    """Check files, checksums and every sample of a folder of shards; return its index.
 
     Raise UserError with the first damaged shard.
     """
@@ -96,8 +75,7 @@ def verify(folder: str | Path) -> Summary:
             path = folder / shard.name
             validate_samples(path, index.layout, first, shard.count, index.image_shape, classes)
             first += shard.count
-    size = sum(shard.size for shard in index.shards)
-    return Summary(index.total, len(index.classes), len(index.shards), size)
+    return index
 
 
 def make_parser() -> Parser:
@@ -109,7 +87,12 @@ def make_parser() -> Parser:
 
 def main() -> None:
     """Check shards from the command line."""
-    print(verify(make_parser().parse_args().folder))
+    index = verify(make_parser().parse_args().folder)
+    size = sum(shard.size for shard in index.shards)
+    print(
+        f"{index.total} images, {len(index.classes)} classes, {len(index.shards)} shards, "
+        f"{size} bytes: all good"
+    )
 
 
 def command() -> NoReturn:

@@ -44,10 +44,10 @@ def write_folder(
     """
     layout = fixed_layout(source.image_shape) if image_format == "npy" else None
     shards: list[ShardFile] = []
+    samples = _encoded(source, image_format)
     with show_progress(
         label[0], len(source), "image", done=label[1], single_process=True, show=progress
     ) as bar:
-        samples = _encoded(source, image_format)
         for first in range(0, len(source), shard_size):
             path = folder / f"{split}-{len(shards):05d}.tar"
             count = min(shard_size, len(source) - first)

@@ -10,11 +10,11 @@ from dgm.common.yaml_io import read_yaml
 
 _ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED")
 # What `accelerate launch` passes on and the trainers read (or refuse).
-_KEYS = {
+_VARIABLES = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
     "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
 }
-_DEEPSPEED_KEYS = {
+_DEEPSPEED_VARIABLES = {
     "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
     "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
     "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
@@ -39,13 +39,14 @@ def read_accelerate(path: Path) -> dict[str, str]:
             f"{path} has distributed_type {engine}, which the trainers do not support: choose "
             "NO, MULTI_GPU or DEEPSPEED"
         )
-    variables = _variables(config, _KEYS)
-    dynamo = _section(path, config, "dynamo_config")
-    if dynamo.get("dynamo_backend"):
-        variables["ACCELERATE_DYNAMO_BACKEND"] = str(dynamo["dynamo_backend"])
+    variables = {_VARIABLES[key]: str(config[key]) for key in _VARIABLES if key in config}
+    if backend := _section(path, config, "dynamo_config").get("dynamo_backend"):
+        variables["ACCELERATE_DYNAMO_BACKEND"] = str(backend)
     if engine == "DEEPSPEED":
         variables["ACCELERATE_USE_DEEPSPEED"] = "true"
-        variables |= _variables(_section(path, config, "deepspeed_config"), _DEEPSPEED_KEYS)
+        for key, value in _section(path, config, "deepspeed_config").items():
+            if key in _DEEPSPEED_VARIABLES:
+                variables[_DEEPSPEED_VARIABLES[key]] = str(value)
     return variables
 
 
@@ -54,7 +55,3 @@ def _section(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"{path} has {name} {section!r}: give it keys and values")
     return section
-
-
-def _variables(keys: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
-    return {names[key]: str(value) for key, value in keys.items() if key in names}

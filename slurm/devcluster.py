@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -128,8 +129,8 @@ class DevCluster:
     def kill_node(self, name: str) -> None:
         """Kill a node as a power failure would: its daemon and all its processes at once."""
         for process in self._processes_of(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
     def down(self) -> None:
         """End jobs and daemons, and remove the folder."""
@@ -213,19 +214,18 @@ class DevCluster:
             time.sleep(0.2)
         raise UserError(f"the nodes are not idle after a minute: see {self.folder}/*.log")
 
-    def _processes_of(self, node: str) -> list[int]:
+    def _processes_of(self, node: str) -> list[psutil.Process]:
         """Return a node's daemon and the processes it started, by their environment."""
-        pids = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                variables = (path / "environ").read_bytes().split(b"\0")
-                if f"SLURM_CONF={self.config}".encode() not in variables:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                variables, words = process.environ(), process.cmdline()
+                if variables.get("SLURM_CONF") != str(self.config):
                     continue
-                words = (path / "cmdline").read_bytes().split(b"\0")
-                daemon = words[0].endswith((b"slurmd", b"slurmd-wlm")) and node.encode() in words
-                if daemon or f"SLURMD_NODENAME={node}".encode() in variables:
-                    pids.append(int(path.name))
-        return pids
+                daemon = node in words and words[0].endswith(("slurmd", "slurmd-wlm"))
+                if daemon or variables.get("SLURMD_NODENAME") == node:
+                    found.append(process)
+        return found
 
 
 def missing_daemons() -> list[str]:
@@ -235,7 +235,7 @@ def missing_daemons() -> list[str]:
 
 def user() -> str:
     """Return the name of the current user."""
-    return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def _find(name: str) -> str | None:

@@ -23,13 +23,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from dgm.common.atomic_io import replacing, write_whole
+from dgm.common.errors import UserError
 from slurm import slurm_cli
 from slurm.exit_policy import MISTAKE, STOPPED, Decision, decide
 from slurm.run_state import RunState
 
-# One process of a run: Slurm's variables as torch names them, then the trainer. Where a site shows
-# each process one GPU only, that GPU has local rank 0. One thread, as with torchrun, unless set:
-# the trainer then divides the cores. Slurm signals every process of a step: USR2 is ignored here,
+# Starts one process of a run with torch's environment variables, from those of Slurm. Where a site
+# shows each process one GPU only, that GPU has local rank 0. One thread, as with torchrun, unless
+# set: the trainer then divides the cores. Slurm signals every process of a step: USR2 is ignored,
 # so that a wrapper such as a container's command survives it; the trainer installs its handler.
 RANK_SCRIPT = """
 if ! [ -d "$DGM_RUN_FOLDER" ]; then
@@ -44,7 +46,7 @@ case ${CUDA_VISIBLE_DEVICES-} in "" | *,*) ;; *) export LOCAL_RANK=0 ;; esac
 trap '' USR2
 exec "$@"
 """
-REPEAT_REQUEST_S = 2.0  # to stop: processes that are still importing ignore it
+REPEAT_REQUEST_S = 2.0  # a stop request is repeated: processes that are importing ignore it
 # Below the ports that Linux assigns to connections (net.ipv4.ip_local_port_range).
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 
@@ -83,8 +85,10 @@ class Job:
 
     def snapshot(self, state: RunState) -> None:
         """Copy the submitted configuration and command into the run folder."""
-        shutil.copy(self.config, state.folder / "config.yaml")
-        (state.folder / "command.txt").write_text(shlex.join(self.command) + "\n", encoding="utf-8")
+        with replacing(state.folder / "config.yaml") as partial:
+            partial.touch(mode=0o600)  # it may contain credentials
+            shutil.copy(self.config, partial)  # with its mode
+        write_whole(state.folder / "command.txt", shlex.join(self.command) + "\n")
 
 
 class SlurmNodes:
@@ -93,8 +97,11 @@ class SlurmNodes:
     def __init__(self, job: Job):
         """Read the allocation from Slurm's environment variables."""
         self.job = job
-        self.hosts = slurm_cli.hosts_of(os.environ["SLURM_JOB_NODELIST"])
-        self.id = slurm_cli.own_job_id()
+        nodes = os.environ["SLURM_JOB_NODELIST"]
+        self.hosts = slurm_cli.call("scontrol", "show", "hostnames", nodes).split()
+        array = os.environ.get("SLURM_ARRAY_JOB_ID")
+        task = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else None
+        self.id = task or os.environ["SLURM_JOB_ID"]  # as squeue prints it
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -112,14 +119,18 @@ class SlurmNodes:
         """Requeue this job; return the reason if that fails."""
         if not slurm_cli.is_running(self.id):
             return "the job is being ended by Slurm or by scancel"
-        return slurm_cli.requeue(self.id)
+        try:
+            slurm_cli.call("scontrol", "requeue", self.id)
+        except UserError as error:
+            return str(error)
+        return None
 
 
 class LocalNode:
     """This machine as the only node."""
 
     def __init__(self, job: Job):
-        """Run the job here."""
+        """Use this machine."""
         self.job, self.hosts, self.id, self.restart = job, ["localhost"], f"local-{os.getpid()}", 0
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -152,21 +163,18 @@ class _Supervisor:
 
     def run(self) -> int:
         """Start the run until it ends or is requeued; return the job's exit code."""
-        for attempt in range(10**6):
-            hosts = self.usable_hosts()
-            if not hosts:
-                return MISTAKE
-            decision = self.attempt(hosts, attempt)
-            if decision.action == "again":
-                continue
-            if decision.action == "requeue":
-                reason = self.nodes.requeue()
-                if reason is None:
-                    time.sleep(600)  # Slurm ends this start
-                    reason = "Slurm accepted the request, but nothing happened in ten minutes"
-                log(f"not requeued: {reason}")
-            return decision.exit_code
-        raise AssertionError("a run was started a million times")
+        hosts, attempt = self.usable_hosts(), 0
+        if not hosts:
+            return MISTAKE
+        while (decision := self.attempt(hosts, attempt)).action == "again":
+            attempt += 1
+        if decision.action == "requeue":
+            reason = self.nodes.requeue()
+            if reason is None:
+                time.sleep(600)  # Slurm ends this start
+                reason = "Slurm accepted the request, but nothing happened in ten minutes"
+            log(f"not requeued: {reason}")
+        return decision.exit_code
 
     def usable_hosts(self) -> list[str]:
         """Return the largest number of nodes among which the batch can be divided."""

@@ -142,7 +142,7 @@ def _read_profile(path: Path) -> list[str]:
 
 
 def _explain(message: str, known: list[str]) -> str:
-    """Return a parser's error message in the form of ours, with a remedy."""
+    """Return an error of jsonargparse as a one-line message with a remedy."""
     mistyped = re.fullmatch(
         r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', message
     )

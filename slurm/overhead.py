@@ -57,15 +57,14 @@ def clock_error_s() -> float:
     return now - created
 
 
-def processes(text: str, variable: str = "") -> list[psutil.Process]:
-    """Return processes by a part of their command line and a variable of their environment."""
-    found = []
+def find_process(text: str, variable: str = "") -> psutil.Process | None:
+    """Find a process by a part of its command line and a variable of its environment."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             named = any(text in word for word in process.cmdline())
             if named and (not variable or variable in process.environ()):
-                found.append(process)
-    return found
+                return process
+    return None
 
 
 def measure(folder: Path, cluster: str) -> dict[str, float]:
@@ -82,10 +81,8 @@ def measure(folder: Path, cluster: str) -> dict[str, float]:
     while not state.metrics():
         if time.monotonic() > deadline:
             raise SystemExit(f"error: no step in two minutes: see {state.log}")
-        if batch is None:
-            batch = next(iter(processes(f"{folder}/slurm/")), None)
-        if batch is not None and trainer is None:
-            trainer = next(iter(processes("train_ddpm.py", "RANK")), None)
+        batch = batch or find_process(f"{folder}/slurm/")
+        trainer = trainer or (batch and find_process("train_ddpm.py", "RANK"))
         time.sleep(0.01)
     first_step = (folder / "metrics.jsonl").stat().st_mtime
     started = next(line["time"] for line in state.history() if line["event"] == "start")

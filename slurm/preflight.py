@@ -138,7 +138,7 @@ def check_requeue() -> str:
     """Return whether the cluster requeues jobs by default."""
     lines = slurm_cli.call("scontrol", "show", "config").splitlines()
     on = any(line.split("=")[-1].strip() == "1" for line in lines if "JobRequeue" in line)
-    return "allowed" if on else "off by default, but the job asks for it (--requeue)"
+    return "allowed" if on else "off by default; the job requests it (--requeue)"
 
 
 def check_nodes(paths: list[Path], resources: Resources) -> str:

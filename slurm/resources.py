@@ -82,7 +82,7 @@ class Resources:
             shlex.split(self.python or "")
         except ValueError as error:
             raise UserError(
-                f"--python is {self.python}, which is no command ({error}): correct its quotes"
+                f"--python is {self.python}, which is not a command ({error}): correct its quotes"
             ) from None
         if self.time_s <= self.lead_s:
             raise UserError(

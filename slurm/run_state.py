@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgm.common.atomic_io import write_whole
+from dgm.common.atomic_io import append, write_whole
 from dgm.common.errors import UserError, access_fault
 from dgm.common.json_files import as_object, read_objects
 from dgm.common.run_files import newest_saved, read_metrics
@@ -72,9 +72,8 @@ class RunState:
     def add_event(self, event: str, **fields: Any) -> None:
         """Append a line to the history."""
         line = {"time": round(time.time(), 3), "event": event, **fields}
-        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+        with open(self.folder / "history.jsonl", "ab", buffering=0) as file:
+            append(file, json.dumps(line))
             os.fsync(file.fileno())
 
     def history(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -81,42 +80,15 @@ def states(ids: set[str]) -> dict[str, State]:
             return found  # no accounting
         for line in accounts.splitlines():
             job, _, name = line.partition("|")
-            # Tasks that never began are one line, "7_[2-5]", and stay missing.
+            # Tasks that never started share one line, "7_[2-5]", and stay missing.
             if job in missing:
                 found[job] = State(name.split()[0])  # "CANCELLED by 1000"
     return found
 
 
-def own_job_id() -> str:
-    """Return the id of this process's job as `squeue` prints it."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
-
-
-def hosts_of(nodes: str) -> list[str]:
-    """Return the host names of a node list such as `n[1-3]`."""
-    return call("scontrol", "show", "hostnames", nodes).split()
-
-
 def is_running(job: str) -> bool:
     """Return whether a job runs and is not being ended."""
     return "RUNNING" in re.findall(r"JobState=(\S+)", call("scontrol", "show", "job", "-o", job))
-
-
-def requeue(job: str) -> str | None:
-    """Requeue a job; return Slurm's reason if it refuses."""
-    try:
-        call("scontrol", "requeue", job)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def may_requeue(job: str) -> bool:
-    """Return whether Slurm allows a job to be requeued."""
-    return "Requeue=0" not in call("scontrol", "show", "job", "-o", job)
 
 
 def cancel(jobs: list[str]) -> None:

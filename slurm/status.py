@@ -52,7 +52,7 @@ _ERROR = re.compile(r"(error: .*|\w*(Error|Exception|Interrupt)\b.*|srun: error:
 
 @dataclass(frozen=True)
 class Row:
-    """The state of a run as it is shown."""
+    """A row of the table."""
 
     run: Path
     job: str
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def left_s(self) -> float | None:
-        """Return the time left at its last speed, s."""
+        """Return the remaining time at the last speed, s."""
         if not self.images_per_s or self.state == "done":
             return None
         left = max(0, self.total_images - self.images_seen) / self.images_per_s
@@ -230,21 +230,21 @@ def main() -> int:
     runs = find_runs(args.folder)
     if not runs:
         raise _missing(args.folder)
-    shown = rows(runs)
+    found = rows(runs)
     if not args.watch:
-        console.print(table(shown, args.folder))
+        console.print(table(found, args.folder))
         faults = [fault for run in runs if (fault := run.access_fault())]
         for fault in faults:
             print(f"error: {fault}", file=sys.stderr)
         return MISTAKE if faults else DONE
     with (
         contextlib.suppress(KeyboardInterrupt),
-        Live(table(shown, args.folder), console=console, auto_refresh=False) as live,
+        Live(table(found, args.folder), console=console, auto_refresh=False) as live,
     ):
-        while not (reader_is_gone() or all(row.state in (*ENDED, "by hand") for row in shown)):
+        while not (reader_is_gone() or all(row.state in (*ENDED, "by hand") for row in found)):
             time.sleep(args.every)
-            shown = rows(find_runs(args.folder))
-            live.update(table(shown, args.folder), refresh=True)
+            found = rows(find_runs(args.folder))
+            live.update(table(found, args.folder), refresh=True)
     return DONE
 
 

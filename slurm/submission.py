@@ -1,4 +1,4 @@
-"""Runs that are submitted together: writing their files, and starting them on Slurm or here."""
+"""Runs that are submitted together: writing their files, starting them on Slurm or locally."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from dgm.common.atomic_io import replacing, write_whole
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import STOPPED
 from dgm.common.redact import without_password
@@ -71,14 +72,11 @@ class Submission:
         for name in PACKAGES:
             ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(ROOT / name, code / name, ignore=ignored)
-        commit = json.dumps(self.plans[0].code)  # the copy is no git repository
+        commit = json.dumps(self.plans[0].code)  # the copy is not a git repository
         (code / "snapshot.json").write_text(commit + "\n", encoding="utf-8")
         (self.home / "configs").mkdir()
         for plan in self.plans:
-            text = write_yaml(plan.config)
-            path = self.home / "configs" / f"{plan.name or 'run'}.yaml"
-            path.touch(mode=0o666 if without_password(text) == text else 0o600)
-            path.write_text(text, encoding="utf-8")
+            _write_config(self.home / "configs" / f"{plan.name or 'run'}.yaml", plan.config)
 
     def executor(self) -> submitit.SlurmExecutor:
         """Return submitit's executor for this cluster."""
@@ -140,7 +138,7 @@ def submit(submission: Submission) -> list[str]:
         reason = "; ".join(dict.fromkeys(lines)) or " ".join(str(error).split())
         raise UserError(f"sbatch refuses: {reason}") from None
     ids = [job.job_id for job in jobs]
-    if not slurm_cli.may_requeue(ids[0]):
+    if "Requeue=0" in slurm_cli.call("scontrol", "show", "job", "-o", ids[0]):
         slurm_cli.cancel(ids)
         raise UserError(
             f"the cluster does not allow job {ids[0]} to be requeued, so a run could not continue "
@@ -165,9 +163,7 @@ def run_local(submission: Submission) -> int:
             while waiting and len(running) < (submission.request.options.max_parallel or 1):
                 plan = waiting.pop(0)
                 path = submission.home / "configs" / f"{plan.name or 'run'}.json"
-                path.write_text(
-                    json.dumps(dataclasses.asdict(submission.job(plan))), encoding="utf-8"
-                )
+                write_whole(path, json.dumps(dataclasses.asdict(submission.job(plan))))
                 # In a new session: Ctrl-C reaches this process only, which forwards it.
                 words = [sys.executable, "-m", "slurm.job", str(path)]
                 job = subprocess.Popen(words, env=environment, start_new_session=True)
@@ -193,7 +189,7 @@ def run_in_process(plan: Plan, script: str, environment: dict[str, str]) -> None
     folder = plan.state.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(write_yaml(plan.config), encoding="utf-8")
+    _write_config(config, plan.config)
     os.environ.update(environment)
     sys.argv = [script, "--config", str(config)]
     try:
@@ -203,6 +199,14 @@ def run_in_process(plan: Plan, script: str, environment: dict[str, str]) -> None
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):
                 plan.run.rmdir()
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write a configuration; only its owner may read it if an address has credentials."""
+    text = write_yaml(config)
+    with replacing(path) as partial:
+        partial.touch(mode=0o666 if without_password(text) == text else 0o600)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _sbatch_value(name: str, value: str) -> str:

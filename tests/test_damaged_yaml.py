@@ -58,7 +58,7 @@ VALUES = st.recursive(
 
 @examples(100)
 @given(content=st.dictionaries(st.text(), VALUES, max_size=4))
-def test_what_is_written_is_read_again(tmp_path: Path, content: dict) -> None:
+def test_yaml_round_trip(tmp_path: Path, content: dict) -> None:
     text = yaml_io.write_yaml(content)
     if "\\0" in text or "\\uD" in text:  # which no argument or file name can hold
         return
@@ -95,7 +95,7 @@ def bomb(letters: str, inside: str) -> str:
         ("? [a]\n: 1\n", ["key that is a list", "line 1"]),
     ],
 )
-def test_mistakes_in_yaml_are_named_with_their_line(
+def test_mistakes_in_yaml_are_errors_with_their_line(
     tmp_path: Path, text: str, parts: list[str]
 ) -> None:
     path = written(tmp_path, text.encode())
@@ -106,7 +106,7 @@ def test_mistakes_in_yaml_are_named_with_their_line(
     assert all(part in message for part in parts), message
 
 
-def test_yaml_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+def test_yaml_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
     for content, line in ((b"a: 1\nb: \xff\n", 2), ("a: 1\n".encode("utf-16"), 1)):
         with pytest.raises(UserError, match=rf"input\.yaml is not UTF-8 text in line {line}: save"):
             yaml_io.read_yaml(written(tmp_path, content))
@@ -130,7 +130,7 @@ def test_a_damaged_sweep(tmp_path: Path, content: bytes) -> None:
 
 @examples(100)
 @given(content=changed({"sets": {"a": {"optim": {"lr": 1}}}, "grid": {"run.seed": [0, 1]}}))
-def test_a_sweep_that_says_something_else(tmp_path: Path, content: dict) -> None:
+def test_a_sweep_with_changed_values(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     for keys in (attempt(lambda: read_sweep(path), path) or {}).values():
         words_of(keys)
@@ -159,6 +159,6 @@ def test_a_damaged_configuration(tmp_path: Path, content: bytes) -> None:
 
 @examples(25)
 @given(content=changed(TINY["diffusion"]))
-def test_a_configuration_that_says_something_else(tmp_path: Path, content: dict) -> None:
+def test_a_configuration_with_changed_values(tmp_path: Path, content: dict) -> None:
     path = written(tmp_path, yaml_io.write_yaml(content).encode())
     attempt(lambda: parse(Config, "", ["--config", str(path)]))

@@ -175,7 +175,7 @@ BENCHMARKING = [
     Case(f"{BENCHMARK} data --num-images 1000000000000", "--num-images is", "000", "1 to 1000000"),
     Case(f"{BENCHMARK} data --batch 500 --num-images 100", "--batch", "500", "--num-images 100"),
     Case(f"{BENCHMARK} data --num 100", "--num", "100", "did you mean --num-images?"),
-    Case(f"{BENCHMARK} data --shards nowhere", "nowhere", "does not exist", "shards.build"),
+    Case(f"{BENCHMARK} data --shards nowhere", "nowhere", "do not exist", "shards.build"),
     Case(f"{BENCHMARK} noise --batch 1000000000000", "--batch is", "1000000000000", "1 to 65536"),
     Case(f"{BENCHMARK} noise --json nowhere/x.json", "--json is", "nowhere", "make it first"),
     Case(f"{BENCHMARK} noise --json shards", "--json is", "shards", "name a file in it"),

@@ -196,7 +196,7 @@ FOLDERS = [
     # Image folders.
     train("ddpm", f"{FOLDER}mine", "1 of 32 x 32", "1 of 16 x 16", "--data.resize 32",
           prepare=all_of(picture("mine/cat/0.png"), picture("mine/dog/0.png", 16))),
-    train("ddpm", f"{FOLDER}mine", "2 of 3 images", "cat/2.png is no readable image",
+    train("ddpm", f"{FOLDER}mine", "2 of 3 images", "cat/2.png is not a readable image",
           "--data.skip_bad",
           prepare=all_of(picture("mine/cat/0.png"), written("mine/cat/1.png", ""),
                          written("mine/cat/2.png", "no picture"))),

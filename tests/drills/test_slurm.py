@@ -22,7 +22,7 @@ from slurm.run_state import RunState
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLS = int(os.environ.get("DGM_KILLS", "3"))
-LONG = max(150, 15 * KILLS)  # steps: some seconds, so that it can be met in the middle
+LONG = max(150, 15 * KILLS)  # steps: some seconds, so that a fault can be injected
 TWO_NODES = ("--nodes", "2")
 SAVES = ("--train.save_every_images=320",)
 
@@ -59,7 +59,7 @@ def ends(run: RunState) -> list[tuple[str, str]]:
         pytest.param(2, 1, "zero2", marks=pytest.mark.long),
     ],
 )
-def test_job_on_several_nodes_has_the_losses_of_one_process(
+def test_several_nodes_have_the_losses_of_one_process(
     cluster: Cluster,
     losses_alone: Callable,
     largest_difference: Callable,
@@ -107,29 +107,29 @@ def test_array_trains_two_sets_at_a_time(cluster: Cluster, tmp_path: Path) -> No
     assert all(states.count("running") <= 2 for states in seen)
     assert ("running", "running", "queued", "queued") in seen
     assert {state for states in seen for state in states} == {"queued", "running", "done"}
-    assert len(set(ports.values())) == 4, "tasks of an array met at the same port"
+    assert len(set(ports.values())) == 4, "tasks of an array had the same port"
     for run in runs:
         assert len(losses_of(run.path)) == 60
         assert (run.folder / "config.yaml").is_file()
 
 
-def test_asked_to_stop_it_saves_and_continues_by_itself(
+def test_a_stopped_run_saves_and_continues_by_itself(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
-    # Once before the training listens, by way of the job, as at a time limit.
+    # First before the trainer has its handler, through the job, as at a time limit.
     until(lambda: len(cluster.ranks(run)) == 2, 30, log_of(run))
     slurm_cli.call("scancel", "--batch", "--signal=USR2", cluster.job(run))
     until(lambda: bool(ends(run)), 30, log_of(run))
     assert cluster.wait(run, "requeued").requeues == 0
-    # Then in the middle, each process by itself.
+    # Then during training, every process.
     cluster.wait_for_steps(run, run.images_saved() // BATCH + 30)
     requested_at = run.metrics()[-1]["step"]
     slurm_cli.call("scancel", "--signal=USR2", cluster.job(run))
     until(lambda: len(ends(run)) == 2, 30, log_of(run))
     saved = run.images_saved() // BATCH
     assert saved >= requested_at
-    assert run.metrics()[-1]["step"] == saved  # the step it was in, and none is lost
+    assert run.metrics()[-1]["step"] == saved  # the step in progress, and none is lost
     row = cluster.wait(run, "done")
     assert row.requeues == 2
     stopped = ("stopped", "requeue")
@@ -138,7 +138,7 @@ def test_asked_to_stop_it_saves_and_continues_by_itself(
 
 
 @pytest.mark.long
-def test_preempted_it_saves_and_continues_afterwards(
+def test_a_preempted_run_saves_and_continues(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=SAVES)
@@ -153,8 +153,8 @@ def test_preempted_it_saves_and_continues_afterwards(
 
 
 @pytest.mark.long
-def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
-    # Slurm counts in minutes, and looks at limits now and then.
+def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) -> None:
+    # Slurm counts in minutes, and checks limits now and then.
     steps = 100_000
     options = ["--time", "1", "--lead-s", "40"]
     overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
@@ -164,7 +164,7 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     saved = run.images_saved()
     assert saved > 0
     row = cluster.wait(run, "running")
-    # Where imports take long, all that a start has time for is a step and to save it.
+    # Where imports are slow, a start has time for one step only.
     until(
         lambda: max(run.metrics()[-1]["images_seen"], run.images_saved()) > saved,
         90,
@@ -173,13 +173,13 @@ def test_time_limit_is_not_the_end(cluster: Cluster, tmp_path: Path) -> None:
     assert status.rows([run])[0].requeues >= 1 and row.total_images == steps * BATCH
     slurm_cli.cancel([cluster.job(run)])
     until(lambda: status.rows([run])[0].state in status.ENDED, 60, log_of(run))
-    # Cancelled by a person: saved, and not started again.
+    # Cancelled by a user: saved, and not started again.
     assert status.rows([run])[0].state in ("stopped", "cancelled")
     assert cluster.show(run, "JobState") == "CANCELLED"
 
 
 @pytest.mark.long
-def test_killed_again_and_again_it_ends_with_the_same_bytes(
+def test_a_run_with_killed_ranks_ends_with_the_same_bytes(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
@@ -187,7 +187,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     run = cluster.submit(tmp_path / "run", *TWO_NODES, steps=LONG, overrides=overrides)
     between, ports = LONG // (KILLS + 1), set()
     for number in range(KILLS):
-        # Anywhere within a stretch of the run, so that all fall before its end.
+        # At a random step of each part of the run.
         cluster.wait_for_steps(run, number * between + chance.randrange(6, between))
         victims = cluster.ranks(run)
         ports.add(victims[0].environ()["MASTER_PORT"])
@@ -202,10 +202,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.long
-def test_run_that_loses_two_of_four_nodes_goes_on_with_two(
+def test_a_run_that_loses_two_of_four_nodes_continues_on_two(
     cluster: Cluster, run_warm: Callable, largest_difference: Callable, tmp_path: Path
 ) -> None:
-    # At this rate rounding, which differs with the number of processes, does not grow.
+    # With this learning rate, rounding differences between numbers of processes do not grow.
     overrides = (*SAVES, "--optim.lr=1e-4")
     run = cluster.submit(tmp_path / "run", "--nodes", "2-4", steps=LONG, overrides=overrides)
     cluster.wait_for_steps(run, 30)
@@ -246,9 +246,7 @@ def test_run_that_always_fails_is_given_up(cluster: Cluster, tmp_path: Path) -> 
     assert row.job != kept and row.error == ""
 
 
-def test_signal_to_everything_of_a_step_disturbs_no_helper(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_helper_processes_survive_signals_to_a_step(cluster: Cluster, tmp_path: Path) -> None:
     # Clusters that keep a step in a cgroup signal every process in it, compilers' helpers too.
     overrides = ("--train.compile=noise",)
     run = cluster.submit(tmp_path / "run", steps=100_000, overrides=overrides)

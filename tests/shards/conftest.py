@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep every cache of a test in a folder of its own."""
+    """Give each test its own cache folder."""
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path
@@ -40,7 +40,7 @@ def images() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Index]:
-    """Return a writer of given images as shards of ours, into tmp_path / name."""
+    """Return a writer of given images as shards into tmp_path / name."""
 
     def make(
         pixels: np.ndarray, labels: np.ndarray, classes: int = 10, name: str = "shards", **options
@@ -85,7 +85,7 @@ def start() -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture
 def fails(start) -> Callable[..., str]:
-    """Return a function that runs a command and returns its one error line; code 2."""
+    """Return a function that runs a failing command and returns its error line; exit code 2."""
 
     def run(name: str, *arguments: str | Path) -> str:
         process = start(name, *arguments)

@@ -1,20 +1,23 @@
-"""Default shards of a folder follow the folder; shards that a user named stay as they are."""
+"""Default shards are rebuilt when their source folder changes; given shards are not."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import itertools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-import tarfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_tar
 from torchvision.datasets import CIFAR10
 
 from dgm.common.errors import UserError
@@ -42,13 +45,30 @@ def grey(path: Path, value: int = 7) -> None:
     Image.new("RGB", (32, 32), (value, value, value)).save(path)
 
 
-def test_a_folder_that_did_not_change_is_left_alone(tree: Path, capsys) -> None:
-    folder = ensure(f"folder:{tree}", progress=False)
+@pytest.mark.parametrize("resize", [None, 8])
+def test_an_unchanged_folder_is_built_once(tree: Path, capsys, resize: int | None) -> None:
+    source = f"folder:{tree}"
+    folder = ensure(source, resize=resize, progress=False)
+    assert folder == default_folder(source, resize=resize)
+    assert Shards(folder).image_shape == (resize or 32, resize or 32, 3)
     before = (folder / INDEX).stat().st_ino
-    ensure(f"folder:{tree}", progress=False)
+    ensure(source, resize=resize, progress=False)
     assert (folder / INDEX).stat().st_ino == before and capsys.readouterr().out == ""
-    assert verify(folder).count == 6
-    assert load_index(folder / INDEX).source_files.count == 6
+    index = verify(folder)
+    assert index.total == index.source_files.count == 6
+
+
+def test_touched_files_give_the_same_shards(tree: Path, capsys) -> None:
+    folder = ensure(f"folder:{tree}", progress=False)
+    tar, before = (folder / "train-00000.tar").read_bytes(), load_index(folder / INDEX)
+    for path in tree.glob("*/*.png"):
+        os.utime(path, ns=(5, 5))
+    ensure(f"folder:{tree}", progress=False)
+    assert "6 images changed: building again" in capsys.readouterr().out
+    assert (folder / "train-00000.tar").read_bytes() == tar
+    assert load_index(folder / INDEX).shards == before.shards
+    ensure(f"folder:{tree}", progress=False)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -62,7 +82,7 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
     capsys.readouterr()
     old = Shards(folder)
     before = old.images(np.arange(6))
-    # Replaced by one of the same size in bytes, at another time.
+    # Replaced by a file of the same size with another modification time.
     content = (home / "cat" / "0001.png").read_bytes()
     os.utime(home / "cat" / "0001.png", ns=(1, 1))
     (home / "cat" / "0002.png").unlink()
@@ -78,37 +98,16 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
     now = Shards(folder)
     assert len(now) == 8 + (split == "train") and (now.images(np.array([7])) == 7).all()
     assert now.classes == ("cat", "dog", "eel")[: 3 if split == "train" else 2]
-    assert np.array_equal(old.images(np.arange(6)), before)  # the map of the old files
+    assert np.array_equal(old.images(np.arange(6)), before)  # the memory map of the old files
     assert (home / "cat" / "0001.png").read_bytes() == content
     assert len(list(folder.parent.iterdir())) == 1 and verify(folder)
-
-
-def test_files_that_were_only_touched_give_the_same_shards(tree: Path, capsys) -> None:
-    folder = ensure(f"folder:{tree}", progress=False)
-    before = contents(folder)
-    for path in tree.glob("*/*.png"):
-        os.utime(path, ns=(5, 5))
-    ensure(f"folder:{tree}", progress=False)
-    assert "6 images changed: building again" in capsys.readouterr().out
-    now = contents(folder)
-    assert now["train-00000.tar"] == before["train-00000.tar"]
-    assert load_index(folder / INDEX).shards == shards_of(before)
-    capsys.readouterr()
-    ensure(f"folder:{tree}", progress=False)
-    assert capsys.readouterr().out == ""
-
-
-def shards_of(before: dict[str, bytes]):
-    path = Path("before.json")
-    path.write_bytes(before[INDEX])
-    return load_index(path).shards
 
 
 def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     before = contents(folder)
     (tree / "cat" / "0001.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="no readable image"):
+    with pytest.raises(UserError, match="not a readable image"):
         ensure(f"folder:{tree}", progress=False)
     assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
 
@@ -125,7 +124,7 @@ def test_shards_of_a_folder_that_is_gone_are_used(tree: Path, capsys, how: str) 
     assert line.startswith(f"{folder}: used as it is") and str(tree) in line
 
 
-def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:
+def test_a_missing_listing_is_not_an_error(tree: Path, capsys) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     (folder / SOURCE_FILES).unlink()
     ensure(f"folder:{tree}", progress=False)
@@ -137,7 +136,7 @@ def test_a_lost_listing_is_no_fault(tree: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_build_a_changed_folder_at_once_agree(tree: Path) -> None:
+def test_concurrent_rebuilds_of_a_changed_folder_agree(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     for number in range(400):
         grey(tree / "cat" / f"new{number:04d}.png", number % 256)
@@ -166,7 +165,7 @@ def test_a_linked_default_folder_stays_a_link(tree: Path) -> None:
     assert folder.is_symlink() and len(Shards("elsewhere")) == 7
 
 
-def test_named_shards_stay_and_a_changed_source_is_warned_of(tree: Path) -> None:
+def test_given_shards_are_kept_with_a_warning_that_their_source_changed(tree: Path) -> None:
     source = f"folder:{tree}"
     build(source, "train", Path("mine"), progress=False)
     with warnings.catch_warnings():
@@ -182,7 +181,7 @@ def test_named_shards_stay_and_a_changed_source_is_warned_of(tree: Path) -> None
         ensure(source, "mine")
 
 
-# Written before an index knew of its source's files.
+# Of a version whose index did not list source files.
 OLD = (
     '{"version": 1, "total": 2, "image_shape": [4, 4, 3], "image_format": "npy", "classes": '
     '["a", "b"], "split": "train", "source": "folder:/pictures", "shards": '
@@ -200,7 +199,7 @@ def test_an_index_of_an_older_version_keeps_its_checksum(tmp_path: Path) -> None
     assert json.loads(index.to_json()) == json.loads(OLD)
 
 
-def test_shards_without_a_listing_are_used_and_that_is_printed(tree: Path, capsys) -> None:
+def test_shards_without_a_listing_are_used_and_reported(tree: Path, capsys) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     content = json.loads((folder / INDEX).read_text())
     for key in ("checksum", "source_files"):
@@ -211,22 +210,22 @@ def test_shards_without_a_listing_are_used_and_that_is_printed(tree: Path, capsy
     assert "built by an older version" in capsys.readouterr().out
 
 
-def test_other_settings_have_other_folders(tree: Path) -> None:
-    source, found = f"folder:{tree}", set()
+def test_default_folders_are_unique(tmp_path: Path) -> None:
     every = [
         FolderOptions(), FolderOptions("black"), FolderOptions("1,2,3"), FolderOptions(holdout=0.1),
         FolderOptions(holdout=0.2), FolderOptions(skip_bad=True), FolderOptions("black", 0.1, True),
     ]  # fmt: skip
-    for options in every:
-        for resize in (None, 16):
-            for split in ("train", "test"):
-                found.add(default_folder(source, split, resize, options))
-    assert len(found) == 4 * len(every)
-    assert default_folder(source, options=FolderOptions("0,0,0")) in found
+    sources = [f"folder:{tmp_path}/{name}/x" for name in ("a", "b")]
+    arguments = [*itertools.product(sources, ("train", "test"), (None, 16), every)]
+    found = {default_folder(*values) for values in arguments}
+    found |= {default_folder("shapes", *values) for values in (("train",), ("test", 16))}
+    assert len(found) == len(arguments) + 2
+    assert default_folder(sources[0]).name.startswith("folder-x-")
+    assert default_folder(sources[0], options=FolderOptions("0,0,0")) in found
     assert default_folder("shapes", options=FolderOptions("black")) == Path("data/shapes")
 
 
-def test_the_variable_names_another_root(tree: Path, monkeypatch) -> None:
+def test_the_root_of_default_folders_is_an_environment_variable(tree: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tree.parent / "home"))
     monkeypatch.setenv("DGM_DATA", "~/shards")
     folder = ensure(f"folder:{tree}", progress=False)
@@ -238,10 +237,10 @@ def test_a_tilde_is_the_home_folder(tree: Path, monkeypatch) -> None:
     build("folder:~/tree", "train", Path("~/out"), progress=False)
     assert len(Shards(ensure("folder:~/tree", "~/out"))) == 6 and (tree.parent / "out").is_dir()
     with pytest.raises(UserError, match="does not exist"):
-        build("folder:~nobody-of-this-name/x", "train", Path("none"), progress=False)
+        build("folder:~no-such-user/x", "train", Path("none"), progress=False)
 
 
-def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, monkeypatch) -> None:
+def test_an_unwritable_default_folder_is_an_error_with_remedies(tree: Path, monkeypatch) -> None:
     Path("data").write_text("a file")
     with pytest.raises(UserError, match=r"cannot write .*data.*set DGM_DATA .*--shards DIR"):
         ensure(f"folder:{tree}", progress=False)
@@ -249,9 +248,9 @@ def test_a_default_folder_that_cannot_be_written_names_what_helps(tree: Path, mo
     assert len(Shards(ensure(f"folder:{tree}", progress=False))) == 6
 
 
-def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch) -> None:
+def test_cifar10_is_read_from_the_path_that_the_error_names(tmp_path: Path, monkeypatch) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody listens
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="could not be downloaded") as caught:
@@ -260,46 +259,29 @@ def test_cifar10_is_taken_from_where_the_error_says(tmp_path: Path, monkeypatch)
     words = str(caught.value).split()
     place = Path(words[words.index("at") + 1])
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in words
-    archive, members = fake_cifar10(tmp_path)
-    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
     assert f"(md5 {CIFAR10.tgz_md5})" in str(caught.value)
-    # The checksums are those of the real files: give the small ones theirs.
-    monkeypatch.setattr(CIFAR10, "tgz_md5", checksum)
-    monkeypatch.setattr(CIFAR10, "train_list", [[n, members[n]] for n in members if "data" in n])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", members["test_batch"]]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": members["batches.meta"]}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    shutil.copy(archive, place)
+    # torchvision's checksums are of the real files.
+    batch = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})
+    meta = pickle.dumps({"label_names": ["a", "b"]})
+    files = {"data_batch_1": batch, "test_batch": batch, "batches.meta": meta}
+    tar = write_tar(tmp_path / "a.tar", {f"cifar-10-batches-py/{n}": c for n, c in files.items()})
+    place.write_bytes(gzip.compress(tar.read_bytes()))
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(place.read_bytes()).hexdigest())
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    meta_file = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta_file)
     for split in ("train", "test"):
         assert len(list(open_source("cifar10", split).samples())) == 2
 
 
-def fake_cifar10(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Write an archive laid out as CIFAR-10's; return it, and the MD5 of each file in it."""
-    import pickle
-
-    home = folder / "cifar-10-batches-py"
-    home.mkdir()
-    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
-    names = {
-        "data_batch_1": batch,
-        "test_batch": batch,
-        "batches.meta": {"label_names": ["a", "b"]},
-    }
-    for name, content in names.items():
-        (home / name).write_bytes(pickle.dumps(content))
-    path = folder / "made.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(home, home.name)
-    return path, {n: hashlib.md5((home / n).read_bytes()).hexdigest() for n in names}
-
-
-def test_build_prints_what_it_left_out_and_made(start, tree: Path) -> None:
+def test_build_prints_skipped_files_and_a_summary(start, tree: Path) -> None:
     (tree / "cat" / "labels.csv").write_text("x")
     process = start("build", "--source", f"folder:{tree}", "--split", "train", "--out", "out",
                     cwd=tree.parent)  # fmt: skip
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     first, last = stdout.splitlines()
-    assert first == "left out: 1 file that is no image (cat/labels.csv)"
+    assert first == "left out: 1 file that is not an image (cat/labels.csv)"
     assert last.startswith("data: 6 images, 2 classes, 32 x 32, out, built 20")

@@ -16,7 +16,7 @@ def test_an_upright_shape_is_its_own_mirror_image(name: str) -> None:
     # Polygons are filled a quarter of a pixel wider on one side.
     assert np.abs(found - found[:, ::-1]).mean() < 0.02
     radius, centre, _ = UPRIGHT
-    if name not in ("circle", "ring"):  # which look the same from every side
+    if name not in ("circle", "ring"):  # which are symmetric under rotation
         turned = _coverage(name, radius, centre, 0.5)
         assert np.abs(turned - turned[:, ::-1]).mean() > 0.03
 
@@ -28,13 +28,13 @@ def test_classes_differ() -> None:
             assert np.abs(one - other).mean() > 0.02
 
 
-def test_an_image_depends_on_seed_split_and_index_alone() -> None:
+def test_an_image_depends_only_on_seed_split_and_index() -> None:
     assert np.array_equal(render("train", 3), render("train", 3))
     others = [render("train", 13), render("test", 3), render("train", 3, seed=1)]
     assert not any(np.array_equal(render("train", 3), other) for other in others)
 
 
-def test_shapes_are_bright_on_dark_and_wholly_inside() -> None:
+def test_shapes_are_bright_on_dark_and_inside_the_image() -> None:
     for index in range(0, NUM_IMAGES["test"], 7):
         image = render("test", index).max(axis=2)
         border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])

@@ -1,4 +1,4 @@
-"""Compressed tars and archives: the one line has a command that works."""
+"""Compressed tars and archives: the error names a command that unpacks them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tars import members, write_tar
 from dgm.common.errors import UserError
 from shards.build import ensure
 from shards.reader import Shards
-from shards.sources import open_source
 
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 NAMES = ["a.tar.gz", "a b.tgz", "a.tar", "a.tar.xz", "a.tar.bz2"]
@@ -31,7 +30,7 @@ def tar(images, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("as_folder", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_that_is_named_unpacks_it(
+def test_the_command_in_the_error_unpacks_the_archive(
     tar: Path, images, tmp_path: Path, name: str, as_folder: bool
 ) -> None:
     folder = tmp_path / "packed"
@@ -62,11 +61,3 @@ def test_zips_and_zstandard_are_known(tmp_path: Path) -> None:
         ensure("shapes", tmp_path / "a.zip")
     with pytest.raises(UserError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
         ensure("shapes", tmp_path / "b.tar.zst")
-
-
-def test_archives_given_as_source_are_named(tar: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"whole.tar' is an archive, no source; give it as data\."):
-        open_source(str(tar), "train")
-    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
-    with pytest.raises(UserError, match=r"a.tar.gz' is an archive, .*; unpack it by: gzip -dc"):
-        open_source(str(tmp_path / "a.tar.gz"), "train")

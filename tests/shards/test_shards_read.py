@@ -71,7 +71,7 @@ def test_an_empty_batch_is_an_empty_array(images, write, tmp_path: Path, shard_s
     assert shards.labels(np.array([], np.int64)).shape == (0,)
 
 
-def test_a_pickled_reader_carries_no_pixels(images, write, tmp_path: Path) -> None:
+def test_a_pickled_reader_contains_no_pixels(images, write, tmp_path: Path) -> None:
     pixels = images(50)
     write(pixels, np.zeros(50, int))
     content = pickle.dumps(Shards(tmp_path / "shards"))
@@ -79,7 +79,7 @@ def test_a_pickled_reader_carries_no_pixels(images, write, tmp_path: Path) -> No
     assert np.array_equal(pickle.loads(content).images(np.arange(50)), pixels)
 
 
-def test_truncated_or_missing_shard_is_named(images, write, tmp_path: Path) -> None:
+def test_truncated_or_missing_shard_is_refused(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10), shard_size=4)
     path = tmp_path / "shards" / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:-600])
@@ -102,7 +102,7 @@ def test_truncated_or_missing_shard_is_named(images, write, tmp_path: Path) -> N
         ("layout", {"stride": 9999, "label_offset": 512, "pixel_offset": 1664}, "this layout"),
     ],
 )
-def test_a_wrong_index_is_named(images, write, tmp_path: Path, key, value, message) -> None:
+def test_a_bad_index_is_refused(images, write, tmp_path: Path, key, value, message) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -110,21 +110,18 @@ def test_a_wrong_index_is_named(images, write, tmp_path: Path, key, value, messa
         Shards(tmp_path / "shards")
 
 
-def test_an_index_never_leads_out_of_its_folder(images, write, tmp_path: Path) -> None:
+def test_an_index_cannot_name_files_outside_its_folder(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / INDEX
     path.write_text(path.read_text().replace("train-00000.tar", "../train-00000.tar"))
     with pytest.raises(UserError, match="not a plain file name"):
         Shards(tmp_path / "shards")
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        Shards(tmp_path / "shards")
 
 
-def test_folder_without_shards_is_named(tmp_path: Path) -> None:
+def test_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
         Shards(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="do not exist"):
         Shards(tmp_path / "none")
 
 

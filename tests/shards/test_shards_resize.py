@@ -1,4 +1,4 @@
-"""Shards whose images are cut and resized as they are decoded."""
+"""Shards whose images are cropped and resized when they are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.reader import Shards, open_shards
 
 
 def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Cut centred squares and resize them, bicubic, by Pillow alone."""
+    """Center-crop to squares and resize, bicubic, by Pillow alone."""
     found = []
     for image in pixels:
         height, width = image.shape[:2]
@@ -36,7 +36,7 @@ def tar_of(tmp_path: Path):
 
 
 @pytest.mark.parametrize("extension", ["png", "npy"])
-def test_foreign_tars_are_resized_as_folders_are(images, tar_of, extension: str) -> None:
+def test_foreign_tars_are_resized(images, tar_of, extension: str) -> None:
     pixels = images(4, 24, 32)
     folder = tar_of(pixels, extension)
     whole = Shards(folder)
@@ -47,21 +47,22 @@ def test_foreign_tars_are_resized_as_folders_are(images, tar_of, extension: str)
         assert np.array_equal(shards.images(np.arange(4)), fitted(pixels, side))
         assert shards.labels(np.arange(4)).tolist() == [0, 1, 0, 1]
         assert Shards(folder, side).folder == shards.folder
-    # A size does not take another's place.
+    # Copies of several sizes coexist.
     assert len({shards.folder for shards in (whole, *small)}) == 3
     assert all((shards.folder).is_dir() for shards in (whole, *small))
 
 
-def test_images_of_many_sizes_are_made_one(images, tar_of) -> None:
+def test_images_of_several_sizes_are_resized(images, tar_of) -> None:
     pixels = [images(1, 20 + n, 30)[0] for n in range(3)]
     folder = tar_of(pixels, "png")
     with pytest.raises(UserError, match=r"is 30 x 21 but .* 30 x 20; give data\.resize"):
         Shards(folder)
+    assert [path.name for path in folder.iterdir()] == ["a.tar"]
     found = Shards(folder, 16).images(np.arange(3))
     assert np.array_equal(found, np.concatenate([fitted(image[None], 16) for image in pixels]))
 
 
-def test_what_has_the_size_is_read_where_it_lies(images, write, tar_of, tmp_path: Path) -> None:
+def test_shards_of_the_right_size_are_not_resized(images, write, tar_of, tmp_path: Path) -> None:
     write(images(4), np.arange(4))
     assert Shards(tmp_path / "shards", 32).folder == tmp_path / "shards"
     folder = tar_of(images(4), "npy")
@@ -96,7 +97,7 @@ def test_a_folder_and_tars_of_its_images_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("side", [0, -1, 100_000])
-def test_a_size_that_makes_no_sense_is_named(images, tar_of, side: int) -> None:
+def test_a_resize_out_of_range_is_refused(images, tar_of, side: int) -> None:
     folder = tar_of(images(2), "png")
     with pytest.raises(UserError, match=f"resize is {side}; choose a side length of 1 to 4096"):
         ensure("shapes", folder, resize=side)

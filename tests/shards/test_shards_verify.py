@@ -11,11 +11,11 @@ import pytest
 from dgm.common.errors import UserError
 from shards.format import INDEX, fixed_layout, sha256_of
 from shards.validate_samples import validate_samples
-from shards.verify import Summary, verify
+from shards.verify import verify
 
 
 def resign(folder: Path) -> None:
-    """Make the index fit damaged tars, so that only a look into them finds the damage."""
+    """Update the checksums of the index, so that only the check of samples finds damage."""
     index = json.loads((folder / INDEX).read_text())
     del index["checksum"]
     for shard in index["shards"]:
@@ -37,18 +37,9 @@ def test_good_shards_give_one_summary_line(start, folder: Path) -> None:
     assert process.returncode == 0 and stderr == ""
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert stdout == f"10 images, 10 classes, 3 shards, {size} bytes: all good\n"
-    assert verify(folder) == Summary(10, 10, 3, size)
 
 
-def test_a_flipped_byte_is_found(fails, folder: Path) -> None:
-    path = folder / "train-00001.tar"
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 1
-    path.write_bytes(content)
-    assert "train-00001.tar has changed" in fails("verify", folder)
-
-
-def test_missing_extra_and_short_shards_are_named(fails, folder: Path) -> None:
+def test_missing_extra_and_short_shards_are_found(fails, folder: Path) -> None:
     (folder / "more.tar").write_bytes(b"")
     assert "more.tar is not in" in fails("verify", folder)
     (folder / "more.tar").unlink()
@@ -59,7 +50,7 @@ def test_missing_extra_and_short_shards_are_named(fails, folder: Path) -> None:
     assert "train-00001.tar is missing" in fails("verify", folder)
 
 
-def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> None:
+def test_a_png_that_does_not_decode_is_found(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10), shard_size=4, image_format="png")
     path = tmp_path / "shards" / "train-00001.tar"
     content = bytearray(path.read_bytes())
@@ -87,7 +78,7 @@ def test_a_png_that_does_not_decode_is_named(images, write, tmp_path: Path) -> N
         (1600, b"3"),
     ],
 )
-def test_damage_in_any_header_is_named(
+def test_damage_in_any_header_is_found(
     images, write, tmp_path: Path, offset: int, content: bytes
 ) -> None:
     write(images(10), np.arange(10), shard_size=4)
@@ -100,7 +91,7 @@ def test_damage_in_any_header_is_named(
         verify(tmp_path / "shards")
 
 
-def test_data_after_the_last_sample_are_named(images, write, tmp_path: Path) -> None:
+def test_data_after_the_last_sample_are_found(images, write, tmp_path: Path) -> None:
     write(images(10), np.arange(10))
     path = tmp_path / "shards" / "train-00000.tar"
     with pytest.raises(UserError, match="data after its last sample"):

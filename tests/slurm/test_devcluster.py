@@ -37,7 +37,7 @@ def left_of(folder: Path) -> list[str]:
     return [line for line in words if str(folder) in line]
 
 
-def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None:
+def test_cluster_starts_and_stops_without_leftovers(call, tmp_path: Path) -> None:
     up = call("up")
     assert up.returncode == 0, up.stderr
     config = tmp_path / "c" / "slurm.conf"
@@ -58,7 +58,7 @@ def test_cluster_goes_up_and_leaves_nothing_behind(call, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_cluster_ends_with_the_process_that_it_belongs_to(call, tmp_path: Path) -> None:
+def test_cluster_ends_with_its_owner(call, tmp_path: Path) -> None:
     assert call("up").returncode == 0
     owner = subprocess.Popen(["sleep", "600"])
     nodes = DevCluster(tmp_path / "c")

@@ -1,4 +1,4 @@
-"""What follows the end of a start, and ports for the rendezvous."""
+"""Decisions after a start has ended, ports for the rendezvous, environment of the ranks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ KILLED, TERMINATED = 137, 143
     ("code", "rank_codes", "requested", "progress", "failures", "expected"),
     [
         (0, [0, 0], False, True, 0, ("done", "nothing", 0)),
-        (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # asked to stop after the last step
+        (0, [0, 0], True, True, 0, ("done", "nothing", 0)),  # requested to stop after the last step
         # srun ends the others, and their code is the higher one.
         (TERMINATED, [2], False, False, 0, ("mistake", "nothing", 2)),
         (TERMINATED, [75], False, True, 0, ("stopped", "requeue", 75)),
         (75, [75, 75], False, False, 0, ("stopped", "requeue", 75)),
-        (128 + 12, [], False, False, 0, ("stopped", "requeue", 75)),  # SIGUSR2 before it listened
+        (128 + 12, [], False, False, 0, ("stopped", "requeue", 75)),  # SIGUSR2 before its handler
         (KILLED, [], True, False, 0, ("stopped", "requeue", 75)),
         (KILLED, [], False, True, 2, ("fault", "again", 1)),
         (KILLED, [], False, False, 0, ("fault", "requeue", 1)),
@@ -46,10 +46,10 @@ def test_faults_without_progress_are_counted_until_there_is_some(tmp_path: Path)
         run.add_event("start", submission="first", images=0)
         run.add_event("end", submission="first", verdict="fault", progress=progress)
         assert run.failures_in_a_row("first") == expected
-    assert run.failures_in_a_row("second") == 0  # by a person, who may have mended it
+    assert run.failures_in_a_row("second") == 0  # submitted again by the user
 
 
-def test_port_is_free_and_another_for_each_start() -> None:
+def test_each_start_has_its_own_free_port() -> None:
     ports = {free_port(f"{job}.0.{attempt}") for job in range(20) for attempt in range(5)}
     assert len(ports) > 95
     assert all(20_000 <= port < 32_000 for port in ports)
@@ -70,16 +70,16 @@ def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, env=given, capture_output=True, text=True)
 
 
-def test_process_gets_torchs_variables(tmp_path: Path) -> None:
+def test_ranks_have_torchs_environment_variables(tmp_path: Path) -> None:
     assert rank(tmp_path).stdout == "two words 3 1 10.0.0.7 1\n"
     both = rank(tmp_path, CUDA_VISIBLE_DEVICES="0,1", OMP_NUM_THREADS="4")
     assert both.stdout == "two words 3 1 10.0.0.7 4\n"
     assert rank(tmp_path, CUDA_VISIBLE_DEVICES="").stdout == "two words 3 1 10.0.0.7 1\n"
-    # Where each process is shown its own GPU only, that is its first.
+    # A process that sees only its own GPU has local rank 0.
     assert rank(tmp_path, CUDA_VISIBLE_DEVICES="1").stdout == "two words 3 0 10.0.0.7 1\n"
 
 
-def test_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_run_folder_is_an_error(tmp_path: Path) -> None:
     done = rank(tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

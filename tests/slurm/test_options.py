@@ -15,25 +15,25 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train_ddpm.py")
 
 
-def test_flags_win_over_the_profile(tmp_path: Path) -> None:
+def test_options_override_the_profile(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text(
         "partition: gpu\ntime: 12:00:00\nnodes: 4\ngpus_per_node: 8\nmax_parallel: 3\n"
         "setup:\n  - module load cuda\nsbatch: {mail-type: FAIL}\n"
     )
-    asked = read_options(
+    request = read_options(
         [SCRIPT, "--cluster", str(profile), "--nodes", "2-3", "--dry-run", "--", "--optim.lr", "1"]
     )
-    found = asked.resources
+    found = request.resources
     assert (found.partition, found.nodes, found.gpus_per_node) == ("gpu", "2-3", 8)
     assert (found.time, found.time_s, found.setup) == ("12:00:00", 43200, ["module load cuda"])
     assert found.processes == 8 and found.node_range == (2, 3)
-    assert asked.options.dry_run and asked.options.max_parallel == 3
-    assert asked.overrides == ["--optim.lr", "1"]
+    assert request.options.dry_run and request.options.max_parallel == 3
+    assert request.overrides == ["--optim.lr", "1"]
     options = found.sbatch_options()
     assert options["mail-type"] == "FAIL" and options["time"] == "12:00:00"
     assert options["requeue"] is True and options["signal"] == "B:USR2@120"
-    # Tasks of each node would have Slurm give the fewest nodes.
+    # With ntasks-per-node Slurm would allocate the minimum only.
     assert options["mincpus"] == 8 and "ntasks-per-node" not in options
 
 
@@ -41,25 +41,8 @@ def test_flags_win_over_the_profile(tmp_path: Path) -> None:
     ("time", "seconds"),
     [("30", 1800), ("10:30", 630), ("4:00:00", 14400), ("2-00", 172800), ("1-02:30", 95400)],
 )
-def test_times_are_read_as_slurm_does(time: str, seconds: int) -> None:
+def test_time_limits_are_in_slurms_notation(time: str, seconds: int) -> None:
     assert Resources(time=time).time_s == seconds
-
-
-def test_mistakes_in_a_profile_name_the_file(tmp_path: Path) -> None:
-    profile = tmp_path / "mine.yaml"
-    for text, part in (("gpus: 3", "unknown key gpus"), ("nodes: [", "not YAML"), ("3", "keys")):
-        profile.write_text(text)
-        with pytest.raises(UserError, match=part) as caught:
-            read_options([SCRIPT, "--cluster", str(profile)])
-        assert "mine.yaml" in str(caught.value)
-    profile.write_text("lead_s: soon")
-    with pytest.raises(UserError, match=r"mine\.yaml, or the command line: --lead-s is soon"):
-        read_options([SCRIPT, "--cluster", str(profile)])
-
-
-def test_trainer_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match=r"no trainer launch/train_nothing\.py"):
-        read_options(["launch/train_nothing.py"])
 
 
 def test_included_profiles_can_be_read() -> None:
@@ -67,7 +50,7 @@ def test_included_profiles_can_be_read() -> None:
         read_options([SCRIPT, "--cluster", path.stem])
 
 
-def test_engine_is_read_from_the_file_of_accelerate() -> None:
+def test_engine_is_read_from_accelerates_configuration() -> None:
     engines = ROOT / "launch" / "configs" / "accelerate"
     assert "ACCELERATE_USE_DEEPSPEED" not in read_accelerate(engines / "ddp.yaml")
     found = read_accelerate(engines / "zero3_offload.yaml")
@@ -76,13 +59,8 @@ def test_engine_is_read_from_the_file_of_accelerate() -> None:
     assert found["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] == "cpu"
 
 
-def test_engine_that_the_trainers_do_not_know_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_engine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "accelerate.yaml"
     path.write_text("distributed_type: FSDP\n")
     with pytest.raises(UserError, match=r"accelerate\.yaml has distributed_type FSDP"):
-        read_accelerate(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_accelerate(tmp_path / "nothing.yaml")
-    path.write_text("- a\n")
-    with pytest.raises(UserError, match="not a YAML file of keys"):
         read_accelerate(path)

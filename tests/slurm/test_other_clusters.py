@@ -1,4 +1,4 @@
-"""Clusters that differ: one keeps accounts, another never starts a job again."""
+"""Clusters with accounting, and clusters that do not allow requeueing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ return slurm.SUCCESS
 
 
 class WithoutRequeue(DevCluster):
-    """The cluster, whose administrators take `--requeue` out of every job."""
+    """A cluster whose administrators remove `--requeue` from every job."""
 
     def start_controller(self) -> None:
         with open(self.config, "a") as file:
@@ -73,7 +73,7 @@ def processes_of(job: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path: Path) -> None:
+def test_accounting_has_the_states_of_old_jobs(make_cluster: Callable, tmp_path: Path) -> None:
     accounted = make_cluster(WithAccounting, missing_daemons() + missing_programs())
 
     def wrap(*words: str) -> str:
@@ -81,24 +81,24 @@ def test_accounts_tell_how_forgotten_jobs_ended(make_cluster: Callable, tmp_path
         return output.strip()
 
     run = accounted.submit(tmp_path / "run", steps=100_000)
-    well, badly = wrap("--wrap=true"), wrap("--wrap=false")
+    good, bad = wrap("--wrap=true"), wrap("--wrap=false")
     array = wrap("--array=0-3%1", "--wrap=sleep 100")
     tasks = [f"{array}_{number}" for number in range(4)]
-    until(lambda: slurm_cli.is_running(f"{array}_0"), 30, "the array did not begin")
+    until(lambda: slurm_cli.is_running(f"{array}_0"), 30, "the array did not start")
     slurm_cli.cancel([array])
     accounted.wait_for_steps(run, 5)
-    # The job before its processes, so that nothing is left to tell how they ended.
+    # The job before its processes, so that it cannot record how they ended.
     for process in sorted(processes_of(accounted.job(run)), key=lambda p: p.create_time()):
         kill(process)
-    jobs = {well, badly, *tasks, accounted.job(run)}
-    until(lambda: not any(s.live for s in slurm_cli.states(jobs).values()), 30, "they live on")
+    jobs = {good, bad, *tasks, accounted.job(run)}
+    until(lambda: not any(s.live for s in slurm_cli.states(jobs).values()), 30, "jobs did not end")
     accounted.nodes.forget_jobs()
     assert slurm_cli.call("squeue", "--noheader", "--states=all") == ""
     names = {job: state.name for job, state in slurm_cli.states(jobs).items()}
     own = accounted.job(run)
-    assert names == {well: "COMPLETED", badly: "FAILED", tasks[0]: "CANCELLED", own: "FAILED"}
+    assert names == {good: "COMPLETED", bad: "FAILED", tasks[0]: "CANCELLED", own: "FAILED"}
     assert status.rows([run])[0].state == "failed"
-    # The same without accounts: all that is known is that it never ended.
+    # Without accounting its end is unknown.
     accounted.nodes.kill_daemon("slurmdbd")
     assert slurm_cli.states(jobs) == {}
     assert status.rows([run])[0].state == "lost"

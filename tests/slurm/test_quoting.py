@@ -1,8 +1,7 @@
 """Arguments reach the trainer unchanged, through YAML, JSON, a batch script and a shell.
 
-submitit hands a job over as a pickle. It is written by `slurm.submit` into the run's own folder,
-beside the copy of the code that the job runs, and read by nobody but that job: who could change
-the one could change the other.
+submitit passes a job as a pickle file. `slurm.submit` writes it into the run folder, beside the
+copy of the code that the job runs, so that it is as safe as that code.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from dgm.common.yaml_io import write_yaml
 from slurm.options import Options, Request, read_options
 from slurm.preflight import Plan
 from slurm.resources import Resources
-from slurm.submission import Submission, submission_folder, submit
+from slurm.submission import Submission, run_in_process, submission_folder, submit
 from slurm.sweep import read_sweep, words_of
 
 TRAINER = str(LAUNCH / "train_ddpm.py")
@@ -46,9 +45,10 @@ HARD = [
     "*", "?", "!x", "a=b", "a: b", "- x", "[x", "{x}", "1e3", "010", "true", "", "a,b", "'", '"',
     "a\nb", "\n", "a\tb", "@x", "(", "~x", "2020-01-01", "1:30", "=", "<x>",
 ]  # fmt: skip
-# YAML takes these for nothing at all, and so do all options that may be null.
+ODD_NAME = 'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% * ä☃ (1)'
+# YAML, and options that may be null, read these as null.
 NOTHING = ("null", "Null", "NULL", "~", "#", "&", "!")
-ENDS = "--"  # to argparse the end of options, also as a value: it says that there is none
+ENDS = "--"  # ends the options for argparse, also as a value
 HARD_TEXT = st.one_of(
     st.sampled_from(HARD),
     st.text("ab $`'\"\\\n\t#:-{}[]&*!|>%@,?=~é☃", max_size=8),
@@ -59,7 +59,7 @@ import json, os, sys
 with open(os.environ["DGM_RUN_FOLDER"] + "/argv.json", "w") as file:
     json.dump({"argv": sys.argv, "config": open(sys.argv[2]).read(), "cwd": os.getcwd()}, file)
 """
-# In place of a cluster of one node: what the batch script and the job call.
+# Stand-ins for the Slurm commands that the batch script and the job call.
 PROGRAMS = {
     "sbatch": 'printf "%s\\0" "$@" >> "$SBATCH_LOG"; echo "Submitted batch job 7"',
     "scontrol": '[ "$2" = hostnames ] && echo "$3" || echo "JobState=RUNNING Requeue=1"',
@@ -89,20 +89,14 @@ def make(tmp_path: Path) -> Callable[..., Submission]:
         plan = Plan("", run, config, (1,), 0, "")
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN)
-        asked = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
-        return Submission(asked, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
+        request = Request(str(script), Options(), Resources(gpus_per_node=0, **resources), [])
+        return Submission(request, run / "slurm" / "now", [plan], {"ODD": "a 'b' $c\nd"})
 
     return submission
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        'it\'s a "run" $HOME `touch x` $(touch y) ;& # 50% * ä☃ (1)',
-        "--run=",
-    ],
-)
-def test_a_batch_script_starts_the_trainer_with_its_words(
+@pytest.mark.parametrize("name", [ODD_NAME, "--run="])
+def test_a_batch_script_passes_arguments_unchanged(
     programs: Path, make: Callable, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "runs"
@@ -132,12 +126,16 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
     assert yaml.safe_load(found["config"]) == {
         "run": {"dir": str(run)}, "note": note, "train": {"total_images": 1},
     }  # fmt: skip
-    assert [path.name for path in folder.iterdir()] == [name]  # and nothing was touched
+    assert [path.name for path in folder.iterdir()] == [name]  # no command in the text was run
 
 
 @pytest.mark.parametrize(
     ("run", "resources", "named"),
     [
+        ("%j", {}, "would replace %j: choose"),
+        ("50%a", {}, "would replace %a: choose"),
+        ("%A/x", {}, "would replace %A: choose"),
+        ("a\\b", {}, "would replace \\: choose"),
         ("a\nb", {}, "a\\nb"),
         ("a\n#SBATCH --wrap=x", {}, "#SBATCH"),
         ("a\x1b[2J", {}, "x1b"),
@@ -150,25 +148,15 @@ def test_a_batch_script_starts_the_trainer_with_its_words(
         ("a", {"sbatch": {"x=1 --wrap": "q"}}, "wrap"),
     ],
 )
-def test_no_line_of_sbatch_can_be_slipped_in(
+def test_text_that_changes_the_batch_script_is_refused(
     programs: Path, make: Callable, tmp_path: Path, run: str, resources: dict, named: str
 ) -> None:
     made = make(tmp_path / "runs" / run, **resources)
     with pytest.raises(UserError) as caught, submission_folder(made):
         submit(made)
     message = str(caught.value)
-    assert "\n" not in message and named in message and "line of #SBATCH" in message, message
-    assert not programs.exists() and not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("name", ["%j", "50%a", "%A/x", "a\\b"])
-def test_a_folder_that_slurm_would_rename_is_refused(
-    programs: Path, make: Callable, tmp_path: Path, name: str
-) -> None:
-    made = make(tmp_path / "runs" / name)
-    with pytest.raises(UserError, match=r"would replace (%.|\\): choose another"):
-        with submission_folder(made):
-            submit(made)
+    assert "\n" not in message and named in message, message
+    assert "line of #SBATCH" in message or "would replace" in message, message
     assert not programs.exists() and not (tmp_path / "runs").exists()
 
 
@@ -184,23 +172,23 @@ def test_values_of_sbatch_lines_are_quoted(programs: Path, make: Callable, tmp_p
 
 def words_of_slurm(line: str) -> list[str]:
     """Split a line into words as sbatch does: a backslash escapes also in quotes."""
-    words, word, quote, begun = [], "", "", False
+    words, word, quote, started = [], "", "", False
     letters = iter(line)
     for letter in letters:
         if letter == "\\":
-            word, begun = word + next(letters), True
+            word, started = word + next(letters), True
         elif quote:
             quote, word = ("", word) if letter == quote else (quote, word + letter)
         elif letter in "'\"":
-            quote, begun = letter, True
+            quote, started = letter, True
         elif letter.isspace():
-            words, word, begun = ([*words, word] if begun else words), "", False
+            words, word, started = ([*words, word] if started else words), "", False
         elif letter == "#" and words:
             break
         else:
-            word, begun = word + letter, True
+            word, started = word + letter, True
     assert not quote
-    return [*words, word] if begun else words
+    return [*words, word] if started else words
 
 
 @pytest.mark.slow
@@ -211,7 +199,7 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
     path.write_text(write_yaml({"sets": {"a": {"run.dir": text, "data": {"shards": text}}}}))
     config = parse(Config, "ddpm_tiny.yaml", words_of(read_sweep(path)["a"]))
     assert (config.run.dir, config.data.shards) == (text, text)
-    # As the trainer writes it down, the job hands it on, and the trainer reads it.
+    # The job passes the config.yaml that the trainer wrote.
     snapshot = tmp_path / "config.yaml"
     snapshot.write_text(write_yaml(yaml.safe_load(as_yaml(config))))
     again = parse(Config, "", ["--config", str(snapshot)])
@@ -221,11 +209,11 @@ def test_values_of_a_sweep_reach_the_trainer(tmp_path: Path, text: str) -> None:
 @examples(25)
 @given(text=HARD_TEXT)
 def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, text: str) -> None:
-    asked = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
-    asked += [f"--setup={json.dumps([text, text])}"]
+    options = [f"--account={text}", f"--sbatch={json.dumps({'comment': text})}"]
+    options += [f"--setup={json.dumps([text, text])}"]
     profile = tmp_path / "mine.yaml"
     profile.write_text("nodes: 1\n")
-    first = read_options([TRAINER, "--cluster", str(profile), *asked, "--", text, "--x", text])
+    first = read_options([TRAINER, "--cluster", str(profile), *options, "--", text, "--x", text])
     profile.write_text(
         write_yaml({"account": text, "sbatch": {"comment": text}, "setup": [text, text]})
     )
@@ -236,7 +224,7 @@ def test_options_survive_the_command_line_and_a_cluster_file(tmp_path: Path, tex
         assert resources.sbatch == {"comment": text} and found.overrides == [text, "--x", text]
 
 
-def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path) -> None:
+def test_a_local_job_passes_arguments_unchanged(make: Callable, tmp_path: Path) -> None:
     run = tmp_path / "runs" / 'it\'s\n"$HOME" `x` \\'
     made = make(run, "\n".join(HARD))
     with submission_folder(made):
@@ -252,14 +240,27 @@ def test_a_job_on_this_machine_hands_its_words_on(make: Callable, tmp_path: Path
     assert found["argv"] == [str(script), "--config", str(run / "slurm" / "config.yaml")]
 
 
+@pytest.mark.parametrize(("note", "private"), [("https://me:secret@host/x", True), ("x", False)])
+def test_a_configuration_with_credentials_is_private(
+    make: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str, private: bool
+) -> None:
+    submission = make(tmp_path / "run", note)
+    monkeypatch.setattr(sys, "argv", [])
+    script = tmp_path / "debug.py"
+    script.write_text("import os, sys; os.chmod(sys.argv[0], os.stat(sys.argv[2]).st_mode)")
+    run_in_process(submission.plans[0], str(script), {})
+    with submission_folder(submission):
+        paths = [script, *(submission.home / "configs").iterdir()]
+    assert [path.stat().st_mode & 0o077 == 0 for path in paths] == [private, private]
+
+
 @pytest.mark.slow
 def test_a_real_cluster_takes_any_name(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
-    name = 'it\'s a "run" $HOME `touch x` ;& # 50% * ä☃ (1)'
-    run = cluster.submit(folder / name, steps=2)
+    run = cluster.submit(folder / ODD_NAME, steps=2)
     cluster.wait(run, "done")
-    assert [path.name for path in folder.iterdir()] == [name], log_of(run)
+    assert [path.name for path in folder.iterdir()] == [ODD_NAME], log_of(run)
     [log] = run.folder.glob("*/submitit/*_log.out")
     assert log.name == f"{cluster.job(run)}_0_log.out"
     assert (run.path / "metrics.jsonl").is_file() and (run.path / "loss.png").is_file()

@@ -1,4 +1,4 @@
-"""Sweeps: which sets a file names, and what is refused."""
+"""Sweeps: the sets and grids of a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_sets_and_grid_make_each_combination(written) -> None:
     assert found["plain-lr=0.001-seed=0"] == {"optim.lr": 0.001, "run.seed": 0}
 
 
-def test_values_that_are_lists_or_words_can_be_in_a_grid(written) -> None:
+def test_a_grid_may_have_lists_and_strings(written) -> None:
     path = written("grid:\n  model.channel_mult: [[1, 2], [1, 2, 2]]\n  train.compile: [none]\n")
     found = read_sweep(path)
     assert list(found) == ["channel_mult=1_2-compile=none", "channel_mult=1_2_2-compile=none"]
