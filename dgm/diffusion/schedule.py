@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgm.common.errors import UserError
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -53,12 +51,8 @@ class Schedule:
         return Schedule(alphas**2)
 
     def timesteps(self, steps: int) -> list[int]:
-        """Return `steps` timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
+        """Return `steps` of the timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
         total = self.num_timesteps
-        if not 1 <= steps <= total:
-            raise UserError(
-                f"sample.steps is {steps}: choose 1 to {total}, the run's diffusion.num_timesteps"
-            )
         return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
 
 
@@ -78,8 +72,6 @@ def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
 
 
 def make_schedule(name: str, num_timesteps: int, zero_terminal_snr: bool = False) -> Schedule:
-    """Return the schedule `linear` or `cosine`; raise UserError for fewer than 2 timesteps."""
-    if num_timesteps < 2:
-        raise UserError(f"diffusion.num_timesteps is {num_timesteps}: choose 2 or more")
+    """Return the schedule `linear` or `cosine`, of at least 2 timesteps."""
     schedule = {"linear": linear, "cosine": cosine}[name](num_timesteps)
     return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule

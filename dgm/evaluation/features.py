@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dgm.common.progress import advance, progress
 from dgm.evaluation.classifier import Classifier, to_input
-from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 
 Forward = Callable[[np.ndarray], tuple[Tensor, Tensor]]
@@ -57,10 +56,6 @@ class FeatureExtractor:
         with progress(f"features of images by {self.name}", count):
             both = engine.map_rows(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
-
-    def compute_dataset(self, engine: Engine, data: Images) -> Tensor:
-        """Return the features of every image of a data set, in its order."""
-        return self.compute(engine, len(data), data.images)[0]
 
 
 def classifier_features(net: Classifier) -> FeatureExtractor:

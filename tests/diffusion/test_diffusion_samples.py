@@ -60,23 +60,6 @@ def test_a_learned_variance_samples_with_any(variance: Any):
     assert images.shape == (2, 3, 8, 8) and images.isfinite().all()
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "heun"])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_samples_do_not_depend_on_batch_or_process(sampler: Any, guidance: float):
-    made, net = objective(sample=replace(SAMPLE, sampler=sampler, guidance=guidance)), unet()
-    labels, draws = torch.arange(5), Draws.of(3, torch.arange(5))
-    whole = made.sample({"net": net}, 5, labels, draws)
-    for size in (1, 2):
-        parts = made.sample({"net": net}, 5, labels, draws, batch=size)
-        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)  # rounding over 5 steps
-    # As a second process would: the last two images only.
-    rest = made.sample({"net": net}, 2, labels[3:], Draws.of(3, torch.tensor([3, 4])))
-    torch.testing.assert_close(rest, whole[3:], rtol=0, atol=1e-9)
-    assert not torch.allclose(whole[0], whole[1])
-    another = made.sample({"net": net}, 5, labels, Draws.of(4, torch.arange(5)))
-    assert not torch.allclose(whole, another)
-
-
 def test_guidance_one_is_the_conditional_model_at_half_the_work():
     made, net = objective(), RecordingNet()
     draws, labels = Draws.of(0, torch.arange(3)), torch.tensor([1, 2, 3])

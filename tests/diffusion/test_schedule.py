@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgm.common.errors import UserError
 from dgm.diffusion.schedule import Schedule, cosine, linear, make_schedule
 
 NAMES = ("linear", "cosine")
@@ -98,15 +97,3 @@ def test_levels_fall_strictly_from_the_last_timestep(num_timesteps: int, data: s
     gaps = [level - next_level for level, next_level in zip(levels, [*levels[1:], -1], strict=True)]
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1  # as even as integers can be
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_levels_refuse_a_wrong_number_of_steps(steps: int):
-    with pytest.raises(UserError, match=rf"sample\.steps is {steps}: .*1000"):
-        linear(1000).timesteps(steps)
-
-
-@pytest.mark.parametrize("num_timesteps", [1, 0, -5])
-def test_fewer_than_two_timesteps_are_refused(num_timesteps: int):
-    with pytest.raises(UserError, match=rf"diffusion\.num_timesteps is {num_timesteps}"):
-        make_schedule("linear", num_timesteps)

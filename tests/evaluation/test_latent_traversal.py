@@ -43,9 +43,8 @@ def test_a_jump_differs_from_even_steps(classifier: Classifier):
 def test_diversity_pairs_images_of_a_class_only(classifier: Classifier):
     a, b, c = pictures(3)
     made, labels = torch.stack([a, b, a, b, c]), torch.tensor([0, 1, 0, 1, 1])
-    assert (
-        paired_diversity(classifier, made, labels) == 0
-    )  # of each class two alike ones; c is left over
+    # Both pairs of a class are of equal images; the fifth image is in no pair.
+    assert paired_diversity(classifier, made, labels) == 0
     assert paired_diversity(classifier, made, None) > 0
     assert paired_diversity(classifier, made[:1], None) == 0
 

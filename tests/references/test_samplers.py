@@ -221,8 +221,9 @@ def test_variance_of_a_step_is_that_of_bayes_rule():
     assert samplers.posterior_coefficients(level, next_level) == pytest.approx(expected, rel=1e-10)
 
 
-def test_inverse_of_ddim_returns_to_the_noise():
-    schedule = make_schedule("cosine", 1000)
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_inverse_of_ddim_returns_to_the_noise(zero_terminal_snr: bool):
+    schedule = make_schedule("cosine", 1000, zero_terminal_snr)
     denoiser, (x, draws) = mixture(schedule), latent(32)
     made = samplers.ddim(denoiser, x, schedule, draws, 200)
     errors = []

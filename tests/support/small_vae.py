@@ -56,12 +56,6 @@ def batch(count: int, images_seen: int = 0, epoch: int = 0) -> tuple[Batch, Draw
     return Batch(images, index % 5, images_seen), Draws.of(0, index, epoch)
 
 
-def part_of(whole: Batch, start: int, stop: int) -> tuple[Batch, Draws]:
-    part = slice(start, stop)
-    draws = Draws.of(0, torch.arange(start, stop))
-    return Batch(whole.images[part], whole.labels[part], whole.images_seen), draws
-
-
 def loss(made: VAEObjective, vae: nn.Module, given: tuple[Batch, Draws]) -> dict[str, Tensor]:
     return made.loss({"vae": vae}, given[0], made.phases[0], given[1])
 
