@@ -321,7 +321,7 @@ def test_permutation_differs_for_each_epoch_and_seed(seed: int, epoch: int):
     assert (permutation(0, 0, 1000) == permutation(seed, epoch, 1000)).sum() <= 8
 
 
-def test_permutation_brings_every_image_to_every_position():
+def test_permutation_is_uniform_over_positions():
     firsts = torch.stack([permutation(0, epoch, 8) for epoch in range(1000)])
     counts = torch.stack([torch.bincount(place, minlength=8) for place in firsts.T]).double()
     # 64 cells of 125: a chi-square of 49 degrees of freedom; four standard deviations.

@@ -91,7 +91,7 @@ def test_the_masses_of_all_grey_levels_sum_to_one(mean: float, scale: float):
     assert float(torch.exp(-nll).sum()) == pytest.approx(1, abs=3e-10)
 
 
-def test_impossible_grey_levels_stay_finite_with_their_gradient():
+def test_improbable_grey_levels_have_a_finite_nll_and_gradient():
     mean = torch.full((256,), 3.0, requires_grad=True)
     log_scale = torch.full((256,), -6.0, requires_grad=True)
     nll = grey_level_nll(LEVELS.float(), mean, log_scale)
@@ -105,10 +105,10 @@ def test_float32_masses_are_right_far_from_the_mean():
     mean, log_scale = torch.tensor(-0.5).double(), torch.tensor(math.log(0.05)).double()
     exact = grey_level_nll(LEVELS, mean, log_scale)
     single = grey_level_nll(LEVELS.float(), mean.float(), log_scale.float()).double()
-    certain = exact < 25  # beyond it the mass is held at 1e-12
+    certain = exact < 25  # beyond it the mass is clamped to 1e-12
     # Seven deviations off, float32's 6e-8 in the mean changes the logarithm by 1e-5.
     torch.testing.assert_close(single[certain], exact[certain], rtol=0, atol=1e-3)
 
 
-def test_prior_is_nothing_without_signal():
+def test_prior_kl_is_zero_at_zero_snr():
     assert not prior_kl(make_schedule("linear", 100, zero_terminal_snr=True), images()).any()

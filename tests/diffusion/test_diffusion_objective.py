@@ -67,7 +67,7 @@ def test_loss_starts_at_one_with_a_net_that_predicts_zero():
     assert abs(found - 1) < 4 * math.sqrt(2 / (64 * 8 * 8 * 3))
 
 
-def test_the_bound_teaches_the_variance_and_not_the_mean():
+def test_the_bound_trains_the_variance_and_not_the_mean():
     config = replace(SMALL, learned_variance=True)
     made, net = objective(config), unet(config)
     found = loss(made, net, batch(8))
@@ -151,5 +151,5 @@ def test_a_tiny_net_overfits_eight_images(prediction: Any):
         optimizer.step()
         losses.append(float(found.detach()))
     first, last = sum(losses[:5]) / 5, sum(losses[-20:]) / 20
-    # A net that learns nothing stays at 1; 0.3 (v) and 0.2 (eps) were reached.
+    # An untrained net has 1; 0.3 (v) and 0.2 (eps) were reached.
     assert last < 0.5 * first

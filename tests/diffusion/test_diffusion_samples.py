@@ -53,7 +53,7 @@ def test_samples_are_finite_over_all_timesteps(sampler: Any, zero_terminal_snr: 
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
-def test_a_learned_variance_samples_with_any(variance: Any):
+def test_a_net_with_learned_variance_samples_with_any_variance(variance: Any):
     config = replace(SMALL, learned_variance=True)
     made = objective(config, replace(SAMPLE, sampler="ddpm", variance=variance))
     images = made.sample({"net": unet(config)}, 2, None, Draws.of(0, torch.arange(2)))
@@ -87,7 +87,7 @@ def test_guidance_extrapolates_from_no_class_to_the_class(guidance: float):
     torch.testing.assert_close(out.eps, expected, rtol=0, atol=1e-12)  # rounding
 
 
-def test_clipping_keeps_image_and_noise_in_agreement():
+def test_clipping_keeps_x_0_and_eps_consistent():
     made, x = objective(), 3 * torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for t in (0, 20, 49):
         alpha, sigma = made.schedule.alphas[t], made.schedule.sigmas[t]

@@ -60,7 +60,7 @@ def test_half_of_the_images_are_mirrored():
     assert abs(float(flipped.double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 4000)
 
 
-def test_a_flip_exchanges_left_and_right_of_those_images_only():
+def test_flip_images_mirrors_the_given_images_only():
     images, flipped = pixels(3, 4), torch.tensor([True, False, True])
     made = flip_images(images, flipped)
     assert made.dtype == torch.uint8

@@ -61,5 +61,5 @@ def test_v_and_x_0_serve_a_level_without_signal():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_simple_weighs_every_timestep_alike(kind: PredictionKind):
+def test_simple_weights_are_one(kind: PredictionKind):
     assert torch.equal(loss_weight(kind, "simple", linear(10).snr), torch.ones(10).double())

@@ -68,9 +68,7 @@ def test_second_order_samplers_beat_ddim_at_equal_steps(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
-def test_a_denoiser_that_knows_the_image_ends_at_it(
-    name: SamplerName, steps: int, zero_terminal_snr: bool
-):
+def test_a_denoiser_of_one_image_samples_it(name: SamplerName, steps: int, zero_terminal_snr: bool):
     schedule = make_schedule("linear", 50, zero_terminal_snr)
     x, draws = latent(4)
     image = x.flip(0).clamp(-1, 1)

@@ -80,7 +80,7 @@ def test_gradient_reaches_every_parameter(variant: dict[str, Any]):
 
 
 @variants
-def test_image_time_and_class_all_count(variant: dict[str, Any]):
+def test_output_depends_on_image_time_and_class(variant: dict[str, Any]):
     net = perturbed(UNet(replace(TINY, **variant), 8, num_classes=5))
     x, t, labels, _ = inputs()
     base = net(x, t, labels)
@@ -137,7 +137,7 @@ def test_dropout_acts_only_with_draws():
     assert torch.equal(off, none(x, t, None, draws))
 
 
-def test_every_block_drops_by_draws_of_its_own():
+def test_every_block_has_its_own_dropout_draws():
     net = UNet(replace(TINY, num_blocks=[3, 3]), 8)
     names = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(names) == len(set(names)) == 3 + 3 + 4 + 4 + 2
@@ -169,7 +169,7 @@ def test_a_class_conditional_net_needs_labels():
         ({"num_heads": -1}, r"model\.num_heads"),
     ],
 )
-def test_a_bad_setting_is_named(changes: dict[str, Any], named: str):
+def test_invalid_settings_are_named(changes: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
         UNet(replace(TINY, **changes), 8)
 

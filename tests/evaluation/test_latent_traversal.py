@@ -28,7 +28,7 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
     return Draws.of(seed, torch.arange(count)).uniform("pictures", (3, 8, 8)) * 2 - 1
 
 
-def test_a_jump_differs_from_even_steps(classifier: Classifier):
+def test_smoothness_tells_a_jump_from_even_steps(classifier: Classifier):
     a, b = pictures(2)
     jump = torch.stack([a, a, a, b, b])
     still = a.expand(5, -1, -1, -1)

@@ -146,7 +146,9 @@ def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Pat
     assert path.read_bytes() == whole
 
 
-def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Path, engine: Engine):
+def test_training_a_classifier_does_not_change_the_global_random_state(
+    tmp_path: Path, engine: Engine
+):
     data = two_shapes(4)
     torch.manual_seed(5)
     expected = Classifier(2).state_dict()

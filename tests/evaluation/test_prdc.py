@@ -25,7 +25,7 @@ def test_equal_distributions_have_the_stated_values():
     assert found["precision"] > 0.9 and found["recall"] > 0.9
 
 
-def test_few_rows_at_a_time_find_the_same(monkeypatch: pytest.MonkeyPatch):
+def test_results_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch):
     made, real = sets()
     whole, near = prdc(made, real), nearest_neighbours(made, real)
     monkeypatch.setattr(prdc_module, "_MAX_DISTANCES", 500)

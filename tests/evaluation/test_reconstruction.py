@@ -45,7 +45,7 @@ def test_a_known_error_is_found_in_grey_levels(engine: Engine) -> None:
     assert found["ssim"] == pytest.approx(float(ssim(real + 5, real).mean()))
 
 
-def test_it_is_the_error_of_decoded_means_and_small_images_have_no_ssim(engine: Engine) -> None:
+def test_error_is_that_of_decoded_means_and_small_images_have_no_ssim(engine: Engine) -> None:
     torch.manual_seed(0)
     net, objective, data = small_vae.net(), small_vae.objective(), noise(8)
     index = torch.tensor([7, 2, 3])

@@ -41,7 +41,7 @@ def test_initialize_standardises_every_actnorm_in_turn(name: str):
         assert (z.var((0, 2, 3), correction=0) - 1).abs().max() < 1e-3, path
 
 
-def test_initialize_is_the_same_for_any_number_of_threads_and_does_not_start_training():
+def test_initialize_does_not_depend_on_threads_or_change_the_random_state():
     made, first = objective(), flow()
     second = copy.deepcopy(first)
     threads = torch.get_num_threads()

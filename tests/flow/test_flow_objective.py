@@ -75,7 +75,7 @@ def test_temperatures_show_the_same_latents_row_by_row():
     assert sheet.shape == (6, 10, 3, 8, 8)
     inside = (sheet[5].abs() < 1) & (sheet[0].abs() < 1)
     torch.testing.assert_close(2 * sheet[0][inside], sheet[5][inside], rtol=0, atol=1e-5)
-    # Whatever images the sheet is drawn beside.
+    # They do not depend on the images.
     again = made.visualize(net, *batch(6, epoch=3))["temperatures"]
     assert torch.equal(sheet, again)
 

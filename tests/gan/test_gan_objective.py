@@ -58,7 +58,7 @@ def test_lazy_r1_is_scaled_by_its_interval():
         torch.testing.assert_close(found["loss"], expected)
 
 
-def test_r1_leaves_spectral_norm_and_the_mode_of_the_net_alone():
+def test_r1_does_not_change_spectral_norms_or_the_training_mode():
     with_r1, own = objective(r1=10.0, sees_batch=False), nets("residual")
     without, other = objective(sees_batch=False), copy.deepcopy(own)
     loss(with_r1, own, batch(4), D)
@@ -129,7 +129,7 @@ def test_few_steps_learn_to_discriminate(architecture):
     assert fooled[-1]["loss"] < 0.5 * fooled[0]["loss"]
 
 
-def test_temperature_draws_latents_nearer_to_zero():
+def test_temperature_scales_latents():
     made, own = objective(), {name: net.eval() for name, net in nets().items()}
     draws = Draws.of(4, torch.arange(50))
     spread = [

@@ -68,7 +68,7 @@ def test_augmentation_passes_gradients():
 @pytest.mark.parametrize("side", [8, 16, 32])
 @pytest.mark.parametrize("classes", [None, NUM_CLASSES])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_networks_fit_each_other(architecture, classes, side):
+def test_the_discriminator_takes_the_generators_images(architecture, classes, side):
     made = nets(architecture, classes, side)
     labels = None if classes is None else torch.arange(5) % classes
     images = made["generator"](torch.randn(5, LATENT, dtype=torch.float64), labels)

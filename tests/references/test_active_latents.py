@@ -59,7 +59,7 @@ def test_order_and_repetition_of_images_do_not_matter(engine: Engine):
     assert measure(engine, order) == measure(engine, torch.arange(64))
 
 
-def test_images_all_alike_have_no_active_dimension(engine: Engine):
+def test_equal_images_have_no_active_dimension(engine: Engine):
     assert measure(engine, torch.zeros(5, dtype=torch.int64))["num_active"] == 0
     assert measure(engine, torch.tensor([3]))["active_latents"] == 0
 

@@ -57,7 +57,7 @@ def reference(net: nn.Module, setting: dict[str, Any]) -> torch.optim.Optimizer:
     named = dict(net.named_parameters())
     rest = [p for name, p in named.items() if name not in DECAYED]
     groups = [{"params": [named[name] for name in DECAYED]}, {"params": rest, "weight_decay": 0.0}]
-    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it takes no whole numbers
+    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it refuses integers
     return torch.optim.AdamW(groups, **floats, foreach=False, fused=False)
 
 

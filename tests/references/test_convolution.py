@@ -137,7 +137,7 @@ def test_results_do_not_depend_on_the_number_of_threads_or_the_batch():
 
 def test_gradient_of_the_weights_is_zero_for_an_empty_batch():
     x, weight, bias = numbers(0, torch.float32)
-    held = torch.full((64, *weight.shape), 7.0)  # memory that comes back full of sevens
+    held = torch.full((64, *weight.shape), 7.0)  # freed memory that may be reused
     del held
     found = outputs_and_gradients(ours, [x[:0], weight, bias])
     assert found[0].shape == (0, 64, 8, 8)

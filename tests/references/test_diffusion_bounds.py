@@ -1,4 +1,4 @@
-"""The variational bound against a loop of its own, in the manner of the papers' code.
+"""The variational bound against an independent loop, in the manner of the papers' code.
 
 Ho et al. 2020, "Denoising diffusion probabilistic models", equations 5, 7 and 13, and Nichol and
 Dhariwal 2021, "Improved denoising diffusion probabilistic models", equations 10 to 15: variances
@@ -105,7 +105,7 @@ def test_terms_are_those_of_an_independent_loop(
         if t == 0:
             scale = math.exp(0.5 * log_variance)
             nats = -log_mass_of_level(levels, x_0, mean, scale, half)
-            nats = np.minimum(nats, -math.log(1e-12))  # the mass is held at 1e-12 or more
+            nats = np.minimum(nats, -math.log(1e-12))  # the mass is clamped to 1e-12
         else:
             nats = gaussian_kl(true_mean, log_clipped[t], mean, log_variance)
         np.testing.assert_allclose(
@@ -140,14 +140,14 @@ def test_l_0_of_a_perfect_net_is_the_mass_within_half_a_level(variance: str) -> 
 
 
 def test_l_0_of_dequantised_images_is_the_mass_of_their_levels_bin() -> None:
-    """Wherever in its bin an image lies: what is modelled is the stored level."""
+    """Anywhere in its bin: the stored level is modelled."""
     levels = torch.arange(256.0, dtype=torch.float64)
     mean = torch.linspace(-1.1, 1.1, 256, dtype=torch.float64)
     log_scale = torch.tensor(math.log(0.03), dtype=torch.float64)
     for pixels in (STANDARD, DEQUANTIZED):
         width, middle = pixels.bin_width, pixels.from_levels(levels)
         log_mass = log_mass_of_level(levels.numpy(), middle.numpy(), mean.numpy(), 0.03, width / 2)
-        expected = np.minimum(-log_mass, -math.log(1e-12))  # the mass is held at 1e-12 or more
+        expected = np.minimum(-log_mass, -math.log(1e-12))  # the mass is clamped to 1e-12
         for within in (-0.49, 0.0, 0.3, 0.49):
             found = discretized_gaussian_nll(middle + within * width, mean, log_scale, pixels)
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)

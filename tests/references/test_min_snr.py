@@ -41,7 +41,7 @@ def test_weights_are_the_papers(kind: PredictionKind, gamma: float, expected: li
 @pytest.mark.parametrize("kind", ["v", "x_0"])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_first_timestep_of_sampling_is_trained_with_zero_terminal_snr(
+def test_the_last_timestep_is_trained_with_zero_terminal_snr(
     kind: PredictionKind, name: str, dtype: torch.dtype
 ):
     snr = make_schedule(name, 1000, zero_terminal_snr=True).snr.to(dtype)

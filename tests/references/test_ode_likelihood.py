@@ -175,7 +175,7 @@ def test_density_is_the_known_one(
     schedule, data = make_schedule(kind, 1000, zero_terminal_snr), mixture(components, spread)
     x = at_level(data, 1, 0).sample((6,))
     expected = at_level(data, float(schedule.alphas[0]), float(schedule.sigmas[0])).log_prob(x)
-    # What is left of the signal at the last timestep of the linear schedule counts as noise.
+    # The linear schedule leaves some signal at the last timestep, which counts as noise.
     end = 0.002 if kind == "linear" and not zero_terminal_snr else 0.0
     fine = path(schedule, 256)
     found = ode_log_density(denoiser_of(data, schedule), x, schedule, fine, None)

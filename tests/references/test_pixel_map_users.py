@@ -89,7 +89,7 @@ def classified(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[np.ndarr
     return spy
 
 
-def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) -> None:
+def test_image_grids_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) -> None:
     numbers = Draws.of(0, torch.arange(COUNT))
     data = SimpleNamespace(images=lambda _: stored.levels[:1])
     batches: Any = SimpleNamespace(first_images=lambda *_: (None, numbers), data=data)

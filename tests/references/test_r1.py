@@ -54,14 +54,14 @@ def penalty_of(net: nn.Module, **config: Any) -> tuple[Tensor, list[Tensor], Ten
 
 
 @pytest.mark.parametrize("interval", [1, 16])
-def test_of_a_linear_discriminator_it_is_the_squared_weight(interval: int):
+def test_r1_of_a_linear_discriminator_is_the_squared_weight(interval: int):
     net = Quadratic(0.0)
     found, (_, slope), _ = penalty_of(net, r1_interval=interval)
     torch.testing.assert_close(found, net.weight.square().sum())
     torch.testing.assert_close(slope, interval * GAMMA * net.weight.detach())
 
 
-def test_it_is_of_the_stored_images_before_they_are_augmented():
+def test_r1_is_of_the_images_before_augmentation():
     """Of x'' = M x + b with a linear D the slope is M^T w, for the M that each image draws."""
     net = Quadratic(0.0)
     found, _, _ = penalty_of(net, augment=["color"])
@@ -75,7 +75,7 @@ def test_it_is_of_the_stored_images_before_they_are_augmented():
     torch.testing.assert_close(found.detach(), torch.stack(slopes).mean())
 
 
-def test_of_a_quadratic_discriminator_it_is_the_squared_affine_slope():
+def test_r1_of_a_quadratic_discriminator_is_the_squared_affine_slope():
     net = Quadratic(0.01)
     found, (of_matrix, of_weight), real = penalty_of(net)
     x = real.flatten(1)
@@ -88,7 +88,7 @@ def test_of_a_quadratic_discriminator_it_is_the_squared_affine_slope():
     torch.testing.assert_close(of_matrix, expected)
 
 
-def test_of_a_residual_net_it_is_that_of_finite_differences():
+def test_r1_of_a_residual_net_is_that_of_finite_differences():
     net = nets("residual")["discriminator"]
     found, slopes, real = penalty_of(net)
     net.eval()  # no power iteration, as in the penalty itself
@@ -145,7 +145,7 @@ def test_compiled_nets_have_the_same_penalty_and_gradients():
         torch.testing.assert_close(mine, other)
 
 
-def test_uncompiled_runs_the_net_itself_with_its_hooks():
+def test_uncompiled_runs_a_net_in_eager_mode_with_its_hooks():
     torch._dynamo.reset()
     net = nn.Sequential(nn.Linear(3, 1))
     ran: list[str] = []

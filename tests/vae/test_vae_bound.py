@@ -38,7 +38,7 @@ def two_pixels() -> Batch:
 
 
 def converged(likelihood: Any, known: Known, num_samples: int, chunks: int = 50) -> Tensor:
-    """Weigh many samples, a chunk of images with draws of their own at a time: nats [4]."""
+    """Return the bound of many samples, from chunks with different draws: nats [4]."""
     made = objective(replace(SMALL, likelihood=likelihood), latent=2)
     whole = two_pixels()
     many = Batch(whole.images.repeat(chunks, 1, 1, 1), whole.labels.repeat(chunks))
@@ -74,7 +74,7 @@ def test_importance_weighted_logistic_converges_to_the_known_mass():
 
 
 @likelihoods
-def test_nats_lie_above_the_known_mass(likelihood: Any):
+def test_nats_exceed_the_known_nll(likelihood: Any):
     known = Known(slope=0.6, offset=0.05, log_scale=-1.0)
     close = converged(likelihood, known, 20_000)
     made = objective(replace(SMALL, likelihood=likelihood), latent=2)
@@ -85,7 +85,7 @@ def test_nats_lie_above_the_known_mass(likelihood: Any):
     assert float(gap.mean()) > 4 * float(gap.std()) / math.sqrt(4 * times) > 0
 
 
-def test_no_importance_samples_are_refused():
+def test_zero_importance_samples_are_refused():
     whole, draws = batch(2)
     with pytest.raises(UserError, match="num_samples is 0"):
         objective().importance_weighted_nats({"vae": net()}, whole, draws, 0)

@@ -52,7 +52,7 @@ def test_mass_is_the_difference_of_sigmoids(level: int, mean: float, scale: floa
     upper = 1.0 if level == 255 else below(x + 1 / 255)
     lower = 0.0 if level == 0 else below(x - 1 / 255)
     mass = upper - lower
-    # The difference itself has 1e-16 of error, which a mass of 1e-9 feels.
+    # The difference itself has 1e-16 of error, which matters for a mass of 1e-9.
     assert math.exp(-float(nll)) == pytest.approx(mass, rel=1e-9, abs=1e-15)
 
 

@@ -50,7 +50,7 @@ def test_beta_warm_up_and_free_bits_change_the_loss_and_not_the_bound():
         draws.bits("flip", 1)[0][:, :1, None, None] >= 2**31, whole.images.flip(2), whole.images
     )
     paid = vae.encoder(STANDARD.scale(images, torch.float64)).kl().clamp(min=1.7).sum(1).mean()
-    assert float(paid.detach()) > float(plain["kl"].detach()) + 0.1  # so free bits are felt
+    assert float(paid.detach()) > float(plain["kl"].detach()) + 0.1  # so free bits take effect
     expected = (plain["reconstruction_nll"] + 0.75 * paid) / (D * math.log(2))
     torch.testing.assert_close(other["loss"], expected, rtol=1e-12, atol=0)
 

@@ -47,7 +47,7 @@ def test_noise_is_that_of_the_likelihood():
     assert abs(float(found) - 1) < 0.05
 
 
-def test_labels_change_nothing():
+def test_labels_are_ignored():
     made, nets = objective(), {"vae": net()}
     labelled = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
     assert torch.equal(labelled, made.sample(nets, 3, None, draws_of(3)))
