@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_OFFSET = 0.008  # of the cosine schedule, so that the first betas are not too small
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -63,10 +65,10 @@ def linear(num_timesteps: int) -> Schedule:
     return Schedule(torch.cumprod(1 - betas.clamp(max=0.999), 0))
 
 
-def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
+def cosine(num_timesteps: int) -> Schedule:
     """Return the cosine schedule (Nichol and Dhariwal 2021, equation 17); betas <= 0.999."""
     time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
-    signal = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    signal = torch.cos((time + _OFFSET) / (1 + _OFFSET) * math.pi / 2) ** 2
     betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
     return Schedule(torch.cumprod(1 - betas, 0))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.common.progress import advance, progress
-from dgm.evaluation.classifier import Classifier, to_input
+from dgm.evaluation.classifier import BATCH, Classifier, to_input
 from dgm.training.engine import Engine
 
 Forward = Callable[[np.ndarray], tuple[Tensor, Tensor]]
@@ -66,7 +66,7 @@ def classifier_features(net: Classifier) -> FeatureExtractor:
         features = net.features(to_input(images, device))
         return features, net.out(features)
 
-    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, 500)
+    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, BATCH)
 
 
 def fingerprint(net: nn.Module) -> str:

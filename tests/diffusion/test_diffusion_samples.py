@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_diffusion import NUM_CLASSES, SAMPLE, SMALL, RecordingNet, objective, unet
 
-from dgm.diffusion.objective import DiffusionConfig, DiffusionSampleConfig
+from dgm.diffusion.objective import DiffusionConfig
 from dgm.diffusion.samplers import SamplerName
 from dgm.rng import Draws
 
@@ -41,15 +41,6 @@ def test_samples_are_finite_at_any_number_of_steps(
     assert images.isfinite().all()
     assert images.abs().max() <= 1
     assert not torch.equal(images[0], images[1])
-
-
-@pytest.mark.parametrize("sampler", get_args(SamplerName))
-@pytest.mark.parametrize("zero_terminal_snr", [False, True])
-def test_samples_are_finite_over_all_timesteps(sampler: Any, zero_terminal_snr: bool):
-    config = DiffusionConfig(num_timesteps=400, zero_terminal_snr=zero_terminal_snr, prediction="v")
-    made = objective(config, DiffusionSampleConfig(sampler, 400), torch.float32)
-    images = made.sample({"net": RecordingNet()}, 2, None, Draws.of(0, torch.arange(2)))
-    assert images.isfinite().all() and images.abs().max() <= 1
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])

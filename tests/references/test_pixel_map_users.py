@@ -24,6 +24,7 @@ from dgm.diffusion import sdedit
 from dgm.evaluation import online_eval, sampler_sweep
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.distances import FeatureStatistics
+from dgm.evaluation.image_similarity import ssim
 from dgm.evaluation.likelihood import ImageSubset
 from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.images import grid
@@ -133,6 +134,9 @@ def test_reconstructions_are_compared_in_grey_levels(stored: Stored, engine: Eng
     levels = stored.levels.astype(float)
     error = np.sqrt(((0.5 * levels + 3 - levels) ** 2).mean())
     assert found["rms_error_grey_levels"] == pytest.approx(error, rel=1e-9)
+    assert found["psnr_db"] == pytest.approx(20 * np.log10(255 / error))
+    real = torch.from_numpy(levels).permute(0, 3, 1, 2)
+    assert found["ssim"] == pytest.approx(float(ssim(0.5 * real + 3, real).mean()))
 
 
 def odd_diffusion() -> Any:
