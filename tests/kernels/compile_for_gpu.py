@@ -34,7 +34,6 @@ from dgm.nn.layers import NormAct
 from dgm.objective import Batch
 from dgm.rng import Draws
 
-BATCH = 2
 CLASSES = 10
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -70,8 +69,8 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
     objective = DiffusionObjective(
         DiffusionConfig(), DiffusionSampleConfig(), (size, size, 3), CLASSES, backend="kernel"
     )
-    index = torch.arange(BATCH)
-    batch = Batch(torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), index % CLASSES)
+    index = torch.arange(1)
+    batch = Batch(torch.zeros(1, size, size, 3, dtype=torch.uint8), index)
     net = net.to(memory_format=torch.channels_last)
     with precompile.collect() as launches, torch.autocast("cpu", torch.bfloat16):
         objective.loss({"net": net}, batch, objective.phases[0], Draws.of(0, index, index))
@@ -120,13 +119,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--blocks", type=int, default=2, help="residual blocks of each level")
     parser.add_argument("--larger", action="store_true", help="also of images of 64 x 64")
     parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     driver.set_active(AbsentGpu(args.capability))
     kinds: dict[Any, Any] = {}
     for dropout in args.dropout:
-        kinds |= collect(UNetConfig(dropout=dropout), 32).kinds
+        config = UNetConfig(dropout=dropout, num_blocks=[args.blocks] * 4)
+        kinds |= collect(config, 32).kinds
     if args.larger:
         one_level = UNetConfig(channel_mult=[1], num_blocks=[1], attention_at=[])
         kinds |= collect(one_level, 64).kinds

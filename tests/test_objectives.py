@@ -1,4 +1,7 @@
-"""What every family's objective promises: means over images, flips, samples, likelihoods."""
+"""Objectives of all families and their variants: means over images, flips, samples, likelihoods.
+
+What a family as configured by `launch/configs/*_tiny.yaml` guarantees: test_contract.
+"""
 
 from __future__ import annotations
 
