@@ -12,27 +12,30 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-OPTIONS = ("--dropout", "0.1", "--blocks", "1", "--larger")
+NETS = ("64:128", "32:128", "16:384", "4:256")
+"""Sizes and channels of nets that need every kind of tile: several of an image, the largest, those
+with groups of 12 and 24 channels, and the smallest."""
 
 pytest.importorskip("triton")
 
 
-def compile_for_gpu(cache: Path, *options: str) -> dict[str, Any]:
+def compile_for_gpu(cache: Path, *nets: str) -> list[dict[str, Any]]:
     """Compile in a process of its own, since this one interprets kernels."""
     env = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     env.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(HERE / "compile_for_gpu.py"), "90", *options]
+    command = [sys.executable, str(HERE / "compile_for_gpu.py"), "90"]
+    command += ["--dropout", "0.1", "--nets", *nets]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    kernels: list[dict[str, Any]] = json.loads(done.stdout)["kernels"]
+    return kernels
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the cache and the kernels of a U-Net with one block per level, DDPM's otherwise."""
+    """Return a cache and the kernels compiled into it."""
     cache = tmp_path_factory.mktemp("cache")
-    return cache, compile_for_gpu(cache, *OPTIONS)["kernels"]
+    return cache, compile_for_gpu(cache, *NETS)
 
 
 @pytest.mark.slow
@@ -51,13 +54,14 @@ def test_kernels_of_a_training_step_compile_for_a_gpu_without_spilling(
         if "WHOLE" in kernel["flags"] and not small:
             limit = 45 + 15 * ("DROP" in kernel["flags"])  # Philox takes 12 or more of them
             assert kernel["instructions_per_element"] < limit, kernel
-    # Neither the purpose of a draw nor the address of a tensor makes another kernel.
-    assert len(kernels) <= 40
+    # A net has three kinds of norms; no purpose of a draw or address of a tensor makes another.
+    assert len([kernel for kernel in kernels if kernel["kernel"] != "noise"]) <= 6 * len(NETS)
 
 
 @pytest.mark.slow
 def test_cached_kernels_are_not_compiled_again(compiled: tuple[Path, list[dict[str, Any]]]):
     cache, kernels = compiled
     files = sorted(cache.rglob("*.cubin"))
-    assert compile_for_gpu(cache, *OPTIONS)["kernels"] == kernels
+    again = compile_for_gpu(cache, NETS[0])
+    assert all(kernel in kernels for kernel in again) and len(again) > 5
     assert sorted(cache.rglob("*.cubin")) == files and len(files) == len(kernels)
