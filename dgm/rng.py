@@ -110,11 +110,6 @@ class Draws:
         step = self.step[part] if self.step.ndim else self.step
         return Draws(self.key, self.index[part], step)
 
-    def repeat(self, times: int) -> Draws:
-        """Return the draws of a batch that repeats these images, equal in each copy."""
-        step = self.step.repeat(times) if self.step.ndim else self.step
-        return Draws(self.key, self.index.repeat(times), step)
-
     def bits(self, purpose: str, count: int) -> Lanes:
         """Draw `count` 32-bit numbers per image as four lanes, each int64 [B, ceil(count / 4)]."""
         block = torch.arange((count + 3) // 4, device=self.index.device)[None, :]
@@ -144,7 +139,7 @@ class Draws:
         return (first_lane * high) >> 32
 
     def keep_mask(self, purpose: str, shape: tuple[int, ...], drop: float) -> Tensor:
-        """Draw a bool mask [B, *shape] that is False with probability `drop` (16 bits fine)."""
+        """Draw a bool mask [B, *shape], False with probability `drop` (rounded to 2^-16)."""
         lanes = self.bits(purpose, (math.prod(shape) + 1) // 2)
         halves = tuple(h for lane in lanes for h in (lane & 0xFFFF, lane >> 16))
         threshold = round(drop * 65536)

@@ -28,36 +28,35 @@ class Net(nn.Module):
         return self.layers(x)
 
 
-def test_a_net_is_compiled_in_place():
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the compiler's backend by one that runs the traced graph; return its runs."""
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
+        seen.append("compiled")
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compile_(call, backend=backend))
+    return seen
+
+
+def test_a_net_is_compiled_in_place(compilations: list[str]):
     net = Net()
     plain, keys = copy.deepcopy(net), list(net.state_dict())
-    seen: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
-        seen.append("compiled")
-        return graph.forward
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda call, **_: _dynamo(call, backend))
-        compile_net(net)
-        x = torch.randn(5, 3)
-        assert torch.equal(net(x), plain(x))
-    assert seen == ["compiled"] and list(net.state_dict()) == keys
-    assert torch.equal(copy.deepcopy(net)(x), plain(x)) and seen == ["compiled"]
+    compile_net(net)
+    x = torch.randn(5, 3)
+    assert torch.equal(net(x), plain(x))
+    assert compilations == ["compiled"] and list(net.state_dict()) == keys
+    assert torch.equal(copy.deepcopy(net)(x), plain(x)) and compilations == ["compiled"]
 
 
-def test_a_compiled_net_in_forward_mode_runs_as_it_is_and_stays_compiled(
-    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+def test_a_compiled_net_runs_uncompiled_in_forward_mode_only(
+    compilations: list[str], recwarn: pytest.WarningsRecorder
 ):
-    seen: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
-        seen.append("compiled")
-        return graph.forward
-
     net = Net()
     plain = copy.deepcopy(net)
-    monkeypatch.setattr(torch, "compile", lambda call, **_: _dynamo(call, backend))
     compile_net(net)
     x, move = torch.randn(2, 5, 3)
     expected = torch.func.jvp(plain, (x,), (move,))
@@ -65,14 +64,10 @@ def test_a_compiled_net_in_forward_mode_runs_as_it_is_and_stays_compiled(
     with forward_ad.dual_level():
         moved = forward_ad.unpack_dual(net(forward_ad.make_dual(x, move)))
         assert torch.equal(moved.tangent, expected[1])
-    assert not seen
+    assert not compilations
     net(x)
-    assert seen == ["compiled"]
+    assert compilations == ["compiled"]
     assert not [w for w in recwarn if "runs uncompiled" in str(w.message)]
-
-
-def _dynamo(call: Callable, backend: Callable) -> Callable:
-    return torch._dynamo.optimize(backend)(call)
 
 
 @pytest.mark.slow
@@ -148,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
 
 
 @pytest.mark.slow
-def test_a_cache_that_torch_cannot_make_is_an_error_in_one_line(
+def test_a_cache_that_torch_cannot_make_is_a_one_line_error(
     run_script: Callable, tiny_config: Path, tmp_path: Path
 ):
     words = [LAUNCH / "train_ddpm.py", "--config", tiny_config, "--run.dir", tmp_path / "run"]
@@ -159,7 +154,7 @@ def test_a_cache_that_torch_cannot_make_is_an_error_in_one_line(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_a_run_says_so_once_and_goes_on(
+def test_without_a_compiler_a_run_warns_once_and_continues(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
     missing = {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -29,7 +29,7 @@ SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "heun"]
 class NoiseLevel(NamedTuple):
     """One noise level that a sampler visits."""
 
-    t: int  # -1 stands for the clean image
+    t: int  # -1 for the clean image
     alpha: float
     sigma: float
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgm.common.errors import UserError
+_OFFSET = 0.008  # of the cosine schedule, so that the first betas are not too small
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,8 @@ class Schedule:
         return Schedule(alphas**2)
 
     def timesteps(self, steps: int) -> list[int]:
-        """Return `steps` timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
+        """Return `steps` of the timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
         total = self.num_timesteps
-        if not 1 <= steps <= total:
-            raise UserError(
-                f"sample.steps is {steps}: choose 1 to {total}, the run's diffusion.num_timesteps"
-            )
         return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
 
 
@@ -69,17 +65,15 @@ def linear(num_timesteps: int) -> Schedule:
     return Schedule(torch.cumprod(1 - betas.clamp(max=0.999), 0))
 
 
-def cosine(num_timesteps: int, offset: float = 0.008) -> Schedule:
+def cosine(num_timesteps: int) -> Schedule:
     """Return the cosine schedule (Nichol and Dhariwal 2021, equation 17); betas <= 0.999."""
     time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
-    signal = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    signal = torch.cos((time + _OFFSET) / (1 + _OFFSET) * math.pi / 2) ** 2
     betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
     return Schedule(torch.cumprod(1 - betas, 0))
 
 
 def make_schedule(name: str, num_timesteps: int, zero_terminal_snr: bool = False) -> Schedule:
-    """Return the schedule `linear` or `cosine`; raise UserError for fewer than 2 timesteps."""
-    if num_timesteps < 2:
-        raise UserError(f"diffusion.num_timesteps is {num_timesteps}: choose 2 or more")
+    """Return the schedule `linear` or `cosine`, of at least 2 timesteps."""
     schedule = {"linear": linear, "cosine": cosine}[name](num_timesteps)
     return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule

@@ -45,7 +45,7 @@ class UNetConfig:
     num_heads: int = 1
     """Heads of each attention."""
     dropout: float = 0.1
-    """Share of features dropped inside each residual block."""
+    """Fraction of features dropped inside each residual block."""
     patch_size: int = 1
     """Side of the pixel squares folded into channels at the entry (pixel unshuffle)."""
     skips: Literal["concat", "add"] = "concat"

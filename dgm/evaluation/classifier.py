@@ -21,15 +21,18 @@ from dgm.tensor_files import save_tensors
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 
+BATCH = 500  # images that are classified at once
+_TRAINING_BATCH = 100
+
 
 class Classifier(nn.Module):
     """Three stages of convolutions; [B, 3, H, W] in [-1, 1] to logits [B, classes]."""
 
-    def __init__(self, num_classes: int, width: int = 32, channels: int = 3):
+    def __init__(self, num_classes: int, width: int = 32):
         """Build a net of about 0.3 M parameters at the default width."""
         super().__init__()
         stages: list[nn.Module] = []
-        inputs = channels
+        inputs = 3
         for outputs in (width, 2 * width, 4 * width):
             for _ in range(2):
                 stages += [
@@ -61,7 +64,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    data: Images, num_classes: int, epochs: int, seed: int, device: torch.device, batch: int = 100
+    data: Images, num_classes: int, epochs: int, seed: int, device: torch.device
 ) -> Classifier:
     """Train on all images of a data set, reproducibly by the seed on one machine.
 
@@ -70,10 +73,10 @@ def train_classifier(
     net = _initialized(num_classes, seed).to(device).to(memory_format=torch.channels_last)
     use_kernels(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
-    per_epoch = -(-len(data) // batch)
+    per_epoch = -(-len(data) // _TRAINING_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch)
     for epoch in range(epochs):
-        for index in permutation(seed, epoch, len(data)).split(batch):
+        for index in permutation(seed, epoch, len(data)).split(_TRAINING_BATCH):
             advance(len(index))
             loss = functional.cross_entropy(
                 net(to_input(data.images(index.numpy()), device)),
@@ -136,21 +139,21 @@ def _read(path: Path, num_classes: int) -> Classifier | None:
 
 
 @torch.no_grad()
-def classify(net: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
+def classify(net: Classifier, images: np.ndarray) -> np.ndarray:
     """Return the likeliest class of each of uint8 [N, H, W, C], int64 [N]."""
-    return torch.cat([net(x).argmax(1) for x in _batches(net, images, batch)]).cpu().numpy()
+    return torch.cat([net(x).argmax(1) for x in _batches(net, images)]).cpu().numpy()
 
 
 @torch.no_grad()
-def extract_features(net: Classifier, images: np.ndarray, batch: int = 500) -> Tensor:
+def extract_features(net: Classifier, images: np.ndarray) -> Tensor:
     """Return the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
-    return torch.cat([net.features(x) for x in _batches(net, images, batch)]).cpu()
+    return torch.cat([net.features(x) for x in _batches(net, images)]).cpu()
 
 
-def _batches(net: Classifier, images: np.ndarray, batch: int) -> Iterator[Tensor]:
+def _batches(net: Classifier, images: np.ndarray) -> Iterator[Tensor]:
     device = next(net.parameters()).device
-    for start in range(0, len(images), batch):
-        yield to_input(images[start : start + batch], device)
+    for start in range(0, len(images), BATCH):
+        yield to_input(images[start : start + BATCH], device)
 
 
 def to_input(images: np.ndarray, device: torch.device) -> Tensor:

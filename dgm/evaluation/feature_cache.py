@@ -54,7 +54,7 @@ def cached_features(
     if engine.is_main:
         print(f"computing {extractor.name} features of {len(data):,} real images, once for this "
               "data set", flush=True)  # fmt: skip
-    features = extractor.compute_dataset(engine, data)
+    features = extractor.compute(engine, len(data), data.images)[0]
     computed = DatasetFeatures(features, FeatureStatistics.from_features(features))
     engine.on_main(lambda: _write(path, header, computed))
     return computed

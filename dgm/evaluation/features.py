@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm.common.progress import advance, progress
-from dgm.evaluation.classifier import Classifier, to_input
-from dgm.training.device_loader import Images
+from dgm.evaluation.classifier import BATCH, Classifier, to_input
 from dgm.training.engine import Engine
 
 Forward = Callable[[np.ndarray], tuple[Tensor, Tensor]]
@@ -58,10 +57,6 @@ class FeatureExtractor:
             both = engine.map_rows(count, work).cpu()
         return both[:, :width].clone(), both[:, width:].clone()
 
-    def compute_dataset(self, engine: Engine, data: Images) -> Tensor:
-        """Return the features of every image of a data set, in its order."""
-        return self.compute(engine, len(data), data.images)[0]
-
 
 def classifier_features(net: Classifier) -> FeatureExtractor:
     """Return the extractor of a classifier's features."""
@@ -71,7 +66,7 @@ def classifier_features(net: Classifier) -> FeatureExtractor:
         features = net.features(to_input(images, device))
         return features, net.out(features)
 
-    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, 500)
+    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, BATCH)
 
 
 def fingerprint(net: nn.Module) -> str:

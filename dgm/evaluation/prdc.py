@@ -15,7 +15,7 @@ _RESOLUTION = 1e-12  # of squared distances, relative to the vectors' squared no
 _BLOCK = 10_000  # base vectors that are searched at once
 
 Spread = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
-"""Computes a function of the rows 0 to count - 1: here, or as `Engine.spread` on all ranks."""
+"""Apply a function to the rows 0 to count - 1: on this process, or `Engine.map_rows` on all."""
 
 
 def on_this_process(count: int, work: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from dgm.nn.layers import embed
 
+_MOMENTUM = 0.1  # weight of a batch in the running averages
+_EPS = 1e-5
+
 
 class BatchNorm(nn.Module):
     """Normalise the channels of [B, C, H, W] over batch and positions (Ioffe and Szegedy 2015).
@@ -24,10 +27,9 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, num_classes: int | None = None, momentum: float = 0.1):
-        """Start without scale and shift; `momentum` is a batch's weight in the running averages."""
+    def __init__(self, channels: int, num_classes: int | None = None):
+        """Initialize all scales to 1 and shifts to 0."""
         super().__init__()
-        self.momentum, self.eps = momentum, 1e-5
         shape = (channels,) if num_classes is None else (num_classes, channels)
         self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -57,7 +59,7 @@ class BatchNorm(nn.Module):
     ) -> Tensor:
         return functional.batch_norm(
             x, self.running_mean, self.running_var, weight, bias,
-            self.training, self.momentum, self.eps,
+            self.training, _MOMENTUM, _EPS,
         )  # fmt: skip
 
     def _normalize_synced(self, x: Tensor) -> Tensor:
@@ -70,10 +72,10 @@ class BatchNorm(nn.Module):
         var = square - mean.square()
         count = x.numel() // x.shape[1] * processes
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), _MOMENTUM)
             unbiased = var * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-        scale = torch.rsqrt(var + self.eps)
+            self.running_var.lerp_(unbiased.to(self.running_var), _MOMENTUM)
+        scale = torch.rsqrt(var + _EPS)
         return (x - mean.to(x)[:, None, None]) * scale.to(x)[:, None, None]
 
 

@@ -248,9 +248,6 @@ def _check(config: GanConfig, sample: GanSampleConfig) -> None:
         )
     if len(set(config.augment)) < len(config.augment):
         raise UserError(f"gan.augment is {config.augment}: name each augmentation once")
-    if not 0 < config.augment_probability <= 1:
-        raise UserError(
-            f"gan.augment_probability is {config.augment_probability}: choose above 0, at most 1"
-        )
+    check_range(config, "gan.", "augment_probability", above=0, max=1)
     check_range(sample, "sample.", "temperature", above=0)
     check_range(sample, "sample.", "batch", min=1)

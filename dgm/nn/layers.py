@@ -143,11 +143,11 @@ class Upsample(nn.Module):
         return upsample(x)
 
 
-def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     """Embed t [B] in sines and cosines, float32 [B, channels] (Vaswani et al. 2017, 3.5)."""
     half = channels // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
-    angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(max_period) * exponent)
+    angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(10_000) * exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -216,7 +216,7 @@ def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
             f"model.channel_mult is {config.channel_mult}: give at least one level, with numbers "
             "of 1 or more"
         )
-    if len(config.num_blocks) != levels or min(config.num_blocks) < 0:
+    if len(config.num_blocks) != levels:
         raise UserError(
             f"model.num_blocks is {config.num_blocks}: give {levels} numbers of 0 or more, one for "
             f"each of model.channel_mult {config.channel_mult}"

@@ -27,51 +27,31 @@ def pixels(count: int, size: int = 8) -> Tensor:
     return Draws.of(9, torch.arange(count)).uniform("noise", (size, size, 3)).mul(256).byte()
 
 
-def levels(count: int, alpha: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    shape = (count, 1, 1, 1)
-    sigma = math.sqrt(1 - alpha**2)
-    return torch.full(shape, alpha, dtype=dtype), torch.full(shape, sigma, dtype=dtype)
-
-
 def drawn(index: Tensor, label_drop: float = 0.1) -> PerImageDraws:
     schedule, draws = linear(100), Draws.of(0, index, 1)
     return draw_per_image(index % 10, schedule.alphas, schedule.sigmas, draws, label_drop, 10)
 
 
-def test_x_t_is_signal_plus_noise():
-    images, (alpha, sigma) = pixels(4), levels(4, 0.6)
-    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(4)))
-    assert x_t.shape == (4, 3, 8, 8) and x_t.dtype == torch.float64
+def test_x_t_is_signal_plus_noise_at_the_level_of_each_image():
+    images, alpha = pixels(3), torch.tensor([0.0, 0.6, 1.0]).double()[:, None, None, None]
+    sigma = (1 - alpha**2).sqrt()
+    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(3)))
+    assert x_t.shape == (3, 3, 8, 8) and x_t.dtype == torch.float64
     expected = images.permute(0, 3, 1, 2).double() / 127.5 - 1
     torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-15)  # float64 rounding
-    torch.testing.assert_close(x_t, 0.6 * x_0 + 0.8 * eps, rtol=0, atol=1e-15)
+    torch.testing.assert_close(x_t, alpha * x_0 + sigma * eps, rtol=0, atol=1e-15)
 
 
 def test_noise_has_the_moments_of_a_normal():
-    images, (alpha, sigma) = pixels(64, 32), levels(64, 0.6)
-    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(64)))
+    images, alpha = pixels(64, 32), torch.full((64, 1, 1, 1), 0.6).double()
+    x_t, x_0, eps = draw_noised(images, alpha, 0.8 + 0 * alpha, Draws.of(0, torch.arange(64)))
     n = eps.numel()
     assert abs(float(eps.mean())) < 4 / math.sqrt(n)
     assert abs(float(eps.var()) - 1) < 4 * math.sqrt(2 / n)
-    # Noise knows nothing of the image, nor of its neighbour in the batch.
+    # Noise is not correlated with the image, nor with that of the next image.
     pairs = torch.corrcoef(torch.stack([eps[:-1].flatten(), x_0[:-1].flatten(), eps[1:].flatten()]))
     assert float(pairs.fill_diagonal_(0).abs().max()) < 4.5 / math.sqrt(n)
     assert abs(float(x_t.var()) - (0.36 * float(x_0.var()) + 0.64)) < 0.01  # 9 standard errors
-
-
-def test_levels_go_to_their_own_image():
-    images = pixels(3)
-    alpha, sigma = torch.tensor([0.0, 0.6, 1.0]), torch.tensor([1.0, 0.8, 0.0])
-    column = (slice(None), None, None, None)
-    x_t, x_0, eps = draw_noised(images, alpha[column], sigma[column], Draws.of(0, torch.arange(3)))
-    assert torch.equal(x_t[0], eps[0]) and torch.equal(x_t[2], x_0[2])
-    assert not torch.equal(x_t[1], eps[1])
-
-
-def test_noised_images_are_channels_last():
-    images, (alpha, sigma) = pixels(4), levels(4, 0.6)
-    for part in draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(4))):
-        assert part.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_half_of_the_images_are_mirrored():
@@ -80,7 +60,7 @@ def test_half_of_the_images_are_mirrored():
     assert abs(float(flipped.double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 4000)
 
 
-def test_a_flip_exchanges_left_and_right_of_those_images_only():
+def test_flip_images_mirrors_the_given_images_only():
     images, flipped = pixels(3, 4), torch.tensor([True, False, True])
     made = flip_images(images, flipped)
     assert made.dtype == torch.uint8
@@ -126,14 +106,8 @@ def inputs(
 
 
 def make(**settings: Any) -> ForwardProcess:
-    usual = {
-        "prediction": "v",
-        "label_drop": 0.3,
-        "null_label": 10,
-        "flip": True,
-        "dequantize": True,
-    }
-    return ForwardProcess(**{**usual, **settings})
+    usual = {"prediction": "v", "label_drop": 0.3, "null_label": 10}
+    return ForwardProcess(**{**usual, "flip": True, "dequantize": True, **settings})
 
 
 def assert_same(made: Example, expected: Example) -> None:
@@ -180,7 +154,7 @@ def test_noising_in_one_kernel_equals_eager(
         assert_same(make(backend="kernel", **settings)(*images), make(**settings)(*images))
 
 
-def test_noising_in_one_kernel_stores_the_type_asked_for(kernel_device: str):
+def test_noising_in_one_kernel_stores_the_given_dtype(kernel_device: str):
     images = inputs(2, device=kernel_device)
     made, expected = make(backend="kernel")(*images, dtype=torch.bfloat16), make()(*images)
     assert made.x_t.dtype == torch.bfloat16 and made.target.dtype == torch.float32

@@ -58,7 +58,7 @@ def test_noise_is_that_of_the_schedule(objective: DiffusionObjective, images: Te
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 @pytest.mark.parametrize("steps", [1, 7, T])
-def test_a_net_that_knows_the_images_gives_them_back(
+def test_an_exact_net_returns_the_images(
     objective: DiffusionObjective, images: Tensor, steps: int, sampler
 ):
     net = ExactNet(objective, STANDARD.scale(images))

@@ -62,7 +62,7 @@ def test_ddpm_for_cifar10_has_its_number_of_parameters():
 
 
 @variants
-def test_output_has_the_shape_asked_for_and_starts_at_zero(variant: dict[str, Any]):
+def test_output_has_the_given_channels_and_starts_at_zero(variant: dict[str, Any]):
     net = UNet(replace(TINY, **variant), 8, output_channels=6, num_classes=5)
     x, t, labels, draws = inputs()
     made = net(x.float(), t, labels, draws)
@@ -80,7 +80,7 @@ def test_gradient_reaches_every_parameter(variant: dict[str, Any]):
 
 
 @variants
-def test_image_time_and_class_all_count(variant: dict[str, Any]):
+def test_output_depends_on_image_time_and_class(variant: dict[str, Any]):
     net = perturbed(UNet(replace(TINY, **variant), 8, num_classes=5))
     x, t, labels, _ = inputs()
     base = net(x, t, labels)
@@ -116,22 +116,18 @@ def test_an_image_does_not_depend_on_its_batch(variant: dict[str, Any]):
     whole = net(x, t, labels, draws)
     for size in (1, 2, 3):
         parts = [
-            net(x[i : i + size], t[i : i + size], labels[i : i + size], Draws.of(0, index, 3))
-            for i, index in enumerate_parts(size)
+            net(x[rows], t[rows], labels[rows], Draws.of(0, rows, 3))
+            for rows in torch.arange(6).split(size)
         ]
         # Float64 rounding only; another dropout mask would change numbers by their own size.
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-11)
-
-
-def enumerate_parts(size: int) -> list[tuple[int, Tensor]]:
-    return [(i, torch.arange(i, i + size)) for i in range(0, 6, size)]
 
 
 def test_dropout_acts_only_with_draws():
     net = perturbed(UNet(TINY, 8))
     x, t, _, draws = inputs()
     off = net(x, t)
-    assert torch.equal(off, net(x, t))  # no hidden stream of random numbers
+    assert torch.equal(off, net(x, t))  # no generator state
     net.eval()
     assert torch.equal(off, net(x, t))
     assert not torch.allclose(off, net(x, t, None, draws))
@@ -141,13 +137,13 @@ def test_dropout_acts_only_with_draws():
     assert torch.equal(off, none(x, t, None, draws))
 
 
-def test_every_block_drops_by_draws_of_its_own():
+def test_every_block_has_its_own_dropout_draws():
     net = UNet(replace(TINY, num_blocks=[3, 3]), 8)
     names = [m.purpose for m in net.modules() if isinstance(m, UNetBlock)]
     assert len(names) == len(set(names)) == 3 + 3 + 4 + 4 + 2
 
 
-def test_a_class_conditional_net_asks_for_labels():
+def test_a_class_conditional_net_needs_labels():
     net = UNet(TINY, 8, num_classes=5)
     x, t, _, _ = inputs()
     with pytest.raises(AssertionError, match="labels"):
@@ -173,7 +169,7 @@ def test_a_class_conditional_net_asks_for_labels():
         ({"num_heads": -1}, r"model\.num_heads"),
     ],
 )
-def test_a_bad_setting_is_named(changes: dict[str, Any], named: str):
+def test_invalid_settings_are_named(changes: dict[str, Any], named: str):
     with pytest.raises(UserError, match=named):
         UNet(replace(TINY, **changes), 8)
 

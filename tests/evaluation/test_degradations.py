@@ -47,11 +47,15 @@ def without_classes(pixels: np.ndarray, dropped: float) -> np.ndarray:
 def test_distance_is_near_zero_and_rises_with_degradation(engine: Engine):
     train, test = drawn("train", TRAIN), drawn("test", TEST)
     extractor = classifier_features(train_classifier(train, 10, 3, 0, engine.device))
-    real = FeatureStatistics.from_features(extractor.compute_dataset(engine, train))
+
+    def statistics(pixels: np.ndarray) -> FeatureStatistics:
+        features, _ = extractor.compute(engine, len(pixels), pixels.__getitem__)
+        return FeatureStatistics.from_features(features)
+
+    real = statistics(train.pixels)
 
     def distance(pixels: np.ndarray) -> float:
-        features, _ = extractor.compute(engine, len(pixels), pixels.__getitem__)
-        return frechet_distance(FeatureStatistics.from_features(features), real)
+        return frechet_distance(statistics(pixels), real)
 
     clean = distance(test.pixels)
     assert distance(train.pixels) == pytest.approx(0, abs=1e-6)

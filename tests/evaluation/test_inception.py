@@ -73,7 +73,7 @@ def test_metrics_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_standard_file_makes_it_the_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_standard_weights_are_named_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     weights = write_random_weights(tmp_path / "weights.pth")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "SHA256", digest)

@@ -8,6 +8,7 @@ from small_gan import LATENT, nets, objective
 
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.distances import FeatureStatistics
+from dgm.evaluation.image_similarity import feature_distance
 from dgm.evaluation.latent_traversal import (
     decode_on_all,
     most_changing_directions,
@@ -24,11 +25,21 @@ def classifier() -> Classifier:
     return Classifier(5, width=4).eval()
 
 
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
-    return Draws.of(seed, torch.arange(count)).uniform("pictures", (3, 8, 8)) * 2 - 1
+def pictures(count: int, side: int = 8) -> torch.Tensor:
+    return Draws.of(0, torch.arange(count)).uniform("pictures", (3, side, side)) * 2 - 1
 
 
-def test_a_jump_differs_from_even_steps(classifier: Classifier):
+def test_feature_distance_grows_with_noise():
+    net, images = Classifier(10).eval(), pictures(2, 16)
+    noise = torch.randn_like(images)
+    distances = torch.stack([
+        feature_distance(net, images, (images + size * noise).clamp(-1, 1))
+        for size in (0.0, 0.1, 0.3, 0.9)
+    ])  # fmt: skip
+    assert not distances[0].any() and (distances.diff(dim=0) > 0).all()
+
+
+def test_smoothness_tells_a_jump_from_even_steps(classifier: Classifier):
     a, b = pictures(2)
     jump = torch.stack([a, a, a, b, b])
     still = a.expand(5, -1, -1, -1)
@@ -43,9 +54,8 @@ def test_a_jump_differs_from_even_steps(classifier: Classifier):
 def test_diversity_pairs_images_of_a_class_only(classifier: Classifier):
     a, b, c = pictures(3)
     made, labels = torch.stack([a, b, a, b, c]), torch.tensor([0, 1, 0, 1, 1])
-    assert (
-        paired_diversity(classifier, made, labels) == 0
-    )  # of each class two alike ones; c is left over
+    # Both pairs of a class are of equal images; the fifth image is in no pair.
+    assert paired_diversity(classifier, made, labels) == 0
     assert paired_diversity(classifier, made, None) > 0
     assert paired_diversity(classifier, made[:1], None) == 0
 

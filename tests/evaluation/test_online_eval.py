@@ -43,9 +43,7 @@ class Brightness:
         light = batch.images.double().mean((1, 2, 3))
         return {"light": light, "rest": torch.full_like(light, 3)}
 
-    def sample(
-        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
-    ) -> Tensor:
+    def sample(self, nets: Nets, count: int, labels: Any, draws: Draws) -> Tensor:
         return torch.zeros(count, 3, 32, 32)
 
 
@@ -55,9 +53,7 @@ class Copies(Brightness):
     def __init__(self, data: ArrayImages):
         self.data = data
 
-    def sample(
-        self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
-    ) -> Tensor:
+    def sample(self, nets: Nets, count: int, labels: Any, draws: Draws) -> Tensor:
         pixels = torch.from_numpy(self.data.images(draws.index.numpy() % len(self.data)))
         return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -77,9 +73,8 @@ def real(data: ArrayImages) -> RealImages:
 
 
 def test_nothing_is_evaluated_by_default(engine: Engine, tmp_path: Path):
-    assert (
-        make_evaluation(EvalConfig(), Brightness(), engine, real(two_shapes(2)), tmp_path) is None
-    )
+    data = real(two_shapes(2))
+    assert make_evaluation(EvalConfig(), Brightness(), engine, data, tmp_path) is None
 
 
 def test_likelihood_is_that_of_test_images(engine: Engine, tmp_path: Path):
@@ -114,10 +109,7 @@ def test_samples_of_online_evaluation_follow_the_frequencies(
         num_classes, sample_config = 3, SimpleNamespace(batch=100)
         recorded: ClassVar[list[int]] = []
 
-        def sample(
-            self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
-        ) -> Tensor:
-            assert labels is not None
+        def sample(self, nets: Nets, count: int, labels: Any, draws: Draws) -> Tensor:
             self.recorded.extend(labels.tolist())
             return draws.normal("x", (3, 8, 8)).clamp(-1, 1)
 
@@ -154,7 +146,9 @@ def test_classifier_is_trained_once_for_a_data_set(engine: Engine, tmp_path: Pat
     assert path.read_bytes() == whole
 
 
-def test_training_a_classifier_leaves_the_global_random_state_alone(tmp_path: Path, engine: Engine):
+def test_training_a_classifier_does_not_change_the_global_random_state(
+    tmp_path: Path, engine: Engine
+):
     data = two_shapes(4)
     torch.manual_seed(5)
     expected = Classifier(2).state_dict()

@@ -139,7 +139,7 @@ def test_warns_if_the_discretization_error_exceeds_the_tolerance(engine: Engine)
         bits_by_ode(short, {"net": unet(LONG)}, ImageSubset(engine, data, INDEX, 0), tolerance=1e-9)
 
 
-def test_quarters_take_in_every_timestep_once():
+def test_quartiles_contain_every_timestep_once():
     for total in (2, 3, 4, 10, 1000):
         rows = [k for part in quartiles(total).values() for k in range(total)[part]]
         assert rows == list(range(total))

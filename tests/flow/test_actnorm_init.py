@@ -41,7 +41,7 @@ def test_initialize_standardises_every_actnorm_in_turn(name: str):
         assert (z.var((0, 2, 3), correction=0) - 1).abs().max() < 1e-3, path
 
 
-def test_initialize_is_the_same_for_any_number_of_threads_and_does_not_start_training():
+def test_initialize_does_not_depend_on_threads_or_change_the_random_state():
     made, first = objective(), flow()
     second = copy.deepcopy(first)
     threads = torch.get_num_threads()
@@ -55,11 +55,11 @@ def test_initialize_is_the_same_for_any_number_of_threads_and_does_not_start_tra
     assert torch.equal(torch.get_rng_state(), state)
     for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
         assert one.requires_grad and one.grad is None
-        # Sums over pixels may be cut otherwise; engines hand on the first process's weights.
+        # Sums over pixels may be split differently; engines broadcast the first process's weights.
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_initialize_leaves_no_hook_and_nothing_else_behind():
+def test_initialize_changes_scales_and_biases_only_and_removes_its_hooks():
     made, net = objective(), flow()
     before = {name: p.clone() for name, p in net.named_parameters()}
     made.initialize({"flow": net}, *batch(16))
@@ -92,7 +92,7 @@ def test_the_first_layer_that_is_not_finite_is_named(
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_no_layer_is_named_where_all_is_well(name: str):
+def test_no_layer_is_named_where_all_are_finite(name: str):
     made, net = objective(), flow(BOTH[name])
     assert made.find_non_finite({"flow": net}, *batch(4)) is None
     assert not any(module._forward_hooks for module in net.modules())

@@ -105,7 +105,7 @@ def test_realnvp_begins_as_the_identity_on_the_logits():
 
 @pytest.mark.parametrize("name", BOTH)
 @torch.no_grad()
-def test_state_dict_holds_all_that_a_flow_is(name: str):
+def test_state_dict_holds_weights_and_permutations(name: str):
     net, x = flow(BOTH[name]), images(2)
     torch.manual_seed(5)
     other = Flow(BOTH[name], SHAPE)
@@ -136,7 +136,7 @@ def test_published_configuration_has_the_published_number_of_parameters():
         ({"architecture": "realnvp", "levels": 4}, SHAPE, r"model\.levels 4 leaves one pixel"),
     ],
 )
-def test_settings_that_make_no_flow_are_named(
+def test_invalid_settings_are_named(
     config: dict[str, Any], shape: tuple[int, int, int], named: str
 ):
     with pytest.raises(UserError, match=named) as caught:

@@ -48,7 +48,7 @@ def test_every_image_is_changed_by_its_own_draws(kind):
     assert not torch.equal(whole, augment(x, [kind], draws, "fake"))
 
 
-def test_augmentation_leaves_images_alone_as_often_as_configured():
+def test_augmentation_is_applied_with_its_probability():
     x = torch.rand(2000, 3, 8, 8) * 2 - 1
     draws = Draws.of(0, torch.arange(2000))
     for kind in ("color", "cutout"):  # a translation by nothing changes nothing either
@@ -68,7 +68,7 @@ def test_augmentation_passes_gradients():
 @pytest.mark.parametrize("side", [8, 16, 32])
 @pytest.mark.parametrize("classes", [None, NUM_CLASSES])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_networks_fit_each_other(architecture, classes, side):
+def test_the_discriminator_takes_the_generators_images(architecture, classes, side):
     made = nets(architecture, classes, side)
     labels = None if classes is None else torch.arange(5) % classes
     images = made["generator"](torch.randn(5, LATENT, dtype=torch.float64), labels)
@@ -77,10 +77,10 @@ def test_networks_fit_each_other(architecture, classes, side):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_class_changes_image_and_judgement(architecture):
+def test_class_changes_images_and_logits(architecture):
     made = nets(architecture, NUM_CLASSES)
     for net in made.values():
-        for module in net.modules():  # by class they begin equal
+        for module in net.modules():  # whose scales start equal for all classes
             if isinstance(module, BatchNorm) and module.weight.ndim == 2:
                 nn.init.uniform_(module.weight)
     latent = torch.randn(4, LATENT, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_dcgan_has_the_parameters_of_the_paper_for_32():
     assert count == {"generator": generator, "discriminator": discriminator}
 
 
-def test_residual_discriminator_changes_no_faster_than_its_layers_say():
+def test_spectral_norm_of_the_residual_discriminators_layers_is_one():
     net = nets("residual")["discriminator"]
     for _ in range(50):  # each pass improves the estimate of the largest singular value
         net(torch.randn(2, 3, 8, 8, dtype=torch.float64))
@@ -123,6 +123,6 @@ def test_residual_discriminator_changes_no_faster_than_its_layers_say():
         (GanNetConfig(), (4, 4, 3), r"4 x 4"),
     ],
 )
-def test_what_does_not_fit_is_named(config, shape, named):
+def test_invalid_settings_and_sizes_are_named(config, shape, named):
     with pytest.raises(UserError, match=named):
         make_nets(config, shape, None)

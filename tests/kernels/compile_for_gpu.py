@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from dgm.nn.layers import NormAct
 from dgm.objective import Batch
 from dgm.rng import Draws
 
-BATCH = 2
 CLASSES = 10
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -70,8 +70,8 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
     objective = DiffusionObjective(
         DiffusionConfig(), DiffusionSampleConfig(), (size, size, 3), CLASSES, backend="kernel"
     )
-    index = torch.arange(BATCH)
-    batch = Batch(torch.zeros(BATCH, size, size, 3, dtype=torch.uint8), index % CLASSES)
+    index = torch.arange(1)
+    batch = Batch(torch.zeros(1, size, size, 3, dtype=torch.uint8), index)
     net = net.to(memory_format=torch.channels_last)
     with precompile.collect() as launches, torch.autocast("cpu", torch.bfloat16):
         objective.loss({"net": net}, batch, objective.phases[0], Draws.of(0, index, index))
@@ -120,16 +120,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
-    parser.add_argument("--larger", action="store_true", help="also of images of 64 x 64")
+    parser.add_argument("--nets", nargs="+", help="SIZE:CHANNELS of one-level nets, not DDPM's")
     parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     driver.set_active(AbsentGpu(args.capability))
     kinds: dict[Any, Any] = {}
     for dropout in args.dropout:
-        kinds |= collect(UNetConfig(dropout=dropout), 32).kinds
-    if args.larger:
-        one_level = UNetConfig(channel_mult=[1], num_blocks=[1], attention_at=[])
-        kinds |= collect(one_level, 64).kinds
+        ddpm = UNetConfig(dropout=dropout)
+        one_level = replace(ddpm, channel_mult=[1], num_blocks=[1], attention_at=[])
+        for size, channels in (map(int, net.split(":")) for net in args.nets or ()):
+            kinds |= collect(replace(one_level, channels=channels), size).kinds
+        if args.nets is None:
+            kinds |= collect(ddpm, 32).kinds
     launches = precompile.Launches()
     launches.kinds = kinds
     start, before = time.perf_counter(), _processor_s()

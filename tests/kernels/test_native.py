@@ -13,7 +13,7 @@ from dgm.nn.kernels import native
 from dgm.nn.layers import group_norm, use_kernels
 
 
-def test_without_a_compiler_it_is_said_once_and_all_is_torchs_own(
+def test_without_a_compiler_warns_once_and_uses_torchs_operators(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
@@ -56,5 +56,5 @@ def test_a_copy_of_the_code_uses_what_was_compiled(monkeypatch: pytest.MonkeyPat
     for path, copied in zip(native._SOURCES, copies, strict=True):
         copied.write_text(path.read_text())
     monkeypatch.setattr(native, "_SOURCES", tuple(copies))
-    monkeypatch.setattr(native.subprocess, "run", None)  # no compiler may be asked
+    monkeypatch.setattr(native.subprocess, "run", None)  # so that nothing can be compiled
     native._load()

@@ -1,4 +1,4 @@
-"""AdamW against torch.optim.AdamW: our kernel, torch's fused pass, and which weights decay.
+"""AdamW against torch.optim.AdamW: our kernel, torch's fused pass, the moving average, decay.
 
 Source: torch.optim.AdamW of one tensor at a time (`foreach=False, fused=False`), in float64, with
 weight decay in a parameter group of its own.
@@ -20,6 +20,7 @@ from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.nn.kernels import adamw, native
 from dgm.training.ddp import DataParallelNet
+from dgm.training.ema import Ema
 from dgm.training.optimizer import AdamW, OptimConfig, decayed_weights, torch_adamw
 
 STEPS = 100
@@ -27,7 +28,7 @@ DECAYED = ("conv.weight", "linear.parametrizations.weight.original", "transposed
 SETTINGS: dict[str, dict[str, Any]] = {
     "decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
     "no decay": {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.0},
-    # DataParallelNet numbers, as Python's yaml gives them for what is written without a point.
+    # Integers, as YAML gives them for numbers written without a decimal point.
     "whole numbers": {"lr": 1, "betas": (0, 0.99), "eps": 0, "weight_decay": 0},
     "whole decay": {"lr": 1, "betas": (0, 0), "eps": 1, "weight_decay": 1},
 }
@@ -39,7 +40,7 @@ def compiled() -> None:
 
 
 class Net(nn.Module):
-    """What decays and what does not."""
+    """Weights of every kind that decays and that does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def reference(net: nn.Module, setting: dict[str, Any]) -> torch.optim.Optimizer:
     named = dict(net.named_parameters())
     rest = [p for name, p in named.items() if name not in DECAYED]
     groups = [{"params": [named[name] for name in DECAYED]}, {"params": rest, "weight_decay": 0.0}]
-    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it takes no whole numbers
+    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it refuses integers
     return torch.optim.AdamW(groups, **floats, foreach=False, fused=False)
 
 
@@ -65,7 +66,7 @@ def gradients(net: nn.Module, step: int) -> list[Tensor]:
     return [torch.randn(p.shape, dtype=torch.float64) for p in net.parameters()]
 
 
-def give(net: nn.Module, grads: list[Tensor]) -> None:
+def set_gradients(net: nn.Module, grads: list[Tensor]) -> None:
     for parameter, grad in zip(net.parameters(), grads, strict=True):
         parameter.grad = grad.to(parameter)
 
@@ -80,8 +81,8 @@ def test_a_hundred_steps_match_torch(name: str, kernels: bool):
     assert made.optimizer.native == kernels
     for step in range(STEPS):
         grads = gradients(net, step)
-        give(net, grads)
-        give(exact, grads)
+        set_gradients(net, grads)
+        set_gradients(exact, grads)
         made.optimizer.step(setting["lr"])
         theirs.step()
     for (key, mine), other in zip(net.named_parameters(), exact.parameters(), strict=True):
@@ -115,8 +116,8 @@ def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
     theirs = torch_adamw(other.parameters(), config, decayed_weights(other))
     assert len(theirs.param_groups) == 1
     for step in range(5):
-        give(net, gradients(net, step))
-        give(other, gradients(net, step))
+        set_gradients(net, gradients(net, step))
+        set_gradients(other, gradients(net, step))
         made.step(config.lr)
         theirs.step()
     assert all(map(torch.equal, net.parameters(), other.parameters()))
@@ -151,15 +152,15 @@ def families() -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("name", ["generator", "discriminator", "dcgan generator",
                                   "dcgan discriminator", "flow", "unet"])  # fmt: skip
-def test_norms_biases_embeddings_and_scales_of_a_family_are_left_alone(name: str):
+def test_norms_biases_embeddings_and_scales_of_a_family_do_not_decay(name: str):
     net = families()[name]
     decays = {id(p) for p in decayed_weights(net)}
     found = {key for key, p in net.named_parameters() if id(p) in decays}
-    left = {key for key, p in net.named_parameters() if id(p) not in decays}
+    left = {key for key, p in net.named_parameters()} - found
     assert found and all(key.endswith(("weight", "weight.original")) for key in found)
     words = ("norm", "classes", "label", "embedding", "log_scale", "log_s", "lower", "upper")
     assert not [key for key in found if any(word in key for word in words)]
-    # What is left is named so, or a bias; and all of more than one dimension that is left is too.
+    # All others are named so, or are biases.
     unnamed = [key for key in left if not any(word in key for word in words)]
     assert all("bias" in key.rsplit(".", 1)[-1] for key in unnamed), unnamed
 
@@ -219,8 +220,94 @@ def test_decay_follows_the_rate():
         before = {name: value.detach().clone() for name, value in net.named_parameters()}
         config = replace(OptimConfig(), weight_decay=0.5)
         made = DataParallelNet(net, config, kernels)
-        give(net, [torch.zeros(p.shape) for p in net.parameters()])
+        set_gradients(net, [torch.zeros(p.shape) for p in net.parameters()])
         made.optimizer.step(0.1)
         for name, value in net.named_parameters():
             factor = 0.95 if name in DECAYED else 1.0
             torch.testing.assert_close(value.detach(), factor * before[name])
+
+
+EMA = OptimConfig(lr=1e-2, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+
+
+def make_net() -> nn.Module:
+    """Return weights of one element, of exactly one part of the kernel, and of more."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(40, 50, 3), nn.Linear(128, 128), nn.Linear(1, 1, bias=False)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def set_random_gradients(net: nn.Module, step: int) -> None:
+    torch.manual_seed(step)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** (step % 3 - 2)
+
+
+def train_with_average(kernels: bool) -> tuple[dict[str, Tensor], list[bool]]:
+    """Take five steps; return weights, moments and averages, and whether averages were fused."""
+    net = make_net()
+    made, ema = AdamW(net.parameters(), EMA, kernels), Ema({"net": net}, 1000.0)
+    fused = []
+    for step in range(5):
+        set_random_gradients(net, step)
+        seen = 16 * (step + 1)
+        taken = made.step(EMA.lr / (1 + step), ema=ema.fused_update("net", seen, 16))
+        ema.update({"net": net}, seen, 16, {"net": taken})
+        fused.append(taken)
+    found = {f"weight {name}": value.detach() for name, value in net.named_parameters()}
+    found |= {f"average {name}": value for name, value in ema.nets["net"].named_parameters()}
+    for name, parameter in net.named_parameters():
+        found |= {f"{kind} {name}": value for kind, value in made.state[parameter].items()}
+    return found, fused
+
+
+def test_steps_and_averages_are_torchs_to_rounding():
+    (ours, fused), (theirs, separate) = train_with_average(True), train_with_average(False)
+    assert fused == [True] * 5 and separate == [False] * 5
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=2e-6, atol=1e-8, msg=name)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        norm = adamw.gradient_norm([p.detach() for p in make_net().parameters()])
+        found.append({"norm": norm, **train_with_average(True)[0]})
+    for name, value in found[0].items():
+        assert all(torch.equal(value, other[name]) for other in found[1:]), name
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_norm_is_that_of_all_gradients(size: float):
+    grads = [p.detach() * size for p in make_net().parameters()]
+    expected = torch.cat([g.flatten() for g in grads]).double().norm()
+    torch.testing.assert_close(adamw.gradient_norm(grads).double(), expected, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_norm_of_gradients_that_are_not_finite_is_not_finite(value: float):
+    grads = [torch.ones(3), torch.full((100,), value)]
+    assert not torch.isfinite(adamw.gradient_norm(grads))
+
+
+@pytest.mark.parametrize("reason", ["a weight has no gradient", "another memory format"])
+def test_average_is_updated_separately_where_it_cannot_be_fused(reason: str):
+    net = make_net()
+    made, ema = AdamW(net.parameters(), EMA, True), Ema({"net": net}, 1000.0)
+    set_random_gradients(net, 0)
+    if reason == "another memory format":
+        ema.nets["net"].to(memory_format=torch.contiguous_format)
+    else:
+        next(iter(net.parameters())).grad = None
+    before = [value.clone() for value in ema.nets["net"].parameters()]
+    assert not made.step(0.1, ema=ema.fused_update("net", 16, 16))
+    assert all(map(torch.equal, before, ema.nets["net"].parameters()))
+
+
+def test_double_precision_is_torchs():
+    net = make_net().double()
+    made = AdamW(net.parameters(), EMA, True)
+    set_random_gradients(net, 0)
+    assert not made.native and not made.step(0.1)

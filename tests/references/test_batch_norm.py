@@ -89,7 +89,7 @@ def measure(
 
 
 class Reference(nn.Module):
-    """torch's BatchNorm2d in float64, with the scale and shift of each class where there are."""
+    """torch's BatchNorm2d in float64, with the scale and shift of each class if by class."""
 
     def __init__(self, made: BatchNorm):
         super().__init__()

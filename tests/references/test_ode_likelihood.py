@@ -14,9 +14,11 @@ import pytest
 import torch
 from array_images import ArrayImages
 from scipy.integrate import solve_ivp
+from small_diffusion import batch, objective, unet
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from dgm.common.errors import UserError
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.ode import discretization_error, ode_log_density, ode_nats, path
 from dgm.diffusion.parameterization import Denoised
@@ -175,7 +177,7 @@ def test_density_is_the_known_one(
     schedule, data = make_schedule(kind, 1000, zero_terminal_snr), mixture(components, spread)
     x = at_level(data, 1, 0).sample((6,))
     expected = at_level(data, float(schedule.alphas[0]), float(schedule.sigmas[0])).log_prob(x)
-    # What is left of the signal at the last timestep of the linear schedule counts as noise.
+    # The linear schedule leaves some signal at the last timestep, which counts as noise.
     end = 0.002 if kind == "linear" and not zero_terminal_snr else 0.0
     fine = path(schedule, 256)
     found = ode_log_density(denoiser_of(data, schedule), x, schedule, fine, None)
@@ -197,3 +199,44 @@ def test_heuns_rule_is_of_second_order_before_it_is_extrapolated(
     }
     errors = [float((values[n] - values[256]).mean().abs()) for n in (16, 32, 64)]
     assert 3.3 < errors[0] / errors[1] < 5 and 3.3 < errors[1] / errors[2] < 5, errors
+
+
+@pytest.mark.slow
+def test_probe_finds_the_divergence_on_average():
+    made, net = objective(), unet()
+    given, _ = batch(1)
+    denoiser = made.denoiser(net, given.labels, clip=False)
+    x, chosen = made.pixels.scale(given.images, torch.float64), path(made.schedule, 8)
+    exact = ode_log_density(denoiser, x, made.schedule, chosen, draws=None)
+    many = 100
+    copies, index = x.expand(many, -1, -1, -1), torch.arange(many)
+    labels = given.labels.expand(many)
+    estimates = ode_log_density(
+        made.denoiser(net, labels, clip=False), copies, made.schedule, chosen, Draws.of(0, index)
+    )
+    error = float(estimates.std()) / math.sqrt(many)
+    assert error > 0 and float(estimates.mean()) == pytest.approx(float(exact), abs=4 * error)
+
+
+@pytest.mark.parametrize("total", [33, 50, 1000])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_path_goes_from_the_first_timestep_to_the_last(prediction, kind: str, total: int):
+    for steps in (8, 9, 100, 5000):
+        schedule = make_schedule(kind, total)
+        chosen = path(schedule, steps, prediction)
+        last, snr = chosen[-1], schedule.snr
+        if prediction == "eps":  # ends before the large gaps in lambda near pure noise
+            assert snr[last] <= 1e-4 or (snr[last] <= 0.01 and snr[last] > 2 * snr[last + 1])
+        else:
+            assert last == total - 1
+        assert chosen[0] == 0 and (len(chosen) - 1) % 8 == 0
+        assert chosen == sorted(set(chosen))
+        assert len(chosen) > min(steps, last // 8 * 8)
+
+
+def test_too_few_steps_or_timesteps_are_refused():
+    with pytest.raises(UserError, match="ode_steps is 7: give 8 or more"):
+        path(make_schedule("linear", 1000), 7)
+    with pytest.raises(UserError, match=r"diffusion\.num_timesteps is 32, too few"):
+        path(make_schedule("linear", 32), 8)

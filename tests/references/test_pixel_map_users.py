@@ -24,6 +24,7 @@ from dgm.diffusion import sdedit
 from dgm.evaluation import online_eval, sampler_sweep
 from dgm.evaluation.classifier import Classifier
 from dgm.evaluation.distances import FeatureStatistics
+from dgm.evaluation.image_similarity import ssim
 from dgm.evaluation.likelihood import ImageSubset
 from dgm.evaluation.reconstruction import reconstruction_error
 from dgm.images import grid
@@ -89,7 +90,7 @@ def classified(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[np.ndarr
     return spy
 
 
-def test_sheets_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) -> None:
+def test_image_grids_of_a_run_hold_the_stored_levels(stored: Stored, engine: Engine) -> None:
     numbers = Draws.of(0, torch.arange(COUNT))
     data = SimpleNamespace(images=lambda _: stored.levels[:1])
     batches: Any = SimpleNamespace(first_images=lambda *_: (None, numbers), data=data)
@@ -133,6 +134,9 @@ def test_reconstructions_are_compared_in_grey_levels(stored: Stored, engine: Eng
     levels = stored.levels.astype(float)
     error = np.sqrt(((0.5 * levels + 3 - levels) ** 2).mean())
     assert found["rms_error_grey_levels"] == pytest.approx(error, rel=1e-9)
+    assert found["psnr_db"] == pytest.approx(20 * np.log10(255 / error))
+    real = torch.from_numpy(levels).permute(0, 3, 1, 2)
+    assert found["ssim"] == pytest.approx(float(ssim(0.5 * real + 3, real).mean()))
 
 
 def odd_diffusion() -> Any:

@@ -52,7 +52,7 @@ def objective_of(tmp_path: Path) -> Callable[[str], Objective]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_level_comes_back_in_every_family(
+def test_every_family_restores_every_grey_level(
     variant: str, objective_of: Callable[[str], Objective]
 ) -> None:
     pixels = objective_of(variant).pixels
@@ -76,7 +76,7 @@ def test_bins_are_those_of_the_papers() -> None:
     assert (STANDARD.bin_width, DEQUANTIZED.bin_width) == (2 / 255, 1 / 128)
 
 
-def test_stored_levels_of_continuous_values_are_theirs() -> None:
+def test_to_uint8_takes_the_bin_of_each_value() -> None:
     x = torch.linspace(-1.2, 1.2, 10_007, dtype=torch.float64)
     by_floor = np.floor((x.numpy() + 1) * 128).clip(0, 255)
     by_rounding = np.round((x.numpy().clip(-1, 1) + 1) * 127.5)

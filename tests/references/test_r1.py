@@ -23,23 +23,12 @@ from dgm.preprocessing import STANDARD
 GAMMA, COUNT, NUMBERS = 10.0, 6, 3 * 8 * 8
 
 
-class Linear(nn.Module):
-    """D(x) = w x."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(NUMBERS, dtype=torch.float64) / 10)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return x.flatten(1) @ self.weight
-
-
 class Quadratic(nn.Module):
-    """D(x) = x A x / 2 + b x."""
+    """D(x) = x A x / 2 + b x; linear if `scale`, that of A, is 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.randn(NUMBERS, NUMBERS, dtype=torch.float64) / 100)
+        self.matrix = nn.Parameter(scale * torch.randn(NUMBERS, NUMBERS, dtype=torch.float64))
         self.weight = nn.Parameter(torch.randn(NUMBERS, dtype=torch.float64) / 10)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -65,18 +54,16 @@ def penalty_of(net: nn.Module, **config: Any) -> tuple[Tensor, list[Tensor], Ten
 
 
 @pytest.mark.parametrize("interval", [1, 16])
-def test_of_a_linear_discriminator_it_is_the_squared_weight(interval: int):
-    torch.manual_seed(0)
-    net = Linear()
-    found, (slope,), _ = penalty_of(net, r1_interval=interval)
+def test_r1_of_a_linear_discriminator_is_the_squared_weight(interval: int):
+    net = Quadratic(0.0)
+    found, (_, slope), _ = penalty_of(net, r1_interval=interval)
     torch.testing.assert_close(found, net.weight.square().sum())
     torch.testing.assert_close(slope, interval * GAMMA * net.weight.detach())
 
 
-def test_it_is_of_the_stored_images_before_they_are_augmented():
+def test_r1_is_of_the_images_before_augmentation():
     """Of x'' = M x + b with a linear D the slope is M^T w, for the M that each image draws."""
-    torch.manual_seed(0)
-    net = Linear()
+    net = Quadratic(0.0)
     found, _, _ = penalty_of(net, augment=["color"])
     drawn = batch(COUNT)[1].uniform("discriminator/augment_real/color", (3,), torch.float64)
     weight, slopes = net.weight.detach().view(3, -1), []
@@ -88,9 +75,8 @@ def test_it_is_of_the_stored_images_before_they_are_augmented():
     torch.testing.assert_close(found.detach(), torch.stack(slopes).mean())
 
 
-def test_of_a_quadratic_discriminator_it_is_the_squared_affine_slope():
-    torch.manual_seed(0)
-    net = Quadratic()
+def test_r1_of_a_quadratic_discriminator_is_the_squared_affine_slope():
+    net = Quadratic(0.01)
     found, (of_matrix, of_weight), real = penalty_of(net)
     x = real.flatten(1)
     slope = x @ (0.5 * (net.matrix + net.matrix.T)).detach() + net.weight.detach()
@@ -102,7 +88,7 @@ def test_of_a_quadratic_discriminator_it_is_the_squared_affine_slope():
     torch.testing.assert_close(of_matrix, expected)
 
 
-def test_of_a_residual_net_it_is_that_of_finite_differences():
+def test_r1_of_a_residual_net_is_that_of_finite_differences():
     net = nets("residual")["discriminator"]
     found, slopes, real = penalty_of(net)
     net.eval()  # no power iteration, as in the penalty itself
@@ -159,7 +145,7 @@ def test_compiled_nets_have_the_same_penalty_and_gradients():
         torch.testing.assert_close(mine, other)
 
 
-def test_uncompiled_runs_the_net_itself_with_its_hooks():
+def test_uncompiled_runs_a_net_in_eager_mode_with_its_hooks():
     torch._dynamo.reset()
     net = nn.Sequential(nn.Linear(3, 1))
     ran: list[str] = []

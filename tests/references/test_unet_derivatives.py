@@ -1,4 +1,4 @@
-"""The U-Net with kernels of our own, differentiated twice and in forward mode.
+"""The U-Net with this project's kernels, differentiated twice and in forward mode.
 
 Source: the same U-Net of torch's own operators, in float64.
 """

@@ -24,15 +24,10 @@ def objective(
     return DiffusionObjective(config, sample, (8, 8, 3), NUM_CLASSES, dtype=dtype)
 
 
-def batch(count: int, epoch: int = 0) -> tuple[Batch, Draws]:
+def batch(count: int) -> tuple[Batch, Draws]:
     index = torch.arange(count)
     images = Draws.of(9, index).uniform("noise", (8, 8, 3)).mul(256).byte()
-    return Batch(images, index % NUM_CLASSES), Draws.of(0, index, epoch)
-
-
-def part_of(whole: Batch, start: int, stop: int) -> tuple[Batch, Draws]:
-    part = slice(start, stop)
-    return Batch(whole.images[part], whole.labels[part]), Draws.of(0, torch.arange(start, stop))
+    return Batch(images, index % NUM_CLASSES), Draws.of(0, index)
 
 
 class RecordingNet(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -45,28 +43,18 @@ def flow(
 def objective(
     config: FlowConfig = PLAIN,
     sample: FlowSampleConfig = SAMPLE,
-    shape: tuple[int, int, int] = SHAPE,
     dtype: torch.dtype = torch.float32,
 ) -> FlowObjective:
-    return FlowObjective(config, sample, shape, dtype)
+    return FlowObjective(config, sample, SHAPE, dtype)
 
 
-def batch(count: int, epoch: int = 0, shape: tuple[int, int, int] = SHAPE) -> tuple[Batch, Draws]:
+def batch(count: int, epoch: int = 0) -> tuple[Batch, Draws]:
     """Return images with smooth colours, different in each half, and their draws."""
     index = torch.arange(count)
-    own = Draws.of(9, index)
-    height = shape[0]
-    halves = own.uniform("colours", (2, 1, shape[2])).repeat_interleave(height // 2, 1)
-    ramp = torch.linspace(0.3, 1, shape[1])[:, None]
-    images = (halves.expand(-1, -1, shape[1], -1) * ramp * 255).byte()
+    halves = Draws.of(9, index).uniform("colours", (2, 1, 3)).repeat_interleave(4, 1)
+    ramp = torch.linspace(0.3, 1, 8)[:, None]
+    images = (halves.expand(-1, -1, 8, -1) * ramp * 255).byte()
     return Batch(images.contiguous(), index % 5), Draws.of(0, index, epoch)
-
-
-def part_of(whole: tuple[Batch, Draws], start: int, stop: int) -> tuple[Batch, Draws]:
-    images, draws = whole
-    part = slice(start, stop)
-    own = replace(images, images=images.images[part], labels=images.labels[part])
-    return own, Draws(draws.key, draws.index[part], draws.step)
 
 
 def loss(made: FlowObjective, net: nn.Module, given: tuple[Batch, Draws]) -> dict[str, Tensor]:

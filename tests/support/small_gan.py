@@ -35,10 +35,10 @@ def nets(
     return {k: net.double() for k, net in make_nets(config, (side, side, 3), classes).items()}
 
 
-def batch(count: int, side: int = 8, epoch: int = 0, step: int = 0) -> tuple[Batch, Draws]:
+def batch(count: int, step: int = 0) -> tuple[Batch, Draws]:
     index = torch.arange(count)
-    images = Draws.of(9, index).uniform("noise", (side, side, 3)).mul(256).byte()
-    return Batch(images, index % NUM_CLASSES, step * count, step), Draws.of(0, index, epoch)
+    images = Draws.of(9, index).uniform("noise", (8, 8, 3)).mul(256).byte()
+    return Batch(images, index % NUM_CLASSES, step * count, step), Draws.of(0, index)
 
 
 def loss(

@@ -50,16 +50,10 @@ def net(name: str = "plain", pixel_scale: bool = True, norm: str = "none") -> VA
     return made.double()
 
 
-def batch(count: int, images_seen: int = 0, epoch: int = 0) -> tuple[Batch, Draws]:
+def batch(count: int, images_seen: int = 0) -> tuple[Batch, Draws]:
     index = torch.arange(count)
     images = Draws.of(9, index).uniform("images", SHAPE).mul(256).byte()
-    return Batch(images, index % 5, images_seen), Draws.of(0, index, epoch)
-
-
-def part_of(whole: Batch, start: int, stop: int) -> tuple[Batch, Draws]:
-    part = slice(start, stop)
-    draws = Draws.of(0, torch.arange(start, stop))
-    return Batch(whole.images[part], whole.labels[part], whole.images_seen), draws
+    return Batch(images, index % 5, images_seen), Draws.of(0, index)
 
 
 def loss(made: VAEObjective, vae: nn.Module, given: tuple[Batch, Draws]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def test_matched_configurations_have_the_parameters_of_both(name: str):
     assert count(name) < 0.9 * expected  # so there was something to match
 
 
-def test_configurations_differ_in_nothing_but_architecture_width_and_folder():
+def test_configurations_differ_only_in_architecture_width_and_folder():
     plain = read("1_plain")
     model = plain.model
     for path in CONFIGS.glob("vae_*.yaml"):
@@ -73,7 +73,7 @@ def test_defaults_are_those_of_the_plain_configuration():
     assert plain.sample == Config().sample
 
 
-def test_the_small_configuration_builds_the_net_it_says():
+def test_the_small_configuration_builds_its_net():
     config = read("small")
     parts = make_parts(config, SHAPE, 10)
     assert list(parts.nets) == ["vae"]

@@ -27,7 +27,7 @@ def test_kl_is_that_of_torch_distributions():
     torch.testing.assert_close(q.kl(), expected, rtol=1e-12, atol=1e-12)  # rounding of float64
 
 
-def test_kl_of_the_prior_is_nothing_and_keeps_its_digits_near_it():
+def test_kl_is_zero_at_the_prior_and_accurate_near_it():
     nothing = torch.zeros(1, 3)
     assert not Posterior(nothing, nothing).kl().any()
     close = Posterior(nothing, nothing + 1e-4).kl()
@@ -49,7 +49,7 @@ def test_log_ratio_is_the_prior_over_the_posterior_at_the_drawn_latent():
     torch.testing.assert_close(q.log_ratio(noise), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_free_bits_count_each_dimension_of_each_image_by_itself():
+def test_free_bits_apply_to_each_dimension_of_each_image():
     kl = torch.tensor([[0.1, 2.0], [0.6, 0.0]], requires_grad=True)
     clamped = apply_free_bits(kl, 0.5)
     assert clamped.tolist() == pytest.approx([2.5, 1.1])
@@ -57,7 +57,7 @@ def test_free_bits_count_each_dimension_of_each_image_by_itself():
     assert kl.grad is not None and kl.grad.tolist() == [[0, 1], [1, 0]]
 
 
-def test_no_free_bits_are_the_sum():
+def test_without_free_bits_the_kl_is_the_sum():
     kl = posterior().kl()
     assert torch.equal(apply_free_bits(kl, 0.0), kl.sum(1))
 

@@ -14,7 +14,6 @@ from dgm.vae.likelihood import (
     PixelDistribution,
     discretized_logistic_nll,
     gaussian_nll,
-    reconstruction_nll,
     sample_pixels,
 )
 from dgm.vae.networks import LOG_SCALE_BOUNDS
@@ -53,7 +52,7 @@ def test_mass_is_the_difference_of_sigmoids(level: int, mean: float, scale: floa
     upper = 1.0 if level == 255 else below(x + 1 / 255)
     lower = 0.0 if level == 0 else below(x - 1 / 255)
     mass = upper - lower
-    # The difference itself has 1e-16 of error, which a mass of 1e-9 feels.
+    # The difference itself has 1e-16 of error, which matters for a mass of 1e-9.
     assert math.exp(-float(nll)) == pytest.approx(mass, rel=1e-9, abs=1e-15)
 
 
@@ -114,20 +113,6 @@ def test_gaussian_bounds_the_mass_of_grey_levels(scale: float):
     assert float(total) < 1 + 1e-6
 
 
-@pytest.mark.parametrize("name", ["discretized_logistic", "gaussian"])
-def test_nll_of_an_image_is_the_sum_over_its_own_pixels(name):
-    index = torch.arange(6)
-    images = Draws.of(1, index).uniform("images", (4, 4, 3)).mul(256).byte()
-    mean, log_scale = torch.randn(2, 6, 3, 4, 4).double()
-    whole = reconstruction_nll(name, images, PixelDistribution(mean, log_scale), Draws.of(0, index))
-    assert whole.shape == (6,) and whole.dtype == torch.float64
-    for i in range(6):
-        one = slice(i, i + 1)
-        own = PixelDistribution(mean[one], log_scale[one])
-        alone = reconstruction_nll(name, images[one], own, Draws.of(0, index[one]))
-        torch.testing.assert_close(alone, whole[one], rtol=1e-12, atol=0)
-
-
 def drawn(name, mean: float, log_scale: float) -> Tensor:
     count, side = 50, 16
     shape = count, 1, side, side
@@ -153,14 +138,3 @@ def test_drawn_pixels_have_the_masses_of_the_likelihood(mean: float, log_scale: 
         below = torch.bincount(levels, minlength=256).double().cumsum(0) / len(levels)
         # Kolmogorov and Smirnov: beyond 2 / sqrt(n) once in 1500 times.
         assert float((below - mass.cumsum(0)).abs().max()) < 2 / math.sqrt(len(levels))
-
-
-def test_drawn_pixels_do_not_depend_on_the_batch():
-    mean, log_scale = torch.randn(2, 6, 3, 4, 4)
-    for name in ("discretized_logistic", "gaussian"):
-        whole = sample_pixels(
-            name, PixelDistribution(mean, log_scale), Draws.of(3, torch.arange(6))
-        )
-        part = PixelDistribution(mean[2:4], log_scale[2:4])
-        assert torch.equal(sample_pixels(name, part, Draws.of(3, torch.arange(2, 4))), whole[2:4])
-        assert not torch.equal(whole[0], whole[1])

@@ -1,1 +1,1 @@
-"""Kernels of our own, in Triton; each has a plain torch reference beside it."""
+"""Kernels in Triton and C++, each with an equivalent in torch's operators."""

@@ -6,9 +6,10 @@ import functools
 import importlib.util
 import os
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from dgm.nn.kernels import precompile
@@ -38,6 +39,17 @@ def refuse_transform(operator: str) -> None:
             f"{operator} has no forward-mode derivative or torch.func rule: call its wrapper in "
             "dgm.nn.kernels, which falls back to torch's operators"
         )
+
+
+def channels_last(image: Any) -> Any:
+    """Return an image [B, C, H, W] contiguous in channels_last; None for None."""
+    return None if image is None else image.contiguous(memory_format=torch.channels_last)
+
+
+def empty_channels_last(x: Tensor, channels: int) -> Tensor:
+    """Return an uninitialized [B, channels, H, W] in channels_last, otherwise like x."""
+    shape, layout = (x.shape[0], channels, *x.shape[2:]), torch.channels_last
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def kernels_for(device: torch.device) -> Kernels | None:

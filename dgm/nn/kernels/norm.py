@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgm.nn.kernels import native, norm_gpu
-from dgm.nn.kernels.dispatch import Kernels, refuse_transform, triton_runs_on, under_transform
+from dgm.nn.kernels.dispatch import (
+    Kernels,
+    channels_last,
+    empty_channels_last,
+    refuse_transform,
+    triton_runs_on,
+    under_transform,
+)
 from dgm.nn.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
@@ -125,12 +132,12 @@ def _forward(
     affine, draws = [added, weight, bias, scale, shift], [key, index, step]
     if kernels == "triton":
         return norm_gpu.forward(x, skip, affine, draws, groups, eps, silu, drop, purpose)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     y = torch.empty_like(x)
     mean = torch.empty(len(x), groups, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     options = _options(step, silu, drop, purpose)
-    flat = map(_flat, (*affine, *draws))
+    flat = map(norm_gpu.contiguous, (*affine, *draws))
     native.call("norm_act", *_sizes(x, groups), x, *flat, *options, eps, y, mean, rstd)
     return y, mean, rstd, x.new_empty(0, dtype=torch.uint8)
 
@@ -155,10 +162,10 @@ def _backward(
             grad, x, skip, affine, mask, mean, rstd, groups, silu, drop
         )
         return dx, d_skip, sums[0], sums[1], sums[2]
-    x = x.contiguous(memory_format=torch.channels_last)
-    grad = grad.contiguous(memory_format=torch.channels_last)
+    x, grad = channels_last(x), channels_last(grad)
     dx, sums = torch.empty_like(x), norm_gpu.empty_sums(x, skip, added)
-    options, flat = _options(step, silu, drop, purpose), map(_flat, (*affine, key, index, step))
+    flat = map(norm_gpu.contiguous, (*affine, key, index, step))
+    options = _options(step, silu, drop, purpose)
     rest = [mean, rstd, grad, dx, *sums]
     native.call("norm_act_backward", *_sizes(x, groups), x, *flat, *options, *rest)
     return dx, x.new_empty(0), sums[0], sums[1], sums[2]
@@ -174,10 +181,6 @@ def _options(step: Maybe, silu: bool, drop: float, purpose: int) -> tuple[int | 
     return int(step_each), purpose, *norm_gpu.threshold_and_factor(drop), int(silu)
 
 
-def _flat(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 @_forward.register_fake
 def _(
     x, skip, added, weight, bias, scale, shift, key, index, step, groups, eps, silu, drop, purpose,
@@ -186,7 +189,8 @@ def _(
     moments = torch.empty(x.shape[0], groups, dtype=torch.float32, device=x.device)
     dropping = kernels == "triton" and key is not None and drop > 0
     mask = norm_gpu.empty_mask(x, skip, dropping)
-    return norm_gpu.empty_joined(x, skip), moments, torch.empty_like(moments), mask
+    y = empty_channels_last(x, norm_gpu.joined_channels(x, skip))
+    return y, moments, torch.empty_like(moments), mask
 
 
 @_backward.register_fake

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dgm.nn.kernels import precompile
+from dgm.nn.kernels.dispatch import channels_last, empty_channels_last
 from dgm.rng import int32
 
 Maybe = Tensor | None
@@ -48,14 +49,14 @@ def forward(
     """
     from dgm.nn.kernels import norm_triton
 
-    x, skip = _channels_last(x), _channels_last(skip)
+    x, skip = channels_last(x), channels_last(skip)
     tile = Tile(x, joined_channels(x, skip), groups)
     new = dict(dtype=torch.float32, device=x.device)
-    y = empty_joined(x, skip)
+    y = empty_channels_last(x, joined_channels(x, skip))
     mean, rstd = torch.empty(len(x), groups, **new), torch.empty(len(x), groups, **new)  # type: ignore[call-overload]
     dropping = draws[0] is not None and drop > 0
     mask = empty_mask(x, skip, dropping)
-    given = [*map(_contiguous, affine), *(map(_contiguous, draws) if dropping else [None] * 3)]
+    given = [*map(contiguous, affine), *(map(contiguous, draws) if dropping else [None] * 3)]
     options = tile.options(affine, silu, dropping)
     options["STEP_EACH"] = dropping and draws[2] is not None and draws[2].ndim > 0
     precompile.launch(
@@ -79,14 +80,14 @@ def backward(
     """
     from dgm.nn.kernels import norm_triton
 
-    grad, x, skip = _channels_last(grad), _channels_last(x), _channels_last(skip)
+    grad, x, skip = channels_last(grad), channels_last(x), channels_last(skip)
     tile = Tile(x, joined_channels(x, skip), groups)
     dx, d_skip = torch.empty_like(x), x.new_empty(0) if skip is None else torch.empty_like(skip)
     sums = empty_sums(x, skip, affine[0])
     dropping = drop > 0 and mask.numel() > 0
     precompile.launch(
         norm_triton.backward, tile.grid(len(x)),
-        x, skip, *map(_contiguous, affine), mask if dropping else None, mean, rstd, grad,
+        x, skip, *map(contiguous, affine), mask if dropping else None, mean, rstd, grad,
         dx, None if skip is None else d_skip, *sums[:2], None if affine[0] is None else sums[2],
         *tile.sizes, threshold_and_factor(drop)[1], **tile.options(affine, silu, dropping),
     )  # fmt: skip
@@ -134,14 +135,6 @@ def joined_channels(x: Tensor, skip: Maybe) -> int:
     return x.shape[1] + (0 if skip is None else skip.shape[1])
 
 
-def empty_joined(x: Tensor, skip: Maybe) -> Tensor:
-    """Return an empty [B, C, H, W] in channels_last with the channels of both."""
-    return torch.empty(
-        (x.shape[0], joined_channels(x, skip), *x.shape[2:]),
-        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
-    )  # fmt: skip
-
-
 def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
     """Return an empty mask of dropout bits."""
     own = (x.shape[0], x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
@@ -165,9 +158,6 @@ def _next_power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _channels_last(tensor: Any) -> Any:
-    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _contiguous(tensor: Maybe) -> Maybe:
+def contiguous(tensor: Maybe) -> Maybe:
+    """Return the tensor, contiguous; None for None."""
     return None if tensor is None else tensor.contiguous()

@@ -15,7 +15,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dgm.nn.kernels import native
-from dgm.nn.kernels.dispatch import refuse_transform, under_transform
+from dgm.nn.kernels.dispatch import (
+    channels_last,
+    empty_channels_last,
+    refuse_transform,
+    under_transform,
+)
 
 _CHANNELS = 32  # numbers of channels are multiples of it
 _MIN_POSITIONS = 64  # fewer use torch's convolution, at any batch size
@@ -60,12 +65,12 @@ def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return y [B, K, H, W]."""
     refuse_transform("dgm::conv3x3")
-    x, weight = _channels_last(x), _channels_last(weight)
+    x, weight = channels_last(x), channels_last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
     u_t = x.new_empty(36, inputs, outputs)
     native.call("transform_weight", inputs, outputs, weight, None, u_t)
-    y = _empty(x, outputs)
+    y = empty_channels_last(x, outputs)
     native.call("convolve", batch, height, width, inputs, outputs, x, u_t, bias.contiguous(), y)
     return y
 
@@ -76,14 +81,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and weight; empty where not needed."""
     refuse_transform("dgm::conv3x3_backward")
-    grad, x, weight = _channels_last(grad), _channels_last(x), _channels_last(weight)
+    grad, x, weight = channels_last(grad), channels_last(x), channels_last(weight)
     batch, inputs, height, width = x.shape
     outputs = len(weight)
     u = x.new_empty(36, outputs, inputs)
     sizes = batch, height, width, inputs, outputs
     dx, dw = x.new_empty(0), x.new_empty(0)
     if need_x:
-        dx = _empty(x, inputs)
+        dx = empty_channels_last(x, inputs)
         native.call("transform_weight", inputs, outputs, weight, u, None)
         native.call("gradient_of_image", *sizes, grad, u, dx)
     if need_weight and not batch:
@@ -97,15 +102,15 @@ def _backward(
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return _empty(x, len(weight))
+    return empty_channels_last(x, len(weight))
 
 
 @_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    dx = _empty(x, x.shape[1]) if need_x else x.new_empty(0)
-    dw = torch.empty_like(_channels_last(weight)) if need_weight else x.new_empty(0)
+    dx = empty_channels_last(x, x.shape[1]) if need_x else x.new_empty(0)
+    dw = torch.empty_like(channels_last(weight)) if need_weight else x.new_empty(0)
     return dx, dw
 
 
@@ -159,15 +164,3 @@ _backward.register_autograd(_second_gradients, setup_context=_save_backward)
 def _count(x: Any, weight: Any, bias: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Return the operations of a direct convolution, for comparison."""
     return conv_flop_count(x, weight, [x[0], weight[0], *x[2:]])
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last)
-
-
-def _empty(x: Tensor, channels: int) -> Tensor:
-    batch, _, height, width = x.shape
-    return torch.empty(
-        (batch, channels, height, width),
-        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Active latent dimensions of an encoder whose variances are known.
+"""Active latent dimensions of an encoder whose variances are known, and reconstruction error.
 
 Source: Burda et al. 2016, "Importance weighted autoencoders", section 5.2: dimension u is active if
 Cov_x(E_{q(u | x)}[u]) > 10^-2. The encoder here is linear in planted coordinates of the images, so
@@ -6,6 +6,8 @@ that the variance of each mean is known beforehand.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from array_images import ArrayImages
 from torch import Tensor
 
 from dgm.evaluation.likelihood import ImageSubset
-from dgm.evaluation.reconstruction import active_latents
+from dgm.evaluation.reconstruction import active_latents, reconstruction_error
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 from dgm.training.engine import Engine
@@ -59,7 +61,7 @@ def test_order_and_repetition_of_images_do_not_matter(engine: Engine):
     assert measure(engine, order) == measure(engine, torch.arange(64))
 
 
-def test_images_all_alike_have_no_active_dimension(engine: Engine):
+def test_equal_images_have_no_active_dimension(engine: Engine):
     assert measure(engine, torch.zeros(5, dtype=torch.int64))["num_active"] == 0
     assert measure(engine, torch.tensor([3]))["active_latents"] == 0
 
@@ -76,3 +78,19 @@ def test_a_mean_far_from_the_priors_is_not_active_where_it_is_constant(engine: E
     assert (objective.kl_by_latent({"vae": net}, given) > 0.01).all()
     found = active_latents(objective, {"vae": net}, ImageSubset(engine, data, index, 0))
     assert found == {"active_latents": 0, "num_active": 0}
+
+
+def test_error_is_that_of_decoded_means_and_small_images_have_no_ssim(engine: Engine) -> None:
+    torch.manual_seed(0)
+    net, objective = small_vae.net(), small_vae.objective()
+    data = ArrayImages(np.random.default_rng(0).integers(20, 200, (12, 8, 8, 3), np.uint8))
+    index = torch.tensor([7, 2, 3])
+    found = reconstruction_error(objective, {"vae": net}, ImageSubset(engine, data, index, 0))
+    real = torch.from_numpy(data.images(index.numpy())).permute(0, 3, 1, 2).double()
+    with torch.no_grad():
+        again = net.decoder(net.encoder(real / 127.5 - 1).mu).mean.clamp(-1, 1)
+    error = ((again + 1) * 127.5 - real).square().mean().sqrt()
+    assert found == {
+        "rms_error_grey_levels": pytest.approx(float(error)),
+        "psnr_db": pytest.approx(20 * math.log10(255 / float(error))),
+    }
