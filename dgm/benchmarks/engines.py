@@ -7,7 +7,6 @@ configuration of a family.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import subprocess
@@ -15,21 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
-from dgm.common.command_line import home_path
+from dgm.benchmarks.machine import add_shards_argument
+from dgm.benchmarks.processes import ROOT, kill_tree
 from dgm.common.errors import UserError
 from dgm.common.run_files import read_metrics
 from shards.build import ensure
 
-ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("ddpm", "gan", "vae", "flow")
 # Name, file of launch/configs/accelerate, number of processes.
 ENGINES = {
@@ -43,6 +41,7 @@ ENGINES = {
 }
 MOVES = ("one", "ddp2", "zero3", "zero1on4", "one")
 BATCH = 16  # of the smallest configurations
+CPU, GPU, BF16 = "cpu", "gpu", "bf16"  # devices and precisions; GPU is the CPU where there is none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=default)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
     parser.add_argument("--steps", type=int, default=50, help="of each run")
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
+    add_shards_argument(parser)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,10 +64,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         for part in args.parts:
-            print(
-                f"\n{PARTS[part].__doc__}\n\n| engine | {' | '.join(args.families)} |", flush=True
-            )
-            print(f"|---|{'---|' * len(args.families)}")
+            print(f"\n{PARTS[part].__doc__}\n\n| engine | {' | '.join(args.families)} |")
+            print(f"|---|{'---|' * len(args.families)}", flush=True)
             found[part] = {}
             for row, compare in PARTS[part](args.engines).items():
                 runs = [Runs(Path(folder), shards, args.steps, f) for f in args.families]
@@ -118,8 +113,8 @@ def moves(engines: list[str]) -> dict[str, Compare]:
 def gpu(engines: list[str]) -> dict[str, Compare]:
     """Largest relative difference of a loss from one process on the CPU"""
 
-    def compare(first: Device, second: Device, runs: Runs) -> float:
-        folder = runs.new(f"{first.name}-{second.name}")
+    def compare(first: str, second: str, runs: Runs) -> float:
+        folder = runs.new(f"{first}-{second}")
         runs.train(folder, "one", steps=runs.steps // 2, device=first)
         runs.train(folder, "one", device=second)
         return _loss_difference(folder, runs.whole("one", CPU))
@@ -129,20 +124,6 @@ def gpu(engines: list[str]) -> dict[str, Compare]:
 
 
 PARTS = {"losses": losses, "resume": resume, "moves": moves, "gpu": gpu}
-
-
-@dataclass(frozen=True)
-class Device:
-    """Device and precision of a run."""
-
-    name: str
-    environment: dict[str, str] = field(default_factory=dict, hash=False)
-    options: tuple[str, ...] = ("--train.mixed_precision=no",)
-
-
-CPU = Device("cpu", {"CUDA_VISIBLE_DEVICES": ""})
-GPU = Device("gpu")
-BF16 = Device("bf16", options=("--train.mixed_precision=bf16",))
 
 
 @dataclass(frozen=True)
@@ -158,34 +139,32 @@ class Runs:
         """Return the path of a run folder."""
         return self.folder / f"{self.family}-{name}"
 
-    def whole(self, engine: str, device: Device = GPU) -> Path:
+    def whole(self, engine: str, device: str = GPU) -> Path:
         """Return the folder of a run without interruption, trained once."""
-        folder = self.new(f"whole-{engine}-{device.name}")
+        folder = self.new(f"whole-{engine}-{device}")
         if not folder.exists():
             self.train(folder, engine, device=device)
         return folder
 
     def train(
-        self,
-        folder: Path,
-        engine: str,
-        steps: int | None = None,
-        kill_at: int | None = None,
-        device: Device = GPU,
-    ) -> None:
+        self, folder: Path, engine: str, steps: int | None = None, kill_at: int | None = None,
+        device: str = GPU,
+    ) -> None:  # fmt: skip
         """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
-        words = [sys.executable] if config is None else launch_words(config, processes)
-        words += [f"launch/train_{self.family}.py"]
-        words += [f"--config=launch/configs/{self.family}_tiny.yaml", f"--run.dir={folder}"]
-        words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
-        words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
-        words += [f"--train.save_every_images={5 * BATCH}"]
+        words = [
+            *([sys.executable] if config is None else launch_words(config, processes)),
+            f"launch/train_{self.family}.py", f"--config=launch/configs/{self.family}_tiny.yaml",
+            f"--run.dir={folder}", f"--data.shards={self.shards}", "--run.trackers=[]",
+            f"--train.mixed_precision={'bf16' if device == BF16 else 'no'}",
+            f"--train.total_images={(steps or self.steps) * BATCH}",
+            f"--train.save_every_images={5 * BATCH}",
+        ]  # fmt: skip
+        env = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == CPU else {})
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
-                words, cwd=ROOT, env={**os.environ, **device.environment},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
             killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
             if process.wait() != 0 and not killed:
                 output.seek(0)
@@ -210,12 +189,7 @@ def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bo
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    launcher = psutil.Process(process.pid)
-    processes = [*launcher.children(recursive=True), launcher]
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    psutil.wait_procs(processes)  # a worker could still write while it ends
+    kill_tree(process)
     return True
 
 

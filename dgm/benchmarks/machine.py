@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dgm.common.command_line import home_path
+from dgm.common.validation import check_range
+
 Input = TypeVar("Input")
 
 MAX_BATCH = 65_536
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Add the sizes and the precision of DDPM's U-Net."""
+    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
+    parser.add_argument("--batch", type=int, default=batch, help="images of each process")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """Raise UserError if the width or the batch is out of range."""
+    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+
+
+def add_shards_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of train shards."""
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
 
 
 def device() -> torch.device:
@@ -84,14 +107,11 @@ def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetit
 
 
 def _best_s(work: Callable[[], Tensor]) -> float:
-    times = []
-    for _ in range(8):
-        wait()
-        start = time.perf_counter()
+    def work_and_wait() -> None:
         work()
         wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+
+    return min(timeit.repeat(work_and_wait, wait, number=1, repeat=8))
 
 
 def time_convolution(
@@ -103,17 +123,13 @@ def time_convolution(
     weight = torch.randn(kernel).to(memory_format=layout).requires_grad_()
     bias = torch.zeros(kernel[0], requires_grad=True)
     inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
-    grad: Tensor | None = None
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
+    grad = torch.randn_like(functional.conv2d(x, weight, bias, stride, padding))
+
+    def both_passes() -> None:
         y = functional.conv2d(x, weight, bias, stride, padding)
-        forward = time.perf_counter() - start
-        grad = torch.randn_like(y) if grad is None else grad
-        start = time.perf_counter()
         torch.autograd.grad(y, inputs, grad)
-        times.append(forward + time.perf_counter() - start)
-    return min(times)
+
+    return min(timeit.repeat(both_passes, number=1, repeat=9))
 
 
 def medians(results: dict[str, list[float]]) -> dict[str, float]:

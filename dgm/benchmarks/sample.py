@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from dgm.benchmarks.machine import MAX_BATCH, device, medians, print_table, wait
+from dgm.benchmarks.machine import (
+    add_size_arguments,
+    check_sizes,
+    device,
+    medians,
+    print_table,
+    wait,
+)
 from dgm.benchmarks.peer_loops import check_installed, diffusers_net
 from dgm.common.validation import check_range
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
@@ -26,10 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--peers", action="store_true", help="compare with diffusers' DDIMPipeline")
     parser.add_argument("--compile", action="store_true", help="also compiled, on a CPU too")
-    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
-    parser.add_argument("--batch", type=int, default=32)
+    add_size_arguments(parser, batch=32)
     parser.add_argument("--steps", type=int, default=10, help="of DDIM")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--repetitions", type=int, default=5, help="of each, in turns")
 
 
@@ -40,7 +45,7 @@ Sampler = Callable[[int, int], None]
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare sampling by DDIM: images per second."""
     check_range(args, "--", "steps", "repetitions", min=1)
-    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    check_sizes(args)
     samplers: dict[str, Sampler] = {"ours": _ours(args, classes=False)}
     if args.compile or torch.cuda.is_available():
         samplers["ours, compiled"] = _ours(args, classes=False, compiled=True)

@@ -20,11 +20,16 @@ import torch
 from PIL import Image
 
 from dgm.benchmarks.loop_processes import Plan, failures, time_loops
-from dgm.benchmarks.machine import MAX_BATCH, matrix_peak, print_table
+from dgm.benchmarks.machine import (
+    add_shards_argument,
+    add_size_arguments,
+    check_sizes,
+    matrix_peak,
+    print_table,
+)
 from dgm.benchmarks.peer_loops import PEERS, check_batch, check_installed
 from dgm.cli import train_ddpm
 from dgm.cli.parser import parse
-from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.training import cuda_graph
@@ -70,18 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone"
     )
     parser.add_argument("--ladder", action="store_true", help="add our optimisations one by one")
-    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    add_size_arguments(parser, batch=32)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=4, help="of a turn")
     parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
     parser.add_argument(
         "--seconds", type=float, help="time limit of all loops together; default none"
     )
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
+    add_shards_argument(parser)
     parser.add_argument("--png", type=Path, help="file for a bar chart of the rates")
 
 
@@ -90,7 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "rounds", "steps", min=1)
     check_range(args, "--", "seconds", above=0)
     args.deadline = _deadline(args.seconds)
-    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    check_sizes(args)
     for option in args.options:
         if "=" not in option:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
