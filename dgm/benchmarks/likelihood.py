@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dgm.benchmarks.machine import print_rows
 from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
@@ -108,8 +109,13 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
 
 
 def _print(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
-    print(f"\n{f'bits per dimension, {images_seen:,} images seen':50} {'':>10} {'error':>8}")
-    for test, of_test in found.items():
-        for title, bits in of_test.items():
-            total = bits.get("exact", bits.get("bound"))
-            print(f"{f'{Path(test).name}, {title}':50} {total:>10.3f} {bits['error']:>8.3f}")
+    rows = {
+        f"{Path(test).name}, {title}": (
+            bits["exact" if "exact" in bits else "bound"],
+            bits["error"],
+        )
+        for test, models in found.items()
+        for title, bits in models.items()
+    }
+    title = f"bits per dimension, {images_seen:,} images seen"
+    print_rows(title, {"": ".3f", "error": ".3f"}, rows)

@@ -34,9 +34,8 @@ class Plan:
     steps: int  # of a turn
     batch: int
     deadline: float  # by time.monotonic()
-    sequential: bool
-    profiled: str  # the loop whose steps are profiled
-    with_parts: bool  # and timed in parts, on a CPU
+    sequential: bool  # on a GPU
+    profiled: str  # the loop whose steps are profiled, on a CPU also timed in parts
 
 
 class LoopProcess:
@@ -124,22 +123,17 @@ def _time_group(
         for name in list(running):
             if answer := request(name, summary=1):
                 found["loops"][name] = {"images_per_s": rates[name]} | answer
-        if plan.profiled in running:
-            _profile(running[plan.profiled], plan, found)  # last, as it takes memory
+        if loop := running.get(plan.profiled):  # last, as it takes memory
+            timed = plan.rounds * plan.steps
+            try:
+                if not plan.sequential:
+                    found["parts"] = loop.request(parts=min(8, timed))
+                found["profile"] = loop.request(profile=min(3, timed))
+            except LoopError as error:  # its rates stay
+                found["loops"][plan.profiled]["not_inspected"] = str(error)
     finally:
         for loop in running.values():
             loop.close()
-
-
-def _profile(loop: LoopProcess, plan: Plan, found: dict[str, Any]) -> None:
-    """Profile a loop's steps; its rates stay if that fails."""
-    timed = plan.rounds * plan.steps
-    try:
-        if plan.with_parts:
-            found["parts"] = loop.request(parts=min(8, timed))
-        found["profile"] = loop.request(profile=min(3, timed))
-    except LoopError as error:
-        found["loops"][plan.profiled]["not_inspected"] = str(error)
 
 
 def failures(loops: dict[str, Any]) -> Iterable[tuple[str, str]]:

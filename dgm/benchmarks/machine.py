@@ -6,7 +6,7 @@ import argparse
 import collections
 import statistics
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -139,7 +139,17 @@ def medians(results: dict[str, list[float]]) -> dict[str, float]:
 
 def print_table(title: str, results: dict[str, list[float]], form: str) -> None:
     """Print median, minimum and maximum of each row; `form` formats a number."""
-    print(f"\n{title:46} {'median':>10} {'min':>10} {'max':>10}")
-    for name, values in results.items():
-        cells = (statistics.median(values), min(values), max(values))
-        print(f"{name:46} " + " ".join(f"{cell:>10{form}}" for cell in cells))
+    rows = {
+        n: (statistics.median(values), min(values), max(values)) for n, values in results.items()
+    }
+    print_rows(title, dict.fromkeys(("median", "min", "max"), form), rows)
+
+
+def print_rows(title: str, columns: Mapping[str, str], rows: Mapping[str, Iterable[float]]) -> None:
+    """Print a table; `columns` has the format of each column's numbers."""
+    width = max(map(len, (title, *rows)))
+    print(f"\n{title:{width}} " + " ".join(f"{head:>10}" for head in columns))
+    for name, values in rows.items():
+        cells = zip(values, columns.items(), strict=True)
+        numbers = (f"{value:>{max(10, len(head))}{form}}" for value, (head, form) in cells)
+        print(f"{name:{width}} " + " ".join(numbers))

@@ -20,7 +20,13 @@ import torch
 import torch.distributed as dist
 
 from dgm.benchmarks.engines import launch_words
-from dgm.benchmarks.machine import add_shards_argument, add_size_arguments, check_sizes, wait
+from dgm.benchmarks.machine import (
+    add_shards_argument,
+    add_size_arguments,
+    check_sizes,
+    print_rows,
+    wait,
+)
 from dgm.benchmarks.processes import run_json
 from dgm.cli.entry import run
 from dgm.common.errors import UserError
@@ -94,12 +100,9 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     image_s = 1 / args.rate if args.rate else quiet / args.batch
     found["model"] = model(sent, image_s, args.links)
     print(f"\nmodel: {sent / 1e6:.1f} MB of gradient, {1 / image_s:,.1f} images/s of each GPU")
-    print(f"{'GPUs':>6} {'GB/s':>6} {'sending ms':>11} {'hidden from batch':>18} (each)")
-    for row in found["model"]:
-        print(
-            f"{row['gpus']:>6} {row['link']:>6.0f} {row['sending_ms']:>11.2f} "
-            f"{row['batch_that_hides']:>18.1f}"
-        )
+    columns = {"GPUs": ".0f", "GB/s": ".0f", "sending ms": ".2f", "hidden from batch (each)": ".1f"}
+    rows = {f"{row['gpus']:g} GPUs": list(row.values()) for row in found["model"]}
+    print_rows("model", columns, rows)
 
 
 def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
