@@ -46,10 +46,11 @@ print(images.shape, labels.shape, flush=True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--shards", type=Path, help="folder of shards; default: random images")
-    parser.add_argument("--num-images", type=int, default=50_000, help="without --shards")
-    parser.add_argument("--batch", type=int, default=128, help="images per batch")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each measurement")
+    add = parser.add_argument
+    add("--shards", type=Path, help="folder of shards; default: random images")
+    add("--num-images", type=int, default=50_000, help="without --shards")
+    add("--batch", type=int, default=128, help="images per batch")
+    add("--repetitions", type=int, default=5, help="of each measurement")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

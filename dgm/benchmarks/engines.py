@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -41,16 +40,16 @@ ENGINES = {
 }
 MOVES = ("one", "ddp2", "zero3", "zero1on4", "one")
 BATCH = 16  # of the smallest configurations
-CPU, GPU, BF16 = "cpu", "gpu", "bf16"  # devices and precisions; GPU is the CPU where there is none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    add = parser.add_argument
+    add("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     default = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=default)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
-    parser.add_argument("--steps", type=int, default=50, help="of each run")
+    add("--engines", nargs="+", choices=ENGINES, default=default)
+    add("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
+    add("--steps", type=int, default=50, help="of each run")
     add_shards_argument(parser)
 
 
@@ -58,8 +57,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare losses on one process, DDP and DeepSpeed ZeRO, also killed and moved between them."""
     if args.steps < 10:
         raise UserError(f"--steps is {args.steps}: choose 10 or more")
-    if "gpu" in args.parts and not torch.cuda.is_available():
-        raise UserError("--parts has gpu, but there is no GPU here: leave it out")
     shards = str(ensure("shapes", args.shards))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
@@ -110,20 +107,7 @@ def moves(engines: list[str]) -> dict[str, Compare]:
     return {", ".join(ENGINES[name][0] for name in MOVES): compare}
 
 
-def gpu(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process on the CPU"""
-
-    def compare(first: str, second: str, runs: Runs) -> float:
-        folder = runs.new(f"{first}-{second}")
-        runs.train(folder, "one", steps=runs.steps // 2, device=first)
-        runs.train(folder, "one", device=second)
-        return _loss_difference(folder, runs.whole("one", CPU))
-
-    rows = {"GPU, fp32": (GPU, GPU), "GPU, bf16": (BF16, BF16), "CPU, then GPU": (CPU, GPU)}
-    return {title: partial(compare, *pair) for title, pair in rows.items()}
-
-
-PARTS = {"losses": losses, "resume": resume, "moves": moves, "gpu": gpu}
+PARTS = {"losses": losses, "resume": resume, "moves": moves}
 
 
 @dataclass(frozen=True)
@@ -139,31 +123,28 @@ class Runs:
         """Return the path of a run folder."""
         return self.folder / f"{self.family}-{name}"
 
-    def whole(self, engine: str, device: str = GPU) -> Path:
+    def whole(self, engine: str) -> Path:
         """Return the folder of a run without interruption, trained once."""
-        folder = self.new(f"whole-{engine}-{device}")
+        folder = self.new(f"whole-{engine}")
         if not folder.exists():
-            self.train(folder, engine, device=device)
+            self.train(folder, engine)
         return folder
 
     def train(
-        self, folder: Path, engine: str, steps: int | None = None, kill_at: int | None = None,
-        device: str = GPU,
-    ) -> None:  # fmt: skip
+        self, folder: Path, engine: str, steps: int | None = None, kill_at: int | None = None
+    ) -> None:
         """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
         words = [
             *([sys.executable] if config is None else launch_words(config, processes)),
             f"launch/train_{self.family}.py", f"--config=launch/configs/{self.family}_tiny.yaml",
             f"--run.dir={folder}", f"--data.shards={self.shards}", "--run.trackers=[]",
-            f"--train.mixed_precision={'bf16' if device == BF16 else 'no'}",
-            f"--train.total_images={(steps or self.steps) * BATCH}",
+            "--train.mixed_precision=no", f"--train.total_images={(steps or self.steps) * BATCH}",
             f"--train.save_every_images={5 * BATCH}",
         ]  # fmt: skip
-        env = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == CPU else {})
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
-                words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
             killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
             if process.wait() != 0 and not killed:

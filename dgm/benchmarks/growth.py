@@ -25,7 +25,7 @@ import psutil, torch
 from dgm.training.sampler import BatchSampler
 from shards.reader import open_shards
 torch.set_num_threads(1)
-folder, batch, steps, far = sys.argv[1], *map(int, sys.argv[2:])
+folder, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
 device = torch.device("cpu")
 imported = time.perf_counter()
 batches = BatchSampler(open_shards(folder), 0, batch, None, 0, 1)
@@ -37,7 +37,7 @@ def load(start):
             assert batch_.images.dtype == torch.uint8
 before = time.perf_counter()
 load(batch)
-load(far * len(batches.data) // 3)  # later in the run, across an epoch boundary
+load(5 * len(batches.data) // 3)  # later in the run, across an epoch boundary
 spent = time.perf_counter() - before
 memory = psutil.Process().memory_full_info().uss
 us = spent / (2 * steps * batch) * 1e6
@@ -53,13 +53,12 @@ RESULTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    add = parser.add_argument
     add_shards_argument(parser)
-    parser.add_argument(
-        "--images", type=int, nargs="+", default=[5_000, 50_000, 500_000, 5_000_000]
-    )
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--repetitions", type=int, default=3, help="processes of each size")
+    add("--images", type=int, nargs="+", default=[5_000, 50_000, 500_000, 5_000_000])
+    add("--batch", type=int, default=128)
+    add("--steps", type=int, default=1000)
+    add("--repetitions", type=int, default=3, help="processes of each size")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folders = [_repeat(Path(source), Path(root) / str(count), count) for count in args.images]
         for _ in range(args.repetitions):
             for folder in folders:
-                words = [str(folder), str(args.batch), str(args.steps), "5"]
+                words = [str(folder), str(args.batch), str(args.steps)]
                 result = run_json([sys.executable, "-c", LOAD, *words])
                 for name, rows in found.items():
                     rows.setdefault(f"{result['images']:,} images", []).append(result[name])

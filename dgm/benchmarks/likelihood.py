@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from dgm.benchmarks.machine import print_rows
 from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.families import open_config
@@ -39,14 +38,13 @@ SEED = 1  # of the choice of test images and of their draws
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("run", type=Path, help="run folder of a glow or a vae")
-    parser.add_argument("--out", type=Path, required=True, help="run folder of the peer")
-    parser.add_argument(
-        "--test-shards", type=home_path, nargs="+", required=True, help="folders of test images"
-    )
-    parser.add_argument("--num-test", type=int, default=1000, help="test images of each folder")
-    parser.add_argument("--lr", type=float, help="learning rate of the peer; default the run's")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", type=Path, help="run folder of a glow or a vae")
+    add("--out", type=Path, required=True, help="run folder of the peer")
+    add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
+    add("--num-test", type=int, default=1000, help="test images of each folder")
+    add("--lr", type=float, help="learning rate of the peer; default the run's")
+    add(
         "--variance",
         type=float,
         default=0.005,
@@ -109,13 +107,8 @@ def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Nam
 
 
 def _print(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:
-    rows = {
-        f"{Path(test).name}, {title}": (
-            bits["exact" if "exact" in bits else "bound"],
-            bits["error"],
-        )
-        for test, models in found.items()
-        for title, bits in models.items()
-    }
-    title = f"bits per dimension, {images_seen:,} images seen"
-    print_rows(title, {"": ".3f", "error": ".3f"}, rows)
+    print(f"\n{f'bits per dimension, {images_seen:,} images seen':50} {'':>10} {'error':>8}")
+    for test, of_test in found.items():
+        for title, bits in of_test.items():
+            total = bits.get("exact", bits.get("bound"))
+            print(f"{f'{Path(test).name}, {title}':50} {total:>10.3f} {bits['error']:>8.3f}")

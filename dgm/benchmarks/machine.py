@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import statistics
+import time
 import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -84,6 +85,34 @@ def memory_bandwidth() -> float:
 def cache_bytes() -> int:
     """Return the size of the GPU's last cache."""
     return int(torch.cuda.get_device_properties().L2_cache_size)
+
+
+def time_in_turns(
+    works: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return seconds of each call, by name, and why works failed.
+
+    Works take turns, so that load affects all of them alike; each is called with the number of its
+    repetition. One that fails does not stop the others; raise its exception if all fail.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    failed: dict[str, str] = {}
+    for repetition in range(warm_up + repetitions):
+        for name in list(seconds):
+            wait()
+            start = time.perf_counter()
+            try:
+                works[name](repetition)
+                wait()
+            except Exception as error:  # any: the others are still timed
+                if len(seconds) == 1:
+                    raise
+                failed[name] = str(error).strip().splitlines()[0]
+                del seconds[name]
+                continue
+            if repetition >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds, failed
 
 
 def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetitions: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from dgm.benchmarks.machine import (
     medians,
     memory_bandwidth,
     print_table,
+    time_in_turns,
     time_launches,
 )
 from dgm.common.validation import check_range
@@ -32,11 +32,10 @@ MAX_INPUTS = 256  # batches; only tiny ones would need more
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--batch", type=int, default=128, help="images per batch")
-    parser.add_argument("--repetitions", type=int, default=100, help="of each, in turns")
-    parser.add_argument(
-        "--precision", choices=("no", "bf16"), default="no", help="of the noised images"
-    )
+    add = parser.add_argument
+    add("--batch", type=int, default=128, help="images per batch")
+    add("--repetitions", type=int, default=100, help="of each, in turns")
+    add("--precision", choices=("no", "bf16"), default="no", help="of the noised images")
 
 
 class Inputs(NamedTuple):
@@ -121,21 +120,23 @@ def _time_in_turns(
     on_gpu = device().type == "cuda"
     count = 2 + (2 * cache_bytes() // (batch * 32 * 32 * 3) if on_gpu else 0)
     inputs = [make_inputs(batch, step) for step in range(min(MAX_INPUTS, count))]
-    times: dict[str, list[float]] = {name: [] for name in variants}
     if on_gpu:
+        times: dict[str, list[float]] = {name: [] for name in variants}
         for variant in variants.values():
             time_launches(variant, inputs, len(inputs))  # compiles and allocates
         for _ in range(5):
             for name, variant in variants.items():
                 times[name].append(1e3 * time_launches(variant, inputs, max(2, repetitions // 5)))
         return times
-    for repetition in range(repetitions + 5):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant(inputs[repetition % len(inputs)])
-            if repetition >= 5:  # the first ones compile and warm up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
+
+    def work(variant: Variant) -> Callable[[int], Any]:
+        return lambda repetition: variant(inputs[repetition % len(inputs)])
+
+    works = {name: work(variant) for name, variant in variants.items()}
+    seconds, failed = time_in_turns(works, repetitions, warm_up=5)
+    if failed:
+        raise RuntimeError(f"failed: {failed}")
+    return {name: [1e3 * each for each in values] for name, values in seconds.items()}
 
 
 def _bandwidth(variant: Variant, batch: int, ms: float) -> dict[str, Any]:

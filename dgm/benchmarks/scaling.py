@@ -39,18 +39,15 @@ LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--processes", type=int, default=2)
+    add = parser.add_argument
+    add("--processes", type=int, default=2)
     add_size_arguments(parser, batch=16)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each variant")
-    parser.add_argument("--steps", type=int, default=2, help="of a turn")
+    add("--rounds", type=int, default=7, help="turns of each variant")
+    add("--steps", type=int, default=2, help="of a turn")
     add_shards_argument(parser)
-    parser.add_argument(
-        "--rate", type=float, help="images/s of a GPU, for the model; default as measured"
-    )
-    parser.add_argument(
-        "--parameters", type=float, help="millions, for the model; default as measured"
-    )
-    parser.add_argument(
+    add("--rate", type=float, help="images/s of a GPU, for the model; default as measured")
+    add("--parameters", type=float, help="millions, for the model; default as measured")
+    add(
         "--links",
         type=float,
         nargs="+",

@@ -71,20 +71,17 @@ LADDER = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--peers", action="store_true", help="compare with peers' loops")
-    parser.add_argument(
-        "--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone"
-    )
-    parser.add_argument("--ladder", action="store_true", help="add our optimisations one by one")
+    add = parser.add_argument
+    add("--peers", action="store_true", help="compare with peers' loops")
+    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone")
+    add("--ladder", action="store_true", help="add our optimisations one by one")
     add_size_arguments(parser, batch=32)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
-    parser.add_argument("--steps", type=int, default=4, help="of a turn")
-    parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
-    parser.add_argument(
-        "--seconds", type=float, help="time limit of all loops together; default none"
-    )
+    add("--rounds", type=int, default=5, help="turns of each loop")
+    add("--steps", type=int, default=4, help="of a turn")
+    add("--options", nargs="*", default=[], help="key=value for our trainer")
+    add("--seconds", type=float, help="time limit of all loops together; default none")
     add_shards_argument(parser)
-    parser.add_argument("--png", type=Path, help="file for a bar chart of the rates")
+    add("--png", type=Path, help="file for a bar chart of the rates")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

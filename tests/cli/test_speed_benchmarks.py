@@ -57,7 +57,7 @@ def test_a_sampler_that_fails_does_not_stop_the_others(monkeypatch: pytest.Monke
     def broken(args: argparse.Namespace, classes: bool, **options: object):
         if not classes:
             error = RuntimeError("CUDA out of memory\nmore")
-            return lambda count, seed: (_ for _ in ()).throw(error)
+            return lambda seed: (_ for _ in ()).throw(error)
         return ours(args, classes, **options)
 
     ours = sample._ours

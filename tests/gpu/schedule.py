@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def run_parts(parts: Sequence[Part], budget: Budget, report: Callable[[str, Outc
             detail = f"{max(0.0, limit):.0f} s left, it takes {part.min_seconds:g}"
             outcome = Outcome("left out", detail)
         else:
-            outcome = timed(lambda: part.work(limit))  # noqa: B023
+            outcome = timed(functools.partial(part.work, limit))
             outcome.limit = round(limit, 1)
         report(part.name, outcome)
 
