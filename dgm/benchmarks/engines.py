@@ -12,9 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,56 +56,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.steps < 10:
         raise UserError(f"--steps is {args.steps}: choose 10 or more")
     shards = str(ensure("shapes", args.shards))
+    titles = {name: title for name, (title, _, _) in ENGINES.items()}
+    titles["moved"] = ", ".join(titles[name] for name in MOVES)
+    others = [name for name in args.engines if name != "one"]
+    rows = {"losses": others, "resume": args.engines, "moves": ["moved"]}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         for part in args.parts:
-            print(f"\n{PARTS[part].__doc__}\n\n| engine | {' | '.join(args.families)} |")
+            title, compare = PARTS[part]
+            print(f"\n{title}\n\n| engine | {' | '.join(args.families)} |")
             print(f"|---|{'---|' * len(args.families)}", flush=True)
             found[part] = {}
-            for row, compare in PARTS[part](args.engines).items():
+            for engine in rows[part]:
                 runs = [Runs(Path(folder), shards, args.steps, f) for f in args.families]
-                cells = found[part][row] = {run.family: compare(run) for run in runs}
-                print(f"| {row} | {' | '.join(map(_format, cells.values()))} |", flush=True)
+                cells = {run.family: compare(run, engine) for run in runs}
+                found[part][titles[engine]] = cells
+                print(
+                    f"| {titles[engine]} | {' | '.join(map(_format, cells.values()))} |", flush=True
+                )
     return found
-
-
-Compare = Callable[["Runs"], float]
-
-
-def losses(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process, whole runs"""
-
-    def compare(name: str, runs: Runs) -> float:
-        return _loss_difference(runs.whole(name), runs.whole("one"))
-
-    return {ENGINES[name][0]: partial(compare, name) for name in engines if name != "one"}
-
-
-def resume(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a weight, killed halfway and resumed"""
-
-    def compare(name: str, runs: Runs) -> float:
-        folder = runs.new(f"killed-{name}")
-        runs.train(folder, name, kill_at=runs.steps // 2)
-        runs.train(folder, name)
-        return _weight_difference(runs, folder, runs.whole(name))
-
-    return {ENGINES[name][0]: partial(compare, name) for name in engines}
-
-
-def moves(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process, moved between engines"""
-
-    def compare(runs: Runs) -> float:
-        folder = runs.new("moved")
-        for number, name in enumerate(MOVES, 1):
-            runs.train(folder, name, steps=runs.steps * number // len(MOVES))
-        return _loss_difference(folder, runs.whole("one"))
-
-    return {", ".join(ENGINES[name][0] for name in MOVES): compare}
-
-
-PARTS = {"losses": losses, "resume": resume, "moves": moves}
 
 
 @dataclass(frozen=True)
@@ -119,13 +86,31 @@ class Runs:
     steps: int
     family: str
 
-    def new(self, name: str) -> Path:
+    def compare_whole(self, engine: str) -> float:
+        """Return the largest difference of a loss from one process."""
+        return _loss_difference(self.whole(engine), self.whole("one"))
+
+    def compare_killed(self, engine: str) -> float:
+        """Return the largest difference of a weight of a run that was killed and resumed."""
+        folder = self.path(f"killed-{engine}")
+        self.train(folder, engine, kill_at=self.steps // 2)
+        self.train(folder, engine)
+        return _weight_difference(self, folder, self.whole(engine))
+
+    def compare_moved(self, _: str) -> float:
+        """Return the largest difference of a loss of a run that was moved between engines."""
+        folder = self.path("moved")
+        for number, name in enumerate(MOVES, 1):
+            self.train(folder, name, steps=self.steps * number // len(MOVES))
+        return _loss_difference(folder, self.whole("one"))
+
+    def path(self, name: str) -> Path:
         """Return the path of a run folder."""
         return self.folder / f"{self.family}-{name}"
 
     def whole(self, engine: str) -> Path:
         """Return the folder of a run without interruption, trained once."""
-        folder = self.new(f"whole-{engine}")
+        folder = self.path(f"whole-{engine}")
         if not folder.exists():
             self.train(folder, engine)
         return folder
@@ -152,6 +137,20 @@ class Runs:
                 raise RuntimeError(f"{' '.join(words)} failed:\n{output.read()[-4000:]}")
         if kill_at is not None and not killed:
             raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
+
+
+PARTS = {
+    "losses": (
+        "Largest relative difference of a loss from one process, whole runs", Runs.compare_whole
+    ),
+    "resume": (
+        "Largest relative difference of a weight, killed halfway and resumed", Runs.compare_killed
+    ),
+    "moves": (
+        "Largest relative difference of a loss from one process, moved between engines",
+        Runs.compare_moved,
+    ),
+}  # fmt: skip
 
 
 def launch_words(config: str, processes: int) -> list[str]:

@@ -34,7 +34,7 @@ def test_table_of_losses_and_of_killed_runs(
 @pytest.mark.long
 def test_killed_runs_are_compared_with_whole_ones(tiny_shards: Path, tmp_path: Path) -> None:
     runs = engines.Runs(tmp_path, str(tiny_shards), 12, "vae")
-    assert engines.resume(["one"])["one process"](runs) == 0
+    assert runs.compare_killed("one") == 0
     killed = (tmp_path / "vae-killed-one" / "starts.jsonl").read_text().splitlines()
     assert [json.loads(line)["images_seen"] for line in killed] in ([0, 80], [0, 160])
     # A change of one loss or one weight is detected.

@@ -174,7 +174,9 @@ def test_no_gpu_is_distinguished_from_an_old_driver(cuda: pytest.MonkeyPatch):
         return False
 
     cuda.setattr(torch.cuda, "is_available", unavailable)
-    assert refusal().startswith("there is no GPU here: run this where there is one, or add --dry")
+    assert refusal().startswith(
+        "there is no GPU here: run this on a machine with one, or add --dry"
+    )
     # As torch warns (c10/cuda/CUDAFunctions.cpp).
     warning = (
         "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). "
