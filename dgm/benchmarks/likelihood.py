@@ -44,12 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
     add("--num-test", type=int, default=1000, help="test images of each folder")
     add("--lr", type=float, help="learning rate of the peer; default the run's")
-    add(
-        "--variance",
-        type=float,
-        default=0.005,
-        help="of pythae's Gaussian in training, for pixels in [0, 1]",
-    )
+    variance = "of pythae's Gaussian in training, for pixels in [0, 1]"
+    add("--variance", type=float, default=0.005, help=variance)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

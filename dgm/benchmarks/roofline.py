@@ -227,26 +227,17 @@ def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machin
         for rate in args.tflops
     }
     print_rows("images/s, design and batch", columns, rows)
-    print()
-    for name in names:
-        kept = found[name]["memory"]
-        print(
-            f"{name}: {kept['kept_mb']:.2f} MB kept per image, "
-            f"{kept['working_mb']:.2f} MB temporary, "
-            f"{kept['fixed_mb']:.0f} MB of weights, gradients, moments and average: batch "
-            f"{kept['largest_batch']:,.0f} in {100 * args.usable:g} % of {args.memory:g} GB"
-        )
-    for name in names:
-        host = found[name]["host"]
-        below, with_graphs = (
-            f"below batch {batch}" if batch > 1 else "for no batch"
-            for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
-        )
-        print(
-            f"{name}: {host['launches']} launches take the host {host['host_ms']:.2f} ms, "
-            f"which bounds the step {below}; the net as graphs: "
-            f"{host['host_ms_with_graphs']:.2f} ms, {with_graphs} (at {middle.tflops:g} TFLOP/s)"
-        )
+    columns = {
+        "MB kept/img": ".2f", "MB working/img": ".2f", "MB fixed": ".0f", "largest batch": ",.0f"
+    }  # fmt: skip
+    rows = {name: [*found[name]["memory"].values()] for name in names}
+    print_rows(f"memory, {100 * args.usable:g} % of {args.memory:g} GB", columns, rows)
+    columns = {
+        "launches": ".0f", "outside the net": ".0f", "host ms": ".2f", "with graphs": ".2f",
+        "bound below batch": ".0f", "below batch with graphs": ".0f",
+    }  # fmt: skip
+    rows = {name: [*found[name]["host"].values()] for name in names}
+    print_rows(f"host, {middle.tflops:g} TFLOP/s", columns, rows)
 
 
 def _check(args: argparse.Namespace) -> None:

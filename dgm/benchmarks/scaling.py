@@ -13,9 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -34,7 +34,6 @@ from dgm.common.validation import check_range
 from shards.build import ensure
 
 MAX_PROCESSES = 256  # on one machine
-LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shards_argument(parser)
     add("--rate", type=float, help="images/s of a GPU, for the model; default as measured")
     add("--parameters", type=float, help="millions, for the model; default as measured")
-    add(
-        "--links",
-        type=float,
-        nargs="+",
-        default=[300.0, 40.0, 40.0],
-        help="GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs",
-    )
+    links = "GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs"
+    add("--links", type=float, nargs="+", default=[300.0, 40.0, 40.0], help=links)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -97,8 +91,8 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     image_s = 1 / args.rate if args.rate else quiet / args.batch
     found["model"] = model(sent, image_s, args.links)
     print(f"\nmodel: {sent / 1e6:.1f} MB of gradient, {1 / image_s:,.1f} images/s of each GPU")
-    columns = {"GPUs": ".0f", "GB/s": ".0f", "sending ms": ".2f", "hidden from batch (each)": ".1f"}
-    rows = {f"{row['gpus']:g} GPUs": list(row.values()) for row in found["model"]}
+    columns = {"GB/s": ".0f", "sending ms": ".2f", "hidden from batch (each)": ".1f"}
+    rows = {f"{row['gpus']:g} GPUs": [*row.values()][1:] for row in found["model"]}
     print_rows("model", columns, rows)
 
 
@@ -165,9 +159,9 @@ def worker() -> None:
 
 
 def _sent() -> int:
-    if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine use other links
-        return 0
-    return int(LOOPBACK.read_text(encoding="utf-8"))
+    loopback = psutil.net_io_counters(pernic=True).get("lo")
+    # GPUs of one machine use other links.
+    return 0 if torch.cuda.is_available() or loopback is None else loopback.bytes_sent
 
 
 if __name__ == "__main__":
