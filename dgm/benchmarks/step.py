@@ -214,9 +214,9 @@ def _print_profile(found: dict[str, Any]) -> None:
     print(f"layouts converted in a step: {profile['conversions']}", end="")
     if profile["synchronisations"] is not None:
         print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
-    print(f"\n\n{'operations of a step':60} {'%':>6}")
-    for name, fraction in profile["shares"]:
-        print(f"{name[:60]:60} {100 * fraction:>6.1f}")
+    print()
+    rows = {name[:60]: [100 * fraction] for name, fraction in profile["shares"]}
+    print_rows("operations of a step", {"%": ".1f"}, rows)
 
 
 def _max_relative_difference(losses: list[float], others: list[float]) -> float:
