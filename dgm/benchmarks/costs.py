@@ -9,32 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 BF16, FP32 = 2, 4
 
-CONVOLUTION_3X3 = "3x3 convolutions"
-SHORTCUT = "1x1 convolutions of shortcuts"
-PROJECTION = "qkv and out of attention"
-ATTENTION = "attention itself"
-NORM = "norm, SiLU, dropout"
-BIAS = "biases and their gradients"
-SUM = "residual and gradient sums"
-JOIN = "concatenation of h and skip"
-UPSAMPLE = "upsampling"
-EMBEDDING = "time embedding"
-CAST = "weights to bf16, gradients to fp32"
-NOISE = "batch and noise"
-LOSS = "loss"
-CLIP = "gradient norm and clipping"
-OPTIMIZER = "AdamW"
-AVERAGE = "moving average"
-KINDS = (
-    CONVOLUTION_3X3, SHORTCUT, PROJECTION, ATTENTION, NORM, BIAS, SUM, JOIN, UPSAMPLE, EMBEDDING,
-    CAST, NOISE, LOSS, CLIP, OPTIMIZER, AVERAGE,
-)  # fmt: skip
-OUTSIDE_NET = (NOISE, LOSS, CLIP, OPTIMIZER, AVERAGE)
+
+class Kind(StrEnum):
+    """Kind of an operation."""
+
+    CONVOLUTION_3X3 = "3x3 convolutions"
+    SHORTCUT = "1x1 convolutions of shortcuts"
+    PROJECTION = "qkv and out of attention"
+    ATTENTION = "attention itself"
+    NORM = "norm, SiLU, dropout"
+    BIAS = "biases and their gradients"
+    SUM = "residual and gradient sums"
+    JOIN = "concatenation of h and skip"
+    UPSAMPLE = "upsampling"
+    EMBEDDING = "time embedding"
+    CAST = "weights to bf16, gradients to fp32"
+    NOISE = "batch and noise"
+    LOSS = "loss"
+    CLIP = "gradient norm and clipping"
+    OPTIMIZER = "AdamW"
+    AVERAGE = "moving average"
+
+
+OUTSIDE_NET = (Kind.NOISE, Kind.LOSS, Kind.CLIP, Kind.OPTIMIZER, Kind.AVERAGE)
 """Kinds that are not part of the compiled net, so that its CUDA graphs do not hold them."""
 
 
@@ -45,27 +48,17 @@ class Design:
     name: str
     joins: bool
     """Norm and shortcut read a concatenation of h and skip; else they read both separately."""
-    keeps_mask: bool
-    """Dropout's mask is stored as bits; else it is drawn again in the backward pass."""
-    folds_bias: bool
-    """The first convolution's bias is added by the norm after it; else in a pass of its own."""
-    bias_in_epilogue: bool
-    """The bias of qkv is added by the matrix product; else in a pass of its own."""
-    scatters_upsampling: bool
-    """The gradient of upsampling is summed by fp32 atomics into NCHW; else by a reduction."""
+    fuses: bool
+    """Dropout's mask is stored as bits, not drawn again in the backward pass; the biases of a
+    block's first convolution and of qkv are added by the norm and by the product, not in passes of
+    their own; the gradient of upsampling is a reduction, not fp32 atomics into NCHW."""
     custom_operators: bool
     """Norms are custom operators of torch.library, which take the host longer to call."""
 
 
-BEFORE = Design(
-    "before", joins=True, keeps_mask=False, folds_bias=False, bias_in_epilogue=False,
-    scatters_upsampling=True, custom_operators=True,
-)  # fmt: skip
-NOW = Design(
-    "now", joins=False, keeps_mask=True, folds_bias=True, bias_in_epilogue=True,
-    scatters_upsampling=False, custom_operators=True,
-)  # fmt: skip
-NEXT = replace(NOW, name="next", joins=True, custom_operators=False)
+BEFORE = Design("before", joins=True, fuses=False, custom_operators=True)
+NOW = Design("now", joins=False, fuses=True, custom_operators=True)
+NEXT = Design("next", joins=True, fuses=True, custom_operators=False)
 DESIGNS = (BEFORE, NOW, NEXT)
 
 
@@ -73,7 +66,7 @@ DESIGNS = (BEFORE, NOW, NEXT)
 class Operation:
     """One or several kernels; FLOPs and bytes are per image."""
 
-    kind: str
+    kind: Kind
     layer: str
     stage: str
     """`forward`, `backward` or `update`."""
@@ -98,7 +91,7 @@ class StepCosts:
     largest_bytes: float = 0.0
     """Bytes of the largest feature map, per image."""
 
-    def add(self, kind: str, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
+    def add(self, kind: Kind, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
         """Add an operation that moves `elements` in bf16 per image, in addition to `more`."""
         more["bytes"] = more.get("bytes", 0) + BF16 * elements
         self.operations.append(Operation(kind, layer, stage, **more))
@@ -109,7 +102,7 @@ class StepCosts:
         self.largest_bytes = max(self.largest_bytes, bytes_each * elements)
 
     def product(
-        self, kind: str, layer: str, shape: Sequence[int], inputs: int, outputs: int,
+        self, kind: Kind, layer: str, shape: Sequence[int], inputs: int, outputs: int,
         data_gradient: bool = True,
     ) -> None:  # fmt: skip
         """Add a convolution or matrix product: forward pass, gradients of input and weight.
@@ -130,38 +123,40 @@ class StepCosts:
     def bias(self, layer: str, elements: float, own_pass: bool) -> None:
         """Add a bias: a pass over the output unless fused, and its gradient."""
         if own_pass:
-            self.add(BIAS, layer, "forward", 2 * elements)
+            self.add(Kind.BIAS, layer, "forward", 2 * elements)
         # In two kernels: parts of the batch, then their sum.
-        self.add(BIAS, layer, "backward", elements, launches=2)
+        self.add(Kind.BIAS, layer, "backward", elements, launches=2)
 
     def linear(self, layer: str, shape: Sequence[int], data_gradient: bool = True) -> None:
         """Add a linear layer of the time embedding, with a fused bias."""
-        self.product(EMBEDDING, layer, shape, 1, 1, data_gradient)
-        self.add(EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
+        self.product(Kind.EMBEDDING, layer, shape, 1, 1, data_gradient)
+        self.add(Kind.EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
         self.keep(shape[1])
 
 
 def add_noise_and_loss(costs: StepCosts, elements: int) -> None:
     """Add the operations outside the net: batch, noise and loss."""
-    costs.add(NOISE, "batch", "forward", bytes=2 * elements, launches=2)  # uint8, and labels
-    costs.add(NOISE, "noise", "forward", bytes=(1 + BF16 + FP32) * elements)
-    costs.add(NOISE, "levels", "forward", launches=3)  # alpha, sigma and snr of each timestep
+    costs.add(Kind.NOISE, "batch", "forward", bytes=2 * elements, launches=2)  # uint8, and labels
+    costs.add(Kind.NOISE, "noise", "forward", bytes=(1 + BF16 + FP32) * elements)
+    costs.add(Kind.NOISE, "levels", "forward", launches=3)  # alpha, sigma and snr of each timestep
     # Difference, square and sum in fp32; their gradients, and a cast to bf16.
-    costs.add(LOSS, "loss", "forward", bytes=22 * elements, launches=8)
-    costs.add(LOSS, "loss", "backward", bytes=22 * elements, launches=7)
+    costs.add(Kind.LOSS, "loss", "forward", bytes=22 * elements, launches=8)
+    costs.add(Kind.LOSS, "loss", "backward", bytes=22 * elements, launches=7)
     costs.keep(elements, FP32)
 
 
 def add_update(costs: StepCosts, sizes: list[int]) -> None:
     """Add the gradient's norm and clipping, AdamW and the moving average, all in fp32."""
-    number, one = sum(sizes), multi_tensor_launches(sizes, 1)
-    costs.add(CLIP, "norm", "update", fixed_bytes=FP32 * number, launches=2 * one + 2)
-    costs.add(CLIP, "clip", "update", fixed_bytes=2 * FP32 * number, launches=one + 3)
-    # Reads weight, gradient and both moments; writes all but the gradient.
-    launches = multi_tensor_launches(sizes, 4)
-    costs.add(OPTIMIZER, "all", "update", fixed_bytes=7 * FP32 * number, launches=launches)
-    launches = multi_tensor_launches(sizes, 2)
-    costs.add(AVERAGE, "all", "update", fixed_bytes=3 * FP32 * number, launches=launches)
+    one, two, four = (multi_tensor_launches(sizes, lists) for lists in (1, 2, 4))
+    for kind, layer, accesses, launches in (
+        (Kind.CLIP, "norm", 1, 2 * one + 2),
+        (Kind.CLIP, "clip", 2, one + 3),
+        # Reads weight, gradient and both moments; writes all but the gradient.
+        (Kind.OPTIMIZER, "all", 7, four),
+        (Kind.AVERAGE, "all", 3, two),
+    ):
+        fixed = accesses * FP32 * sum(sizes)
+        costs.add(kind, layer, "update", fixed_bytes=fixed, launches=launches)
 
 
 def multi_tensor_launches(sizes: Sequence[int], lists: int) -> int:

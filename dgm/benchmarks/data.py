@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from dgm.benchmarks.machine import medians, print_table
+from dgm.benchmarks.processes import ROOT
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.reader import Shards
 
-ROOT = Path(__file__).resolve().parents[2]
 WEBLOADER_BATCHES = 40  # per repetition, as a whole pass takes long
 WARM_UP_BATCHES = 16
 MAX_IMAGES = 1_000_000  # written to be read: 5 GB
@@ -46,26 +46,25 @@ print(images.shape, labels.shape, flush=True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--shards", type=Path, help="folder of shards; default: random images")
-    parser.add_argument("--num-images", type=int, default=50_000, help="without --shards")
-    parser.add_argument("--batch", type=int, default=128, help="images per batch")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each measurement")
+    add = parser.add_argument
+    add("--shards", type=Path, help="folder of shards; default: random images")
+    add("--num-images", type=int, default=50_000, help="without --shards")
+    add("--batch", type=int, default=128, help="images per batch")
+    add("--repetitions", type=int, default=5, help="of each measurement")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare our reader with webdataset.WebLoader on the same tars and batch size."""
     check_range(args, "--", "batch", "repetitions", min=1)
     check_range(args, "--", "num-images", min=1, max=MAX_IMAGES)
-    if args.shards is None and args.num_images < args.batch:
-        raise UserError(
-            f"--batch {args.batch} is more than --num-images {args.num_images}: lower it"
-        )
+    count, images = args.num_images, f"--num-images {args.num_images}"
+    if args.shards is not None:
+        count = len(Shards(args.shards))
+        images = f"the {count} images of {args.shards}"
+    if count < args.batch:
+        raise UserError(f"--batch {args.batch} is more than {images}: lower it")
     with _shard_folder(args.shards, args.num_images) as folder:
         shards = Shards(folder)
-        if len(shards) < args.batch:
-            raise UserError(
-                f"--batch {args.batch} is more than the {len(shards)} images of {folder}: lower it"
-            )
         tars = [str(shards.folder / shard.name) for shard in shards.index.shards]
         times = args.repetitions
         rates = {"shards.reader": _reader_rates(shards, args.batch, times)}
@@ -78,10 +77,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "shards.reader, tars not cached": _start_seconds(FIRST_BATCH, *ours, dropped=tars),
             "webdataset.WebLoader, tars cached": _start_seconds(FIRST_WEBLOADER_BATCH, *theirs),
         }
-        images = len(shards)
     ours_rate, *others = medians(rates).values()
     ratio = ours_rate / max(others)
-    print(f"{images} images in {len(tars)} tar(s), batch {args.batch}, {times} repetitions")
+    print(f"{count} images in {len(tars)} tar(s), batch {args.batch}, {times} repetitions")
     print_table("images/s", rates, ",.0f")
     print(f"shards.reader / best WebLoader: {ratio:.0f}x")
     print_table("s from process start to first batch", starts, ".3f")
@@ -151,7 +149,7 @@ def _webloader_rates(tars: list[str], batch: int, workers: int, repetitions: int
 
 
 def _start_seconds(
-    code: str, path: Path, batch: int, repetitions: int, dropped: list[str] | None = None
+    code: str, path: Path, batch: int, repetitions: int, dropped: Sequence[str] = ()
 ) -> list[float]:
     """Return seconds from the start of a Python process to its first batch, for several processes.
 
@@ -160,23 +158,14 @@ def _start_seconds(
     command = [sys.executable, "-c", code, str(path.resolve()), str(batch)]
     seconds = []
     for _ in range(repetitions):
-        for name in dropped or []:
-            _drop_from_cache(name)
+        for name in dropped:
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())  # only clean pages can be dropped
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        ) as process:
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             seconds.append(time.perf_counter() - start)
         assert process.returncode == 0 and line, f"no batch from {command[0]} -c"
     return seconds
-
-
-def _drop_from_cache(name: str) -> None:
-    handle = os.open(name, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # only clean pages can be dropped
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)

@@ -7,29 +7,24 @@ configuration of a family.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
-from dgm.common.command_line import home_path
+from dgm.benchmarks.machine import add_shards_argument
+from dgm.benchmarks.processes import ROOT, kill_tree
 from dgm.common.errors import UserError
 from dgm.common.run_files import read_metrics
 from shards.build import ensure
 
-ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("ddpm", "gan", "vae", "flow")
 # Name, file of launch/configs/accelerate, number of processes.
 ENGINES = {
@@ -47,102 +42,39 @@ BATCH = 16  # of the smallest configurations
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    add = parser.add_argument
+    add("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     default = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=default)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=("losses", "resume", "moves"))
-    parser.add_argument("--steps", type=int, default=50, help="of each run")
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
+    add("--engines", nargs="+", choices=ENGINES, default=default)
+    add("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
+    add("--steps", type=int, default=50, help="of each run")
+    add_shards_argument(parser)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare losses on one process, DDP and DeepSpeed ZeRO, also killed and moved between them."""
     if args.steps < 10:
         raise UserError(f"--steps is {args.steps}: choose 10 or more")
-    if "gpu" in args.parts and not torch.cuda.is_available():
-        raise UserError("--parts has gpu, but there is no GPU here: leave it out")
     shards = str(ensure("shapes", args.shards))
+    titles = {name: title for name, (title, _, _) in ENGINES.items()}
+    titles["moved"] = ", ".join(titles[name] for name in MOVES)
+    others = [name for name in args.engines if name != "one"]
+    rows = {"losses": others, "resume": args.engines, "moves": ["moved"]}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         for part in args.parts:
-            print(
-                f"\n{PARTS[part].__doc__}\n\n| engine | {' | '.join(args.families)} |", flush=True
-            )
-            print(f"|---|{'---|' * len(args.families)}")
+            title, compare = PARTS[part]
+            print(f"\n{title}\n\n| engine | {' | '.join(args.families)} |")
+            print(f"|---|{'---|' * len(args.families)}", flush=True)
             found[part] = {}
-            for row, compare in PARTS[part](args.engines).items():
+            for engine in rows[part]:
                 runs = [Runs(Path(folder), shards, args.steps, f) for f in args.families]
-                cells = found[part][row] = {run.family: compare(run) for run in runs}
-                print(f"| {row} | {' | '.join(map(_format, cells.values()))} |", flush=True)
+                cells = {run.family: compare(run, engine) for run in runs}
+                found[part][titles[engine]] = cells
+                print(
+                    f"| {titles[engine]} | {' | '.join(map(_format, cells.values()))} |", flush=True
+                )
     return found
-
-
-Compare = Callable[["Runs"], float]
-
-
-def losses(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process, whole runs"""
-
-    def compare(name: str, runs: Runs) -> float:
-        return _loss_difference(runs.whole(name), runs.whole("one"))
-
-    return {ENGINES[name][0]: partial(compare, name) for name in engines if name != "one"}
-
-
-def resume(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a weight, killed halfway and resumed"""
-
-    def compare(name: str, runs: Runs) -> float:
-        folder = runs.new(f"killed-{name}")
-        runs.train(folder, name, kill_at=runs.steps // 2)
-        runs.train(folder, name)
-        return _weight_difference(runs, folder, runs.whole(name))
-
-    return {ENGINES[name][0]: partial(compare, name) for name in engines}
-
-
-def moves(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process, moved between engines"""
-
-    def compare(runs: Runs) -> float:
-        folder = runs.new("moved")
-        for number, name in enumerate(MOVES, 1):
-            runs.train(folder, name, steps=runs.steps * number // len(MOVES))
-        return _loss_difference(folder, runs.whole("one"))
-
-    return {", ".join(ENGINES[name][0] for name in MOVES): compare}
-
-
-def gpu(engines: list[str]) -> dict[str, Compare]:
-    """Largest relative difference of a loss from one process on the CPU"""
-
-    def compare(first: Device, second: Device, runs: Runs) -> float:
-        folder = runs.new(f"{first.name}-{second.name}")
-        runs.train(folder, "one", steps=runs.steps // 2, device=first)
-        runs.train(folder, "one", device=second)
-        return _loss_difference(folder, runs.whole("one", CPU))
-
-    rows = {"GPU, fp32": (GPU, GPU), "GPU, bf16": (BF16, BF16), "CPU, then GPU": (CPU, GPU)}
-    return {title: partial(compare, *pair) for title, pair in rows.items()}
-
-
-PARTS = {"losses": losses, "resume": resume, "moves": moves, "gpu": gpu}
-
-
-@dataclass(frozen=True)
-class Device:
-    """Device and precision of a run."""
-
-    name: str
-    environment: dict[str, str] = field(default_factory=dict, hash=False)
-    options: tuple[str, ...] = ("--train.mixed_precision=no",)
-
-
-CPU = Device("cpu", {"CUDA_VISIBLE_DEVICES": ""})
-GPU = Device("gpu")
-BF16 = Device("bf16", options=("--train.mixed_precision=bf16",))
 
 
 @dataclass(frozen=True)
@@ -154,44 +86,71 @@ class Runs:
     steps: int
     family: str
 
-    def new(self, name: str) -> Path:
+    def compare_whole(self, engine: str) -> float:
+        """Return the largest difference of a loss from one process."""
+        return _loss_difference(self.whole(engine), self.whole("one"))
+
+    def compare_killed(self, engine: str) -> float:
+        """Return the largest difference of a weight of a run that was killed and resumed."""
+        folder = self.path(f"killed-{engine}")
+        self.train(folder, engine, kill_at=self.steps // 2)
+        self.train(folder, engine)
+        return _weight_difference(self, folder, self.whole(engine))
+
+    def compare_moved(self, _: str) -> float:
+        """Return the largest difference of a loss of a run that was moved between engines."""
+        folder = self.path("moved")
+        for number, name in enumerate(MOVES, 1):
+            self.train(folder, name, steps=self.steps * number // len(MOVES))
+        return _loss_difference(folder, self.whole("one"))
+
+    def path(self, name: str) -> Path:
         """Return the path of a run folder."""
         return self.folder / f"{self.family}-{name}"
 
-    def whole(self, engine: str, device: Device = GPU) -> Path:
+    def whole(self, engine: str) -> Path:
         """Return the folder of a run without interruption, trained once."""
-        folder = self.new(f"whole-{engine}-{device.name}")
+        folder = self.path(f"whole-{engine}")
         if not folder.exists():
-            self.train(folder, engine, device=device)
+            self.train(folder, engine)
         return folder
 
     def train(
-        self,
-        folder: Path,
-        engine: str,
-        steps: int | None = None,
-        kill_at: int | None = None,
-        device: Device = GPU,
+        self, folder: Path, engine: str, steps: int | None = None, kill_at: int | None = None
     ) -> None:
         """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
-        words = [sys.executable] if config is None else launch_words(config, processes)
-        words += [f"launch/train_{self.family}.py"]
-        words += [f"--config=launch/configs/{self.family}_tiny.yaml", f"--run.dir={folder}"]
-        words += [f"--data.shards={self.shards}", "--run.trackers=[]", *device.options]
-        words += [f"--train.total_images={(steps or self.steps) * BATCH}"]
-        words += [f"--train.save_every_images={5 * BATCH}"]
+        words = [
+            *([sys.executable] if config is None else launch_words(config, processes)),
+            f"launch/train_{self.family}.py", f"--config=launch/configs/{self.family}_tiny.yaml",
+            f"--run.dir={folder}", f"--data.shards={self.shards}", "--run.trackers=[]",
+            "--train.mixed_precision=no", f"--train.total_images={(steps or self.steps) * BATCH}",
+            f"--train.save_every_images={5 * BATCH}",
+        ]  # fmt: skip
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
-                words, cwd=ROOT, env={**os.environ, **device.environment},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
             killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
             if process.wait() != 0 and not killed:
                 output.seek(0)
                 raise RuntimeError(f"{' '.join(words)} failed:\n{output.read()[-4000:]}")
         if kill_at is not None and not killed:
             raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
+
+
+PARTS = {
+    "losses": (
+        "Largest relative difference of a loss from one process, whole runs", Runs.compare_whole
+    ),
+    "resume": (
+        "Largest relative difference of a weight, killed halfway and resumed", Runs.compare_killed
+    ),
+    "moves": (
+        "Largest relative difference of a loss from one process, moved between engines",
+        Runs.compare_moved,
+    ),
+}  # fmt: skip
 
 
 def launch_words(config: str, processes: int) -> list[str]:
@@ -210,12 +169,7 @@ def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bo
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    launcher = psutil.Process(process.pid)
-    processes = [*launcher.children(recursive=True), launcher]
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    psutil.wait_procs(processes)  # a worker could still write while it ends
+    kill_tree(process)
     return True
 
 

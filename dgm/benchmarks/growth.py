@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dgm.benchmarks.machine import medians, print_table
-from dgm.common.command_line import home_path
+from dgm.benchmarks.machine import add_shards_argument, medians, print_table
+from dgm.benchmarks.processes import run_json
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.build import ensure
 from shards.format import INDEX, ShardFile, load_index
 
-ROOT = Path(__file__).resolve().parents[2]
 # A process that loads batches as a trainer does, and prints its time and memory.
 LOAD = """
 import json, sys, time
@@ -28,7 +25,7 @@ import psutil, torch
 from dgm.training.sampler import BatchSampler
 from shards.reader import open_shards
 torch.set_num_threads(1)
-folder, batch, steps, far = sys.argv[1], *map(int, sys.argv[2:])
+folder, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
 device = torch.device("cpu")
 imported = time.perf_counter()
 batches = BatchSampler(open_shards(folder), 0, batch, None, 0, 1)
@@ -40,7 +37,7 @@ def load(start):
             assert batch_.images.dtype == torch.uint8
 before = time.perf_counter()
 load(batch)
-load(far * len(batches.data) // 3)  # later in the run, across an epoch boundary
+load(5 * len(batches.data) // 3)  # later in the run, across an epoch boundary
 spent = time.perf_counter() - before
 memory = psutil.Process().memory_full_info().uss
 us = spent / (2 * steps * batch) * 1e6
@@ -56,15 +53,12 @@ RESULTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
-    parser.add_argument(
-        "--images", type=int, nargs="+", default=[5_000, 50_000, 500_000, 5_000_000]
-    )
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--repetitions", type=int, default=3, help="processes of each size")
+    add = parser.add_argument
+    add_shards_argument(parser)
+    add("--images", type=int, nargs="+", default=[5_000, 50_000, 500_000, 5_000_000])
+    add("--batch", type=int, default=128)
+    add("--steps", type=int, default=1000)
+    add("--repetitions", type=int, default=3, help="processes of each size")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,17 +74,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folders = [_repeat(Path(source), Path(root) / str(count), count) for count in args.images]
         for _ in range(args.repetitions):
             for folder in folders:
-                result = _load(folder, args)
+                words = [str(folder), str(args.batch), str(args.steps)]
+                result = run_json([sys.executable, "-c", LOAD, *words])
                 for name, rows in found.items():
                     rows.setdefault(f"{result['images']:,} images", []).append(result[name])
+    ratios = {}
     for name, (title, form) in RESULTS.items():
         print_table(title, found[name], form)
-    ratios = {}
-    for name, rows in found.items():
-        middle = list(medians(rows).values())
-        first, last = middle[0], middle[-1]
-        ratios[name] = last / first
-        print(f"{RESULTS[name][0]}: the last {ratios[name]:.2f}x the first, {last - first:+.3f}")
+        middle = list(medians(found[name]).values())
+        ratios[name] = middle[-1] / middle[0]
+        print(f"the last {ratios[name]:.2f}x the first, {middle[-1] - middle[0]:+.3f}")
     return {**found, "last_over_first": ratios}
 
 
@@ -110,14 +103,3 @@ def _repeat(source: Path, folder: Path, count: int) -> Path:
                 break
     (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json(), encoding="utf-8")
     return folder
-
-
-def _load(folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    words = [sys.executable, "-c", LOAD, str(folder), str(args.batch), str(args.steps), "5"]
-    done = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    if done.returncode:
-        raise RuntimeError(f"loading {folder.name} images failed:\n{done.stderr[-4000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result

@@ -38,19 +38,14 @@ SEED = 1  # of the choice of test images and of their draws
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("run", type=Path, help="run folder of a glow or a vae")
-    parser.add_argument("--out", type=Path, required=True, help="run folder of the peer")
-    parser.add_argument(
-        "--test-shards", type=home_path, nargs="+", required=True, help="folders of test images"
-    )
-    parser.add_argument("--num-test", type=int, default=1000, help="test images of each folder")
-    parser.add_argument("--lr", type=float, help="learning rate of the peer; default the run's")
-    parser.add_argument(
-        "--variance",
-        type=float,
-        default=0.005,
-        help="of pythae's Gaussian in training, for pixels in [0, 1]",
-    )
+    add = parser.add_argument
+    add("run", type=Path, help="run folder of a glow or a vae")
+    add("--out", type=Path, required=True, help="run folder of the peer")
+    add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
+    add("--num-test", type=int, default=1000, help="test images of each folder")
+    add("--lr", type=float, help="learning rate of the peer; default the run's")
+    variance = "of pythae's Gaussian in training, for pixels in [0, 1]"
+    add("--variance", type=float, default=0.005, help=variance)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

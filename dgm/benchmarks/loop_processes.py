@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from dgm.benchmarks.processes import ROOT, kill_tree
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import MISTAKE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class LoopError(RuntimeError):
@@ -37,42 +34,33 @@ class Plan:
     steps: int  # of a turn
     batch: int
     deadline: float  # by time.monotonic()
-    sequential: bool
-    profiled: str  # the loop whose steps are profiled
-    with_parts: bool  # and timed in parts, on a CPU
+    sequential: bool  # on a GPU
+    profiled: str  # the loop whose steps are profiled, on a CPU also timed in parts
 
 
 class LoopProcess:
     """A loop in a process of its own."""
 
-    def __init__(self, name: str, config: dict[str, Any], folder: Path, deadline: float):
-        folder.mkdir()
-        self.name, self.log, self.deadline = name, folder / "log.txt", deadline
-        config = {**config, "folder": str(folder)}
-        words = [sys.executable, "-m", "dgm.benchmarks.loops", json.dumps(config)]
+    def __init__(self, config: dict[str, Any], folder: Path, deadline: float):
+        self.log, self.deadline = folder / "log.txt", deadline
+        folder.mkdir(parents=True)
+        settings = json.dumps({**config, "folder": str(folder)})
+        words = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True,
             )  # fmt: skip
-        self.ready = False
 
     def request(self, **request: int) -> dict[str, Any]:
-        """Send a request and return the answer, after the first one's warm-up.
+        """Send a request and return the answer, the first one after the loop's warm-up.
 
         Raise LoopError, or UserError if the loop ended by a user's mistake.
         """
-        if not self.ready:
-            self._answer()
-            self.ready = True
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `_answer` reports why
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as is reported below
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
         left = self.deadline - time.monotonic()
         if left <= 0 or not select.select([self.process.stdout], [], [], min(left, 1e6))[0]:
             raise LoopError("timed out")
@@ -87,26 +75,8 @@ class LoopProcess:
 
     def close(self) -> None:
         """Kill it with all processes that it started, compilers and loader workers."""
-        children: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            leader = psutil.Process(self.process.pid)
-            leader.suspend()  # so that it starts none after they are listed
-            children = leader.children(recursive=True)
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        self.process.kill()
+        kill_tree(self.process)
         self.process.communicate()
-        deadline = time.monotonic() + 10
-        while any(map(_is_running, children)) and time.monotonic() < deadline:
-            time.sleep(0.01)  # a killed process holds its memory for a moment
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def time_loops(configs: dict[str, dict[str, Any]], plan: Plan, folder: Path) -> dict[str, Any]:
@@ -115,15 +85,13 @@ def time_loops(configs: dict[str, dict[str, Any]], plan: Plan, folder: Path) -> 
     Raise UserError if the first loop ended by a user's mistake, LoopError if all failed.
     """
     found: dict[str, Any] = {"loops": {}, "parts": {}, "profile": {}}
-    groups = [[name] for name in configs] if plan.sequential else [list(configs)]
-    for number, names in enumerate(groups):
-        own = folder / f"group-{number}"
-        own.mkdir()
-        _time_group({name: configs[name] for name in names}, plan, own, found)
+    for number, names in enumerate([[name] for name in configs] if plan.sequential else [configs]):
+        group = {name: configs[name] for name in names}
+        _time_group(group, plan, folder / f"group-{number}", found)
     found["loops"] = {name: found["loops"][name] for name in configs}
-    failures = {name: loop["failed"] for name, loop in found["loops"].items() if "failed" in loop}
-    if len(failures) == len(configs):
-        raise LoopError("\n".join(f"the loop {name}: {why}" for name, why in failures.items()))
+    reasons = {name: loop["failed"] for name, loop in found["loops"].items() if "failed" in loop}
+    if len(reasons) == len(configs):
+        raise LoopError("\n".join(f"the loop {name}: {why}" for name, why in reasons.items()))
     return found
 
 
@@ -134,44 +102,38 @@ def _time_group(
     rates: dict[str, list[float]] = {name: [] for name in configs}
     running: dict[str, LoopProcess] = {}
 
-    def request(loop: LoopProcess, **request: int) -> dict[str, Any] | None:
+    def request(name: str, **request: int) -> dict[str, Any] | None:
         try:
-            return loop.request(**request)
+            return running[name].request(**request)
         except (LoopError, UserError) as error:
             if isinstance(error, UserError) and not found["loops"]:
                 raise
-            found["loops"][loop.name] = {"failed": str(error), "images_per_s": rates[loop.name]}
-            running.pop(loop.name).close()
+            found["loops"][name] = {"failed": str(error), "images_per_s": rates[name]}
+            running.pop(name).close()
             return None
 
     try:
         for number, (name, config) in enumerate(configs.items()):
-            running[name] = LoopProcess(name, config, folder / str(number), plan.deadline)
-            request(running[name], train=0)  # one after the other warms up
+            running[name] = LoopProcess(config, folder / str(number), plan.deadline)
+            request(name, train=0)  # one after the other warms up
         for _ in range(plan.rounds):
-            for name, loop in list(running.items()):
-                if answer := request(loop, train=plan.steps):
+            for name in list(running):
+                if answer := request(name, train=plan.steps):
                     rates[name].append(plan.steps * plan.batch / answer["seconds"])
-        for name, loop in list(running.items()):
-            if answer := request(loop, summary=1):
+        for name in list(running):
+            if answer := request(name, summary=1):
                 found["loops"][name] = {"images_per_s": rates[name]} | answer
-        # Last, as profiling takes memory.
-        if (profiled := running.get(plan.profiled)) is not None:
-            _profile(profiled, plan, found)
+        if loop := running.get(plan.profiled):  # last, as it takes memory
+            timed = plan.rounds * plan.steps
+            try:
+                if not plan.sequential:
+                    found["parts"] = loop.request(parts=min(8, timed))
+                found["profile"] = loop.request(profile=min(3, timed))
+            except LoopError as error:  # its rates stay
+                found["loops"][plan.profiled]["not_inspected"] = str(error)
     finally:
         for loop in running.values():
             loop.close()
-
-
-def _profile(loop: LoopProcess, plan: Plan, found: dict[str, Any]) -> None:
-    """Profile a loop's steps; its rates stay if that fails."""
-    timed = plan.rounds * plan.steps
-    try:
-        if plan.with_parts:
-            found["parts"] = loop.request(parts=min(8, timed))
-        found["profile"] = loop.request(profile=min(3, timed))
-    except LoopError as error:
-        found["loops"][loop.name]["not_inspected"] = str(error)
 
 
 def failures(loops: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -7,6 +7,7 @@ profiles them; `{"summary": 1}` returns parameters, FLOPs, memory and losses.
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import os
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgm.benchmarks.machine import time_convolution
+from dgm.benchmarks import machine
 from dgm.benchmarks.peer_loops import (
     DIFFUSERS,
     DIFFUSERS_COMPILED,
@@ -47,24 +48,37 @@ class Loop(Protocol):
         ...
 
 
+def make_trainer(config_name: str, options: list[str]) -> tuple[Any, Any]:
+    """Return the trainer of `launch/train_ddpm.py` and its run folder."""
+    # Imported here, for peers' processes should not hold its memory.
+    from dgm.cli.assemble import make_job
+    from dgm.cli.parser import parse
+    from dgm.cli.start_engine import start_engine
+    from dgm.cli.train_ddpm import Config, make_parts
+    from dgm.training.run_folder import RunFolder
+    from dgm.training.trainer import Trainer
+    from shards.reader import open_shards
+
+    config: Any = parse(Config, config_name, options)
+    engine = start_engine(
+        config.train.mixed_precision,
+        deterministic=config.train.deterministic, tf32=config.train.tf32,
+    )  # fmt: skip
+    images = open_shards(config.data.shards)
+    parts = make_parts(config, images.image_shape, images.num_classes)
+    trainer = Trainer(make_job(config, engine, images, parts))
+    return trainer, RunFolder(config, Path(config.run.dir))
+
+
 class Ours:
-    """The loop of `launch/train_ddpm.py`, as it is or without some optimisations."""
+    """The loop of `launch/train_ddpm.py`, as it is or without some optimizations."""
 
     def __init__(self, settings: dict[str, Any]):
-        from dgm.cli.assemble import make_job
-        from dgm.cli.parser import parse
-        from dgm.cli.start_engine import start_engine
-        from dgm.cli.train_ddpm import Config, make_parts
-        from dgm.training.run_folder import RunFolder
-        from dgm.training.trainer import Trainer
-        from shards.reader import open_shards
-
-        folder, batch = Path(settings["folder"]) / "run", settings["batch"]
-        config: Any = parse(
-            Config,
+        batch = settings["batch"]
+        self.trainer, folder = make_trainer(
             "ddpm_cifar10.yaml",
             [
-                f"--run.dir={folder}",
+                f"--run.dir={settings['folder']}/run",
                 f"--data.shards={settings['shards']}",
                 f"--model.channels={settings['channels']}",
                 "--model.dropout=0",  # as the peers
@@ -79,20 +93,12 @@ class Ours:
                 *settings["options"],
             ],
         )
-        self.engine = start_engine(
-            config.train.mixed_precision,
-            deterministic=config.train.deterministic, tf32=config.train.tf32,
-        )  # fmt: skip
-        images = open_shards(settings["shards"])
-        parts = make_parts(config, images.image_shape, images.num_classes)
-        job = make_job(config, self.engine, images, parts)
-        self.net, self.losses = job.nets["net"], []  # type: ignore[var-annotated]
-        self.trainer = Trainer(job)
-        opened = RunFolder(config, folder)
-        self.engine.on_main(opened.open)
+        self.engine, self.net = self.trainer.engine, self.trainer.job.nets["net"]
+        self.engine.on_main(folder.open)
         self.trainer.restore()
-        self.engine.on_main(opened.write_config)
+        self.engine.on_main(folder.write_config)
         self.trainer.start_logging()
+        self.losses: list[Tensor] = []
         self._keep_losses()
         for name in settings["undone"]:
             getattr(self, f"without_{name}")()
@@ -104,14 +110,14 @@ class Ours:
             self.trainer.after_step()
 
     def _keep_losses(self) -> None:
-        # Called after recorded steps too, in which no Python code of the loss runs.
+        # By the meter, since no Python code of the loss runs in recorded steps.
         add = self.trainer.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:
             self.losses.append(values[names.index("train/loss")].detach().clone())
             add(names, values)
 
-        self.trainer.meter.add = keep  # type: ignore[method-assign]
+        self.trainer.meter.add = keep
 
     def without_channels_last(self) -> None:
         """Store weights and activations as [B, C, H, W] in memory."""
@@ -121,8 +127,7 @@ class Ours:
 
     def without_fused_updates(self) -> None:
         """Update weights and their average tensor by tensor, in several passes each."""
-        wrapped: Any = self.engine.wrapped_nets["net"]
-        ours, ema = wrapped.optimizer, self.trainer.ema
+        ours, ema = self.engine.wrapped_nets["net"].optimizer, self.trainer.ema
         theirs = torch_adamw(ours.parameters, ours.config)
         (group,) = theirs.param_groups
         group.update(fused=False, foreach=False)
@@ -141,7 +146,7 @@ class Ours:
             for average, weight in pairs:
                 average.mul_(1 - rate).add_(weight, alpha=rate)
 
-        ema.update = update  # type: ignore[method-assign, assignment]
+        ema.update = update
 
     def parts(self, steps: int) -> dict[str, float]:
         """Return seconds of a step, of its forward and backward pass, and of its convolutions.
@@ -149,36 +154,33 @@ class Ours:
         `convolutions_alone_s` is the time of the same convolutions outside the net. All are of the
         fastest step, as other load only adds time.
         """
-        spent = {"forward": 0.0, "backward": 0.0}
-        starts: list[float] = []
-
-        def add(name: str, seconds: float) -> None:
-            spent[name] += seconds
-
+        spent = start = 0.0
         wrapped = self.engine.wrapped_nets["net"]
-        hooks = [
-            self.net.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
-            self.net.register_forward_hook(
-                lambda *_: add("forward", time.perf_counter() - starts.pop())
-            ),
-        ]
         backward = wrapped.backward
 
-        def timed_backward(loss: Tensor) -> None:
+        def begin(*_: Any) -> None:
+            nonlocal start
             start = time.perf_counter()
-            backward(loss)
-            add("backward", time.perf_counter() - start)
 
-        wrapped.backward = timed_backward  # type: ignore[method-assign]
+        def end(*_: Any) -> None:
+            nonlocal spent
+            spent += time.perf_counter() - start
+
+        def timed_backward(loss: Tensor) -> None:
+            begin()
+            backward(loss)
+            end()
+
+        hooks = [self.net.register_forward_pre_hook(begin), self.net.register_forward_hook(end)]
+        wrapped.backward = timed_backward
         timed_steps = []
         for _ in range(steps):
-            before, start = dict(spent), time.perf_counter()
+            before, step_start = spent, time.perf_counter()
             self.train(1)
-            step, own = time.perf_counter() - start, {k: v - before[k] for k, v in spent.items()}
-            timed_steps.append((step, own["forward"] + own["backward"]))
+            timed_steps.append((time.perf_counter() - step_start, spent - before))
         for hook in hooks:
             hook.remove()
-        wrapped.backward = backward  # type: ignore[method-assign]
+        wrapped.backward = backward
         step, forward_backward = min(timed_steps)
         return {
             "step_s": step,
@@ -233,14 +235,12 @@ class Ours:
 
     def _convolutions_alone(self) -> float:
         """Return the seconds of all convolutions of the net, each timed alone on random inputs."""
-        counts: dict[tuple[Any, ...], int] = {}
+        counts: collections.Counter[tuple[Any, ...]] = collections.Counter()
 
         def count(module: Any, args: tuple[Tensor], _: Tensor) -> None:
-            key = (
-                tuple(args[0].shape), tuple(module.weight.shape), module.stride, module.padding,
-                args[0].requires_grad,
-            )  # fmt: skip
-            counts[key] = counts.get(key, 0) + 1
+            x = args[0]
+            shapes = tuple(x.shape), tuple(module.weight.shape)
+            counts[(*shapes, module.stride, module.padding, x.requires_grad)] += 1
 
         layers = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
         hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -248,7 +248,7 @@ class Ours:
             self.train(1)
         for hook in hooks:
             hook.remove()
-        return sum(number * time_convolution(*key) for key, number in counts.items())
+        return sum(number * machine.time_convolution(*key) for key, number in counts.items())
 
 
 def time_by_name(averages: Iterable[Any], on_gpu: bool) -> dict[str, float]:
@@ -299,35 +299,32 @@ def main() -> None:
         LUCIDRAINS: Lucidrains,
     }
     loop: Loop = kinds.get(settings["loop"], Ours)(settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loop.train(settings["warm_up"])
-    print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {}
         if "train" in request:
             start = time.perf_counter()
             loop.train(request["train"])
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            machine.wait()
             answer = {"seconds": time.perf_counter() - start}
         elif "parts" in request and isinstance(loop, Ours):
             answer = loop.parts(request["parts"])
         elif "profile" in request and isinstance(loop, Ours):
             answer = loop.profile(request["profile"])
         elif "summary" in request:
-            answer = _summary(loop, device)
+            answer = _summary(loop)
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _summary(loop: Loop, device: torch.device) -> dict[str, Any]:
-    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+def _summary(loop: Loop) -> dict[str, Any]:
+    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     losses = torch.stack(loop.losses).tolist() if isinstance(loop, Ours) else []
     return {
         "peak_gib": peak_memory_gib(torch.device("cpu")),
         "peak_gpu_gib": on_gpu,
         "parameters": sum(p.numel() for p in loop.net.parameters()),
-        "gflop": gflop(loop.net, device),
+        "gflop": gflop(loop.net, machine.device()),
         "losses": losses,
     }
 

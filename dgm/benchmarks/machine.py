@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import timeit
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dgm.common.command_line import home_path
+from dgm.common.validation import check_range
+
 Input = TypeVar("Input")
 
 MAX_BATCH = 65_536
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Add the sizes and the precision of DDPM's U-Net."""
+    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
+    parser.add_argument("--batch", type=int, default=batch, help="images of each process")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """Raise UserError if the width or the batch is out of range."""
+    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+
+
+def add_shards_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of train shards."""
+    parser.add_argument(
+        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+    )
 
 
 def device() -> torch.device:
@@ -63,6 +87,34 @@ def cache_bytes() -> int:
     return int(torch.cuda.get_device_properties().L2_cache_size)
 
 
+def time_in_turns(
+    works: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return seconds of each call, by name, and why works failed.
+
+    Works take turns, so that load affects all of them alike; each is called with the number of its
+    repetition. One that fails does not stop the others; raise its exception if all fail.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    failed: dict[str, str] = {}
+    for repetition in range(warm_up + repetitions):
+        for name in list(seconds):
+            wait()
+            start = time.perf_counter()
+            try:
+                works[name](repetition)
+                wait()
+            except Exception as error:  # any: the others are still timed
+                if len(seconds) == 1:
+                    raise
+                failed[name] = str(error).strip().splitlines()[0]
+                del seconds[name]
+                continue
+            if repetition >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds, failed
+
+
 def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetitions: int) -> float:
     """Return seconds of GPU time per call of `work`, by CUDA events around many calls.
 
@@ -84,14 +136,11 @@ def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetit
 
 
 def _best_s(work: Callable[[], Tensor]) -> float:
-    times = []
-    for _ in range(8):
-        wait()
-        start = time.perf_counter()
+    def work_and_wait() -> None:
         work()
         wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+
+    return min(timeit.repeat(work_and_wait, wait, number=1, repeat=8))
 
 
 def time_convolution(
@@ -103,17 +152,13 @@ def time_convolution(
     weight = torch.randn(kernel).to(memory_format=layout).requires_grad_()
     bias = torch.zeros(kernel[0], requires_grad=True)
     inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
-    grad: Tensor | None = None
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
+    grad = torch.randn_like(functional.conv2d(x, weight, bias, stride, padding))
+
+    def both_passes() -> None:
         y = functional.conv2d(x, weight, bias, stride, padding)
-        forward = time.perf_counter() - start
-        grad = torch.randn_like(y) if grad is None else grad
-        start = time.perf_counter()
         torch.autograd.grad(y, inputs, grad)
-        times.append(forward + time.perf_counter() - start)
-    return min(times)
+
+    return min(timeit.repeat(both_passes, number=1, repeat=9))
 
 
 def medians(results: dict[str, list[float]]) -> dict[str, float]:
@@ -123,7 +168,17 @@ def medians(results: dict[str, list[float]]) -> dict[str, float]:
 
 def print_table(title: str, results: dict[str, list[float]], form: str) -> None:
     """Print median, minimum and maximum of each row; `form` formats a number."""
-    print(f"\n{title:46} {'median':>10} {'min':>10} {'max':>10}")
-    for name, values in results.items():
-        cells = (statistics.median(values), min(values), max(values))
-        print(f"{name:46} " + " ".join(f"{cell:>10{form}}" for cell in cells))
+    rows = {
+        n: (statistics.median(values), min(values), max(values)) for n, values in results.items()
+    }
+    print_rows(title, dict.fromkeys(("median", "min", "max"), form), rows)
+
+
+def print_rows(title: str, columns: Mapping[str, str], rows: Mapping[str, Iterable[float]]) -> None:
+    """Print a table; `columns` has the format of each column's numbers."""
+    width = max(map(len, (title, *rows)))
+    print(f"\n{title:{width}} " + " ".join(f"{head:>10}" for head in columns))
+    for name, values in rows.items():
+        cells = zip(values, columns.items(), strict=True)
+        numbers = (f"{value:>{max(10, len(head))}{form}}" for value, (head, form) in cells)
+        print(f"{name:{width}} " + " ".join(numbers))

@@ -1,12 +1,11 @@
-"""ForwardProcess a batch: the fused, counter-based pass and the usual eager operations."""
+"""Noising a batch: the fused, counter-based pass and the usual eager operations."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from dgm.benchmarks.machine import (
     medians,
     memory_bandwidth,
     print_table,
+    time_in_turns,
     time_launches,
 )
 from dgm.common.validation import check_range
@@ -32,15 +32,13 @@ MAX_INPUTS = 256  # batches; only tiny ones would need more
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--batch", type=int, default=128, help="images per batch")
-    parser.add_argument("--repetitions", type=int, default=100, help="of each, in turns")
-    parser.add_argument(
-        "--precision", choices=("no", "bf16"), default="no", help="of the noised images"
-    )
+    add = parser.add_argument
+    add("--batch", type=int, default=128, help="images per batch")
+    add("--repetitions", type=int, default=100, help="of each, in turns")
+    add("--precision", choices=("no", "bf16"), default="no", help="of the noised images")
 
 
-@dataclass
-class Inputs:
+class Inputs(NamedTuple):
     """A stored batch, its schedule and draws, on the device."""
 
     images: Tensor  # uint8 [B, 32, 32, 3]
@@ -49,27 +47,17 @@ class Inputs:
     sigmas: Tensor
     draws: Draws
 
-    @staticmethod
-    def make(batch: int, step: int) -> Inputs:
-        """Return random images and the draws of a step."""
-        images = torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, device=device())
-        schedule = cosine(TIMESTEPS)
-        alphas, sigmas = (x.float().to(device()) for x in (schedule.alphas, schedule.sigmas))
-        index = torch.arange(batch, device=device())
-        return Inputs(images, index % CLASSES, alphas, sigmas, Draws.of(0, index, step))
+
+def make_inputs(batch: int, step: int) -> Inputs:
+    """Return random images and the draws of a step."""
+    images = torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, device=device())
+    schedule = cosine(TIMESTEPS)
+    alphas, sigmas = (x.float().to(device()) for x in (schedule.alphas, schedule.sigmas))
+    index = torch.arange(batch, device=device())
+    return Inputs(images, index % CLASSES, alphas, sigmas, Draws.of(0, index, step))
 
 
 Variant = Callable[[Inputs], Example | NoisedImages]
-
-
-def eager_chain(images: Tensor, alpha: Tensor, sigma: Tensor) -> NoisedImages:
-    """Return uint8 [B, C, H, W] scaled, flipped and noised by eager operations and `randn`."""
-    x_0 = images.float() / 127.5 - 1
-    flipped = torch.rand(len(x_0), device=x_0.device) < 0.5
-    x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
-    eps = torch.randn_like(x_0)
-    x_t = alpha[:, None, None, None] * x_0 + sigma[:, None, None, None] * eps
-    return NoisedImages(x_t, x_0, eps)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,14 +86,16 @@ def _variants(dtype: torch.dtype) -> dict[str, Variant]:
     plain = ForwardProcess("eps", LABEL_DROP, CLASSES, flip=True, dequantize=False, keep_x_0=True)
     fused = replace(plain, backend="kernel" if kernels_for(device()) == "triton" else "compiled")
 
-    def ours(noising: ForwardProcess) -> Variant:
-        return lambda x: noising(x.images, x.labels, x.alphas, x.sigmas, x.draws, dtype)
-
     def eager(x: Inputs, images: Tensor) -> NoisedImages:
-        t = torch.randint(0, TIMESTEPS, (len(images),), device=images.device)
+        """Scale, flip and noise [B, C, H, W] by eager operations and `randn_like`."""
+        t = torch.randint(0, TIMESTEPS, (len(images),), device=images.device)[:, None, None, None]
         dropped = torch.rand(len(images), device=images.device) < LABEL_DROP
         torch.where(dropped, CLASSES, x.labels)
-        return eager_chain(images, x.alphas[t], x.sigmas[t])
+        x_0 = images.float() / 127.5 - 1
+        flipped = torch.rand(len(x_0), device=x_0.device) < 0.5
+        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+        eps = torch.randn_like(x_0)
+        return NoisedImages(x.alphas[t] * x_0 + x.sigmas[t] * eps, x_0, eps)
 
     def by_way_of_nchw(x: Inputs) -> NoisedImages:
         # From and to the same layouts, but computed in the one that suits randn_like.
@@ -113,8 +103,8 @@ def _variants(dtype: torch.dtype) -> dict[str, Variant]:
         return NoisedImages(x_t.contiguous(memory_format=torch.channels_last), x_0, eps)
 
     return {
-        "counter-based, compiled": ours(fused),
-        "counter-based, eager": ours(plain),
+        "counter-based, compiled": lambda x: fused(*x, dtype),
+        "counter-based, eager": lambda x: plain(*x, dtype),
         "eager chain, randn_like, channels_last": lambda x: eager(x, x.images.permute(0, 3, 1, 2)),
         "eager chain, randn_like, by way of NCHW": by_way_of_nchw,
     }
@@ -129,22 +119,24 @@ def _time_in_turns(
     """
     on_gpu = device().type == "cuda"
     count = 2 + (2 * cache_bytes() // (batch * 32 * 32 * 3) if on_gpu else 0)
-    inputs = [Inputs.make(batch, step) for step in range(min(MAX_INPUTS, count))]
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    inputs = [make_inputs(batch, step) for step in range(min(MAX_INPUTS, count))]
     if on_gpu:
+        times: dict[str, list[float]] = {name: [] for name in variants}
         for variant in variants.values():
             time_launches(variant, inputs, len(inputs))  # compiles and allocates
         for _ in range(5):
             for name, variant in variants.items():
                 times[name].append(1e3 * time_launches(variant, inputs, max(2, repetitions // 5)))
         return times
-    for repetition in range(repetitions + 5):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant(inputs[repetition % len(inputs)])
-            if repetition >= 5:  # the first ones compile and warm up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
+
+    def work(variant: Variant) -> Callable[[int], Any]:
+        return lambda repetition: variant(inputs[repetition % len(inputs)])
+
+    works = {name: work(variant) for name, variant in variants.items()}
+    seconds, failed = time_in_turns(works, repetitions, warm_up=5)
+    if failed:
+        raise RuntimeError(f"failed: {failed}")
+    return {name: [1e3 * each for each in values] for name, values in seconds.items()}
 
 
 def _bandwidth(variant: Variant, batch: int, ms: float) -> dict[str, Any]:
@@ -155,7 +147,7 @@ def _bandwidth(variant: Variant, batch: int, ms: float) -> dict[str, Any]:
     on_gpu = device().type == "cuda"
     if on_gpu:
         batch = max(batch, 4 * cache_bytes() // (32 * 32 * 3))
-    inputs = [Inputs.make(batch, step) for step in range(2 if on_gpu else 1)]
+    inputs = [make_inputs(batch, step) for step in range(2 if on_gpu else 1)]
     if on_gpu:
         ms = min(1e3 * time_launches(variant, inputs, 20) for _ in range(3))
     moved = moved_bytes(inputs[0], variant(inputs[0]))

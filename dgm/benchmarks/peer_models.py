@@ -109,11 +109,9 @@ class PythaeVAE:
     pixels = STANDARD
 
     def __init__(self, latent: int, image_shape: tuple[int, int, int], variance: float):
-        """Build the nets for images of 32 x 32; raise UserError for others."""
+        """Build the nets for images of 32 x 32 x 3; raise UserError for others."""
         if image_shape != (32, 32, 3):
             raise UserError(f"pythae's nets are for 32 x 32 x 3, not {image_shape}: resize them")
-        if not variance > 0:
-            raise UserError(f"--variance is {variance}: choose a number above 0")
         models = _import("pythae.models")
         nets = _import("pythae.models.nn.benchmarks.cifar")
         config = models.BetaVAEConfig(

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dgm.benchmarks.costs import (
-    ATTENTION,
-    DESIGNS,
-    FP32,
-    KINDS,
-    NORM,
-    OUTSIDE_NET,
-    Operation,
-    StepCosts,
-)
-from dgm.benchmarks.machine import MAX_BATCH
+from dgm.benchmarks.costs import DESIGNS, FP32, OUTSIDE_NET, Kind, Operation, StepCosts
+from dgm.benchmarks.machine import MAX_BATCH, print_rows
 from dgm.benchmarks.unet_costs import step_costs
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -68,7 +59,7 @@ class Machine:
 
     def seconds(self, operation: Operation, batch: int) -> float:
         """Return the time of an operation for a batch."""
-        rate = self.attention_tflops if operation.kind == ATTENTION else self.tflops
+        rate = self.attention_tflops if operation.kind == Kind.ATTENTION else self.tflops
         return max(
             operation.flops * batch / (rate * 1e12),
             (operation.bytes * batch + operation.fixed_bytes) / (self.bandwidth * 1e9),
@@ -116,27 +107,34 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         for rate in args.tflops
     }  # fmt: skip
-    designs = [step_costs(net, args.image_size, design) for design in DESIGNS]
-    for costs in designs:
+    middle = machines[sorted(args.tflops)[(len(args.tflops) - 1) // 2]]
+    found: dict[str, Any] = {
+        "settings": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
+        "parameters": parameters, "flops_forward": forward, "flops_forward_backward": both,
+    }  # fmt: skip
+    for design in DESIGNS:
+        costs = step_costs(net, args.image_size, design)
         modelled = sum(o.flops for o in costs.operations if o.stage == "forward")
         if not math.isclose(modelled, forward, rel_tol=1e-3):
             raise RuntimeError(
                 f"the model counts {modelled:.6g} FLOP forward, torch {forward:.6g}: "
                 "dgm/benchmarks/unet_costs.py does not follow the net"
             )
-    middle = machines[sorted(args.tflops)[(len(args.tflops) - 1) // 2]]
-    found: dict[str, Any] = {
-        "settings": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
-        "parameters": parameters, "flops_forward": forward, "flops_forward_backward": both,
-    }  # fmt: skip
-    for costs in designs:
-        kinds = by_kind(costs, middle, max(args.batch))
-        _print_kinds(costs, kinds, middle, max(args.batch))
-        found[costs.design.name] = {
+        batch = max(args.batch)
+        kinds = totals(costs, middle, batch, lambda o: o.kind, Kind)
+        _print_kinds(f"{design.name}, batch {batch}, {middle.tflops:g} TFLOP/s", kinds)
+        found[design.name] = {
             "by_kind": kinds,
-            "by_layer": by_layer(costs, middle, max(args.batch)),
+            "by_layer": totals(costs, middle, batch, lambda o: f"{o.layer}: {o.kind}"),
             "memory": memory(costs, parameters, args.memory, args.usable),
-            "images_per_s": _rates(costs, machines, args.batch),
+            # If the GPU bounds the step.
+            "images_per_s": {
+                str(batch): {
+                    f"{rate:g}": batch / machine.step_s(costs, batch)
+                    for rate, machine in machines.items()
+                }
+                for batch in args.batch
+            },
             "host": _host(costs, middle),
         }
     _print_rates(found, args, middle)
@@ -158,30 +156,27 @@ def count_flops(net: UNet, image_size: int) -> tuple[float, float]:
     return float(forward), float(counter.get_total_flops())
 
 
-def _totals(operations: Sequence[Operation], machine: Machine, batch: int) -> dict[str, float]:
-    return {
-        "gflop": sum(o.flops for o in operations) / 1e9,
-        "mb": sum(o.bytes for o in operations) / 1e6,
-        "fixed_mb": sum(o.fixed_bytes for o in operations) / 1e6,
-        "launches": sum(o.launches for o in operations),
-        "ms": 1e3 * sum(machine.seconds(o, batch) for o in operations),
-    }
+def totals(
+    costs: StepCosts, machine: Machine, batch: int, key: Callable[[Operation], str],
+    names: Iterable[str] = (),
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Return totals of the operations of each key: GFLOP and MB per image, MB fixed, launches, ms.
 
-
-def by_kind(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
-    """Return totals by kind of layer: GFLOP and MB per image, MB fixed, launches, ms."""
-    return {
-        kind: _totals([o for o in costs.operations if o.kind == kind], machine, batch)
-        for kind in KINDS
-    }
-
-
-def by_layer(costs: StepCosts, machine: Machine, batch: int) -> dict[str, dict[str, float]]:
-    """Return totals by layer, as `by_kind`."""
-    layers: dict[str, list[Operation]] = {}
+    names: keys that come first, even without operations.
+    """
+    groups: dict[str, list[Operation]] = {str(name): [] for name in names}
     for operation in costs.operations:
-        layers.setdefault(f"{operation.layer}: {operation.kind}", []).append(operation)
-    return {name: _totals(operations, machine, batch) for name, operations in layers.items()}
+        groups.setdefault(key(operation), []).append(operation)
+    return {
+        name: {
+            "gflop": sum(o.flops for o in operations) / 1e9,
+            "mb": sum(o.bytes for o in operations) / 1e6,
+            "fixed_mb": sum(o.fixed_bytes for o in operations) / 1e6,
+            "launches": sum(o.launches for o in operations),
+            "ms": 1e3 * sum(machine.seconds(o, batch) for o in operations),
+        }
+        for name, operations in groups.items()
+    }
 
 
 def memory(costs: StepCosts, parameters: int, gb: float, usable: float) -> dict[str, float]:
@@ -196,18 +191,6 @@ def memory(costs: StepCosts, parameters: int, gb: float, usable: float) -> dict[
     }
 
 
-def _rates(
-    costs: StepCosts, machines: dict[float, Machine], batches: Sequence[int]
-) -> dict[str, dict[str, float]]:
-    """Return images/s for each batch and effective rate, if the GPU bounds the step."""
-    return {
-        str(batch): {
-            f"{rate:g}": batch / machine.step_s(costs, batch) for rate, machine in machines.items()
-        }
-        for batch in batches
-    }
-
-
 def _host(costs: StepCosts, machine: Machine) -> dict[str, float]:
     return {
         "launches": sum(o.launches for o in costs.operations),
@@ -219,53 +202,42 @@ def _host(costs: StepCosts, machine: Machine) -> dict[str, float]:
     }
 
 
-def _print_kinds(
-    costs: StepCosts, kinds: dict[str, dict[str, float]], machine: Machine, batch: int
-) -> None:
-    title = f"{costs.design.name}, batch {batch}, {machine.tflops:g} TFLOP/s"
-    print(
-        f"\n{title:36} {'GFLOP/img':>9} {'MB/img':>8} {'MB fixed':>8} {'launches':>8} "
-        f"{'ms':>7} {'%':>6}"
-    )
-    total = {name: sum(row[name] for row in kinds.values()) for name in kinds[NORM]}
-    for kind, row in {**kinds, "all": total}.items():
-        print(
-            f"{kind:36} {row['gflop']:>9.3f} {row['mb']:>8.3f} {row['fixed_mb']:>8.1f} "
-            f"{row['launches']:>8.0f} {row['ms']:>7.3f} {100 * row['ms'] / total['ms']:>6.1f}"
-        )
+def _print_kinds(title: str, kinds: dict[str, dict[str, float]]) -> None:
+    columns = {
+        "GFLOP/img": ".3f", "MB/img": ".3f", "MB fixed": ".1f", "launches": ".0f", "ms": ".3f",
+        "%": ".1f",
+    }  # fmt: skip
+    total = {name: sum(row[name] for row in kinds.values()) for name in kinds[Kind.NORM]}
+    rows = {
+        kind: (*row.values(), 100 * row["ms"] / total["ms"])
+        for kind, row in {**kinds, "all": total}.items()
+    }
+    print_rows(title, columns, rows)
 
 
 def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machine) -> None:
     names = [design.name for design in DESIGNS]
-    heads = " ".join(f"{f'{name} {batch}':>10}" for batch in args.batch for name in names)
-    print(f"\n{'images/s, design and batch':26} {heads}")
-    for rate in args.tflops:
-        cells = " ".join(
-            f"{found[name]['images_per_s'][str(batch)][f'{rate:g}']:>10,.0f}"
+    columns = {f"{name} {batch}": ",.0f" for batch in args.batch for name in names}
+    rows = {
+        f"products at {rate:g} TFLOP/s": [
+            found[name]["images_per_s"][str(batch)][f"{rate:g}"]
             for batch in args.batch
             for name in names
-        )
-        print(f"{f'products at {rate:g} TFLOP/s':26} {cells}")
-    print()
-    for name in names:
-        kept = found[name]["memory"]
-        print(
-            f"{name}: {kept['kept_mb']:.2f} MB kept per image, "
-            f"{kept['working_mb']:.2f} MB temporary, "
-            f"{kept['fixed_mb']:.0f} MB of weights, gradients, moments and average: batch "
-            f"{kept['largest_batch']:,.0f} in {100 * args.usable:g} % of {args.memory:g} GB"
-        )
-    for name in names:
-        host = found[name]["host"]
-        below, with_graphs = (
-            f"below batch {batch}" if batch > 1 else "for no batch"
-            for batch in (host["launch_bound_below"], host["launch_bound_below_with_graphs"])
-        )
-        print(
-            f"{name}: {host['launches']} launches take the host {host['host_ms']:.2f} ms, "
-            f"which bounds the step {below}; the net as graphs: "
-            f"{host['host_ms_with_graphs']:.2f} ms, {with_graphs} (at {middle.tflops:g} TFLOP/s)"
-        )
+        ]
+        for rate in args.tflops
+    }
+    print_rows("images/s, design and batch", columns, rows)
+    columns = {
+        "MB kept/img": ".2f", "MB working/img": ".2f", "MB fixed": ".0f", "largest batch": ",.0f"
+    }  # fmt: skip
+    rows = {name: [*found[name]["memory"].values()] for name in names}
+    print_rows(f"memory, {100 * args.usable:g} % of {args.memory:g} GB", columns, rows)
+    columns = {
+        "launches": ".0f", "outside the net": ".0f", "host ms": ".2f", "with graphs": ".2f",
+        "bound below batch": ".0f", "below batch with graphs": ".0f",
+    }  # fmt: skip
+    rows = {name: [*found[name]["host"].values()] for name in names}
+    print_rows(f"host, {middle.tflops:g} TFLOP/s", columns, rows)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -283,5 +255,4 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--image-size is {args.image_size}: choose a multiple of 8")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout is {args.dropout}: choose 0 or more, less than 1")
-    if not 0 < args.usable <= 1:
-        raise UserError(f"--usable is {args.usable}: choose more than 0, at most 1")
+    check_range(args, "--", "usable", above=0, max=1)

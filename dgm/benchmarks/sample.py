@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dgm.benchmarks.machine import MAX_BATCH, device, medians, print_table, wait
+from dgm.benchmarks.machine import (
+    add_size_arguments,
+    check_sizes,
+    device,
+    medians,
+    print_table,
+    time_in_turns,
+)
 from dgm.benchmarks.peer_loops import check_installed, diffusers_net
 from dgm.common.validation import check_range
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
@@ -24,23 +30,22 @@ CLASSES = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--peers", action="store_true", help="compare with diffusers' DDIMPipeline")
-    parser.add_argument("--compile", action="store_true", help="also compiled, on a CPU too")
-    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10, help="of DDIM")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each, in turns")
+    add = parser.add_argument
+    add("--peers", action="store_true", help="compare with diffusers' DDIMPipeline")
+    add("--compile", action="store_true", help="also compiled, on a CPU too")
+    add_size_arguments(parser, batch=32)
+    add("--steps", type=int, default=10, help="of DDIM")
+    add("--repetitions", type=int, default=5, help="of each, in turns")
 
 
-Sampler = Callable[[int, int], None]
-"""Samples a number of images from a seed."""
+Sampler = Callable[[int], None]
+"""Samples a batch from a seed."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare sampling by DDIM: images per second."""
     check_range(args, "--", "steps", "repetitions", min=1)
-    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    check_sizes(args)
     samplers: dict[str, Sampler] = {"ours": _ours(args, classes=False)}
     if args.compile or torch.cuda.is_available():
         samplers["ours, compiled"] = _ours(args, classes=False, compiled=True)
@@ -48,11 +53,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     samplers["ours, of a class, guided (both halves at once)"] = _ours(args, True, guidance=1.5)
     if args.peers:
         samplers["diffusers.DDIMPipeline"] = _diffusers(args)
-    found = _rates(samplers, args)
-    rates = found["images_per_s"]
+    times, failed = time_in_turns(samplers, args.repetitions, warm_up=1)
+    rates = {name: [args.batch / s for s in seconds] for name, seconds in times.items()}
+    found: dict[str, Any] = {
+        "images_per_s": rates, "failed": failed, "batch": args.batch, "steps": args.steps
+    }  # fmt: skip
     print(f"batch {args.batch}, {args.steps} steps, {args.precision}, {device().type}")
     print_table("images/s", rates, ".2f")
-    for name, reason in found["failed"].items():
+    for name, reason in failed.items():
         print(f"{name:46} failed: {reason}")
     if "diffusers.DDIMPipeline" in rates and "ours" in rates:
         rate = medians(rates)
@@ -60,32 +68,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found["ratio"] = best / rate["diffusers.DDIMPipeline"]
         print(f"ours / diffusers.DDIMPipeline: {found['ratio']:.2f}x")
     return found
-
-
-def _rates(samplers: dict[str, Sampler], args: argparse.Namespace) -> dict[str, Any]:
-    """Time samplers in turns; one that fails does not stop the others. Raise if all fail."""
-    rates: dict[str, list[float]] = {name: [] for name in samplers}
-    failed: dict[str, str] = {}
-    for repetition in range(args.repetitions + 1):
-        for name, sample in samplers.items():
-            if name in failed:
-                continue
-            wait()
-            start = time.perf_counter()
-            try:
-                sample(args.batch, repetition)
-                wait()
-            except Exception as error:  # any: the others are still timed
-                if len(failed) + 1 == len(samplers):
-                    raise
-                failed[name] = str(error).strip().splitlines()[0]
-                continue
-            if repetition:  # the first one warms up
-                rates[name].append(args.batch / (time.perf_counter() - start))
-    succeeded = {name: values for name, values in rates.items() if name not in failed}
-    return {
-        "images_per_s": succeeded, "failed": failed, "batch": args.batch, "steps": args.steps
-    }  # fmt: skip
 
 
 def _ours(
@@ -104,11 +86,13 @@ def _ours(
     if compiled:
         compile_net(net)
 
-    def sample(count: int, seed: int) -> None:
-        index = torch.arange(count, device=device())
-        labels = index % CLASSES if objective.num_classes else None
+    index = torch.arange(args.batch, device=device())
+    labels = index % CLASSES if classes else None
+
+    def sample(seed: int) -> None:
+        draws = Draws.of(seed, index)
         with torch.autocast(device().type, torch.bfloat16, enabled=args.precision == "bf16"):
-            objective.sample({"net": net}, count, labels, Draws.of(seed, index), guidance=guidance)
+            objective.sample({"net": net}, args.batch, labels, draws, guidance=guidance)
 
     return sample
 
@@ -122,9 +106,9 @@ def _diffusers(args: argparse.Namespace) -> Sampler:
     pipeline = diffusers.DDIMPipeline(net, diffusers.DDIMScheduler(num_train_timesteps=1000))
     pipeline.set_progress_bar_config(disable=True)
 
-    def sample(count: int, seed: int) -> None:
+    def sample(seed: int) -> None:
         generator = torch.Generator(device()).manual_seed(seed)
         with torch.autocast(device().type, torch.bfloat16, enabled=args.precision == "bf16"):
-            pipeline(count, generator, num_inference_steps=args.steps, output_type="np")
+            pipeline(args.batch, generator, num_inference_steps=args.steps, output_type="np")
 
     return sample

@@ -10,59 +10,50 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from dgm.benchmarks.engines import launch_words
-from dgm.benchmarks.machine import MAX_BATCH, wait
+from dgm.benchmarks.machine import (
+    add_shards_argument,
+    add_size_arguments,
+    check_sizes,
+    print_rows,
+    wait,
+)
+from dgm.benchmarks.processes import run_json
 from dgm.cli.entry import run
-from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.build import ensure
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_PROCESSES = 256  # on one machine
-LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
-    parser.add_argument("--batch", type=int, default=16, help="images of each process")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each variant")
-    parser.add_argument("--steps", type=int, default=2, help="of a turn")
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
-    parser.add_argument(
-        "--rate", type=float, help="images/s of a GPU, for the model; default as measured"
-    )
-    parser.add_argument(
-        "--parameters", type=float, help="millions, for the model; default as measured"
-    )
-    parser.add_argument(
-        "--links",
-        type=float,
-        nargs="+",
-        default=[300.0, 40.0, 40.0],
-        help="GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs",
-    )
+    add = parser.add_argument
+    add("--processes", type=int, default=2)
+    add_size_arguments(parser, batch=16)
+    add("--rounds", type=int, default=7, help="turns of each variant")
+    add("--steps", type=int, default=2, help="of a turn")
+    add_shards_argument(parser)
+    add("--rate", type=float, help="images/s of a GPU, for the model; default as measured")
+    add("--parameters", type=float, help="millions, for the model; default as measured")
+    links = "GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs"
+    add("--links", type=float, nargs="+", default=[300.0, 40.0, 40.0], help=links)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure DDP: bytes sent per step and their overlap; a model for 8, 64 and 512 GPUs."""
     check_range(args, "--", "rounds", "steps", min=1)
-    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    check_sizes(args)
     check_range(args, "--", "processes", min=2, max=MAX_PROCESSES)
     if len(args.links) != 3 or min(args.links) <= 0:
         raise UserError(f"--links is {args.links}: give three numbers above 0")
@@ -71,24 +62,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs"
         )
-    shards = str(ensure("shapes", args.shards))
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        found = _run_processes(args, shards, Path(folder))
+        settings = {
+            "batch": args.batch * args.processes, "channels": args.channels,
+            "shards": str(ensure("shapes", args.shards)), "precision": args.precision,
+            "options": [], "undone": [], "folder": folder, "rounds": args.rounds,
+            "steps": args.steps,
+        }  # fmt: skip
+        words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
+        found = run_json([*words, json.dumps(settings)])
     _print(found, args)
-    return found
-
-
-def _run_processes(args: argparse.Namespace, shards: str, folder: Path) -> dict[str, Any]:
-    settings = {
-        "batch": args.batch * args.processes, "channels": args.channels, "shards": shards,
-        "precision": args.precision, "options": [], "undone": [], "folder": str(folder),
-        "rounds": args.rounds, "steps": args.steps,
-    }  # fmt: skip
-    words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
-    done = subprocess.run([*words, json.dumps(settings)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the processes failed:\n{done.stderr[-4000 * args.processes :]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -108,12 +91,9 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     image_s = 1 / args.rate if args.rate else quiet / args.batch
     found["model"] = model(sent, image_s, args.links)
     print(f"\nmodel: {sent / 1e6:.1f} MB of gradient, {1 / image_s:,.1f} images/s of each GPU")
-    print(f"{'GPUs':>6} {'GB/s':>6} {'sending ms':>11} {'hidden from batch':>18} (each)")
-    for row in found["model"]:
-        print(
-            f"{row['gpus']:>6} {row['link']:>6.0f} {row['sending_ms']:>11.2f} "
-            f"{row['batch_that_hides']:>18.1f}"
-        )
+    columns = {"GB/s": ".0f", "sending ms": ".2f", "hidden from batch (each)": ".1f"}
+    rows = {f"{row['gpus']:g} GPUs": [*row.values()][1:] for row in found["model"]}
+    print_rows("model", columns, rows)
 
 
 def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
@@ -179,9 +159,9 @@ def worker() -> None:
 
 
 def _sent() -> int:
-    if torch.cuda.is_available() or not LOOPBACK.exists():  # GPUs of one machine use other links
-        return 0
-    return int(LOOPBACK.read_text(encoding="utf-8"))
+    loopback = psutil.net_io_counters(pernic=True).get("lo")
+    # GPUs of one machine use other links.
+    return 0 if torch.cuda.is_available() or loopback is None else loopback.bytes_sent
 
 
 if __name__ == "__main__":

@@ -20,11 +20,17 @@ import torch
 from PIL import Image
 
 from dgm.benchmarks.loop_processes import Plan, failures, time_loops
-from dgm.benchmarks.machine import MAX_BATCH, matrix_peak, print_table
+from dgm.benchmarks.machine import (
+    add_shards_argument,
+    add_size_arguments,
+    check_sizes,
+    matrix_peak,
+    print_rows,
+    print_table,
+)
 from dgm.benchmarks.peer_loops import PEERS, check_batch, check_installed
 from dgm.cli import train_ddpm
 from dgm.cli.parser import parse
-from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.training import cuda_graph
@@ -65,50 +71,55 @@ LADDER = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--peers", action="store_true", help="compare with peers' loops")
-    parser.add_argument(
-        "--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone"
-    )
-    parser.add_argument("--ladder", action="store_true", help="add our optimisations one by one")
-    parser.add_argument("--channels", type=int, default=64, help="width of the first level")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
-    parser.add_argument("--steps", type=int, default=4, help="of a turn")
-    parser.add_argument("--options", nargs="*", default=[], help="key=value for our trainer")
-    parser.add_argument(
-        "--seconds", type=float, help="time limit of all loops together; default none"
-    )
-    parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
-    )
-    parser.add_argument("--png", type=Path, help="file for a bar chart of the rates")
+    add = parser.add_argument
+    add("--peers", action="store_true", help="compare with peers' loops")
+    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone")
+    add("--ladder", action="store_true", help="add our optimisations one by one")
+    add_size_arguments(parser, batch=32)
+    add("--rounds", type=int, default=5, help="turns of each loop")
+    add("--steps", type=int, default=4, help="of a turn")
+    add("--options", nargs="*", default=[], help="key=value for our trainer")
+    add("--seconds", type=float, help="time limit of all loops together; default none")
+    add_shards_argument(parser)
+    add("--png", type=Path, help="file for a bar chart of the rates")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps: images per second, peak memory, where the time goes."""
     check_range(args, "--", "rounds", "steps", min=1)
     check_range(args, "--", "seconds", above=0)
-    args.deadline = _deadline(args.seconds)
-    check_range(args, "--", "channels", "batch", min=1, max=MAX_BATCH)
+    deadline = _deadline(args.seconds)
+    check_sizes(args)
     for option in args.options:
         if "=" not in option:
             raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
     parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # errors before any work
-    chosen = list(dict.fromkeys(args.loops or ([OURS, *PEERS] if args.peers else [OURS])))
-    if peers := [name for name in chosen if name != OURS]:
+    chosen = args.loops or [OURS, *(PEERS if args.peers else ())]
+    has_peers = any(name in PEERS for name in chosen)
+    if has_peers:
         check_installed()
         check_batch(args.batch)
-    loops = {name: {"loop": name, "options": options} for name in chosen}
+    loops: dict[str, dict[str, Any]] = {name: {"loop": name, "options": options} for name in chosen}
     if args.ladder:
         loops = _rungs(options)
     shards = str(ensure("shapes", args.shards))
-    with tempfile.TemporaryDirectory(prefix="step-") as folder:
-        if peers:
+    profiled = list(loops)[-1 if args.ladder else 0]
+    with tempfile.TemporaryDirectory(prefix="step-") as name:
+        folder = Path(name)
+        if has_peers:
             count = num_pictures(args.batch, WARM_UP + args.rounds * args.steps)
-            _write_pictures(shards, Path(folder) / "pictures", count)
-        found = _time(loops, args, shards, Path(folder))
+            _write_pictures(shards, folder / "pictures", count)
+        shared = {
+            "batch": args.batch, "channels": args.channels, "precision": args.precision,
+            "shards": shards, "pictures": str(folder / "pictures"), "warm_up": WARM_UP,
+            "undone": [],
+        }  # fmt: skip
+        plan = Plan(
+            args.rounds, args.steps, args.batch, deadline, torch.cuda.is_available(), profiled
+        )
+        found = time_loops({name: shared | own for name, own in loops.items()}, plan, folder)
+    found |= {"batch": args.batch, "precision": args.precision}
     _print(found, args)
     if args.png is not None:
         _draw(found, args.png)
@@ -155,23 +166,6 @@ def _write_pictures(shards: str, folder: Path, count: int) -> None:
             Image.fromarray(picture).save(folder / "all" / f"{number:05d}.png")
 
 
-def _time(
-    loops: dict[str, dict[str, Any]], args: argparse.Namespace, shards: str, folder: Path
-) -> dict[str, Any]:
-    shared = {
-        "batch": args.batch, "channels": args.channels, "precision": args.precision,
-        "shards": shards, "pictures": str(folder / "pictures"), "warm_up": WARM_UP,
-        "options": [], "undone": [],
-    }  # fmt: skip
-    on_gpu = torch.cuda.is_available()
-    plan = Plan(
-        args.rounds, args.steps, args.batch, args.deadline, sequential=on_gpu,
-        profiled=list(loops)[-1 if args.ladder else 0], with_parts=not on_gpu,
-    )  # fmt: skip
-    configs = {name: {**shared, **own} for name, own in loops.items()}
-    return time_loops(configs, plan, folder) | {"batch": args.batch, "precision": args.precision}
-
-
 def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     loops = {name: loop for name, loop in found["loops"].items() if "failed" not in loop}
     print_table(
@@ -182,10 +176,11 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     first = next(iter(loops.values()))
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     peak = found["peak_gflops"] = matrix_peak(dtype)
-    heads = (
-        f"{'first/it':>9} {'fastest':>8} {'params M':>9} {'GFLOP/img':>9} {'% peak':>7} {'GiB':>6}"
-    )
-    print(f"\n{'':40} {heads}")
+    columns = {
+        "first/it": ".2f", "fastest": ".2f", "params M": ".2f", "GFLOP/img": ".2f",
+        "% peak": ".1f", "GiB": ".2f", **({"loss apart": ".1e"} if args.ladder else {}),
+    }  # fmt: skip
+    rows = {}
     for name, loop in loops.items():
         rate = statistics.median(loop["images_per_s"])
         loop["ratio"] = statistics.median(first["images_per_s"]) / rate
@@ -193,15 +188,12 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
         loop["ratio_of_fastest"] = max(first["images_per_s"]) / max(loop["images_per_s"])
         loop["share_of_peak"] = 3 * loop["gflop"] * rate / peak
         loop["loss_apart"] = _max_relative_difference(loop["losses"], first["losses"])
-        memory = loop["peak_gpu_gib"] or loop["peak_gib"]
-        difference = (
-            f"   losses within {loop['loss_apart']:.1e} of the first's" if args.ladder else ""
-        )
-        print(
-            f"{name:40} {loop['ratio']:>9.2f} {loop['ratio_of_fastest']:>8.2f} "
-            f"{loop['parameters'] / 1e6:>9.2f} {loop['gflop']:>9.2f} "
-            f"{100 * loop['share_of_peak']:>7.1f} {memory:>6.2f}{difference}"
-        )
+        rows[name] = [
+            loop["ratio"], loop["ratio_of_fastest"], loop["parameters"] / 1e6, loop["gflop"],
+            100 * loop["share_of_peak"], loop["peak_gpu_gib"] or loop["peak_gib"],
+            loop["loss_apart"],
+        ][: len(columns)]  # fmt: skip
+    print_rows("relative to the first", columns, rows)
     for name, reason in failures(found["loops"]):
         print(f"{name:40} failed: {reason}")
     print(
@@ -222,9 +214,9 @@ def _print_profile(found: dict[str, Any]) -> None:
     print(f"layouts converted in a step: {profile['conversions']}", end="")
     if profile["synchronisations"] is not None:
         print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
-    print(f"\n\n{'operations of a step':60} {'%':>6}")
-    for name, fraction in profile["shares"]:
-        print(f"{name[:60]:60} {100 * fraction:>6.1f}")
+    print()
+    rows = {name[:60]: [100 * fraction] for name, fraction in profile["shares"]}
+    print_rows("operations of a step", {"%": ".1f"}, rows)
 
 
 def _max_relative_difference(losses: list[float], others: list[float]) -> float:

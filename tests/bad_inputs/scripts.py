@@ -188,7 +188,6 @@ BENCHMARKING = [
     Case(f"{BENCHMARK} growth --images 10 --batch 128", "--images has", "10", "at least"),
     Case(f"{BENCHMARK} engines --steps 2", "--steps is", "2", "10 or more"),
     Case(f"{BENCHMARK} engines --engines zero9", "--engines", "'zero9'", "zero3"),
-    Case(f"{BENCHMARK} engines --parts gpu", "--parts has", "gpu", "leave it out"),
     Case(f"{BENCHMARK} engines --families rnn", "--families", "'rnn'", "ddpm"),
     Case(f"{BENCHMARK} step --batch 0", "--batch is", "0", "1 to 65536"),
     Case(f"{BENCHMARK} step --options train.nonsense=1", "train.nonsense", "1", "nonsense"),

@@ -57,7 +57,7 @@ def test_a_sampler_that_fails_does_not_stop_the_others(monkeypatch: pytest.Monke
     def broken(args: argparse.Namespace, classes: bool, **options: object):
         if not classes:
             error = RuntimeError("CUDA out of memory\nmore")
-            return lambda count, seed: (_ for _ in ()).throw(error)
+            return lambda seed: (_ for _ in ()).throw(error)
         return ours(args, classes, **options)
 
     ours = sample._ours
@@ -86,7 +86,7 @@ def test_noising_counts_bytes_by_type(capsys: pytest.CaptureFixture[str]):
     assert found["moved_bytes"] == 4 * (32 * 32 * 3 * (1 + 3 * 4) + 8 + 2 * 8 + 2 * 4)
     assert all(len(times) == 2 for times in found["ms_per_batch"].values())
     assert "batch 4: " in capsys.readouterr().out
-    inputs = noise.Inputs.make(4, 0)
+    inputs = noise.make_inputs(4, 0)
     images = torch.zeros(4, 3, 32, 32, dtype=torch.bfloat16)
     half = noise.moved_bytes(inputs, noise.NoisedImages(images, images, images))
     assert half == 4 * (32 * 32 * 3 * (1 + 3 * 2) + 8)

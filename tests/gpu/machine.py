@@ -1,7 +1,8 @@
-"""What the GPU is, and what keeps it from being used: `python -m tests.gpu.machine` prints JSON."""
+"""Whether a GPU can be used, and which it is: `python -m tests.gpu.machine` prints JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -13,13 +14,15 @@ from typing import Any
 
 import torch
 
+from dgm.common.command_line import run_command
 from dgm.common.errors import UserError
 
 DRY_RUN = "add --dry-run for small sizes on the CPU"
+PACKAGES = ("triton", "numpy", "accelerate", "diffusers", "denoising-diffusion-pytorch")
 
 
 def check_gpu() -> None:
-    """Raise UserError where torch cannot use a GPU here, or it has no bf16."""
+    """Raise UserError if torch cannot use a GPU, or it has no bf16."""
     if torch.version.cuda is None:
         raise UserError(
             f"torch {torch.__version__} was built without CUDA: install a build with it, or "
@@ -28,9 +31,9 @@ def check_gpu() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
-    warning = " ".join(str(each.message) for each in caught)
     if not available:
-        raise UserError(_why_not(warning, driver()))
+        reason = _why_not(" ".join(str(each.message) for each in caught))
+        raise UserError(f"{reason}, or {DRY_RUN}")
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         major, minor = torch.cuda.get_device_capability()
         raise UserError(
@@ -39,31 +42,24 @@ def check_gpu() -> None:
         )
 
 
-def _why_not(warning: str, shown: str | None) -> str:
-    """Explain why torch sees no GPU: by its warning, and by what nvidia-smi shows."""
+def _why_not(warning: str) -> str:
+    """Return why torch finds no GPU, from its warning and nvidia-smi, and the remedy."""
+    needs = f"torch {torch.__version__} needs CUDA {torch.version.cuda}"
     if "driver on your system is too old" in warning:
-        found = re.search(r"found version (\d+)", warning)
-        version = f"supports CUDA {_cuda(int(found[1]))}" if found else "is too old"
-        return (
-            f"the driver {version}, torch {torch.__version__} needs CUDA {torch.version.cuda}: "
-            f"update the driver, install a torch for it, or {DRY_RUN}"
-        )
-    if shown is not None:
+        found = re.search(r"found version (\d+)(\d\d)\d", warning)
+        state = f"supports CUDA {int(found[1])}.{int(found[2])}" if found else "is too old"
+        return f"the driver {state}, {needs}: update the driver, install a torch for it"
+    if (gpus := driver()) is not None:
         reason = f" ({' '.join(warning.split())[:200]})" if warning else ""
         return (
-            f"nvidia-smi shows {shown}, but torch {torch.__version__} for CUDA "
-            f"{torch.version.cuda} sees no GPU{reason}: update the driver, check "
-            f"CUDA_VISIBLE_DEVICES, or {DRY_RUN}"
+            f"nvidia-smi shows {gpus}, but torch finds no GPU{reason}; {needs}: update the driver, "
+            "check CUDA_VISIBLE_DEVICES"
         )
-    return f"there is no GPU here: run this where there is one, or {DRY_RUN}"
-
-
-def _cuda(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
+    return "there is no GPU here: run this on a machine with one"
 
 
 def driver() -> str | None:
-    """Return name and driver of the GPUs that nvidia-smi shows, None where it shows none."""
+    """Return name and driver of the GPUs that nvidia-smi shows; None if it shows none."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -71,19 +67,16 @@ def driver() -> str | None:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = done.stdout.strip().splitlines()
-    return "; ".join(f"{' with driver '.join(line.split(', '))}" for line in lines) or None
+    return "; ".join(done.stdout.strip().replace(", ", " with driver ").splitlines()) or None
 
 
 def describe() -> dict[str, Any]:
-    """Return versions, and what the GPU is."""
-    names = ("triton", "numpy", "accelerate", "diffusers", "denoising-diffusion-pytorch")
+    """Return versions of Python, packages and drivers, and properties of the GPU."""
     found: dict[str, Any] = {"python": sys.version.split()[0], "torch": torch.__version__}
-    for name in names:
-        try:
+    for name in PACKAGES:
+        found[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         found |= {
@@ -99,17 +92,12 @@ def describe() -> dict[str, Any]:
     return found
 
 
-def main() -> int:
-    """Print what there is as JSON; a mistake in one line and code 2. `--dry-run` needs no GPU."""
-    try:
-        if "--dry-run" not in sys.argv[1:]:
-            check_gpu()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main() -> None:
+    """Print what there is as JSON; `--dry-run` needs no GPU."""
+    if "--dry-run" not in sys.argv[1:]:
+        check_gpu()
     print(json.dumps(describe()))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,14 +1,13 @@
 """Prepare a session on a GPU machine without a network: `python tests/gpu/prepare.py`.
 
-From the root of the repository, where there is a network; no GPU is needed. Fills .gpu/, which git
-ignores, with the wheels that the machine lacks, CIFAR images, the commit's id, and Triton's cache
-of our compiled kernels; at most 64 MiB in all. Copy it to the GPU machine with the code, and run
-`python tests/gpu/run.py 560` there.
+Run from the root of the repository on a machine with a network; no GPU is needed. Fills .gpu/,
+which git ignores, with the wheels that the GPU machine lacks, CIFAR images, the commit's id, and
+Triton's cache of our compiled kernels; at most 64 MiB in all. Copy it to the GPU machine with the
+code, and run `python tests/gpu/run.py 560` there.
 """
 
 from __future__ import annotations
 
-import argparse
 import email
 import json
 import os
@@ -26,16 +25,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from dgm.common.command_line import Parser
+from dgm.benchmarks.processes import ROOT
+from dgm.common.command_line import Parser, run_command
 from dgm.common.errors import UserError
-from tests.gpu.command import run
-from tests.gpu.processes import CommandError, run_command
+from tests.gpu.processes import CommandError, run_limited
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-MOST_BYTES = 64 * 2**20
+HERE = ROOT / "tests" / "gpu"
+MAX_BYTES = 64 * 2**20
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 TARGET = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux",
           "platform_system": "Linux", "platform_machine": "x86_64", "extra": ""}  # fmt: skip
@@ -43,7 +41,7 @@ PEERS = ("diffusers", "denoising-diffusion-pytorch")
 NOT_NEEDED = ("torch-fidelity", "plotly")  # no FID and no reports there
 
 
-def main() -> int:
+def main() -> None:
     """Fill the folder and print its size."""
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu", help="folder to fill")
@@ -59,57 +57,46 @@ def main() -> int:
     fetch_wheels(args.out / "wheels")
     if not args.wheels_only:
         if args.cifar is None:
-            print("no --cifar: training there will be on the built-in shapes")
+            print("no --cifar: the training run will be on the built-in shapes")
         else:
             (args.out / "cifar.tar.gz").unlink(missing_ok=True)
             shutil.copyfile(args.cifar, args.out / "cifar.tar.gz")
         write_commit(args.out / "commit.json")
-        fill_cache(args)
-    return check_size(args.out)
+        fill_cache(args.out, args.python312)
+    check_size(args.out)
 
 
 def fetch_wheels(folder: Path) -> None:
-    """Download the wheels anew, and check that nothing that they need is missing."""
+    """Download the wheels, and check that nothing that they need is missing."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         words += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
         words += [word for name in PLATFORMS for word in ("--platform", name)]
         words += ["--dest", scratch, "--requirement", str(HERE / "wheels.txt")]
-        log = Path(scratch) / "pip.txt"
         try:
-            run_command(words, log, 600, os.environ, ROOT)
+            run_limited(words, Path(scratch) / "pip.txt", 600)
         except CommandError as error:
             raise UserError(f"pip could not download the wheels: {error}") from None
-        log.unlink()
-        wheels = {name_of(path): path for path in Path(scratch).glob("*.whl")}
+        wheels = list(Path(scratch).glob("*.whl"))
         check_complete(wheels)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for path in wheels.values():
+        for path in wheels:
             shutil.move(path, folder / path.name)
-    print(f"{len(wheels)} wheels, all that they need is there")
+    print(f"{len(wheels)} wheels, with all that they need")
 
 
-def name_of(wheel: Path) -> str:
-    """Return the package's name."""
-    return canonicalize_name(wheel.name.split("-")[0])
-
-
-def version_of(wheel: Path) -> str:
-    """Return the package's version."""
-    return wheel.name.split("-")[1]
-
-
-def check_complete(wheels: dict[str, Path]) -> None:
-    """Raise UserError where the project or a wheel needs what neither the machine nor a wheel has.
+def check_complete(paths: Iterable[Path]) -> None:
+    """Raise UserError if the project or a wheel needs what neither the machine nor a wheel has.
 
     Or has in a version that does not fit, as far as versions are known.
     """
+    wheels = {parse_wheel_filename(path.name)[0]: path for path in paths}
     versions = read_list(HERE / "installed.txt")
-    versions |= {name: version_of(path) for name, path in wheels.items()}
-    asking: list[tuple[str, Iterable[Requirement]]] = [("the project", project_requirements())]
-    asking += [(path.name, requirements(path)) for path in wheels.values()]
-    for who, needed in asking:
+    versions |= {name: str(parse_wheel_filename(p.name)[1]) for name, p in wheels.items()}
+    queue: list[tuple[str, Iterable[Requirement]]] = [("the project", project_requirements())]
+    queue += [(path.name, requirements(path)) for path in wheels.values()]
+    for who, needed in queue:
         for one in needed:
             name = canonicalize_name(one.name)
             if name not in versions:
@@ -122,11 +109,11 @@ def check_complete(wheels: dict[str, Path]) -> None:
                 )
             if one.extras and name in wheels:
                 extra = f"{wheels[name].name} with {', '.join(one.extras)}"
-                asking.append((extra, requirements(wheels[name], one.extras)))
+                queue.append((extra, requirements(wheels[name], one.extras)))
 
 
 def read_list(path: Path) -> dict[str, str | None]:
-    """Read names and, where they are known, versions."""
+    """Read names and, if known, versions."""
     lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     parts = [line.partition("==") for line in lines if line]
     return {canonicalize_name(name): version or None for name, _, version in parts}
@@ -138,27 +125,20 @@ def requirements(wheel: Path, extras: Iterable[str] = ("",)) -> list[Requirement
         member = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(member))
     found = map(Requirement, metadata.get_all("Requires-Dist", []))
-    return [one for one in found if applies(one, extras)]
-
-
-def applies(one: Requirement, extras: Iterable[str] = ("",)) -> bool:
-    """Return whether a requirement holds on the machine."""
-    marker = one.marker
-    return marker is None or any(marker.evaluate(TARGET | {"extra": extra}) for extra in extras)
+    targets = [TARGET | {"extra": extra} for extra in extras]
+    return [r for r in found if r.marker is None or any(map(r.marker.evaluate, targets))]
 
 
 def project_requirements() -> list[Requirement]:
     """Return what the trainers and the peers that are timed need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = [*project["dependencies"], *project["optional-dependencies"]["peers"]]
-    found = [Requirement(text) for text in named]
-    peers = {Requirement(text).name for text in project["optional-dependencies"]["peers"]}
-    left_out = (peers - set(PEERS)) | set(NOT_NEEDED)
-    return [one for one in found if one.name not in left_out]
+    needed = [r for r in map(Requirement, project["dependencies"]) if r.name not in NOT_NEEDED]
+    peers = map(Requirement, project["optional-dependencies"]["peers"])
+    return needed + [r for r in peers if r.name in PEERS]
 
 
 def check_images(archive: Path) -> None:
-    """Raise UserError where `archive` holds no pictures in class folders."""
+    """Raise UserError if `archive` holds no pictures in class folders."""
     picture = re.compile(r"(.*/)?train/[^/]+/[^/]+\.(jpg|jpeg|png)$", re.IGNORECASE)
     try:
         with tarfile.open(archive) as tar:
@@ -171,7 +151,7 @@ def check_images(archive: Path) -> None:
 
 
 def check_python(python: str) -> None:
-    """Raise UserError where an interpreter is not Python 3.12 with the machine's Triton."""
+    """Raise UserError if an interpreter is not Python 3.12 with the machine's Triton."""
     expected = f"3.12 {read_list(HERE / 'installed.txt')['triton']}"
     code = "import sys, triton; print('%d.%d' % sys.version_info[:2], triton.__version__)"
     try:
@@ -186,31 +166,27 @@ def check_python(python: str) -> None:
 
 
 def write_commit(path: Path) -> None:
-    """Write which commit this is, which a copy without .git cannot ask."""
-    commit = _git("rev-parse", "HEAD")
-    found = {"git_commit": commit, "git_dirty": bool(_git("status", "--porcelain"))}
+    """Write the commit's id, for a copy without .git."""
+    from dgm.training.run_folder import describe_code  # with torch, in seconds
+
+    found = describe_code()
     path.write_text(json.dumps(found) + "\n")
-    print(f"commit {commit}{', with changes' if found['git_dirty'] else ''}")
+    print(f"commit {found['git_commit']}{', with changes' if found['git_dirty'] else ''}")
 
 
-def _git(*words: str) -> str | None:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def fill_cache(args: argparse.Namespace) -> None:
-    """Compile our kernels for an H100 ahead of time; only the same Triton finds them."""
-    archive = args.out / "triton.tar.gz"
+def fill_cache(out: Path, python: str | None) -> None:
+    """Compile our kernels for an H100 ahead of time, for the same version of Triton."""
+    archive = out / "triton.tar.gz"
     archive.unlink(missing_ok=True)
-    if args.python312 is None:
-        print("no --python312: Triton compiles there")
+    if python is None:
+        print("no --python312: kernels are compiled on the GPU machine")
         return
-    with tempfile.TemporaryDirectory(dir=args.out) as scratch:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder, log = Path(scratch) / "cache", Path(scratch) / "log.txt"
-        words = [args.python312, ROOT / "tests" / "kernels" / "compile_for_gpu.py", "90"]
+        words = [python, ROOT / "tests" / "kernels" / "compile_for_gpu.py", "90"]
         env = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
         try:
-            run_command(words, log, 900, env, ROOT)
+            run_limited(words, log, 900, env)
         except CommandError as error:
             raise UserError(f"the kernels could not be compiled ahead of time: {error}") from None
         with tarfile.open(archive, "w:gz") as tar:
@@ -219,17 +195,16 @@ def fill_cache(args: argparse.Namespace) -> None:
     print(f"Triton's cache, {archive.stat().st_size / 2**20:.1f} MiB")
 
 
-def check_size(folder: Path) -> int:
-    """Print the size; raises UserError where the folder is too large to be carried."""
+def check_size(folder: Path) -> None:
+    """Print the size; raise UserError if the folder is too large to be copied."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise UserError(
-            f"{folder} holds {size / 2**20:.1f} MiB, more than {MOST_BYTES // 2**20}: leave "
+            f"{folder} holds {size / 2**20:.1f} MiB, more than {MAX_BYTES // 2**20}: leave "
             "something out, --cifar first"
         )
     print(f"{folder}: {size / 2**20:.1f} MiB")
-    return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

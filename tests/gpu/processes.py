@@ -14,21 +14,25 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-GRACE_S = 4.0  # between being asked to end and being killed
+import psutil
+
+from dgm.benchmarks.processes import ROOT, descendants, kill, kill_tree
+
+GRACE_S = 4.0  # between SIGTERM and SIGKILL
 _stopped = threading.Event()
 
 
 class CommandError(RuntimeError):
-    """A command that failed or outlived its time; the message is one line."""
+    """A command that failed or exceeded its time limit; the message is one line."""
 
 
-def run_command(
-    words: Sequence[str | Path], log: Path, seconds: float, env: Mapping[str, str], cwd: Path
+def run_limited(
+    words: Sequence[str | Path], log: Path, seconds: float, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run a command in a process group of its own, its output in `log`.
+    """Run a command from the root, in a process group of its own, with its output in `log`.
 
-    At its time limit the whole group is asked to end, so that it can save, and then killed. Raises
-    CommandError where it took too long or its exit code is not 0.
+    At its time limit the group gets SIGTERM, so that it can save, and then SIGKILL. Raise
+    CommandError if the command took too long or its exit code is not 0.
     """
     if _stopped.is_set():
         raise CommandError("stopped before it began")
@@ -36,14 +40,14 @@ def run_command(
     with log.open("a") as output:
         process = subprocess.Popen(
             [*map(str, words)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=dict(env), cwd=cwd, start_new_session=True,
+            env=env, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
     grace = min(GRACE_S, seconds / 4)
-    started: list[int] = []
+    started: list[psutil.Process] = []
     try:
         code = process.wait(max(0.0, seconds - grace))
     except subprocess.TimeoutExpired:
-        started = _descendants(process.pid)  # those that leave the group are orphans later
+        started = descendants(process.pid)  # those that leave the group are orphans later
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
@@ -55,33 +59,23 @@ def run_command(
         raise CommandError(f"ended with code {code}: {last_line(log)}")
 
 
-def stop_all() -> None:
-    """Kill all that this process started, in any thread, and start no more."""
-    _stopped.set()
-    for number in _descendants(os.getpid()):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(number, signal.SIGKILL)
-
-
-def kill_group(process: subprocess.Popen, started: Sequence[int] = ()) -> None:
-    """Kill a process that leads a group, all of its descendants, and others that it `started`."""
-    children = {*started, *_descendants(process.pid)}
+def kill_group(process: subprocess.Popen, others: Sequence[psutil.Process] = ()) -> None:
+    """Kill a process that leads a group, the group, all descendants, and `others`."""
+    started = [*others, *descendants(process.pid)]
     _signal_group(process.pid, signal.SIGKILL)  # the group may outlive its leader
-    for number in children:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(number, signal.SIGKILL)
-    process.wait()
+    kill_tree(process, started)
 
 
 def end_on_signals(at_once: bool = False) -> None:
-    """End with all that this process started where it is asked to end.
+    """On SIGTERM and SIGINT, kill all that this process started, in any thread, and exit.
 
-    By SystemExit, so that what was found can be packed, or `at_once`.
+    By SystemExit, so that results can be packed, or `at_once`.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
-        stop_all()
+        _stopped.set()
+        kill(descendants(os.getpid()))
         if at_once:
             os._exit(128 + number)
         sys.exit(128 + number)
@@ -93,23 +87,6 @@ def end_on_signals(at_once: bool = False) -> None:
 def _signal_group(number: int, what: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(number, what)
-
-
-def _descendants(root: int) -> list[int]:
-    """List all processes below one, by Linux's /proc."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                stat = (entry / "stat").read_text()
-                parent = int(stat.rpartition(")")[2].split()[1])
-                parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
 
 
 def last_line(log: Path) -> str:

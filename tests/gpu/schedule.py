@@ -1,30 +1,29 @@
-"""One budget for several parts, the most valuable first."""
+"""One time budget for several parts, the most valuable first."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgm.common.errors import UserError
-
 
 @dataclass(frozen=True)
 class Part:
-    """Something to measure: its work gets its limit in seconds and returns what it found."""
+    """Something to measure: `work` gets its time limit and returns one line of results."""
 
     name: str
-    seconds: float  # its part of the plan
-    least: float  # with less it is left out
+    seconds: float  # planned
+    min_seconds: float  # with less it is left out
     work: Callable[[float], str]
-    needs: Callable[[], str | None] = lambda: None  # why it cannot be done here
-    essential: bool = False  # without it nothing works: it may take the others' time
+    obstacle: Callable[[], str | None] = lambda: None  # why it cannot run on this machine
+    essential: bool = False  # the others depend on it: it may take their time
 
 
 @dataclass
 class Outcome:
-    """What became of a part."""
+    """The result of a part."""
 
     state: str  # done, failed, or left out
     detail: str
@@ -32,13 +31,13 @@ class Outcome:
     limit: float | None = None
 
 
+@dataclass(frozen=True)
 class Budget:
-    """The seconds that are left of a whole."""
+    """Time for all parts."""
 
-    def __init__(self, seconds: float, reserve: float, began: float | None = None):
-        """Keep `reserve` back for what follows all parts."""
-        self.seconds, self.reserve = seconds, reserve
-        self.began = time.monotonic() if began is None else began
+    seconds: float
+    reserve: float  # for what follows the parts
+    began: float  # by time.monotonic()
 
     def elapsed(self) -> float:
         """Return the seconds spent."""
@@ -50,44 +49,34 @@ class Budget:
 
 
 def limit_of(part: Part, later: Sequence[Part], left: float) -> float:
-    """Return a part's limit: its seconds, and what the plan does not need for the `later` ones."""
+    """Return a part's limit: its planned time, and what the plan does not need for later ones."""
     if part.essential:
         return left
-    surplus = left - part.seconds - sum(other.seconds for other in later)
-    return min(left, part.seconds + max(0.0, surplus))
+    return min(left, max(part.seconds, left - sum(other.seconds for other in later)))
 
 
-def run_parts(
-    parts: Sequence[Part], budget: Budget, report: Callable[[str, Outcome], Any]
-) -> dict[str, Outcome]:
+def run_parts(parts: Sequence[Part], budget: Budget, report: Callable[[str, Outcome], Any]) -> None:
     """Run parts in order; one that fails or does not fit does not stop the others."""
-    outcomes: dict[str, Outcome] = {}
     for number, part in enumerate(parts):
-        later = [other for other in parts[number + 1 :] if other.needs() is None]
+        later = [other for other in parts[number + 1 :] if other.obstacle() is None]
         limit = limit_of(part, later, budget.left())
-        if (reason := part.needs()) is not None:
+        if (reason := part.obstacle()) is not None:
             outcome = Outcome("left out", reason)
-        elif limit < part.least:
-            outcome = Outcome("left out", f"{max(0.0, limit):.0f} s left, it takes {part.least:g}")
+        elif limit < part.min_seconds:
+            detail = f"{max(0.0, limit):.0f} s left, it takes {part.min_seconds:g}"
+            outcome = Outcome("left out", detail)
         else:
-            outcome = _run(part, limit)
-        outcomes[part.name] = outcome
+            outcome = timed(functools.partial(part.work, limit))
+            outcome.limit = round(limit, 1)
         report(part.name, outcome)
-    return outcomes
 
 
-def _run(part: Part, limit: float) -> Outcome:
+def timed(work: Callable[[], str]) -> Outcome:
+    """Run work; any exception is an outcome."""
     start = time.monotonic()
     try:
-        detail, state = part.work(limit), "done"
-    except Exception as error:  # whatever it is, the others have their turn
-        detail, state = str(error) or type(error).__name__, "failed"
-    return Outcome(state, detail, round(time.monotonic() - start, 1), round(limit, 1))
-
-
-def check_budget(seconds: float, parts: Sequence[Part], reserve: float, first: int) -> None:
-    """Raise UserError where not even the `first` parts fit."""
-    least = reserve + sum(part.least for part in parts[:first])
-    if seconds < least:
-        names = ", ".join(part.name for part in parts[:first])
-        raise UserError(f"SECONDS is {seconds:g}: give {least:g} or more, which {names} take")
+        outcome = Outcome("done", work())
+    except Exception as error:  # any: the other parts still run
+        outcome = Outcome("failed", str(error) or type(error).__name__)
+    outcome.seconds = round(time.monotonic() - start, 1)
+    return outcome

@@ -1,8 +1,7 @@
-"""What is carried to a GPU machine: complete, and small enough."""
+"""The folder for a GPU machine: complete, and small enough."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import subprocess
 import sys
@@ -35,17 +34,17 @@ def wheels(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_what_the_project_needs_is_on_the_machine_or_among_the_wheels(wheels: dict[str, Path]):
-    prepare.check_complete(wheels)
+    prepare.check_complete(wheels.values())
     names = {prepare.canonicalize_name(one.name) for one in prepare.project_requirements()}
     assert {"torch", "jsonargparse", "diffusers", "denoising-diffusion-pytorch"} <= names
     assert not names & {"normflows", "pythae", "deepspeed", "submitit"}
     del wheels["webdataset"]
     with pytest.raises(UserError, match=r"the project needs webdataset.*, which the machine lacks"):
-        prepare.check_complete(wheels)
+        prepare.check_complete(wheels.values())
 
 
 @pytest.mark.parametrize(
-    "need, said",
+    "need, message",
     [
         ("nowhere>=2", "needs nowhere>=2, which the machine lacks: add it to wheels.txt"),
         ("numpy<2", "needs numpy<2, but there is numpy 2.5.2: choose other versions"),
@@ -57,28 +56,27 @@ def test_what_the_project_needs_is_on_the_machine_or_among_the_wheels(wheels: di
     ],
 )
 def test_what_wheels_need_is_looked_up(
-    need: str, said: str | None, wheels: dict[str, Path], tmp_path: Path
+    need: str, message: str | None, wheels: dict[str, Path], tmp_path: Path
 ):
-    wheels["asking"] = wheel(tmp_path, "asking", "1.0", "torch>=2", need)
-    if said is None:
-        prepare.check_complete(wheels)
+    wheels["other"] = wheel(tmp_path, "other", "1.0", "torch>=2", need)
+    if message is None:
+        prepare.check_complete(wheels.values())
         return
     with pytest.raises(UserError) as caught:
-        prepare.check_complete(wheels)
-    assert str(caught.value).startswith(f"asking-1.0-py3-none-any.whl {said}")
+        prepare.check_complete(wheels.values())
+    assert str(caught.value).startswith(f"other-1.0-py3-none-any.whl {message}")
 
 
 def test_what_extras_of_the_project_need_is_looked_up(wheels: dict[str, Path], tmp_path: Path):
-    version = prepare.version_of(wheels["jsonargparse"])
-    need = 'nowhere; extra == "signatures"'
-    wheels["jsonargparse"] = wheel(tmp_path, "jsonargparse", version, need)
+    version = str(prepare.read_list(prepare.HERE / "wheels.txt")["jsonargparse"])
+    wheel(tmp_path, "jsonargparse", version, 'nowhere; extra == "signatures"')
     with pytest.raises(UserError, match=r"jsonargparse.*with signatures needs nowhere"):
-        prepare.check_complete(wheels)
+        prepare.check_complete(wheels.values())
 
 
 def test_a_folder_that_is_too_large_is_refused(tmp_path: Path):
     with (tmp_path / "large").open("wb") as file:
-        file.truncate(prepare.MOST_BYTES + 2**20)
+        file.truncate(prepare.MAX_BYTES + 2**20)
     with pytest.raises(UserError, match=r"holds 65.0 MiB, more than 64: leave something out"):
         prepare.check_size(tmp_path)
 
@@ -123,15 +121,15 @@ def test_kernels_are_compiled_ahead_into_one_file(tmp_path: Path):
     python.chmod(0o755)
     out = tmp_path / "out"
     out.mkdir()
-    prepare.fill_cache(argparse.Namespace(out=out, python312=str(python)))
+    prepare.fill_cache(out, str(python))
     assert [path.name for path in out.iterdir()] == ["triton.tar.gz"]
     with tarfile.open(out / "triton.tar.gz") as tar:
         assert "key/norm.cubin" in tar.getnames()
     python.write_text("#!/bin/sh\necho no such module\nexit 1\n")
     with pytest.raises(UserError, match="could not be compiled ahead of time: ended with code 1"):
-        prepare.fill_cache(argparse.Namespace(out=out, python312=str(python)))
+        prepare.fill_cache(out, str(python))
     assert not list(out.iterdir())  # what was there belonged to another commit
-    prepare.fill_cache(argparse.Namespace(out=out, python312=None))
+    prepare.fill_cache(out, None)
     assert not list(out.iterdir())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -19,34 +19,34 @@ from dgm.nn.kernels.norm import Dropout
 from dgm.nn.layers import NormAct
 from dgm.rng import Draws
 from dgm.training.optimizer import AdamW, OptimConfig
-from tests.gpu.checks.registry import Context, Group, apart
+from tests.gpu.checks.registry import Context, Group, relative_error
 
 GROUP = Group()
-SEED = 2**40 + 7  # both halves of the key count
+SEED = 2**40 + 7  # in both halves of the key
+COUNT, DROPOUT = 3, "dropout/up3.1"  # images, and the purpose of their draws
 LIMITS = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 
 
 @GROUP.check("draws: Philox, integers and dropout masks, bit for bit", quick=True)
 def draws_are_equal(context: Context) -> str:
-    """The integers of eager draws do not depend on the device."""
+    """Eager draws do not depend on the device, except for rounding of normal ones."""
     index = torch.arange(64)
     own, theirs = (_draws(index, device) for device in (context.device, "cpu"))
-    for made, expected in zip(own.bits("noise", 3072), theirs.bits("noise", 3072), strict=True):
-        assert torch.equal(made.cpu(), expected), "Philox differs"
-    made, expected = own.integers("timestep", 1000), theirs.integers("timestep", 1000)
-    assert torch.equal(made.cpu(), expected), "integers differ"
-    masks = [d.keep_mask("dropout", (8, 8, 32), 0.1).cpu() for d in (own, theirs)]
-    assert torch.equal(*masks), "masks differ"
-    uniform = [d.uniform("noise", (32, 32, 3)).cpu() for d in (own, theirs)]
-    assert torch.equal(*uniform), "uniform numbers differ"
-    normal = [d.normal("noise", (32, 32, 3)).cpu() for d in (own, theirs)]
-    return f"normal numbers {apart(*normal):.1e} apart"
+    for name, draw in {
+        "Philox": lambda draws: torch.stack([*draws.bits("noise", 3072)]),
+        "integers": lambda draws: draws.integers("timestep", 1000),
+        "masks": lambda draws: draws.keep_mask("dropout", (8, 8, 32), 0.1),
+        "uniform numbers": lambda draws: draws.uniform("noise", (32, 32, 3)),
+    }.items():
+        assert torch.equal(draw(own).cpu(), draw(theirs)), f"{name} differ"
+    normal = [draws.normal("noise", (32, 32, 3)) for draws in (own, theirs)]
+    return f"normal numbers {relative_error(*normal):.1e} apart"
 
 
 @GROUP.check("noise kernel: timesteps, labels, flips and x_t are the eager CPU's", quick=True)
 def noise_is_equal(context: Context) -> str:
     """Timesteps and labels are equal, images up to rounding."""
-    count = 3 if not context.gpu else 257
+    count = 257 if context.gpu else 3
     schedule, worst = linear(1000), 0.0
     images = Draws.of(9, torch.arange(count)).uniform("noise", (32, 32, 3)).mul(256).byte()
     index = torch.arange(count)
@@ -66,38 +66,32 @@ def noise_is_equal(context: Context) -> str:
         for part in ("x_t", "target", "x_0"):
             pair = getattr(made, part).cpu(), getattr(expected, part)
             torch.testing.assert_close(*pair, rtol=2e-6, atol=4e-6)
-            worst = max(worst, apart(*pair))
+            worst = max(worst, relative_error(*pair))
     rounded = fused(*given(context.device), dtype=torch.bfloat16)
     assert rounded.x_t.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.x_t.cpu().float(), expected.x_t, rtol=8e-3, atol=1e-5)
     return f"images at most {worst:.1e} apart"
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """A normalisation of the U-Net: its layer and the shapes of what it is given, without [B]."""
+class Launch(NamedTuple):
+    """A normalization of the U-Net: its layer and the shapes of its inputs, without [B]."""
 
     groups: int
     channels: int
     silu: bool
     image: tuple[int, ...]  # x
-    skip: int  # channels that are read apart
+    skip: int  # channels that are read separately
     added: bool
     dropout: bool
-
-    def __str__(self) -> str:
-        words = ["x".join(map(str, self.image)), f"{self.groups} groups"]
-        words += [f"skip of {self.skip}"] * bool(self.skip) + ["SiLU"] * self.silu
-        return " ".join(words + ["added"] * self.added + ["dropout"] * self.dropout)
 
 
 @functools.cache
 def launches() -> tuple[Launch, ...]:
-    """List every different normalisation of the 35.7 M U-Net, from a pass without memory."""
+    """Return every different normalization of the 35.7 M U-Net, from a pass on meta."""
     found: list[Launch] = []
     names = [*inspect.signature(NormAct.forward).parameters][1:]
 
-    def see(module: Any, args: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+    def record(module: Any, args: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
         given = dict(zip(names, args, strict=False)) | named
         skip, dropout = given.get("skip"), given.get("dropout")
         assert given.get("scale_shift") is None, "the large net adds the embedding"
@@ -113,7 +107,7 @@ def launches() -> tuple[Launch, ...]:
         net = UNet(UNetConfig(dropout=0.1), 32, 3, num_classes=10)
         for module in net.modules():
             if isinstance(module, NormAct):
-                module.register_forward_hook(see, with_kwargs=True)
+                module.register_forward_hook(record, with_kwargs=True)
         index = torch.zeros(2, dtype=torch.int64)
         # As the kernels on a GPU, which read x and skip where they are.
         with mock.patch.object(NormAct, "reads_separately", lambda module, x: True):
@@ -122,70 +116,54 @@ def launches() -> tuple[Launch, ...]:
 
 
 def _chosen(context: Context) -> tuple[Launch, ...]:
-    """Choose all on a GPU, and for an interpreter the smallest with dropout and with a skip."""
+    """Return all on a GPU, and for an interpreter the smallest with dropout and with a skip."""
     if context.gpu:
         return launches()
     by_size = sorted(launches(), key=lambda launch: torch.Size(launch.image).numel())
-    return (
-        next(launch for launch in by_size if launch.dropout),
-        next(launch for launch in by_size if launch.skip),
-    )
+    return next(x for x in by_size if x.dropout), next(x for x in by_size if x.skip)
 
 
 def _draws(index: Tensor, device: str) -> Draws:
     return Draws.of(SEED, (index + 3).to(device), index.to(device))
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A layer, what it is given, and the gradient of its result."""
+def norm_results(
+    launch: Launch, device: str, dtype: torch.dtype, rounded: torch.dtype
+) -> dict[str, Tensor]:
+    """Return y and, where gradients are enabled, all gradients of a normalization.
 
-    layer: NormAct
-    leaves: dict[str, Tensor]
-    dropout: Dropout | None
-    grad: Tensor
-
-    def forward(self) -> Tensor:
-        """Call the layer."""
-        return self.layer(**self.leaves, dropout=self.dropout)
-
-    def both_ways(self) -> dict[str, Tensor]:
-        """Return y and all gradients."""
-        y = self.forward()
-        y.backward(self.grad)
-        gradients = {name: leaf.grad for name, leaf in self.leaves.items()}
-        gradients |= {name: part.grad for name, part in self.layer.named_parameters()}
-        return {"y": y.detach(), **gradients}
-
-
-def make_call(launch: Launch, device: str, dtype: torch.dtype, rounded: torch.dtype) -> Call:
-    """Make a call of numbers that `rounded` holds exactly; in float64 without our kernels."""
+    Its inputs are representable in `rounded`; in float64 it does without our kernels.
+    """
     generator = torch.Generator().manual_seed(0)
-    count, index, layout = 3, torch.arange(3), torch.channels_last
+    height, width = launch.image[1:]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    height, width = launch.image[1:]
-    given = {"x": 2 * normal(count, *launch.image) + 3}
+    def put(part: Tensor) -> Tensor:
+        part = part.to(rounded).to(device, dtype)
+        return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
+
+    given = {"x": 2 * normal(COUNT, *launch.image) + 3}
     if launch.skip:
-        given["skip"] = normal(count, launch.skip, height, width)
+        given["skip"] = normal(COUNT, launch.skip, height, width)
     if launch.added:
-        given["added"] = normal(count, launch.channels)
-    grad = normal(count, launch.channels, height, width)
+        given["added"] = normal(COUNT, launch.channels)
+    grad = put(normal(COUNT, launch.channels, height, width))
     layer = NormAct(launch.groups, launch.channels, launch.silu)
     for part in (layer.weight, layer.bias):
         part.data.copy_(normal(launch.channels))
     layer = layer.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     layer.kernels = None if dtype == torch.float64 else "triton"
-
-    def put(part: Tensor) -> Tensor:
-        part = part.to(rounded).to(device, dtype)
-        return part.contiguous(memory_format=layout) if part.ndim == 4 else part
-
     leaves = {name: put(part).requires_grad_() for name, part in given.items()}
-    dropout = Dropout(0.1, _draws(index, device), "dropout/up3.1") if launch.dropout else None
-    return Call(layer, leaves, dropout, put(grad))
+    draws = _draws(torch.arange(COUNT), device)
+    dropout = Dropout(0.1, draws, DROPOUT) if launch.dropout else None
+    y = layer(**leaves, dropout=dropout)
+    if not torch.is_grad_enabled():
+        return {"y": y}
+    y.backward(grad)
+    leaves |= dict(layer.named_parameters())
+    return {"y": y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
 
 
 def _norms(context: Context, dtype: torch.dtype) -> str:
@@ -193,13 +171,12 @@ def _norms(context: Context, dtype: torch.dtype) -> str:
     if context.gpu:  # one by one would take minutes
         with precompile.collect() as found, torch.no_grad():
             for launch in _chosen(context):
-                make_call(launch, context.device, dtype, dtype).forward()
+                norm_results(launch, context.device, dtype, dtype)
         found.compile()
     for launch in _chosen(context):
-        expected = make_call(launch, "cpu", torch.float64, dtype).both_ways()
-        made = make_call(launch, context.device, dtype, dtype).both_ways()
-        for part, value in expected.items():
-            error = apart(made[part], value)
+        made = norm_results(launch, context.device, dtype, dtype)
+        for part, value in norm_results(launch, "cpu", torch.float64, dtype).items():
+            error = relative_error(made[part], value)
             assert error < LIMITS[dtype], f"{part} of {launch} is {error:.1e} apart"
             worst[part] = max(worst.get(part, 0.0), error)
     errors = ", ".join(f"{part} {error:.1e}" for part, error in worst.items())
@@ -220,25 +197,15 @@ def norm_bf16(context: Context) -> str:
 
 @GROUP.check("norm kernel drops what the eager CPU drops, bit for bit", quick=True)
 def dropout_is_equal(context: Context) -> str:
-    """A feature is zero where, and only where, the mask drops it; so is its gradient."""
+    """A feature is zero where, and only where, the mask drops it."""
     checked = 0
+    draws = _draws(torch.arange(COUNT), "cpu")
     for launch in _chosen(context):
-        if not launch.dropout:
-            continue
-        index = torch.arange(3)
-        layer = NormAct(launch.groups, launch.channels, launch.silu).to(context.device)
-        layer.kernels = "triton"
-        torch.manual_seed(1)
-        x = torch.randn(3, *launch.image).contiguous(memory_format=torch.channels_last)
-        x = x.to(context.device).requires_grad_()
-        added = torch.zeros(3, launch.channels, device=x.device) if launch.added else None
-        purpose = "dropout/down0.0"
-        dropout = Dropout(0.1, _draws(index, context.device), purpose)
-        y = layer(x, added=added, dropout=dropout)
-        channels, *sides = launch.image
-        mask = _draws(index, "cpu").keep_mask(purpose, (*sides, channels), 0.1).permute(0, 3, 1, 2)
-        assert torch.equal(y.detach().cpu() != 0, mask), f"another mask: {launch}"
-        checked += mask.numel()
+        if launch.dropout:
+            y = norm_results(launch, context.device, torch.float32, torch.float32)["y"]
+            mask = draws.keep_mask(DROPOUT, (*launch.image[1:], launch.channels), 0.1)
+            assert torch.equal(y.cpu() != 0, mask.permute(0, 3, 1, 2)), f"another mask: {launch}"
+            checked += mask.numel()
     return f"{checked:,} features"
 
 
@@ -263,9 +230,9 @@ def optimizer_is_torchs(context: Context) -> str:
             own.grad = torch.empty_like(own).copy_(their.grad)
         made.step(1e-2, off)
         expected.step()
-    worst = max(apart(own, their) for own, their in zip(ours, theirs, strict=True))
+    worst = max(relative_error(own, their) for own, their in zip(ours, theirs, strict=True))
     assert worst < 1e-6, f"{worst:.1e} apart"
     before = [part.detach().clone() for part in ours]
     made.step(1e-2, on)
-    assert all(map(torch.equal, ours, before)), "a step was taken that was to be skipped"
+    assert all(map(torch.equal, ours, before)), "a step was made that should have been skipped"
     return f"{worst:.1e} apart after five steps"

@@ -1,4 +1,4 @@
-"""Checks with a time limit each, and the report of what they found."""
+"""Checks with a time limit each, and the report of their results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-class Skipped(Exception):  # noqa: N818
-    """A check that cannot be made here; the message says why."""
+from dgm.common.atomic_io import write_whole
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where checks work, and on what."""
+    """Data, device and extent of the checks."""
 
     shards: Path
     scratch: Path
@@ -27,88 +25,76 @@ class Context:
 
     @property
     def device(self) -> str:
-        """Return the device that is checked."""
         return "cuda" if self.gpu else "cpu"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check returns what it found in one line, and raises AssertionError where it is wrong."""
+    """A check: `work` returns a line of results, or raises AssertionError."""
 
     name: str
     work: Callable[[Context], str]
-    seconds: float
-    quick: bool  # cheap enough for a trial on a CPU
-    needs_gpu: bool
+    seconds: float = 60
+    quick: bool = False  # fast enough for a trial on a CPU
+    needs_gpu: bool = False
 
 
 class Group:
-    """Checks that one process makes in order."""
+    """Checks that one process runs in order."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
 
-    def check(
-        self, name: str, seconds: float = 60, quick: bool = False, needs_gpu: bool = False
-    ) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
-        """Add a function to the group."""
+    def check(self, name: str, seconds: float = 60, **options: bool) -> Callable:
+        """Return a decorator that adds a function to the group."""
 
         def add(work: Callable[[Context], str]) -> Callable[[Context], str]:
-            self.checks.append(Check(name, work, seconds, quick, needs_gpu))
+            self.checks.append(Check(name, work, seconds, **options))
             return work
 
         return add
 
     def chosen(self, context: Context) -> list[Check]:
-        """Choose the checks that are to be made."""
+        """Return all checks, or the quick ones."""
         return [check for check in self.checks if check.quick or not context.quick]
 
 
 def carry_out(check: Check, context: Context) -> dict[str, Any]:
-    """Make one check; returns its state, what it found and its seconds."""
+    """Run a check; return its state, a line of detail and its seconds."""
+    if check.needs_gpu and not context.gpu:
+        return {"state": "skipped", "detail": "needs a GPU", "seconds": 0.0}
     start = time.monotonic()
-    found: dict[str, Any] = {"state": "passed"}
     try:
-        if check.needs_gpu and not context.gpu:
-            raise Skipped("needs a GPU")
-        found["detail"] = check.work(context)
-    except Skipped as reason:
-        found |= {"state": "skipped", "detail": str(reason)}
-    except Exception as error:  # whatever it is, the others have their turn
-        message = f"{type(error).__name__}: {error}"
-        found |= {
-            "state": "failed",
-            "detail": message[:600],
-            "trace": traceback.format_exc()[-2000:],
-        }
+        found = {"state": "passed", "detail": check.work(context)}
+    except Exception as error:  # any: the other checks still run
+        found = failed(f"{type(error).__name__}: {error}"[:600])
+        found["trace"] = traceback.format_exc()[-2000:]
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
+def failed(detail: str, seconds: float = 0.0) -> dict[str, Any]:
+    """Return the result of a check that failed."""
+    return {"state": "failed", "detail": detail, "seconds": seconds}
+
+
 class Report:
-    """The file of what was found, written anew after each check."""
+    """The file of results, written anew after each check."""
 
     def __init__(self, path: Path):
-        """Begin with an empty file at `path`."""
         self.path, self.found = path, dict[str, dict[str, Any]]()
         self._lock = threading.Lock()
-        self._write()
+        write_whole(path, "{}")
 
     def add(self, name: str, found: dict[str, Any]) -> None:
         """Print a result and write all of them."""
         with self._lock:
             self.found[name] = found
-            print(
-                f"{found['state']:8} {name}: {found['detail']} ({found['seconds']} s)", flush=True
-            )
-            self._write()
-
-    def _write(self) -> None:
-        unfinished = self.path.with_name(f"{self.path.name}.part")
-        unfinished.write_text(json.dumps(self.found, indent=1))
-        unfinished.replace(self.path)
+            line = f"{found['state']:8} {name}: {found['detail']} ({found['seconds']} s)"
+            print(line, flush=True)
+            write_whole(self.path, json.dumps(self.found, indent=1))
 
 
-def apart(made: Any, expected: Any) -> float:
-    """Return the relative distance |made - expected| / |expected| of two tensors."""
+def relative_error(made: Any, expected: Any) -> float:
+    """Return |made - expected| / |expected| of two tensors."""
     made, expected = made.detach().double().cpu(), expected.detach().double().cpu()
     return float((made - expected).norm() / expected.norm().clamp(min=1e-30))

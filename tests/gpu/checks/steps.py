@@ -1,4 +1,4 @@
-"""Steps in this process: none waits for the GPU, and too large a batch is named."""
+"""Steps in this process: none waits for the GPU, and a batch that is too large is reported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dgm.benchmarks.loops import make_trainer
 from dgm.common.errors import UserError
 from dgm.training.cuda_graph import WARM_UP
 from tests.gpu.checks.registry import Context, Group
@@ -19,45 +19,32 @@ GROUP = Group()
 TOO_MANY = 262_144  # images of a batch
 
 
-def make_trainer(context: Context, *options: str) -> tuple[Any, Any]:
-    """Return a trainer and its run folder."""
-    from dgm.cli.assemble import make_job
-    from dgm.cli.parser import parse
-    from dgm.cli.start_engine import start_engine
-    from dgm.cli.train_ddpm import Config, make_parts
-    from dgm.training.run_folder import RunFolder
-    from dgm.training.trainer import Trainer
-    from shards.reader import open_shards
-
+def options(context: Context, *more: str) -> list[str]:
+    """Return the options of a run in an empty folder."""
     folder = context.scratch / "step"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    words = [f"--run.dir={folder}", f"--data.shards={context.shards}"]
-    words += ["--run.trackers=[]", "--train.log_every_images=1000000000", *options]
-    config: Any = parse(Config, "ddpm_tiny.yaml", words)
-    engine, images = start_engine(config.train.mixed_precision), open_shards(str(context.shards))
-    parts = make_parts(config, images.image_shape, images.num_classes)
-    return Trainer(make_job(config, engine, images, parts)), RunFolder(config, folder)
+    words = [f"--run.dir={folder}", f"--data.shards={context.shards}", "--run.trackers=[]"]
+    return [*words, "--train.log_every_images=1000000000", *more]
 
 
 @GROUP.check("no step waits for the GPU", 150, needs_gpu=True)
 def no_step_waits(context: Context) -> str:
     """In torch's mode that raises where the host would wait."""
-    ways = ("none", "auto", "graphs")
-    for compiling in ways:
-        trainer, _ = make_trainer(context, f"--train.compile={compiling}")
+    modes = ("none", "auto", "graphs")
+    for mode in modes:
+        trainer, _ = make_trainer("ddpm_tiny.yaml", options(context, f"--train.compile={mode}"))
         trainer.start_logging()
-        for _ in range(WARM_UP + 2):  # compiles, records, and allocates what is allocated once
-            trainer.train_step()
-            trainer.after_step()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            trainer.train_step()
-            trainer.after_step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        for step in range(WARM_UP + 3):
+            if step == WARM_UP + 2:  # after compiling, recording, and the last allocation
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                trainer.train_step()
+                trainer.after_step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         trainer.engine.close()
-    return ", ".join(ways)
+    return ", ".join(modes)
 
 
 @contextlib.contextmanager
@@ -83,7 +70,8 @@ def little_memory(context: Context) -> Iterator[None]:
 @GROUP.check("a batch that does not fit is answered with one that does", 100)
 def memory_is_named(context: Context) -> str:
     """The message names train.micro_batch and a size that was tried."""
-    trainer, folder = make_trainer(context, f"--train.global_batch={TOO_MANY}")
+    words = options(context, f"--train.global_batch={TOO_MANY}")
+    trainer, folder = make_trainer("ddpm_tiny.yaml", words)
     with little_memory(context):
         try:
             trainer.train(folder)
