@@ -16,13 +16,10 @@ import torch
 import yaml
 from interpreted import mend_interpreter
 from optional import need
-from PIL import Image
-from processes import free_port, kill_all
-from tiny import SCRIPTS, TINY
-from warm_processes import Result, Warm, plain_environment
+from processes import Result, Warm, kill_all, plain_environment
+from tiny import SCRIPTS, TINY, write_shapes
 
 from dgm.training.engine import Engine
-from shards import shapes
 from shards.build import build
 
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_IMAGES = 320  # twenty steps of 16
 DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
 
 
@@ -67,13 +63,8 @@ def kernel_device() -> str:
 
 @pytest.fixture(scope="session")
 def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw a class-folder tree of shapes."""
-    root = tmp_path_factory.mktemp("pictures")
-    for index in range(NUM_IMAGES):
-        folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
-    return root
+    """Write 320 images of shapes, one folder per class."""
+    return write_shapes(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +198,7 @@ def run_warm(
         variables = (variables or {}) | ({} if zero is None else zero_environment(zero))
         output = tmp_path_factory.mktemp("output")
         ready = warm(*([] if zero is None else DEEPSPEED))
-        return ready.start(words, output, cwd, processes, free_port(), variables).wait(timeout)
+        return ready.start(words, output, cwd, processes, variables).wait(timeout)
 
     return run
 
