@@ -16,10 +16,12 @@ import torch
 import yaml
 from interpreted import mend_interpreter
 from optional import need
+from PIL import Image
 from processes import Result, Warm, kill_all, plain_environment
-from tiny import SCRIPTS, TINY, write_shapes
+from tiny import SCRIPTS, TINY
 
 from dgm.training.engine import Engine
+from shards import shapes
 from shards.build import build
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+NUM_IMAGES = 320  # twenty steps of 16
 DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
 
 
@@ -63,8 +66,13 @@ def kernel_device() -> str:
 
 @pytest.fixture(scope="session")
 def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write 320 images of shapes, one folder per class."""
-    return write_shapes(tmp_path_factory.mktemp("pictures"))
+    """Write images of shapes, one folder per class."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index in range(NUM_IMAGES):
+        folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
+    return root
 
 
 @pytest.fixture(scope="session")

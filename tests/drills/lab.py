@@ -10,22 +10,21 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from PIL import Image
 
 from dgm.common.atomic_dirs import cache_root
 from dgm.report.read_run import read_run
 from dgm.training import checkpoint
-from shards.build import build
 from tests.drills.run_contents import (
     assert_same_tensors,
     is_whole,
@@ -34,7 +33,7 @@ from tests.drills.run_contents import (
     newest_whole,
 )
 from tests.support.processes import Result, Running, Warm, plain_environment
-from tests.support.tiny import BATCH, LAUNCH, TINY, write_shapes
+from tests.support.tiny import BATCH, LAUNCH, TINY
 
 HERE = Path(__file__).parent
 SIGNAL_AT = HERE / "signal_at.py"
@@ -42,10 +41,6 @@ STEPS = 24  # more than one pass over the images
 SAVE_EVERY = 4  # steps
 PATIENCE_S = 120.0
 """A run of seconds that takes longer hangs."""
-
-
-class NotPossible(Exception):  # noqa: N818 - no error of the program
-    """A fault cannot be created on this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +54,28 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault and the promise for it; `attempt` raises AssertionError if it is broken."""
+    """A fault and the promise for it; `attempt` raises AssertionError if it is broken.
+
+    It calls pytest.xfail where the machine does not allow the fault.
+    """
 
     name: str
     promise: str
     short: int  # attempts
     long: int
-    attempt: Callable[[Lab, Random, int], Outcome] = field(repr=False)  # int: number of the attempt
+    attempt: Callable[[Lab, Random, int], Outcome]  # int: number of the attempt
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
 class Lab:
     """A folder with the runs to break and all folders that they might write to."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.numbers = folder, itertools.count()
+    def __init__(self, folder: Path, shards: Path):
+        self.folder, self.shards, self.numbers = folder, shards, itertools.count()
+        self.config, self.undisturbed_run = folder / "config.yaml", folder / "undisturbed"
+        self.place = folder  # of the current attempt
         self.outside = [folder / name for name in ("home", "tmp", "elsewhere", "cache")]
-        for path in (*self.outside, folder / "tries"):
+        for path in self.outside:
             path.mkdir(parents=True)
         home, tmp, self.elsewhere, self.cache = self.outside
         self.environment = plain_environment(self.cache) | {
@@ -99,50 +100,27 @@ class Lab:
         while self.running:
             self.running.popitem()[0].kill()
 
-    @cached_property
-    def shards(self) -> Path:
-        """Shards of shapes, in four tars."""
-        out = self.folder / "shards"
-        pictures = write_shapes(self.folder / "pictures")
-        build(f"folder:{pictures}", "train", out, shard_size=90, progress=False)
-        return out
-
-    @cached_property
-    def config(self) -> Path:
-        """The configuration of the runs, which log every step."""
-        path = self.folder / "config.yaml"
+    def prepare(self) -> None:
+        """Write the configuration, train the undisturbed run, and list the files outside of it."""
         keys: dict[str, Any] = {**TINY["diffusion"], "data": {"shards": str(self.shards)}}
         every = {"log": 1, "save": SAVE_EVERY, "sample": 8}
         cadence = {f"{name}_every_images": steps * BATCH for name, steps in every.items()}
         keys["train"] = {**keys["train"], "total_images": STEPS * BATCH, **cadence}
-        path.write_text(yaml.safe_dump(keys))
-        return path
-
-    @cached_property
-    def undisturbed_run(self) -> Path:
-        """The run without a fault."""
-        run = self.folder / "undisturbed"
-        done = self.run(run)
-        assert done.code == 0, f"the undisturbed run ended with {done.code}"
-        self.seconds = self.took_s
-        return run
-
-    def prepare(self) -> None:
-        """Create what every attempt needs, and list the files outside of runs."""
-        compiled = cache_root().glob("kernels-*.so")
+        self.config.write_text(yaml.safe_dump(keys))
         (self.cache / "dgm").mkdir()
-        for path in compiled:  # from the user's cache: compiling takes a while
+        for path in cache_root().glob("kernels-*.so"):  # compiling them takes a while
             shutil.copy(path, self.cache / "dgm")
-        first = self.run(self.folder / "first")  # fills the caches
-        assert first.code == 0, f"a first run ended with {first.code}: {self.output}"
-        assert self.undisturbed_run.is_dir()
+        for run in (self.folder / "first", self.undisturbed_run):  # the first fills the caches
+            done = self.run(run)
+            assert done.code == 0, f"an undisturbed run ended with {done.code}: {self.output}"
+        self.seconds = self.took_s
         self.files_outside = self._list_outside()
 
     # Start and end runs
 
     def new(self, name: str = "run") -> Path:
         """Return an unused path for one attempt."""
-        return self.folder / "tries" / f"{next(self.numbers):04d}" / name
+        return self.place / str(next(self.numbers)) / name
 
     def words(self, run: Path, *options: str, moment: str | None = None) -> list[object]:
         """Return the command that trains into a folder, up to a moment of signal_at.py."""
@@ -258,17 +236,6 @@ class Lab:
 
     def _list_outside(self) -> set[Path]:
         return {path for root in self.outside for path in root.rglob("*")}
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[Lab]:
-    """Yield a lab in a new folder; end its processes afterwards."""
-    lab = Lab(folder)
-    try:
-        lab.prepare()
-        yield lab
-    finally:
-        lab.close()
 
 
 def send(running: Running, number: int) -> float:

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
-
-from shards import shapes
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 BATCH = 16
-NUM_IMAGES = 320  # twenty steps
 
 SCRIPTS = {
     "diffusion": "train_ddpm.py",
@@ -36,12 +32,3 @@ def _read(family: str) -> dict[str, Any]:
 
 
 TINY: dict[str, dict[str, Any]] = {family: _read(family) for family in SCRIPTS}
-
-
-def write_shapes(root: Path) -> Path:
-    """Write images of shapes, one folder per class, and return their folder."""
-    for index in range(NUM_IMAGES):
-        folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
-    return root

@@ -18,13 +18,13 @@ from pathlib import Path
 from random import Random
 
 import psutil
+import pytest
 
 from tests.drills.lab import (
     HERE,
     STEPS,
     Fault,
     Lab,
-    NotPossible,
     Outcome,
     send,
     send_when,
@@ -40,7 +40,7 @@ def mounted(folder: Path, *words: object) -> Iterator[None]:
     """Mount a file system for a while."""
     done = subprocess.run(["mount", *map(str, words), folder], capture_output=True, text=True)
     if done.returncode != 0:
-        raise NotPossible(f"mount: {done.stderr.strip()}")
+        pytest.xfail(f"mount: {done.stderr.strip()}")
     try:
         yield
     finally:  # lazily: a process that used it may not have ended completely
@@ -97,7 +97,7 @@ def save(
 def move_clock(lab: Lab, random: Random, number: int) -> Outcome:
     """Move the clock back by an hour, or forward."""
     if shutil.which("g++") is None:
-        raise NotPossible("there is no g++")
+        pytest.xfail("there is no g++")
     library = lab.folder / "moved_clock.so"
     if not library.exists():
         command = ["g++", "-O2", "-shared", "-fPIC", HERE / "moved_clock.cpp", "-o", library]
@@ -166,9 +166,8 @@ def long_run(lab: Lab, random: Random, number: int) -> Outcome:
     cadence = [f"--train.{name}_every_images={every}" for name in ("log", "save", "sample")]
     running = lab.start(lab.words(run, f"--train.total_images={LONG_STEPS * BATCH}", *cadence))
     tenths: list[list[tuple[float, int, int]]] = [[] for _ in range(11)]
-    process, began = psutil.Process(running.pid), time.monotonic()
+    process = psutil.Process(running.pid)
     while status_of(running):
-        assert time.monotonic() - began < 1800, "it hangs"
         with contextlib.suppress(psutil.NoSuchProcess, OSError, ValueError):  # half a line
             numbers = process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
             tenths[len(metrics(run)) * 10 // LOGS].append(numbers)
@@ -197,5 +196,5 @@ FAULTS = (
     ),
     Fault("loss is not finite", _NAMED, 3, 20, loss_not_finite),
     Fault("out of memory", "one line, nothing partial, then it runs", 1, 5, out_of_memory),
-    Fault("10,000 steps", _FLAT, 0, 1, long_run),
+    Fault("10,000 steps", _FLAT, 0, 1, long_run, (pytest.mark.timeout(2000),)),
 )
