@@ -155,7 +155,7 @@ def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: Path) -> None:
+def test_pickles_in_caches_and_checkpoints_are_skipped(ran: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for write in (lambda c: torch.save(c, path), lambda c: path.write_bytes(pickle.dumps(c))):
         write({"stages.0.weight": Evil(ran)})
@@ -175,7 +175,9 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("key", ["shards", "test_shards"])
-def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatch) -> None:
+def test_a_command_in_the_configuration_of_a_run_is_refused(
+    tmp_path: Path, key: str, monkeypatch
+) -> None:
     from dataclasses import replace
 
     from dgm.cli.load_run import TrainedRun, open_train_data

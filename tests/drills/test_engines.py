@@ -1,4 +1,4 @@
-"""Train under DeepSpeed ZeRO, with real processes: the losses are those of one process."""
+"""Train under DDP and DeepSpeed ZeRO: same losses as one process, same bytes after a kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENGINES += [
     for family in SCRIPTS
     if (family, stage, []) not in ENGINES
 ]
-# With micro-batches too: each adds its gradient, and the last of a step is averaged.
+# With micro-batches: gradients add up, and are averaged in the last one of a step.
 ENGINES += [
     ("diffusion", "0", ["--train.micro_batch=4"]),
     pytest.param("vae", "2_offload", ["--train.micro_batch=4"], marks=pytest.mark.long),
@@ -66,16 +66,16 @@ def test_losses_under_zero_are_those_of_one_process(
 def test_zero_computes_in_bf16_as_ddp_does(
     losses: Callable, losses_alone: Callable, largest_difference: Callable
 ) -> None:
-    # With torch's AdamW in both: what ours rounds otherwise grows to 4e-4 in bf16.
+    # With torch's AdamW in both: ours rounds differently, which grows to 4e-4 in bf16.
     in_bf16 = ("--train.mixed_precision=bf16", "--train.kernels=false")
     under_zero = losses("diffusion", 2, *in_bf16, zero="2")
-    # Gradients are sent, and weights kept, in fp32 by both.
+    # Both send gradients and keep weights in fp32.
     assert largest_difference(under_zero, losses("diffusion", 2, *in_bf16)) < 1e-5
     assert largest_difference(under_zero, losses_alone("diffusion")) > 1e-5
 
 
 @pytest.mark.parametrize("family", ["diffusion", *LONG])
-def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
+def test_run_moves_between_engines_with_the_same_losses(
     losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
 ) -> None:
     moves: list[tuple[int, str | None]] = [(1, None), (2, None), (2, "3"), (4, "1"), (1, None)]
@@ -123,7 +123,7 @@ def test_weight_decay_is_the_same_in_every_engine(
         ("diffusion", 2, "3"),
         pytest.param("gan", 2, "2", marks=pytest.mark.long),
         pytest.param("vae", 2, "1", marks=pytest.mark.long),
-        # On two, the order of a sum would not show.
+        # On two processes a sum has one order only.
         pytest.param("flow", 4, None, marks=pytest.mark.long),
     ],
 )
@@ -171,7 +171,7 @@ def test_sigterm_while_a_failed_run_ends_is_no_early_stop(
     assert "stopped before its first step" not in ended.stdout
 
 
-def test_mistake_that_another_process_meets_alone_is_told(
+def test_mistake_of_one_process_is_reported_once(
     command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
     ended = run_warm(SIGNAL_AT, "mistake:7@1", *command(tmp_path / "run"), processes=2)
@@ -180,7 +180,7 @@ def test_mistake_that_another_process_meets_alone_is_told(
 
 
 @pytest.mark.parametrize("zero", ["1", "3"])
-def test_gradient_that_is_not_finite_ends_a_run_under_zero_too(
+def test_gradient_that_is_not_finite_ends_a_run_under_zero(
     command: Callable, run_warm: Callable, tmp_path: Path, zero: str
 ) -> None:
     words = command(tmp_path / "run", "--optim.lr", "1e18")
@@ -191,7 +191,7 @@ def test_gradient_that_is_not_finite_ends_a_run_under_zero_too(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_checkpoint_that_does_not_fit_is_named_by_all_as_one(
+def test_checkpoint_that_does_not_fit_is_reported_once(
     command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
     words = command(tmp_path / "run", family="vae")
