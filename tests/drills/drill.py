@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> int:
             raise SystemExit(f"error: --only {name} is no fault: choose of {known}")
     os.environ["DGM_DRILL"] = "short" if options.short else "long"
     os.environ |= {"DGM_DRILL_ONLY": options.only, "DGM_DRILL_SEED": str(options.seed)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that disks are unmounted
     tests = str(Path(__file__).with_name("test_drill.py"))
     return pytest.main([tests, "-m", "long", "-o", "tmp_path_retention_policy=failed"])
 
