@@ -1,8 +1,12 @@
-"""Bad input ends with exit code 2 and one line with the thing, its value and the remedy."""
+"""Bad input ends with exit code 2 and one line with the thing, its value and the remedy.
+
+`pytest tests/test_bad_inputs.py -rP -k sample` prints the messages of a command.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from optional import need
@@ -28,16 +32,21 @@ def marked() -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def world(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(
+    run_warm: Callable,
+    shape_pictures: Path,
+    tiny_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
     """Return the folder in which all cases run."""
-    return World(tmp_path_factory.mktemp("bad-inputs") / "here", run_warm)
+    return World(tmp_path_factory.mktemp("bad-inputs"), run_warm, shape_pictures, tiny_shards)
 
 
 @pytest.mark.parametrize("case", marked())
 def test_bad_input_is_one_line_and_leaves_nothing(case: Case, world: World) -> None:
     if "slurm.submit" in case.command:
         need("submitit")
-    world.check(case)
+    print(world.check(case))
 
 
 def test_every_command_has_cases() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import attempt, changed, damaged, examples, flipped
+from damage import attempt, changed, damaged, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import ENVIRONMENT, opened, write_run
@@ -58,7 +58,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.MANIFEST])
 @examples(40)
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_passed_over_by_its_name(saved: Path, name: str, data) -> None:
+def test_a_damaged_checkpoint_is_skipped_by_name(saved: Path, name: str, data) -> None:
     path = saved / "000000032" / name
     whole = path.read_bytes()
     content = data.draw(damaged(whole))
@@ -96,7 +96,7 @@ def write_on(path: Path, line: dict[str, float]) -> None:
 
 @examples(200)
 @given(content=damaged(LOG))
-def test_a_damaged_log_loses_no_line_without_a_word(tmp_path: Path, content: bytes) -> None:
+def test_lines_lost_of_a_damaged_log_are_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     found, left_out = scan_metrics(path)
@@ -108,19 +108,12 @@ def test_a_damaged_log_loses_no_line_without_a_word(tmp_path: Path, content: byt
     assert len(found) + len(left_out) <= len(texts)
     if not left_out:
         assert {json.loads(text)["images_seen"] for text in texts} == set(seen)
-    # A run that goes on has a whole log again, and says how many lines it lost.
+    # A resumed run repairs the log and warns of the lost lines.
     _, warned = with_warnings(lambda: write_on(path, {**LINES[3], "train/loss": 0.5}))
     assert len(warned) == bool(left_out) and all(str(path) in one for one in warned)
     again, left_out = scan_metrics(path)
     assert not left_out and again[-1]["images_seen"] == 64
     assert all(line["images_seen"] <= 48 for line in again[:-1])
-
-
-def test_a_line_damaged_in_the_middle_does_not_take_the_rest_with_it(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(LOG.replace(b'"step": 2', b'"step: 2'))
-    found, left_out = scan_metrics(path)
-    assert [line["step"] for line in found] == [1, 3, 4, 5] and left_out == [2]
 
 
 @examples(200)
@@ -139,7 +132,7 @@ def test_a_damaged_configuration_of_a_run(tmp_path: Path, data) -> None:
     attempt(lambda: read_config(path), path)
 
 
-# What the report reads
+# Other files of a report
 
 EVALUATION = {
     "images_seen": 300, "checkpoint": "0123abcd",
@@ -163,7 +156,7 @@ JOB = {"cluster": "local", "job": "local-1", "pid": 2**22 + 1, "submission": "no
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a run with all that a report and a status read."""
+    """Write a run with every file that reports and status read."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "x", [3.0, 2.0, 1.0])
     (folder / "slurm").mkdir()
     for name, content in DOCUMENTS.items():
@@ -190,7 +183,7 @@ DOCUMENTS: dict[str, Any] = {
 @pytest.mark.parametrize("name", DOCUMENTS)
 @examples(60)
 @given(data=st.data())
-def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> None:
+def test_a_damaged_file_is_named_or_shown(run: Path, name: str, data) -> None:
     path = run / name
     whole = copy.deepcopy(DOCUMENTS[name])
     try:
@@ -208,13 +201,3 @@ def test_pages_and_tables_are_made_of_anything(run: Path, name: str, data) -> No
         assert RunState(run).failures_in_a_row("now") >= 0
     finally:
         write(path, DOCUMENTS[name])
-
-
-@examples(60)
-@given(data=st.data())
-def test_a_flipped_bit_is_no_other_figure_unless_it_makes_one(tmp_path: Path, data) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(data.draw(flipped(LOG)))
-    found, left_out = scan_metrics(path)
-    same = sum(line in LINES for line in found)
-    assert same >= len(LINES) - 2 and (len(found) >= len(LINES) - 1 or left_out)

@@ -1,4 +1,4 @@
-"""The commands of README and docs do what they say."""
+"""The commands of README and docs run, and their links exist."""
 
 import json
 import os
@@ -35,7 +35,7 @@ IN_THIS_PROCESS = ("python launch/", "accelerate launch launch/")  # on one proc
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Return the reason not to run it, the language and the text of each code block."""
+    """Return the excuse for not running it, the language and the text of each code block."""
     return BLOCK.findall((ROOT / page).read_text())
 
 
@@ -45,7 +45,7 @@ def commands() -> list[str]:
 
 
 def made_small(command: str) -> str:
-    """Return a command as it is written, except that the model that it trains is tiny."""
+    """Return a command, with options for a tiny model if it trains."""
     for script, options in SMALLER.items():
         if script in command and "--print_config" not in command:
             total = 192 if "--train.total_images" in command else 96  # a longer run is resumed
@@ -58,7 +58,7 @@ def made_small(command: str) -> str:
 def test_commands_run_in_order(
     run_warm: Callable, user_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Each runs as written, but training is tiny, and torch is imported only once."""
+    """Each runs as written, except that training is tiny."""
     for name in ("launch", "dgm", "shards", "slurm", "accelerate_config.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     binaries = Path(sys.executable).parent
@@ -98,7 +98,7 @@ def test_python_of_readme_and_notebook_runs(
     assert namespace["results"]["cost"]["num_parameters"] > 0
 
 
-def test_every_page_is_listed_and_every_block_is_run_or_says_why_not() -> None:
+def test_every_page_is_listed_and_every_block_is_run_or_excused() -> None:
     assert {f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")} | {"README.md"} == set(PAGES)
     for page in PAGES:
         for reason, kind, text in blocks(page):

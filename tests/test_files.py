@@ -18,7 +18,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     write_whole(path, "before")
     with pytest.raises(OSError) as caught, replacing(path) as partial:
         partial.write_text("half")
-        with open("/dev/full", "w") as full:
+        with open("/dev/full", "w") as full:  # always full
             full.write("more")
     assert disk_fault(caught.value) == (
         f"{path}: No space left on device: free space there, then run the same command again"
@@ -45,7 +45,7 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path):
     assert path.read_text() == "one\nthree\n"
 
 
-def test_disk_errors_are_told_from_others(tmp_path: Path):
+def test_only_errors_of_a_disk_are_disk_faults(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         with pytest.raises(OSError) as caught, naming(tmp_path / "it"):
             raise OSError(number, os.strerror(number))

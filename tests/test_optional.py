@@ -1,4 +1,4 @@
-"""Where an optional library is missing its tests skip, and in CI that is a failure."""
+"""Tests of a missing optional library are skipped; in CI that is a failure."""
 
 from __future__ import annotations
 

@@ -75,5 +75,5 @@ def test_sampling_shows_a_bar_on_a_terminal(
     words += ["--per_class", "8", "--sampler", "ddpm", "--steps", "100", "--out"]
     output, done = on_terminal([*words, str(tmp_path / "x.png")], user_environment)
     assert done == 0, output
-    assert "making images: " in output, output
+    assert "sampling: " in output, output
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.npz").exists()

@@ -21,13 +21,18 @@ from shards.images import decode_image
 from shards.reader import Shards
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("dgm", "shards", "launch", "slurm")
+SOURCES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for package in ("dgm", "shards", "launch", "slurm")
+    for path in (ROOT / package).rglob("*.py")
+}
 
-# What may stand in the sources, and why.
+# Exceptions, and why.
 JUSTIFIED = {
     ("dgm/evaluation/inception.py", "import pickle"): "only to catch the error of a refused pickle",
     ("slurm/submission.py", "runpy.run_path"): "--cluster debug runs the trainer that was named",
 }
+MODULES = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
 NEVER = {
     "pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "dill.load",
     "marshal.loads", "shelve.open", "joblib.load", "pandas.read_pickle", "numpy.fromfile",
@@ -36,54 +41,45 @@ NEVER = {
     "eval", "exec", "compile", "__import__", "runpy.run_path", "runpy.run_module",
     "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "shutil.unpack_archive",
 }  # fmt: skip
+REQUIRED = {
+    "torch.load": ("weights_only", "True"),
+    "numpy.load": ("allow_pickle", "False"),
+    "yaml.load": ("Loader", "yaml.SafeLoader"),
+}
 
 
-def name_of(node: ast.expr) -> str:
-    """Write a.b.c as in the source; np is numpy."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    parts.append(node.id if isinstance(node, ast.Name) else "")
-    return ".".join(reversed(parts)).replace("np.", "numpy.", 1)
+def calls(source: str) -> list[tuple[str, dict[str | None, str]]]:
+    """Return the functions that a source calls, and their keyword arguments."""
+    return [
+        (
+            ast.unparse(node.func).replace("np.", "numpy.", 1),
+            {word.arg: ast.unparse(word.value) for word in node.keywords},
+        )
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def faults(source: str) -> list[str]:
-    """Return calls in a source that would execute or unpack the content of a file."""
+    """Return imports and calls that could execute or unpack the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            unsafe = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
-            found += [f"import {name}" for name in names if name.split(".")[0] in unsafe]
-        if not isinstance(node, ast.Call):
-            continue
-        name = name_of(node.func)
-        given = {word.arg: word.value for word in node.keywords}
-        constants = {key: getattr(value, "value", None) for key, value in given.items()}
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [f"import {name}" for name in names if name.split(".")[0] in MODULES]
+    for name, given in calls(source):
         if name in NEVER or name.endswith((".extractall", ".extract")):
             found.append(name)
-        if name == "torch.load" and constants.get("weights_only") is not True:
-            found.append("torch.load without weights_only")
-        if name == "numpy.load" and constants.get("allow_pickle") is not False:
-            found.append("numpy.load without allow_pickle=False")
-        if "allow_pickle" in constants and constants["allow_pickle"] is not False:
-            found.append("allow_pickle")
-        if "shell" in constants and constants["shell"] is not False:
-            found.append("shell")
-        if name == "yaml.load" and name_of(given.get("Loader", ast.Name(""))) != "yaml.SafeLoader":
-            found.append("yaml.load")
+        key, value = REQUIRED.get(name, ("", ""))
+        if key and given.get(key) != value:
+            found.append(f"{name} without {key}={value}")
+        found += [key for key in ("allow_pickle", "shell") if given.get(key, "False") != "False"]
     return found
 
 
-def test_no_source_runs_what_a_file_says() -> None:
-    found = {}
-    for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
-        place = str(path.relative_to(ROOT))
-        for fault in faults(path.read_text()):
-            found[place, fault] = True
-    assert found.keys() == JUSTIFIED.keys()
+def test_no_source_executes_the_content_of_a_file() -> None:
+    found = {(path, fault) for path, source in SOURCES.items() for fault in faults(source)}
+    assert found == JUSTIFIED.keys()
 
 
 @pytest.mark.parametrize(
@@ -104,22 +100,18 @@ def test_each_unsafe_call_is_seen(source: str) -> None:
 def test_yaml_is_read_in_one_place_only() -> None:
     """Every YAML file of a user is read by dgm/common/yaml_io.py."""
     readers = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if any(
-            isinstance(node, ast.Call) and name_of(node.func) in ("yaml.load", "yaml.safe_load")
-            for node in ast.walk(ast.parse(path.read_text()))
-        )
+        path
+        for path, source in SOURCES.items()
+        if any(name in ("yaml.load", "yaml.safe_load") for name, _ in calls(source))
     }
-    assert readers == {"slurm/submit.py"}  # what launch/preflight.py answered, by way of a pipe
+    assert readers == {"slurm/submit.py"}  # which reads the output of launch/preflight.py
 
 
 # Pickles
 
 
 class Evil:
-    """Makes a file as it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -130,7 +122,7 @@ class Evil:
 
 @pytest.fixture
 def ran(tmp_path: Path) -> Path:
-    """Name the file that the pickles make; show first that they do."""
+    """Return the file that the pickles create; show first that they do."""
     path = tmp_path / "ran"
     pickle.loads(pickle.dumps(Evil(path)))
     assert path.exists()
@@ -163,7 +155,7 @@ def test_a_pickle_in_a_shard_is_refused(ran: Path, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: Path) -> None:
+def test_pickles_in_caches_and_checkpoints_are_skipped(ran: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for write in (lambda c: torch.save(c, path), lambda c: path.write_bytes(pickle.dumps(c))):
         write({"stages.0.weight": Evil(ran)})
@@ -179,11 +171,13 @@ def test_pickles_in_caches_and_checkpoints_are_passed_over(ran: Path, tmp_path: 
     assert not ran.exists()
 
 
-# Commands in the configurations of other users
+# Commands in the configurations of others
 
 
 @pytest.mark.parametrize("key", ["shards", "test_shards"])
-def test_a_run_of_others_brings_no_commands(tmp_path: Path, key: str, monkeypatch) -> None:
+def test_a_command_in_the_configuration_of_a_run_is_refused(
+    tmp_path: Path, key: str, monkeypatch
+) -> None:
     from dataclasses import replace
 
     from dgm.cli.load_run import TrainedRun, open_train_data

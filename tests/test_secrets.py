@@ -26,7 +26,7 @@ SECRETS = {
 ADDRESS = "https://me:hidden-5@host/x/{000..004}.tar?token=hidden-6&a=1"
 
 
-def test_addresses_are_shown_without_what_lets_their_owner_in() -> None:
+def test_passwords_and_tokens_of_addresses_are_hidden() -> None:
     assert without_password(ADDRESS) == "https://***@host/x/{000..004}.tar?token=***&a=1"
     assert without_password("s3://b/x?X-Amz-Signature=ab%2F&y=2") == (
         "s3://b/x?X-Amz-Signature=***&y=2"
@@ -35,7 +35,7 @@ def test_addresses_are_shown_without_what_lets_their_owner_in() -> None:
         assert without_password(plain) == plain
 
 
-def test_no_secret_is_written_of_machine_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_and_command_are_written_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train_ddpm.py", "--data.shards", ADDRESS])
@@ -77,7 +77,7 @@ def test_no_secret_is_in_any_file_of_a_run(
 
 
 def test_no_secret_is_in_what_is_submitted(tmp_path: Path) -> None:
-    """The configuration of a job keeps an address whole, for the job needs it: only we read it."""
+    """Only the configuration of a job has the whole address, readable for its owner only."""
     need("submitit")
     code = f"""
 import sys

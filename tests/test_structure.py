@@ -1,6 +1,7 @@
-"""The directions that imports may take, and functions that fit a screen."""
+"""Directions of imports, and functions that fit a screen."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -57,29 +58,31 @@ ALLOWED = {
     "evaluation": {*BASE, *FAMILIES, "training", "evaluation"},
     "report": {*BASE, "report"},
     "cli": {*EVERY, "benchmarks"},
+    "api": {*EVERY, "api"},
     "benchmarks": {*EVERY, "benchmarks"},
     "shards": {"common", "shards"},
     "slurm": {"common", "slurm"},
     "launch": {"common", "cli", "training"},
 }
 
+EXCEPTIONS = {"dgm/cli/reference": {"slurm"}}  # the generated page lists the options of slurm, too
+
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_directions(path: Path) -> None:
     relative = path.relative_to(ROOT).with_suffix("")
-    own = layer(".".join(relative.parts))
+    own = layer(".".join(relative.parts).removesuffix(".__init__"))
     if own is None:
         return
-    wrong = {m for m in imports(path) if (there := layer(m)) and there not in ALLOWED[own]}
+    allowed = ALLOWED[own] | EXCEPTIONS.get(str(relative), set())
+    wrong = {m for m in imports(path) if (there := layer(m)) and there not in allowed}
     assert not wrong, f"{relative} ({own}) imports {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_libraries_stay_in_their_rooms(library: str) -> None:
-    homes = ONLY_IN[library]
+def test_libraries_are_imported_in_their_packages_only(library: str) -> None:
     users = [p for p in sources() if any(m.split(".")[0] == library for m in imports(p))]
-    strangers = [p for p in users if not str(p.relative_to(ROOT)).startswith(homes)]
-    assert not strangers
+    assert not [p for p in users if not str(p.relative_to(ROOT)).startswith(ONLY_IN[library])]
 
 
 def test_imports_have_no_cycles() -> None:
@@ -87,17 +90,7 @@ def test_imports_have_no_cycles() -> None:
     graph = {
         name: imports(path, top_level_only=True) & known.keys() for name, path in known.items()
     }
-    done: set[str] = set()
-
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " -> ".join((*trail, name))
-        if name not in done:
-            for there in graph[name]:
-                visit(there, (*trail, name))
-            done.add(name)
-
-    for name in graph:
-        visit(name, ())
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_functions_stay_readable() -> None:

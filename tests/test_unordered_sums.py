@@ -1,7 +1,6 @@
-"""No family's step adds to one place from many, which a GPU would do in any order.
+"""No family's training step uses sums whose order a GPU does not fix (atomic additions).
 
-Such operators round differently each time, or are slow or refused with `train.deterministic`; what
-torch's compiler makes of them has atomic additions.
+Such operators round differently in each run, and are slow or refused with `train.deterministic`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ UNORDERED = {
 
 
 class Operators(TorchDispatchMode):
-    """Notes each operator that runs, backward passes included."""
+    """Record each operator that runs, backward passes included."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ def diffusion() -> set[str]:
 
 
 def gan(architecture: str, **config: Any) -> set[str]:
-    batch_norm = "r1" not in config  # whose penalty needs images that do not depend on each other
+    batch_norm = "r1" not in config  # R1 needs independent images
     made = small_gan.objective(class_conditional=True, sees_batch=batch_norm, **config)
     nets = small_gan.nets(architecture, small_gan.NUM_CLASSES, batch_norm=batch_norm)
     return operators(made, nets, small_gan.batch(4))
@@ -86,17 +85,17 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_has_no_sum_without_order(name: str):
+def test_a_step_has_no_unordered_sum(name: str):
     assert not STEPS[name]() & UNORDERED
 
 
-def test_translated_images_are_an_exception_without_harm():
-    """A pixel's gradient comes from one place: to what leaves the image zeros are added only."""
+def test_translated_images_add_zeros_only():
+    """Each pixel has one gradient; outside of the image only zeros are added."""
     found = gan("dcgan", augment=["translation"]) & UNORDERED
     assert found and found <= {"scatter_add", "scatter_add_"}
 
 
-def test_an_embedding_of_torch_would_be_seen():
+def test_an_embedding_of_torch_is_found():
     labels, weight = torch.tensor([0, 1, 1]), torch.ones(2, 3, requires_grad=True)
     with Operators() as found:
         torch.nn.functional.embedding(labels, weight).sum().backward()

@@ -1,4 +1,4 @@
-"""Running cases of bad input in a folder with the files that their commands name."""
+"""Run cases of bad input in a folder with the files that their commands name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
-from shards import shapes
 from tests.bad_inputs.case import Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,12 +22,13 @@ FAMILIES = ("ddpm", "gan", "vae", "flow")
 class World:
     """A folder with configurations, images, shards and trained runs."""
 
-    def __init__(self, folder: Path, run: Callable[..., Any]):
+    def __init__(self, folder: Path, run: Callable[..., Any], pictures: Path, shards: Path):
         """Write configurations. run: runs a script in `cwd`; returns its `code` and `stderr`."""
         self.folder, self.run = folder, run
-        folder.mkdir(parents=True)
         for name in ("launch", "accelerate_config.yaml"):
             (folder / name).symlink_to(ROOT / name)
+        shutil.copytree(pictures, folder / "pictures")
+        shutil.copytree(shards, folder / "shards")
         for family in FAMILIES:
             tiny = ROOT / "launch" / "configs" / f"{family}_tiny.yaml"
             config = yaml.safe_load(tiny.read_text())
@@ -38,42 +37,19 @@ class World:
             config["run"] = {"dir": "new", "trackers": []}
             (folder / f"{family}.yaml").write_text(yaml.safe_dump(config))
 
-    def provide(self, command: str) -> None:
-        """Create the images, shards and runs that a command names, once."""
-        if re.search(r"\bpictures\b|\bshards\b(?!\.)|\.yaml|runs/", command):
-            self._build_shards()
-        for family in {*re.findall(r"runs/(\w+)", command)} & {*FAMILIES}:
-            if not (self.folder / "runs" / family).exists():
-                script = ROOT / "launch" / f"train_{family}.py"
-                words = ["--config", f"{family}.yaml", "--run.dir", f"runs/{family}"]
-                done = self.run(script, *words, cwd=self.folder)
-                assert done.code == 0, done.stderr
-
-    def _build_shards(self) -> None:
-        pictures = self.folder / "pictures"
-        if pictures.exists():
-            return
-        for index in range(120):
-            folder = pictures / shapes.CLASSES[index % len(shapes.CLASSES)]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(shapes.render("train", index)).save(folder / f"{index:04d}.png")
-        words = ["--source", "folder:pictures", "--split", "train", "--out", "shards"]
-        done = self.run(ROOT / "shards" / "build.py", *words, cwd=self.folder)
-        assert done.code == 0, done.stderr
-
     def check(self, case: Case) -> str:
         """Run a case, check exit code, message and that no file has changed; return the message."""
-        self.provide(f"{case.command} {case.needs}")
-        shared = self.listing()
+        self._train(f"{case.command} {case.needs}")
+        shared = self._list()
         if case.prepare is not None:
             case.prepare(self.folder)
-        before = self.listing()
+        before = self._list()
         words = script_and_words(case.command)
         if case.without_rights:
             words = [WITHOUT_RIGHTS, *words]
         done = self.run(*words, cwd=self.folder)
-        after = self.listing()
-        self.remove(after.keys() - shared.keys())
+        after = self._list()
+        self._remove(after.keys() - shared.keys())
         lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
         assert done.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
         for fragment in (case.thing, case.value, case.remedy):
@@ -81,7 +57,16 @@ class World:
         assert after == before
         return lines[0]
 
-    def listing(self) -> dict[str, tuple[int, int]]:
+    def _train(self, command: str) -> None:
+        """Train the runs that a command names, once."""
+        for family in {*re.findall(r"runs/(\w+)", command)} & {*FAMILIES}:
+            if not (self.folder / "runs" / family).exists():
+                script = ROOT / "launch" / f"train_{family}.py"
+                words = ["--config", f"{family}.yaml", "--run.dir", f"runs/{family}"]
+                done = self.run(script, *words, cwd=self.folder)
+                assert done.code == 0, done.stderr
+
+    def _list(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time of all files, (0, 0) of folders."""
         found = {}
         for folder, folders, files in os.walk(self.folder):
@@ -92,8 +77,7 @@ class World:
                 found[key] = (0, 0) if os.path.isdir(path) else (stat.st_size, stat.st_mtime_ns)
         return found
 
-    def remove(self, names: set[str]) -> None:
-        """Remove files and folders."""
+    def _remove(self, names: set[str]) -> None:
         for name in sorted(names):
             path = self.folder / name
             if path.is_dir() and not path.is_symlink():

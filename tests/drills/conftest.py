@@ -1,4 +1,4 @@
-"""Fifty steps of a family on any engine, and their losses."""
+"""Fifty steps of a family with any engine and their losses; the table of the drill."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ STEPS = 50
 
 
 @pytest.fixture(scope="session")
+def command(tiny_configs: dict[str, Path]) -> Callable[..., list[object]]:
+    """Return a function that returns the command of a family's smallest run."""
+
+    def words(folder: Path, *options: object, family: str = "diffusion") -> list[object]:
+        config = ["--config", tiny_configs[family], "--run.dir", folder, "--run.trackers", "[]"]
+        return [LAUNCH / SCRIPTS[family], *config, *options]
+
+    return words
+
+
+@pytest.fixture(scope="session")
 def losses(
-    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    command: Callable, run_warm: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., list[float]]:
-    """Return a maker of a family's losses, of fifty steps or up to `steps`."""
+    """Return a function that trains a family for `steps` and returns the losses."""
 
     def run(
         family: str,
@@ -28,9 +39,8 @@ def losses(
         zero: str | None = None,
     ) -> list[float]:
         folder = folder or tmp_path_factory.mktemp("processes") / "run"
-        words = ["--config", tiny_configs[family], "--run.dir", folder, "--run.trackers", "[]"]
-        words += [f"--train.total_images={steps * BATCH}", "--train.save_every_images=0"]
-        words = [LAUNCH / SCRIPTS[family], *words, *options]
+        cadence = (f"--train.total_images={steps * BATCH}", "--train.save_every_images=0")
+        words = command(folder, *cadence, *options, family=family)
         done = run_warm(*words, processes=processes, zero=zero)
         assert done.code == 0, done.stderr
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -43,11 +53,39 @@ def losses(
 
 @pytest.fixture(scope="session")
 def losses_alone(losses: Callable) -> Callable[..., list[float]]:
-    """Return a maker of the losses of one process, which are computed once."""
+    """Return a function that returns the losses of one process, computed once."""
     return functools.cache(lambda family, *options: losses(family, 1, *options))
 
 
 @pytest.fixture(scope="session")
 def largest_difference() -> Callable[[list[float], list[float]], float]:
-    """Return what gives the largest relative difference."""
+    """Return a function that returns the largest relative difference."""
     return lambda ours, theirs: max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a table of the faults that were created."""
+    reports: dict[tuple[str, str], list[pytest.TestReport]] = {}
+    for outcome in ("passed", "failed", "xfailed"):
+        for report in terminalreporter.getreports(outcome):
+            if fault := dict(report.user_properties).get("fault"):
+                reports.setdefault(tuple(fault), []).append(report)
+    if not reports:
+        return
+    terminalreporter.section("drill")
+    header = ("fault", "tried", "promise", "held", "images repeated, at most", "longest time, s")
+    rows, notes = [header, ("---",) * len(header)], []
+    for (name, promise), found in reports.items():
+        broken = sum(report.failed for report in found)
+        held = f"broken {broken} times" if broken else "yes"
+        if found[0].skipped:  # as pytest calls an xfail
+            held = f"not possible here: {found[0].wasxfail}"
+        properties = [dict(report.user_properties) for report in found]
+        outcomes = [each["outcome"] for each in properties if "outcome" in each]
+        images, seconds, note = zip(*outcomes, strict=True) if outcomes else ([0], [0], [""])
+        rows.append((name, len(found), promise, held, max(images), f"{max(seconds):.1f}"))
+        notes += [f"{name}: {each}" for each in dict.fromkeys(note) if each]
+    for row in rows:
+        terminalreporter.write_line(f"| {' | '.join(map(str, row))} |")
+    for line in notes:
+        terminalreporter.write_line(line)

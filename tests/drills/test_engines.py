@@ -1,4 +1,4 @@
-"""Train under DeepSpeed ZeRO, with real processes: the losses are those of one process."""
+"""Train under DDP and DeepSpeed ZeRO: same losses as one process, same bytes after a kill."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 import torch
 from processes import free_port, kill_all
 from safetensors.torch import load_file
-from tiny import BATCH, LAUNCH, SCRIPTS
+from tiny import BATCH, SCRIPTS
 
-HERE = Path(__file__).parent
+from tests.drills.run_contents import assert_same_tensors
+
+SIGNAL_AT = Path(__file__).with_name("signal_at.py")
 STEPS = 25
-TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ ENGINES += [
     for family in SCRIPTS
     if (family, stage, []) not in ENGINES
 ]
-# With micro-batches too: each adds its gradient, and the last of a step is averaged.
+# With micro-batches: gradients add up, and are averaged in the last one of a step.
 ENGINES += [
     ("diffusion", "0", ["--train.micro_batch=4"]),
     pytest.param("vae", "2_offload", ["--train.micro_batch=4"], marks=pytest.mark.long),
@@ -65,16 +66,16 @@ def test_losses_under_zero_are_those_of_one_process(
 def test_zero_computes_in_bf16_as_ddp_does(
     losses: Callable, losses_alone: Callable, largest_difference: Callable
 ) -> None:
-    # With torch's AdamW in both: what ours rounds otherwise grows to 4e-4 in bf16.
+    # With torch's AdamW in both: ours rounds differently, which grows to 4e-4 in bf16.
     in_bf16 = ("--train.mixed_precision=bf16", "--train.kernels=false")
     under_zero = losses("diffusion", 2, *in_bf16, zero="2")
-    # Gradients are sent, and weights kept, in fp32 by both.
+    # Both send gradients and keep weights in fp32.
     assert largest_difference(under_zero, losses("diffusion", 2, *in_bf16)) < 1e-5
     assert largest_difference(under_zero, losses_alone("diffusion")) > 1e-5
 
 
 @pytest.mark.parametrize("family", ["diffusion", *LONG])
-def test_run_moves_between_engines_and_goes_on_with_the_same_losses(
+def test_run_moves_between_engines_with_the_same_losses(
     losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
 ) -> None:
     moves: list[tuple[int, str | None]] = [(1, None), (2, None), (2, "3"), (4, "1"), (1, None)]
@@ -122,43 +123,38 @@ def test_weight_decay_is_the_same_in_every_engine(
         ("diffusion", 2, "3"),
         pytest.param("gan", 2, "2", marks=pytest.mark.long),
         pytest.param("vae", 2, "1", marks=pytest.mark.long),
-        # On two, the order of a sum would not show.
+        # On two processes a sum has one order only.
         pytest.param("flow", 4, None, marks=pytest.mark.long),
     ],
 )
 def test_killed_run_continues_to_the_same_bytes(
+    command: Callable,
     run_warm: Callable,
-    tiny_configs: dict[str, Path],
     tmp_path: Path,
     family: str,
     processes: int,
     zero: str | None,
 ) -> None:
     def train(name: str, *driver: object):
-        words = [LAUNCH / SCRIPTS[family], "--config", tiny_configs[family]]
-        words += ["--run.dir", tmp_path / name, "--run.trackers", "[]"]
+        words = command(tmp_path / name, family=family)
         return run_warm(*driver, *words, processes=processes, zero=zero)
 
-    peaceful = train("peaceful")
-    assert peaceful.code == 0, peaceful.stderr
+    undisturbed = train("undisturbed")
+    assert undisturbed.code == 0, undisturbed.stderr
     # It saves after the 4th, 8th ... step.
-    killed = train("run", HERE / "signal_at.py", "forward:11@1")
+    killed = train("run", SIGNAL_AT, "forward:11@1")
     assert killed.code not in (0, 2, 75), killed.stderr
     again = train("run")
     assert again.code == 0, again.stderr
     assert "continues at:" in again.stdout
-    last = f"checkpoints/{16 * BATCH:09d}"
-    for name in TENSORS:
-        ours, theirs = tmp_path / "run" / last / name, tmp_path / "peaceful" / last / name
-        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert_same_tensors(tmp_path / "run", tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.long), "zero3"])
 def test_fault_of_one_process_ends_all_within_a_minute_and_is_shown(
-    run_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
+    command: Callable, run_script: Callable, tmp_path: Path, engine: str
 ) -> None:
-    words = [HERE / "signal_at.py", "fault:7@1", LAUNCH / SCRIPTS["diffusion"]]
-    words += ["--config", tiny_config, "--run.dir", tmp_path / "run", "--run.trackers", "[]"]
+    words = [SIGNAL_AT, "fault:7@1", *command(tmp_path / "run")]
     began = time.monotonic()
     ended = run_script(*words, processes=2, engine=engine)  # a hang would run into the timeout
     print(f"{engine}: ended {time.monotonic() - began:.0f} s after its start")
@@ -168,30 +164,26 @@ def test_fault_of_one_process_ends_all_within_a_minute_and_is_shown(
 
 
 def test_sigterm_while_a_failed_run_ends_is_no_early_stop(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path
+    command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    ended = run_warm(HERE / "signal_at.py", "fault:7=TERM", *words, "--run.trackers", "[]")
+    ended = run_warm(SIGNAL_AT, "fault:7=TERM", *command(tmp_path / "run"))
     assert ended.code == -signal.SIGTERM
     assert "stopped before its first step" not in ended.stdout
 
 
-def test_mistake_that_another_process_meets_alone_is_told(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path
+def test_mistake_of_one_process_is_reported_once(
+    command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    driver = [HERE / "signal_at.py", "mistake:7@1"]
-    ended = run_warm(*driver, *words, "--run.trackers", "[]", processes=2)
+    ended = run_warm(SIGNAL_AT, "mistake:7@1", *command(tmp_path / "run"), processes=2)
     assert ended.code != 0
     assert ended.stderr.count("error: a mistake of this process alone") == 1
 
 
 @pytest.mark.parametrize("zero", ["1", "3"])
-def test_gradient_that_is_not_finite_ends_a_run_under_zero_too(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path, zero: str
+def test_gradient_that_is_not_finite_ends_a_run_under_zero(
+    command: Callable, run_warm: Callable, tmp_path: Path, zero: str
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    words += ["--run.trackers", "[]", "--optim.lr", "1e18"]
+    words = command(tmp_path / "run", "--optim.lr", "1e18")
     ended = run_warm(*words, processes=2, zero=zero)
     assert ended.code == 2
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -199,11 +191,10 @@ def test_gradient_that_is_not_finite_ends_a_run_under_zero_too(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_checkpoint_that_does_not_fit_is_named_by_all_as_one(
-    run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+def test_checkpoint_that_does_not_fit_is_reported_once(
+    command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
-    words = [LAUNCH / SCRIPTS["vae"], "--config", tiny_configs["vae"], "--run.trackers", "[]"]
-    words += ["--run.dir", tmp_path / "run"]
+    words = command(tmp_path / "run", family="vae")
     assert run_warm(*words).code == 0
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("latent: 8", "latent: 12"))
@@ -217,12 +208,10 @@ def test_checkpoint_that_does_not_fit_is_named_by_all_as_one(
 
 
 def test_run_under_zero_stops_on_request_and_continues(
-    run_warm: Callable, tiny_config: Path, tmp_path: Path
+    command: Callable, run_warm: Callable, tmp_path: Path
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config]
-    words += ["--run.dir", tmp_path / "run", "--run.trackers", "[]"]
-    driver = [HERE / "signal_at.py", "term:7@1"]
-    stopped = run_warm(*driver, *words, processes=2, zero="2_offload")
+    words = command(tmp_path / "run")
+    stopped = run_warm(SIGNAL_AT, "term:7@1", *words, processes=2, zero="2_offload")
     assert stopped.code == 75, stopped.stderr
     assert stopped.stdout.count("stopped and saved: run the same command to continue") == 1
     again = run_warm(*words, processes=2, zero="3_offload")
@@ -234,10 +223,9 @@ def test_run_under_zero_stops_on_request_and_continues(
 
 @pytest.mark.parametrize("engine", ["ddp_nodes", pytest.param("zero2", marks=pytest.mark.long)])
 def test_node_that_dies_ends_the_other_within_a_minute(
-    start_script: Callable, tiny_config: Path, tmp_path: Path, engine: str
+    command: Callable, start_script: Callable, tmp_path: Path, engine: str
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    words += ["--run.trackers", "[]", "--train.total_images", 10_000_000]
+    words = command(tmp_path / "run", "--train.total_images", 10_000_000)
     port = free_port()
     nodes = []
     for rank in range(2):
@@ -263,11 +251,10 @@ def test_node_that_dies_ends_the_other_within_a_minute(
 
 
 def test_launcher_that_is_killed_leaves_a_saved_run_and_no_process(
-    start_script: Callable, tiny_config: Path, tmp_path: Path
+    command: Callable, start_script: Callable, tmp_path: Path
 ) -> None:
-    words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", tmp_path / "run"]
-    words += ["--run.trackers", "[]", "--train.total_images", 10_000_000]
-    words += ["--train.save_every_images", 0]
+    options = ["--train.total_images", 10_000_000, "--train.save_every_images", 0]
+    words = command(tmp_path / "run", *options)
     launcher = start_script(*words, processes=2, engine="ddp")
     workers: list[psutil.Process] = []
     try:

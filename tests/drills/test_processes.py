@@ -1,4 +1,4 @@
-"""Train on one, two and four processes: the draws are functions, so the losses are the same."""
+"""Train on one, two and four processes: the losses are the same."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
-        # What is left is the order of sums in fp32, amplified a little by each update.
+        # Sums in another order round differently in fp32, amplified a little by each update.
         pytest.param([], 1e-5, id="fp32", marks=pytest.mark.long),
-        # In fp64 there would be nothing to hide behind: a draw that differs shows in each digit.
+        # In fp64 rounding cannot hide a draw that differs.
         pytest.param(["--train.float64"], 1e-10, id="fp64"),
     ],
 )
@@ -34,7 +34,7 @@ def test_losses_are_those_of_one_process_on_two_and_four(
     tolerance: float,
 ) -> None:
     alone = losses_alone(family, *options)
-    assert min(alone[-5:]) < 0.95 * alone[0], "a run that does not learn would prove nothing"
+    assert min(alone[-5:]) < 0.95 * alone[0], "the run does not learn"
     for processes in (2, 4):
         difference = largest_difference(losses(family, processes, *options), alone)
         print(f"{family}: {processes} processes differ from one by {difference:.1e}")
@@ -42,17 +42,17 @@ def test_losses_are_those_of_one_process_on_two_and_four(
 
 
 @pytest.mark.parametrize("family", ["diffusion", *LONG])  # a GAN's BatchNorm forbids it
-def test_accumulated_micro_batches_give_the_losses_of_one_go(
+def test_accumulated_micro_batches_give_the_losses_of_the_batch(
     losses: Callable, losses_alone: Callable, largest_difference: Callable, family: str
 ) -> None:
     accumulated = losses(family, 1, "--train.float64", "--train.micro_batch=4")
     difference = largest_difference(accumulated, losses_alone(family, "--train.float64"))
-    print(f"{family}: micro-batches of 4 differ from one go by {difference:.1e}")
+    print(f"{family}: micro-batches of 4 differ from the batch by {difference:.1e}")
     assert difference < 1e-10
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_run_goes_on_with_the_same_losses_on_another_number_of_processes(
+def test_run_continues_with_the_same_losses_on_another_number_of_processes(
     losses: Callable,
     losses_alone: Callable,
     largest_difference: Callable,

@@ -1,4 +1,4 @@
-"""The cluster of four nodes with Slurm's accounting: a database, and its daemon before it."""
+"""The cluster of four nodes with Slurm's accounting: slurmdbd and its database."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class WithAccounting(DevCluster):
 
     @property
     def environment(self) -> dict[str, str]:
-        # The database is reached by a socket in the folder, and by nothing else.
+        # The database listens to a socket in the folder only.
         return {**super().environment, "MYSQL_UNIX_PORT": str(self.folder / "db.socket")}
 
     def start_controller(self) -> None:
-        """Start the database and what writes to it, and then the controller."""
+        """Start the database, slurmdbd and the controller."""
         (port,) = free_ports(1)
         values = {"folder": self.folder, "port": port, "host": socket.gethostname(), "user": user()}
         with open(self.config, "a") as file:
@@ -59,13 +59,13 @@ class WithAccounting(DevCluster):
         super().start_controller()
 
     def forget_jobs(self) -> None:
-        """Restart the controller, so that only the accounts know former jobs."""
+        """Restart the controller, so that only the database knows former jobs."""
         self.kill_daemon("slurmctld")
         super().start_controller()
         self.wait_until_idle()
 
     def down(self) -> None:
-        """End everything, and remove the folder."""
+        """Stop all daemons and remove the folder."""
         self.kill_daemon("slurmdbd")
         self.kill_daemon("mariadbd")
         super().down()

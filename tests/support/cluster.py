@@ -1,4 +1,4 @@
-"""Jobs on the real cluster of four nodes, as a test submits and watches them."""
+"""Submit jobs to the cluster of four nodes and watch them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of two runs of a script, compared."""
+"""Compare the numbers of two runs of a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTML page, taken apart."""
+"""The elements of an HTML page."""
 
 from __future__ import annotations
 

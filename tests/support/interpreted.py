@@ -1,4 +1,4 @@
-"""Triton's interpreter beside a numpy that is newer than it."""
+"""Triton's interpreter with a newer numpy."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SAMPLE = FlowSampleConfig(batch=3)
 
 
 def moved(net: nn.Module, by: float = 0.1, seed: int = 1) -> nn.Module:
-    """Move every weight from where it began, so that no layer is the identity."""
+    """Perturb every weight, so that no layer is the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():

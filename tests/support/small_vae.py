@@ -44,7 +44,7 @@ def architecture(name: str, config: VAENetConfig = TINY) -> VAENetConfig:
 
 def net(name: str = "plain", pixel_scale: bool = True, norm: str = "none") -> VAE:
     made = VAE(replace(architecture(name), norm=norm), SHAPE, pixel_scale)
-    with torch.no_grad():  # move what starts at zero
+    with torch.no_grad():  # weights that start at zero
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made.double()
@@ -61,16 +61,16 @@ def loss(made: VAEObjective, vae: nn.Module, given: tuple[Batch, Draws]) -> dict
 
 
 def colours(count: int) -> Tensor:
-    """Draw images uint8 [count, H, W, C] of two flat colours, side by side, each its own.
+    """Return images uint8 [count, H, W, C] of two random colours side by side.
 
-    Noise pictures would have to be learned pixel by pixel.
+    Noise would have to be learned pixel by pixel.
     """
     halves = Draws.of(9, torch.arange(count)).uniform("colours", (1, 2, 3)).mul(256).byte()
     return halves.repeat_interleave(SHAPE[1] // 2, dim=2).expand(-1, SHAPE[0], -1, -1)
 
 
 def fit(made: VAEObjective, vae: VAE, images: Tensor, steps: int, lr: float) -> list[float]:
-    """Train on the same images at every step, at a rate that falls to zero: bits per dimension."""
+    """Train on the same images with a decaying learning rate; return bits per dimension."""
     optimizer = torch.optim.Adam(vae.parameters(), lr=lr)
     labels = torch.zeros(len(images), dtype=torch.int64)
     bits = []

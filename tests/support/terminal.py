@@ -1,4 +1,4 @@
-"""A command in the foreground of a terminal of its own, which can be closed."""
+"""A command in a pseudo-terminal, which can be closed."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Terminal:
         return self.group
 
     def until(self, happened: Callable[[], bool], timeout_s: float = 90) -> None:
-        """Read what is shown until something happened."""
+        """Read the output until something happened."""
         end = time.monotonic() + timeout_s
         while not happened():
-            assert time.monotonic() < end, f"in vain: {self.text[-2000:]}"
+            assert time.monotonic() < end, f"timeout: {self.text[-2000:]}"
             assert self.code is None, f"ended with {self.code}: {self.text[-2000:]}"
             self._read()
 
@@ -71,11 +71,11 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What was shown so far."""
+        """The output so far."""
         return self.shown.decode(errors="replace").replace("\r\n", "\n")
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the command and its processes, and close the terminal."""
         left = (
             [*self.note_children(), psutil.Process(self.pid)] if self.code is None else self.group
         )
@@ -98,7 +98,7 @@ class Terminal:
             return False
         try:
             part = os.read(self.master, 65536)
-        except OSError:  # EIO: nobody has the other end open
+        except OSError:  # EIO: the other end is closed
             return False
         self.shown += part
         return bool(part)

@@ -1,4 +1,4 @@
-"""Run folders written by hand, as the trainers leave them."""
+"""Run folders as the trainers write them, without training."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_run(
 
 
 def write_checkpoint(folder: Path, images_seen: int) -> None:
-    """Write what makes a checkpoint look whole; none for 0 images."""
+    """Write a checkpoint with nothing but a manifest; none for 0 images."""
     if images_seen:
         path = folder / "checkpoints" / f"{images_seen:09d}"
         path.mkdir(parents=True)

@@ -1,29 +1,5 @@
-"""The faults that the drill makes."""
+"""The faults of the drill."""
 
-from tests.drills.faults import (
-    builds,
-    clock,
-    damage,
-    data,
-    disks,
-    kills,
-    numbers,
-    processes,
-    soak,
-    surroundings,
-    sweeps,
-)
+from tests.drills.faults import damage, kills, machine, sweeps
 
-FAULTS = (
-    *kills.FAULTS,
-    *builds.FAULTS,
-    *sweeps.FAULTS,
-    *disks.FAULTS,
-    *damage.FAULTS,
-    *processes.FAULTS,
-    *clock.FAULTS,
-    *data.FAULTS,
-    *numbers.FAULTS,
-    *surroundings.FAULTS,
-    *soak.FAULTS,
-)
+FAULTS = (*kills.FAULTS, *sweeps.FAULTS, *damage.FAULTS, *machine.FAULTS)
