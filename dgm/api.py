@@ -20,7 +20,7 @@ from dgm.cli.assemble import Parts, run_training
 from dgm.cli.families import FAMILIES
 from dgm.cli.load_run import TrainedRun, load_run
 from dgm.cli.metric_selection import choose_metrics
-from dgm.cli.parser import CONFIGS, parse_options
+from dgm.cli.parser import CONFIGS, TRAINERS, parse_options
 from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
@@ -36,7 +36,7 @@ from shards.write import write_folder
 
 Network = nn.Module | dict[str, nn.Module]
 """A network, or those of a family by name, with the call signature of the family's own."""
-_FAMILY_NAMES = {"ddpm": "diffusion", "gan": "gan", "vae": "vae", "flow": "flow"}
+_SECTIONS = {trainer: section for section, trainer in TRAINERS.items()}
 
 
 class Run:
@@ -164,9 +164,10 @@ def train(
     Raise ValueError for a mistake, and KeyboardInterrupt after saving if training was stopped; the
     same call resumes it.
     """
-    if family not in _FAMILY_NAMES:
-        raise UserError(f"family is {family}: choose of ddpm, gan, vae, flow")
-    module = FAMILIES[_FAMILY_NAMES[family]]
+    section = _SECTIONS.get(family, family)
+    if section not in FAMILIES:
+        raise UserError(f"family is {family}: choose one of {', '.join(_SECTIONS)}")
+    module = FAMILIES[section]
     chosen = {"run.dir": str(Path(out).expanduser()), **keys}
     if images is not None:
         chosen["data.shards"] = str(_as_shards(images, labels, classes))

@@ -141,7 +141,7 @@ EVALUATION = {
         "spread_over_seeds": {"class_consistency": 0.0125}, "num_seeds": 2,
         "by_seed": [{"class_consistency": 0.9625}],
     },
-    "distances_cifar": {"fd_cifar": 12.5, "num_generated": 500, "first_seed": 1},
+    "distances_classifier": {"fd_classifier": 12.5, "num_generated": 500, "first_seed": 1},
     "bits_per_dim": {"bound": 3.25, "error": 0.0125},
 }  # fmt: skip
 STARTS = [{"time": "now", "images_seen": 0, "changed": {"train.total_images": [1, 2]},

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dgm.cli.parser import TRAINERS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dgm", "shards", "launch", "slurm")
-FAMILIES = ("diffusion", "gan", "vae", "flow")
+FAMILIES = tuple(TRAINERS)
 ONLY_IN = {
     "accelerate": ("dgm/training/", "dgm/benchmarks/"),  # there it is part of a peer
     "deepspeed": ("dgm/training/",),
@@ -45,7 +47,11 @@ def layer(module: str) -> str | None:
         return parts[0]
     if parts[0] != "dgm" or len(parts) == 1:
         return None
-    return parts[1] if parts[1] in ALLOWED else "base"
+    if parts[1] in ALLOWED:
+        return parts[1]
+    is_package = (ROOT / "dgm" / parts[1]).is_dir()
+    assert not is_package or parts[1] == "nn", f"add dgm/{parts[1]} to ALLOWED, or to TRAINERS"
+    return "base"
 
 
 BASE = {"common", "base"}

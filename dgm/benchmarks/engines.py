@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 
 from dgm.benchmarks.machine import add_shards_argument
 from dgm.benchmarks.processes import ROOT, kill_tree
+from dgm.cli.parser import TRAINERS
 from dgm.common.errors import UserError
 from dgm.common.run_files import read_metrics
 from shards.build import ensure
 
-FAMILIES = ("ddpm", "gan", "vae", "flow")
+FAMILIES = tuple(TRAINERS.values())
 # Name, file of launch/configs/accelerate, number of processes.
 ENGINES = {
     "one": ("one process", None, 1),

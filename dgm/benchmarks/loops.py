@@ -207,7 +207,7 @@ class Ours:
         total = sum(spent.values()) or 1
         longest = sorted(spent.items(), key=lambda item: -item[1])[:10]
         return {
-            "shares": [(name, time / total) for name, time in longest],
+            "fractions": [(name, time / total) for name, time in longest],
             "conversions": count_conversions(trace.events()) / steps,
             "synchronisations": waits,
         }

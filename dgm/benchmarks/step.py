@@ -186,11 +186,11 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
         loop["ratio"] = statistics.median(first["images_per_s"]) / rate
         # Of the fastest turns, as other load only slows them.
         loop["ratio_of_fastest"] = max(first["images_per_s"]) / max(loop["images_per_s"])
-        loop["share_of_peak"] = 3 * loop["gflop"] * rate / peak
+        loop["fraction_of_peak"] = 3 * loop["gflop"] * rate / peak
         loop["loss_apart"] = _max_relative_difference(loop["losses"], first["losses"])
         rows[name] = [
             loop["ratio"], loop["ratio_of_fastest"], loop["parameters"] / 1e6, loop["gflop"],
-            100 * loop["share_of_peak"], loop["peak_gpu_gib"] or loop["peak_gib"],
+            100 * loop["fraction_of_peak"], loop["peak_gpu_gib"] or loop["peak_gib"],
             loop["loss_apart"],
         ][: len(columns)]  # fmt: skip
     print_rows("relative to the first", columns, rows)
@@ -215,7 +215,7 @@ def _print_profile(found: dict[str, Any]) -> None:
     if profile["synchronisations"] is not None:
         print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
     print()
-    rows = {name[:60]: [100 * fraction] for name, fraction in profile["shares"]}
+    rows = {name[:60]: [100 * fraction] for name, fraction in profile["fractions"]}
     print_rows("operations of a step", {"%": ".1f"}, rows)
 
 

@@ -121,7 +121,7 @@ class EvalContext:
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """Return the feature extractor of --features, the classifier by default."""
-        if getattr(self.options, "features", "cifar") == "cifar":
+        if getattr(self.options, "features", "classifier") == "classifier":
             return classifier_features(self.classifier)
         path = Path(self.options.weights or cache_root() / FILE)
         return inception_features(path, self.engine.device)

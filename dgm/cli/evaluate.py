@@ -48,9 +48,9 @@ def make_parser() -> ArgumentParser:
     add("--metrics", help=f"of {', '.join(METRIC_GROUPS)}, with commas; default by run")
     add(
         "--features",
-        choices=["cifar", "inception"],
-        default="cifar",
-        help="cifar: of a classifier of the run's real images; inception: FID and KID",
+        choices=["classifier", "inception"],
+        default="classifier",
+        help="classifier: of one trained on the run's real images; inception: FID and KID",
     )
     add(
         "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"

@@ -61,12 +61,8 @@ from dgm.rng import Draws, permutation
 from dgm.training.engine import Engine
 from dgm.vae.objective import VAEObjective
 
-VARIED = {
-    "diffusion": ("guidance", "steps"),
-    **dict.fromkeys(("gan", "vae", "flow"), ("temperature",)),
-}
 VALUES = {"guidance": "1,2,4", "steps": "5,10,20", "temperature": "0.5,0.7,1"}
-"""Settings of a sampler that can be varied, with their default values."""
+"""Fields of a family's `sample.*` that are varied, with the values to try by default."""
 NUM_COLUMNS = 11  # of an interpolation or traversal
 REACH = 3.0  # standard deviations of the prior, in both directions
 NUM_DIRECTIONS = 8
@@ -79,8 +75,7 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     add_study_options(parser, "run folder", "explored")
     for name, values in VALUES.items():
-        families = " or ".join(family for family, names in VARIED.items() if name in names)
-        parser.add_argument(f"--{name}", help=f"values to try of a {families}; default {values}")
+        parser.add_argument(f"--{name}", help=f"values to try of sample.{name}; default {values}")
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument(
@@ -249,10 +244,11 @@ def choose_settings(
 
     Raise UserError for an option of another family or a bad value.
     """
-    own, notes = list(VARIED[trained.family]), []
-    known = own + ["sampler"] * (trained.family == "diffusion")
+    objective, notes = trained.objective, []
+    fields = vars(objective.sample_config)
+    own = [name for name in VALUES if name in fields]
+    known = own + ["sampler"] * ("sampler" in fields)
     refuse_options_of_other_families(options, (*VALUES, "sampler"), known, trained.family)
-    objective = trained.objective
     if isinstance(objective, DiffusionObjective):
         if objective.num_classes is None or objective.config.label_drop == 0:
             own.remove("guidance")
@@ -284,6 +280,11 @@ def explore(options: Namespace, engine: Engine, out: Path) -> dict[str, Any]:
     folder = Path(options.run)
     trained = load_run_on_all(engine, folder, options.checkpoint)
     check_folder("--out", out)
+    if not isinstance(trained.objective, LatentDecoder):
+        raise UserError(
+            f"{folder} holds a {trained.family} run, which has no latents to explore: "
+            "use launch/sample.py"
+        )
     settings, notes = choose_settings(options, trained)
     explorer = Explorer(EvalContext(options, engine, trained, *open_train_data(folder, trained)))
     found: dict[str, Any] = {

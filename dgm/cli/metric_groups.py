@@ -111,13 +111,13 @@ def _diversity(context: EvalContext) -> Metrics:
             generated.features, torch.from_numpy(labels), real.features, real_labels, classes
         )
         if by_class:
-            del metrics["share_by_class"]  # they are as requested
+            del metrics["fraction_by_class"]  # they are as requested
         diversity, coverage = metrics["diversity_by_class"], metrics["coverage_by_class"]
         return {
             "diversity": statistics.fmean(diversity.values()),
-            "least_diversity_of_a_class": min(diversity.values()),
+            "min_diversity_of_a_class": min(diversity.values()),
             "coverage_of_classes": statistics.fmean(coverage.values()),
-            "least_coverage_of_a_class": min(coverage.values()),
+            "min_coverage_of_a_class": min(coverage.values()),
             **metrics,
         }
 
@@ -238,7 +238,7 @@ METRIC_GROUPS = {
     "class_consistency": MetricGroup(_class_consistency, 1, on_test=True),
     "distances": MetricGroup(_distances, SCORE_SPLITS, by_features=True),
     "precision_recall": MetricGroup(
-        _precision_recall, COVERAGE_NEIGHBOURS + 1, by_features=True
+        _precision_recall, COVERAGE_NEIGHBOURS + 1, by_features=True,
     ),
     "diversity": MetricGroup(_diversity, 2, by_features=True),
     "memorization": MetricGroup(_memorization, 1, by_features=True, on_test=True),

@@ -14,15 +14,17 @@ from dgm.diffusion.objective import DiffusionObjective
 from dgm.diffusion.ode import check_timesteps
 from dgm.evaluation.diversity import MIN_REAL_IMAGES
 from dgm.evaluation.online_eval import require_likelihood
-from dgm.objective import ImportanceWeighted
+from dgm.objective import ImportanceWeighted, Likelihood
 
-# Names of published metrics, by the options that compute them.
+# Names of published metrics, and of single ones of a group, by the options that compute them.
 _OPTIONS_OF = {
     "--metrics distances --features inception": "fid kid is inception_score isc fid50k",
+    "--metrics distances": "fd kd score",
     "--metrics precision_recall": "precision recall pr prc prdc density coverage",
     "--metrics bits_per_dim": "bpd nll likelihood log_likelihood elbo",
-    "--metrics reconstruction": "psnr ssim mse",
+    "--metrics reconstruction": "psnr psnr_db ssim mse active_latents",
     "--metrics class_consistency": "accuracy cas",
+    "--metrics cost": "seconds_per_image num_parameters",
     "--metrics memorization": "neighbours neighbors nearest_neighbours nearest_neighbors",
 }
 _PUBLISHED = {name: options for options, names in _OPTIONS_OF.items() for name in names.split()}
@@ -39,7 +41,8 @@ def choose_metrics(context: EvalContext) -> list[str]:
         by_family = {
             "diffusion": ["loss_by_timestep"], "gan": [], "vae": ["reconstruction", "bits_per_dim"],
         }  # fmt: skip
-        likelihood = by_family.get(trained.family, ["bits_per_dim"])
+        has_likelihood = isinstance(trained.objective, Likelihood)
+        likelihood = by_family.get(trained.family, ["bits_per_dim"] * has_likelihood)
         names = ["distances", "precision_recall", "diversity", "memorization", *likelihood]
         names = _without_test(context, ["class_consistency"] * context.class_conditional + names)
     else:
@@ -86,7 +89,8 @@ def _without_test(context: EvalContext, names: list[str]) -> list[str]:
 
 def suggest_metric(name: str) -> str:
     """Return the remedy for an unknown name."""
-    if options := _PUBLISHED.get(name.lower().replace("-", "_")):
+    plain = name.lower().replace("-", "_").removesuffix("_classifier").removesuffix("_inception")
+    if options := _PUBLISHED.get(plain):
         return f"give {options}"
     return f"{did_you_mean(name, METRIC_GROUPS)}choose of {', '.join(METRIC_GROUPS)}"
 
@@ -108,10 +112,9 @@ def _check_family(context: EvalContext, name: str) -> None:
     family, own = METRIC_GROUPS[name].family, context.trained.family
     if family in (None, own):
         return
-    lacks = {"diffusion": "timesteps", "vae": "encoder whose means are decoded again"}[family]
     names = [other for other, group in METRIC_GROUPS.items() if group.family == family]
     raise UserError(
-        f"{context.folder} holds a {own} run, which has no {lacks}: "
+        f"{context.folder} holds a {own} run, but {name} is a metric of {family} runs: "
         f"leave {' and '.join(names)} out of --metrics"
     )
 

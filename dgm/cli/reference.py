@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import set_parsing_settings
 
@@ -93,7 +93,12 @@ def _keys(kind: type) -> dict[str, list[Row]]:
     for action in parser._actions:
         if action.default != argparse.SUPPRESS:  # of --help and of whole sections
             key = action.option_strings[0].removeprefix("--")
-            row = (key, _value(action.default), action.help or "")
+            kind = getattr(action, "_typehint", None)
+            names = get_args(kind) if get_origin(kind) is Literal else ()
+            # Where the description does not name them.
+            named = all(str(name) in (action.help or "") for name in names)
+            choices = "" if named else f" One of {', '.join(map(str, names))}."
+            row = (key, _value(action.default), f"{action.help or ''}{choices}")
             found.setdefault(key.split(".")[0], []).append(row)
     return found
 

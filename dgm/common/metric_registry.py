@@ -1,6 +1,6 @@
 """Label, unit, direction and protocol of every metric that training and evaluation write.
 
-A metric is identified by the last part of its key: `eval/fd_classifier`, `x/fd_cifar`.
+A metric is identified by the last part of its key: `eval/fd_classifier`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ _TRAINING = {
     "elbo": Metric(direction="max"),
     "reconstruction_nll": Metric(direction="min"),
     "accuracy": Metric("", FRACTION),  # of a discriminator, which is not to be maximised
-    "fd_classifier": Metric("", "", "min"),
     "lr": Metric("learning rate"),
     "grad_norm": Metric("norm"),
     "images_per_s": Metric("", "images/s", "max"),
@@ -61,10 +60,10 @@ _SAMPLES = {
     "diversity": Metric(
         "", "", None, "mean distance within a class over that of real images; 1 is as diverse"
     ),
-    "least_diversity_of_a_class": Metric("", "", None, "0 if all its images are the same"),
+    "min_diversity_of_a_class": Metric("", "", None, "0 if all its images are the same"),
     "coverage_of_classes": Metric("", FRACTION, "max", "mean over classes; 97 % for real images"),
-    "least_coverage_of_a_class": Metric("", FRACTION, "max", "0 for a class that is left out"),
-    "share_by_class": Metric("", FRACTION, None, "of the generated images"),
+    "min_coverage_of_a_class": Metric("", FRACTION, "max", "0 for a class that is left out"),
+    "fraction_by_class": Metric("", FRACTION, None, "of the generated images"),
     "distance_in_features": Metric("", "", None, "median, to the nearest training image"),
     "distance_in_pixels": Metric("", "grey levels", None, "the same in grey levels, RMS"),
     "distance_of_test_in_features": Metric(),
@@ -97,7 +96,7 @@ _FEATURES = {
     "density": Metric("", "", "max", "how densely real images are surrounded; 1 for real ones"),
     "coverage": Metric("", FRACTION, "max", "real images with a generated one near; 97 % if real"),
 }
-"""Metrics whose key ends in the features that they are computed in: `fd_cifar`."""
+"""Metrics whose key ends in the features that they are computed in: `fd_classifier`."""
 
 _IMAGES = {
     "exact": Metric(
@@ -138,7 +137,7 @@ _UNIT_OF_ENDING = {"_s": "s", "_gib": "GiB", "_kwh": "kWh"}
 def find_metric(key: str) -> Metric:
     """Return the metric of a key; an unknown key has only a label, and a unit by its ending.
 
-    `fd_cifar` and `fd_inception-0a1b2c3d` are FD in those features, `coverage_by_class` is a
+    `fd_classifier` and `fd_inception-0a1b2c3d` are FD in those features, `coverage_by_class` is a
     coverage, `psnr_db_noised` a PSNR.
     """
     parts = key.replace(" ", "_").split("/")
@@ -148,7 +147,7 @@ def find_metric(key: str) -> Metric:
         found = METRICS[name]
         return found if found.label else dataclasses.replace(found, label=label)
     base, _, features = name.partition("_")
-    if base in _FEATURES and features.startswith(("cifar", "inception")):
+    if base in _FEATURES and features.startswith(("classifier", "inception")):
         found = _FEATURES[base]
         return dataclasses.replace(found, label=f"{found.label or base}-{features}")
     for ending in (*_DETAILS, *_VARIANTS):

@@ -9,6 +9,7 @@ from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.diffusion.parameterization import PredictionKind, Weighting
 from dgm.diffusion.samplers import SamplerName
+from dgm.diffusion.schedule import ScheduleKind
 
 _MAX_TIMESTEPS = 100_000
 
@@ -17,7 +18,7 @@ _MAX_TIMESTEPS = 100_000
 class DiffusionConfig:
     """Forward process and training target; the defaults are DDPM's."""
 
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: ScheduleKind = "linear"
     """Noise schedule."""
     num_timesteps: int = 1000
     """Number of noise levels T."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+ScheduleKind = Literal["linear", "cosine"]
 _OFFSET = 0.008  # of the cosine schedule, so that the first betas are not too small
 
 
@@ -73,7 +75,13 @@ def cosine(num_timesteps: int) -> Schedule:
     return Schedule(torch.cumprod(1 - betas, 0))
 
 
-def make_schedule(name: str, num_timesteps: int, zero_terminal_snr: bool = False) -> Schedule:
-    """Return the schedule `linear` or `cosine`, of at least 2 timesteps."""
-    schedule = {"linear": linear, "cosine": cosine}[name](num_timesteps)
+SCHEDULES = {"linear": linear, "cosine": cosine}
+"""Functions of the number of timesteps, by the names of ScheduleKind."""
+
+
+def make_schedule(
+    kind: ScheduleKind, num_timesteps: int, zero_terminal_snr: bool = False
+) -> Schedule:
+    """Return a schedule of at least 2 timesteps."""
+    schedule = SCHEDULES[kind](num_timesteps)
     return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule

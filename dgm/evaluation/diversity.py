@@ -38,11 +38,11 @@ def diversity_by_class(
     they are as diverse (or the real ones are all the same), 0 if all are the same.
     coverage_by_class: fraction of real images that have a generated one nearer than their fifth
     real neighbour (Naeem et al. 2020, equation 3), with as many real images as generated ones:
-    1 - 2^-5 = 0.97 on average for images of one distribution. share_by_class: fraction of the
+    1 - 2^-5 = 0.97 on average for images of one distribution. fraction_by_class: fraction of the
     generated images that are of the class.
     """
     metrics: dict[str, dict[str, float]] = {
-        "diversity_by_class": {}, "coverage_by_class": {}, "share_by_class": {}
+        "diversity_by_class": {}, "coverage_by_class": {}, "fraction_by_class": {}
     }  # fmt: skip
     for label, name in classes.items():
         own = generated[labels == label][:_MAX_IMAGES]
@@ -56,5 +56,5 @@ def diversity_by_class(
             coverage = float(in_open_ball(nearest, radii).double().mean())
         metrics["diversity_by_class"][name] = ratio
         metrics["coverage_by_class"][name] = coverage
-        metrics["share_by_class"][name] = float((labels == label).double().mean())
+        metrics["fraction_by_class"][name] = float((labels == label).double().mean())
     return metrics

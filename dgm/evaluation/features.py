@@ -66,7 +66,9 @@ def classifier_features(net: Classifier) -> FeatureExtractor:
         features = net.features(to_input(images, device))
         return features, net.out(features)
 
-    return FeatureExtractor("cifar", fingerprint(net), "none: images as they are", forward, BATCH)
+    return FeatureExtractor(
+        "classifier", fingerprint(net), "none: images as they are", forward, BATCH
+    )
 
 
 def fingerprint(net: nn.Module) -> str:

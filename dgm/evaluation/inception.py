@@ -35,7 +35,7 @@ def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     if not path.is_file():
         raise UserError(
             f"the weights of Inception are not at {path}: put {URL} there ({SIZE:,} bytes, sha256 "
-            f"{SHA256}), give --weights PATH, or choose --features cifar, which needs none"
+            f"{SHA256}), give --weights PATH, or choose --features classifier, which needs none"
         )
     try:
         with open(path, "rb") as file:
@@ -82,5 +82,5 @@ def _check(path: Path) -> None:
 def _wrong(path: Path, reason: str) -> str:
     return (
         f"{path} is damaged or of another net ({reason}; {path.stat().st_size:,} bytes instead of "
-        f"{SIZE:,}): put {URL} there, sha256 {SHA256}, or choose --features cifar"
+        f"{SIZE:,}): put {URL} there, sha256 {SHA256}, or choose --features classifier"
     )

@@ -37,8 +37,8 @@ class EvalConfig:
     """Images between two evaluations; 0 evaluates nothing."""
     metric: Literal["fd_classifier", "bits_per_dim"] = "fd_classifier"
     """fd_classifier: Frechet distance between real and generated images in the features of a
-    classifier trained on the real ones, FD-cifar of launch/evaluate.py; bits_per_dim: of test
-    images, for families with a likelihood."""
+    classifier trained on the real ones, as launch/evaluate.py --metrics distances writes it;
+    bits_per_dim: of test images, for families with a likelihood."""
     num_images: int = 2000
     """Images to generate, of classes as frequent as in the data, or test images to evaluate."""
 

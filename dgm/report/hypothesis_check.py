@@ -1,6 +1,6 @@
 """Metrics named in an exercise's file, compared between groups of runs that differ in their seed.
 
-NAME/PART               of evaluation.json, as distances_cifar/fd_cifar
+NAME/PART               of evaluation.json, as distances_classifier/fd_classifier
 bits per dimension      exact for dequantised data (a flow), else a bound, else that by the ODE
 final KEY, min KEY      of a metric of metrics.jsonl
 min after KEY           the fraction of the run at which its minimum was reached
@@ -130,7 +130,7 @@ def _of_curve(run: Run, how: str, key: str) -> float | None:
 
 
 def _name_of_result(name: str, part: str) -> str:
-    """Return distances_cifar/fd_cifar as FD-cifar."""
+    """Return distances_classifier/fd_classifier as FD-classifier."""
     text, about = find_metric(part).label, name.split("_")[0]
     alone = part in ("exact", "bound") or about in ("distances", "precision", "cost", "class")
     return text if alone or text == about else f"{about}: {text}"

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from dgm.cli.parser import TRAINERS
 from tests.bad_inputs.case import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
-FAMILIES = ("ddpm", "gan", "vae", "flow")
+FAMILIES = tuple(TRAINERS.values())
 
 
 class World:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dgm.cli.families import FAMILIES
-from dgm.cli.parser import parse
+from dgm.cli.parser import TRAINERS, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "launch" / "configs").glob("*.yaml"))
@@ -27,7 +27,7 @@ def test_configuration_is_one_of_its_family_and_says_how_to_run_it(path: Path) -
     parse(FAMILIES[NAMES.get(name, name)].Config, "", ["--config", str(path)])
 
 
-@pytest.mark.parametrize("family", ["ddpm", "gan", "vae", "flow"])
+@pytest.mark.parametrize("family", TRAINERS.values())
 @pytest.mark.parametrize(
     ("data", "ending"), [("shapes", ""), ("cifar10", "_cifar10"), ("folder:x", "_cifar10")]
 )

@@ -107,15 +107,20 @@ def test_metrics_of_real_images_are_known(make: Callable, cache: Path):
     assert consistency["class_consistency"] == pytest.approx(accuracy)
     assert consistency["classifier_accuracy_on_real_test_images"] == pytest.approx(accuracy)
     assert 0 < accuracy < 1  # not trivial
-    far = found["distances_cifar"]
-    assert far["fd_cifar"] == pytest.approx(0, abs=1e-6) and far["num_real"] == 320
-    assert far["spread_over_seeds"]["fd_cifar"] == pytest.approx(0, abs=1e-6)
-    assert [own["score_cifar"] for own in far["by_seed"]] == [far["score_cifar"]] * 2
-    both = found["precision_recall_cifar"]
-    assert both["precision_cifar"] == both["recall_cifar"] == both["coverage_cifar"] == 1
-    various = found["diversity_cifar"]
-    assert various["diversity"] == pytest.approx(1) and various["least_coverage_of_a_class"] == 1
-    near = found["memorization_cifar"]
+    far = found["distances_classifier"]
+    assert far["fd_classifier"] == pytest.approx(0, abs=1e-6) and far["num_real"] == 320
+    assert far["spread_over_seeds"]["fd_classifier"] == pytest.approx(0, abs=1e-6)
+    assert [own["score_classifier"] for own in far["by_seed"]] == [far["score_classifier"]] * 2
+    both = found["precision_recall_classifier"]
+    assert (
+        both["precision_classifier"]
+        == both["recall_classifier"]
+        == both["coverage_classifier"]
+        == 1
+    )
+    various = found["diversity_classifier"]
+    assert various["diversity"] == pytest.approx(1) and various["min_coverage_of_a_class"] == 1
+    near = found["memorization_classifier"]
     assert near["distance_in_pixels"] == pytest.approx(0, abs=1e-4)
     assert (cache / near["sheet"]).is_file() and near["num_test"] == 320
 
@@ -140,9 +145,9 @@ def test_images_of_one_class_only_are_detected(make: Callable):
     family.rows = np.tile(family.rows[:1], (10, 1))  # circles, whatever the label
     found = compute_metrics(context, "diversity")[1]
     assert found["classes_are"] == "seen by the classifier"
-    assert max(found["share_by_class"].values()) > 0.5
-    assert sum(found["share_by_class"].values()) == pytest.approx(1)
-    assert found["least_coverage_of_a_class"] == 0
+    assert max(found["fraction_by_class"].values()) > 0.5
+    assert sum(found["fraction_by_class"].values()) == pytest.approx(1)
+    assert found["min_coverage_of_a_class"] == 0
 
 
 @pytest.mark.parametrize(

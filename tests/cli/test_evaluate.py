@@ -53,17 +53,17 @@ def test_runs_stand_side_by_side_and_metrics_add_up(
     done = run_warm(EVALUATE, *both, *options, "--seeds", 2)
     assert done.code == 0, done.stderr
     assert re.search(r"^ +diffusion +vae$", done.stdout, re.MULTILINE)
-    assert re.search(r"FD-cifar( +[\d.e,]+ ± \S+){2} ", done.stdout)
+    assert re.search(r"FD-classifier( +[\d.e,]+ ± \S+){2} ", done.stdout)
     found = [found_in(run) for run in both]
     assert "bits_per_dim" in found[1] and "loss_by_timestep" in found[0]
     error = found[1]["reconstruction"]
     assert 0 < error["rms_error_grey_levels"] < 255 and 0 < error["ssim"] < 1
     assert error["psnr_db"] == pytest.approx(20 * math.log10(255 / error["rms_error_grey_levels"]))
     for one in found:
-        far = one["distances_cifar"]
+        far = one["distances_classifier"]
         assert far["num_generated"] == 20 and far["num_seeds"] == 2 and far["against"] == "train"
-        seeds = [own["fd_cifar"] for own in far["by_seed"]]
-        assert far["fd_cifar"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
+        seeds = [own["fd_classifier"] for own in far["by_seed"]]
+        assert far["fd_classifier"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
     # Metrics of the same checkpoint stay.
     words = ["--metrics", "bits_per_dim_ode,cost", "--ode_steps", 8]

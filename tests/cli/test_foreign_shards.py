@@ -104,13 +104,13 @@ def test_classes_are_those_that_occur(
     found = json.loads((run / "evaluation.json").read_text())
     assert set(found["class_consistency"]["class_consistency_by_class"]) == {"3", "5", "7"}
     assert found["class_consistency"]["labels"] == "uniform"
-    for name in ("distances_cifar", "precision_recall_cifar"):
+    for name in ("distances_classifier", "precision_recall_classifier"):
         assert found[name]["labels"] == "by the training data's frequencies"
     assert "labels by the training data's frequencies" in done.stdout
     few = [word for word in words if word not in ("--num_images", 24)]
     done = run_warm(LAUNCH / "evaluate.py", run, *few, "--per_class", 8, "--metrics", "distances")
     assert done.code == 0, done.stderr
-    found = json.loads((run / "evaluation.json").read_text())["distances_cifar"]
+    found = json.loads((run / "evaluation.json").read_text())["distances_classifier"]
     assert found["labels"] == "uniform" and found["num_generated"] == 24
     done = run_warm(LAUNCH / "sample.py", run, "--classes", "7")
     assert done.code == 0, done.stderr

@@ -1,4 +1,4 @@
-"""FD-cifar is near 0 for real images, and rises with the strength of degradations."""
+"""FD-classifier is near 0 for real images, and rises with the strength of degradations."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Counting:
             flat = torch.from_numpy(images).flatten(1).float()
             return flat, flat[:, :2]
 
-        return FeatureExtractor("cifar", version, "none", forward, 5)
+        return FeatureExtractor("classifier", version, "none", forward, 5)
 
 
 def test_a_second_run_computes_none(engine: Engine, tmp_path: Path):

@@ -86,7 +86,14 @@ def test_a_missing_file_says_where_to_get_it(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         inception_features(tmp_path / "none.pth", CPU)
     message = str(caught.value)
-    for part in (f"{tmp_path}/none.pth", URL, SHA256, f"{SIZE:,}", "--weights", "--features cifar"):
+    for part in (
+        f"{tmp_path}/none.pth",
+        URL,
+        SHA256,
+        f"{SIZE:,}",
+        "--weights",
+        "--features classifier",
+    ):
         assert part in message
     assert "\n" not in message and SHA256.startswith(URL[-12:-4])
 

@@ -192,7 +192,7 @@ class Work:
         memory = loop["peak_gpu_gib"] or loop["peak_gib"]
         self.figures[f"{name}, images/s at {batch}"] = round(rate, 1)
         self.figures[f"{name}, GiB at {batch}"] = round(memory, 2)
-        shares = found["profile"].get("shares", [])
+        shares = found["profile"].get("fractions", [])
         longest = f"; longest {shares[0][0][:40]} {100 * shares[0][1]:.0f} %" if shares else ""
         return f"{rate:,.0f} images/s at {batch}, {memory:.2f} GiB{longest}"
 

@@ -81,7 +81,7 @@ def test_dry_run_keeps_its_budget_and_packs_its_results(
     assert "cifar" in (tmp_path / "all" / "training" / "config.yaml").read_text()
     assert not any("checkpoints" in name for name in names)
     ours = json.loads((tmp_path / "all" / "ours-16.json").read_text())["step"]
-    assert ours["loops"]["ours"]["images_per_s"][0] > 0 and ours["profile"]["shares"]
+    assert ours["loops"]["ours"]["images_per_s"][0] > 0 and ours["profile"]["fractions"]
     assert summary["figures"]["ours, images/s at 16"] > 0
     if peers == "done":
         assert summary["figures"]["lucidrains, images/s at 16"] > 0

@@ -146,7 +146,7 @@ def test_a_class_of_one_image_is_detected():
     assert found["diversity_by_class"]["b"] < 1e-6 and found["coverage_by_class"]["b"] < 0.2
     assert found["diversity_by_class"]["a"] == alike["diversity_by_class"]["a"]
     none = diversity_by_class(made[labels == 0], torch.zeros(100), real, labels, {0: "a", 1: "b"})
-    assert none["coverage_by_class"]["b"] == 0 and none["share_by_class"] == {"a": 1, "b": 0}
+    assert none["coverage_by_class"]["b"] == 0 and none["fraction_by_class"] == {"a": 1, "b": 0}
 
 
 def test_mean_pairwise_distance_is_the_mean_distance_of_pairs():

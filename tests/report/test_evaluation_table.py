@@ -10,13 +10,13 @@ from dgm.report.read_run import flatten_metrics
 FIRST = {
     "images_seen": 9600,
     "checkpoint": "0123abcd",
-    "distances_cifar": {
-        "features": "cifar",
+    "distances_classifier": {
+        "features": "classifier",
         "num_generated": 500,
-        "fd_cifar": 12.5,
-        "score_cifar": 3.5,
-        "spread_over_seeds": {"fd_cifar": 0.512},
-        "by_seed": [{"fd_cifar": 12.0}],
+        "fd_classifier": 12.5,
+        "score_classifier": 3.5,
+        "spread_over_seeds": {"fd_classifier": 0.512},
+        "by_seed": [{"fd_classifier": 12.0}],
     },
     "class_consistency": {
         "class_consistency": 0.5,
@@ -25,23 +25,23 @@ FIRST = {
 }
 SECOND = {
     "images_seen": 100,
-    "distances_cifar": {"features": "cifar", "num_generated": 20, "fd_cifar": 7},
+    "distances_classifier": {"features": "classifier", "num_generated": 20, "fd_classifier": 7},
 }
 
 
 def test_spread_stands_beside_the_mean():
-    assert format_with_spread("fd_cifar", FIRST["distances_cifar"]) == "12.5 ± 0.51"
-    assert format_with_spread("score_cifar", FIRST["distances_cifar"]) == "3.5"
+    assert format_with_spread("fd_classifier", FIRST["distances_classifier"]) == "12.5 ± 0.51"
+    assert format_with_spread("score_classifier", FIRST["distances_classifier"]) == "3.5"
 
 
 def test_runs_stand_side_by_side():
     lines = list(table({"first": FIRST, "a-run-with-a-long-name": SECOND}))
     assert lines[0].split() == ["first", "a-run-with-a-long-name"]
     assert lines[1].split() == ["images", "seen", "9,600", "100"]
-    assert "  features cifar" in lines  # the same for both, shown once
+    assert "  features classifier" in lines  # the same for both, shown once
     (counts,) = (line for line in lines if "num generated" in line)
     assert counts.split()[-2:] == ["500", "20"]
-    (far,) = (line for line in lines if "FD-cifar" in line)
+    (far,) = (line for line in lines if "FD-classifier" in line)
     assert far.split()[1:5] == ["12.5", "±", "0.51", "7"]
     (ring,) = (line for line in lines if "ring" in line)
     assert ring.split() == ["ring", "75.0", "%", "–"]
@@ -52,8 +52,8 @@ def test_runs_stand_side_by_side():
 def test_spreads_and_classes_are_not_flattened():
     names = [name for name, _ in flatten_metrics(FIRST)]
     assert names == [
-        "images_seen", "distances_cifar/num_generated", "distances_cifar/fd_cifar",
-        "distances_cifar/score_cifar", "class_consistency/class_consistency",
+        "images_seen", "distances_classifier/num_generated", "distances_classifier/fd_classifier",
+        "distances_classifier/score_classifier", "class_consistency/class_consistency",
     ]  # fmt: skip
 
 
@@ -72,10 +72,10 @@ def test_numbers_for_people() -> None:
 
 
 BETTER: dict[bool | None, str] = {
-    True: "class_consistency train/elbo measure/inception_score measure/score_cifar "
-    "measure/precision_cifar measure/recall_inception measure/coverage_cifar",
+    True: "class_consistency train/elbo measure/inception_score measure/score_classifier "
+    "measure/precision_classifier measure/recall_inception measure/coverage_classifier",
     False: "train/generator/loss eval/fd_classifier eval/bits_per_dim_bound bits_per_dim/exact "
-    "train/reconstruction_nll measure/fid measure/kid measure/fd_cifar measure/kd_cifar "
+    "train/reconstruction_nll measure/fid measure/kid measure/fd_classifier measure/kd_classifier "
     "measure/eps_mse",
     None: "train/kl train/discriminator/accuracy classifier_accuracy_on_real_test_images "
     "bits_per_dim/error reconstruction/active_latents num_generated measure/loss_error "

@@ -22,7 +22,7 @@ from dgm.report.hypothesis_check import (
 )
 from dgm.report.read_run import Run
 
-FD = parse_metric("distances_cifar/fd_cifar")
+FD = parse_metric("distances_classifier/fd_classifier")
 
 
 def value_of(run: Run, text: str) -> float | None:
@@ -32,7 +32,7 @@ def value_of(run: Run, text: str) -> float | None:
 def made(folder: Path, fd: float | None = None, **more: Any) -> Run:
     write_run(folder, [3.0, 1.0, 2.0, 2.5])
     if fd is not None:
-        found = {"distances_cifar": {"fd_cifar": fd, **more}}
+        found = {"distances_classifier": {"fd_classifier": fd, **more}}
         (folder / "evaluation.json").write_text(json.dumps(found))
     return opened(folder)
 
@@ -77,16 +77,16 @@ def test_an_unknown_metric_is_an_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "higher", "written"),
     [
-        (FD.key, "FD-cifar", False, "0.25 ± 0.12"),
+        (FD.key, "FD-classifier", False, "0.25 ± 0.12"),
         ("class_consistency/class_consistency", "class consistency", True, "25.0 % ± 12.5 %"),
         ("bits_per_dim/bound", "bits/dim, bound", False, "0.25 ± 0.12"),
-        ("diversity_cifar/diversity", "diversity", None, "0.25 ± 0.12"),
+        ("diversity_classifier/diversity", "diversity", None, "0.25 ± 0.12"),
         ("reconstruction/rms_error_grey_levels", "reconstruction: error in grey levels", False,
          "0.25 ± 0.12"),
         ("denoised 50/psnr_db_denoised", "PSNR, dB, denoised from 50 steps of noise", True,
          "0.25 ± 0.12"),
         ("min after train/loss", "min after train/loss", None, "25.0 % ± 12.5 %"),
-        (f"spread of {FD.key}", "spread over runs of FD-cifar", False, "25.0 % ± 12.5 %"),
+        (f"spread of {FD.key}", "spread over runs of FD-classifier", False, "25.0 % ± 12.5 %"),
         ("wall time", "wall time", False, "0.2 s ± 0.1 s"),
         ("images/s", "images/s", True, "0.25 ± 0.12"),
     ],
@@ -123,7 +123,7 @@ def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -
     assert spread is not None and spread.mean == pytest.approx(stdev([2.0, 4.0]) / 3)
     assert measure_group(groups["a"][:1], parse_metric(f"spread of {FD.key}")) is None
     # Of one run, the scatter over seeds of its images.
-    more = {"num_seeds": 4, "spread_over_seeds": {"fd_cifar": 1.0}}
+    more = {"num_seeds": 4, "spread_over_seeds": {"fd_classifier": 1.0}}
     one = {"a": [made(tmp_path / "c", 2.0, **more)], "b": [made(tmp_path / "d", 2.9)]}
     outcome = ("too close to tell", "a 2 ± 1, b 2.9 (1.45 times)")
     assert check_hypothesis(expects("b"), one) == outcome
@@ -131,12 +131,15 @@ def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -
 
 def test_the_best_is_named_with_its_values(tmp_path: Path) -> None:
     fds = {"a": 2.0, "b": 3.0, "c": 4.0}
-    groups = {name: [made(tmp_path / name, fd, score_cifar=fd)] for name, fd in fds.items()}
-    metrics = [FD, *map(parse_metric, ("final train/loss", "distances_cifar/score_cifar"))]
+    groups = {name: [made(tmp_path / name, fd, score_classifier=fd)] for name, fd in fds.items()}
+    metrics = [
+        FD,
+        *map(parse_metric, ("final train/loss", "distances_classifier/score_classifier")),
+    ]
     # a: 1 + 1 + 3, b: 2 + 1 + 2, c: 3 + 1 + 1: equal, and the first measure decides.
     sentences = name_best(groups, metrics)
     assert sentences[0].startswith("Best is a, by the sum of its ranks in 3 metrics (a 5, b 5, c 5")
-    assert sentences[1] == "In FD-cifar it is first: 2 against 3 of b."
+    assert sentences[1] == "In FD-classifier it is first: 2 against 3 of b."
     assert sentences[2] == "In final train/loss it equals b: 2.5 against 2.5 of b."
     assert sentences[3] == "In score-cifar it is third: 2 against 4 of c."
     assert name_best({**groups, "d": [made(tmp_path / "d")]}, metrics) == []

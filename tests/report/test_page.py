@@ -114,7 +114,7 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
             "spread_over_seeds": {"class_consistency": 0.0125},
             "by_seed": [{"class_consistency": 0.9625}, {"class_consistency": 0.9875}],
         },
-        "distances_cifar": {"fd_cifar": 12.5, "num_generated": 500},
+        "distances_classifier": {"fd_classifier": 12.5, "num_generated": 500},
         "bits_per_dim": {"bound": 3.25, "error": 0.0125},
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
@@ -122,7 +122,7 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
     text = text_of(folder)
     assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
-    assert "bits/dim, bound3.25" in text and "FD-cifar12.5" in text and "no FID" in text
+    assert "bits/dim, bound3.25" in text and "FD-classifier12.5" in text and "no FID" in text
     assert "0123abcd" not in text and "spread" not in text and "0.9625" not in text
 
 

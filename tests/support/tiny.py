@@ -7,28 +7,19 @@ from typing import Any
 
 import yaml
 
+from dgm.cli.parser import TRAINERS
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 BATCH = 16
 
-SCRIPTS = {
-    "diffusion": "train_ddpm.py",
-    "gan": "train_gan.py",
-    "vae": "train_vae.py",
-    "flow": "train_flow.py",
-}
+SCRIPTS = {section: f"train_{name}.py" for section, name in TRAINERS.items()}
 
 # The loss that represents a family.
-LOSS = {
-    "diffusion": "train/loss",
-    "gan": "train/discriminator/loss",
-    "vae": "train/loss",
-    "flow": "train/loss",
-}
+LOSS = dict.fromkeys(SCRIPTS, "train/loss") | {"gan": "train/discriminator/loss"}
 
 
 def _read(family: str) -> dict[str, Any]:
-    name = SCRIPTS[family].removeprefix("train_").removesuffix(".py")
-    return yaml.safe_load((LAUNCH / "configs" / f"{name}_tiny.yaml").read_text())
+    return yaml.safe_load((LAUNCH / "configs" / f"{TRAINERS[family]}_tiny.yaml").read_text())
 
 
 TINY: dict[str, dict[str, Any]] = {family: _read(family) for family in SCRIPTS}
