@@ -48,5 +48,5 @@ def test_sampling_shows_a_bar_on_a_terminal(
         assert terminal.wait() == 0, terminal.text
     finally:
         terminal.close()
-    assert "making images: " in terminal.text, terminal.text
+    assert "sampling: " in terminal.text, terminal.text
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.npz").exists()
