@@ -82,7 +82,7 @@ def _cache_fault(error: BaseException) -> str | None:
         return None
     return (
         f"the compiler's cache {cause.filename} cannot be written ({cause.strerror}): make it "
-        f"writable, or name another folder by {variable}"
+        f"writable, or set {variable} to another folder"
     )
 
 

@@ -121,21 +121,19 @@ def _reason_and_remedy(error: OSError | subprocess.CalledProcessError) -> str:
         # The first line may only name a function.
         reason = next((line for line in lines if "rror" in line), (lines or [str(error)])[0])
         if "temporary file" in str(error.stderr) or "No space left" in str(error.stderr):
-            return f"could not be compiled ({reason}): name another folder by TMPDIR, or free space"
-        return f"could not be compiled ({reason}): install a newer g++, or name a compiler by CXX"
+            return f"could not be compiled ({reason}): set TMPDIR to another folder, or free space"
+        return f"could not be compiled ({reason}): install a newer g++, or set CXX to a compiler"
     compiler = os.environ.get("CXX", "g++")
     if error.filename == compiler:
         return (
-            f"could not be compiled ({compiler}: {error.strerror}): install g++, or name a "
-            "compiler by CXX"
+            f"could not be compiled ({compiler}: {error.strerror}): install g++, or set CXX to a "
+            "compiler"
         )
     if error.errno is None:  # from the loader, for instance on a disk mounted noexec
-        return (
-            f"could not be loaded ({error}): name a cache folder on another disk by XDG_CACHE_HOME"
-        )
+        return f"could not be loaded ({error}): set XDG_CACHE_HOME to a folder on another disk"
     return (
         f"could not be kept, as the cache folder {_cache()} cannot be written "
-        f"({error.strerror}): make it writable, or name another by XDG_CACHE_HOME"
+        f"({error.strerror}): make it writable, or set XDG_CACHE_HOME to another"
     )
 
 
