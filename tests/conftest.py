@@ -17,8 +17,9 @@ import yaml
 from interpreted import mend_interpreter
 from optional import need
 from PIL import Image
-from processes import Result, Warm, kill_all, plain_environment
+from processes import free_port, kill_all
 from tiny import SCRIPTS, TINY
+from warm_processes import Result, Warm, plain_environment
 
 from dgm.training.engine import Engine
 from shards import shapes
@@ -33,14 +34,14 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
-DEEPSPEED = ("deepspeed.runtime.zero.muon.original_muon",)  # slow to import
+DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use one thread, as tests share the cores, and draw the same initial weights."""
+    """Compute on one thread, as tests share the cores, and draw the same initial weights."""
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for engines
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which an engine respects
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
@@ -49,7 +50,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Return an engine of one process, whatever launched the tests."""
+    """Return an engine of this process alone, whatever launched the tests."""
     for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     return Engine("no")
@@ -66,7 +67,7 @@ def kernel_device() -> str:
 
 @pytest.fixture(scope="session")
 def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write images of shapes, one folder per class."""
+    """Draw a class-folder tree of shapes."""
     root = tmp_path_factory.mktemp("pictures")
     for index in range(NUM_IMAGES):
         folder = root / shapes.CLASSES[index % len(shapes.CLASSES)]
@@ -112,9 +113,9 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 def start_script(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.Popen]:
-    """Return a function that starts `python WORDS`, or `accelerate launch WORDS` on processes.
+    """Return a starter of `python WORDS`, or of `accelerate launch WORDS` on several processes.
 
-    `engine` names a file of launch/configs/accelerate, `options` are further ones of the launcher.
+    `engine` names a file of launch/configs/accelerate, `options` are more of the launcher's.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
@@ -151,7 +152,7 @@ def start_script(
 
 @pytest.fixture(scope="session")
 def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., Result]:
-    """Return a function that runs what `start_script` starts, and kills it after a timeout."""
+    """Return a runner of what `start_script` starts; none of its processes outlives it."""
 
     def run(*words: object, timeout: float = 120, **options) -> Result:
         process = start_script(*words, **options)
@@ -167,16 +168,31 @@ def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., R
 
 
 @pytest.fixture(scope="session")
-def run_warm(
+def warm(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Result]]:
-    """Yield a function like `run_script` whose processes have imported torch already.
+) -> Iterator[Callable[..., Warm]]:
+    """Return a starter of processes that have imported torch and more, one for each list."""
+    started: list[Warm] = []
 
-    `zero` is a stage of ZeRO, see `zero_environment`. Of several exit codes the first that is not 0
-    is returned.
+    @functools.cache
+    def start(*modules: str) -> Warm:
+        started.append(Warm(tmp_path_factory.mktemp("warm"), user_environment, modules))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.fixture(scope="session")
+def run_warm(
+    warm: Callable[..., Warm], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Result]:
+    """Return a runner like `run_script` whose processes do not have to import torch.
+
+    `zero` is a stage of ZeRO, see `zero_environment`. The code is the first that is not 0, by rank.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    servers: dict[tuple[str, ...], Warm] = {}
 
     def run(
         *words: object,
@@ -186,21 +202,14 @@ def run_warm(
         zero: str | None = None,
         variables: dict[str, str] | None = None,
     ) -> Result:
-        variables = dict(variables or {})
-        modules: tuple[str, ...] = ()
         if zero is not None:
             need("deepspeed")
-            variables |= zero_environment(zero)
-            modules = DEEPSPEED
-        if modules not in servers:
-            folder = tmp_path_factory.mktemp("warm")
-            servers[modules] = Warm(folder, user_environment, modules)
+        variables = (variables or {}) | ({} if zero is None else zero_environment(zero))
         output = tmp_path_factory.mktemp("output")
-        return servers[modules].start(words, output, cwd, processes, variables).wait(timeout)
+        ready = warm(*([] if zero is None else DEEPSPEED))
+        return ready.start(words, output, cwd, processes, free_port(), variables).wait(timeout)
 
-    yield run
-    for server in servers.values():
-        server.close()
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +218,7 @@ def tiny_run(
     tiny_configs: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
-    """Return a function that returns a family's smallest run, trained on first use."""
+    """Return a function from a family to its smallest run, trained on first use."""
 
     @functools.cache
     def train(family: str) -> Path:
@@ -264,7 +273,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest tests; run tests of the cluster in one process."""
+    """Start with the longest tests; run those of the cluster in one process."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
@@ -273,7 +282,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    """Turn skips into failures in CI, where nothing may be missing."""
+    """Turn skips into failures where nothing may be missing."""
     report = yield
     if not hasattr(report, "wasxfail"):
         _refuse_skip(report)
@@ -282,7 +291,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Iterator[None]:
-    """Turn skipped files into failures, too."""
+    """Turn skipped files into failures too."""
     report = yield
     _refuse_skip(report)
     return report

@@ -93,8 +93,8 @@ def _keys(kind: type) -> dict[str, list[Row]]:
     for action in parser._actions:
         if action.default != argparse.SUPPRESS:  # of --help and of whole sections
             key = action.option_strings[0].removeprefix("--")
-            kind = getattr(action, "_typehint", None)
-            names = get_args(kind) if get_origin(kind) is Literal else ()
+            typehint = getattr(action, "_typehint", None)
+            names = get_args(typehint) if get_origin(typehint) is Literal else ()
             # Where the description does not name them.
             named = all(str(name) in (action.help or "") for name in names)
             choices = "" if named else f" One of {', '.join(map(str, names))}."

@@ -1,4 +1,4 @@
-"""Fifty steps of a family with any engine and their losses; the table of the drill."""
+"""Fifty steps of a family with any engine, and their losses."""
 
 from __future__ import annotations
 
@@ -61,31 +61,3 @@ def losses_alone(losses: Callable) -> Callable[..., list[float]]:
 def largest_difference() -> Callable[[list[float], list[float]], float]:
     """Return a function that returns the largest relative difference."""
     return lambda ours, theirs: max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a table of the faults that were created."""
-    reports: dict[tuple[str, str], list[pytest.TestReport]] = {}
-    for outcome in ("passed", "failed", "xfailed"):
-        for report in terminalreporter.getreports(outcome):
-            if fault := dict(report.user_properties).get("fault"):
-                reports.setdefault(tuple(fault), []).append(report)
-    if not reports:
-        return
-    terminalreporter.section("drill")
-    header = ("fault", "tried", "promise", "held", "images repeated, at most", "longest time, s")
-    rows, notes = [header, ("---",) * len(header)], []
-    for (name, promise), found in reports.items():
-        broken = sum(report.failed for report in found)
-        held = f"broken {broken} times" if broken else "yes"
-        if found[0].skipped:  # as pytest calls an xfail
-            held = f"not possible here: {found[0].wasxfail}"
-        properties = [dict(report.user_properties) for report in found]
-        outcomes = [each["outcome"] for each in properties if "outcome" in each]
-        images, seconds, note = zip(*outcomes, strict=True) if outcomes else ([0], [0], [""])
-        rows.append((name, len(found), promise, held, max(images), f"{max(seconds):.1f}"))
-        notes += [f"{name}: {each}" for each in dict.fromkeys(note) if each]
-    for row in rows:
-        terminalreporter.write_line(f"| {' | '.join(map(str, row))} |")
-    for line in notes:
-        terminalreporter.write_line(line)

@@ -54,3 +54,11 @@ def assert_same_tensors(run: Path, other: Path) -> None:
         ours = run / "checkpoints" / newest.name / name
         assert ours.exists(), f"{ours} is missing"
         assert filecmp.cmp(ours, newest / name, shallow=False), f"{ours}: other bytes"
+
+
+def num_logged(run: Path) -> int:
+    """Count the lines of the log, which may be being written."""
+    try:
+        return len(metrics(run))
+    except (OSError, ValueError):  # not yet there, or half a line
+        return 0

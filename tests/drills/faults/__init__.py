@@ -1,5 +1,29 @@
-"""The faults of the drill."""
+"""The faults that the drill makes."""
 
-from tests.drills.faults import damage, kills, machine, sweeps
+from tests.drills.faults import (
+    builds,
+    clock,
+    damage,
+    data,
+    disks,
+    kills,
+    numbers,
+    processes,
+    soak,
+    surroundings,
+    sweeps,
+)
 
-FAULTS = (*kills.FAULTS, *sweeps.FAULTS, *damage.FAULTS, *machine.FAULTS)
+FAULTS = (
+    *kills.FAULTS,
+    *builds.FAULTS,
+    *sweeps.FAULTS,
+    *disks.FAULTS,
+    *damage.FAULTS,
+    *processes.FAULTS,
+    *clock.FAULTS,
+    *data.FAULTS,
+    *numbers.FAULTS,
+    *surroundings.FAULTS,
+    *soak.FAULTS,
+)

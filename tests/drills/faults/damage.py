@@ -1,122 +1,125 @@
-"""A flipped bit or a truncated file: named, and never trained on."""
+"""A bit flipped, or bytes cut, in each kind of file: named, and never trained on."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from tests.drills.disturb import cut, flip
 from tests.drills.lab import SAVE_EVERY, STEPS, Fault, Lab, Outcome
-from tests.drills.run_contents import TENSORS, assert_same_tensors, is_whole, metrics
+from tests.drills.run_contents import TENSORS, is_whole, metrics
 from tests.support.tiny import BATCH
 
-NEWEST = 20  # steps of the damaged run
+NEWEST = 20  # steps: what is damaged was left by a run that had four to go
 
 
 def damage(path: Path, random: Random, number: int) -> str:
-    """Flip a bit, or truncate the file in every other attempt; describe the damage."""
-    content = bytearray(path.read_bytes())
-    at, bit = random.randrange(len(content)), random.randrange(8)
-    if number % 2:
-        os.truncate(path, at)
-        return f"{path.name} cut to {at} of {len(content)} bytes"
-    content[at] ^= 1 << bit
-    path.write_bytes(content)
-    return f"bit {bit} of byte {at} of {path.name}"
+    """Flip a bit and cut bytes in turn."""
+    return (flip if number % 2 == 0 else cut)(path, random)
 
 
-def shards(pattern: str) -> Callable[[Lab, Random, int], Outcome]:
-    """Return an attempt of damage to a file of the shards."""
+def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int], Outcome]:
+    """Make a try of damage to a file of the shards."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
-        run = lab.copy_up_to(NEWEST)
+        run = lab.copy(NEWEST)
         own = run.parent / "shards"
         shutil.copytree(lab.shards, own)
-        path = random.choice(sorted(own.glob(pattern)))
+        path = pick(own, random)
         what = damage(path, random, number)
         result = lab.run(run, f"--data.shards={own}")
         took_s = lab.took_s
-        # A bit of the index that does not concern the images may have no effect.
+        # A bit of the index that says nothing of the images may leave the run as it was.
         if result.code == 0 and path.suffix == ".json":
-            lab.check_same(run)
+            lab.expect_same(run)
             return Outcome(0, took_s, f"harmless: {what}")
-        lab.check_mistake(result, str(own))
-        assert len(metrics(run)) == NEWEST, f"it trained on {what}"
+        lab.expect_mistake(result, str(own))
+        lab.expect(len(metrics(run)) == NEWEST, f"it trained on {what}")
         named = path.name in result.stderr or path.suffix == ".json"
-        assert named, f"{path.name} is not named after {what}: {result.stderr}"
-        again = lab.check_and_resume(run, f"--data.shards={lab.shards}")
-        return Outcome(again.images_repeated, took_s)
+        lab.expect(named, f"{path.name} is not named after {what}: {result.stderr}")
+        again = lab.check_and_continue(run, f"--data.shards={lab.shards}")
+        return Outcome(again.images_lost, took_s)
 
     return attempt
 
 
-def checkpoint_file(name: str) -> Callable[[Lab, Random, int], Outcome]:
-    """Return an attempt of damage to a file of the newest checkpoint."""
+def part(name: str) -> Callable[[Lab, Random, int], Outcome]:
+    """Make a try of damage to a file of the newest checkpoint."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
-        run = lab.copy_up_to(NEWEST)
+        run = lab.copy(NEWEST)
         newest = run / "checkpoints" / f"{NEWEST * BATCH:09d}"
         what = damage(newest / name, random, number)
-        whole = is_whole(newest)  # white space of the manifest
+        whole = is_whole(newest)  # a bit of white space in the manifest
         result = lab.run(run)
-        assert result.code == 0, f"after {what} it ended with {result.code}"
+        lab.expect(result.code == 0, f"after {what} it ended with {result.code}")
         named = f"warning: checkpoint {newest} is skipped" in result.stderr
-        assert named != whole, f"{newest} with {what}: {result.stderr}"
-        lab.check_same(run)
+        lab.expect(named != whole, f"{newest} with {what}: {result.stderr}")
+        lab.expect_same(run)
         return Outcome(0 if whole else SAVE_EVERY * BATCH, lab.took_s)
 
     return attempt
 
 
 def log(lab: Lab, random: Random, number: int) -> Outcome:
-    run = lab.copy_up_to(NEWEST)
+    """Damage the log: no step twice, and lines that are lost are told."""
+    run = lab.copy(NEWEST)
     path = run / "metrics.jsonl"
     what = damage(path, random, number)
     result = lab.run(run)
-    assert result.code == 0, f"after {what} it ended with {result.code}"
-    assert_same_tensors(run, lab.undisturbed_run)
+    lab.expect(result.code == 0, f"after {what} it ended with {result.code}")
+    lab.expect_same_tensors(run)
     steps = [line["step"] for line in metrics(run)]
-    assert steps == sorted(set(steps)), f"after {what}, the log has the steps {steps}"
+    lab.expect(steps == sorted(set(steps)), f"after {what}, the log has the steps {steps}")
     lost = STEPS - len(steps)
-    reported = "metrics.jsonl" in result.stderr
-    assert lost == 0 or reported, f"after {what}, {lost} lost lines are not reported"
+    told = "metrics.jsonl" in result.stderr
+    lab.expect(lost == 0 or told, f"after {what}, {lost} lines are lost, and nobody is told")
     lab.check_run(run)
     return Outcome(0, lab.took_s)
 
 
-def description(name: str) -> Callable[[Lab, Random, int], Outcome]:
-    """Return an attempt of damage to the configuration or environment of a run."""
+def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
+    """Make a try of damage to what a run folder says of the run."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
-        run = lab.copy_up_to(NEWEST)
+        run = lab.copy(NEWEST)
         path = run / name
         before = path.read_bytes()
         what = damage(path, random, number)
         result = lab.run(run)
         took_s = lab.took_s
         if result.code != 0:
-            lab.check_mistake(result, str(run))
+            lab.expect_mistake(result, str(run))
             path.write_bytes(before)
-            return Outcome(lab.check_and_resume(run).images_repeated, took_s)
-        lab.check_same(run)
+            return Outcome(lab.check_and_continue(run).images_lost, took_s)
+        lab.expect_same(run)
+        if path.suffix == ".json":
+            json.loads(path.read_text())
         lab.check_run(run)
         return Outcome(0, took_s, f"harmless: {what}")
 
     return attempt
 
 
-_SKIPPED = "named, skipped, same bytes"
-_OR_SAME = "named, or same bytes"
+def a_tar(folder: Path, random: Random) -> Path:
+    return random.choice(sorted(folder.glob("*.tar")))
+
+
+_PASSED_OVER = "named, passed over, same bytes"
+_NAMED = "named, not trained on"
 FAULTS = (
-    Fault("damaged shard", "named, not used", 2, 10, shards("*.tar")),
-    Fault("damaged index.json", _OR_SAME, 2, 10, shards("index.json")),
+    Fault("damaged shard", _NAMED, 2, 10, shards(a_tar)),
+    Fault(
+        "damaged index.json", "named, or same bytes", 2, 10, shards(lambda p, _: p / "index.json")
+    ),
     *(
-        Fault(f"damaged {name} of a checkpoint", _SKIPPED, 2, 10, checkpoint_file(name))
+        Fault(f"damaged {name} of a checkpoint", _PASSED_OVER, 2, 10, part(name))
         for name in (*TENSORS, "state.json", "manifest.json")
     ),
-    Fault("damaged metrics.jsonl", "lost lines are reported, same bytes", 2, 10, log),
-    Fault("damaged config.yaml", _OR_SAME, 2, 10, description("config.yaml")),
-    Fault("damaged environment.json", "same bytes", 2, 10, description("environment.json")),
+    Fault("damaged metrics.jsonl", "lost lines are told, same bytes", 2, 10, log),
+    Fault("damaged config.yaml", "named, or same bytes", 2, 10, settings("config.yaml")),
+    Fault("damaged environment.json", "same bytes", 2, 10, settings("environment.json")),
 )

@@ -1,4 +1,4 @@
-"""SIGKILL while a sweep is submitted with --cluster local."""
+"""Killed in the middle of submitting a sweep, which this machine runs itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -13,14 +14,19 @@ import psutil
 import yaml
 
 from dgm.training.checkpoint import find_fault
-from tests.drills.lab import PATIENCE_S, STEPS, Fault, Lab, Outcome
+from tests.drills.lab import PATIENCE_S, STEPS, BrokenPromise, Fault, Lab, Outcome
 from tests.support.tiny import BATCH, LAUNCH, TINY
 
 LR = TINY["diffusion"]["optim"]["lr"]  # so that the first set is the undisturbed run
 SETS = {"first": {"optim.lr": LR}, "second": {"optim.lr": LR / 2}}
-# The submission is killed when a file appears.
+
+
+def appears(base: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(base.glob(pattern))
+
+
 POINTS = (
-    "slurm/*/configs/second.yaml",  # everything is written, nothing started
+    "slurm/*/configs/second.yaml",  # all is written, nothing started
     "first/slurm/job.json",  # the first was started
     "slurm/*/code/launch",  # code is being copied
     "first/config.yaml",  # the first trains
@@ -31,61 +37,80 @@ POINTS = (
 )
 
 
-def submit(lab: Lab, base: Path) -> subprocess.Popen:
-    """Start `python -m slurm.submit` of the sweep."""
-    sweep = lab.folder / "sweep.yaml"
-    sweep.write_text(yaml.safe_dump({"sets": SETS}))
-    words: list[object] = [LAUNCH / "train_ddpm.py", "--config", lab.config, "--cluster", "local"]
-    words += ["--max-parallel", "2", "--sweep", sweep]
-    words += ["--accelerate-config", LAUNCH.parent / "accelerate_config.yaml"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "slurm.submit", *map(str, words), "--", "--run.dir", str(base)],
-        env=lab.environment,
-        cwd=lab.elsewhere,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lab.running[process] = time.monotonic()
-    return process
+class Submitter:
+    """`python -m slurm.submit` of the sweep, as a user starts it."""
+
+    def __init__(self, lab: Lab, base: Path):
+        self.lab, self.base = lab, base
+        sweep = lab.folder / "sweep.yaml"
+        sweep.write_text(yaml.safe_dump({"sets": SETS}))
+        script = LAUNCH / "train_ddpm.py"
+        options: list[object] = ["--cluster", "local", "--max-parallel", "2", "--sweep", sweep]
+        options += ["--accelerate-config", LAUNCH.parent / "accelerate_config.yaml"]
+        words = [script, "--config", lab.config, *options, "--", "--run.dir", base]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "slurm.submit", *map(str, words)],
+            env={**lab.environment, "PYTHONPATH": str(LAUNCH.parent)},
+            cwd=lab.elsewhere,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        lab.running[self.process] = time.monotonic()  # ends with the drill
+
+    def kill_when(self, condition: Callable[[], bool]) -> float:
+        """Kill it alone as soon as a condition holds; say when."""
+        while self.process.poll() is None and not condition():
+            time.sleep(0.001)
+        self.process.kill()
+        self.process.wait()
+        del self.lab.running[self.process]
+        return time.monotonic()
+
+    def end(self) -> int:
+        """Wait for its end."""
+        try:
+            self.lab.output, _ = self.process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise BrokenPromise(f"submitting hangs: no end within {PATIENCE_S:.0f} s") from None
+        finally:
+            del self.lab.running[self.process]
+        return self.process.returncode
 
 
-def wait_for_jobs(base: Path) -> None:
-    """Wait for the jobs that outlive a killed submission."""
+def until_orphans_end(base: Path) -> None:
+    """Wait for the jobs that outlived who submitted them."""
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE_S:
         lines = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
         if not any(str(base) in word for line in lines for word in line):
             return
         time.sleep(0.1)
-    raise AssertionError("the jobs of a killed submission hang")
+    raise BrokenPromise("jobs hang after who submitted them was killed")
 
 
 def kill(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill the submission at a point; the same command then completes it."""
+    """Kill who submits at a point; the same command then does it all."""
     base = lab.new("sweep")
-    killed = submit(lab, base)
-    while killed.poll() is None and not any(base.glob(POINTS[number % len(POINTS)])):
-        time.sleep(0.001)
-    lab.clear()
-    killed.wait()
-    began = time.monotonic()
-    wait_for_jobs(base)
+    began = Submitter(lab, base).kill_when(appears(base, POINTS[number % len(POINTS)]))
+    until_orphans_end(base)
     seconds = time.monotonic() - began
     for name in SETS:
         lab.check_run(base / name)
     for path in base.rglob("job.json"):
         json.loads(path.read_text())
-    again = submit(lab, base)
-    lab.output, _ = again.communicate(timeout=PATIENCE_S)
-    del lab.running[again]
-    assert again.returncode == 0, f"submitting again ended with {again.returncode}"
-    lab.check_same(base / "first")
+    code = Submitter(lab, base).end()
+    lab.expect(code == 0, f"submitting again ended with {code}")
+    lab.expect_same(base / "first")
     last = base / "second" / "checkpoints" / f"{STEPS * BATCH:09d}"
-    assert find_fault(last) is None, f"{last}: {find_fault(last)}"
+    lab.expect(find_fault(last) is None, f"{last}: {find_fault(last)}")
     return Outcome(0, seconds)
 
 
-_SAME = "the same command does it all, same bytes"
-FAULTS = (Fault("SIGKILL in a sweep's submission", _SAME, 1, 8, kill),)
+FAULTS = (
+    Fault(
+        "SIGKILL in a sweep's submission", "the same command does it all, same bytes", 1, 8, kill
+    ),
+)

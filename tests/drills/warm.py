@@ -1,12 +1,12 @@
-"""Start scripts in processes that have imported torch (and MODULEs) already: 1 s instead of 6 s.
+"""Start scripts in processes that have imported torch (and MODULEs) already: a second, not six.
 
     python warm.py SOCKET [MODULE ...]
 
-Each connection requests one script by a line of JSON: `words` (path and arguments), `processes`,
-`cwd`, more `environment`, and the files `stdout` and `stderr`. This process is forked for each
-process of the script. The first answer has their `pids` and process `group`, the second their exit
-codes, negative after a signal. Several processes get the variables that torchrun sets, and as with
-torchrun the first one that fails ends the others.
+Each connection asks for one script in a line of JSON: `words` (path and arguments), `processes`,
+`cwd`, more `environment`, and files for `stdout` and `stderr`. A copy of this process is forked for
+each process of the script. A first answer gives their `pids` and their `group`, a second their exit
+codes, negative where a signal ended one. Several processes find each other by the variables that
+torchrun sets, and as with torchrun the first that fails `takes_down` the others, if it is asked to.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import torch._dynamo
-import torch._inductor.cudagraph_trees  # which every run needs
+import torch._inductor.cudagraph_trees  # which every run asks for
 import torch.utils.tensorboard  # noqa: F401
 
 import dgm.cli.train_ddpm  # noqa: F401
 
 
 def serve(path: str) -> None:
-    """Answer connections until killed, each in its own fork."""
-    gc.freeze()  # a collection in a fork would copy every page that it reads
+    """Answer connections until killed, each in a fork of its own."""
+    gc.freeze()  # a collection in a fork would copy every page that it looks at
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}.new")
         server.listen()
-        os.rename(f"{path}.new", path)  # once it exists it accepts connections
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
+        os.rename(f"{path}.new", path)  # who sees it can connect
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
         while True:
             connection, _ = server.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
-                with contextlib.suppress(BrokenPipeError):  # the client is gone
+                with contextlib.suppress(BrokenPipeError):  # who asked is gone
                     answer(connection)
                 os._exit(1)
             connection.close()
@@ -74,7 +74,7 @@ def answer(connection: socket.socket) -> None:
             child, status = os.wait()
             rank = running.pop(child)
             codes[rank] = os.waitstatus_to_exitcode(status)
-            if codes[rank] != 0:
+            if codes[rank] != 0 and request["takes_down"]:
                 for other in running:
                     os.kill(other, signal.SIGTERM)
         stream.write(json.dumps(codes) + "\n")
@@ -83,7 +83,7 @@ def answer(connection: socket.socket) -> None:
 
 
 def become(request: dict[str, Any], rank: int) -> NoReturn:
-    """Run the script as a new Python process would."""
+    """Run the script as if Python had just been started with these words."""
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(name, flags), number)
@@ -104,7 +104,7 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # A regular exit would spend more time on unloading torch than most scripts take.
+    # Taking all of torch apart would cost more time than most of these scripts.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
