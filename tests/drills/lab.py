@@ -182,11 +182,11 @@ class Lab:
         warm: Warm | None = None,
     ) -> Running:
         """Start `python WORDS`."""
-        said = self.folder / "said" / f"{next(self.numbers):04d}"
-        said.mkdir(parents=True)
+        output = self.folder / "output" / f"{next(self.numbers):04d}"
+        output.mkdir(parents=True)
         port = free_port() if processes > 1 else 0
         running = (warm or self.once("warm", lambda: self.new_warm({}))).start(
-            words, said, self.elsewhere, processes, port, takes_down=takes_down
+            words, output, self.elsewhere, processes, port, takes_down=takes_down
         )
         self.running[running] = time.monotonic()
         return running
@@ -197,7 +197,7 @@ class Lab:
         try:
             result = running.wait(patience)
         except TimeoutError:
-            self.output = (running.said / "stderr").read_text()
+            self.output = (running.output / "stderr").read_text()
             raise BrokenPromise(f"it hangs: no end within {patience:.0f} s") from None
         self.output, self.took_s = f"{result.stdout}{result.stderr}", time.monotonic() - began
         return result
