@@ -15,7 +15,7 @@ ARGS ?=
 SCALE ?= small
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup train exercises test long drill check bench cluster-up cluster-down clean
+.PHONY: setup train exercises test slow long drill check bench cluster-up cluster-down clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ exercises: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+# What `make check` leaves out, for .ci/run: no test runs twice.
+slow: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or long"
 
 # What takes a minute each: every engine with every family, more faults, benchmarks from end to end.
 long: setup

@@ -110,6 +110,8 @@ def test_setup_srun_and_python_of_a_profile(cluster: Cluster, tmp_path: Path) ->
     until(lambda: run.history()[-1]["event"] == "end", 60, run.log.read_text())
     assert run.history()[-1]["verdict"] == "stopped"
     assert run.images_saved() == run.metrics()[-1]["images_seen"]
+    # A job that is cancelled just before it asks to be requeued would begin again.
+    cluster.wait(run, "requeued")
     slurm_cli.cancel([cluster.job(run)])
 
 
