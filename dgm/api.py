@@ -165,7 +165,7 @@ def train(
     same call resumes it.
     """
     if family not in _FAMILY_NAMES:
-        raise UserError(f"family is {family}: choose of ddpm, gan, vae, flow")
+        raise UserError(f"family is {family}: choose from ddpm, gan, vae, flow")
     module = FAMILIES[_FAMILY_NAMES[family]]
     chosen = {"run.dir": str(Path(out).expanduser()), **keys}
     if images is not None:

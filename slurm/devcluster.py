@@ -90,7 +90,7 @@ class DevCluster:
         return {"SLURM_CONF": str(self.config)}
 
     def up(self) -> None:
-        """Start all daemons and wait until the four nodes are idle; raise UserError."""
+        """Start all daemons and wait until the four nodes are idle, else raise UserError."""
         missing = missing_daemons()
         if missing:
             raise UserError(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")

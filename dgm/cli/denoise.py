@@ -47,7 +47,7 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     add_study_options(parser, "run folder of a diffusion model", "denoised")
-    parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
+    parser.add_argument("--steps", default="50,10,5", help="noising steps, comma-separated")
     parser.add_argument("--num_images", type=int, default=200, help="test images to evaluate")
     parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
     parser.add_argument(

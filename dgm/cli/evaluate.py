@@ -45,7 +45,8 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=path_word, help="run folders")
-    add("--metrics", help=f"of {', '.join(METRIC_GROUPS)}, with commas; default by run")
+    known = ", ".join(METRIC_GROUPS)
+    add("--metrics", help=f"comma-separated, of {known}; default by family")
     add(
         "--features",
         choices=["cifar", "inception"],
@@ -73,8 +74,8 @@ def make_parser() -> ArgumentParser:
         default=0.01,
         help="largest discretisation error of bits_per_dim_ode, bits per dimension",
     )
-    add("--epochs", type=int, help="of the classifier; default until 20,000 images")
-    add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
+    add("--epochs", type=int, help="of the classifier; default: as many as show it 20,000 images")
+    add("--seed", type=int, default=1, help="of the classifier and of the first of --seeds")
     add("--test_shards", type=path_word, help="test images; default as the run's source")
     return parser  # fmt: skip
 

@@ -80,12 +80,12 @@ def make_parser() -> ArgumentParser:
     add_study_options(parser, "run folder", "explored")
     for name, values in VALUES.items():
         families = " or ".join(family for family, names in VARIED.items() if name in names)
-        parser.add_argument(f"--{name}", help=f"values to try of a {families}; default {values}")
+        parser.add_argument(f"--{name}", help=f"values to try ({families} runs); default {values}")
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument(
         "--path", choices=["sphere", "line"],
-        help="of the interpolation; default sphere, of a flow line",
+        help="path of the interpolation; default: line for a flow, else sphere",
     )  # fmt: skip
     parser.add_argument("--num_images", type=int, default=200, help="at each setting")
     parser.add_argument("--num_pairs", type=int, default=8, help="rows of the interpolation")

@@ -29,13 +29,13 @@ _PUBLISHED = {name: options for options, names in _OPTIONS_OF.items() for name i
 
 
 def choose_metrics(context: EvalContext) -> list[str]:
-    """Return the metrics of --metrics, or those that the run supports.
+    """Return the metrics of --metrics, or by default those that suit the run's family.
 
-    Raise UserError for a metric that it does not support, or for too few images.
+    Raise UserError for a metric that the run does not support, or for too few images.
     """
     trained, text = context.trained, context.options.metrics
     if text is None:
-        # A diffusion model's bounds take a pass through the net for each timestep, and more.
+        # A diffusion model's bounds take at least one pass through the net per timestep.
         by_family = {
             "diffusion": ["loss_by_timestep"], "gan": [], "vae": ["reconstruction", "bits_per_dim"],
         }  # fmt: skip
@@ -88,7 +88,7 @@ def suggest_metric(name: str) -> str:
     """Return the remedy for an unknown name."""
     if options := _PUBLISHED.get(name.lower().replace("-", "_")):
         return f"give {options}"
-    return f"{did_you_mean(name, METRIC_GROUPS)}choose of {', '.join(METRIC_GROUPS)}"
+    return f"{did_you_mean(name, METRIC_GROUPS)}choose from {', '.join(METRIC_GROUPS)}"
 
 
 def refuse_published_names(words: list[str]) -> None:
@@ -108,7 +108,7 @@ def _check_family(context: EvalContext, name: str) -> None:
     family, own = METRIC_GROUPS[name].family, context.trained.family
     if family in (None, own):
         return
-    lacks = {"diffusion": "timesteps", "vae": "encoder whose means are decoded again"}[family]
+    lacks = {"diffusion": "timesteps", "vae": "encoder to reconstruct images with"}[family]
     names = [other for other, group in METRIC_GROUPS.items() if group.family == family]
     raise UserError(
         f"{context.folder} holds a {own} run, which has no {lacks}: "

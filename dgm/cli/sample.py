@@ -80,7 +80,7 @@ def choose_classes(trained: TrainedRun, text: str | None) -> list[int]:
         else:
             hint = did_you_mean(word, trained.classes)
             raise UserError(
-                f"--classes names '{word}', which the run does not know: {hint}choose of "
+                f"--classes names '{word}', which the run does not know: {hint}choose from "
                 f"{', '.join(trained.classes)}"
             )
     return labels

@@ -154,7 +154,7 @@ EXERCISES = "python launch/exercises.py"
 EXERCISING = [
     Case(f"{EXERCISES} --only week9", "--only names", "'week9'", "week1_gan"),
     Case(f"{EXERCISES} --only ''", "--only is", "''", "leave it out"),
-    Case(f"{EXERCISES} --scale gigantic", "scale", "gigantic", "choose of small"),
+    Case(f"{EXERCISES} --scale gigantic", "scale", "gigantic", "choose from small"),
     Case(f"{EXERCISES} --data mnist", "source", "'mnist'", "choose cifar10"),
     Case(f"{EXERCISES} --data folder:nowhere", "nowhere", "does not exist", "folder per class"),
     Case(f"{EXERCISES} --parallel 0", "--parallel is", "0", "1 to 1024"),

@@ -29,7 +29,7 @@ def main() -> int:
     for name in options.only.split(","):
         if not any(fault.name.startswith(name) for fault in FAULTS):
             known = ", ".join(fault.name for fault in FAULTS)
-            raise SystemExit(f"error: --only {name} is no fault: choose of {known}")
+            raise SystemExit(f"error: --only {name} is no fault: choose from {known}")
     os.environ["DGM_DRILL"] = "short" if options.short else "long"
     os.environ |= {"DGM_DRILL_ONLY": options.only, "DGM_DRILL_SEED": str(options.seed)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that disks are unmounted
