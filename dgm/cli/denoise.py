@@ -52,10 +52,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
     parser.add_argument(
         "--evaluations", type=int, default=50,
-        help="of the net for an image, at most; fewer than the steps skip some of them",
+        help="maximum network evaluations per image; fewer than --steps skips some of them",
     )  # fmt: skip
     parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
-    parser.add_argument("--guidance", type=float, default=1.0, help="to the class; 1 is none")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1 is none"
+    )
     return parser
 
 
