@@ -52,7 +52,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
     parser.add_argument(
         "--evaluations", type=int, default=50,
-        help="maximum network evaluations per image; fewer than --steps skips some of them",
+        help="maximum network evaluations per image; with fewer than --steps, some are skipped",
     )  # fmt: skip
     parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
     parser.add_argument(

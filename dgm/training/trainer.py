@@ -226,7 +226,7 @@ class Trainer:
         return every > 0 and self.images_seen // every > before // every
 
     def restore(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one."""
+        """Continue from the newest intact checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
         found = self.engine.on_main(lambda: checkpoint.take_over(folder, self.check_data))
         if found is None:

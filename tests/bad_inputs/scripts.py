@@ -23,7 +23,7 @@ SAMPLING = [
     Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
          needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
-    Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
+    Case(f"{SAMPLE} young", "young", "no complete checkpoint", "train it first",
          copied("runs/ddpm", "young", lambda run: shutil.rmtree(run / "checkpoints")),
          needs="runs/ddpm"),
     Case(f"{SAMPLE} hurt --checkpoint 32", "hurt/checkpoints", "cannot be used", "choose another",
