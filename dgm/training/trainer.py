@@ -198,7 +198,7 @@ class Trainer:
             recorded.fill(now)
         output = recorded.run(now)
         if output is None:
-            self.graphs = None  # for good, with what was recorded
+            self.graphs = None  # runs eagerly from now on; frees the recorded graphs
         return output
 
     def record_steps(self, recorder: CudaRecorder) -> None:
