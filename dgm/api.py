@@ -78,7 +78,7 @@ class Run:
         labels: classes [N]; None cycles through all classes. seed: image k depends only on the
         seed, k and its label. knobs: options of `sample.*`, such as steps, guidance, sampler, eta
         (of a diffusion model) or temperature (of the other families), and batch.
-        Raise ValueError for a label or a knob that the run does not have.
+        Raise ValueError for a label or an option that the run does not have.
         """
         given = [k % len(self.classes) for k in range(num_images)] if labels is None else labels
         if len(given) != num_images or not all(0 <= k < len(self.classes) for k in given):
@@ -88,7 +88,9 @@ class Run:
             )
         known = vars(self.objective.sample_config)
         for name in knobs.keys() - known.keys():
-            raise UserError(f"{name} is no knob of a {self.family} run: it has {', '.join(known)}")
+            raise UserError(
+                f"{name} is no option of a {self.family} run: choose from {', '.join(known)}"
+            )
         with contextlib.closing(start_engine("no")) as engine:
             samples = sample_distributed(
                 engine, self.objective, self.model, torch.arange(num_images), torch.tensor(given),
@@ -166,7 +168,7 @@ def train(
     """
     section = _SECTIONS.get(family, family)
     if section not in FAMILIES:
-        raise UserError(f"family is {family}: choose one of {', '.join(_SECTIONS)}")
+        raise UserError(f"family is {family}: choose from {', '.join(_SECTIONS)}")
     module = FAMILIES[section]
     chosen = {"run.dir": str(Path(out).expanduser()), **keys}
     if images is not None:

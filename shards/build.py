@@ -298,13 +298,13 @@ def make_parser() -> Parser:
     parser.add_argument("--image-format", default="npy", help=" or ".join(IMAGE_FORMATS))
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="images per tar")
     parser.add_argument("--resize", type=int, help="crop and resize images to this side length")
-    parser.add_argument("--seed", type=int, default=0, help="of the built-in shapes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the built-in shapes")
     parser.add_argument(
         "--background", default="white", help="under transparent images: white, black or R,G,B"
     )
     parser.add_argument(
         "--holdout", type=float, default=0.0,
-        help="fraction of a folder without test images that is the test split, chosen by name",
+        help="fraction to hold out as test split, by file name, if a folder has no test images",
     )  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true", help="leave damaged images out")
     return parser

@@ -302,12 +302,12 @@ def _check_held_out(
 ) -> None:
     """Raise UserError where a class has no train image left, or where nothing is held out."""
     if split == "test" and not found:
-        raise UserError(f"holdout is {holdout}, which holds no image of {root} out; raise it")
+        raise UserError(f"holdout is {holdout}, which holds out no image of {root}; raise it")
     missing = set(range(len(classes))) - {file.label for file in found}
     if split == "train" and missing:
         raise UserError(
-            f"holdout is {holdout}, which leaves class {printable(classes[min(missing)])} of "
-            f"{root} no train image; lower it"
+            f"holdout is {holdout}, which leaves class {printable(classes[min(missing)])} "
+            f"of {root} without a train image; lower it"
         )
 
 

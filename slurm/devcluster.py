@@ -90,7 +90,7 @@ class DevCluster:
         return {"SLURM_CONF": str(self.config)}
 
     def up(self) -> None:
-        """Start all daemons and wait until the four nodes are idle; raise UserError."""
+        """Start all daemons and wait until the four nodes are idle, else raise UserError."""
         missing = missing_daemons()
         if missing:
             raise UserError(f"{', '.join(missing)} missing: apt-get install slurm-wlm munge")
@@ -256,7 +256,9 @@ def main() -> None:
     parser = Parser(prog="python -m slurm.devcluster", description=__doc__)
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
-    parser.add_argument("--after", type=int, help="down: as soon as this process has ended")
+    parser.add_argument(
+        "--after", type=int, help="down: wait until the process with this id has ended"
+    )
     args = parser.parse_args()
     cluster = DevCluster(args.folder)
     if args.action == "up":

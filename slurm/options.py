@@ -137,7 +137,7 @@ def _read_profile(path: Path) -> list[str]:
     known += ["accelerate_config", "max_parallel", "max_faults"]
     for key in keys:
         if key not in known:
-            raise UserError(f"{path} has an unknown key {key}: choose {', '.join(known)}")
+            raise UserError(f"{path} has an unknown key {key}: choose from {', '.join(known)}")
     return words_of(keys)
 
 

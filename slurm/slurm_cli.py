@@ -22,12 +22,12 @@ class State:
 
     @property
     def live(self) -> bool:
-        """Whether it runs or will run."""
+        """Whether the job runs or is queued."""
         return self.name in LIVE
 
     @property
     def held(self) -> bool:
-        """Whether it waits until a user or an administrator releases it."""
+        """Whether the job waits until a user or an administrator releases it."""
         stuck = ("held", "Held", "Never", "InvalidAccount", "InvalidQOS")
         return self.name == "PENDING" and any(word in self.reason for word in stuck)
 

@@ -34,7 +34,7 @@ from slurm.run_state import FOLDER, RunState
 from slurm.slurm_cli import State
 
 ENDED = ("done", "failed", "cancelled", "timed out", "out of memory", "lost", "stopped", "held")
-"""Final states; --only-failed submits runs in all of them but `done` again."""
+"""Final states; --only-failed resubmits runs in any of them but `done`."""
 
 _MAX_INTERVAL_S = 86_400
 
@@ -215,7 +215,7 @@ def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="python -m slurm.status", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--watch", action="store_true", help="until every run has ended")
+    parser.add_argument("--watch", action="store_true", help="update until every run has ended")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two updates")
     return parser
 

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--shards", type=Path, help="folder of shards; default: random images")
-    add("--num-images", type=int, default=50_000, help="without --shards")
+    add("--num-images", type=int, default=50_000, help="random images, without --shards")
     add("--batch", type=int, default=128, help="images per batch")
-    add("--repetitions", type=int, default=5, help="of each measurement")
+    add("--repetitions", type=int, default=5, help="repetitions of each measurement")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

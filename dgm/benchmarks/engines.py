@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = ("one", "ddp2", "ddp4", "zero0", "zero1", "zero2", "zero3")
     add("--engines", nargs="+", choices=ENGINES, default=default)
     add("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
-    add("--steps", type=int, default=50, help="of each run")
+    add("--steps", type=int, default=50, help="training steps of each run")
     add_shards_argument(parser)
 
 

@@ -115,7 +115,7 @@ def _time_group(
     try:
         for number, (name, config) in enumerate(configs.items()):
             running[name] = LoopProcess(config, folder / str(number), plan.deadline)
-            request(name, train=0)  # one after the other warms up
+            request(name, train=0)  # warms up, one loop at a time
         for _ in range(plan.rounds):
             for name in list(running):
                 if answer := request(name, train=plan.steps):

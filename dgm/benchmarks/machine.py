@@ -23,7 +23,7 @@ MAX_BATCH = 65_536
 
 
 def add_size_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
-    """Add the sizes and the precision of DDPM's U-Net."""
+    """Add the options for the sizes and the precision of DDPM's U-Net."""
     parser.add_argument("--channels", type=int, default=64, help="width of the first level")
     parser.add_argument("--batch", type=int, default=batch, help="images of each process")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
@@ -35,7 +35,7 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 
 def add_shards_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of train shards."""
+    """Add the option for a folder of train shards."""
     parser.add_argument(
         "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
     )

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--batch", type=int, default=128, help="images per batch")
-    add("--repetitions", type=int, default=100, help="of each, in turns")
-    add("--precision", choices=("no", "bf16"), default="no", help="of the noised images")
+    add("--repetitions", type=int, default=100, help="timings per variant, in turns")
+    add("--precision", choices=("no", "bf16"), default="no", help="dtype of noised images")
 
 
 class Inputs(NamedTuple):

@@ -32,7 +32,7 @@ class Peer(Objective, Likelihood, Protocol):
     net: nn.Module
 
     def fit_to_data(self, images: Shards) -> None:
-        """Set parameters that its training does not learn, by the train images."""
+        """Set the parameters that are not learned, from the train images."""
         ...
 
 
@@ -70,7 +70,7 @@ class NormflowsGlow:
         return {"loss": nats / (images[0].numel() * math.log(2))}
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Return -log p of dequantised images as mass of grey levels, [B]."""
+        """Return -log p of dequantised images, as a probability of grey levels, nats [B]."""
         return {"nll": self._nats(nets["peer"], batch.images, draws)}
 
     def _nats(self, net: nn.Module, images: Tensor, draws: Draws) -> Tensor:

@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--peers", action="store_true", help="compare with diffusers' DDIMPipeline")
-    add("--compile", action="store_true", help="also compiled, on a CPU too")
+    add("--compile", action="store_true", help="time our compiled net too, even on a CPU")
     add_size_arguments(parser, batch=32)
-    add("--steps", type=int, default=10, help="of DDIM")
-    add("--repetitions", type=int, default=5, help="of each, in turns")
+    add("--steps", type=int, default=10, help="DDIM steps")
+    add("--repetitions", type=int, default=5, help="timings per sampler, in turns")
 
 
 Sampler = Callable[[int], None]

@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=int, default=2)
     add_size_arguments(parser, batch=16)
     add("--rounds", type=int, default=7, help="turns of each variant")
-    add("--steps", type=int, default=2, help="of a turn")
+    add("--steps", type=int, default=2, help="steps per turn")
     add_shards_argument(parser)
-    add("--rate", type=float, help="images/s of a GPU, for the model; default as measured")
-    add("--parameters", type=float, help="millions, for the model; default as measured")
-    links = "GB/s that a GPU sends, for the model: of 8, 64 and 512 GPUs"
+    add("--rate", type=float, help="images/s of a GPU, for the model; default: measured")
+    add("--parameters", type=float, help="millions of them, for the model; default: measured")
+    links = "GB/s that each of 8, 64 and 512 GPUs sends, for the model"
     add("--links", type=float, nargs="+", default=[300.0, 40.0, 40.0], help=links)
 
 

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ladder", action="store_true", help="add our optimisations one by one")
     add_size_arguments(parser, batch=32)
     add("--rounds", type=int, default=5, help="turns of each loop")
-    add("--steps", type=int, default=4, help="of a turn")
+    add("--steps", type=int, default=4, help="steps per turn")
     add("--options", nargs="*", default=[], help="key=value for our trainer")
     add("--seconds", type=float, help="time limit of all loops together; default none")
     add_shards_argument(parser)

@@ -56,7 +56,7 @@ class DataConfig:
     shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of train shards; null is data/SOURCE, built from the source if missing."""
     test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
-    """Folder of test shards, for metrics on test images; null is like that of `shards`."""
+    """Folder of test shards, for metrics on test images; null is found or built like `shards`."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
     """Side to which images are center-cropped and resized (bicubic); null leaves them."""
     background: str = field(default="white", metadata=MAY_CHANGE)
@@ -217,7 +217,7 @@ def check_rebuilt(run: Path, index: Index) -> None:
     if before not in (None, now):
         raise UserError(
             f"run.dir {run} was trained on other images than data.source holds now (id {before}, "
-            f"now {now}), whose shards stay as they were: use the run's images (restore them, or "
+            f"now {now}); no shards were replaced: use the run's images (restore them, or "
             "name its shards by --data.shards) or another run.dir"
         )
 
@@ -240,7 +240,7 @@ def _checksums(index: Index) -> list[str]:
 def former_ids(images: Shards) -> tuple[str, ...]:
     """Return the ids that older versions gave to the same images.
 
-    They had no checksums of foreign tars that are read in place.
+    Those versions hashed no checksums of foreign tars, which are read in place.
     """
     if (images.folder / INDEX).is_file():
         return ()

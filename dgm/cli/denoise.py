@@ -47,15 +47,17 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     add_study_options(parser, "run folder of a diffusion model", "denoised")
-    parser.add_argument("--steps", default="50,10,5", help="noising steps, with commas")
+    parser.add_argument("--steps", default="50,10,5", help="noising steps, comma-separated")
     parser.add_argument("--num_images", type=int, default=200, help="test images to evaluate")
     parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
     parser.add_argument(
         "--evaluations", type=int, default=50,
-        help="of the net for an image, at most; fewer than the steps skip some of them",
+        help="maximum network evaluations per image; with fewer than --steps, some are skipped",
     )  # fmt: skip
     parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
-    parser.add_argument("--guidance", type=float, default=1.0, help="to the class; 1 is none")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1 is none"
+    )
     return parser
 
 

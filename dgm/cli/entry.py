@@ -126,7 +126,7 @@ def exit_before_first_step() -> NoReturn:
 
 
 def ignore_signals_at_exit(restore: Callable[[], object]) -> None:
-    """Ignore signals once everything is saved if `run` exits next; else call `restore`."""
+    """Ignore further signals if `run` exits next, as all is saved; else call `restore`."""
     if _is_script:
         _ignore_signals()
     else:

@@ -91,7 +91,7 @@ class EvalContext:
     def _find_test(self) -> tuple[str | None, str | None]:
         """Return the folder of the test images, or why there is none."""
         data = DataConfig(**self.settings)
-        # The train shards themselves may need decoding, and were built with the settings.
+        # The index of the shards as built, not of their decoded copy, records source and settings.
         index_path = Path(self.settings.get("shards") or "") / INDEX
         origin = load_index(index_path) if index_path.is_file() else self.train.index
         test_shards = self.options.test_shards or data.test_shards

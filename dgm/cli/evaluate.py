@@ -45,7 +45,8 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=path_word, help="run folders")
-    add("--metrics", help=f"of {', '.join(METRIC_GROUPS)}, with commas; default by run")
+    known = ", ".join(METRIC_GROUPS)
+    add("--metrics", help=f"comma-separated, of {known}; default by family")
     add(
         "--features",
         choices=["classifier", "inception"],
@@ -59,13 +60,18 @@ def make_parser() -> ArgumentParser:
     add(
         "--num_images",
         type=int,
-        help="generated images of each seed, of classes as frequent as in the data; default 500",
+        help="generated images per seed, classes as frequent as in the data; default 500",
     )
     add("--per_class", type=int, help="generated images of each class, equally many")
-    add("--seeds", type=int, default=1, help="number of seeds: mean and standard deviation")
+    add("--seeds", type=int, default=1, help="number of seeds to average over")
     add("--checkpoint", help="by images seen, or best; default the newest")
     add("--num_test", type=int, help="test images for bits_per_dim and the loss; default all")
-    add("--importance_samples", type=int, default=0, help="of a vae's tighter bound; default none")
+    add(
+        "--importance_samples",
+        type=int,
+        default=0,
+        help="samples of a VAE's tighter bound; 0: none",
+    )
     add("--ode_steps", type=int, help="steps of bits_per_dim_ode, 8 or more; default: as needed")
     add(
         "--ode_tolerance",
@@ -73,9 +79,9 @@ def make_parser() -> ArgumentParser:
         default=0.01,
         help="largest discretisation error of bits_per_dim_ode, bits per dimension",
     )
-    add("--epochs", type=int, help="of the classifier; default until 20,000 images")
-    add("--seed", type=int, default=1, help="of classifier and images; the first of --seeds")
-    add("--test_shards", type=path_word, help="test images; default as the run's source")
+    add("--epochs", type=int, help="epochs of the classifier; default: until 20,000 images seen")
+    add("--seed", type=int, default=1, help="seed of the classifier, and first of --seeds")
+    add("--test_shards", type=path_word, help="test images; default: the run's source")
     return parser  # fmt: skip
 
 

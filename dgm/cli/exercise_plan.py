@@ -86,7 +86,7 @@ def read_plan(path: Path, scale: str) -> Plan:
     )
     for kind in exercise.show:
         if kind not in PICTURES:
-            raise UserError(f"{path} shows '{kind}': choose of {', '.join(PICTURES)}")
+            raise UserError(f"{path} shows '{kind}': choose from {', '.join(PICTURES)}")
     return Plan(path.stem, exercise, runs)
 
 
@@ -106,7 +106,9 @@ def _plan_group(
         other = path.parent / _text(path, taken, "like")
         source, source_name = _read(other), _text(path, taken, "group")
         if source_name not in _get(other, source, "groups", dict):
-            raise UserError(f"{path} takes group {source_name} of {other.name}, which has none")
+            raise UserError(
+                f"{path} takes group {source_name} of {other.name}: there is no such group"
+            )
         if num_seeds is not None:  # two files could refer to each other endlessly
             raise UserError(f"{path} takes group {name} of {other.name} itself: take it from there")
         planned = _plan_group(other, source, source_name, scale, seeds)
@@ -114,7 +116,7 @@ def _plan_group(
     trainer = group.get("trainer", content.get("trainer"))
     if trainer not in TRAINERS.values():
         known = ", ".join(TRAINERS.values())
-        raise UserError(f"{path} has trainer {trainer} for group {name}: choose of {known}")
+        raise UserError(f"{path} has trainer {trainer} for group {name}: choose from {known}")
     config = CONFIGS / _text(path, at, "config")
     settings = {
         k: v for part in (common, own, group) for k, v in _get(path, part, "set", dict).items()
@@ -140,7 +142,7 @@ def _commands(
     post = [_words(path, line) or ("",) for line in _get(path, at, "post", list)]
     for script, *words in [*measure, *post]:
         if script not in _SCRIPTS:
-            raise UserError(f"{path} runs '{script}': choose of {', '.join(_SCRIPTS)}")
+            raise UserError(f"{path} runs '{script}': choose from {', '.join(_SCRIPTS)}")
         try:
             parse_options(_SCRIPTS[script].make_parser(), ["RUN", *words])
         except UserError as error:
@@ -151,7 +153,7 @@ def _commands(
 def _scale(path: Path, content: dict[str, Any], scale: str) -> dict[str, Any]:
     scales = _get(path, content, "scales", dict)
     if scales and scale not in scales:
-        raise UserError(f"{path} has no scale {scale}: choose of {', '.join(map(str, scales))}")
+        raise UserError(f"{path} has no scale {scale}: choose from {', '.join(map(str, scales))}")
     found = _get(path, scales, scale, dict)
     _check_keys(path, f"scales.{scale}", found, _SCALE)
     return found
@@ -170,7 +172,7 @@ def _hypothesis(path: Path, entry: Any, groups: Collection[str]) -> Hypothesis:
     of, baseline = _text(path, entry, "of"), entry.get("baseline")
     for group in (of, baseline):
         if isinstance(group, str) and group not in groups:
-            raise UserError(f"{path} expects something of group {group}, which it does not have")
+            raise UserError(f"{path} has a hypothesis on group {group}, which it does not define")
     if isinstance(baseline, bool) or not isinstance(baseline, str | int | float):
         raise UserError(f"{path} has baseline '{baseline}': name a group or a number")
     return Hypothesis(_text(path, entry, "hypothesis"), metric, lower, of, baseline)

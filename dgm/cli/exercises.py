@@ -52,14 +52,14 @@ def make_parser() -> ArgumentParser:
     add("--data", type=path_word, default="shapes", help="data.source of all runs")
     add("--resize", type=int, help="data.resize of all runs: side of the images, in pixels")
     add("--background", default="white", help="data.background of all runs")
-    add("--holdout", type=float, default=0.0, help="data.holdout: fraction that is test images")
+    add("--holdout", type=float, default=0.0, help="data.holdout: fraction held out for testing")
     add("--skip_bad", type=bool, default=False, help="data.skip_bad: leave damaged images out")
     add("--scale", default="small", help="small (minutes), medium (hours on CPUs), full (GPUs)")
-    add("--only", help=f"of {', '.join(names_of_exercises())}, with commas; default all")
+    add("--only", help=f"comma-separated, of {', '.join(names_of_exercises())}; default all")
     add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
     add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one per core")
-    add("--processes", type=int, default=1, help="of each run, as accelerate launch starts them")
-    add("--exercises", type=path_word, help="their folder; default launch/configs/exercises")
+    add("--processes", type=int, default=1, help="processes per run (accelerate launch)")
+    add("--exercises", type=path_word, help="YAML folder; default launch/configs/exercises")
     return parser
 
 
@@ -129,7 +129,7 @@ def choose(options: Namespace) -> list[Plan]:
     names = known if options.only is None else list(dict.fromkeys(options.only.split(",")))
     for name in names:
         if name not in known:
-            raise UserError(f"--only names '{name}': choose of {', '.join(known)}")
+            raise UserError(f"--only names '{name}': choose from {', '.join(known)}")
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
     families = {name: family for family, name in TRAINERS.items()}
     for planned in _runs(plans):

@@ -80,9 +80,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument(
         "--path", choices=["sphere", "line"],
-        help="of the interpolation; default sphere, of a flow line",
+        help="path of the interpolation; default: line for a flow, else sphere",
     )  # fmt: skip
-    parser.add_argument("--num_images", type=int, default=200, help="at each setting")
+    parser.add_argument("--num_images", type=int, default=200, help="images per setting")
     parser.add_argument("--num_pairs", type=int, default=8, help="rows of the interpolation")
     return parser
 
@@ -222,7 +222,7 @@ class Explorer:
         test_labels = context.test.labels(np.arange(len(context.test)))
         if is_balanced(context.counts):
             index = balanced_subset(test_labels, options.num_images, options.seed)
-        else:  # as frequent as they are, like the generated ones
+        else:  # with classes as frequent as in the data, like the generated ones
             index = permutation(options.seed, 0, len(test_labels)).numpy()[: options.num_images]
         real = to_input(context.test.images(index), self.engine.device)
         found = {

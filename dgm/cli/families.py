@@ -1,4 +1,4 @@
-"""The families of models, by the section of the configuration that only each of them has."""
+"""The model families, keyed by the configuration section that identifies each."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _read_one(folder: Path, seen: int) -> tuple[checkpoint.Checkpoint, str]:
             f"{folder} has no checkpoint after {seen} images: choose "
             f"{', '.join(map(str, complete))}, or none for the newest"
             if complete
-            else f"{folder} holds no whole checkpoint yet: train it first"
+            else f"{folder} holds no complete checkpoint yet: train it first"
         )
     if (fault := checkpoint.find_fault(path)) is not None:
         raise UserError(f"checkpoint {path} cannot be used ({fault}): choose another")
@@ -163,7 +163,7 @@ def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:
             # A running training has removed it, and so has written newer ones.
             if path.exists():
                 raise
-    raise UserError(f"{folder} holds no whole checkpoint yet: train it first")
+    raise UserError(f"{folder} holds no complete checkpoint yet: train it first")
 
 
 def _read(path: Path) -> tuple[checkpoint.Checkpoint, str]:

@@ -270,7 +270,7 @@ def _protocol(context: EvalContext) -> Metrics:
 
 
 def _key_of(context: EvalContext) -> Callable[[str], str]:
-    """Return the key of a metric by features: only in Inception's they are FID and KID."""
+    """Return the map from metric to key, by features: only Inception's give FID and KID."""
     features = context.extractor.name
     if features == "inception":
         return lambda metric: _PUBLISHED.get(metric, f"{metric}_inception")

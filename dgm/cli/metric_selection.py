@@ -31,13 +31,13 @@ _PUBLISHED = {name: options for options, names in _OPTIONS_OF.items() for name i
 
 
 def choose_metrics(context: EvalContext) -> list[str]:
-    """Return the metrics of --metrics, or those that the run supports.
+    """Return the metrics of --metrics, or by default those that suit the run's family.
 
-    Raise UserError for a metric that it does not support, or for too few images.
+    Raise UserError for a metric that the run does not support, or for too few images.
     """
     trained, text = context.trained, context.options.metrics
     if text is None:
-        # A diffusion model's bounds take a pass through the net for each timestep, and more.
+        # A diffusion model's bounds take at least one pass through the net per timestep.
         by_family = {
             "diffusion": ["loss_by_timestep"], "gan": [], "vae": ["reconstruction", "bits_per_dim"],
         }  # fmt: skip
@@ -92,7 +92,7 @@ def suggest_metric(name: str) -> str:
     plain = name.lower().replace("-", "_").removesuffix("_classifier").removesuffix("_inception")
     if options := _PUBLISHED.get(plain):
         return f"give {options}"
-    return f"{did_you_mean(name, METRIC_GROUPS)}choose of {', '.join(METRIC_GROUPS)}"
+    return f"{did_you_mean(name, METRIC_GROUPS)}choose from {', '.join(METRIC_GROUPS)}"
 
 
 def refuse_published_names(words: list[str]) -> None:

@@ -118,7 +118,7 @@ def _raise_unknown_key(
     """Raise UserError for an unknown key of a file with `all_keys`."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside and value is None:
-        raise UserError(f"{path} gives the section {key} no keys: add or remove it")
+        raise UserError(f"{path} has an empty section {key}: add keys or remove it")
     if inside:
         raise UserError(
             f"{path} gives the section {key} the value '{value}': write its keys below it, as "
@@ -307,7 +307,7 @@ def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Num
     except ValueError:
         which = "whole numbers" if kind is int else "numbers"
         raise UserError(
-            f"{option} is '{text}': give {which} with commas, as {option} 5,10"
+            f"{option} is '{text}': give comma-separated {which}, as {option} 5,10"
         ) from None
 
 

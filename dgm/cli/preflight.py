@@ -76,7 +76,7 @@ def examine(module: Any, words: list[str], processes: list[int], build: bool) ->
         **answer,
         "processes": usable_processes(config.train, parts.objective, images, processes),
         "checkpoint_bytes": _COPIES * weights,
-        "shards": f"{len(images)} images, whole",
+        "shards": f"{len(images)} images, all intact",
     }
 
 

@@ -29,7 +29,7 @@ def make_parser() -> ArgumentParser:
         "runs", nargs="+", type=path_word, metavar="RUN", help="run folders, or those of sweeps"
     )
     parser.add_argument(
-        "--out", type=path_word, help="the page; default RUN/report.html where one is given"
+        "--out", type=path_word, help="file of the page; default RUN/report.html for a single run"
     )
     return parser
 

@@ -42,10 +42,10 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     parser.add_argument("run", type=path_word, help="run folder")
     parser.add_argument("--per_class", type=int, default=1, help="images of each class")
-    parser.add_argument("--classes", help="names or numbers, separated by commas; default all")
+    parser.add_argument("--classes", help="names or numbers, comma-separated; default all")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
     parser.add_argument("--checkpoint", help="by images seen, or best; default the newest")
-    parser.add_argument("--average", type=bool, default=True, help="use the averaged weights")
+    parser.add_argument("--average", type=bool, default=True, help="use the EMA weights")
     parser.add_argument(
         "--out",
         type=path_word,
@@ -57,7 +57,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--steps", type=int, help="default: the run's sample.steps")
     parser.add_argument("--guidance", type=float, help="default: the run's sample.guidance")
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
-    parser.add_argument("--temperature", type=float, help="of the latents of a gan, vae or flow")
+    parser.add_argument("--temperature", type=float, help="scale of the latents (gan, vae, flow)")
     parser.add_argument("--batch", type=int, help="images per forward pass; changes no image")
     parser.add_argument(
         "--compile", type=bool, default=False, help="compile the nets; worthwhile for many images"
@@ -80,7 +80,7 @@ def choose_classes(trained: TrainedRun, text: str | None) -> list[int]:
         else:
             hint = did_you_mean(word, trained.classes)
             raise UserError(
-                f"--classes names '{word}', which the run does not know: {hint}choose of "
+                f"--classes names '{word}', which the run does not know: {hint}choose from "
                 f"{', '.join(trained.classes)}"
             )
     return labels

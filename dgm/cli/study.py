@@ -19,12 +19,12 @@ def add_study_options(parser: ArgumentParser, runs: str, folder: str) -> None:
     """Add the shared options; `folder` is the default of --out."""
     add = parser.add_argument
     add("run", type=path_word, help=runs)
-    add("--num_shown", type=int, default=10, help="of them on the sheets")
+    add("--num_shown", type=int, default=10, help="images shown on a sheet")
     add("--checkpoint", help="by images seen, or best; default the newest")
     add("--out", type=path_word, help=f"folder to write to; default RUN/{folder}")
-    add("--epochs", type=int, help="of the classifier; default until 20,000 images")
-    add("--seed", type=int, default=1, help="of classifier, images and draws")
-    add("--test_shards", type=path_word, help="real images; default as the run's source")
+    add("--epochs", type=int, help="epochs of the classifier; default: until 20,000 images seen")
+    add("--seed", type=int, default=1, help="seed of classifier, images and noise")
+    add("--test_shards", type=path_word, help="test images; default: the run's source")
 
 
 def read_steps(text: str, objective: DiffusionObjective) -> list[int]:

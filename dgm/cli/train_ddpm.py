@@ -45,7 +45,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
         backend=noising_mode(config.train),
         dtype=dtype,
     )
-    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    torch.manual_seed(config.run.seed)  # only the initial weights use torch's generator
     net = UNet(
         config.model,
         image_shape[0],

@@ -38,7 +38,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     """Build the flow, its weights drawn from the run's seed, and its objective."""
     dtype = config.train.dtype
     objective = FlowObjective(config.flow, config.sample, image_shape, dtype)
-    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    torch.manual_seed(config.run.seed)  # only the initial weights use torch's generator
     net = Flow(config.model, image_shape)
     return Parts({"flow": net.to(dtype)}, objective)
 

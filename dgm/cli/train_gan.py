@@ -43,7 +43,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
         dtype,
         sees_batch=config.model.discriminator_sees_batch,
     )
-    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    torch.manual_seed(config.run.seed)  # only the initial weights use torch's generator
     nets = make_nets(config.model, image_shape, objective.num_classes)
     lr = config.gan.discriminator_lr
     optim = {} if lr is None else {"discriminator": replace(config.optim, lr=lr)}

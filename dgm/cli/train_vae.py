@@ -38,7 +38,7 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     """Build encoder and decoder, their weights drawn from the run's seed, and their objective."""
     dtype = config.train.dtype
     objective = VAEObjective(config.vae, config.sample, config.model.latent, dtype)
-    torch.manual_seed(config.run.seed)  # the first weights are the only stream of random numbers
+    torch.manual_seed(config.run.seed)  # only the initial weights use torch's generator
     net = VAE(config.model, image_shape, pixel_scale=config.vae.scale == "pixel")
     return Parts({"vae": net.to(dtype)}, objective)
 

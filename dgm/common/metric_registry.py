@@ -21,7 +21,7 @@ class Metric:
     """Name on pages and plots; empty: that of the key, with spaces."""
     unit: str = ""
     direction: Literal["min", "max"] | None = None
-    """The better value; None if neither, as of a term of a sum or a value to match real images'."""
+    """Which value is better; None for neither, such as a term of a sum or a value to be matched."""
     protocol: str = ""
     """How it is computed and how to read it, in a few words."""
 

@@ -178,7 +178,7 @@ def check_timesteps(total: int) -> None:
 def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
     """Return the ODE's variable at each timestep, and dphi over its change, float64 [T] each."""
     alphas, sigmas = schedule.alphas, schedule.sigmas
-    if kind == "eps":  # which no schedule with zero terminal SNR has
+    if kind == "eps":  # excludes alpha = 0: eps is refused at zero terminal SNR
         return (sigmas / alphas).log(), alphas * sigmas
     return (sigmas / (1 + alphas)).log(), sigmas
 

@@ -248,7 +248,7 @@ class ProgressiveSkips(nn.Module):
     ):  # fmt: skip
         """Set up for smaller levels that begin with `in_widths` and end with `out_widths` channels.
 
-        The first is smaller than the image by `first_factor`, each further one by two more.
+        The first is `first_factor` times smaller than the image, each further one twice as small.
         """
         super().__init__()
         self.factors = [first_factor << i for i in range(len(in_widths))]

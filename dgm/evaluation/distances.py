@@ -50,7 +50,7 @@ def squared_mmd(a: Tensor, b: Tensor) -> float:
     """Return the unbiased estimate of the squared maximum mean discrepancy of a and b, both [N, D].
 
     Kernel (x.y / D + 1)^3, as for KID (Binkowski et al. 2018, section 4), in float64; N is at
-    least 2. Near 0 for sets of one distribution, on either side of it.
+    least 2. Near 0, positive or negative, for samples of one distribution.
     """
     a, b = a.double(), b.double()
     count = len(a)

@@ -87,5 +87,5 @@ def bits_per_nat(batch: Batch) -> float:
 
 
 def standard_error(values: Tensor) -> float:
-    """Return the standard error of the mean of [N]; not a number for one value."""
+    """Return the standard error of the mean of [N]; NaN for one value."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

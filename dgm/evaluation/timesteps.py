@@ -59,10 +59,10 @@ def loss_by_timestep(
 ) -> dict[str, Any]:
     """Return the loss on stored images, on average and by quarter of the timesteps.
 
-    loss: the training loss (without the term of the bound if a variance is learned), of unaugmented
-    images with their labels; eps_mse: the squared error of eps, comparable whatever the net
-    predicts. Each image is noised to STRATA timesteps, one drawn from each of as many equal parts,
-    so the expectation of their mean is the mean over all timesteps. Collective: call on all ranks.
+    loss: the training loss (without the term for a learned variance) of unaugmented images with
+    their labels; eps_mse: the squared error of eps, comparable whatever the net predicts. Each
+    image is noised to STRATA timesteps, one drawn from each of as many equal parts, so the
+    expectation of their mean is the mean over all timesteps. Collective: call on all ranks.
     """
     total = objective.schedule.num_timesteps
     strata = min(STRATA, total)

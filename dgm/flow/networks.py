@@ -31,7 +31,7 @@ class FlowNetConfig:
     hidden: int = 512
     """Width of the networks inside couplings."""
     blocks: int = 8
-    """Residual blocks of those networks (realnvp)."""
+    """Residual blocks of each network inside a coupling (realnvp)."""
     coupling: Literal["affine", "additive"] = "affine"
     """`affine` scales and shifts, `additive` only shifts."""
     logit: float = 0.0

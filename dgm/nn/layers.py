@@ -101,8 +101,8 @@ def use_kernels(net: nn.Module, device: torch.device | None = None) -> None:
 def recompute_activations(net: nn.Module) -> int:
     """Checkpoint the activations of each `recomputable` module; return their number.
 
-    Only its input is kept and the rest recomputed in the backward pass (Chen et al. 2016), with the
-    same dropout, which depends on no generator state.
+    Only a module's input is kept; the backward pass recomputes the rest (Chen et al. 2016) with
+    the same dropout, which depends on no generator state.
     """
     modules = [module for module in net.modules() if getattr(module, "recomputable", False)]
     for module in modules:

@@ -157,7 +157,7 @@ def _over_seeds(run: Run, key: str) -> tuple[float | None, float | None]:
     try:
         spread, seeds = float(found[SPREAD][part]), int(found["num_seeds"])
         return spread, spread / math.sqrt(seeds)
-    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # it was not taken over seeds
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # evaluated with a single seed
         return None, None
 
 

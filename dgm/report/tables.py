@@ -1,4 +1,4 @@
-"""Tables of a page: runs side by side, and what one run holds."""
+"""Tables of a page: runs side by side, and the details of one run."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
     found, names = newest(folder), complete_names(folder)
     if names and found is None:
         raise UserError(
-            f"none of the {len(names)} checkpoints in {folder} is whole: restore one from a copy, "
+            f"none of the {len(names)} checkpoints in {folder} is intact: restore one from a copy, "
             "or move that folder away to start from scratch"
         )
     if found is not None and check is not None:
@@ -114,7 +114,7 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint; warn about damaged ones and skip them."""
+    """Return the newest intact checkpoint; warn about damaged ones and skip them."""
     for name in reversed(complete_names(folder)):
         fault = find_fault(folder / name)
         if fault is None:

@@ -112,7 +112,7 @@ class StaticInputs:
     """Tensors at fixed addresses with everything that changes between steps."""
 
     def __init__(self, batches: BatchSampler, device: torch.device, num_parameters: int):
-        """Allocate them for micro-batches of `batches` and a net of `num_parameters`."""
+        """Allocate the tensors for micro-batches of `batches` and a net of `num_parameters`."""
         self.batches, self.loader = batches, batches.loader(device)
         resident = self.loader.resident is not None
         shape = (batches.num_micro, 2 if resident else 3, batches.micro_batch)
@@ -129,7 +129,7 @@ class StaticInputs:
             self.images = torch.empty(size, dtype=torch.uint8, device=device)
 
     def fill(self, now: StepNumbers, counts: list[int]) -> None:
-        """Overwrite them for a step; `counts` as returned by `AdamW.counts`."""
+        """Overwrite the tensors for a step; `counts` as returned by `AdamW.counts`."""
         index = self.batches.indices(now.images_seen)
         if self.images is not None:
             images, labels = self.loader.read(index[:, 0].flatten())

@@ -37,7 +37,7 @@ class EnergyMeter:
         self.read_at = time.monotonic()
 
     def read_if_due(self) -> None:
-        """Read if the last time is long ago, because counters wrap."""
+        """Read the counters often enough that none wraps unnoticed."""
         if time.monotonic() - self.read_at > _READ_EVERY_S:
             self.read()
 

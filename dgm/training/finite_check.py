@@ -63,7 +63,7 @@ class FiniteCheck:
         return UserError(
             f"the gradient of {self.objective.phases[phase].name} is not finite at step {step} "
             f"(after {images_seen} images){where}: lower optim.lr, or set optim.clip_norm; "
-            "the checkpoints before it are whole"
+            "the checkpoints before it are intact"
         )
 
     def _find(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:

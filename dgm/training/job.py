@@ -138,8 +138,8 @@ class Job:
     trackers: list[Any] = field(default_factory=list)  # names, or accelerate's GeneralTracker
     data_line: str = ""  # describes the data in the summary; empty: no line
     changed: dict[str, list[Any]] = field(default_factory=dict)  # keys that differ from before
-    # Evaluates averaged weights during training; collective. The checkpoint with the lowest first
-    # value is kept.
+    # Evaluates the EMA weights during training; collective. The checkpoint with the lowest value of
+    # the first metric is kept.
     evaluation: Callable[[Nets], dict[str, float]] | None = None
     former_data_ids: tuple[str, ...] = ()  # ids of the same data in older versions
     eval_every_images: int = 0

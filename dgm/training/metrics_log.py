@@ -125,7 +125,7 @@ class Clock:
     """Measures images/s between logs, of training and waiting for data but not pauses."""
 
     def __init__(self, images_seen: int, watchdog: Watchdog):
-        """Start; the watchdog is informed of the current activity."""
+        """Start an interval; report activities to the watchdog."""
         self.watchdog = watchdog
         self.start(images_seen)
 

@@ -137,7 +137,7 @@ class RunFolder:
 def _compare(
     now: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]
 ) -> dict[str, list[Any]]:
-    """Return the keys that differ; one that an older version did not write had its default."""
+    """Return the keys that differ; one that `before` lacks (an older version) had its default."""
     before = {**{key: defaults[key] for key in now if key not in before}, **before}
     keys = [key for key in {**before, **now} if key not in now or before[key] != now[key]]
     keys = [key for key in keys if key != "run.dir"]  # the folder may have been moved

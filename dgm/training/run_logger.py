@@ -76,7 +76,7 @@ def check_trackers(names: list[str]) -> None:
     if missing:
         raise UserError(
             f"run.trackers names {', '.join(missing)}, which is unknown or not installed: "
-            f"install it or choose of {', '.join(available) or 'none'}"
+            f"install it or choose from {', '.join(available) or 'none'}"
         )
 
 

@@ -113,5 +113,5 @@ def trial_batch(
     """Return `count` black images of class 0, for a trial of the loss."""
     images = torch.zeros((count, *image_shape), dtype=torch.uint8, device=device)
     index = torch.arange(count, device=device)
-    # As in training, draws have a step for each image.
+    # One step per image, as in training, where a batch may span two epochs.
     return Batch(images, torch.zeros_like(index)), Draws.of(0, index, index)

@@ -198,7 +198,7 @@ class Trainer:
             recorded.fill(now)
         output = recorded.run(now)
         if output is None:
-            self.graphs = None  # for good, with what was recorded
+            self.graphs = None  # runs eagerly from now on; frees the recorded graphs
         return output
 
     def record_steps(self, recorder: CudaRecorder) -> None:
@@ -226,7 +226,7 @@ class Trainer:
         return every > 0 and self.images_seen // every > before // every
 
     def restore(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one."""
+        """Continue from the newest intact checkpoint, if there is one."""
         folder = self.job.folder / "checkpoints"
         found = self.engine.on_main(lambda: checkpoint.take_over(folder, self.check_data))
         if found is None:

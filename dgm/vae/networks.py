@@ -54,7 +54,7 @@ class VAENetConfig:
     encoder_channels: int = 64
     """Width of the encoder's first level."""
     decoder_channels: int = 64
-    """Width of the decoder's level of the image's size."""
+    """Width of the decoder's level at full resolution."""
     channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
     """Width of each level, as a multiple of the first; each level halves the image."""
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])

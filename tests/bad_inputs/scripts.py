@@ -23,7 +23,7 @@ SAMPLING = [
     Case(f"{SAMPLE} ddpm.yaml", "ddpm.yaml", "is not a run folder", "did you mean runs/ddpm?",
          needs="runs/ddpm"),
     Case(f"{SAMPLE} ''", "run is", "''", "give a value"),
-    Case(f"{SAMPLE} young", "young", "no whole checkpoint", "train it first",
+    Case(f"{SAMPLE} young", "young", "no complete checkpoint", "train it first",
          copied("runs/ddpm", "young", lambda run: shutil.rmtree(run / "checkpoints")),
          needs="runs/ddpm"),
     Case(f"{SAMPLE} hurt --checkpoint 32", "hurt/checkpoints", "cannot be used", "choose another",
@@ -154,7 +154,7 @@ EXERCISES = "python launch/exercises.py"
 EXERCISING = [
     Case(f"{EXERCISES} --only week9", "--only names", "'week9'", "week1_gan"),
     Case(f"{EXERCISES} --only ''", "--only is", "''", "leave it out"),
-    Case(f"{EXERCISES} --scale gigantic", "scale", "gigantic", "choose of small"),
+    Case(f"{EXERCISES} --scale gigantic", "scale", "gigantic", "choose from small"),
     Case(f"{EXERCISES} --data mnist", "source", "'mnist'", "choose cifar10"),
     Case(f"{EXERCISES} --data folder:nowhere", "nowhere", "does not exist", "folder per class"),
     Case(f"{EXERCISES} --parallel 0", "--parallel is", "0", "1 to 1024"),

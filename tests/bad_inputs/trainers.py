@@ -32,7 +32,7 @@ OPTIONS = [
     train("ddpm", "--run.dir", "--run.dir", "", "expected one argument"),
     train("ddpm", "--run.dir=", "run.dir is", "''", "give a value, or leave it out"),
     train("ddpm", "--data.source=", "data.source is", "''", "give a value, or leave it out"),
-    train("ddpm", "--run.trackers=[crayon]", "run.trackers", "crayon", "choose of"),
+    train("ddpm", "--run.trackers=[crayon]", "run.trackers", "crayon", "choose from"),
     # Values of another type.
     train("ddpm", "--optim.lr=fast", "optim.lr", "fast", "give a number"),
     train("ddpm", "--run.seed=1.5", "run.seed", "1.5", "a whole number"),

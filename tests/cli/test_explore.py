@@ -112,10 +112,10 @@ def test_steps_by_default_are_those_that_the_schedule_has():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "2.5"], "--steps is '2.5': give whole numbers with commas"),
+        (["--steps", "2.5"], "--steps is '2.5': give comma-separated whole numbers"),
         (["--steps", "0"], "--steps names 0: choose 1 to 1000"),
         (["--guidance", "nan"], "--guidance names nan: choose 0 or more"),
-        (["--guidance", "1,,2"], "--guidance is '1,,2': give numbers with commas"),
+        (["--guidance", "1,,2"], "--guidance is '1,,2': give comma-separated numbers"),
     ],
 )
 def test_bad_values_are_named(words: list[str], message: str):

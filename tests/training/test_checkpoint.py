@@ -93,7 +93,7 @@ def test_a_run_with_damaged_checkpoints_only_does_not_start_from_scratch(tmp_pat
         truncate(write(tmp_path, seen) / "model.safetensors")
     for _ in range(2):  # nothing is moved away, so the second start reports the same
         with pytest.warns(UserWarning, match="is skipped") as caught:
-            with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: res"):
+            with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is intact: res"):
                 checkpoint.take_over(tmp_path)
         assert len(caught) == 2
         assert names(tmp_path) == ["000000100", "000000200"]

@@ -62,5 +62,5 @@ def test_a_disk_fault_is_not_reported_as_a_trackers(closed_engine: Engine, tmp_p
 
 def test_an_unknown_tracker_is_named() -> None:
     check_trackers(["tensorboard"])
-    with pytest.raises(UserError, match=r"run\.trackers names crayon, .*: install it or choose of"):
+    with pytest.raises(UserError, match=r"run\.trackers names crayon, .*: install it or choose"):
         check_trackers(["tensorboard", "crayon"])

@@ -61,7 +61,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton is installed and torch is for NVIDIA; warn once if not installed."""
+    """Return whether Triton is installed and torch built for CUDA; warn once if it is missing."""
     if torch.version.hip is not None:  # AMD: the kernels contain NVIDIA's PTX
         return False
     found = importlib.util.find_spec("triton") is not None

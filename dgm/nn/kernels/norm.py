@@ -230,7 +230,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # Not mean and rstd: they are functions of x, and their derivatives are part of that by x.
+    # Not mean and rstd: they are functions of x, and the gradient of x includes their part.
     ctx.save_for_backward(*inputs[:11])
     ctx.settings = inputs[14:]
     ctx.set_materialize_grads(False)

@@ -131,7 +131,7 @@ class Tile:
 
 
 def joined_channels(x: Tensor, skip: Maybe) -> int:
-    """Return the number of channels of both."""
+    """Return the number of channels of x and skip together."""
     return x.shape[1] + (0 if skip is None else skip.shape[1])
 
 

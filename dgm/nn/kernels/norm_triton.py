@@ -181,7 +181,7 @@ def sum_of_eight(tiles):
 
 @triton.jit
 def squares_of_eight(tiles, centre):
-    """Return the sum of squares of eight tiles less `centre`, which broadcasts."""
+    """Return the sum of (tile - centre)^2 over eight tiles; `centre` broadcasts."""
     total = (tiles[0] - centre) * (tiles[0] - centre)
     for s in tl.static_range(1, 8):
         total += (tiles[s] - centre) * (tiles[s] - centre)
@@ -190,7 +190,7 @@ def squares_of_eight(tiles, centre):
 
 @triton.jit
 def sum_of_products(tiles, others):
-    """Return the sum of the products of two times eight tiles."""
+    """Return the sum of tile * other over eight pairs of tiles."""
     total = tiles[0] * others[0]
     for s in tl.static_range(1, 8):
         total += tiles[s] * others[s]
@@ -330,7 +330,7 @@ def _load_both(
     more, gain, offset, keep_factor,
     ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """Return the tiles of centered u = x + more and of the gradient of z."""
+    """Return the tiles of u = x + more, centred, and of the gradient of z."""
     u = load_tiles(
         x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN, JOINED
     )
