@@ -35,7 +35,7 @@ from shards.sources import Source
 from shards.write import write_folder
 
 Network = nn.Module | dict[str, nn.Module]
-"""A network, or those of a family by name, with the call signature of the family's own."""
+"""A network, or a family's networks by name; each is called as the family's own one is."""
 _SECTIONS = {trainer: section for section, trainer in TRAINERS.items()}
 
 
@@ -162,9 +162,9 @@ def train(
     with PIL or uint8 [H, W, 3] images; None uses the configuration's `data.*`. labels: classes
     [N], from 0; None is a single class. config: a path, or the name of a file in launch/configs;
     None is the published one. network, objective: replace the family's own; networks by name for a
-    GAN. keys: of the configuration, as `**{"train.total_images": 10_000}`.
-    Raise ValueError for a mistake, and KeyboardInterrupt after saving if training was stopped; the
-    same call resumes it.
+    GAN. keys: configuration keys, as `**{"train.total_images": 10_000}`.
+    Raise ValueError for invalid arguments, and KeyboardInterrupt if training was stopped: it has
+    saved then, and the same call resumes it.
     """
     section = _SECTIONS.get(family, family)
     if section not in FAMILIES:
@@ -216,7 +216,7 @@ def _as_shards(images: Any, labels: Any, classes: Sequence[str] | None) -> Path:
         raise UserError(f"images are {pixels.dtype} {list(pixels.shape)}: give uint8 [N, H, W, 3]")
     numbers = np.zeros(len(pixels), int) if labels is None else np.asarray(labels)
     if numbers.shape != (len(pixels),) or numbers.min(initial=0) < 0:
-        raise UserError(f"labels have shape {list(numbers.shape)}: give {len(pixels)}, from 0")
+        raise UserError(f"labels have shape {list(numbers.shape)}: give {len(pixels)} numbers")
     names = tuple(classes or map(str, range(int(numbers.max(initial=0)) + 1)))
     if len(names) <= numbers.max(initial=0):
         raise UserError(f"labels go up to {numbers.max()}, but classes names {len(names)}")

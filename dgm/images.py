@@ -12,7 +12,7 @@ from dgm.common.atomic_io import replacing
 from dgm.preprocessing import PixelMap
 
 MAX_GRID_SIDE = 4096
-"""Maximum pixels on a side of a grid: what viewers and browsers open."""
+"""Maximum side of a grid in pixels, which viewers and browsers can still open."""
 SCALE, GAP = 2, 2
 """Enlargement of the images of a grid, and pixels between them."""
 

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from dgm.rng import Draws
 
-_MIN_SINE = 1e-3  # of an angle that float32 distinguishes from 0
+_MIN_SINE = 1e-3  # below it, float32 cannot tell the angle from 0
 
 
 def slerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
-    """Interpolate spherically from each start to its end [B, D], [B, columns, D].
+    """Return spherical interpolations [B, columns, D] from each start to its end, both [B, D].
 
     Draws from the prior lie near a sphere, and so does the path (White 2016, "Sampling generative
     networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a). Linear where the two
@@ -30,7 +30,7 @@ def slerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
 
 
 def lerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
-    """Interpolate linearly from each start to its end [B, D], [B, columns, D]."""
+    """Return linear interpolations [B, columns, D] from each start to its end, both [B, D]."""
     return torch.lerp(start[:, None], end[:, None], _fractions(columns, start))
 
 
@@ -39,9 +39,9 @@ def _fractions(columns: int, like: Tensor) -> Tensor:
 
 
 def traverse_directions(z: Tensor, directions: Tensor, columns: int, reach: float) -> Tensor:
-    """Set the coordinate of z [D] along each unit vector [K, D] from -reach to reach.
+    """Return copies of z [D], moved along each of K unit vectors [K, D]: [K, columns, D].
 
-    The components orthogonal to the direction stay; [K, columns, D].
+    The coordinate along the vector goes from -reach to reach; orthogonal components stay.
     """
     steps = torch.linspace(-reach, reach, columns, dtype=z.dtype, device=z.device)[:, None]
     orthogonal = z - (directions @ z)[:, None] * directions

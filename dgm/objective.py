@@ -65,7 +65,7 @@ class Objective(Protocol):
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Sample images [count, C, H, W] of the map `pixels`; image i by the draws of index i.
+        """Return images [count, C, H, W] of the map `pixels`; image i uses the draws of index i.
 
         `knobs` replace fields of `sample_config`.
         """
@@ -152,4 +152,4 @@ class StepDependent(Protocol):
 class WholeBatch(Protocol):
     """A family in which the loss of an image depends on the rest of its batch."""
 
-    whole_batch: bool  # so gradient accumulation would change the result
+    whole_batch: bool  # True: gradient accumulation would change the result

@@ -1,4 +1,4 @@
-"""Pixel maps between stored grey levels and the networks' numbers, dequantisation and flips."""
+"""Pixel maps between stored grey levels and network inputs, dequantisation and flips."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def to_uniform(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def to_normal_pair(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Map two 32-bit numbers to two standard normals (Box and Muller 1958); at most 5.77."""
+    """Map two 32-bit numbers to two standard normals (Box and Muller 1958), within +-5.77."""
     radius = torch.sqrt(-2.0 * torch.log(to_uniform(a, dtype) + 2.0**-24))
     angle = to_uniform(b, dtype) * (2.0 * math.pi)
     return radius * torch.cos(angle), radius * torch.sin(angle)
@@ -147,7 +147,7 @@ class Draws:
 
     def _join_lanes(self, lanes: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         # Lane after lane, not interleaved: each lane is then one contiguous store when compiled.
-        # No slice that keeps everything: it would cost compiled code a copy.
+        # A slice that keeps everything is left out: it would cost compiled code a copy.
         count = math.prod(shape)
         flat = torch.cat(lanes, dim=1)
         flat = flat if flat.shape[1] == count else flat[:, :count]
@@ -167,7 +167,7 @@ PERMUTATION_BLOCK = 2**16
 def permutation_block(seed: int, epoch: int, length: int, block: int = 0) -> Tensor:
     """Return the images at one block of an epoch's positions, int64, on the CPU.
 
-    The block starts at position `block` PERMUTATION_BLOCK. Its cost does not grow with `length`.
+    The block starts at position `block * PERMUTATION_BLOCK`. Its cost does not grow with `length`.
     Up to one block of images is sorted by random 64-bit keys. Otherwise each position is mapped by
     itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the integers of as
     few bits as hold `length`, and results of `length` or more are permuted again (cycle walking).

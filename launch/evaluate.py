@@ -1,4 +1,4 @@
-"""Measure trained runs: `python launch/evaluate.py runs/a runs/b`."""
+"""Evaluate trained runs: `python launch/evaluate.py runs/a runs/b`."""
 
 from dgm.cli.entry import run_script
 

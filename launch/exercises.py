@@ -1,4 +1,4 @@
-"""Train, measure and answer the exercises: `python launch/exercises.py --data shapes`."""
+"""Train and compare the exercises' runs: `python launch/exercises.py --data shapes`."""
 
 from dgm.cli.entry import run_script
 

@@ -1,7 +1,7 @@
 """Start a trainer by accelerate: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
 
 The options are those of `accelerate launch`. It ends with the trainer's own exit code, shows its
-one line without a traceback of the launcher, and at Ctrl-C waits until the run has saved.
+one-line error without a traceback of the launcher, and at Ctrl-C waits until the run has saved.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def run_training(
 def _prepare(
     config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
 ) -> tuple[Job, Any]:
-    """Open the shards, built if missing, and make the job; return the config naming them."""
+    """Open the shards, built if missing; return the job, and the config with their folders."""
     data: DataConfig = config.data
     if engine.is_main:  # the others wait for it
         watchdog.set_activity("prepare")
@@ -258,9 +258,9 @@ def ensure_split(
     check: CheckImages | None = None,
     check_index: CheckIndex | None = None,
 ) -> Path:
-    """Return the folder of a run's train or test shards, built if missing, checked.
+    """Return the folder of a run's train or test shards, checked; build them if missing.
 
-    classes: of the train images, by which labels of test images are numbered; check: called with
+    classes: those of the train images, which number labels of test images; check: called with
     the images' shape and number of classes before anything is built; check_index: before shards
     that are built again replace the older ones.
     """

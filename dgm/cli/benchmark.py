@@ -41,7 +41,7 @@ def main() -> None:
         assert module.measure.__doc__ is not None, "the help text comes from the docstring"
         command = commands.add_parser(name, help=module.measure.__doc__.splitlines()[0])
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, help="file for all results")
+        command.add_argument("--json", type=Path, help="JSON file for all results")
     args = parser.parse_args()
     for name in ("json", "png"):
         if getattr(args, name, None) is not None:

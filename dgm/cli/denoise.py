@@ -1,9 +1,9 @@
 """Noise real test images partially and denoise them: `python launch/denoise.py RUN`.
 
-For each number of --steps, of the run's own schedule: a sheet of the real images, the noised ones,
-the denoised ones, and their difference from the real ones (grey: none); similarity of the denoised
-images to the real ones, and how often a classifier still recognises their class. The same as a
-curve, up to all steps.
+Images are noised by each number of steps in --steps, of the run's own schedule. A sheet shows the
+real images, the noised ones, the denoised ones, and how these differ from the real ones (grey: not
+at all). A table and a curve, which goes up to all steps, tell how similar denoised images are to
+the real ones, and how often a classifier still recognises their class.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     _set_cache_folders()
     warnings.showwarning = _show_warning
     set_option_format(_as_key)
-    # Without a GPU it warns of an unused CUDA toolkit.
+    # On a machine without a GPU it warns that the CUDA toolkit is not used.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _hide_disk_faults_of_helpers()
     try:
@@ -70,7 +70,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _as_key(option: str) -> str:
-    """Return an option of `python -m shards.build` as the trainers' key for it."""
+    """Return the trainers' key for an option of `python -m shards.build`."""
     name, *value = option.removeprefix("--").split(" ")
     key = " ".join([f"--data.{name.replace('-', '_')}", *value])
     return f'ARGS="{key}"' if os.environ.get("DGM_MAKE") else key

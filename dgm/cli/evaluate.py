@@ -51,7 +51,7 @@ def make_parser() -> ArgumentParser:
         "--features",
         choices=["classifier", "inception"],
         default="classifier",
-        help="classifier: of one trained on the run's real images; inception: FID and KID",
+        help="classifier: of one trained on the run's real images; inception: those of FID and KID",
     )
     add(
         "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"

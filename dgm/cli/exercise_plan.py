@@ -107,10 +107,12 @@ def _plan_group(
         source, source_name = _read(other), _text(path, taken, "group")
         if source_name not in _get(other, source, "groups", dict):
             raise UserError(
-                f"{path} takes group {source_name} of {other.name}: there is no such group"
+                f"{path} takes group {source_name} from {other.name}, which has none of this name"
             )
         if num_seeds is not None:  # two files could refer to each other endlessly
-            raise UserError(f"{path} takes group {name} of {other.name} itself: take it from there")
+            raise UserError(
+                f"{path} takes group {name} from {other.name} itself: take it from there"
+            )
         planned = _plan_group(other, source, source_name, scale, seeds)
         return [replace(run, group=name) for run in planned]
     trainer = group.get("trainer", content.get("trainer"))

@@ -63,7 +63,7 @@ from dgm.vae.objective import VAEObjective
 
 VALUES = {"guidance": "1,2,4", "steps": "5,10,20", "temperature": "0.5,0.7,1"}
 """Fields of a family's `sample.*` that are varied, with the values to try by default."""
-NUM_COLUMNS = 11  # of an interpolation or traversal
+NUM_COLUMNS = 11  # images in a row of an interpolation or traversal
 REACH = 3.0  # standard deviations of the prior, in both directions
 NUM_DIRECTIONS = 8
 NUM_POINTS = 4  # latents at which directions are determined
@@ -75,7 +75,7 @@ def make_parser() -> ArgumentParser:
     parser = make_options_parser(__doc__)
     add_study_options(parser, "run folder", "explored")
     for name, values in VALUES.items():
-        parser.add_argument(f"--{name}", help=f"values to try of sample.{name}; default {values}")
+        parser.add_argument(f"--{name}", help=f"values of sample.{name} to try; default {values}")
     names = get_args(SamplerName)
     parser.add_argument("--sampler", choices=names, help="default: the run's sample.sampler")
     parser.add_argument(

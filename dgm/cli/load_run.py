@@ -31,8 +31,8 @@ class TrainedRun:
     nets: dict[str, nn.Module]  # on the CPU, frozen
     classes: list[str]
     images_seen: int
-    fingerprint: str = ""  # of the checkpoint's contents
-    data_id: str = ""  # of the train images
+    fingerprint: str = ""  # hash of the checkpoint's contents
+    data_id: str = ""  # hash of the train images
     image_shape: tuple[int, int, int] | None = None
 
 
@@ -43,7 +43,7 @@ def _parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
     if text == "best":
         return "best"
     if not text.isdecimal():
-        raise UserError(f"--checkpoint is {text}: give the images seen of one, or best")
+        raise UserError(f"--checkpoint is {text}: give its number of images seen, or best")
     return int(text)
 
 
@@ -150,7 +150,7 @@ def _read_one(folder: Path, seen: int) -> tuple[checkpoint.Checkpoint, str]:
         return _read(path)
     except FileNotFoundError:
         raise UserError(
-            f"checkpoint {path} was removed while it was read, as a running training keeps only "
+            f"checkpoint {path} was removed while it was read, as the trainer keeps only "
             "its newest ones: choose another, or none for the newest"
         ) from None
 
@@ -160,7 +160,7 @@ def _read_newest(folder: Path) -> tuple[checkpoint.Checkpoint, str]:
         try:
             return _read(path)
         except FileNotFoundError:
-            # A running training has removed it, and so has written newer ones.
+            # The trainer is still running and removed it, so it has written newer ones.
             if path.exists():
                 raise
     raise UserError(f"{folder} holds no complete checkpoint yet: train it first")

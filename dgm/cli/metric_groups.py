@@ -39,7 +39,7 @@ from dgm.report.read_run import SPREAD
 from dgm.rng import permutation
 from dgm.vae.objective import VAEObjective
 
-_MAX_TEST_IMAGES = 2000  # whose nearest training images are searched
+_MAX_TEST_IMAGES = 2000  # test images whose nearest training images are searched
 _NUM_SHOWN = 20  # images on a sheet
 _NUM_TIMED = 20  # images whose sampling is timed
 _PUBLISHED = {"frechet": "fid", "kernel": "kid", "score": "inception_score"}
@@ -121,7 +121,7 @@ def _diversity(context: EvalContext) -> Metrics:
             **metrics,
         }
 
-    classes_are = "asked for" if by_class else "seen by the classifier"
+    classes_are = "requested" if by_class else "seen by the classifier"
     found = _over_seeds(context, of_seed, each_class=True)
     return {**_protocol(context), "classes_are": classes_are, **found}
 
@@ -270,7 +270,7 @@ def _protocol(context: EvalContext) -> Metrics:
 
 
 def _key_of(context: EvalContext) -> Callable[[str], str]:
-    """Return the map from metric to key, by features: only Inception's give FID and KID."""
+    """Return the map from metric to key for these features: only Inception's give FID and KID."""
     features = context.extractor.name
     if features == "inception":
         return lambda metric: _PUBLISHED.get(metric, f"{metric}_inception")

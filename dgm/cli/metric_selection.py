@@ -1,4 +1,4 @@
-"""Which metrics are computed of a run, and whether there are enough images for them."""
+"""Which metrics are computed for a run, and whether there are enough images for them."""
 
 from __future__ import annotations
 

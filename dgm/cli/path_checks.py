@@ -11,7 +11,7 @@ from dgm.common.errors import UserError
 _OTHER_FORMATS = (
     ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".tar",
 )  # fmt: skip
-_LONGEST_NAME = 255  # of a file or folder, on usual file systems
+_LONGEST_NAME = 255  # bytes, on usual file systems
 
 
 def check_folder(option: str, path: Path) -> None:

@@ -32,7 +32,7 @@ from dgm.training.engine import Engine
 from dgm.training.sampling import sample_distributed
 
 NUM_SHOWN = 20  # images of a class in the PNG; the .npz holds all
-_INDEX_BITS = 24  # of the number of an image within its class
+_INDEX_BITS = 24  # bits for the number of an image within its class
 MAX_PER_CLASS = 2**_INDEX_BITS
 KNOBS = ("sampler", "steps", "guidance", "eta", "temperature", "batch")
 
@@ -100,7 +100,7 @@ def choose_shown(
 
     Of many classes it shows some, evenly spaced.
     """
-    if per_class == 1:  # classes in rows of as many as fit
+    if per_class == 1:  # as many classes in a row as fit
         rows, columns = images.fit_grid(num_classes, num_classes, height, width)
         return images.evenly_spaced(num_classes, min(num_classes, rows * columns)), columns
     rows, columns = images.fit_grid(num_classes, min(per_class, NUM_SHOWN), height, width)

@@ -41,7 +41,7 @@ def read_steps(text: str, objective: DiffusionObjective) -> list[int]:
 def refuse_options_of_other_families(
     options: Namespace, names: Iterable[str], own: Collection[str], family: str
 ) -> None:
-    """Raise UserError for a given option, of `names`, that is none of the run's own."""
+    """Raise UserError if an option of `names` is given that the run's family (`own`) lacks."""
     for name in names:
         if options[name] is not None and name not in own:
             raise UserError(

@@ -83,7 +83,7 @@ _NOT_NEEDED = {
     "leave it to accelerate launch, which chooses engine and processes": "devices device gpus gpu "
     "num_gpus nproc_per_node num_processes num_nodes nodes strategy accelerator deepspeed "
     "zero_stage local_rank",
-    "leave it out: images are read as memory, without loader processes": "num_workers workers "
+    "leave it out: images are read from memory, without loader processes": "num_workers workers "
     "dataloader_num_workers n_workers pin_memory",
 }
 _ADVICE = {name: advice for advice, names in _NOT_NEEDED.items() for name in names.split()}

@@ -16,7 +16,7 @@ from dgm.common.exit_codes import DONE, MISTAKE
 from dgm.common.streams import keep_streams
 from dgm.common.suggestions import nearest
 
-_MAX_FLOAT = 3.4e38  # of float32
+_MAX_FLOAT = 3.4e38  # the largest float32
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -80,7 +80,7 @@ def remedy_for(value: object, name: str = "") -> str | None:
     if isinstance(value, str) and not value.strip():
         return "give a value, or leave it out"
     if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
-        return "give text of UTF-8, without zero bytes"
+        return "give UTF-8 text without zero bytes"
     if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
         return f"give a number of magnitude at most {_MAX_FLOAT}"
     if not isinstance(value, int):

@@ -38,7 +38,7 @@ def disk_fault(error: BaseException) -> str | None:
     """Return one line with the file, the reason and the remedy; None if it is no disk error."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    names = (error.filename2, error.filename)  # of a rename, the new name
+    names = (error.filename2, error.filename)  # a rename has both: the new name comes first
     name = next((os.fsdecode(n) for n in names if isinstance(n, str | bytes)), "a file")
     remedy, variable = _REMEDIES.get(error.errno), cache_variable(name)
     if variable is not None and error.errno in (*_FORBIDDEN, errno.ENOENT):

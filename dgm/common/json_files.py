@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_DEPTH = 30
-_MAX_DIGITS = 20  # of an integer: longer ones cannot be printed
+_MAX_DIGITS = 20  # per integer; Python cannot print very long ones
 
 
 def as_object(text: str | bytes) -> dict[str, Any] | None:

@@ -58,27 +58,27 @@ _SAMPLES = {
         "", FRACTION, None, "of the classifier itself: the highest consistency to expect"
     ),
     "diversity": Metric(
-        "", "", None, "mean distance within a class over that of real images; 1 is as diverse"
+        "", "", None, "mean distance within a class, divided by that of real images"
     ),
     "min_diversity_of_a_class": Metric("", "", None, "0 if all its images are the same"),
     "coverage_of_classes": Metric("", FRACTION, "max", "mean over classes; 97 % for real images"),
     "min_coverage_of_a_class": Metric("", FRACTION, "max", "0 for a class that is left out"),
     "fraction_by_class": Metric("", FRACTION, None, "of the generated images"),
     "distance_in_features": Metric("", "", None, "median, to the nearest training image"),
-    "distance_in_pixels": Metric("", "grey levels", None, "the same in grey levels, RMS"),
+    "distance_in_pixels": Metric("", "grey levels", None, "the same for RMS pixel distance"),
     "distance_of_test_in_features": Metric(),
     "distance_of_test_in_pixels": Metric("", "grey levels"),
     "seconds_per_image": Metric(
-        "seconds for an image", "s", "min", "to generate one with the run's sample.* settings"
+        "seconds for an image", "s", "min", "generated with the run's sample.* settings"
     ),
     "num_parameters": Metric("parameters"),
 }
 for _space in ("features", "pixels"):
     _SAMPLES[f"ratio_in_{_space}"] = Metric(
-        "", "", None, "over that of test images; 1 is as new, 0 is a copy"
+        "", "", None, "divided by that of test images; 1 is as novel as these, 0 a copy"
     )
     _SAMPLES[f"nearer_than_test_in_{_space}"] = Metric(
-        "", FRACTION, None, "nearer than all but 1 % of test images; 1 % is as new"
+        "", FRACTION, None, "nearer than all but 1 % of test images; 1 % is as novel as these"
     )
 
 _FEATURES = {
@@ -101,21 +101,21 @@ _FEATURES = {
 _IMAGES = {
     "exact": Metric(
         "bits/dim, exact for dequantised data", _BITS, "min",
-        "averaged over the dequantisation noise a bound for stored images",
+        "its mean over the dequantisation noise is a bound for stored images",
     ),
     "bound": Metric("bits/dim, bound", _BITS, "min"),
     "importance_weighted": Metric("bits/dim, tighter bound", _BITS, "min"),
-    "error": Metric("standard error of it", _BITS),
+    "error": Metric("standard error of bits/dim", _BITS),
     "discretization_error": Metric("estimated discretisation error", _BITS),
     "loss_error": Metric("standard error of the loss"),
     "eps_mse": Metric(
         "squared error of eps", "", "min", "of test images, whichever target the net predicts"
     ),
-    "eps_mse_error": Metric("standard error of that of eps"),
+    "eps_mse_error": Metric("standard error of the squared error of eps"),
     "rms_error_grey_levels": Metric(
         "error in grey levels", "grey levels", "min", "RMS error of reconstructions; 0 is perfect"
     ),
-    "psnr_db": Metric("PSNR, dB", "dB", "max", "the same in decibels; higher is better"),
+    "psnr_db": Metric("PSNR, dB", "dB", "max", "that error in decibels; higher is better"),
     "psnr_db_of_ends": Metric("", "dB", "max"),
     "ssim": Metric("SSIM", "", "max", "structural similarity; 1 is perfect"),
     "feature_distance": Metric("", "", "min"),

@@ -17,7 +17,7 @@ from dgm.common.yaml_io import read_yaml
 
 MANIFEST = "manifest.json"
 """File of a checkpoint with the sizes and checksums of the others, written last."""
-_MAX_RUNS = 1000  # that are searched for a similar name
+_MAX_RUNS = 1000  # runs searched for a similar name
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _REPLACED = {_TAG + kind for kind in ("int", "float", "timestamp", "value")}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A safe loader with the numbers above."""
+    """A safe loader that reads numbers as described above."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of PyYAML
         first: [(tag, rule) for tag, rule in rules if tag not in _REPLACED]

@@ -23,7 +23,7 @@ _TORCH_SIGNALS = "PET_SIGNALS_TO_HANDLE"
 
 
 def launch(words: list[str]) -> int:
-    """Start processes by the arguments of `accelerate launch`; return the exit code of the run.
+    """Start processes as `accelerate launch` would with these arguments; return the exit code.
 
     Requests to stop are passed on, and there is no time limit for saving.
     """

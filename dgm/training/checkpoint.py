@@ -81,14 +81,14 @@ def write(
 
 
 def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
-    """Return the checkpoint to resume from, None without any; remove partial ones.
+    """Return the checkpoint to resume from, None if there is none; remove partial ones.
 
     `check` gets its state and raises an error if it does not fit, before anything is changed. Newer
     damaged checkpoints are renamed, because the run will write to their names. Raise UserError if
     there are checkpoints, but all are damaged.
     """
     check_readable(folder)
-    if os.path.lexists(folder) and not folder.is_dir():  # such as one on a disk that is not mounted
+    if os.path.lexists(folder) and not folder.is_dir():  # a link to an unmounted disk, say
         raise UserError(
             f"{folder} is no folder, nor a link to an existing one: mount its disk or restore it, "
             "or move it away to start from scratch"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dgm.rng import seed_key
 
-_CHUNK = 8192  # images per copy of resident ones
-_MAX_MEMORY_FRACTION = 0.25  # of a GPU's free memory, for resident images
+_CHUNK = 8192  # images per copy while all are made resident
+_MAX_MEMORY_FRACTION = 0.25  # resident images take at most this much of a GPU's free memory
 
 
 class Images(Protocol):

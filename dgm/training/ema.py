@@ -37,7 +37,7 @@ class Ema:
         return 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
 
     def fused_update(self, name: str, images_seen: int, batch: int) -> EmaUpdate | None:
-        """Return the update of a net's average, for the optimizer to fuse; None without one."""
+        """Return the update of a net's average, for the optimizer to fuse; None if it has none."""
         if name not in self.nets:
             return None
         return EmaUpdate(self._averages[name], self.lerp_weight(images_seen, batch))

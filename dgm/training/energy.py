@@ -19,7 +19,7 @@ Counter = Callable[[], float]
 
 
 class EnergyMeter:
-    """Sums the energy spent since `start`, in kWh by metric; of readable counters only."""
+    """Sums the energy spent since `start`, in kWh by metric, from the counters that can be read."""
 
     def __init__(self, counters: Mapping[str, list[Counter]]):
         """Start with those of each metric's counters that can be read."""
@@ -90,8 +90,8 @@ class Package:
 
 
 def packages(powercap: Path) -> list[Counter]:
-    """Return the packages, without the zones within them (cores, memory) or around all."""
-    zones = sorted(powercap.glob("intel-rapl:*"))  # of AMD too
+    """Return the packages, but not the zones inside them (cores, memory) or around all of them."""
+    zones = sorted(powercap.glob("intel-rapl:*"))  # AMD's have this name too
     return [Package(zone) for zone in zones if _name(zone).startswith("package")]
 
 
@@ -103,7 +103,7 @@ def _name(zone: Path) -> str:
 
 
 def gpu(uuid: str) -> Counter | None:
-    """Return NVML's counter of a GPU, since the driver was loaded; None if it has none."""
+    """Return NVML's energy counter of a GPU, which starts with the driver; None without one."""
     try:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -56,9 +56,9 @@ class Engine:
         # A second group, over gloo: it never waits for the GPU and reports at once a process that
         # died. The first process may build shards for a while as the others wait.
         timeout = max(timedelta(hours=2), _timeout(timeout_minutes))
-        self._hosts: Any = None
+        self._gloo_group: Any = None
         if self.world_size > 1:
-            self._hosts = dist.new_group(backend="gloo", timeout=timeout)
+            self._gloo_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
     def name(self) -> str:
@@ -162,7 +162,7 @@ class Engine:
         if self.world_size == 1:
             return flag
         flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._hosts)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._gloo_group)
         return bool(flags.item())
 
     def on_main(self, work: Callable[[], Result]) -> Result:
@@ -180,7 +180,7 @@ class Engine:
                 mistake = str(caught) if isinstance(caught, ValueError) else "fault"
                 outcome[1] = disk_fault(caught) or mistake
         if self.world_size > 1:
-            dist.broadcast_object_list(outcome, src=0, group=self._hosts)
+            dist.broadcast_object_list(outcome, src=0, group=self._gloo_group)
         if error is not None:
             raise error
         if outcome[1] is not None:
@@ -191,7 +191,7 @@ class Engine:
         """Return the text of the first process that has one. Collective."""
         texts = [text] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(texts, text, group=self._hosts)
+            dist.all_gather_object(texts, text, group=self._gloo_group)
         return next((each for each in texts if each is not None), None)
 
     def gather(self, part: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Engine:
         # DDP and the second group have gloo threads; if these outlive the group that is destroyed
         # here, the interpreter may abort at exit, after all work is done.
         self.wrapped_nets.clear()
-        self._hosts = None
+        self._gloo_group = None
         self.accelerator.free_memory()
         with contextlib.suppress(OSError):  # a full disk, which was reported already
             self.finish_trackers()

@@ -24,7 +24,7 @@ from dgm.training.sampler import BatchSampler
 from dgm.training.watchdog import Watchdog
 
 MAX_GLOBAL_BATCH = 2**20
-"""Images per step, beyond what any memory holds."""
+"""Upper limit of images per step, more than any memory holds."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class TrainConfig:
     global_batch: int = 128
     """Images per step, over all processes."""
     micro_batch: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images per forward pass of a process; null is its whole part of the global batch, a smaller
-    number accumulates gradients."""
+    """Images per forward pass of a process; null is its part of train.global_batch at once, a
+    smaller number accumulates gradients."""
     total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
     """Images seen at which the run is done, rounded up to whole steps."""
     log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
@@ -77,7 +77,7 @@ class TrainConfig:
     """Use our own kernels: for normalisation in nets; on a GPU for noising unless compile is
     none; on a CPU for 3x3 convolutions, with rounding errors of 1e-5 instead of 1e-6, and AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Autocast; auto is bf16 on a GPU that has it, else no."""
+    """Autocast; auto is bf16 on a GPU that supports it, else no."""
     tf32: bool = field(default=False, metadata=MAY_CHANGE)
     """On a GPU round the inputs of fp32 convolutions and matrix products to TF32 (10-bit mantissa):
     faster, less accurate."""

@@ -171,7 +171,7 @@ def _option_of_launcher(name: str) -> str:
     `accelerate launch` exports these options for DeepSpeed only and silently drops them otherwise.
     This process is its child, so its command line can still be read.
     """
-    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which it always sets
+    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # accelerate always sets it
         return ""
     try:
         words = psutil.Process().parent().cmdline()
@@ -180,7 +180,7 @@ def _option_of_launcher(name: str) -> str:
     first = next((k for k, word in enumerate(words) if "accelerate" in Path(word).name), None)
     if first is None:
         return ""
-    script = Path(sys.argv[0]).name  # what follows it is the script's own
+    script = Path(sys.argv[0]).name  # options after it are the script's
     found = ""
     for word, following in itertools.pairwise([*words[first + 1 :], ""]):
         if Path(word).name == script:

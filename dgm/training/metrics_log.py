@@ -25,7 +25,7 @@ from dgm.training.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
-_LINE_EVERY_S = 10.0  # where there is no terminal
+_LINE_EVERY_S = 10.0  # progress is printed in lines where there is no terminal
 _PRINT_AFTER_S = 2.0  # longer interruptions of training are printed
 
 
@@ -236,7 +236,7 @@ def peak_memory_gib(device: torch.device) -> float:
     """Return the peak memory of the GPU, or of this process on a CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    with contextlib.suppress(OSError, IndexError):  # of Linux
+    with contextlib.suppress(OSError, IndexError):  # /proc is Linux only
         # Not ru_maxrss, which starts at the peak of the parent process.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20

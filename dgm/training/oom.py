@@ -16,7 +16,7 @@ _ON_CPU = r"can't allocate memory|not enough memory|std::bad_alloc"
 # Errors that are not torch.OutOfMemoryError, since it was not torch that allocated the memory.
 _ON_GPU = (
     r"CUDA (driver )?error: out of memory",  # torch, outside of its allocator
-    r"CUDA (ran )?out of memory",  # torch 2.15, of what cuDNN compiles; re-raised errors
+    r"CUDA (ran )?out of memory",  # torch 2.15, kernels that cuDNN compiles; re-raised errors
     r"(CUBLAS|CUSOLVER|CUDNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED",
     r"Triton Error \[CUDA\]: out of memory",
     r"Cuda failure (\d+ )?'out of memory'",  # NCCL

@@ -43,16 +43,16 @@ class OptimConfig:
 class EmaUpdate:
     """A moving average a of weights w: a += lerp_weight (w - a) after an update."""
 
-    averages: list[Tensor]  # of all parameters of the optimizer, in its order
+    averages: list[Tensor]  # one for each parameter of the optimizer, in its order
     lerp_weight: float
 
 
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over the weights.
 
-    On a CPU it uses our own kernel, which can update a moving average too; otherwise torch's fused
-    kernel, with the same bits as torch.optim.AdamW, whose overhead is a millisecond per step, and
-    which imports the compiler, which takes seconds.
+    On a CPU it uses our own kernel, which can update a moving average too; otherwise it calls
+    torch's fused kernel. The bits are those of torch.optim.AdamW, which adds a millisecond to each
+    step and imports the compiler, which takes seconds.
     """
 
     def __init__(

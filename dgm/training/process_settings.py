@@ -20,7 +20,7 @@ DEFAULT_THREADS = "DGM_DEFAULT_THREADS"
 
 _THREADS = "OMP_NUM_THREADS"
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_REPRODUCIBLE_WORKSPACES = (":4096:8", ":16:8")  # all that torch takes for deterministic products
+_REPRODUCIBLE_WORKSPACES = (":4096:8", ":16:8")  # torch accepts no other for deterministic products
 _INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 # Of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; and one arena (M_ARENA_MAX), since the next
@@ -127,6 +127,6 @@ def _set_by_launcher(name: str) -> bool:
         return False
     try:
         started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:  # of another user, or on a system without /proc
+    except OSError:  # another user's process, or a system without /proc
         return os.environ[name] == "1"
     return not any(entry.startswith(f"{name}=".encode()) for entry in started_with)

@@ -27,7 +27,7 @@ from dgm.training.engine import Engine
 from dgm.training.launch_env import count_nodes
 from dgm.training.run_lock import LOCK, RunLock
 
-# Of a start that was killed or is in progress, or of a Slurm job that will train here.
+# Left by a start that was killed or is in progress, or by a Slurm job that will train here.
 _BEFORE_A_RUN = {".config.yaml.tmp", LOCK, "slurm"}
 _WRITTEN_AT_THE_START = (
     "config.yaml", "environment.json", "starts.jsonl", "metrics.jsonl", "tensorboard",
@@ -79,8 +79,8 @@ class RunFolder:
         before = read_config(self._file)
         if "run.dir" in now.keys() - before.keys() and not self.is_trained():
             raise UserError(
-                f"run.dir {self.path} holds no run: its config.yaml, which would be "
-                "overwritten, was written by no trainer (no run.dir in it): choose another"
+                f"run.dir {self.path} holds no run: its config.yaml was not written by a trainer "
+                "(it has no run.dir) and would be overwritten: choose another"
             )
         old_sections, new_sections = ({key.split(".")[0] for key in keys} for keys in (before, now))
         if old_sections - new_sections and new_sections - old_sections:

@@ -84,7 +84,7 @@ class RunLock:
             owner = json.loads(self.path.read_text(encoding="utf-8"))
             return f"process {owner['pid']} on {owner['host']}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "another process"  # which has not written its pid yet
+            return "another process"  # it has not written its pid yet
 
 
 def _wait_s() -> float:

@@ -23,7 +23,7 @@ from dgm.training.run_folder import record_start
 class RunLogger:
     """Writes on the first process while the others wait, so that a disk fault ends all of them."""
 
-    file: MetricsFile  # of the first process only
+    file: MetricsFile  # on the first process only
 
     def __init__(
         self, job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int, step: int
@@ -85,7 +85,7 @@ def start_trackers(
 ) -> None:
     """Start TensorBoard and whatever else `run.trackers` names, through accelerate.
 
-    Raises UserError with the reason of a service that refuses.
+    Raise UserError with the reason if a service refuses.
     """
     engine.accelerator.project_configuration.set_directories(str(folder))
     engine.accelerator.log_with = filter_trackers(trackers, str(folder))
@@ -95,7 +95,7 @@ def start_trackers(
     try:
         accelerator.init_trackers("tensorboard", init_kwargs=options)
         for tracker in accelerator.trackers:
-            if tracker.name != "tensorboard":  # for which it would create a second run
+            if tracker.name != "tensorboard":  # there it would create a second run
                 tracker.store_init_configuration(config)
     except Exception as error:
         for tracker in accelerator.trackers:  # only some have started

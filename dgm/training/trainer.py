@@ -282,7 +282,7 @@ class Trainer:
         for name in found.keys() - self.eval_metrics.keys():
             warnings.warn(f"{name} is {found[name]} after {self.images_seen} images", stacklevel=2)
         name, value = next(iter(found.items()))
-        if not value < (self.best["value"] if self.best else math.inf):  # nor if it is NaN
+        if not value < (self.best["value"] if self.best else math.inf):  # true for NaN as well
             return False
         self.best = {"metric": name, "value": value, "images_seen": self.images_seen}
         return True

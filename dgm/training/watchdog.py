@@ -37,7 +37,7 @@ class Watchdog:
         """End the process after `minutes` without progress; 0: never."""
         self.minutes, self.limit_s = minutes, 60 * minutes
         self.tick_s = min(10.0, self.limit_s / 20)
-        self.working_s = min(0.25, self.limit_s / 20)  # of processor time, more than watching takes
+        self.working_s = min(0.25, self.limit_s / 20)  # processor time, more than watching takes
         self.activity: Activity | None = None  # before the first one nothing is watched
         self.count = 0
         self._before: Any = None  # the handler of SIGTSTP

@@ -43,8 +43,8 @@ def import_deepspeed() -> Any:
             f"accelerate launch requests DeepSpeed, which cannot be imported ({error}): "
             "pip install deepspeed, or choose distributed_type MULTI_GPU"
         ) from None
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its import sets it
-    # On a CPU it would compile this for a minute; only inference needs it.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # importing DeepSpeed sets it
+    # On a CPU it would spend a minute compiling this, which only inference needs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
