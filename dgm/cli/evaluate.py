@@ -81,7 +81,7 @@ def make_parser() -> ArgumentParser:
     )
     add("--epochs", type=int, help="epochs of the classifier; default: until 20,000 images seen")
     add("--seed", type=int, default=1, help="seed of the classifier, and first of --seeds")
-    add("--test_shards", type=path_word, help="test images; default: the run's source")
+    add("--test_shards", type=path_word, help="test shards; default: from the run's source")
     return parser  # fmt: skip
 
 

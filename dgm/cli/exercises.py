@@ -59,7 +59,7 @@ def make_parser() -> ArgumentParser:
     add("--out", type=path_word, help="folder of runs and pages; default runs/exercises/DATA-SCALE")
     add("--parallel", type=int, help="runs trained at a time; default 1 on GPUs, else one per core")
     add("--processes", type=int, default=1, help="processes per run (accelerate launch)")
-    add("--exercises", type=path_word, help="YAML folder; default launch/configs/exercises")
+    add("--exercises", type=path_word, help="folder of exercises; default launch/configs/exercises")
     return parser
 
 

@@ -46,7 +46,7 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
 
     FILE is a path, or the name of a file in launch/configs. Later files override earlier ones, and
     options override all files, in any position. Raise a one-line UserError for an unknown key or a
-    value of another type.
+    value of the wrong type.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))

@@ -24,7 +24,7 @@ def add_study_options(parser: ArgumentParser, runs: str, folder: str) -> None:
     add("--out", type=path_word, help=f"folder to write to; default RUN/{folder}")
     add("--epochs", type=int, help="epochs of the classifier; default: until 20,000 images seen")
     add("--seed", type=int, default=1, help="seed of classifier, images and noise")
-    add("--test_shards", type=path_word, help="test images; default: the run's source")
+    add("--test_shards", type=path_word, help="test shards; default: from the run's source")
 
 
 def read_steps(text: str, objective: DiffusionObjective) -> list[int]:

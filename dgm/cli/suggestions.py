@@ -68,7 +68,7 @@ _FOREIGN_NAMES = {
 _KEY_OF = {name: key for key, names in _FOREIGN_NAMES.items() for name in names.split()}
 _NOTES = {
     "train.global_batch": "images per step over all processes",
-    "train.micro_batch": "images per forward pass; fewer than a process gets of a step accumulate",
+    "train.micro_batch": "images per forward pass; smaller ones accumulate gradients",
     "train.total_images": "all lengths are counted in images: steps times train.global_batch, or "
     "epochs times the images of the data set",
     "data.source": "cifar10, shapes or folder:PATH; data.shards for shards",

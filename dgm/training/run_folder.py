@@ -61,8 +61,8 @@ class RunFolder:
     def open(self) -> dict[str, list[Any]]:
         """Create the folder, or check that this configuration may continue the run in it.
 
-        Return the keys that changed, each with its value before and now. Raise UserError if other
-        keys differ than those that may, or if another process trains there.
+        Return the keys that changed, each with its value before and now. Raise UserError if
+        keys differ that must stay equal, or if another process trains there.
         """
         self._is_new = not self.path.exists()
         _make(self.path)

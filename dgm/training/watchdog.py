@@ -31,7 +31,7 @@ _TIMER_FACTOR = 1.1
 
 
 class Watchdog:
-    """Watch progress from a thread; reporting it costs a step two assignments."""
+    """Watch progress from a thread; reporting progress costs a step two assignments."""
 
     def __init__(self, minutes: float):
         """End the process after `minutes` without progress; 0: never."""
