@@ -3,7 +3,7 @@
 class_consistency: how often a classifier, trained on the real images, assigns generated images to
 the requested class. distances: FID, KID and Inception score with --features inception, the same
 under other names in the features of a classifier of the real images. precision_recall, with density
-and coverage. diversity: of each class. memorization: distance to the nearest training images.
+and coverage. diversity: within each class. memorization: distance to the nearest training images.
 bits_per_dim: of the test images; a flow's are exact for dequantised data, others a bound.
 bits_per_dim_ode: by a diffusion model's probability-flow ODE. loss_by_timestep: of a diffusion
 model, by quarter of its timesteps. reconstruction: how far a VAE's reconstructions are from the

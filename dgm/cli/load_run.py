@@ -151,7 +151,7 @@ def _read_one(folder: Path, seen: int) -> tuple[checkpoint.Checkpoint, str]:
     except FileNotFoundError:
         raise UserError(
             f"checkpoint {path} was removed while it was read, as the trainer keeps only "
-            "its newest ones: choose another, or none for the newest"
+            "the newest ones: choose another, or none for the newest"
         ) from None
 
 

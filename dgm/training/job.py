@@ -43,8 +43,8 @@ class TrainConfig:
     global_batch: int = 128
     """Images per step, over all processes."""
     micro_batch: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Images per forward pass of a process; null is its part of train.global_batch at once, a
-    smaller number accumulates gradients."""
+    """Images per forward pass of a process; null takes its part of train.global_batch at once,
+    a smaller number accumulates gradients."""
     total_images: int = field(default=102_400_000, metadata=MAY_CHANGE)
     """Images seen at which the run is done, rounded up to whole steps."""
     log_every_images: int | None = field(default=None, metadata=MAY_CHANGE)
