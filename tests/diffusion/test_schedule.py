@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgm.diffusion.schedule import Schedule, cosine, linear, make_schedule
+from dgm.diffusion.schedule import SCHEDULES, Schedule, cosine, linear, make_schedule
 
-NAMES = ("linear", "cosine")
+NAMES = tuple(SCHEDULES)
 timesteps = st.integers(2, 1500)
 
 

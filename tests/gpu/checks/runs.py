@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dgm.cli.parser import TRAINERS
 from dgm.common.run_files import read_metrics
 from tests.gpu.checks.registry import Context, Group
 from tests.gpu.processes import run_limited
@@ -21,7 +22,7 @@ RUN_S = 120.0  # maximum of one training run
 IMAGES, HALF = 256, 128
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 CLOSE = 1e-3  # for losses in fp32 over sixteen steps; reordered sums differ by less
-FAMILIES = ("ddpm", "vae", "flow", "gan")
+FAMILIES = tuple(TRAINERS.values())
 
 
 @dataclasses.dataclass(frozen=True)
