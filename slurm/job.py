@@ -55,14 +55,14 @@ _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 class Job:
     """One run and how to start it."""
 
-    run: str  # its folder
+    run: str  # run folder
     command: tuple[str, ...]  # python, the trainer, and its configuration as it was submitted
-    config: str  # that configuration's file
-    submission: str  # its name in the history
-    processes: int = 1  # per node
+    config: str  # file of that configuration
+    submission: str  # identifies the submission in the history
+    processes: int = 1  # processes per node
     sizes: tuple[int, ...] = (1,)  # world sizes by which the batch is divisible
-    environment: dict[str, str] = field(default_factory=dict)  # of the engine
-    srun: tuple[str, ...] = ()  # further options
+    environment: dict[str, str] = field(default_factory=dict)  # variables that choose the engine
+    srun: tuple[str, ...] = ()  # further options of srun
     max_faults: int = 3  # failed starts in a row after which the run is given up
 
     def __call__(self) -> NoReturn:

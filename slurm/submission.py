@@ -42,7 +42,7 @@ class Submission:
     """Runs that are submitted together, and the folder of the files they share."""
 
     request: Request
-    home: Path  # a copy of the code, configurations, and submitit's files
+    home: Path  # folder with a copy of the code, configurations, and submitit's files
     plans: list[Plan]
     environment: dict[str, str]
 
