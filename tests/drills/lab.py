@@ -185,7 +185,7 @@ class Lab:
         self,
         words: Sequence[object],
         processes: int = 1,
-        takes_down: bool = True,
+        terminate_others: bool = True,
         warm: Warm | None = None,
     ) -> Running:
         """Start `python WORDS`."""
@@ -193,7 +193,7 @@ class Lab:
         output.mkdir(parents=True)
         port = free_port() if processes > 1 else 0
         running = (warm or self.once("warm", lambda: self.new_warm({}))).start(
-            words, output, self.elsewhere, processes, port, takes_down=takes_down
+            words, output, self.elsewhere, processes, port, terminate_others=terminate_others
         )
         self.running[running] = time.monotonic()
         return running

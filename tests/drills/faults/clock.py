@@ -14,7 +14,7 @@ from tests.support.warm_processes import Warm
 
 
 def warm_with_own_clock(lab: Lab) -> Warm:
-    """Return a starter of processes whose clock can be moved, created on first use."""
+    """Return a `Warm` whose processes have a clock that can be moved, created on first use."""
 
     def start() -> Warm:
         if shutil.which("g++") is None:

@@ -50,7 +50,7 @@ def dead_rank(lab: Lab, random: Random, number: int) -> Outcome:
     rank = number % 2
     lab.undisturbed_run(2)
     run = lab.new()
-    running = lab.start(lab.words(run, LIMIT), processes=2, takes_down=False)
+    running = lab.start(lab.words(run, LIMIT), processes=2, terminate_others=False)
     while num_logged(run) < 1 and alive(running.pids[rank]):
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.3))
@@ -71,7 +71,7 @@ def hanging_rank(lab: Lab, random: Random, number: int) -> Outcome:
     run = lab.new()
     moment = f"forward:{random.randrange(2, 20)}=STOP@{rank}"
     words = [SIGNAL_AT, moment, *lab.words(run, LIMIT)]
-    running = lab.start(words, processes=2, takes_down=False)
+    running = lab.start(words, processes=2, terminate_others=False)
     lab.expect(until_stopped(running, rank), "the moment never came")
     began = time.monotonic()
     while alive(running.pids[1 - rank]) and time.monotonic() - began < TIMEOUT_S + GRACE_S:
