@@ -1,4 +1,4 @@
-"""Train, measure and answer the exercises: `python launch/exercises.py --data shapes`."""
+"""Train and evaluate the exercises, and write their pages: `python launch/exercises.py`."""
 
 from dgm.cli.entry import run_script
 

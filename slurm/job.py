@@ -105,7 +105,7 @@ class SlurmNodes:
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        """Start the processes on some of the nodes, of which the first is this one."""
+        """Start the processes on `hosts`, the first of which is this node."""
         count = len(hosts) * self.job.processes
         words = [
             "srun", f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}",
@@ -148,7 +148,7 @@ class _Supervisor:
 
     def __init__(self, job: Job, state: RunState, nodes: SlurmNodes | LocalNode):
         self.job, self.state, self.nodes = job, state, nodes
-        self.stop_requested = False  # by the time limit, by preemption, or by a user
+        self.stop_requested = False  # set by the time limit, preemption or a user
         self.child: subprocess.Popen | None = None
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP

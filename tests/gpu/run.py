@@ -48,7 +48,7 @@ def main() -> int:
             raise UserError(f"Python's packages cannot be used here: {error}") from None
         args.out.mkdir(parents=True, exist_ok=True)
         end_on_signals()
-        commit = args.prepared / "commit.json"  # for a copy without .git
+        commit = args.prepared / "commit.json"  # used if the copy has no .git
         session.summary |= json.loads(commit.read_text()) if commit.exists() else {}
         session.summary["seconds"] = budget.seconds
         print(json.dumps(session.summary["machine"]), flush=True)

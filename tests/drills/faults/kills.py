@@ -11,7 +11,7 @@ from tests.drills.disturb import as_soon_as, at_random
 from tests.drills.lab import SAVE_EVERY, Fault, Lab, Outcome
 from tests.support.tiny import BATCH
 
-NUM_FILES = 5  # of a checkpoint
+NUM_FILES = 5  # per checkpoint
 
 
 def kill(lab: Lab, random: Random, number: int) -> Outcome:

@@ -22,7 +22,7 @@ from dgm.training.optimizer import AdamW, OptimConfig
 from tests.gpu.checks.registry import Context, Group, relative_error
 
 GROUP = Group()
-SEED = 2**40 + 7  # in both halves of the key
+SEED = 2**40 + 7  # non-zero in both halves of the key
 COUNT, DROPOUT = 3, "dropout/up3.1"  # number of images, purpose of the dropout draws
 LIMITS = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 
