@@ -1,4 +1,4 @@
-"""Measure speed and memory: `python launch/benchmark.py data`."""
+"""Run a benchmark: `python launch/benchmark.py data`."""
 
 from dgm.cli.entry import run_script
 

@@ -1,4 +1,4 @@
-"""Train and compare the exercises' runs: `python launch/exercises.py --data shapes`."""
+"""Train and evaluate the exercises, and write their pages: `python launch/exercises.py`."""
 
 from dgm.cli.entry import run_script
 

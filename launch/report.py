@@ -1,4 +1,4 @@
-"""Write a page on runs: `python launch/report.py runs/small-ddpm-shapes`."""
+"""Write a report on runs: `python launch/report.py runs/small-ddpm-shapes`."""
 
 from dgm.cli.entry import run_script
 

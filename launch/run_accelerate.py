@@ -1,7 +1,8 @@
-"""Start a trainer by accelerate: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
+"""Start a trainer with accelerate: `python launch/run_accelerate.py OPTIONS SCRIPT ...`.
 
-The options are those of `accelerate launch`. It ends with the trainer's own exit code, shows its
-one-line error without a traceback of the launcher, and at Ctrl-C waits until the run has saved.
+The options are those of `accelerate launch`. It ends with the trainer's own exit code, shows
+its error in one line without a traceback of the launcher, and on Ctrl-C waits until the run is
+saved.
 """
 
 from __future__ import annotations

@@ -51,12 +51,12 @@ def build(
 ) -> Index:
     """Write the images of a source as shards into the folder `out`, atomically.
 
-    remedy: of an error where `out` cannot be written; replace: replace existing shards, after
-    `check_index`; check: called before any image is written.
-    Prints which images were left out or changed.
+    remedy: the advice in the error if `out` cannot be written; replace: whether to replace existing
+    shards, after `check_index` has accepted the new index; check: called before any image is
+    written. Prints which images were left out or changed.
     Raise UserError where `out` is not empty, or an argument or an image is bad.
     """
-    out = Path(os.path.expanduser(out)).resolve()  # a link to a folder remains a link
+    out = Path(os.path.expanduser(out)).resolve()  # keeps a symbolic link, writes to its target
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another folder for --out")
     if not replace and out.is_dir() and any(out.iterdir()):
@@ -128,8 +128,9 @@ def ensure(
 
     folder: an existing folder, tar, or remote spec such as `https://.../{000..004}.tar`.
     None is the default folder (below `root`), which is built if it is missing or if the images of a
-    folder source have changed since. classes: of the train images, for test images. check: called
-    before anything is built. check_index: called before rebuilt shards replace older ones.
+    folder source have changed since. classes: those of the train images, when opening test images;
+    they define the label numbers. check: called before anything is built. check_index: called
+    before rebuilt shards replace older ones.
     All checksums are compared; shards that must be decoded or resized are decoded into a cache.
     Raise UserError where shards are missing, damaged, of another source, or have images of a class
     that is not in `classes`.
@@ -186,7 +187,7 @@ def _check_opened(
 
 
 def _check_copy(path: Path, copy: Path, resize: int | None, progress: bool) -> None:
-    """Check a decoded copy; if it is damaged and of another user, decode again."""
+    """Check a decoded copy; if it is damaged and belongs to another user, decode again."""
     from shards.decode_cache import is_own
     from shards.reader import locate
     from shards.verify import check_files

@@ -1,7 +1,7 @@
 """Finding the images of a tree of class folders, with or without split folders.
 
-Class folders are searched recursively. Changes are detected by name, size and modification time, of
-which a listing is kept beside the shards.
+Class folders are searched recursively. Changes are detected by name, size and modification
+time; a listing of these is kept beside the shards.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _walk_classes(
 def _walk(
     root: Path, relative: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """Yield each file below a folder, sorted by name; size and time of images only."""
+    """Yield each file below a folder, sorted by name, with size and time if it is an image."""
     folder = root / relative
     above = (*above, _identity(folder))
     for entry in _entries(folder):

@@ -32,7 +32,7 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the removal
     remove_unfinished()
     name = signal.Signals(signum).name
-    with contextlib.suppress(OSError):  # of a closed terminal
+    with contextlib.suppress(OSError):  # the terminal may be closed
         os.write(2, f"error: stopped by {name}; unfinished folders were removed\n".encode())
     os._exit(128 + signum)
 

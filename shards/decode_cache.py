@@ -116,7 +116,7 @@ def fixed_stride_shards(
 
 
 def _cache_folders(name: str) -> list[Path]:
-    """Return the user's own folder, for a cache that users share, and the usual folder."""
+    """Return the folder named after this user, if users share a cache, and the usual folder."""
     return [cache_root() / f"{name}-{os.geteuid()}", cache_root() / name]
 
 
@@ -137,7 +137,7 @@ def _load_copy(target: Path) -> Index | None:
 
 
 def _choose_target(targets: list[Path]) -> Path:
-    """Return the first path that a decoded copy can be written to, or one to report if none."""
+    """Return the first path that a copy can be written to; if none, one to name in the error."""
     for target in targets:
         parent = target.parent
         try:

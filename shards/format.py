@@ -87,9 +87,9 @@ class Index:
     source_files: SourceFiles | None = None
     """None if the source is not a folder of images, or if an older version built the shards."""
     label_values: tuple[int, ...] | None = None
-    """The label in the tars of each class, ascending; None if these are 0, 1, ...
+    """The label that each class has in the tars, ascending; None if these are 0, 1, ...
 
-    Foreign labels may begin at 1 or have gaps.
+    Labels of foreign tars may begin at 1 or have gaps.
     """
 
     @property

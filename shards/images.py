@@ -125,7 +125,7 @@ def _on_background(image: PillowImage.Image, background: Colour) -> tuple[Pillow
     """Return an image as RGB, and whether any of it was transparent."""
     from PIL import Image
 
-    # `transparency` is of a palette entry, or of one colour.
+    # `transparency` marks a palette entry or a single colour as transparent.
     if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
         return image.convert("RGB"), False
     whole = image.convert("RGBA")

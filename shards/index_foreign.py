@@ -21,7 +21,7 @@ _JSON_KEYS = ("label", "cls", "class", "class_id", "target")
 _TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError)
 _MAX_HEADER = 2**20
 _MAX_LABEL = 2**20
-# First bytes, suffixes, and the program that unpacks it.
+# Of each archive format: first bytes, suffixes, and the program that unpacks it.
 _ARCHIVES = (
     (b"\x1f\x8b", (".gz", ".tgz"), "gzip"),
     (b"\x28\xb5\x2f\xfd", (".zst", ".tzst"), "zstd"),
@@ -88,7 +88,7 @@ def index_tar(path: Path, warn: bool = True) -> list[Sample]:
 def read_label(content: bytes | mmap.mmap, member: Member, where: str) -> int | str:
     """Return the label of a sample: a number, or the name of a class.
 
-    Raise UserError that begins with `where` if there is none.
+    Raise UserError if there is none; its message begins with `where`.
     """
     value: object
     if member.size > _MAX_LABEL:

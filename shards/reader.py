@@ -104,7 +104,7 @@ class Shards:
             stored = labels
             labels = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)
             if (bad := stored[self._values[labels] != stored]).size:
-                raise UserError(f"{self._path} has label {bad[0]}, not of its index; replace it")
+                raise UserError(f"{self._path} has label {bad[0]}, not in its index; replace it")
         return labels if self._numbers is None else self._numbers[labels]
 
     def _match(self) -> None:

@@ -224,7 +224,7 @@ class _Folder:
 
     def open(self) -> Source:
         """Return the source. Reads the first image, with `skip_bad` all of them."""
-        listing = self.tree.listing  # with damaged images, whose repair counts as a change
+        listing = self.tree.listing  # before damaged images are left out: repairing one is a change
         if self.options.skip_bad:
             self._skip_damaged()
         settings: dict[str, Setting] = {} if self.resize is None else {"resize": self.resize}
@@ -264,7 +264,7 @@ class _Folder:
     def _samples(
         self, shape: tuple[int, ...], notes: list[str]
     ) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield all images, and set `notes`; after an unusable image, only collect all errors."""
+        """Yield all images and set `notes`; after the first unusable image, only collect errors."""
         bad: list[UserError] = []
         sizes: Counter[tuple[int, ...]] = Counter()
         names: dict[tuple[int, ...], str] = {}

@@ -1,8 +1,8 @@
 """A real Slurm cluster of four nodes on one machine, for testing jobs and sweeps.
 
     python -m slurm.devcluster up [DIR]      start it, and print the variable for Slurm's commands
-    python -m slurm.devcluster down [DIR]    end its jobs and daemons; with `--after PID` as soon
-                                             as that process has ended
+    python -m slurm.devcluster down [DIR]    end its jobs and daemons; with `--after PID`, once
+                                             process PID has ended
 
 It runs Debian's daemons (`apt-get install slurm-wlm munge`) as the user who starts them, with all
 files in DIR and listening on this machine only.

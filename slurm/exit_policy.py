@@ -30,7 +30,7 @@ def decide(
 ) -> Decision:
     """Return what to do after a start, from srun's exit code and those that the ranks recorded.
 
-    srun returns the highest code, also that of processes which it killed after the first failure,
+    srun returns the highest code, even of a process that srun killed after the first failure,
     so `rank_codes` take precedence. A fault after `progress` (a new checkpoint) is restarted at
     once on the same nodes; one without progress is requeued, until `max_faults` starts in a row
     (`failures` before this one) have failed.

@@ -55,14 +55,14 @@ _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 class Job:
     """One run and how to start it."""
 
-    run: str  # its folder
+    run: str  # run folder
     command: tuple[str, ...]  # python, the trainer, and its configuration as it was submitted
-    config: str  # that configuration's file
-    submission: str  # its name in the history
-    processes: int = 1  # per node
+    config: str  # file of that configuration
+    submission: str  # identifies the submission in the history
+    processes: int = 1  # processes per node
     sizes: tuple[int, ...] = (1,)  # world sizes by which the batch is divisible
-    environment: dict[str, str] = field(default_factory=dict)  # of the engine
-    srun: tuple[str, ...] = ()  # further options
+    environment: dict[str, str] = field(default_factory=dict)  # variables that choose the engine
+    srun: tuple[str, ...] = ()  # further options of srun
     max_faults: int = 3  # failed starts in a row after which the run is given up
 
     def __call__(self) -> NoReturn:
@@ -105,7 +105,7 @@ class SlurmNodes:
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        """Start the processes on some of the nodes, of which the first is this one."""
+        """Start the processes on `hosts`, the first of which is this node."""
         count = len(hosts) * self.job.processes
         words = [
             "srun", f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}",
@@ -148,7 +148,7 @@ class _Supervisor:
 
     def __init__(self, job: Job, state: RunState, nodes: SlurmNodes | LocalNode):
         self.job, self.state, self.nodes = job, state, nodes
-        self.stop_requested = False  # by the time limit, by preemption, or by a user
+        self.stop_requested = False  # set by the time limit, preemption or a user
         self.child: subprocess.Popen | None = None
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP

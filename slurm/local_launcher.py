@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-_GRACE_S = 10.0  # for the others, after one failed
+_GRACE_S = 10.0  # until the others are killed after one has failed
 
 
 def main() -> int:

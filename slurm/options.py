@@ -31,11 +31,11 @@ class Options:
     """What to submit, and how."""
 
     config: str | None = field(default=None, metadata=PATH)
-    """The trainer's YAML configuration; null is its default one."""
+    """The trainer's YAML configuration; null is the trainer's default."""
     sweep: str | None = field(default=None, metadata=PATH)
-    """YAML file of sets of keys (sets:, grid:), each of which becomes a task of an array."""
+    """YAML file with sets of keys (sets:, grid:); each set becomes a task of an array."""
     cluster: str = field(default="default", metadata=PATH)
-    """A profile of slurm/clusters/ by name, or a YAML file; or local (this machine), debug (this
+    """Name of a profile in slurm/clusters/, a YAML file, local (this machine) or debug (this
     process)."""
     accelerate_config: str = field(default="accelerate_config.yaml", metadata=PATH)
     """File that chooses the engine, as for accelerate launch."""
@@ -56,7 +56,7 @@ class Request:
     script: str
     options: Options
     resources: Resources
-    overrides: list[str]  # after --, for the trainer
+    overrides: list[str]  # options of the trainer, given after --
 
 
 def read_options(arguments: list[str]) -> Request:

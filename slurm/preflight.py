@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 class Plan:
     """A run to be submitted, with the configuration that its trainer parsed."""
 
-    name: str  # of its set; empty without a sweep
+    name: str  # name of the set in the sweep; empty without a sweep
     run: Path
-    config: dict[str, Any]  # every key
+    config: dict[str, Any]  # the whole configuration, with defaults
     sizes: tuple[int, ...]  # world sizes by which the batch is divisible
     checkpoint_bytes: int
     shards: str

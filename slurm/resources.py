@@ -24,7 +24,7 @@ class Resources:
     gpus_per_node: int = 1
     """GPUs of each node; 0 trains on CPUs."""
     processes_per_node: int | None = None
-    """Processes on each node; null is one for each GPU, or one."""
+    """Processes on each node; null is one per GPU, or one without GPUs."""
     cpus_per_process: int | None = None
     """Cores for each process."""
     mem: str | None = None
@@ -49,8 +49,8 @@ class Resources:
     sbatch: dict[str, str] = field(default_factory=dict)
     """Further options of sbatch by name, without dashes: {mail-type: FAIL, exclusive: true}."""
     python: str | None = None
-    """Command of the trainer's Python; null is the one that submits. A container's, for instance:
-    apptainer exec IMAGE python."""
+    """Command that runs the trainer's Python, for instance apptainer exec IMAGE python; null is the
+    Python that submits."""
 
     @property
     def node_range(self) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Submission:
     """Runs that are submitted together, and the folder of the files they share."""
 
     request: Request
-    home: Path  # a copy of the code, configurations, and submitit's files
+    home: Path  # folder with a copy of the code, configurations, and submitit's files
     plans: list[Plan]
     environment: dict[str, str]
 
@@ -133,7 +133,7 @@ def submit(submission: Submission) -> list[str]:
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(submission.job(plan)) for plan in submission.plans]
-    except Exception as error:  # of several types of submitit, which contain sbatch's message
+    except Exception as error:  # submitit raises several types, with sbatch's message
         lines = re.findall(r"sbatch: error: (.*)", str(error))
         reason = "; ".join(dict.fromkeys(lines)) or " ".join(str(error).split())
         raise UserError(f"sbatch refuses: {reason}") from None

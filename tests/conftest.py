@@ -34,14 +34,16 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 320  # twenty steps of 16
-DEEPSPEED = ["deepspeed.runtime.zero.muon.original_muon"]  # which it imports at every start, slowly
+DEEPSPEED = [
+    "deepspeed.runtime.zero.muon.original_muon"
+]  # DeepSpeed imports it at every start, slowly
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute on one thread, as tests share the cores, and draw the same initial weights."""
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which an engine respects
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # engines respect it
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
@@ -113,9 +115,9 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 def start_script(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.Popen]:
-    """Return a starter of `python WORDS`, or of `accelerate launch WORDS` on several processes.
+    """Return a function that starts `python WORDS`, or `accelerate launch` on several processes.
 
-    `engine` names a file of launch/configs/accelerate, `options` are more of the launcher's.
+    `engine` names a file of launch/configs/accelerate, `options` are further launcher options.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
@@ -152,7 +154,7 @@ def start_script(
 
 @pytest.fixture(scope="session")
 def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., Result]:
-    """Return a runner of what `start_script` starts; none of its processes outlives it."""
+    """Return a function that runs what `start_script` starts, and kills what is left of it."""
 
     def run(*words: object, timeout: float = 120, **options) -> Result:
         process = start_script(*words, **options)
@@ -171,7 +173,7 @@ def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., R
 def warm(
     user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Warm]]:
-    """Return a starter of processes that have imported torch and more, one for each list."""
+    """Return a function that starts a `Warm` with further modules, once for each list of these."""
     started: list[Warm] = []
 
     @functools.cache
@@ -188,9 +190,10 @@ def warm(
 def run_warm(
     warm: Callable[..., Warm], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Result]:
-    """Return a runner like `run_script` whose processes do not have to import torch.
+    """Return a function like that of `run_script`, whose processes need not import torch.
 
-    `zero` is a stage of ZeRO, see `zero_environment`. The code is the first that is not 0, by rank.
+    `zero` is a stage of ZeRO, see `zero_environment`. Its exit code is the first by rank that is
+    not 0.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 

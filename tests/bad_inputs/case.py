@@ -78,7 +78,7 @@ def all_of(*preparations: Preparation) -> Preparation:
 
 
 def flipped(pattern: str) -> Preparation:
-    """Flip a bit in the middle of the first file of a pattern."""
+    """Flip a bit in the middle of the first file that matches a pattern."""
 
     def prepare(folder: Path) -> None:
         path = sorted(folder.glob(pattern))[0]

@@ -245,7 +245,7 @@ NAMING = [
 
 
 def _closed_run(pattern: str) -> Preparation:
-    """Copy a run, and forbid to read the first file of a pattern."""
+    """Copy a run, and make the first file that matches a pattern unreadable."""
     return copied("runs/ddpm", "closed", lambda run: sorted(run.glob(pattern))[0].chmod(0))
 
 

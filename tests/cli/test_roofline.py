@@ -260,7 +260,7 @@ def test_the_page_shows_what_the_command_prints(modelled: tuple[str, dict]):
         ("largest batch in 90 % of 80 GB", "memory", "largest_batch", ",.0f"),
         ("kernels of a step", "host", "launches", ",.0f"),
         ("the host launches them in", "host", "host_ms", ".2f"),
-        ("so it bounds the step below batch (at 500 TFLOP/s)", "host", "launch_bound_below", ".0f"),
+        ("the host bounds steps below batch (at 500 TFLOP/s)", "host", "launch_bound_below", ".0f"),
     ):
         texts = [cell.removesuffix(" ms") for cell in rows[row]]
         assert texts == [f"{model[name][part][key]:{form}}" for name in NAMES], row

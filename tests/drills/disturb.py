@@ -23,7 +23,7 @@ _PATIENCE_S = 60.0
 
 
 def at_random(running: Running, number: int, random: Random, within_s: float) -> float:
-    """Send a signal to a process at a random moment of so many seconds; return when."""
+    """Send a signal to a process at a random moment within `within_s` seconds; return when."""
     time.sleep(random.uniform(0, within_s))
     return send(running, number)
 
@@ -38,7 +38,7 @@ def send(running: Running, number: int, rank: int = 0) -> float:
 def as_soon_as(
     running: Running, number: int, condition: Callable[[], bool], rank: int = 0
 ) -> float | None:
-    """Send a signal as soon as a condition holds; None where the process ended before."""
+    """Send a signal as soon as a condition holds; return when, None if the process ended before."""
     began = time.monotonic()
     while alive(running.pids[rank]):
         if condition():
@@ -49,7 +49,7 @@ def as_soon_as(
 
 
 def until_stopped(running: Running, rank: int = 0) -> bool:
-    """Wait until a process has stopped by SIGSTOP; return whether it did before it ended."""
+    """Wait until SIGSTOP has stopped a process; return whether it stopped before it ended."""
     began = time.monotonic()
     while time.monotonic() - began < _PATIENCE_S:
         try:
@@ -74,7 +74,7 @@ def alive(pid: int) -> bool:
 
 
 def limit_memory(pid: int, megabytes: int) -> None:
-    """Limit a process to so much more address space than it uses now."""
+    """Limit the address space of a process to what it uses now and `megabytes` more."""
     limit = psutil.Process(pid).memory_info().vms + megabytes * 2**20
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
 
@@ -101,7 +101,7 @@ _CHUNK = b"\0" * 4096
 
 @contextmanager
 def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
-    """Mount a disk of so many megabytes, in memory, at a new folder."""
+    """Mount a disk of this size, in memory, at a new folder."""
     place.mkdir(parents=True)
     _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "drill", place)
     try:
@@ -111,7 +111,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Fill a disk up to `leave` bytes with one file; return it."""
+    """Fill a disk with one file, except for `leave` bytes; return the file."""
     filler = disk / "filler"
     with open(filler, "wb", buffering=0) as file:
         try:
@@ -128,7 +128,7 @@ def fill(disk: Path, leave: int = 0) -> Path:
 def read_only(folder: Path) -> Iterator[None]:
     """Make a folder read-only.
 
-    Files that are open for writing already are not affected.
+    Files that are already open for writing are not affected.
     """
     _mount("--bind", folder, folder)
     try:
@@ -145,5 +145,5 @@ def _mount(*words: object) -> None:
 
 
 def _unmount(place: Path) -> None:
-    # Lazily: a process that was there may not have ended altogether.
+    # Lazily: a process that used the folder may not have ended yet.
     subprocess.run(["umount", "--lazy", str(place)], check=True)

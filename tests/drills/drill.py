@@ -1,8 +1,8 @@
-"""Break things, and check that promises hold: `python -m tests.drills.drill [--short]`.
+"""Inject faults, and check that promises hold: `python -m tests.drills.drill [--short]`.
 
-It ends with a table: each fault, how often it was tried, whether what is promised was kept, the
-most images of training that had to be done again, and the longest time from the fault to the end
-of what it met. Exit code 1 where a promise was broken; the folder of that try is kept.
+Prints a table: each fault, the number of attempts, whether the promise was held, the largest number
+of images that had to be repeated, and the longest time from the fault to the end of the disturbed
+process. Exit code 1 if a promise was broken; the folder of that attempt is kept.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from random import Random
 
 from tests.drills.faults import FAULTS
-from tests.drills.lab import BrokenPromise, Fault, Lab, NotPossible, Outcome, opened
+from tests.drills.lab import BrokenPromise, Fault, Lab, NotPossible, Outcome, open_lab
 
-HEADER = ("fault", "tried", "promise", "held", "most images lost", "longest, s")
+HEADER = ("fault", "tried", "promise", "held", "images repeated, at most", "longest time, s")
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Row:
     tried: int = 0
     images_lost: int = 0
     seconds: float = 0.0
-    took_s: float = 0.0  # all its tries
+    took_s: float = 0.0  # duration of all attempts
     notes: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     not_possible: str = ""
@@ -55,13 +55,13 @@ class Row:
             self.notes.append(outcome.note)
 
 
-def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
-    """Create a fault so many times; the draws of an attempt depend on seed, name and number."""
+def try_fault(fault: Fault, lab: Lab, attempts: int, seed: int) -> Row:
+    """Inject a fault several times; the draws depend on seed, fault name and attempt number."""
     row = Row(fault.name, fault.promise)
     began = time.monotonic()
-    for number in range(tries):
+    for number in range(attempts):
         random = Random(f"{seed} {fault.name} {number}")
-        before = set((lab.folder / "tries").iterdir())
+        before = set((lab.folder / "attempts").iterdir())
         try:
             row.add(fault.attempt(lab, random, number))
             row.tried += 1
@@ -70,11 +70,13 @@ def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
             break
         except BrokenPromise as broken:
             row.tried += 1
-            kept = sorted(set((lab.folder / "tries").iterdir()) - before)
+            kept = sorted(set((lab.folder / "attempts").iterdir()) - before)
             folders = " ".join(map(str, kept))
-            row.broken.append(f"try {number}: {broken}\n  kept: {folders}\n  said: {lab.output}")
+            row.broken.append(
+                f"attempt {number}: {broken}\n  kept: {folders}\n  output: {lab.output}"
+            )
         else:
-            for path in set((lab.folder / "tries").iterdir()) - before:
+            for path in set((lab.folder / "attempts").iterdir()) - before:
                 shutil.rmtree(path)
         finally:
             lab.clear()
@@ -83,7 +85,7 @@ def try_fault(fault: Fault, lab: Lab, tries: int, seed: int) -> Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Write the table in Markdown."""
+    """Return the table in Markdown."""
     lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
     for row in rows:
         cells = [row.fault, str(row.tried), row.promise, row.held]
@@ -93,7 +95,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def choose(only: str | None) -> Sequence[Fault]:
-    """Choose faults by the beginnings of their names."""
+    """Return the faults whose names begin with one of `only`, separated by commas; None: all."""
     if only is None:
         return FAULTS
     names = only.split(",")
@@ -105,42 +107,43 @@ def choose(only: str | None) -> Sequence[Fault]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Create faults; return 1 if a promise was broken."""
+    """Inject the chosen faults; return 1 if a promise was broken, else 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.drills.drill", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a few tries of each")
-    parser.add_argument("--only", help="faults, by the beginnings of their names, with commas")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and places")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    asked = parser.parse_args(arguments)
-    faults = choose(asked.only)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unmounting all
+    parser.add_argument("--short", action="store_true", help="a few attempts of each fault")
+    parser.add_argument("--only", help="beginnings of fault names, separated by commas")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and places")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args(arguments)
+    faults = choose(args.only)
+    # An exit, so that disks are unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="dgm-drill-"))
     rows: list[Row] = []
     began = time.monotonic()
     try:
-        with opened(folder) as lab:
+        with open_lab(folder) as lab:
             for fault in faults:
-                tries = fault.short if asked.short else fault.long
-                if tries > 0:
-                    rows.append(try_fault(fault, lab, tries, asked.seed))
-                    say(rows[-1])
-    finally:  # also where it was interrupted
+                attempts = fault.short if args.short else fault.long
+                if attempts > 0:
+                    rows.append(try_fault(fault, lab, attempts, args.seed))
+                    print_row(rows[-1])
+    finally:  # also if interrupted
         took_s = time.monotonic() - began
         print(f"\n{table(rows)}\n\nin {took_s:.0f} s")
         broken = any(row.broken for row in rows)
         if not broken:
             shutil.rmtree(folder, ignore_errors=True)
-    if asked.json:
+    if args.json:
         found = {"took_s": took_s, "rows": [dataclasses.asdict(row) for row in rows]}
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
     if broken:
         print(f"kept: {folder}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def say(row: Row) -> None:
+def print_row(row: Row) -> None:
     """Print the outcome of a fault."""
-    print(f"{row.fault}: {row.tried} tries, held: {row.held} ({row.took_s:.0f} s)", flush=True)
+    print(f"{row.fault}: {row.tried} attempts, held: {row.held} ({row.took_s:.0f} s)", flush=True)
     for note in dict.fromkeys(row.notes):
         print(f"  {note}", flush=True)
     for broken in row.broken:

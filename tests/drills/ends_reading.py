@@ -1,6 +1,6 @@
 """Run a script whose output goes to a reader that ends: `python ends_reading.py BYTES SCRIPT ...`.
 
-The reader is a process of its own at the other end of a pipe; it takes so many bytes and ends.
+The reader is a process of its own at the other end of a pipe; it reads BYTES bytes and ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def attach_reader(count: int) -> None:
-    """Lead standard output and errors into a pipe that is read for `count` bytes."""
+    """Connect stdout and stderr to a pipe whose reader ends after `count` bytes."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(writing)

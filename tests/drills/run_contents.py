@@ -10,13 +10,13 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-_CLOCKED = ("wall_s", "time/", "memory/", "energy/")
+_VARYING = ("wall_s", "time/", "memory/", "energy/")
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl without times, memory and energy."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(_CLOCKED)} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(_VARYING)} for line in lines]
 
 
 def named_checkpoints(run: Path) -> list[Path]:
@@ -26,12 +26,12 @@ def named_checkpoints(run: Path) -> list[Path]:
     return sorted(names, key=lambda path: int(path.name))
 
 
-def newest_whole(run: Path) -> Path | None:
+def newest_complete(run: Path) -> Path | None:
     """Return the newest complete checkpoint."""
-    return next((path for path in reversed(named_checkpoints(run)) if is_whole(path)), None)
+    return next((path for path in reversed(named_checkpoints(run)) if is_intact(path)), None)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Return whether all files of a checkpoint match its manifest and can be read."""
     try:
         files = json.loads((path / "manifest.json").read_text())["files"]
@@ -57,8 +57,8 @@ def assert_same_tensors(run: Path, other: Path) -> None:
 
 
 def num_logged(run: Path) -> int:
-    """Count the lines of the log, which may be being written."""
+    """Count the lines of the log, to which a process may be writing."""
     try:
         return len(metrics(run))
-    except (OSError, ValueError):  # not yet there, or half a line
+    except (OSError, ValueError):  # missing, or its last line is incomplete
         return 0

@@ -59,7 +59,7 @@ def after(
 
 
 def act(kind: str, option: str, result: Any) -> Any:
-    """Do what is to happen at the moment; return the result of the wrapped function."""
+    """Send the signal, raise the error or move the clock; return `result`, NaN for `nan`."""
     if kind == "nan":
         return result * float("nan")
     if kind in ERRORS:
@@ -73,7 +73,7 @@ def act(kind: str, option: str, result: Any) -> Any:
 
 
 def arrange(kind: str, calls: int, option: str) -> None:
-    """Patch the function after which something is to happen."""
+    """Patch the function after whose N-th call the action happens."""
 
     def action(result: Any) -> Any:
         return act(kind, option, result)
@@ -88,12 +88,12 @@ def arrange(kind: str, calls: int, option: str) -> None:
     def patched(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, loss, sync: original(self, lambda: forward(loss), sync)
 
-    for wrapped in WRAPPED:  # whose `forward` calls the forward pass
+    for wrapped in WRAPPED:  # the wrappers that engines put around a forward pass
         wrapped.forward = patched(wrapped.forward)
 
 
 def main() -> None:
-    """Arrange the moment, then run the script."""
+    """Patch the function of the moment, then run the script."""
     moment, _, rank = sys.argv[1].partition("@")
     moment, _, option = moment.partition("=")
     kind, calls = moment.split(":")

@@ -1,7 +1,7 @@
 """A file system that is slow, or hangs: the files of a folder through FUSE.
 
 It speaks the kernel's own protocol (linux/fuse.h), so it needs nothing but /dev/fuse. It hangs by
-reading no more requests: the kernel lets go of a killed process whose request was not taken yet.
+reading no more requests: a process whose request was not read yet can still be killed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.drills.lab import NotPossible
 _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE = 1, 2, 3, 14, 15, 17, 18
 _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _DESTROY, _BATCH_FORGET = 26, 27, 28, 29, 38, 42
 _UNANSWERED = (_FORGET, _BATCH_FORGET)
-_NOTHING = (_RELEASE, _RELEASEDIR, _DESTROY)  # that flushing is unknown, the kernel asks once
+_EMPTY = (_RELEASE, _RELEASEDIR, _DESTROY)  # answered without content
 _HEADER = struct.Struct("<IIQQIIIHH")
 _ROOT = 1
 _LAZILY = 2  # MNT_DETACH
-_REQUEST = 1 << 20  # bytes that a request may have
+_MAX_REQUEST = 1 << 20  # bytes
 
 
 class SlowFiles:
@@ -55,7 +55,7 @@ class SlowFiles:
             try:
                 if self.hanging.is_set():
                     return
-                request = os.read(self.device, _REQUEST)
+                request = os.read(self.device, _MAX_REQUEST)
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     continue
@@ -67,21 +67,21 @@ class SlowFiles:
                 answer, fault = self.answer(code, node, request[_HEADER.size :]), 0
             except OSError as error:
                 answer, fault = b"", error.errno or errno.EIO
-            with suppress(OSError):  # who asked may have been killed
+            with suppress(OSError):  # the process may have been killed
                 os.write(
                     self.device, struct.pack("<IiQ", 16 + len(answer), -fault, unique) + answer
                 )
 
     def answer(self, code: int, node: int, content: bytes) -> bytes:
-        """Answer one request; raises OSError with the errno to answer."""
-        if code in _NOTHING:
+        """Return the answer to a request; raise OSError with the errno to report."""
+        if code in _EMPTY:
             return b""
         if code not in self.answers:
             raise OSError(errno.ENOSYS, "not known")
         return self.answers[code](node, content)
 
     def init(self, node: int, content: bytes) -> bytes:
-        """Agree on version 7.31, and on no reading ahead."""
+        """Agree on protocol version 7.31, without read-ahead."""
         return struct.pack("<IIIIHHII28x", 7, 31, 0, 0, 16, 12, 65536, 1)
 
     def lookup(self, node: int, content: bytes) -> bytes:
@@ -110,7 +110,7 @@ class SlowFiles:
         return os.pread(self.files[node - _ROOT - 1], size, offset)
 
     def read_folder(self, node: int, content: bytes) -> bytes:
-        """List the folder, whole at the first request."""
+        """List the entries of the folder from an offset on."""
         _, offset = struct.unpack_from("<QQ", content)
         found = b""
         for number, name in enumerate(self.names[offset:], offset + 1):
@@ -124,7 +124,7 @@ class SlowFiles:
 
 @contextmanager
 def slow_files(source: Path, place: Path, delay_s: float) -> Iterator[SlowFiles]:
-    """Mount the files of a folder at a new one; each read of up to 64 KiB takes so long."""
+    """Mount the files of a folder at a new folder; each read of up to 64 KiB takes `delay_s`."""
     place.mkdir(parents=True)
     try:
         device = os.open("/dev/fuse", os.O_RDWR)
@@ -143,6 +143,6 @@ def slow_files(source: Path, place: Path, delay_s: float) -> Iterator[SlowFiles]
         yield files
     finally:
         libc.umount2(bytes(place), _LAZILY)
-        os.close(device)  # ends what still waits for an answer
+        os.close(device)  # ends requests that still wait for an answer
         for file in files.files:
             os.close(file)

@@ -1,4 +1,4 @@
-"""The drill's short version: every fault, some tries each."""
+"""The drill's short version: every fault, a few attempts each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from tests.drills.drill import choose, table, try_fault
 from tests.drills.faults import FAULTS
-from tests.drills.lab import Fault, Lab, NotPossible, Outcome, opened
+from tests.drills.lab import Fault, Lab, NotPossible, Outcome, open_lab
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Open one laboratory for each process of pytest."""
-    with opened(tmp_path_factory.mktemp("drill") / "lab") as lab:
+    """Yield one lab for each process of pytest."""
+    with open_lab(tmp_path_factory.mktemp("drill") / "lab") as lab:
         yield lab
 
 
@@ -27,28 +27,30 @@ def test_promise_is_held(lab: Lab, fault: Fault) -> None:
     print(table([row]))
     assert not row.broken, "\n".join(row.broken)
     if row.not_possible:
-        pytest.xfail(row.not_possible)  # no skip: it is the machine that forbids it
+        pytest.xfail(
+            row.not_possible
+        )  # not skipped: .ci/run refuses skips, and the machine forbids it
     assert row.tried == fault.short
 
 
-def test_row_says_what_came_of_a_fault(tmp_path: Path) -> None:
+def test_row_has_the_results_of_all_attempts(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         lab.new().mkdir(parents=True)
-        lab.output = "what it printed"
+        lab.output = "its output"
         lab.expect(number != 1, "it broke")
         return Outcome(images_lost=16 * number, seconds=number / 2)
 
     row = try_fault(Fault("a fault", "held", 0, 4, attempt), lab, 4, seed=0)
     assert (row.tried, row.images_lost, row.seconds) == (4, 48, 1.5)
-    kept = list((tmp_path / "tries").iterdir())  # of the try that broke, and no other
+    kept = list((tmp_path / "attempts").iterdir())  # only that of the broken attempt
     assert len(kept) == 1
-    assert row.broken == [f"try 1: it broke\n  kept: {kept[0]}\n  said: what it printed"]
+    assert row.broken == [f"attempt 1: it broke\n  kept: {kept[0]}\n  output: its output"]
     assert table([row]).splitlines()[2] == "| a fault | 4 | held | broken 1 times | 48 | 1.5 |"
 
 
-def test_fault_that_cannot_be_made_here_is_not_held(tmp_path: Path) -> None:
+def test_fault_that_is_not_possible_here_is_not_held(tmp_path: Path) -> None:
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         raise NotPossible("no mounting")
 
@@ -59,7 +61,7 @@ def test_fault_that_cannot_be_made_here_is_not_held(tmp_path: Path) -> None:
     )
 
 
-def test_draws_of_a_try_follow_from_the_seed(tmp_path: Path) -> None:
+def test_draws_of_an_attempt_follow_from_the_seed(tmp_path: Path) -> None:
     lab, drawn = Lab(tmp_path), []
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:

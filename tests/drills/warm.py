@@ -1,4 +1,4 @@
-"""Start scripts in processes that have imported torch (and MODULEs) already: a second, not six.
+"""Start scripts in processes that have already imported torch (and MODULEs), which saves seconds.
 
     python warm.py SOCKET [MODULE ...]
 
@@ -6,7 +6,7 @@ Each connection asks for one script in a line of JSON: `words` (path and argumen
 `cwd`, more `environment`, and files for `stdout` and `stderr`. A copy of this process is forked for
 each process of the script. A first answer gives their `pids` and their `group`, a second their exit
 codes, negative where a signal ended one. Several processes find each other by the variables that
-torchrun sets, and as with torchrun the first that fails `takes_down` the others, if it is asked to.
+torchrun sets; with `terminate_others` the first that fails terminates the others, as with torchrun.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import torch._dynamo
-import torch._inductor.cudagraph_trees  # which every run asks for
+import torch._inductor.cudagraph_trees  # every run imports it
 import torch.utils.tensorboard  # noqa: F401
 
 import dgm.cli.train_ddpm  # noqa: F401
@@ -42,14 +42,14 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}.new")
         server.listen()
-        os.rename(f"{path}.new", path)  # who sees it can connect
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+        os.rename(f"{path}.new", path)  # once the path exists, clients can connect
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
         while True:
             connection, _ = server.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
-                with contextlib.suppress(BrokenPipeError):  # who asked is gone
+                with contextlib.suppress(BrokenPipeError):  # the client is gone
                     answer(connection)
                 os._exit(1)
             connection.close()
@@ -65,7 +65,7 @@ def answer(connection: socket.socket) -> None:
             child = os.fork()
             if child == 0:
                 connection.detach()
-                become(request, rank)
+                run_as_rank(request, rank)
             running[child] = rank
         stream.write(json.dumps({"group": os.getpid(), "pids": list(running)}) + "\n")
         stream.flush()
@@ -74,7 +74,7 @@ def answer(connection: socket.socket) -> None:
             child, status = os.wait()
             rank = running.pop(child)
             codes[rank] = os.waitstatus_to_exitcode(status)
-            if codes[rank] != 0 and request["takes_down"]:
+            if codes[rank] != 0 and request["terminate_others"]:
                 for other in running:
                     os.kill(other, signal.SIGTERM)
         stream.write(json.dumps(codes) + "\n")
@@ -82,7 +82,7 @@ def answer(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def become(request: dict[str, Any], rank: int) -> NoReturn:
+def run_as_rank(request: dict[str, Any], rank: int) -> NoReturn:
     """Run the script as if Python had just been started with these words."""
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -104,7 +104,7 @@ def become(request: dict[str, Any], rank: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # Taking all of torch apart would cost more time than most of these scripts.
+    # Skip finalization, which takes longer with torch than most of these scripts.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 Run from the root of the repository; SHARDS is a folder of train shards of 32 x 32 images. Each
 group of kernels and steps is checked in a process of its own, whole runs in parallel processes. The
-results are in OUT/checks.json, written anew after each check. Without a GPU the same is checked on
+results are in OUT/checks.json, rewritten after each check. Without a GPU the same is checked on
 the CPU, kernels in Triton's interpreter.
 """
 

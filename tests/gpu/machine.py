@@ -93,7 +93,7 @@ def describe() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what there is as JSON; `--dry-run` needs no GPU."""
+    """Print the description as JSON; `--dry-run` needs no GPU."""
     if "--dry-run" not in sys.argv[1:]:
         check_gpu()
     print(json.dumps(describe()))

@@ -16,9 +16,9 @@ from tests.gpu.processes import CommandError
 from tests.gpu.schedule import Part, timed
 from tests.gpu.session import Session
 
-LAST_S = 14.0  # of a benchmark, for the profile after its loops, and GRACE_S
+LAST_S = 14.0  # at the end of a benchmark: for the profile after its loops, and GRACE_S
 START_S = 13.0  # before the first part: wheels, and checks of the machine
-RESERVE_S = 15.0  # for packing
+RESERVE_S = 15.0  # for packing the results
 FIRST = 3  # parts without which a session is of no use
 GRAPHS = ("train.compile=graphs",)
 EAGER = ("train.compile=none", "train.kernels=false")
@@ -30,17 +30,17 @@ class Sizes:
 
     channels: int
     precision: str
-    batch: int  # of our rate and of the training run
+    batch: int  # batch size of our rate and of the training run
     peers_batch: int
-    small_batch: int  # where launches may bound the rate
+    small_batch: int  # batch size at which launches may bound the rate
     rounds: int
     steps: int
-    repetitions: int  # of noising
+    repetitions: int  # timings of noising
     sample_steps: int
     per_class: int
     rate: float  # images/s that the training run assumes if none was measured
-    options: tuple[str, ...] = ()  # of our net
-    checks: tuple[str, ...] = ()  # for check.py
+    options: tuple[str, ...] = ()  # options of our net
+    checks: tuple[str, ...] = ()  # options of check.py
 
 
 ON_GPU = Sizes(128, "bf16", 512, 256, 128, 3, 20, 100, 25, 10, 2000)
@@ -75,7 +75,7 @@ class Work:
 
     @functools.cached_property
     def no_peers(self) -> str | None:
-        """Which peers are not installed; None if both are."""
+        """Return which peers are not installed; None if both are."""
         try:
             missing = self.session.missing("peers", ["diffusers", "denoising_diffusion_pytorch"])
         except CommandError as error:
@@ -95,7 +95,7 @@ class Work:
         tasks: dict[str, Callable[[float], str]] = {"checks": self._check}
         if (self.session.prepared / "cifar.tar.gz").exists():
             tasks["shards of CIFAR"] = self._build_cifar
-        if not self.session.dry_run:  # which compiles nothing
+        if not self.session.dry_run:  # a dry run compiles nothing
             tasks["compiling the steps"] = self._compile_steps
             tasks["compiling the training"] = self._compile_training
 
@@ -203,7 +203,7 @@ class Work:
         words += [f"--repetitions={sizes.repetitions}"]
         found = self.session.benchmark("noise", words, seconds)
         fraction = found["gb_per_s"] / found["copy_gb_per_s"]
-        self.figures["noising, of a copy's bandwidth"] = round(fraction, 3)
+        self.figures["noising, fraction of a copy's bandwidth"] = round(fraction, 3)
         return f"{found['gb_per_s']:,.0f} GB/s, {100 * fraction:.0f} % of a copy's"
 
     def peers(self, seconds: float) -> str:
@@ -258,7 +258,7 @@ class Work:
 
 
 def _in_order(tasks: Sequence[Callable[[], str]]) -> str:
-    """Do what the time allows; raise CommandError if not even the first was done."""
+    """Run the tasks that fit into their time; raise CommandError if not even the first did."""
     done: list[str] = []
     for task in tasks:
         try:

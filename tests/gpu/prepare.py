@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def fetch_wheels(folder: Path) -> None:
-    """Download the wheels, and check that nothing that they need is missing."""
+    """Download the wheels, and check that no requirement of theirs is missing."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         words += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
@@ -87,9 +87,9 @@ def fetch_wheels(folder: Path) -> None:
 
 
 def check_complete(paths: Iterable[Path]) -> None:
-    """Raise UserError if the project or a wheel needs what neither the machine nor a wheel has.
+    """Raise UserError if the machine and the wheels do not meet all requirements.
 
-    Or has in a version that does not fit, as far as versions are known.
+    Versions are compared as far as they are known.
     """
     wheels = {parse_wheel_filename(path.name)[0]: path for path in paths}
     versions = read_list(HERE / "installed.txt")
@@ -120,7 +120,7 @@ def read_list(path: Path) -> dict[str, str | None]:
 
 
 def requirements(wheel: Path, extras: Iterable[str] = ("",)) -> list[Requirement]:
-    """Return what a wheel needs on the machine."""
+    """Return the requirements of a wheel on the machine."""
     with zipfile.ZipFile(wheel) as archive:
         member = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(member))
@@ -130,7 +130,7 @@ def requirements(wheel: Path, extras: Iterable[str] = ("",)) -> list[Requirement
 
 
 def project_requirements() -> list[Requirement]:
-    """Return what the trainers and the peers that are timed need."""
+    """Return the requirements of the trainers and of the peers that are timed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [r for r in map(Requirement, project["dependencies"]) if r.name not in NOT_NEEDED]
     peers = map(Requirement, project["optional-dependencies"]["peers"])
@@ -167,7 +167,7 @@ def check_python(python: str) -> None:
 
 def write_commit(path: Path) -> None:
     """Write the commit's id, for a copy without .git."""
-    from dgm.training.run_folder import describe_code  # with torch, in seconds
+    from dgm.training.run_folder import describe_code  # slow: imports torch
 
     found = describe_code()
     path.write_text(json.dumps(found) + "\n")

@@ -47,7 +47,7 @@ def run_limited(
     try:
         code = process.wait(max(0.0, seconds - grace))
     except subprocess.TimeoutExpired:
-        started = descendants(process.pid)  # those that leave the group are orphans later
+        started = descendants(process.pid)  # includes those that have left the group
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
@@ -69,7 +69,7 @@ def kill_group(process: subprocess.Popen, others: Sequence[psutil.Process] = ())
 def end_on_signals(at_once: bool = False) -> None:
     """On SIGTERM and SIGINT, kill all that this process started, in any thread, and exit.
 
-    By SystemExit, so that results can be packed, or `at_once`.
+    The exit is a SystemExit, so that results can be packed, or immediate with `at_once`.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:

@@ -31,7 +31,9 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("seconds", metavar="SECONDS", type=float, help="time limit, such as 560")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="new folder")
-    parser.add_argument("--prepared", type=Path, default=ROOT / ".gpu", help="by prepare.py")
+    parser.add_argument(
+        "--prepared", type=Path, default=ROOT / ".gpu", help="folder that prepare.py wrote"
+    )
     parser.add_argument("--dry-run", action="store_true", help="small sizes, on the CPU")
     args = parser.parse_args()
     budget = Budget(args.seconds, RESERVE_S, BEGAN)
@@ -46,7 +48,7 @@ def main() -> int:
             raise UserError(f"Python's packages cannot be used here: {error}") from None
         args.out.mkdir(parents=True, exist_ok=True)
         end_on_signals()
-        commit = args.prepared / "commit.json"  # for a copy without .git
+        commit = args.prepared / "commit.json"  # used if the copy has no .git
         session.summary |= json.loads(commit.read_text()) if commit.exists() else {}
         session.summary["seconds"] = budget.seconds
         print(json.dumps(session.summary["machine"]), flush=True)

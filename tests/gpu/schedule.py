@@ -14,11 +14,11 @@ class Part:
     """Something to measure: `work` gets its time limit and returns one line of results."""
 
     name: str
-    seconds: float  # planned
-    min_seconds: float  # with less it is left out
+    seconds: float  # planned time
+    min_seconds: float  # with less time the part is left out
     work: Callable[[float], str]
     obstacle: Callable[[], str | None] = lambda: None  # why it cannot run on this machine
-    essential: bool = False  # the others depend on it: it may take their time
+    essential: bool = False  # the other parts depend on it, so it may use their time
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Budget:
     """Time for all parts."""
 
     seconds: float
-    reserve: float  # for what follows the parts
-    began: float  # by time.monotonic()
+    reserve: float  # seconds for what follows the parts
+    began: float  # time.monotonic() at the start
 
     def elapsed(self) -> float:
         """Return the seconds spent."""

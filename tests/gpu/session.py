@@ -18,7 +18,7 @@ from dgm.common.errors import UserError
 from tests.gpu.processes import CommandError, last_line, run_limited
 from tests.gpu.schedule import Outcome
 
-MAX_FILE_BYTES = 4 * 2**20  # of a packed file
+MAX_FILE_BYTES = 4 * 2**20  # larger files are not packed
 NEEDED = ("jsonargparse", "webdataset", "accelerate", "safetensors", "torchvision", "yaml", "PIL")
 
 

@@ -27,7 +27,7 @@ def wheel(folder: Path, name: str, version: str, *needs: str) -> Path:
 
 @pytest.fixture
 def wheels(tmp_path: Path) -> dict[str, Path]:
-    """Write wheels of all that wheels.txt names, which need nothing."""
+    """Write wheels without requirements for all names in wheels.txt."""
     versions = prepare.read_list(prepare.HERE / "wheels.txt")
     assert all(version is not None for version in versions.values())
     return {name: wheel(tmp_path, name.replace("-", "_"), str(v)) for name, v in versions.items()}

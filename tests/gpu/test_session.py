@@ -23,7 +23,7 @@ from tests.gpu.processes import CommandError, run_limited
 from tests.gpu.schedule import Budget, Outcome, Part, limit_of, run_parts
 
 SCRIPT = ROOT / "tests" / "gpu" / "run.py"
-# Another environment, as that of GPU machines, can be named: torch 2.11, numpy 2.5, Python 3.12.
+# Optionally also an interpreter as on GPU machines: Python 3.12 with torch 2.11, numpy 2.5.
 PYTHONS = [sys.executable, *filter(None, [os.environ.get("DGM_PYTHON_2_11")])]
 
 

@@ -32,8 +32,8 @@ class Cluster:
     def submit(
         self, folder: Path, *options: object, overrides: tuple[object, ...] = (), steps: int = 16
     ) -> RunState:
-        """Submit a run of so many steps."""
-        from slurm import submit  # with submitit, which may be missing where only names are needed
+        """Submit a run of `steps` steps."""
+        from slurm import submit  # imports submitit, which is optional
 
         words = [LAUNCH / SCRIPTS["diffusion"], "--config", self.config, "--cluster", "cpu"]
         words += ["--cpus-per-process", 1]
@@ -56,7 +56,7 @@ class Cluster:
         pytest.fail(f"{row} after {timeout} s\n{log_of(run)}")
 
     def wait_for_steps(self, run: RunState, steps: int, timeout: float = 90) -> None:
-        """Wait until a run has logged so many steps."""
+        """Wait until a run has logged `steps` steps."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             metrics = run.metrics()

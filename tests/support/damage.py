@@ -16,7 +16,7 @@ EXAMPLES = int(os.environ.get("DGM_EXAMPLES", "0"))
 
 
 def examples(count: int) -> settings:
-    """Return settings for so many fixed examples, or for DGM_EXAMPLES random ones."""
+    """Return settings for `count` fixed examples, or for DGM_EXAMPLES random ones."""
     return settings(
         max_examples=EXAMPLES or count,
         derandomize=not EXAMPLES,

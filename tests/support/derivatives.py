@@ -11,7 +11,7 @@ Function = Callable[..., Tensor]
 
 
 def three_orders(function: Function, inputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """Return the gradients of the first three orders, each of a function of those before."""
+    """Return the gradients of orders one to three, each of a function of the lower orders."""
     leaves = [part.requires_grad_() for part in inputs]
     value = (function(*leaves).sin() * weights).sum()
     found: list[Tensor] = []
@@ -25,7 +25,7 @@ def three_orders(function: Function, inputs: Sequence[Tensor], weights: Tensor) 
 def gradient_penalty(
     function: Function, inputs: Sequence[Tensor], frozen: Sequence[int] = ()
 ) -> list[Tensor]:
-    """Return the gradient of a squared gradient by the inputs that are not frozen."""
+    """Return the gradient of a squared gradient, with respect to inputs that are not frozen."""
     leaves = [part.requires_grad_() for i, part in enumerate(inputs) if i not in frozen]
     first = torch.autograd.grad(function(*inputs).sin().sum(), leaves, create_graph=True)
     penalty = torch.stack([gradient.square().sum() for gradient in first]).sum()
@@ -35,7 +35,7 @@ def gradient_penalty(
 def forward_mode(
     function: Function, inputs: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return a value, its tangent, and the gradients of a loss of each (as MeanFlow takes)."""
+    """Return a value, its tangent, and the gradients of a loss of both (as in MeanFlow)."""
     leaves = tuple(part.requires_grad_() for part in inputs)
     primal, tangent = torch.func.jvp(lambda *g: function(*g).sin(), leaves, tuple(tangents))
     of_primal = torch.autograd.grad(primal.square().sum(), leaves, retain_graph=True)
@@ -65,8 +65,8 @@ def assert_derivatives_close(
 ) -> None:
     """Compare with float64 results, relative to the largest entry of each tensor.
 
-    Of a derivative that cancels to zero, such as that by a shift which GroupNorm removes, only
-    rounding is left; it is compared with `floor` times the largest entry of all results.
+    Where a derivative cancels to zero, as for a shift that GroupNorm removes, only rounding is
+    left; it is compared with `floor` times the largest entry of all results.
     """
     largest = max(float(exact.abs().max()) for exact in expected)
     for number, (ours, exact) in enumerate(zip(found, expected, strict=True)):

@@ -11,7 +11,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 
 def write_random_weights(path: Path) -> Path:
-    """Write weights that keep the size of what goes through the net (He et al. 2015)."""
+    """Write weights that keep the variance of activations (He et al. 2015)."""
     net_class = theirs.FeatureExtractorInceptionV3
     with (
         mock.patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: {}),

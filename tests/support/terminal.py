@@ -52,7 +52,7 @@ class Terminal:
         return self.group
 
     def until(self, happened: Callable[[], bool], timeout_s: float = 90) -> None:
-        """Read the output until something happened."""
+        """Read the output until a condition holds."""
         end = time.monotonic() + timeout_s
         while not happened():
             assert time.monotonic() < end, f"timeout: {self.text[-2000:]}"

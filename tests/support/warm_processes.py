@@ -43,7 +43,7 @@ class Running:
         self.pids: list[int] = answer["pids"]  # by rank
 
     def wait(self, timeout: float) -> Result:
-        """Wait for its end; kill it and raise TimeoutError if that does not come."""
+        """Wait for the end of the script; after the timeout kill it and raise TimeoutError."""
         self.connection.settimeout(timeout)
         try:
             codes = json.loads(self.stream.readline())
@@ -58,13 +58,13 @@ class Running:
         return Result(code, stdout, stderr, tuple(codes))
 
     def kill(self) -> None:
-        """Kill all its processes."""
+        """Kill all processes of the script."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.group, signal.SIGKILL)
 
 
 class Warm:
-    """A process that has imported torch and more, and is forked for each script."""
+    """A process that has imported torch and further modules, and is forked for each script."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], modules: Sequence[str] = ()):
         self.path = str(folder / "socket")
@@ -79,11 +79,12 @@ class Warm:
         processes: int = 1,
         port: int = 0,
         variables: Mapping[str, str] | None = None,
-        takes_down: bool = True,
+        terminate_others: bool = True,
     ) -> Running:
         """Start `python WORDS`; its output goes to files in the folder `output`.
 
-        Unless `takes_down`, the others have to notice the death of one process themselves.
+        terminate_others: whether the first process that fails terminates the others, as with
+        torchrun; otherwise they have to notice it themselves.
         """
         self.wait_until_warm()
         for name in ("stdout", "stderr"):
@@ -96,7 +97,7 @@ class Warm:
             "cwd": str(cwd),
             "stdout": str(output / "stdout"),
             "stderr": str(output / "stderr"),
-            "takes_down": takes_down,
+            "terminate_others": terminate_others,
         }
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self.path)
@@ -105,13 +106,13 @@ class Warm:
         return running
 
     def wait_until_warm(self) -> None:
-        """Wait until it listens."""
+        """Wait until the process listens."""
         while not os.path.exists(self.path):
             assert self.process.poll() is None, "warm.py ended early"
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
 
@@ -125,5 +126,5 @@ def plain_environment(cache: Path) -> dict[str, str]:
     env["OMP_NUM_THREADS"] = "1"  # tests share the cores
     # Several tests share the cores: a thread that spins as it waits would hold up the others.
     env["OMP_WAIT_POLICY"] = "passive"
-    env["DS_ACCELERATOR"] = "cpu"  # as the engine sets it where there is no GPU
+    env["DS_ACCELERATOR"] = "cpu"  # as the engine does where there is no GPU
     return env

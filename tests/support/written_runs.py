@@ -35,7 +35,7 @@ def write_run(
     age_s: float = 10_000.0,
     **more: Sequence[float],
 ) -> Path:
-    """Write a run of 100 images a log; `more` are further metrics by key, `/` written `__`."""
+    """Write a run that logs every 100 images; `more` are further metrics, with `__` for `/`."""
     total = 100 * len(losses)
     folder.mkdir(parents=True)
     config: dict[str, Any] = {

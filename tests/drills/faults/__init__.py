@@ -1,4 +1,4 @@
-"""The faults that the drill makes."""
+"""The faults that the drill injects."""
 
 from tests.drills.faults import (
     builds,

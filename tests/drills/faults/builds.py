@@ -1,4 +1,4 @@
-"""Killed, or stopped, in the middle of a build of shards."""
+"""Builds of shards that are killed or stopped halfway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARD_SIZE = 40  # eight tars
 BUILD = LAUNCH.parent / "shards" / "build.py"
 
 
-def words(lab: Lab, out: Path) -> list[object]:
+def build_command(lab: Lab, out: Path) -> list[object]:
     source = f"folder:{lab.pictures}"
     options = ["--source", source, "--split", "train", "--shard-size", SHARD_SIZE]
     return [BUILD, *options, "--out", out]
@@ -26,7 +26,7 @@ def undisturbed(lab: Lab) -> dict[str, bytes]:
     """Build once without a fault; return the bytes of each file."""
     out = lab.folder / "built" / "shards"
     if not out.exists():
-        done = lab.end(lab.start(words(lab, out)))
+        done = lab.end(lab.start(build_command(lab, out)))
         lab.expect(done.code == 0, f"an undisturbed build ended with {done.code}")
     return contents(out)
 
@@ -39,32 +39,32 @@ def num_files(out: Path) -> int:
     """Count the files in the temporary folder of a build."""
     try:
         return sum(len(list(path.iterdir())) for path in out.parent.glob(".*"))
-    except FileNotFoundError:  # it is finished, or taken away
+    except FileNotFoundError:  # it was renamed or removed meanwhile
         return 0
 
 
-def look_and_build(lab: Lab, out: Path, began: float) -> Outcome:
+def check_and_build(lab: Lab, out: Path, began: float) -> Outcome:
     """Check that no partial build has its final name, and that building again is identical."""
     ended = time.monotonic()
     lab.expect_nothing_outside()
     if out.exists():
         verify(out)
-        lab.expect(contents(out) == undisturbed(lab), f"{out} is there, with other bytes")
+        lab.expect(contents(out) == undisturbed(lab), f"{out} exists, with other bytes")
     else:
-        again = lab.end(lab.start(words(lab, out)))
+        again = lab.end(lab.start(build_command(lab, out)))
         lab.expect(again.code == 0, f"building again ended with {again.code}: {again.stderr}")
         lab.expect(contents(out) == undisturbed(lab), "building again gave other bytes")
     left = [path.name for path in out.parent.iterdir() if path != out]
-    lab.expect(not left or out.exists(), f"left beside it: {left}")
+    lab.expect(not left or out.exists(), f"left behind: {left}")
     return Outcome(0, ended - began)
 
 
 def kill(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill as the temporary folder holds 0, 1, ... files, of which the last is the index."""
+    """Kill once the temporary folder holds 0, 1, ... files; the index is written last."""
     expected = undisturbed(lab)
     count = number % (len(expected) + 1)
     out = lab.new("shards")
-    running = lab.start(words(lab, out))
+    running = lab.start(build_command(lab, out))
     as_soon_as(
         running,
         signal.SIGKILL,
@@ -72,23 +72,23 @@ def kill(lab: Lab, random: Random, number: int) -> Outcome:
     )
     began = time.monotonic()
     lab.end(running)
-    return look_and_build(lab, out, began)
+    return check_and_build(lab, out, began)
 
 
 def stop(lab: Lab, random: Random, number: int) -> Outcome:
-    """Ask to stop at a random moment: nothing half-written is left."""
+    """Request a stop at a random moment; nothing partial may be left."""
     undisturbed(lab)
     out = lab.new("shards")
     out.parent.mkdir()
-    running = lab.start(words(lab, out))
+    running = lab.start(build_command(lab, out))
     began = at_random(running, signal.SIGTERM, random, 0.5)
     stopped = lab.end(running)
-    allowed = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # the last before it listens
-    lab.expect(stopped.code in allowed, f"asked to stop, it ended with {stopped.code}")
+    allowed = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # the last before the handler is installed
+    lab.expect(stopped.code in allowed, f"after SIGTERM it ended with {stopped.code}")
     if stopped.code != 0:
-        left = [path.name for path in out.parent.iterdir() if path != out]  # that is whole
-        lab.expect(not left, f"left: {left}")
-    return look_and_build(lab, out, began)
+        left = [path.name for path in out.parent.iterdir() if path != out]  # `out` is checked below
+        lab.expect(not left, f"left behind: {left}")
+    return check_and_build(lab, out, began)
 
 
 FAULTS = (

@@ -1,4 +1,4 @@
-"""A bit flipped, or bytes cut, in each kind of file: named, and never trained on."""
+"""A flipped bit or a truncation of each kind of file, which must be named and never trained on."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from random import Random
 
 from tests.drills.disturb import cut, flip
 from tests.drills.lab import SAVE_EVERY, STEPS, Fault, Lab, Outcome
-from tests.drills.run_contents import TENSORS, is_whole, metrics
+from tests.drills.run_contents import TENSORS, is_intact, metrics
 from tests.support.tiny import BATCH
 
-NEWEST = 20  # steps: what is damaged was left by a run that had four to go
+NEWEST = 20  # steps of the newest checkpoint, of 24 in all
 
 
 def damage(path: Path, random: Random, number: int) -> str:
-    """Flip a bit and cut bytes in turn."""
+    """Flip a bit or truncate the file, alternating between attempts; return which."""
     return (flip if number % 2 == 0 else cut)(path, random)
 
 
 def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int], Outcome]:
-    """Make a try of damage to a file of the shards."""
+    """Return an attempt that damages a file of the shards."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         run = lab.copy(NEWEST)
@@ -32,7 +32,7 @@ def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int],
         what = damage(path, random, number)
         result = lab.run(run, f"--data.shards={own}")
         took_s = lab.took_s
-        # A bit of the index that says nothing of the images may leave the run as it was.
+        # A bit of the index may have no effect on the images.
         if result.code == 0 and path.suffix == ".json":
             lab.expect_same(run)
             return Outcome(0, took_s, f"harmless: {what}")
@@ -46,26 +46,26 @@ def shards(pick: Callable[[Path, Random], Path]) -> Callable[[Lab, Random, int],
     return attempt
 
 
-def part(name: str) -> Callable[[Lab, Random, int], Outcome]:
-    """Make a try of damage to a file of the newest checkpoint."""
+def checkpoint_file(name: str) -> Callable[[Lab, Random, int], Outcome]:
+    """Return an attempt that damages a file of the newest checkpoint."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         run = lab.copy(NEWEST)
         newest = run / "checkpoints" / f"{NEWEST * BATCH:09d}"
         what = damage(newest / name, random, number)
-        whole = is_whole(newest)  # a bit of white space in the manifest
+        intact = is_intact(newest)  # if the bit was one of white space in the manifest
         result = lab.run(run)
         lab.expect(result.code == 0, f"after {what} it ended with {result.code}")
         named = f"warning: checkpoint {newest} is skipped" in result.stderr
-        lab.expect(named != whole, f"{newest} with {what}: {result.stderr}")
+        lab.expect(named != intact, f"{newest} with {what}: {result.stderr}")
         lab.expect_same(run)
-        return Outcome(0 if whole else SAVE_EVERY * BATCH, lab.took_s)
+        return Outcome(0 if intact else SAVE_EVERY * BATCH, lab.took_s)
 
     return attempt
 
 
 def log(lab: Lab, random: Random, number: int) -> Outcome:
-    """Damage the log: no step twice, and lines that are lost are told."""
+    """Damage the log: no step may be logged twice, and lost lines must be reported."""
     run = lab.copy(NEWEST)
     path = run / "metrics.jsonl"
     what = damage(path, random, number)
@@ -75,14 +75,14 @@ def log(lab: Lab, random: Random, number: int) -> Outcome:
     steps = [line["step"] for line in metrics(run)]
     lab.expect(steps == sorted(set(steps)), f"after {what}, the log has the steps {steps}")
     lost = STEPS - len(steps)
-    told = "metrics.jsonl" in result.stderr
-    lab.expect(lost == 0 or told, f"after {what}, {lost} lines are lost, and nobody is told")
+    reported = "metrics.jsonl" in result.stderr
+    lab.expect(lost == 0 or reported, f"after {what}, {lost} lost lines are not reported")
     lab.check_run(run)
     return Outcome(0, lab.took_s)
 
 
-def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
-    """Make a try of damage to what a run folder says of the run."""
+def run_file(name: str) -> Callable[[Lab, Random, int], Outcome]:
+    """Return an attempt that damages a file that describes the run."""
 
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
         run = lab.copy(NEWEST)
@@ -104,22 +104,21 @@ def settings(name: str) -> Callable[[Lab, Random, int], Outcome]:
     return attempt
 
 
-def a_tar(folder: Path, random: Random) -> Path:
+def random_tar(folder: Path, random: Random) -> Path:
     return random.choice(sorted(folder.glob("*.tar")))
 
 
-_PASSED_OVER = "named, passed over, same bytes"
-_NAMED = "named, not trained on"
+_SKIPPED = "named, skipped, same bytes"
 FAULTS = (
-    Fault("damaged shard", _NAMED, 2, 10, shards(a_tar)),
+    Fault("damaged shard", "named, not used", 2, 10, shards(random_tar)),
     Fault(
         "damaged index.json", "named, or same bytes", 2, 10, shards(lambda p, _: p / "index.json")
     ),
     *(
-        Fault(f"damaged {name} of a checkpoint", _PASSED_OVER, 2, 10, part(name))
+        Fault(f"damaged {name} of a checkpoint", _SKIPPED, 2, 10, checkpoint_file(name))
         for name in (*TENSORS, "state.json", "manifest.json")
     ),
-    Fault("damaged metrics.jsonl", "lost lines are told, same bytes", 2, 10, log),
-    Fault("damaged config.yaml", "named, or same bytes", 2, 10, settings("config.yaml")),
-    Fault("damaged environment.json", "same bytes", 2, 10, settings("environment.json")),
+    Fault("damaged metrics.jsonl", "lost lines are reported, same bytes", 2, 10, log),
+    Fault("damaged config.yaml", "named, or same bytes", 2, 10, run_file("config.yaml")),
+    Fault("damaged environment.json", "same bytes", 2, 10, run_file("environment.json")),
 )

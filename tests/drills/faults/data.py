@@ -1,4 +1,4 @@
-"""Shards on a file system that is slow, or hangs."""
+"""Shards on a file system that is slow or hangs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.drills.slow_files import slow_files
 
 TIMEOUT_S = 6.0
 GRACE_S = 30.0
-"""What may pass beside the time-out: a start, and finding out."""
+"""Time allowed in addition to the time-out: for the start, and until the watchdog notices."""
 
 
 def slow(lab: Lab, random: Random, number: int) -> Outcome:
-    """Train from shards of which each page takes its time."""
+    """Train from shards whose pages are read slowly."""
     run = lab.new()
     with slow_files(lab.shards, lab.new("mount"), random.uniform(0.001, 0.005)) as files:
         began = time.monotonic()
@@ -28,7 +28,7 @@ def slow(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def hanging(lab: Lab, random: Random, number: int) -> Outcome:
-    """Make the files hang from a step on: the run ends within its time-out, and continues."""
+    """Make reads hang from some step on: the run must end within its time-out, and continue."""
     run = lab.new()
     step = random.randrange(1, 12)
     with slow_files(lab.shards, lab.new("mount"), 0.0005) as files:

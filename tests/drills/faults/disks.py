@@ -1,4 +1,4 @@
-"""A disk that is full, or may not be written to any more, during a save, a log and a build."""
+"""A disk that is full or read-only during a save, a log or a build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.drills.faults import builds
 from tests.drills.lab import SIGNAL_AT, Fault, Lab, Outcome
 
 Broken = Callable[[Path, Random], AbstractContextManager[None]]
-"""Breaks the disk at a place for a while."""
+"""Makes a disk unusable while the context is active."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def read_only(disk: Path, random: Random) -> Iterator[None]:
 
 
 def train(lab: Lab, random: Random, moment: str, broken: Broken) -> Outcome:
-    """Break the disk at a moment of a run: one line, and all goes on once it is mended."""
+    """Break the disk at a moment of a run, which ends with one line and later continues."""
     with small_disk(lab.new("disk"), 32) as disk:
         run = disk / "run"
         running = lab.start([SIGNAL_AT, f"{moment}=STOP", *lab.words(run)])
@@ -49,7 +49,7 @@ def train(lab: Lab, random: Random, moment: str, broken: Broken) -> Outcome:
 
 def save(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
     def attempt(lab: Lab, random: Random, number: int) -> Outcome:
-        file = 6 + number % 5  # of the second save
+        file = 6 + number % 5  # a file of the second save
         return train(lab, random, f"file:{file}", broken)
 
     return attempt
@@ -67,7 +67,7 @@ def build(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
         builds.undisturbed(lab)
         with small_disk(lab.new("disk"), 8) as disk:
             out = disk / "shards"
-            running = lab.start(builds.words(lab, out))
+            running = lab.start(builds.build_command(lab, out))
             count = 1 + number % 7
             stopped = as_soon_as(running, signal.SIGSTOP, lambda: builds.num_files(out) >= count)
             lab.expect(stopped is not None and until_stopped(running), "the moment never came")
@@ -76,8 +76,8 @@ def build(broken: Broken) -> Callable[[Lab, Random, int], Outcome]:
                 ended = lab.end(running)
                 seconds = time.monotonic() - began
                 lab.expect_mistake(ended, str(out))
-                lab.expect(not out.exists(), f"{out} is there")
-            builds.look_and_build(lab, out, began)
+                lab.expect(not out.exists(), f"{out} exists")
+            builds.check_and_build(lab, out, began)
             return Outcome(0, seconds)
 
     return attempt

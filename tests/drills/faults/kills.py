@@ -1,4 +1,4 @@
-"""SIGKILL and requests to stop at random moments, and SIGKILL within a save."""
+"""SIGKILL and stop requests at random moments, and SIGKILL within a save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.drills.disturb import as_soon_as, at_random
 from tests.drills.lab import SAVE_EVERY, Fault, Lab, Outcome
 from tests.support.tiny import BATCH
 
-NUM_FILES = 5  # of a checkpoint
+NUM_FILES = 5  # per checkpoint
 
 
 def kill(lab: Lab, random: Random, number: int) -> Outcome:
@@ -41,7 +41,7 @@ def request_stop(signum: int) -> Callable[[Lab, Random, int], Outcome]:
 
 
 def kill_after_file(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill when so many files of the second or a later save are on the disk."""
+    """Kill when 1 to 5 files of the second or a later save have been written."""
     file = number % NUM_FILES + 1
     run = lab.new()
     saves = random.randrange(1, 5)
@@ -55,20 +55,20 @@ def kill_after_file(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def kill_as_file_appears(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill as soon as so many files of a save can be seen: they may be half-written."""
+    """Kill as soon as 1 to 5 files of a save exist, perhaps partially written."""
     count = number % NUM_FILES + 1
     run = lab.new()
     running = lab.start(lab.words(run))
     name = f"{random.randrange(1, 6) * SAVE_EVERY * BATCH:09d}"
     folder = run / "checkpoints"
 
-    def seen() -> bool:
+    def have_appeared() -> bool:
         try:
             return any(len(list(path.iterdir())) >= count for path in folder.glob(f"*{name}"))
         except FileNotFoundError:  # it got its final name meanwhile
             return True
 
-    began = as_soon_as(running, signal.SIGKILL, seen) or time.monotonic()
+    began = as_soon_as(running, signal.SIGKILL, have_appeared) or time.monotonic()
     killed = lab.end(running)
     lab.expect(killed.code == -signal.SIGKILL, f"it was not killed: {killed.code}")
     return lab.check_and_continue(run, began=began)

@@ -1,4 +1,4 @@
-"""A loss that is no number, and memory that does not suffice."""
+"""A loss that is not finite, and too little memory."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tests.support.tiny import BATCH
 
 
 def not_finite(lab: Lab, random: Random, number: int) -> Outcome:
-    """Make the loss of a step no number: named, and nothing saved of it."""
+    """Make the loss of a step NaN: the step must be named, and nothing of it saved."""
     run = lab.new()
     step = random.randrange(STEPS)
     began = time.monotonic()
     ended = lab.run(run, moment=f"nan:{step + 1}")
     lab.expect_mistake(ended, f"not finite at step {step} ")
-    lab.expect("whole" in ended.stderr, ended.stderr)
-    seen = [int(path.name) for path in named_checkpoints(run)]
-    lab.expect(max(seen, default=0) <= step * BATCH, f"after step {step}: checkpoints {seen}")
+    lab.expect("are intact" in ended.stderr, ended.stderr)
+    saved = [int(path.name) for path in named_checkpoints(run)]
+    lab.expect(max(saved, default=0) <= step * BATCH, f"after step {step}: checkpoints {saved}")
     outcome = lab.check_and_continue(run)
     return Outcome(outcome.images_lost, time.monotonic() - began)
 
 
 def no_memory(lab: Lab, random: Random, number: int) -> Outcome:
-    """Leave a run less memory than its batch needs: one line, and with more it runs."""
+    """Leave a run less memory than its batch needs: one line, and it runs with more memory."""
     run = lab.new()
     large = ("--train.global_batch=2048", "--train.total_images=4096")
     running = lab.start(lab.words(run, *large))
     stopped = as_soon_as(running, signal.SIGSTOP, (run / "environment.json").exists)
     lab.expect(stopped is not None and until_stopped(running), "the moment never came")
-    megabytes = random.randrange(150)  # it expects to need 350
+    megabytes = random.randrange(150)  # the batch needs about 350
     limit_memory(running.pids[0], megabytes)
     began = resume_process(running)
     ended = lab.end(running)

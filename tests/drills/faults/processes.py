@@ -1,4 +1,4 @@
-"""Two processes on one run folder, and a rank of two that dies or stands still."""
+"""Two processes on one run folder, and one of two ranks that dies or hangs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT = f"--train.timeout_minutes={TIMEOUT_S / 60}"
 
 
 def second_process(lab: Lab, random: Random, number: int) -> Outcome:
-    """Start the same command while a run stands in its middle: it ends, naming the holder."""
+    """Start the same command while a run is stopped: it must end and name the first process."""
     run = lab.new()
     step = random.randrange(1, 12)
     first = lab.start([SIGNAL_AT, f"forward:{step}=STOP", *lab.words(run)])
@@ -34,7 +34,7 @@ def second_process(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def at_once(lab: Lab, random: Random, number: int) -> Outcome:
-    """Start two at once: one trains, the other ends with exit code 2."""
+    """Start two processes at once: one must train, the other end with exit code 2."""
     run = lab.new()
     both = [lab.start(lab.words(run)) for _ in range(2)]
     ended = sorted((lab.end(each) for each in both), key=lambda result: result.code)
@@ -46,11 +46,11 @@ def at_once(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def dead_rank(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill one of two processes; nobody but the other is there to notice."""
+    """Kill one of two processes, without a launcher that would notice."""
     rank = number % 2
     lab.undisturbed_run(2)
     run = lab.new()
-    running = lab.start(lab.words(run, LIMIT), processes=2, takes_down=False)
+    running = lab.start(lab.words(run, LIMIT), processes=2, terminate_others=False)
     while num_logged(run) < 1 and alive(running.pids[rank]):
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.3))
@@ -65,13 +65,13 @@ def dead_rank(lab: Lab, random: Random, number: int) -> Outcome:
 
 
 def hanging_rank(lab: Lab, random: Random, number: int) -> Outcome:
-    """Stop one of two processes: the other ends within the time-out."""
+    """Stop one of two processes: the other must end within the time-out."""
     rank = number % 2
     lab.undisturbed_run(2)
     run = lab.new()
     moment = f"forward:{random.randrange(2, 20)}=STOP@{rank}"
     words = [SIGNAL_AT, moment, *lab.words(run, LIMIT)]
-    running = lab.start(words, processes=2, takes_down=False)
+    running = lab.start(words, processes=2, terminate_others=False)
     lab.expect(until_stopped(running, rank), "the moment never came")
     began = time.monotonic()
     while alive(running.pids[1 - rank]) and time.monotonic() - began < TIMEOUT_S + GRACE_S:
@@ -88,8 +88,14 @@ def hanging_rank(lab: Lab, random: Random, number: int) -> Outcome:
 
 _ENDS = "the other ends within the time-out, then same bytes"
 FAULTS = (
-    Fault("a second process on a run", "ends with 2, the first is named", 2, 10, second_process),
+    Fault(
+        "a second process on the same run",
+        "ends with 2, the first one is named",
+        2,
+        10,
+        second_process,
+    ),
     Fault("two processes at once on a new run", "one trains, same bytes", 2, 10, at_once),
-    Fault("a dead rank of two", _ENDS, 1, 6, dead_rank),
-    Fault("a rank of two that stands still", _ENDS, 1, 4, hanging_rank),
+    Fault("one of two ranks dies", _ENDS, 1, 6, dead_rank),
+    Fault("one of two ranks hangs", _ENDS, 1, 4, hanging_rank),
 )

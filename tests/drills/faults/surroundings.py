@@ -1,4 +1,4 @@
-"""Changes of the environment of a run: its reader, the owner of its files, its images."""
+"""Changes around a run: the reader of its output, the owner of its files, its images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.drills.lab import BATCH, HERE, LAUNCH, NUM_IMAGES, Fault, Lab, NotPos
 from tests.drills.run_contents import named_checkpoints
 
 WITHOUT_RIGHTS = LAUNCH.parent / "tests" / "support" / "without_rights.py"
-OTHER = 12345  # the number of a user whom the system does not know
-MORE = 20  # images
+OTHER_UID = 12345  # of no known user
+MAX_ADDED = 20  # images
 
 
 def reader_ends(lab: Lab, random: Random, number: int) -> Outcome:
@@ -39,7 +39,7 @@ def another_owner(lab: Lab, random: Random, number: int) -> Outcome:
     cached = [lab.cache, *lab.cache.rglob("*")]
     try:
         for path in (run, *run.rglob("*"), *cached):
-            os.chown(path, OTHER, OTHER)
+            os.chown(path, OTHER_UID, OTHER_UID)
         for path in (run, *run.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
         denied.chmod(0)
@@ -47,8 +47,8 @@ def another_owner(lab: Lab, random: Random, number: int) -> Outcome:
         began = time.monotonic()
         refused = lab.end(lab.start([WITHOUT_RIGHTS, *lab.words(run)]))
         lab.expect_mistake(refused, f"{denied} may not be read", "chmod")
-        lab.expect(contents(run / "checkpoints") == before, "checkpoints are not as before")
-        denied.chmod(0o777 if denied.is_dir() else 0o666)  # as the line says
+        lab.expect(contents(run / "checkpoints") == before, "checkpoints have changed")
+        denied.chmod(0o777 if denied.is_dir() else 0o666)  # as the error message suggests
         again = lab.end(lab.start([WITHOUT_RIGHTS, *lab.words(run)]))
         lab.expect(again.code == 0, f"continuing ended with {again.code}: {again.stderr[-500:]}")
         lab.expect_same(run)
@@ -73,15 +73,15 @@ def other_images(lab: Lab, random: Random, number: int) -> Outcome:
     lab.expect(built.code == 0, f"building ended with {built.code}: {built.stderr}")
     lab.expect(train(run, 8).code == 0, f"training failed: {lab.output}")
     before = contents(run)
-    for index in range(NUM_IMAGES, NUM_IMAGES + random.randint(1, MORE)):
-        place = folder / shapes.CLASSES[index % len(shapes.CLASSES)] / f"{index:04d}.png"
-        Image.fromarray(shapes.render("train", index)).save(place)
+    for index in range(NUM_IMAGES, NUM_IMAGES + random.randint(1, MAX_ADDED)):
+        path = folder / shapes.CLASSES[index % len(shapes.CLASSES)] / f"{index:04d}.png"
+        Image.fromarray(shapes.render("train", index)).save(path)
     shutil.rmtree(out)
     built = lab.end(lab.start(build))
     lab.expect(built.code == 0, f"building again ended with {built.code}: {built.stderr}")
     began = time.monotonic()
     lab.expect_mistake(train(run, 16), str(run), "other images")
-    lab.expect(contents(run) == before, "the run folder is not as before")
+    lab.expect(contents(run) == before, "the run folder has changed")
     took_s = time.monotonic() - began
     new = train(folder.with_name("new"), 8)
     lab.expect(new.code == 0, f"a new run ended with {new.code}: {new.stderr[-500:]}")
@@ -96,6 +96,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 FAULTS = (
     Fault("reader of the output ends", "trains to the end, same bytes", 4, 20, reader_ends),
-    Fault("run and caches of another owner", "named, not damaged, same bytes", 2, 7, another_owner),
+    Fault(
+        "run folder and caches of another user",
+        "named, not damaged, same bytes",
+        2,
+        7,
+        another_owner,
+    ),
     Fault("images changed between two starts", "refused, nothing changed", 1, 5, other_images),
 )

@@ -1,4 +1,4 @@
-"""Killed in the middle of submitting a sweep, which this machine runs itself."""
+"""Killing the submission of a sweep to this machine at several points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def appears(base: Path, pattern: str) -> Callable[[], bool]:
 
 
 POINTS = (
-    "slurm/*/configs/second.yaml",  # all is written, nothing started
+    "slurm/*/configs/second.yaml",  # everything is written, nothing started
     "first/slurm/job.json",  # the first was started
     "slurm/*/code/launch",  # code is being copied
     "first/config.yaml",  # the first trains
@@ -57,10 +57,10 @@ class Submitter:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        lab.running[self.process] = time.monotonic()  # ends with the drill
+        lab.running[self.process] = time.monotonic()  # so that the lab kills it at the end
 
     def kill_when(self, condition: Callable[[], bool]) -> float:
-        """Kill it alone as soon as a condition holds; say when."""
+        """Kill this process, not its jobs, as soon as a condition holds; return when."""
         while self.process.poll() is None and not condition():
             time.sleep(0.001)
         self.process.kill()
@@ -69,7 +69,7 @@ class Submitter:
         return time.monotonic()
 
     def end(self) -> int:
-        """Wait for its end."""
+        """Wait for the end of the submission; return its exit code."""
         try:
             self.lab.output, _ = self.process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -80,22 +80,22 @@ class Submitter:
         return self.process.returncode
 
 
-def until_orphans_end(base: Path) -> None:
-    """Wait for the jobs that outlived who submitted them."""
+def wait_for_orphans(base: Path) -> None:
+    """Wait until the jobs of a killed submission have ended."""
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE_S:
         lines = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
         if not any(str(base) in word for line in lines for word in line):
             return
         time.sleep(0.1)
-    raise BrokenPromise("jobs hang after who submitted them was killed")
+    raise BrokenPromise("jobs hang after their submission was killed")
 
 
 def kill(lab: Lab, random: Random, number: int) -> Outcome:
-    """Kill who submits at a point; the same command then does it all."""
+    """Kill the submission at some point; the same command must then complete the sweep."""
     base = lab.new("sweep")
     began = Submitter(lab, base).kill_when(appears(base, POINTS[number % len(POINTS)]))
-    until_orphans_end(base)
+    wait_for_orphans(base)
     seconds = time.monotonic() - began
     for name in SETS:
         lab.check_run(base / name)

@@ -22,14 +22,14 @@ from dgm.training.optimizer import AdamW, OptimConfig
 from tests.gpu.checks.registry import Context, Group, relative_error
 
 GROUP = Group()
-SEED = 2**40 + 7  # in both halves of the key
-COUNT, DROPOUT = 3, "dropout/up3.1"  # images, and the purpose of their draws
+SEED = 2**40 + 7  # non-zero in both halves of the key
+COUNT, DROPOUT = 3, "dropout/up3.1"  # number of images, purpose of the dropout draws
 LIMITS = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
 
 
 @GROUP.check("draws: Philox, integers and dropout masks, bit for bit", quick=True)
 def draws_are_equal(context: Context) -> str:
-    """Eager draws do not depend on the device, except for rounding of normal ones."""
+    """Eager draws do not depend on the device, except for rounding of normal numbers."""
     index = torch.arange(64)
     own, theirs = (_draws(index, device) for device in (context.device, "cpu"))
     for name, draw in {
@@ -43,7 +43,7 @@ def draws_are_equal(context: Context) -> str:
     return f"normal numbers {relative_error(*normal):.1e} apart"
 
 
-@GROUP.check("noise kernel: timesteps, labels, flips and x_t are the eager CPU's", quick=True)
+@GROUP.check("noise kernel: timesteps, labels, flips and x_t equal the eager CPU's", quick=True)
 def noise_is_equal(context: Context) -> str:
     """Timesteps and labels are equal, images up to rounding."""
     count = 257 if context.gpu else 3
@@ -87,7 +87,7 @@ class Launch(NamedTuple):
 
 @functools.cache
 def launches() -> tuple[Launch, ...]:
-    """Return every different normalization of the 35.7 M U-Net, from a pass on meta."""
+    """Return the distinct normalizations of the 35.7 M U-Net, from a forward pass on meta."""
     found: list[Launch] = []
     names = [*inspect.signature(NormAct.forward).parameters][1:]
 
@@ -109,14 +109,14 @@ def launches() -> tuple[Launch, ...]:
             if isinstance(module, NormAct):
                 module.register_forward_hook(record, with_kwargs=True)
         index = torch.zeros(2, dtype=torch.int64)
-        # As the kernels on a GPU, which read x and skip where they are.
+        # As on a GPU, whose kernels read x and skip without concatenating them.
         with mock.patch.object(NormAct, "reads_separately", lambda module, x: True):
             net(torch.zeros(2, 3, 32, 32), index, index, Draws(index, index, index))
     return tuple(dict.fromkeys(found))
 
 
 def _chosen(context: Context) -> tuple[Launch, ...]:
-    """Return all on a GPU, and for an interpreter the smallest with dropout and with a skip."""
+    """Return all on a GPU; in the interpreter only the smallest with dropout and with a skip."""
     if context.gpu:
         return launches()
     by_size = sorted(launches(), key=lambda launch: torch.Size(launch.image).numel())
@@ -132,7 +132,7 @@ def norm_results(
 ) -> dict[str, Tensor]:
     """Return y and, where gradients are enabled, all gradients of a normalization.
 
-    Its inputs are representable in `rounded`; in float64 it does without our kernels.
+    Its inputs are representable in `rounded`; in float64 our kernels are not used.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = launch.image[1:]
@@ -168,7 +168,7 @@ def norm_results(
 
 def _norms(context: Context, dtype: torch.dtype) -> str:
     worst: dict[str, float] = {}
-    if context.gpu:  # one by one would take minutes
+    if context.gpu:  # in parallel, as compiling one by one takes minutes
         with precompile.collect() as found, torch.no_grad():
             for launch in _chosen(context):
                 norm_results(launch, context.device, dtype, dtype)
@@ -183,15 +183,15 @@ def _norms(context: Context, dtype: torch.dtype) -> str:
     return f"{len(_chosen(context))} of {len(launches())} shapes: {errors}"
 
 
-@GROUP.check("norm kernel both ways against float64, fp32", 150, quick=True)
+@GROUP.check("norm kernel, forward and backward, against float64, fp32", 150, quick=True)
 def norm_fp32(context: Context) -> str:
-    """At every shape of the 35.7 M U-Net."""
+    """At every shape that occurs in the 35.7 M U-Net."""
     return _norms(context, torch.float32)
 
 
-@GROUP.check("norm kernel both ways against float64, bf16", 150)
+@GROUP.check("norm kernel, forward and backward, against float64, bf16", 150)
 def norm_bf16(context: Context) -> str:
-    """At every shape of the 35.7 M U-Net."""
+    """At every shape that occurs in the 35.7 M U-Net."""
     return _norms(context, torch.bfloat16)
 
 
@@ -209,7 +209,7 @@ def dropout_is_equal(context: Context) -> str:
     return f"{checked:,} features"
 
 
-@GROUP.check("AdamW is torch's, and a step that is skipped leaves the weights alone", quick=True)
+@GROUP.check("AdamW equals torch's, and a skipped step leaves the weights unchanged", quick=True)
 def optimizer_is_torchs(context: Context) -> str:
     """Against torch.optim.AdamW in float64."""
     torch.manual_seed(0)

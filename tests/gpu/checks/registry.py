@@ -21,7 +21,7 @@ class Context:
     shards: Path
     scratch: Path
     gpu: bool
-    quick: bool  # fewer and smaller ones
+    quick: bool  # fewer and smaller checks
 
     @property
     def device(self) -> str:
@@ -78,7 +78,7 @@ def failed(detail: str, seconds: float = 0.0) -> dict[str, Any]:
 
 
 class Report:
-    """The file of results, written anew after each check."""
+    """The file of results, rewritten after each check."""
 
     def __init__(self, path: Path):
         self.path, self.found = path, dict[str, dict[str, Any]]()

@@ -18,7 +18,7 @@ from dgm.common.run_files import read_metrics
 from tests.gpu.checks.registry import Context, Group
 from tests.gpu.processes import run_limited
 
-RUN_S = 120.0  # maximum of one training run
+RUN_S = 120.0  # time limit of one training run
 IMAGES, HALF = 256, 128
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 CLOSE = 1e-3  # for losses in fp32 over sixteen steps; reordered sums differ by less
@@ -84,7 +84,7 @@ class Runs:
         return self.context.scratch / "runs" / run.name
 
     def close(self) -> None:
-        """Start no more."""
+        """Start no further runs."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -121,7 +121,7 @@ def add_checks(runs: Runs, context: Context) -> Group:
                 runs.start(run)
 
     cpu, eager = Run("cpu", cpu=True), Run("eager")
-    add("losses are the CPU's", losses_are_close, eager, cpu, quick=True)
+    add("losses equal the CPU's", losses_are_close, eager, cpu, quick=True)
     for name, options, quick in (
         ("", (), True),
         (" with train.deterministic", ("train.deterministic=true",), False),
@@ -129,16 +129,16 @@ def add_checks(runs: Runs, context: Context) -> Group:
         whole = Run(f"whole{len(options)}", options=options)
         half = Run(f"half{len(options)}", images=HALF, options=options)
         title = f"stopped and continued{name}: same bytes"
-        # Without train.deterministic they are a promise on a CPU only.
+        # Without train.deterministic equal bytes are guaranteed on a CPU only.
         is_promised = bool(options) or not context.gpu
         add(title, bytes_are_equal, whole, half, is_promised=is_promised, quick=quick)
     for name, on_cpu in (("of the CPU continues", True), ("continues on the CPU", False)):
         half = Run(f"moved-{on_cpu}", images=HALF, cpu=on_cpu)
         add(f"a checkpoint {name}", moved, half, cpu)
     for name, option, needs_gpu in (
-        ("compiled is eager", "compile=all", False),
-        ("graphs are eager", "compile=graphs", True),
-        ("images from the host are those on the device", "images_on_device=false", False),
+        ("compiled equals eager", "compile=all", False),
+        ("graphs equal eager", "compile=graphs", True),
+        ("images from the host equal those on the device", "images_on_device=false", False),
     ):
         run = Run(option, options=(f"train.{option}",))
         add(name, losses_are_close, run, eager, needs_gpu=needs_gpu)
@@ -146,10 +146,10 @@ def add_checks(runs: Runs, context: Context) -> Group:
         pair = [Run(f"{family}-{on_cpu}", family, 64, on_cpu) for on_cpu in (False, True)]
         # Adversarial training amplifies rounding errors.
         limit = 1e-2 if family == "gan" else CLOSE
-        add(f"losses of {family} are the CPU's", losses_are_close, *pair, limit=limit)
+        add(f"losses of {family} equal the CPU's", losses_are_close, *pair, limit=limit)
     for family in FAMILIES:
         run = Run(f"auto-{family}", family, 64, options=("train.compile=auto",), precision="auto")
-        add(f"{family} trains and samples on auto", has_samples, run)
+        add(f"{family} trains and samples with compile and precision auto", has_samples, run)
     return group
 
 
@@ -164,12 +164,12 @@ def losses_are_close(runs: Runs, made: Run, expected: Run, limit: float = CLOSE)
 
 
 def bytes_are_equal(runs: Runs, whole: Run, half: Run, is_promised: bool) -> str:
-    """Continue a run that stopped halfway, and compare its checkpoint with one in one go."""
+    """Continue a run from halfway, and compare its checkpoint with an uninterrupted run's."""
     runs.result(half)
     folder = runs.result(dataclasses.replace(half, images=IMAGES))
     same = checksums(folder) == checksums(runs.result(whole))
     assert same or not is_promised, "other bytes"
-    return "same bytes" if same else "other bytes, as may be without train.deterministic"
+    return "same bytes" if same else "other bytes, which may happen without train.deterministic"
 
 
 def moved(runs: Runs, half: Run, expected: Run) -> str:

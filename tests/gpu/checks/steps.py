@@ -16,7 +16,7 @@ from dgm.training.cuda_graph import WARM_UP
 from tests.gpu.checks.registry import Context, Group
 
 GROUP = Group()
-TOO_MANY = 262_144  # images of a batch
+TOO_MANY = 262_144  # images per batch
 
 
 def options(context: Context, *more: str) -> list[str]:
@@ -30,7 +30,7 @@ def options(context: Context, *more: str) -> list[str]:
 
 @GROUP.check("no step waits for the GPU", 150, needs_gpu=True)
 def no_step_waits(context: Context) -> str:
-    """In torch's mode that raises where the host would wait."""
+    """Torch's sync debug mode raises an error where the host would wait."""
     modes = ("none", "auto", "graphs")
     for mode in modes:
         trainer, _ = make_trainer("ddpm_tiny.yaml", options(context, f"--train.compile={mode}"))
@@ -67,7 +67,7 @@ def little_memory(context: Context) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-@GROUP.check("a batch that does not fit is answered with one that does", 100)
+@GROUP.check("a batch that does not fit is reported with a size that does", 100)
 def memory_is_named(context: Context) -> str:
     """The message names train.micro_batch and a size that was tried."""
     words = options(context, f"--train.global_batch={TOO_MANY}")
