@@ -38,7 +38,7 @@ ENGINES = {
     "zero1on4": ("ZeRO-1 on 4", "zero1", 4),
 }
 MOVES = ("one", "ddp2", "zero3", "zero1on4", "one")
-BATCH = 16  # of the smallest configurations
+BATCH = 16  # global batch of the smallest configurations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +142,7 @@ class Runs:
 
 PARTS = {
     "losses": (
-        "Largest relative difference of a loss from one process, whole runs", Runs.compare_whole
+        "Largest relative difference of a loss from one process, uninterrupted", Runs.compare_whole
     ),
     "resume": (
         "Largest relative difference of a weight, killed halfway and resumed", Runs.compare_killed

@@ -31,7 +31,7 @@ class Plan:
     """How loops are timed."""
 
     rounds: int
-    steps: int  # of a turn
+    steps: int  # per turn
     batch: int
     deadline: float  # by time.monotonic()
     sequential: bool  # on a GPU
@@ -74,7 +74,7 @@ class LoopProcess:
         return answer
 
     def close(self) -> None:
-        """Kill it with all processes that it started, compilers and loader workers."""
+        """Kill the process and all that it started, as compilers and loader workers."""
         kill_tree(self.process)
         self.process.communicate()
 
@@ -129,7 +129,7 @@ def _time_group(
                 if not plan.sequential:
                     found["parts"] = loop.request(parts=min(8, timed))
                 found["profile"] = loop.request(profile=min(3, timed))
-            except LoopError as error:  # its rates stay
+            except LoopError as error:  # the rates measured so far stay
                 found["loops"][plan.profiled]["not_inspected"] = str(error)
     finally:
         for loop in running.values():

@@ -73,13 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--peers", action="store_true", help="compare with peers' loops")
-    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone")
+    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default: ours alone")
     add("--ladder", action="store_true", help="add our optimisations one by one")
     add_size_arguments(parser, batch=32)
     add("--rounds", type=int, default=5, help="turns of each loop")
     add("--steps", type=int, default=4, help="steps per turn")
     add("--options", nargs="*", default=[], help="key=value for our trainer")
-    add("--seconds", type=float, help="time limit of all loops together; default none")
+    add("--seconds", type=float, help="time limit of all loops together; default: none")
     add_shards_argument(parser)
     add("--png", type=Path, help="file for a bar chart of the rates")
 

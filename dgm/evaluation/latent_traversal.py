@@ -75,8 +75,8 @@ def most_changing_directions(
 ) -> tuple[Tensor, Sequence[float]]:
     """Return the directions [count, D] in which images of latents near z [N, D] change most.
 
-    With each, the change of a pixel (root mean square; black to white is 2) for a unit step.
-    Collective: call on all ranks.
+    Also return, for each, the root mean square change of a pixel for a unit step (black to white
+    is 2). Collective: call on all ranks.
     """
     labels = labels.to(z.device)
 

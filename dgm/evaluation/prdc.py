@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-PRECISION_NEIGHBOURS = 3  # of Kynkaanniemi et al. 2019
-COVERAGE_NEIGHBOURS = 5  # of Naeem et al. 2020
+PRECISION_NEIGHBOURS = 3  # as in Kynkaanniemi et al. 2019
+COVERAGE_NEIGHBOURS = 5  # as in Naeem et al. 2020
 _TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
-_MAX_DISTANCES = 2**25  # held in memory at once
-_RESOLUTION = 1e-12  # of squared distances, relative to the vectors' squared norms
+_MAX_DISTANCES = 2**25  # that are held in memory at once
+_RESOLUTION = 1e-12  # smallest squared distance, relative to the vectors' squared norms
 _BLOCK = 10_000  # base vectors that are searched at once
 
 Spread = Callable[[int, Callable[[Tensor], Tensor]], Tensor]

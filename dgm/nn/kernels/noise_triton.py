@@ -28,12 +28,12 @@ def _uniform(bits):
 def _cosine_and_sine(x):
     """Return cos x and sin x of x in [0, 2 pi), to 1e-7.
 
-    tl.cos and tl.sin reduce arguments of any size, each by itself, in three times the instructions.
+    tl.cos and tl.sin take three times the instructions, as each reduces arguments of any size.
     With x = q pi / 2 + r, |r| <= pi / 4, both follow from polynomials of r (Cephes: sinf, cosf).
     """
     q = (x * 0.6366197723675814 + 0.5).to(tl.int32)
     turns = q.to(tl.float32)
-    r = x - turns * 1.5703125  # of few bits, so that the product is exact
+    r = x - turns * 1.5703125  # few bits, so that the product is exact
     r = r - turns * 4.837512969970703125e-4
     r = r - turns * 7.5497899548918821e-8
     z = r * r
@@ -87,7 +87,7 @@ def noise(
     DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
     BIN_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Noise part of one image; images uint8 [B, count] with rows of `width` positions.
+    """Add noise to a part of one of the images, uint8 [B, count] with rows of `width` positions.
 
     Writes x_t, the target, x_0 if KEEP_X_0, and t and labels_out [B].
     """
@@ -114,7 +114,7 @@ def noise(
     if DEQUANTIZE:
         u0, u1, u2, u3 = _philox(key, which, when, for_dequantize, block)
     for lane in tl.static_range(4):
-        # Lane after lane: a block's four numbers are a quarter of the image apart.
+        # As in `Draws`, the four numbers of a Philox block belong to four quarters of the image.
         element = lane * blocks + block
         inside = (block < blocks) & (element < count)
         source = _mirror(element, mirrored, width, CHANNELS) if FLIP else element

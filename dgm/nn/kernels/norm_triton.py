@@ -1,12 +1,14 @@
-"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
+"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, in one kernel.
 
-A program normalises some whole groups of channels of one image, eight tiles at a time, one of each
-eighth of the positions. If these cover the image (WHOLE), x is read once and kept in registers;
-else a second pass reads it again, mostly from the cache. Sums are accumulated by each thread and
+A second kernel is its backward pass. A program normalises some whole groups of channels of one
+image, eight tiles at a time, one from each eighth of the positions. If these eight cover the image
+(WHOLE), x is read once and kept in registers; else a second pass reads it again, mostly from the
+cache. Sums are accumulated by each thread and
 reduced once, after the loop.
 
-The positions are split into eight equal segments: the eight 16-bit halves of one Philox block drop
-one element of each (`Draws.keep_mask`), so one byte holds the dropout bits of eight elements.
+The positions are split into eight equal segments: the eight 16-bit halves of one Philox block
+decide the dropout of one element in each (`Draws.keep_mask`), so one byte holds the dropout bits of
+eight elements.
 `load_tiles` returns a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment.
 
 With JOINED the channels from `channels_of_x` on are those of a second tensor, `skip`.
@@ -125,7 +127,7 @@ def store_tile(
     value, s, x, skip, image, segment, row, channels, channels_of_x, channel, inside,
     ALIGN: tl.constexpr, JOINED: tl.constexpr,
 ):  # fmt: skip
-    """Store the tile of segment `s` at the position of `load_tiles`."""
+    """Store the tile of segment `s` where `load_tiles` loads it."""
     value = value.to(x.dtype.element_ty)
     position = image * 8 * segment + s * segment
     if JOINED:
@@ -219,9 +221,12 @@ def _moments_multi(
     x, more, image, segment, channels, channel, inside,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Return the mean of each channel's group and the channel's squares about it, of many tiles."""
+    """Return the mean of each channel's group and the channel's sum of squared deviations from it.
+
+    Both over many tiles, each [CHANNELS].
+    """
     row = tl.arange(0, ROWS)
-    # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
+    # At each element of a tile, moments over the segments and tiles so far (Chan et al. 1983).
     centre = tl.zeros([ROWS, CHANNELS], tl.float32)
     spread = tl.zeros([ROWS, CHANNELS], tl.float32)
     count = 0.0
