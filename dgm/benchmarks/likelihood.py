@@ -1,6 +1,6 @@
 """Bits per dimension of a run and of a public implementation trained on the same images.
 
-The peers, in dgm/benchmarks/peer_models.py, are their nets and losses in our loop: images, order,
+The peers (dgm/benchmarks/peer_models.py) are the public nets and losses in our loop; images, order,
 flips, batch, optimizer and weight average are the run's.
 """
 

@@ -45,10 +45,10 @@ class LoopProcess:
         self.log, self.deadline = folder / "log.txt", deadline
         folder.mkdir(parents=True)
         settings = json.dumps({**config, "folder": str(folder)})
-        words = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
+        command = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True,
             )  # fmt: skip
 

@@ -88,22 +88,22 @@ def cache_bytes() -> int:
 
 
 def time_in_turns(
-    works: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
+    functions: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Return the seconds of each call, and why functions failed, both by name.
 
-    The functions `works` take turns, so that load affects all of them alike; each is called with
-    the number of the repetition. One that fails does not stop the others; raise its exception if
+    The functions take turns, so that load affects all of them alike; each is called with the number
+    of the repetition. One that fails does not stop the others; raise its exception if
     all fail.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     failed: dict[str, str] = {}
     for repetition in range(warm_up + repetitions):
         for name in list(seconds):
             wait()
             start = time.perf_counter()
             try:
-                works[name](repetition)
+                functions[name](repetition)
                 wait()
             except Exception as error:  # any: the others are still timed
                 if len(seconds) == 1:

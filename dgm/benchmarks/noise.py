@@ -133,8 +133,8 @@ def _time_in_turns(
     def work(variant: Variant) -> Callable[[int], Any]:
         return lambda repetition: variant(inputs[repetition % len(inputs)])
 
-    works = {name: work(variant) for name, variant in variants.items()}
-    seconds, failed = time_in_turns(works, repetitions, warm_up=5)
+    functions = {name: work(variant) for name, variant in variants.items()}
+    seconds, failed = time_in_turns(functions, repetitions, warm_up=5)
     if failed:
         raise RuntimeError(f"failed: {failed}")
     return {name: [1e3 * each for each in values] for name, values in seconds.items()}

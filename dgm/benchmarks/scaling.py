@@ -69,8 +69,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "options": [], "undone": [], "folder": folder, "rounds": args.rounds,
             "steps": args.steps,
         }  # fmt: skip
-        words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
-        found = run_json([*words, json.dumps(settings)])
+        command = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
+        found = run_json([*command, json.dumps(settings)])
     _print(found, args)
     return found
 

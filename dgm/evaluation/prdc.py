@@ -38,19 +38,19 @@ def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> d
     """
     near_real = knn_radii(real, PRECISION_NEIGHBOURS, spread)
     near_generated = knn_radii(generated, PRECISION_NEIGHBOURS, spread)
-    wide_real = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
+    coverage_radii = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
 
     def of_generated(rows: Tensor) -> Tensor:
         parts = [
             torch.stack(
-                [in_closed_ball(d, near_real).any(1), in_open_ball(d, wide_real).sum(1)], dim=1
+                [in_closed_ball(d, near_real).any(1), in_open_ball(d, coverage_radii).sum(1)], dim=1
             )
             for d in pairwise_distances(generated[rows], real)
         ]
         return torch.cat(parts).double()
 
     def of_real(rows: Tensor) -> Tensor:
-        radii, start, parts = wide_real[rows], 0, []
+        radii, start, parts = coverage_radii[rows], 0, []
         for d in pairwise_distances(real[rows], generated):
             covered = in_open_ball(d.min(1).values, radii[start : start + len(d)])
             parts.append(torch.stack([in_closed_ball(d, near_generated).any(1), covered], dim=1))
