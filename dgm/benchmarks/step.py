@@ -178,7 +178,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     peak = found["peak_gflops"] = matrix_peak(dtype)
     columns = {
         "first/it": ".2f", "fastest": ".2f", "params M": ".2f", "GFLOP/img": ".2f",
-        "% peak": ".1f", "GiB": ".2f", **({"loss apart": ".1e"} if args.ladder else {}),
+        "% peak": ".1f", "GiB": ".2f", **({"loss diff": ".1e"} if args.ladder else {}),
     }  # fmt: skip
     rows = {}
     for name, loop in loops.items():

@@ -41,7 +41,7 @@ class UNetConfig:
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks of each level on the way down."""
     attention_at: list[int] = field(default_factory=lambda: [16])
-    """Image sizes whose blocks are followed by attention; if any, it is also in the middle."""
+    """Image sizes whose blocks are followed by attention; if not [], the middle has it too."""
     num_heads: int = 1
     """Heads of each attention layer."""
     dropout: float = 0.1

@@ -10,7 +10,7 @@ from dgm.evaluation.classifier import Classifier
 
 _RANGE = 255.0  # from black to white
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
-MIN_SIDE = _WINDOW  # of an image, for SSIM
+MIN_SIDE = _WINDOW  # smallest image side for SSIM
 _K = (0.01, 0.03)
 
 

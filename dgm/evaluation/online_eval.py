@@ -96,7 +96,8 @@ def _bits_evaluation(
 def _fd_evaluation(
     config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
 ) -> Callable[[Nets], dict[str, float]]:
-    @functools.cache  # runs at the first evaluation: it takes a minute, errors should come first
+    # Deferred to the first evaluation: it takes a minute, and other errors should show before.
+    @functools.cache
     def prepare() -> tuple[Classifier, FeatureStatistics, torch.Tensor]:
         data = real.train
         net = cached_classifier(

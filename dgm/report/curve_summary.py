@@ -34,7 +34,7 @@ def summarize_curves(runs: list[Run]) -> list[str]:
 
 
 def _smooth(curve: Curve) -> Curve:
-    """Return the running means of a curve, each over the last twentieth of its points."""
+    """Return the running means of a curve, over windows of a twentieth of its points."""
     width = max(1, len(curve.values) // 20)
     means = [fmean(curve.values[max(0, k + 1 - width) : k + 1]) for k in range(len(curve.values))]
     return Curve(curve.seen, means)

@@ -38,7 +38,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL = ("lr", "grad_norm", "images_per_s")
 _NUM_GRIDS = 5  # sample grids through training, on the page of one run
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
-_NEIGHBOURS = "generated images nearest to training images; below, these, by features and by pixels"
+_NEIGHBOURS = "generated images nearest to training images (below them: by features, by pixels)"
 
 
 def make_page(title: str, runs: list[Run], failures: Sequence[Failure]) -> str:
