@@ -48,7 +48,7 @@ class _Pointer:
 
 _LONG, _FLOAT = ctypes.c_long, ctypes.c_float
 _FLOATS, _MAYBE_FLOATS = _Pointer(torch.float32), _Pointer(torch.float32, optional=True)
-# Sizes, and lists of tensors, which are passed as int64 addresses.
+# Also for lists of tensors, which are passed as their int64 addresses.
 _LONGS, _MAYBE_LONGS = _Pointer(torch.int64), _Pointer(torch.int64, optional=True)
 _NORM_ACT = (
     *[_LONG] * 4, _FLOATS, _MAYBE_FLOATS, _FLOATS, _FLOATS, *[_MAYBE_FLOATS] * 2,
