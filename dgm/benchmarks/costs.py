@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
 
 OUTSIDE_NET = (Kind.NOISE, Kind.LOSS, Kind.CLIP, Kind.OPTIMIZER, Kind.AVERAGE)
-"""Kinds that are not part of the compiled net, so that its CUDA graphs do not hold them."""
+"""Kinds that are not part of the compiled net, so that its CUDA graphs do not contain them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class StepCosts:
     """Bytes of the largest feature map, per image."""
 
     def add(self, kind: Kind, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
-        """Add an operation that moves `elements` in bf16 per image, in addition to `more`."""
+        """Add an operation that moves `elements` in bf16 per image, and bytes given in `more`."""
         more["bytes"] = more.get("bytes", 0) + BF16 * elements
         self.operations.append(Operation(kind, layer, stage, **more))
 
@@ -107,7 +107,7 @@ class StepCosts:
     ) -> None:  # fmt: skip
         """Add a convolution or matrix product: forward pass, gradients of input and weight.
 
-        shape: of the weight, [C_out, C_in, ...]; inputs, outputs: positions of one image.
+        shape: that of the weight, [C_out, C_in, ...]; inputs, outputs: positions of one image.
         """
         weights = math.prod(shape)
         work = {
@@ -130,7 +130,7 @@ class StepCosts:
     def linear(self, layer: str, shape: Sequence[int], data_gradient: bool = True) -> None:
         """Add a linear layer of the time embedding, with a fused bias."""
         self.product(Kind.EMBEDDING, layer, shape, 1, 1, data_gradient)
-        self.add(Kind.EMBEDDING, layer, "backward", shape[0], launches=2)  # of the bias
+        self.add(Kind.EMBEDDING, layer, "backward", shape[0], launches=2)  # bias
         self.keep(shape[1])
 
 

@@ -23,7 +23,7 @@ from shards.reader import Shards
 
 WEBLOADER_BATCHES = 40  # per repetition, as a whole pass takes long
 WARM_UP_BATCHES = 16
-MAX_IMAGES = 1_000_000  # written to be read: 5 GB
+MAX_IMAGES = 1_000_000  # written before the measurement: 5 GB
 
 FIRST_BATCH = """
 import sys

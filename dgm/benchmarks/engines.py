@@ -1,4 +1,4 @@
-"""One run on every engine: its losses, and the weights of runs that were killed or moved.
+"""The same run on every engine: uninterrupted, killed and resumed, or moved between engines.
 
 Each run is `accelerate launch` with a file of launch/configs/accelerate on the smallest
 configuration of a family.
@@ -38,7 +38,7 @@ ENGINES = {
     "zero1on4": ("ZeRO-1 on 4", "zero1", 4),
 }
 MOVES = ("one", "ddp2", "zero3", "zero1on4", "one")
-BATCH = 16  # of the smallest configurations
+BATCH = 16  # global batch of the smallest configurations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +121,7 @@ class Runs:
     ) -> None:
         """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
         _, config, processes = ENGINES[engine]
-        words = [
+        command = [
             *([sys.executable] if config is None else launch_words(config, processes)),
             f"launch/train_{self.family}.py", f"--config=launch/configs/{self.family}_tiny.yaml",
             f"--run.dir={folder}", f"--data.shards={self.shards}", "--run.trackers=[]",
@@ -130,25 +130,25 @@ class Runs:
         ]  # fmt: skip
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
             killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
             if process.wait() != 0 and not killed:
                 output.seek(0)
-                raise RuntimeError(f"{' '.join(words)} failed:\n{output.read()[-4000:]}")
+                raise RuntimeError(f"{' '.join(command)} failed:\n{output.read()[-4000:]}")
         if kill_at is not None and not killed:
             raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
 
 
 PARTS = {
     "losses": (
-        "Largest relative difference of a loss from one process, whole runs", Runs.compare_whole
+        "Losses: largest relative difference from one process, uninterrupted", Runs.compare_whole
     ),
     "resume": (
-        "Largest relative difference of a weight, killed halfway and resumed", Runs.compare_killed
+        "Weights: largest relative difference, killed halfway and resumed", Runs.compare_killed
     ),
     "moves": (
-        "Largest relative difference of a loss from one process, moved between engines",
+        "Losses: largest relative difference from one process, moved between engines",
         Runs.compare_moved,
     ),
 }  # fmt: skip

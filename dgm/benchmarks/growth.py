@@ -74,8 +74,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folders = [_repeat(Path(source), Path(root) / str(count), count) for count in args.images]
         for _ in range(args.repetitions):
             for folder in folders:
-                words = [str(folder), str(args.batch), str(args.steps)]
-                result = run_json([sys.executable, "-c", LOAD, *words])
+                arguments = [str(folder), str(args.batch), str(args.steps)]
+                result = run_json([sys.executable, "-c", LOAD, *arguments])
                 for name, rows in found.items():
                     rows.setdefault(f"{result['images']:,} images", []).append(result[name])
     ratios = {}

@@ -1,6 +1,6 @@
 """Bits per dimension of a run and of a public implementation trained on the same images.
 
-The peers, in dgm/benchmarks/peer_models.py, are their nets and losses in our loop: images, order,
+The peers (dgm/benchmarks/peer_models.py) are the public nets and losses in our loop; images, order,
 flips, batch, optimizer and weight average are the run's.
 """
 
@@ -33,7 +33,7 @@ from dgm.training.trainer import Trainer
 from dgm.vae.networks import VAENetConfig
 from shards.reader import open_shards
 
-SEED = 1  # of the choice of test images and of their draws
+SEED = 1  # chooses the test images, and is that of their draws
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="run folder of the peer")
     add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
     add("--num-test", type=int, default=1000, help="test images of each folder")
-    add("--lr", type=float, help="learning rate of the peer; default the run's")
-    variance = "of pythae's Gaussian in training, for pixels in [0, 1]"
+    add("--lr", type=float, help="learning rate of the peer; default: the run's")
+    variance = "variance of pythae's Gaussian in training, for pixels in [0, 1]"
     add("--variance", type=float, default=0.005, help=variance)
 
 
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if not Trainer(job).train(RunFolder(config, args.out)):
             raise UserError(f"{args.out} was stopped and saved: run the same command to continue")
         newest = checkpoint.newest(args.out / "checkpoints")
-        assert newest is not None, "the loop ends with one"
+        assert newest is not None, "the training loop ends with a checkpoint"
         load_nets(job.nets, checkpoint.read(newest).ema)
         for net in (*job.nets.values(), *ours.nets.values()):
             net.eval().to(engine.device)

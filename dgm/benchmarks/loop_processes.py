@@ -31,7 +31,7 @@ class Plan:
     """How loops are timed."""
 
     rounds: int
-    steps: int  # of a turn
+    steps: int  # per turn
     batch: int
     deadline: float  # by time.monotonic()
     sequential: bool  # on a GPU
@@ -45,10 +45,10 @@ class LoopProcess:
         self.log, self.deadline = folder / "log.txt", deadline
         folder.mkdir(parents=True)
         settings = json.dumps({**config, "folder": str(folder)})
-        words = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
+        command = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True,
             )  # fmt: skip
 
@@ -74,7 +74,7 @@ class LoopProcess:
         return answer
 
     def close(self) -> None:
-        """Kill it with all processes that it started, compilers and loader workers."""
+        """Kill the process and all that it started, as compilers and loader workers."""
         kill_tree(self.process)
         self.process.communicate()
 
@@ -129,7 +129,7 @@ def _time_group(
                 if not plan.sequential:
                     found["parts"] = loop.request(parts=min(8, timed))
                 found["profile"] = loop.request(profile=min(3, timed))
-            except LoopError as error:  # its rates stay
+            except LoopError as error:  # the rates measured so far stay
                 found["loops"][plan.profiled]["not_inspected"] = str(error)
     finally:
         for loop in running.values():

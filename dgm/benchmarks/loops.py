@@ -50,7 +50,7 @@ class Loop(Protocol):
 
 def make_trainer(config_name: str, options: list[str]) -> tuple[Any, Any]:
     """Return the trainer of `launch/train_ddpm.py` and its run folder."""
-    # Imported here, for peers' processes should not hold its memory.
+    # Imported here, so that peers' processes do not hold its memory.
     from dgm.cli.assemble import make_job
     from dgm.cli.parser import parse
     from dgm.cli.start_engine import start_engine
@@ -81,7 +81,7 @@ class Ours:
                 f"--run.dir={settings['folder']}/run",
                 f"--data.shards={settings['shards']}",
                 f"--model.channels={settings['channels']}",
-                "--model.dropout=0",  # as the peers
+                "--model.dropout=0",  # like the peers
                 "--diffusion.class_conditional=false",
                 "--sample.guidance=1",
                 f"--train.global_batch={batch}",
@@ -110,7 +110,7 @@ class Ours:
             self.trainer.after_step()
 
     def _keep_losses(self) -> None:
-        # By the meter, since no Python code of the loss runs in recorded steps.
+        # Read from the meter, since no Python code of the loss runs in recorded steps.
         add = self.trainer.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:
@@ -252,7 +252,7 @@ class Ours:
 
 
 def time_by_name(averages: Iterable[Any], on_gpu: bool) -> dict[str, float]:
-    """Return microseconds by name: of a GPU's kernels and copies, or of CPU operators themselves.
+    """Return microseconds by name: of a GPU's kernels and copies, or self times of CPU operators.
 
     `averages` is the profiler's `key_averages()`, in which the operator that launched a kernel has
     the kernel's time too, as has an annotation around both: each is counted once.

@@ -37,7 +37,7 @@ def check_sizes(args: argparse.Namespace) -> None:
 def add_shards_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option for a folder of train shards."""
     parser.add_argument(
-        "--shards", type=home_path, help="folder of train shards; default the built-in shapes'"
+        "--shards", type=home_path, help="folder of train shards; default: the built-in shapes"
     )
 
 
@@ -53,7 +53,7 @@ def wait() -> None:
 
 
 def matrix_peak(dtype: torch.dtype = torch.float32) -> float:
-    """Return GFLOP/s of matrix products: the best of BLAS's and of the convolutions'."""
+    """Return GFLOP/s of matrix products, by BLAS or as convolutions, whichever is faster."""
     side = 8192 if torch.cuda.is_available() else 2048
     a = torch.randn(side, side, device=device(), dtype=dtype)
     # A convolution is a matrix product too, and on some CPUs much faster.
@@ -83,26 +83,27 @@ def memory_bandwidth() -> float:
 
 
 def cache_bytes() -> int:
-    """Return the size of the GPU's last cache."""
+    """Return the size of the GPU's last-level cache."""
     return int(torch.cuda.get_device_properties().L2_cache_size)
 
 
 def time_in_turns(
-    works: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
+    functions: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Return seconds of each call, by name, and why works failed.
+    """Return the seconds of each call, and why functions failed, both by name.
 
-    Works take turns, so that load affects all of them alike; each is called with the number of its
-    repetition. One that fails does not stop the others; raise its exception if all fail.
+    The functions take turns, so that load affects all of them alike; each is called with the number
+    of the repetition. One that fails does not stop the others; raise its exception if
+    all fail.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     failed: dict[str, str] = {}
     for repetition in range(warm_up + repetitions):
         for name in list(seconds):
             wait()
             start = time.perf_counter()
             try:
-                works[name](repetition)
+                functions[name](repetition)
                 wait()
             except Exception as error:  # any: the others are still timed
                 if len(seconds) == 1:

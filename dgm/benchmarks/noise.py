@@ -98,7 +98,7 @@ def _variants(dtype: torch.dtype) -> dict[str, Variant]:
         return NoisedImages(x.alphas[t] * x_0 + x.sigmas[t] * eps, x_0, eps)
 
     def by_way_of_nchw(x: Inputs) -> NoisedImages:
-        # From and to the same layouts, but computed in the one that suits randn_like.
+        # Input and output layouts are the same, but it computes in NCHW, which suits randn_like.
         x_t, x_0, eps = eager(x, x.images.permute(0, 3, 1, 2).contiguous())
         return NoisedImages(x_t.contiguous(memory_format=torch.channels_last), x_0, eps)
 
@@ -115,7 +115,8 @@ def _time_in_turns(
 ) -> dict[str, list[float]]:
     """Return ms per batch of each variant, timed in turns, so that load affects all of them alike.
 
-    On a GPU by events around many launches of each, with so many batches that none is in the cache.
+    On a GPU by events around many launches of each, with too many batches for any to stay in the
+    cache.
     """
     on_gpu = device().type == "cuda"
     count = 2 + (2 * cache_bytes() // (batch * 32 * 32 * 3) if on_gpu else 0)
@@ -132,8 +133,8 @@ def _time_in_turns(
     def work(variant: Variant) -> Callable[[int], Any]:
         return lambda repetition: variant(inputs[repetition % len(inputs)])
 
-    works = {name: work(variant) for name, variant in variants.items()}
-    seconds, failed = time_in_turns(works, repetitions, warm_up=5)
+    functions = {name: work(variant) for name, variant in variants.items()}
+    seconds, failed = time_in_turns(functions, repetitions, warm_up=5)
     if failed:
         raise RuntimeError(f"failed: {failed}")
     return {name: [1e3 * each for each in values] for name, values in seconds.items()}

@@ -131,7 +131,7 @@ class PythaeVAE:
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Bound -log p of stored images from above by one draw of z, terms, each [B]."""
+        """Return the terms of a bound on -log p of stored images, by one draw of z, nats [B]."""
         decoded, kl = self._decode(nets["peer"], batch.images, draws)
         nll = level_nll(_unit(batch.images), decoded, math.sqrt(self.variance))
         return {"reconstruction_nll": nll, "kl": kl}

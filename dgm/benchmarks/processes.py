@@ -16,11 +16,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_json(words: Sequence[str]) -> dict[str, Any]:
+def run_json(command: Sequence[str]) -> dict[str, Any]:
     """Run a command from the root; return the JSON object that it prints last."""
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-8000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-8000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

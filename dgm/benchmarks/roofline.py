@@ -21,8 +21,8 @@ from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from dgm.diffusion.unet import UNet, UNetConfig
 
-_COPIES = 5  # of the weights in fp32: weight, gradient, two moments, moving average
-_WORKING_MAPS = 3  # more feature maps of the largest size held by a backward pass
+_COPIES = 5  # fp32 numbers per parameter: weight, gradient, two moments, moving average
+_WORKING_MAPS = 3  # feature maps of the largest size that a backward pass holds besides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_flops(net: UNet, image_size: int) -> tuple[float, float]:
-    """Return FLOPs per image, forward and in all, counted by torch's operators on meta.
+    """Return FLOPs per image, forward and in all, counted by torch on the meta device.
 
     Attention counts as plain products, without the scores recomputed by its backward pass.
     """

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 Sampler = Callable[[int], None]
-"""Samples a batch from a seed."""
+"""Sample a batch from a seed."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

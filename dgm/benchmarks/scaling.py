@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=7, help="turns of each variant")
     add("--steps", type=int, default=2, help="steps per turn")
     add_shards_argument(parser)
-    add("--rate", type=float, help="images/s of a GPU, for the model; default: measured")
-    add("--parameters", type=float, help="millions of them, for the model; default: measured")
+    add("--rate", type=float, help="images/s per GPU, for the model; default: measured")
+    add("--parameters", type=float, help="in millions, for the model; default: measured")
     links = "GB/s that each of 8, 64 and 512 GPUs sends, for the model"
     add("--links", type=float, nargs="+", default=[300.0, 40.0, 40.0], help=links)
 
@@ -69,8 +69,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "options": [], "undone": [], "folder": folder, "rounds": args.rounds,
             "steps": args.steps,
         }  # fmt: skip
-        words = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
-        found = run_json([*words, json.dumps(settings)])
+        command = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
+        found = run_json([*command, json.dumps(settings)])
     _print(found, args)
     return found
 
@@ -97,10 +97,10 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
-    """Return from which batch of each GPU the all-reduce is hidden by the backward pass.
+    """Return the batch per GPU from which on the backward pass hides the all-reduce.
 
-    A ring sends 2 (n - 1) / n gradients from each of n GPUs (Patarasuk and Yuan 2009); it is hidden
-    if that takes no longer than the backward pass, two thirds of `image_s` for each image.
+    In a ring each of n GPUs sends 2 (n - 1) / n times the gradient (Patarasuk and Yuan 2009), which
+    is hidden if it takes no longer than the backward pass, two thirds of `image_s` for each image.
     """
     rows = []
     for gpus, link in zip((8, 64, 512), links, strict=True):
@@ -160,7 +160,7 @@ def worker() -> None:
 
 def _sent() -> int:
     loopback = psutil.net_io_counters(pernic=True).get("lo")
-    # GPUs of one machine use other links.
+    # GPUs of one machine do not communicate over loopback.
     return 0 if torch.cuda.is_available() or loopback is None else loopback.bytes_sent
 
 

@@ -73,13 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--peers", action="store_true", help="compare with peers' loops")
-    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default ours alone")
+    add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default: ours alone")
     add("--ladder", action="store_true", help="add our optimisations one by one")
     add_size_arguments(parser, batch=32)
     add("--rounds", type=int, default=5, help="turns of each loop")
     add("--steps", type=int, default=4, help="steps per turn")
     add("--options", nargs="*", default=[], help="key=value for our trainer")
-    add("--seconds", type=float, help="time limit of all loops together; default none")
+    add("--seconds", type=float, help="time limit of all loops together; default: none")
     add_shards_argument(parser)
     add("--png", type=Path, help="file for a bar chart of the rates")
 
@@ -178,7 +178,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     peak = found["peak_gflops"] = matrix_peak(dtype)
     columns = {
         "first/it": ".2f", "fastest": ".2f", "params M": ".2f", "GFLOP/img": ".2f",
-        "% peak": ".1f", "GiB": ".2f", **({"loss apart": ".1e"} if args.ladder else {}),
+        "% peak": ".1f", "GiB": ".2f", **({"loss diff": ".1e"} if args.ladder else {}),
     }  # fmt: skip
     rows = {}
     for name, loop in loops.items():

@@ -34,10 +34,10 @@ def step_costs(net: UNet, image_size: int, design: Design) -> StepCosts:
     matrices = [p for p in net.parameters() if p.ndim > 1]
     pixels, channels = image_size**2, int(net.entry.weight.shape[1])
     add_noise_and_loss(costs, channels * pixels)
-    moved = (FP32 + BF16) * sum(p.numel() for p in matrices)
+    moved_bytes = (FP32 + BF16) * sum(p.numel() for p in matrices)
     # A kernel per weight and bias; the gradient of a bias is rounded by the kernel that sums it.
-    costs.add(Kind.CAST, "all", "forward", fixed_bytes=moved, launches=2 * len(matrices))
-    costs.add(Kind.CAST, "all", "backward", fixed_bytes=moved, launches=len(matrices))
+    costs.add(Kind.CAST, "all", "forward", fixed_bytes=moved_bytes, launches=2 * len(matrices))
+    costs.add(Kind.CAST, "all", "backward", fixed_bytes=moved_bytes, launches=len(matrices))
     costs.add(Kind.EMBEDDING, "time", "forward", launches=3)  # sines, and SiLU twice
     costs.add(Kind.EMBEDDING, "time", "backward", launches=2)
     for number, layer in enumerate(net.time):

@@ -82,17 +82,17 @@ class Example(NamedTuple):
     """Inputs and target of the network; images [B, C, H, W] channels_last."""
 
     x_t: Tensor
-    target: Tensor  # of the kind `diffusion.prediction`
+    target: Tensor  # what `diffusion.prediction` names
     t: Tensor  # int64 [B]
     labels: Tensor  # int64 [B], with `null_label` where dropped
     alpha: Tensor  # [B, 1, 1, 1]
     sigma: Tensor  # [B, 1, 1, 1]
-    x_0: Tensor | None = None  # with `keep_x_0`
+    x_0: Tensor | None = None  # None without `keep_x_0`
 
 
 @dataclass(frozen=True)
 class ForwardProcess:
-    """Make training examples of stored images.
+    """Make training examples from stored images.
 
     backend: `eager` is the reference; `compiled` is two compiled passes, which fall back to eager
     with a warning where there is no compiler; `kernel` is one pass in Triton for images on a GPU,
@@ -111,7 +111,10 @@ class ForwardProcess:
         self, images: Tensor, labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws,
         dtype: torch.dtype | None = None,
     ) -> Example:  # fmt: skip
-        """Noise uint8 [B, H, W, C] to levels of alphas and sigmas [T]; `dtype` is that of x_t."""
+        """Return the example of uint8 images [B, H, W, C] and int64 labels [B].
+
+        alphas, sigmas: the schedule's, [T]; `dtype` is that of x_t (default: that of alphas).
+        """
         if self.backend == "kernel" and triton_runs_on(images.device) and has_triton():
             return self._in_one_kernel(images, labels, alphas, sigmas, draws, dtype)
         draw, finish = draw_per_image, noised_and_target

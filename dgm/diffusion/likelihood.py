@@ -21,7 +21,7 @@ from dgm.preprocessing import PixelMap
 
 @dataclass(frozen=True)
 class ReverseSteps:
-    """Coefficients of q(x_{t-1} | x_t, x_0) and of the model's variances, each [T].
+    """Coefficients of q(x_{t-1} | x_t, x_0), and the model's log variances, each [T].
 
     The mean is mean_x_0 x_0 + mean_x_t x_t (Ho et al. 2020, equation 7). At t = 0 the posterior
     variance beta_tilde is 0; as in the code of Ho et al. and of Nichol and Dhariwal, that of t = 1
@@ -30,13 +30,13 @@ class ReverseSteps:
 
     mean_x_0: Tensor
     mean_x_t: Tensor
-    log_posterior: Tensor  # of beta_tilde
+    log_posterior: Tensor  # log beta_tilde
     log_beta: Tensor
-    log_large: Tensor  # of beta, but of beta_tilde at t = 0
+    log_large: Tensor  # log beta, but log beta_tilde at t = 0
 
     @classmethod
     def of(cls, schedule: Schedule, device: torch.device, dtype: torch.dtype) -> ReverseSteps:
-        """Return the coefficients, computed in float64: 1 - alpha^2 of one step would cancel."""
+        """Return the coefficients, from float64: 1 - alpha^2 of one step cancels in float32."""
         betas, cumulative = schedule.betas, schedule.alphas_cumprod
         before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
         variance = betas * (1 - before) / (1 - cumulative)
@@ -113,5 +113,5 @@ def discretized_gaussian_nll(
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
-    # torch.special.ndtr is (1 + erf) / 2, which has no digits left at -5.
+    # torch.special.ndtr is (1 + erf) / 2, which has no correct digits at -5.
     return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))

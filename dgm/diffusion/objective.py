@@ -24,11 +24,11 @@ from dgm.objective import Batch, Nets, Phase
 from dgm.preprocessing import DEQUANTIZED, STANDARD
 from dgm.rng import Draws
 
-_MAP_STEPS = 50  # of DDIM between noise and images, in either direction
+_MAP_STEPS = 50  # DDIM steps between noise and images, in either direction
 
 
 class _Tables(NamedTuple):
-    """Values by timestep, [T] on a device."""
+    """Values of each timestep, [T] on a device."""
 
     alphas: Tensor
     sigmas: Tensor
@@ -85,7 +85,7 @@ class DiffusionObjective:
             return {"loss": simple}
         # The bound trains the variance only: its gradient with respect to the mean is stopped
         # (Nichol and Dhariwal 2021, section 3.1).
-        assert x_0 is not None, "the forward process keeps it where the variance is learned"
+        assert x_0 is not None, "the forward process keeps x_0 where the variance is learned"
         x_0_hat, _ = to_x_0_and_eps(config.prediction, prediction.detach(), x_t, alpha, sigma)
         fraction = (variance + 1) / 2
         nats = bound_term(tables.reverse_steps, t, x_0, x_t, x_0_hat, fraction, self.pixels)
@@ -106,7 +106,7 @@ class DiffusionObjective:
         parts = []
         size = min(config.batch, count)
         for start in range(0, count, size):
-            first = min(start, count - size)  # the last batch too has the size compiled for
+            first = min(start, count - size)  # the last batch is full too: nothing recompiles
             rows = slice(first, first + size)
             part_draws, part_labels = draws.part(rows), None if labels is None else labels[rows]
             denoiser = self.denoiser(nets["net"], part_labels, config.guidance, config.clip)

@@ -1,7 +1,7 @@
-"""The density that a diffusion model gives images, by its probability-flow ODE.
+"""The density that a diffusion model assigns to images, by its probability-flow ODE.
 
 With alpha = cos(phi) and sigma = sin(phi) the ODE is dx / dphi = v(x), where v = alpha eps - sigma
-x_0 of the network's estimates, and the log-density on a path changes by -div v (Song et al. 2021,
+x_0 with the network's estimates, and the log-density on a path changes by -div v (Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 39; Chen et al. 2018).
 
 It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), with dx / dtau = sigma v:
@@ -29,7 +29,7 @@ from dgm.diffusion.schedule import Schedule
 from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 
-MIN_STEPS = 8  # for four paths to compare
+MIN_STEPS = 8  # so that n, n / 2, n / 4 and n / 8 steps are whole numbers
 MIN_TIMESTEPS = 4 * MIN_STEPS + 1
 _MAX_SNR, _MAX_SNR_BEFORE_GAP, _GAP = 1e-4, 0.01, 0.5  # see `_last`
 _RATIO = 8  # Heun extrapolated once is of order 3: twice the steps divide its change by 8
@@ -67,7 +67,7 @@ def ode_nats(
     Heun's method is of order 2: from values at n and 2 n steps, fine + (fine - coarse) / 3 removes
     the leading error (Richardson extrapolation).
 
-    Takes 3.75 evaluations of net and gradient for each step. Raise UserError for too few steps.
+    Each step costs 3.75 evaluations of the net and its gradient. Raise UserError for too few steps.
     """
     denoiser = objective.denoiser(nets["net"], batch.labels, clip=False)
     x = objective.pixels.dequantize(batch.images, draws, objective.dtype)
@@ -90,7 +90,7 @@ def ode_log_density(
     draws: Draws | None,
     kind: PredictionKind = "v",
 ) -> Tensor:
-    """Return the log-density that the ODE gives x [B, C, H, W] at timesteps[0], nats [B].
+    """Return the log-density that the ODE assigns to x [B, C, H, W] at timesteps[0], nats [B].
 
     Integrated by Heun's method through `timesteps`, with two evaluations per step; x at the last
     timestep is taken to be N(0, I). The variable is lambda if `kind` is eps, else tau. The
@@ -122,8 +122,8 @@ def ode_log_density(
 def path(schedule: Schedule, steps: int, kind: PredictionKind = "v") -> list[int]:
     """Return timesteps from 0 to `_last`, approximately even in the ODE's variable.
 
-    They make `steps` steps rounded up to a multiple of 8, or as many as the schedule has. Raise
-    UserError where that is too few.
+    The number of steps is `steps` rounded up to a multiple of 8, or the largest such multiple that
+    the schedule allows. Raise UserError where that is too few.
     """
     if steps < MIN_STEPS:
         raise UserError(f"ode_steps is {steps}: give {MIN_STEPS} or more")
@@ -152,7 +152,7 @@ def _last(schedule: Schedule, kind: PredictionKind) -> int:
     """Return the timestep at which x_t counts as pure noise: T - 1, but an earlier one for eps.
 
     Near T - 1 the error of v is the error of eps divided by alpha, and a schedule such as cosine
-    has so large gaps in lambda there that more steps cannot resolve it. For eps the path ends at
+    has such large gaps in lambda there that more steps cannot resolve it. For eps the path ends at
     the first timestep with SNR <= 1e-4, or earlier, at SNR <= 0.01, if all later gaps in lambda
     exceed 0.5. Taking x_t there for N(0, I) costs at most SNR / 2 nats per pixel (|x_0| <= 1).
     """
@@ -176,9 +176,9 @@ def check_timesteps(total: int) -> None:
 
 
 def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
-    """Return the ODE's variable at each timestep, and dphi over its change, float64 [T] each."""
+    """Return the ODE's variable at each timestep, and dphi by its differential, float64 [T]."""
     alphas, sigmas = schedule.alphas, schedule.sigmas
-    if kind == "eps":  # excludes alpha = 0: eps is refused at zero terminal SNR
+    if kind == "eps":  # alpha > 0, since eps is refused at zero terminal SNR
         return (sigmas / alphas).log(), alphas * sigmas
     return (sigmas / (1 + alphas)).log(), sigmas
 

@@ -94,7 +94,7 @@ def posterior_coefficients(
     level: NoiseLevel, next_level: NoiseLevel
 ) -> tuple[float, float, float, float]:
     """Return coefficients of q(x_s | x_t, x_0): of x_0 and x_t in its mean, beta and beta_tilde."""
-    alpha = level.alpha / next_level.alpha  # of the one step
+    alpha = level.alpha / next_level.alpha  # sqrt(1 - beta) of this step
     beta = 1 - alpha**2
     mean_x_0 = next_level.alpha * beta / level.sigma**2
     mean_x_t = alpha * next_level.sigma**2 / level.sigma**2

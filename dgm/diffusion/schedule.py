@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ScheduleKind = Literal["linear", "cosine"]
-_OFFSET = 0.008  # of the cosine schedule, so that the first betas are not too small
+_OFFSET = 0.008  # the s of the cosine schedule, so that the first betas are not too small
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Schedule:
         return Schedule(alphas**2)
 
     def timesteps(self, steps: int) -> list[int]:
-        """Return `steps` of the timesteps, evenly from T - 1 down ("trailing", Lin et al. 2024)."""
+        """Return `steps` timesteps, evenly spaced from T - 1 down ("trailing", Lin et al. 2024)."""
         total = self.num_timesteps
         return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
 

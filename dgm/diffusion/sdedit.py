@@ -16,7 +16,7 @@ from dgm.rng import Draws
 def noise(objective: DiffusionObjective, images: Tensor, draws: Draws, steps: int) -> Tensor:
     """Return x_t of stored images uint8 [B, H, W, C] at t = steps - 1, [B, C, H, W].
 
-    `steps` counts those of the run's schedule, 1 to T.
+    `steps`: number of steps of the run's schedule, 1 to T.
     """
     x_0, eps = objective.pixels.scale(images, objective.dtype), objective.noise(draws, "noise")
     alpha, sigma = objective.schedule.alphas[steps - 1], objective.schedule.sigmas[steps - 1]
@@ -35,9 +35,9 @@ def denoise(
     evaluations: int | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Return images in [-1, 1] denoised from x [B, C, H, W], noised by `steps` of the schedule.
+    """Return images in [-1, 1], denoised from x [B, C, H, W] at t = steps - 1.
 
-    The sampler visits the first `steps` timesteps: all, or at most `evaluations` of them.
+    The sampler visits the first `steps` timesteps: all of them, or at most `evaluations`.
     """
     schedule = Schedule(objective.schedule.alphas_cumprod[:steps])
     denoiser = objective.denoiser(nets["net"], labels, guidance, objective.sample_config.clip)

@@ -41,9 +41,9 @@ class UNetConfig:
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks of each level on the way down."""
     attention_at: list[int] = field(default_factory=lambda: [16])
-    """Image sizes at which blocks are followed by attention, and the middle if any are named."""
+    """Image sizes whose blocks are followed by attention; if not [], the middle has it too."""
     num_heads: int = 1
-    """Heads of each attention."""
+    """Heads of each attention layer."""
     dropout: float = 0.1
     """Fraction of features dropped inside each residual block."""
     patch_size: int = 1
@@ -51,7 +51,7 @@ class UNetConfig:
     skips: Literal["concat", "add"] = "concat"
     """`concat`: one skip per block, as DDPM; `add`: one per level, added, which is cheaper."""
     scale_shift: bool = False
-    """Time and class scale and shift the normalised features instead of being added (adaGN)."""
+    """The embedding of time and class scales and shifts features instead of being added (adaGN)."""
     pyramid: bool = False
     """Progressive skips: downsampled inputs to the smaller levels, outputs from them (NCSN++)."""
 
@@ -79,7 +79,7 @@ class UNetBlock(nn.Module):
     ) -> Tensor:
         """Map [B, inputs, H, W] and emb [B, 4 channels] to [B, outputs, H, W].
 
-        The inputs are the channels of x and those of `skip`.
+        `inputs` counts the channels of x and of `skip`.
         """
         if skip is not None and not self.norm1.reads_separately(x):
             x, skip = join(x, skip), None
@@ -253,7 +253,7 @@ class ProgressiveSkips(nn.Module):
         super().__init__()
         self.factors = [first_factor << i for i in range(len(in_widths))]
         self.feeds = nn.ModuleList(nn.Conv2d(image_channels, w, 3, padding=1) for w in in_widths)
-        self.says = nn.ModuleList(  # a name in checkpoints
+        self.says = nn.ModuleList(  # named so in checkpoints
             nn.Sequential(group_norm(w), nn.SiLU(), zeroed(nn.Conv2d(w, outputs, 3, padding=1)))
             for w in out_widths
         )
@@ -261,12 +261,12 @@ class ProgressiveSkips(nn.Module):
     def input(self, level: int, x: Tensor) -> Tensor:
         """Return features of a level from the image x [B, C, H, W]."""
         factor = self.factors[level]
-        # A mean over factor^2 pixels leaves 1/factor of white noise but all of a large shape;
-        # scaling half of that back keeps both in a range that the next layers can use.
+        # A mean over factor^2 pixels divides the deviation of white noise by `factor`, but keeps
+        # large shapes; multiplying by factor / 2 leaves both in a range that layers can use.
         return cast(Tensor, self.feeds[level](functional.avg_pool2d(x, factor) * (factor / 2)))
 
     def output(self, level: int, h: Tensor) -> Tensor:
-        """Return the level's part of the output, at the image's size."""
+        """Return the output of a level, upsampled to the image's size."""
         factor = self.factors[level]
         return functional.interpolate(self.says[level](h), scale_factor=factor, mode="bilinear")
 

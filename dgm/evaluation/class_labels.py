@@ -43,7 +43,7 @@ def labels_by_frequency(count: int, counts: np.ndarray) -> Tensor:
     """
     if is_balanced(counts):
         return uniform_labels(count, counts)
-    counts = counts.astype(object)  # exact: the product passes 64 bits for huge data
+    counts = counts.astype(object)  # Python ints: the product may exceed 64 bits
     quotas = count * counts
     allocated = (quotas // counts.sum()).astype(np.int64)
     remainders = quotas % counts.sum()
@@ -62,7 +62,7 @@ def balanced_subset(labels: np.ndarray, count: int, seed: int, run: int = 1) -> 
     `run` images of a class follow each other; a class contributes complete runs only.
     """
     order = permutation(seed, 0, len(labels)).numpy()
-    rank = np.empty(len(order), dtype=np.int64)  # of an image among those of its class
+    rank = np.empty(len(order), dtype=np.int64)  # an image's position among those of its class
     complete = np.empty(len(order), dtype=bool)
     for label in np.unique(labels):
         of_class = order[labels[order] == label]

@@ -83,7 +83,8 @@ def class_score(logits: Tensor, splits: int = SCORE_SPLITS) -> float:
     """Return exp(E KL(p(y | x) || p(y))) (Salimans et al. 2016, section 4) of logits [N, classes].
 
     The mean over `splits` equal parts, in the order given. With Inception's classes it is the
-    Inception score. From 1 to the number of classes, for confident and evenly spread classes.
+    Inception score. It lies between 1 and the number of classes, which it reaches if predictions
+    are certain and classes equally frequent.
     """
     logits, scores = logits.double(), []
     for k in range(splits):

@@ -12,8 +12,8 @@ from dgm.evaluation.prdc import (
     pairwise_distances,
 )
 
-MIN_REAL_IMAGES = COVERAGE_NEIGHBOURS + 1  # of a class
-_MAX_IMAGES = 1000  # of a class, compared pair by pair
+MIN_REAL_IMAGES = COVERAGE_NEIGHBOURS + 1  # per class
+_MAX_IMAGES = 1000  # per class, since all pairs are compared
 
 
 def mean_pairwise_distance(features: Tensor) -> float:

@@ -19,7 +19,7 @@ from dgm.tensor_files import save_tensors
 from dgm.training.device_loader import Images
 from dgm.training.engine import Engine
 
-_FORMAT = 1  # of the file
+_FORMAT = 1  # version of the file format
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def cached_features(
     }
     cached = _read(path, header, engine.is_main)
     if not engine.any_rank(cached is None):
-        assert cached is not None, "else all would compute them"
+        assert cached is not None, "if one rank had no cached features, all would compute them"
         return cached
     if engine.is_main:
         print(f"computing {extractor.name} features of {len(data):,} real images, once for this "

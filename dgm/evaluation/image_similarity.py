@@ -10,7 +10,7 @@ from dgm.evaluation.classifier import Classifier
 
 _RANGE = 255.0  # from black to white
 _WINDOW, _WINDOW_SIGMA = 11, 1.5
-MIN_SIDE = _WINDOW  # of images that have an SSIM
+MIN_SIDE = _WINDOW  # smallest image side for SSIM
 _K = (0.01, 0.03)
 
 
@@ -54,8 +54,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
     """Return the distance of a and b (pixels.STANDARD) in a classifier's features, 0 if identical.
 
-    As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: at each stage features of
-    unit length at every position, their squared difference, the mean over positions and stages.
+    LPIPS (Zhang et al. 2018, equation 1) without its learned weights: squared difference of
+    features scaled to unit length at every position, averaged over positions and stages.
     """
 
     def unit_features(x: Tensor) -> list[Tensor]:

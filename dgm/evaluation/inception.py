@@ -44,7 +44,7 @@ def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
         raise UserError(f"{path} cannot be read ({error.strerror}): give --weights PATH") from None
     if digest != SHA256:
         _check(path)
-    # Slow to import, and the project's classifier does without.
+    # Imported here: it is slow, and the project's classifier does not need it.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:

@@ -57,10 +57,10 @@ def smoothness(net: Classifier, rows: Tensor) -> list[dict[str, float]]:
     before, after = rows[:, :-1].flatten(0, 1), rows[:, 1:].flatten(0, 1)
     steps = feature_distance(net, before, after).unflatten(0, (len(rows), -1)).double()
     means = steps.mean(1)
-    uneven = torch.where(means > 0, steps.amax(1) / means, 1.0)
+    ratios = torch.where(means > 0, steps.amax(1) / means, 1.0)
     return [
         {"mean_step": float(mean), "largest_over_mean": float(ratio)}
-        for mean, ratio in zip(means, uneven, strict=True)
+        for mean, ratio in zip(means, ratios, strict=True)
     ]
 
 
@@ -75,19 +75,21 @@ def most_changing_directions(
 ) -> tuple[Tensor, Sequence[float]]:
     """Return the directions [count, D] in which images of latents near z [N, D] change most.
 
-    With each, the change of a pixel (root mean square; black to white is 2) for a unit step.
-    Collective: call on all ranks.
+    Also return, for each, the root mean square change of a pixel for a unit step (black to white
+    is 2). Collective: call on all ranks.
     """
     labels = labels.to(z.device)
 
-    def pulled(directions: Tensor) -> Tensor:
-        def at(row: int) -> Tensor:
+    def mean_product(directions: Tensor) -> Tensor:
+        def product_at(row: int) -> Tensor:
             own = labels[row].expand(len(directions))
             return jtj_product(lambda x: objective.decode(nets, x, own), z[row], directions.to(z))
 
-        return engine.map_rows(len(z), lambda rows: torch.stack([at(int(k)) for k in rows])).mean(0)
+        return engine.map_rows(
+            len(z), lambda rows: torch.stack([product_at(int(k)) for k in rows])
+        ).mean(0)
 
     with torch.no_grad():
         num_pixels = objective.decode(nets, z[:1], labels[:1]).numel()
-    directions, values = principal_directions(pulled, z.shape[1], count, seed)
+    directions, values = principal_directions(mean_product, z.shape[1], count, seed)
     return directions.to(z), (values.clamp(min=0) / num_pixels).sqrt().tolist()

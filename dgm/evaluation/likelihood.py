@@ -27,11 +27,11 @@ def load_batch(data: Images, index: Tensor, device: torch.device) -> Batch:
 
 @dataclass(frozen=True)
 class ImageSubset:
-    """Images of a data set to evaluate, each process of the engine a part."""
+    """Images of a data set to evaluate, divided among the engine's processes."""
 
     engine: Engine
     data: Images
-    index: Tensor  # int64 [N]: their rows
+    index: Tensor  # int64 [N]: rows of the images
     seed: int  # image i has the draws of (seed, i)
     batch: int = 100
 
@@ -57,9 +57,9 @@ def bits_per_dim(
 ) -> dict[str, float]:
     """Return bits per dimension, nats / (D ln 2), averaged over images.
 
-    The total is `exact` or `bound`, its standard error over images `error`, and each term has its
-    own name; with `importance_samples` the tighter bound of a family that has one is
-    `importance_weighted`. Collective: call on all ranks.
+    Keys: `exact` or `bound` is the total, `error` its standard error over images, and each term has
+    its own name. With `importance_samples`, families that have the tighter importance-weighted
+    bound also return it as `importance_weighted`. Collective: call on all ranks.
     """
     names: list[str] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_QUANTILE = 0.01  # of test images: a distance at which few of them lie by chance
+_QUANTILE = 0.01  # fraction of test images that are nearer than the threshold
 
 
 def memorization(generated: Tensor, test: Tensor) -> dict[str, float]:

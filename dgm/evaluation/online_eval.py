@@ -49,7 +49,7 @@ class RealImages:
 
     train: Images
     num_classes: int
-    data_id: str  # of the train images
+    data_id: str  # identifies the train images
     test: Callable[[], Images]  # opened only if needed
 
 
@@ -96,7 +96,8 @@ def _bits_evaluation(
 def _fd_evaluation(
     config: EvalConfig, objective: Objective, engine: Engine, real: RealImages, cache: Path
 ) -> Callable[[Nets], dict[str, float]]:
-    @functools.cache  # at the first evaluation: it takes a minute, and other errors come first
+    # Deferred to the first evaluation: it takes a minute, and other errors should show before.
+    @functools.cache
     def prepare() -> tuple[Classifier, FeatureStatistics, torch.Tensor]:
         data = real.train
         net = cached_classifier(

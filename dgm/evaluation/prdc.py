@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-PRECISION_NEIGHBOURS = 3  # of Kynkaanniemi et al. 2019
-COVERAGE_NEIGHBOURS = 5  # of Naeem et al. 2020
+PRECISION_NEIGHBOURS = 3  # as in Kynkaanniemi et al. 2019
+COVERAGE_NEIGHBOURS = 5  # as in Naeem et al. 2020
 _TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
-_MAX_DISTANCES = 2**25  # held in memory at once
-_RESOLUTION = 1e-12  # of squared distances, relative to the vectors' squared norms
+_MAX_DISTANCES = 2**25  # that are held in memory at once
+_RESOLUTION = 1e-12  # smallest squared distance, relative to the vectors' squared norms
 _BLOCK = 10_000  # base vectors that are searched at once
 
 Spread = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
@@ -38,19 +38,19 @@ def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> d
     """
     near_real = knn_radii(real, PRECISION_NEIGHBOURS, spread)
     near_generated = knn_radii(generated, PRECISION_NEIGHBOURS, spread)
-    wide_real = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
+    coverage_radii = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
 
     def of_generated(rows: Tensor) -> Tensor:
         parts = [
             torch.stack(
-                [in_closed_ball(d, near_real).any(1), in_open_ball(d, wide_real).sum(1)], dim=1
+                [in_closed_ball(d, near_real).any(1), in_open_ball(d, coverage_radii).sum(1)], dim=1
             )
             for d in pairwise_distances(generated[rows], real)
         ]
         return torch.cat(parts).double()
 
     def of_real(rows: Tensor) -> Tensor:
-        radii, start, parts = wide_real[rows], 0, []
+        radii, start, parts = coverage_radii[rows], 0, []
         for d in pairwise_distances(real[rows], generated):
             covered = in_open_ball(d.min(1).values, radii[start : start + len(d)])
             parts.append(torch.stack([in_closed_ball(d, near_generated).any(1), covered], dim=1))

@@ -14,16 +14,16 @@ from dgm.rng import Draws
 from dgm.vae.objective import VAEObjective
 
 _WHITE = 255.0
-ACTIVE_VARIANCE = 0.01  # of Burda et al. 2016
+ACTIVE_VARIANCE = 0.01  # as in Burda et al. 2016
 
 
 def reconstruction_error(
     objective: VAEObjective, nets: Nets, images: ImageSubset
 ) -> dict[str, float]:
-    """Compare images with the decoder's means of the encoder's means.
+    """Compare images with their reconstructions, the decoder's means at the encoder's means.
 
-    `rms_error_grey_levels`: root mean square over all images, 0 to 255; `psnr_db` of it,
-    20 log10(255 / RMS); `ssim`, a mean over images, if they are large enough.
+    `rms_error_grey_levels`: root mean square over all images, 0 to 255; `psnr_db`: the same
+    error as 20 log10(255 / RMS); `ssim`, a mean over images, if they are large enough.
     Collective: call on all ranks.
     """
 

@@ -79,8 +79,8 @@ def sweep_sampler(
 ) -> tuple[list[dict[str, Any]], Tensor]:
     """Sample with the same draws at each setting; return the metrics and the first images of each.
 
-    `seconds_per_image` is of all processes together. Images are [settings, num_shown, C, H, W] of
-    pixels.STANDARD. Collective: call on all ranks.
+    `seconds_per_image` is that of all processes together. Images are of pixels.STANDARD,
+    [settings, num_shown, C, H, W]. Collective: call on all ranks.
     """
     index = torch.arange(len(labels))
     rows, shown = [], []

@@ -19,9 +19,9 @@ from dgm.objective import Batch, Nets
 from dgm.rng import Draws
 
 QUARTILES = 4
-STRATA = 20  # timesteps that each image is noised to, one of each twentieth of them
-_INITIAL_STEPS = 16  # of the ODE, if they are doubled until the error is small
-_PILOT_IMAGES = 8  # on which the number of steps is estimated
+STRATA = 20  # timesteps that each image is noised to, one in each twentieth of the schedule
+_INITIAL_STEPS = 16  # ODE steps to begin with, doubled until the error is small
+_PILOT_IMAGES = 8  # images by which the number of steps is chosen
 
 
 def bound_by_timestep(
@@ -61,8 +61,8 @@ def loss_by_timestep(
 
     loss: the training loss (without the term for a learned variance) of unaugmented images with
     their labels; eps_mse: the squared error of eps, comparable whatever the net predicts. Each
-    image is noised to STRATA timesteps, one drawn from each of as many equal parts, so the
-    expectation of their mean is the mean over all timesteps. Collective: call on all ranks.
+    image is noised to STRATA timesteps, one drawn from each of STRATA equal parts, so that their
+    mean is an unbiased estimate of the mean over all timesteps. Collective: call on all ranks.
     """
     total = objective.schedule.num_timesteps
     strata = min(STRATA, total)

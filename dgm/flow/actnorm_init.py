@@ -59,5 +59,5 @@ def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
         for hook in hooks:
             hook.remove()
     if not found and not bool(torch.isfinite(normal_log_prob(z)).all()):
-        found.append(f"the density of z, of which the largest is {float(z.abs().max()):.3g}")
+        found.append(f"the density of z, whose largest magnitude is {float(z.abs().max()):.3g}")
     return found[0] if found else None

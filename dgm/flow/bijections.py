@@ -69,7 +69,7 @@ class Squeeze(nn.Module):
 class Logit(nn.Module):
     """Map pixels from [-1, 1] to z = logit(alpha + (1 - 2 alpha) u), u = (x + 1) / 2.
 
-    Dinh et al. 2017, section 4.1, except that they keep a distance from 0 only, here from 1 too.
+    Dinh et al. 2017, section 4.1, except that they keep a distance only from 0, not from 1.
     """
 
     def __init__(self, alpha: float):
@@ -128,9 +128,9 @@ class ActNorm(nn.Module):
 class InvertibleConv(nn.Module):
     """Mix the channels of each pixel by W = P L U (Kingma and Dhariwal 2018, section 3.2).
 
-    P is a fixed permutation, L has ones on its diagonal, U has s, whose signs are fixed. So W stays
-    invertible, also as a moving average, and log_det = H W sum(log |s|). W is initialized as a
-    random rotation.
+    P is a fixed permutation; the diagonal of L is 1, that of U is s, whose signs are fixed. So W
+    stays invertible, also as a moving average, and log_det = H W sum(log |s|). W is initialized as
+    a random rotation.
     """
 
     permutation: Tensor  # [C, C]

@@ -118,7 +118,7 @@ class Coupling(nn.Module):
 
 
 class Checkerboard(nn.Module):
-    """Transform every other pixel, conditioned on the rest (the others set to 0).
+    """Transform every other pixel; its network sees the rest, and 0 at the transformed pixels.
 
     Dinh et al. 2017, section 3.4. With `odd`, pixels with an odd sum of row and column are
     transformed.
@@ -147,7 +147,7 @@ class Checkerboard(nn.Module):
 
 def _shift_and_log_scale(out: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return shift and bounded log_scale (None if additive) from a network's output."""
-    out = out.to(transformed.dtype)  # autocast lowered it
+    out = out.to(transformed.dtype)  # autocast lowered its precision
     if out.shape[1] == transformed.shape[1]:
         return out, None
     shift, raw = out.chunk(2, dim=1)

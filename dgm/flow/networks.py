@@ -41,9 +41,9 @@ class FlowNetConfig:
 class Flow(nn.Module):
     """Map images [B, C, H, W] in [-1, 1] to standard normal z [B, C H W], and back.
 
-    Half of a level's output is factored out, standardised by its last layer given the other half
-    (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch norm,
-    so that an image's likelihood depends on no other image.
+    Half of a level's output is factored out. The level's last layer standardises it given the other
+    half (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch
+    norm, so that an image's likelihood depends on no other image.
     """
 
     def __init__(self, config: FlowNetConfig, image_shape: tuple[int, int, int]):
@@ -53,7 +53,7 @@ class Flow(nn.Module):
         make_level = _glow_level if config.architecture == "glow" else _realnvp_level
         shape = image_shape
         levels: list[nn.Module] = []
-        self.shapes: list[tuple[int, int, int]] = []  # of the parts of z, (H, W, C)
+        self.shapes: list[tuple[int, int, int]] = []  # (H, W, C) of each part of z
         for number in range(config.levels):
             last = number == config.levels - 1
             layers = OrderedDict[str, nn.Module]()
@@ -98,7 +98,7 @@ def normal_log_prob(z: Tensor) -> Tensor:
 
 
 def _flat(part: Tensor) -> Tensor:
-    return part.permute(0, 2, 3, 1).flatten(1)  # the order in memory
+    return part.permute(0, 2, 3, 1).flatten(1)  # channels last, the order in memory
 
 
 def _glow_level(

@@ -19,7 +19,7 @@ from dgm.preprocessing import DEQUANTIZED, draw_flips, flip_images
 from dgm.rng import Draws
 
 _LEVEL_BITS = -math.log2(DEQUANTIZED.bin_width)  # 7
-_COLUMNS = 10  # of an image grid
+_COLUMNS = 10  # columns of an image grid
 _MAX_PAIRS = 6
 _TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -113,7 +113,7 @@ class FlowObjective:
 
     @torch.no_grad()
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Return the terms of -log p of dequantised images as mass of grey levels, nats, each [B].
+        """Return the terms of -log(density x volume of a grey level's bin), nats, each [B].
 
         `prior` is -log N(z), `log_det` the negated log_det, `dequantization` D log 128. Their sum
         is exact for dequantised data; its mean over the noise bounds -log P of the stored image.

@@ -4,7 +4,7 @@
     discriminator:  image [B, C, H, W] -> ... -> 4x4 -> logit [B]
 
 Classes condition the generator by class-conditional BatchNorm and the discriminator by projection
-(Miyato and Koyama 2018). Concatenated to the latent they dominate it: each class then collapses to
+(Miyato and Koyama 2018). Labels concatenated to the latent dominate it: each class collapses to
 one image. Labels are int64 [B], None for unconditional networks. Images have sides 4 * 2^doublings.
 """
 
@@ -34,9 +34,9 @@ class GanNetConfig:
     latent: int = 100
     """Size of the latent vector."""
     generator_channels: int = 128
-    """Channels of the generator's largest features; dcgan doubles them with each halving."""
+    """Channels at the generator's highest resolution; dcgan doubles them with each halving."""
     discriminator_channels: int = 128
-    """Channels of the discriminator's largest features; dcgan doubles them with each halving."""
+    """Channels at the discriminator's highest resolution; dcgan doubles them with each halving."""
     discriminator_batch_norm: bool = True
     """BatchNorm in dcgan's discriminator; must be false for gan.r1. residual has none."""
 

@@ -244,8 +244,8 @@ def embed(labels: Tensor, weight: Tensor) -> Tensor:
     """Return weight[labels]: int64 [...] and [N, D] to [..., D].
 
     Unlike `functional.embedding`, the weight's gradient is a matrix product and so deterministic:
-    compiled for a GPU, torch adds the rows of a label in no fixed order. For few classes, since a
-    label costs N multiplications.
+    compiled for a GPU, torch adds the rows of a label in no fixed order. Meant for few classes,
+    since the cost grows with N.
     """
     if under_transform():
         return functional.embedding(labels, weight)

@@ -22,7 +22,7 @@ _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b85c94", "#808080", "#c98500", "#
 _DASHES = ["solid", "9px,4px", "2px,3px", "9px,3px,2px,3px",
            "16px,4px", "5px,3px", "12px,3px,2px,3px,2px,3px", "4px,6px"]  # fmt: skip
 NUM_STYLES = len(_COLOURS)
-_COLUMNS = 300  # into which a long curve is divided, each drawn by its minimum and maximum
+_COLUMNS = 300  # parts of a long curve, each drawn by its minimum and maximum
 _SMOOTHING = (0.9, 0.99)  # weights of the moving averages to choose from
 _GREY, _FAINT = "#808080", "rgba(128,128,128,0.3)"  # text and grid, on white and on black
 
@@ -59,7 +59,7 @@ def plotly_library() -> Library:
 def metric_chart(
     key: str, curves: dict[str, tuple[int, Curve]], small: bool = False, named: bool = False
 ) -> Chart:
-    """Return the chart of a metric of each run, given with the number of its line style.
+    """Return the chart of a metric; `curves` has each run's line style (a number) and curve.
 
     The best value is marked where it is known which direction is better, except in small charts.
     With `named` there is a legend of runs.
@@ -211,7 +211,7 @@ def _layout(
 
 
 def _text(text: str) -> str:
-    """Escape a text without passwords, because Plotly interprets some HTML tags."""
+    """Return a text without passwords, escaped, because Plotly interprets some HTML tags."""
     return html.escape(without_password(text), quote=False)
 
 

@@ -12,7 +12,7 @@ from dgm.common.formatting import counted, number, percent
 from dgm.common.metric_registry import higher_is_better
 from dgm.report.read_run import Curve, Run
 
-_MIN_POINTS = 10  # of a curve with sentences
+_MIN_POINTS = 10  # that a curve needs for sentences on it
 _MIN_IN_TENTH = 5
 _NUM_PEERS = 3  # runs that the one with the lowest loss is compared with
 
@@ -34,7 +34,7 @@ def summarize_curves(runs: list[Run]) -> list[str]:
 
 
 def _smooth(curve: Curve) -> Curve:
-    """Return the means of each value and those before it, over a twentieth of the curve."""
+    """Return the running means of a curve, over windows of a twentieth of its points."""
     width = max(1, len(curve.values) // 20)
     means = [fmean(curve.values[max(0, k + 1 - width) : k + 1]) for k in range(len(curve.values))]
     return Curve(curve.seen, means)

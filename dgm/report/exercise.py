@@ -24,7 +24,7 @@ from dgm.report.read_run import Run
 from dgm.report.studies import Study, denoising_study
 from dgm.report.tables import NOTHING, Column, Table, listing, sortable
 
-_NUM_GRIDS = 3  # of samples through training
+_NUM_GRIDS = 3  # sample grids through training
 PICTURES: dict[str, tuple[str, Callable[[Run], list[Picture] | Study | None]]] = {
     "samples": ("Samples through training", lambda run: sample_grids(run, _NUM_GRIDS)),
     "generated": ("One image of each class", generated_grids),
@@ -43,9 +43,9 @@ class Exercise:
     title: str
     question: str
     hypotheses: Sequence[Hypothesis] = ()
-    compare: Sequence[RunMetric] = ()  # of groups
-    rank_by: Sequence[RunMetric] = ()  # by which the best is named
-    min_losses: bool = False  # the minimum of each loss
+    compare: Sequence[RunMetric] = ()  # compared between groups
+    rank_by: Sequence[RunMetric] = ()  # metrics that decide which group is best
+    min_losses: bool = False  # whether to list the minimum of each loss
     show: Sequence[str] = ()
 
 
@@ -92,8 +92,8 @@ def _comparison_table(exercise: Exercise, groups: Groups) -> Table:
             )
         )
     caption = (
-        "Means over runs that differ in their seed, ± their standard deviation; of one run, that "
-        "over seeds of its images. The best of a column is shaded."
+        "Means over runs that differ in their seed, ± standard deviation; for a single run, ± the "
+        "deviation over the seeds of its images. The best of a column is shaded."
     )
     return sortable(caption, columns)
 

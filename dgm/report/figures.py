@@ -16,12 +16,12 @@ DENOISING_METRICS = {
     "psnr_db": "PSNR to the real image, dB",
     "ssim": "SSIM to the real image",
     "feature_distance": "distance in the classifier's features",
-    "class_seen": "fraction whose class is seen",
+    "class_seen": "fraction whose class is recognised",
 }
 """Metrics of `launch/denoise.py`, of noised and of denoised images, with their axis labels."""
 SWEEP_METRICS = {
     "fd_classifier": "Frechet distance in the classifier's features",
-    "class_consistency": "fraction whose class is seen",
+    "class_consistency": "fraction whose class is recognised",
     "class_certainty": "probability of the likeliest class",
     "diversity": "distance between two images in features",
 }

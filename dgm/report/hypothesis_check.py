@@ -27,7 +27,7 @@ Groups = Mapping[str, Sequence[Run]]
 Outcome = Literal["held", "did not hold", "too close to tell", "not measured"]
 
 NUM_STANDARD_ERRORS = 2.0
-"""Differences of no more standard errors than this are too close to tell."""
+"""Differences of up to this many standard errors are too close to tell."""
 RELATIVE_TOLERANCE = 0.01
 """Relative differences up to this are too close to tell where no standard error is known."""
 _BITS = ("bits_per_dim/exact", "bits_per_dim/bound", "bits_per_dim_ode/bound")
@@ -46,9 +46,9 @@ class RunMetric:
     key: str  # as in the file
     name: str  # as displayed
     read: Callable[[Run], float | None]  # None where a run lacks it
-    higher_is_better: bool | None  # None: neither direction is
+    higher_is_better: bool | None  # None: neither direction is better
     unit: Literal["fraction", "seconds", "number"] = "number"
-    is_spread: bool = False  # over the runs of a group, of what `read` returns
+    is_spread: bool = False  # whether it is the spread of `read` over a group's runs
 
     def format(self, mean: float, spread: float | None = None) -> str:
         """Return a value as text, with its standard deviation if there is one."""
@@ -60,7 +60,7 @@ class RunMetric:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An expectation before any run: a metric of one group is below or above a baseline."""
+    """An expectation stated before any run: a group's metric is below or above a baseline."""
 
     text: str
     metric: RunMetric

@@ -36,9 +36,9 @@ from dgm.report.tables import (
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL = ("lr", "grad_norm", "images_per_s")
-_NUM_GRIDS = 5  # of samples through training, where there is one run
+_NUM_GRIDS = 5  # sample grids through training, on the page of one run
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
-_NEIGHBOURS = "generated images nearest to training images, above these, by features and by pixels"
+_NEIGHBOURS = "generated images nearest to training images (below them: by features, by pixels)"
 
 
 def make_page(title: str, runs: list[Run], failures: Sequence[Failure]) -> str:

@@ -18,12 +18,12 @@ ENERGY = {
     "energy/gpu_kwh": "GPU of the first process",
     "energy/packages_kwh": "processor packages of its machine",
 }
-"""Metrics of energy since the run began, and what each covers."""
+"""Metrics of the energy used since the run began, and what each covers."""
 SPREAD = "spread_over_seeds"
 """Key of evaluation.json: standard deviations over seeds, by metric."""
 _MAX_VALUE = 1e100  # larger ones are damage, and arithmetic with them overflows
 _ACTIVE_S = 120.0  # a run that wrote less than this ago is taken to be training
-_JOBS = "slurm"  # the jobs' folder, in a run folder and in that of a sweep
+_JOBS = "slurm"  # folder of the jobs, in a run folder or a sweep's folder
 _ERROR = re.compile(r"(error: .*|\w*(Error|Exception|Interrupt)\b.*|srun: error: .*)")
 
 
@@ -53,9 +53,9 @@ class Run:
     name: str
     family: str
     config: dict[str, Any]  # flat
-    defaults: dict[str, Any]  # of its family, flat
+    defaults: dict[str, Any]  # the family's, flat
     lines: list[dict[str, Any]]  # of metrics.jsonl
-    saved: int | None  # images seen of the newest checkpoint
+    saved: int | None  # images seen at the newest checkpoint
     state: str
     environment: dict[str, Any] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Run:
         }
 
     def results(self) -> dict[str, float]:
-        """Return the metrics of `evaluation.json` by `name/part`, without those of one class."""
+        """Return the metrics of `evaluation.json` by `name/part`, without those by class."""
         return dict(flatten_metrics(self.evaluation))
 
 
@@ -187,7 +187,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten_metrics(found: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Return the numbers of nested dictionaries by `name/part`, without classes and seeds."""
+    """Return the numbers of nested dictionaries by `name/part`, without those by class or seed."""
     metrics = []
     for name, value in found.items():
         if isinstance(value, dict) and not is_detail(name):

@@ -85,14 +85,14 @@ def _denoising(run: Run, found: dict[str, Any]) -> Study:
     text = (
         f"{count:g} test images, noised by some of the {total:g} steps of the run's schedule "
         f"and denoised from there by {_get(found, 'sampler', 'text')}, after "
-        f"{_number(found, 'images_seen'):,} images seen. A classifier sees the class of "
-        f"{percent(_number(found, 'class_seen_real'))} of the real ones."
+        f"{_number(found, 'images_seen'):,} images seen. A classifier recognises "
+        f"the class of {percent(_number(found, 'class_seen_real'))} of the real ones."
     )
     sheets = [
         (
             f"steps-{row['steps']:04g}.png",
             f"{row['steps']:g} steps of noise. Rows: real, noised, denoised, and what was "
-            "changed (grey: nothing)",
+            "changed (grey: no change)",
         )
         for row in rows
     ]
@@ -121,7 +121,7 @@ def _exploration(run: Run, found: dict[str, Any]) -> Study:
     tables = [*_latent_tables(found), settings]
     plot = embed(
         run.folder / "explored" / "quality.png",
-        "Each metric over what was varied, beside real test images", run.name, is_plot=True,
+        "Each metric over the varied setting, beside real test images", run.name, is_plot=True,
     )  # fmt: skip
     return Study(paragraphs, [*_sheets(run, "explored", sheets), plot], tables)
 

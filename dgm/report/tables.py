@@ -23,7 +23,7 @@ class Cell:
 
     text: str
     numeric: bool = False  # aligned to the right
-    best: bool = False  # of its column
+    best: bool = False  # the best of its column
     sort_value: str = ""
 
 
@@ -45,7 +45,7 @@ class Column:
     name: str
     values: list[Any]  # None where a run has none
     texts: list[str]
-    higher_is_better: bool | None = None  # None: neither direction is
+    higher_is_better: bool | None = None  # None: neither direction is better
 
     def best(self) -> set[int]:
         """Return the rows with the best value, if there is something to compare."""
@@ -73,7 +73,7 @@ def sortable(caption: str, columns: list[Column]) -> Table:
 
 
 def listing(caption: str, heads: list[str], rows: list[list[Any]]) -> Table:
-    """Return a table with heads; numbers are formatted as metrics of the name in the head."""
+    """Return a table with heads; numbers are formatted as the metric that their head names."""
     numeric = [is_numeric([row[k] for row in rows]) for k in range(len(heads))]
     cells = [
         [Cell(_cell_text(head, value), right)
@@ -123,7 +123,7 @@ def table_of_runs(runs: list[Run]) -> Table:
 
 
 def differing_keys(runs: list[Run]) -> list[str]:
-    """Return the keys in which runs differ; of several families those that all of them have."""
+    """Return the keys in which runs differ; of several families only keys that all have."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     if len({run.family for run in runs}) > 1:
         keys = [key for key in keys if all(key in run.config for run in runs)]

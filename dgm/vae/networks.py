@@ -58,7 +58,7 @@ class VAENetConfig:
     channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
     """Width of each level, as a multiple of the first; each level halves the image."""
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
-    """Residual blocks per level, each time that features pass it; 0 only resizes."""
+    """Residual blocks per level, for each pass through it; 0 only resizes."""
     norm: Literal["none", "group"] = "none"
     """Normalisation before each SiLU of a residual block."""
 

@@ -28,7 +28,7 @@ class VAEConfig:
     likelihood: LikelihoodName = "discretized_logistic"
     """p(x | z): the mass of a logistic in each grey level, or a Gaussian on dequantised pixels."""
     scale: Literal["pixel", "channel"] = "pixel"
-    """Predict the likelihood's scale per pixel, or learn one per channel."""
+    """The likelihood's scale: predicted for each pixel, or learned for each channel."""
     beta: float = 1.0
     """Weight of the KL in the loss; with 1 the loss is the bound on -log p."""
     kl_warmup_images: int = 500_000

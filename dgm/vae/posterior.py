@@ -35,8 +35,9 @@ class Posterior(NamedTuple):
 def apply_free_bits(kl: Tensor, free_bits: float) -> Tensor:
     """Return the KL [B, latent] clamped to `free_bits` nats per dimension and summed, nats [B].
 
-    Below that there is no gradient to encode less of an image. Kingma et al. 2016 clamp the mean
-    over a minibatch; here each image is clamped, so the loss does not depend on micro-batches.
+    Below `free_bits` the gradient is 0, so the encoder is not pushed to encode less. Kingma et al.
+    2016 clamp the mean over a minibatch; here each image is clamped, so the loss does not depend on
+    micro-batches.
     """
     return kl.clamp(min=free_bits).sum(1)
 
@@ -50,7 +51,7 @@ def kl_weight(beta: float, images_seen: int | Tensor, warmup_images: int) -> flo
     if not warmup_images:
         return beta
     if isinstance(images_seen, Tensor):
-        # By a tensor: for a number a GPU multiplies by the reciprocal, which rounds differently.
+        # Division by a number is, on a GPU, multiplication by its reciprocal, rounded differently.
         seen = images_seen.double()
         return beta * (seen / torch.full_like(seen, warmup_images)).clamp(max=1)
     return beta * min(1.0, images_seen / warmup_images)

@@ -30,7 +30,7 @@ def reconstructions(net: VAE, x: Tensor, mu: Tensor) -> Tensor:
 def interpolation(net: VAE, mu: Tensor) -> Tensor:
     """Return linear interpolations between encodings, a row of ten images for each pair.
 
-    Not spherical, which suits draws from the prior: encodings have different norms.
+    Spherical ones would suit draws from the prior, but encodings have different norms.
     """
     rows = min(MAX_ROWS, len(mu) // 2)
     start, end = mu[0 : 2 * rows : 2], mu[1 : 2 * rows : 2]

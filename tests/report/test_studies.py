@@ -99,7 +99,7 @@ def test_exploring_is_shown_with_sheets_figures_and_plots(tmp_path: Path) -> Non
     assert "Guidance is left out." in text and 'alt="x: Interpolation between things"' in page
     assert "latents that say most" in text and "kl nats" in text
     assert "20 images by ddim at each setting" in text
-    assert 'alt="x: Each metric over what was varied' in page
+    assert 'alt="x: Each metric over the varied setting' in page
     (table,) = re.findall(r"<caption>20 images.*?</table>", page, re.DOTALL)
     rows = re.findall(r"<tr>(.*?)</tr>", table)
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in rows]

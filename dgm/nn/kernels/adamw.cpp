@@ -1,5 +1,5 @@
 // The optimizer step on a CPU in as few passes through memory as possible: the norm of the gradient,
-// then AdamW fused with the moving average; update.py has the equations. Tensors are dense float32,
+// then AdamW fused with the moving average; adamw.py has the equations. Tensors are dense float32,
 // those of a weight with equal strides. The order of every sum is independent of the number of threads.
 
 #include <ATen/Parallel.h>

@@ -1,13 +1,14 @@
 """Fused optimizer step on a CPU: the gradient's norm, AdamW and the moving average.
 
-With the gradient g, in update t of a weight w at the rate lr (Loshchilov and Hutter 2019,
+Update t of a weight w with gradient g and learning rate lr is (Loshchilov and Hutter 2019,
 algorithm 2):
 
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
     w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
 and for a moving average a, a = a + ema_weight (w - a). `dgm.training.optimizer.decayed_weights`
-selects the weights that decay. The update is memory-bound: fused, it reads and writes once.
+selects the weights that decay. The update is memory-bound; fused, it reads and writes every
+tensor once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _STRIDE = methodcaller("stride")
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """Hyperparameters of AdamW, and the weight of the new weights in the moving average."""
+    """Hyperparameters of AdamW; `ema_weight` is that of the new weights in the moving average."""
 
     lr: float
     betas: tuple[float, float]
@@ -50,10 +51,11 @@ def adamw_(
     exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], averages: Sequence[Tensor] | None,
     steps: Sequence[int], config: AdamWConfig, decayed: Sequence[bool] | None = None,
 ) -> None:  # fmt: skip
-    """Update weights, moments and averages in place; `steps` includes this update, per weight.
+    """Update weights, moments and averages in place.
 
-    `decayed`: which weights decay, None for all. The tensors of a weight are dense float32 on the
-    CPU with equal strides, except the gradient's.
+    `steps`: number of updates of each weight, this one included; `decayed`: which weights decay,
+    None for all. All tensors are dense float32 on the CPU. Those of one weight have equal strides,
+    except for the gradient, which may be strided in any way.
     """
     beta1, beta2 = config.betas
     _check_dtypes(*grads, *(averages or ()))
@@ -90,7 +92,7 @@ def _layout(tensor: Tensor) -> list[tuple[int, int]]:
 
 
 def with_strides_of(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients with the strides of their weights, as fused kernels need, copying some."""
+    """Return gradients with the strides of their weights, copying those that have others."""
     if list(map(_STRIDE, grads)) == list(map(_STRIDE, weights)):  # nearly always; cheap to check
         return list(grads)
     return [

@@ -34,7 +34,7 @@ class _Pointer:
         self.dtype, self.optional = dtype, optional
 
     def from_param(self, value: object) -> ctypes.c_void_p:
-        """Convert an argument; raise TypeError for any other kind."""
+        """Convert a tensor to its address; raise TypeError for anything else."""
         if value is None and self.optional:
             return ctypes.c_void_p(None)
         if not isinstance(value, Tensor):
@@ -48,7 +48,7 @@ class _Pointer:
 
 _LONG, _FLOAT = ctypes.c_long, ctypes.c_float
 _FLOATS, _MAYBE_FLOATS = _Pointer(torch.float32), _Pointer(torch.float32, optional=True)
-# Addresses of tensors are int64 too.
+# Also for lists of tensors, which are passed as their int64 addresses.
 _LONGS, _MAYBE_LONGS = _Pointer(torch.int64), _Pointer(torch.int64, optional=True)
 _NORM_ACT = (
     *[_LONG] * 4, _FLOATS, _MAYBE_FLOATS, _FLOATS, _FLOATS, *[_MAYBE_FLOATS] * 2,
@@ -68,7 +68,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gradient_of_image": (*[_LONG] * 5, *[_FLOATS] * 3),
     "gradient_of_weight": (*[_LONG] * 5, *[_FLOATS] * 5),
 }
-_RESULTS = {"work_size": _LONG}  # of the kernels that have one
+_RESULTS = {"work_size": _LONG}  # result types; the other kernels return nothing
 
 
 def supports(*tensors: Tensor) -> bool:
@@ -95,7 +95,7 @@ def call(name: str, *args: int | float | Tensor | None) -> Any:
     loaded = library()
     assert loaded is not None, "no compiled kernels: check native.available() before calling"
     expected = len(SIGNATURES[name])
-    if len(args) != expected:  # ctypes allows more
+    if len(args) != expected:  # ctypes accepts surplus arguments
         raise TypeError(f"{name} takes {expected} arguments, got {len(args)}")
     return getattr(loaded, name)(*args)
 

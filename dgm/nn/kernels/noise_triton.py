@@ -28,14 +28,14 @@ def _uniform(bits):
 def _cosine_and_sine(x):
     """Return cos x and sin x of x in [0, 2 pi), to 1e-7.
 
-    tl.cos and tl.sin reduce arguments of any size, each by itself, in three times the instructions.
+    tl.cos and tl.sin take three times the instructions, as each reduces arguments of any size.
     With x = q pi / 2 + r, |r| <= pi / 4, both follow from polynomials of r (Cephes: sinf, cosf).
     """
     q = (x * 0.6366197723675814 + 0.5).to(tl.int32)
-    turns = q.to(tl.float32)
-    r = x - turns * 1.5703125  # of few bits, so that the product is exact
-    r = r - turns * 4.837512969970703125e-4
-    r = r - turns * 7.5497899548918821e-8
+    quadrants = q.to(tl.float32)
+    r = x - quadrants * 1.5703125  # few bits, so that the product is exact
+    r = r - quadrants * 4.837512969970703125e-4
+    r = r - quadrants * 7.5497899548918821e-8
     z = r * r
     sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r
     cosine = (2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2
@@ -87,34 +87,34 @@ def noise(
     DEQUANTIZE: tl.constexpr, PREDICTION: tl.constexpr, KEEP_X_0: tl.constexpr,
     BIN_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Noise part of one image; images uint8 [B, count] with rows of `width` positions.
+    """Add noise to a part of one of the images, uint8 [B, count] with rows of `width` positions.
 
     Writes x_t, the target, x_0 if KEEP_X_0, and t and labels_out [B].
     """
     image = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    which = tl.load(index + image)
-    when = tl.load(step + (image if STEP_EACH else 0))
+    draw_index = tl.load(index + image)
+    draw_step = tl.load(step + (image if STEP_EACH else 0))
     first = tl.zeros([1], tl.int32)
 
-    drawn, _, _, _ = _philox(key, which, when, for_timestep, first)
+    drawn, _, _, _ = _philox(key, draw_index, draw_step, for_timestep, first)
     level = tl.sum(tl.umulhi(drawn, tl.zeros_like(drawn) + num_timesteps).to(tl.int32), 0)
     alpha, sigma = tl.load(alphas + level), tl.load(sigmas + level)
     mirrored = False
     if FLIP:
-        drawn, _, _, _ = _philox(key, which, when, for_flip, first)
+        drawn, _, _, _ = _philox(key, draw_index, draw_step, for_flip, first)
         mirrored = tl.sum((drawn >> 31).to(tl.int32), 0) == 1
     if tl.program_id(1) == 0:
-        drawn, _, _, _ = _philox(key, which, when, for_label_drop, first)
+        drawn, _, _, _ = _philox(key, draw_index, draw_step, for_label_drop, first)
         dropped = tl.sum((_uniform(drawn) < label_drop).to(tl.int32), 0) == 1
         tl.store(labels_out + image, tl.where(dropped, null_label, tl.load(labels + image)))
         tl.store(t + image, level.to(tl.int64))
 
-    n0, n1, n2, n3 = _philox(key, which, when, for_noise, block)
+    n0, n1, n2, n3 = _philox(key, draw_index, draw_step, for_noise, block)
     if DEQUANTIZE:
-        u0, u1, u2, u3 = _philox(key, which, when, for_dequantize, block)
+        u0, u1, u2, u3 = _philox(key, draw_index, draw_step, for_dequantize, block)
     for lane in tl.static_range(4):
-        # Lane after lane: a block's four numbers are a quarter of the image apart.
+        # As in `Draws`, the four numbers of a Philox block belong to four quarters of the image.
         element = lane * blocks + block
         inside = (block < blocks) & (element < count)
         source = _mirror(element, mirrored, width, CHANNELS) if FLIP else element

@@ -1,10 +1,11 @@
-// GroupNorm, scale and shift, SiLU and dropout of channels_last images on a CPU, each way; norm.py has
-// the equations. Images are [B, positions, C] in memory, positions a multiple of 8.
+// GroupNorm, scale and shift, SiLU and dropout of channels_last images on a CPU, forward and
+// backward; norm.py has the equations. Images are [B, positions, C] in memory; the number of
+// positions is a multiple of 8.
 //
 // A thread processes some whole groups of one image, few enough for its cache, in several passes over
 // the positions. These are split into eight equal segments, since the eight 16-bit halves of one
-// Philox block drop one element of each (`Draws.keep_mask`). The order of every sum is independent of
-// the number of threads and of the batch.
+// Philox block decide the dropout of one element in each (`Draws.keep_mask`). The order of every sum
+// is independent of the number of threads and of the batch.
 
 #include <ATen/Parallel.h>
 #include <algorithm>

@@ -4,9 +4,10 @@ With u = x + added, and x_hat = u normalised over its group (Wu and He 2018),
 
     z = (weight x_hat + bias) (1 + scale) + shift,    y = keep silu(z) / (1 - drop).
 
-On a GPU it is one Triton kernel each way, which reads and writes the training dtype and keeps
-channels_last; torch's own GroupNorm there returns contiguous NCHW and runs in fp32 under autocast.
-It saves x for the backward pass, and a bit per element for dropout; x may be given as two tensors,
+On a GPU the forward and the backward pass are one Triton kernel each. They read and write the
+training dtype and keep channels_last; torch's own GroupNorm there returns contiguous NCHW and runs
+in fp32 under autocast.
+Saved for the backward pass are x, and a bit per element for dropout; x may be given as two tensors,
 `x` and `skip`, concatenated by channels. On a CPU it is a C++ kernel (norm.cpp), in fp32.
 """
 
@@ -48,8 +49,8 @@ def norm_act(
 ) -> Tensor:  # fmt: skip
     """Normalise concat(x, skip), [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
-    By one of the `kernels` in the dtype of x if `choose` allows, else by torch's operators.
-    Both are differentiable to any order in reverse mode; in forward mode torch's are used.
+    Uses `kernels`, in the dtype of x, where `choose` allows, else torch's operators. Both are
+    differentiable to any order in reverse mode; forward mode always uses torch's.
     """
     if skip is not None and not reads_separately(kernels, x, weight, groups):
         x, skip = torch.cat([x, skip], dim=1), None

@@ -2,8 +2,8 @@
 
 With a = weight (1 + scale) and b = bias (1 + scale) + shift, both [B, C], `norm_act` computes
 y = dropout_factors silu(a x_hat + b). Its backward operator returns the derivatives of
-sum(grad y) by x, b, a and `added`. Here these four are computed once more in a graph, so that they
-can be differentiated in turn, to any order.
+sum(grad y) by x, b, a and `added`. Here these four are computed once more with a graph, so that
+autograd can differentiate them, to any order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def backward_of_backward(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # On new nodes: `grad` may depend on x, and that path is not part of this derivative.
+        # On detached copies: `grad` may depend on x, and that path is not part of this derivative.
         nodes = [_node(tensor) for tensor in inputs]
         results = _first_derivatives(nodes, groups, eps, silu, dropout_factors)
         pairs = zip(results, cotangents, strict=True)

@@ -20,10 +20,10 @@ Maybe = Tensor | None
 
 _MAX_REGISTERS = 128
 _TILE = 8192  # elements
-_MAX_TILE = 16384  # of 16 warps
+_MAX_TILE = 16384  # elements, of 16 warps
 _VECTOR = 4  # channels that a thread loads at once
-_MIN_CHANNELS, _MAX_CHANNELS = 8, 32  # of a tile, unless a group has more
-_MAX_GROUP = 64  # channels
+_MIN_CHANNELS, _MAX_CHANNELS = 8, 32  # per tile, unless a group has more
+_MAX_GROUP = 64  # channels per group
 
 
 def fits(channels: int, groups: int) -> bool:
@@ -34,7 +34,7 @@ def fits(channels: int, groups: int) -> bool:
 def reads_separately(x: Tensor, channels: int, groups: int) -> bool:
     """Return whether x and `skip`, together of `channels`, can be read without concatenating them.
 
-    Not for larger images: the kernel that reads in two passes has too few registers for it.
+    Not if the image is too large for one pass: the two-pass kernel has no registers left for it.
     """
     return Tile(x, channels, groups).whole
 
@@ -45,7 +45,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, fp32 mean and rstd [B, groups], and the mask, uint8 [B, H W / 8, C] or [0].
 
-    `affine` is added, weight, bias, scale, shift; `draws` key, index and step.
+    `affine` is [added, weight, bias, scale, shift], `draws` is [key, index, step].
     """
     from dgm.nn.kernels import norm_triton
 
@@ -76,7 +76,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """Return dx, d_skip (or [0]) and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
-    The last is empty where `affine` has no `added`.
+    The sum of du is empty where `affine` has no `added`.
     """
     from dgm.nn.kernels import norm_triton
 

@@ -1,12 +1,14 @@
-"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, one kernel each way.
+"""GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, in one kernel.
 
-A program normalises some whole groups of channels of one image, eight tiles at a time, one of each
-eighth of the positions. If these cover the image (WHOLE), x is read once and kept in registers;
-else a second pass reads it again, mostly from the cache. Sums are accumulated by each thread and
+A second kernel is its backward pass. A program normalises some whole groups of channels of one
+image, eight tiles at a time, one from each eighth of the positions. If these eight cover the image
+(WHOLE), x is read once and kept in registers; else a second pass reads it again, mostly from the
+cache. Sums are accumulated by each thread and
 reduced once, after the loop.
 
-The positions are split into eight equal segments: the eight 16-bit halves of one Philox block drop
-one element of each (`Draws.keep_mask`), so one byte holds the dropout bits of eight elements.
+The positions are split into eight equal segments: the eight 16-bit halves of one Philox block
+decide the dropout of one element in each (`Draws.keep_mask`), so one byte holds the dropout bits of
+eight elements.
 `load_tiles` returns a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment.
 
 With JOINED the channels from `channels_of_x` on are those of a second tensor, `skip`.
@@ -125,7 +127,7 @@ def store_tile(
     value, s, x, skip, image, segment, row, channels, channels_of_x, channel, inside,
     ALIGN: tl.constexpr, JOINED: tl.constexpr,
 ):  # fmt: skip
-    """Store the tile of segment `s` at the position of `load_tiles`."""
+    """Store the tile of segment `s` where `load_tiles` loads it."""
     value = value.to(x.dtype.element_ty)
     position = image * 8 * segment + s * segment
     if JOINED:
@@ -149,11 +151,13 @@ def draw_mask(
 ):  # fmt: skip
     """Write and return the mask of kept elements, [ROWS, CHANNELS]; bit s is that of segment s."""
     seed = (tl.load(key + 1) << 32) | tl.load(key)
-    which = tl.load(index + image).to(tl.uint32)
-    when = tl.load(step + (image if STEP_EACH else 0)).to(tl.uint32)
+    draw_index = tl.load(index + image).to(tl.uint32)
+    draw_step = tl.load(step + (image if STEP_EACH else 0)).to(tl.uint32)
     block = (row[:, None] * channels + channel[None, :]).to(tl.uint32)
     none = tl.zeros_like(block)
-    lanes = tl.philox(seed, block, none + which, none + when, none + purpose.to(tl.uint32))
+    lanes = tl.philox(
+        seed, block, none + draw_index, none + draw_step, none + purpose.to(tl.uint32)
+    )
     kept = none
     for lane in tl.static_range(4):
         # Low and high half of each lane in turn.
@@ -219,27 +223,30 @@ def _moments_multi(
     x, more, image, segment, channels, channel, inside,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Return the mean of each channel's group and the channel's squares about it, of many tiles."""
+    """Return the mean of each channel's group and the channel's sum of squared deviations from it.
+
+    Both over many tiles, each [CHANNELS].
+    """
     row = tl.arange(0, ROWS)
-    # Moments at each element of a tile, of segments and tiles so far (Chan et al. 1983).
+    # At each element of a tile, moments over the segments and tiles so far (Chan et al. 1983).
     centre = tl.zeros([ROWS, CHANNELS], tl.float32)
     spread = tl.zeros([ROWS, CHANNELS], tl.float32)
     count = 0.0
     for first in range(0, segment, ROWS):
-        found = load_tiles(
+        tiles = load_tiles(
             x, x, more, image, segment, first + row, channels, channels, channel, inside, ALIGN,
             False,
         )  # fmt: skip
-        own = sum_of_eight(found) * 0.125
+        own = sum_of_eight(tiles) * 0.125
         fraction = 1.0 / (count + 1.0)
-        apart = own - centre
-        spread += squares_of_eight(found, own) + apart * apart * (8.0 * count * fraction)
-        centre += apart * fraction
+        delta = own - centre
+        spread += squares_of_eight(tiles, own) + delta * delta * (8.0 * count * fraction)
+        centre += delta * fraction
         count += 1.0
     total = tl.sum(centre, 0) * (8.0 * count)
-    middle = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
-    apart = centre - middle[None, :]
-    return middle, tl.sum(spread + apart * apart * (8.0 * count), 0)
+    group_mean = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
+    delta = centre - group_mean[None, :]
+    return group_mean, tl.sum(spread + delta * delta * (8.0 * count), 0)
 
 
 @triton.jit
@@ -297,30 +304,30 @@ def forward(
             JOINED,
         )  # fmt: skip
         total = tl.sum(sum_of_eight(tiles), 0)
-        middle = sum_of_group(total, inside, GROUP, CHANNELS) / number
-        squares = tl.sum(squares_of_eight(tiles, middle[None, :]), 0)
+        group_mean = sum_of_group(total, inside, GROUP, CHANNELS) / number
+        squares = tl.sum(squares_of_eight(tiles, group_mean[None, :]), 0)
     else:
-        middle, squares = _moments_multi(
+        group_mean, squares = _moments_multi(
             x, more, image, segment, channels, channel, inside, GROUP, ROWS, CHANNELS, ALIGN
         )  # fmt: skip
     variance = sum_of_group(squares, inside, GROUP, CHANNELS) / number
     inverse = 1.0 / tl.sqrt(variance + eps)
     groups = channels // GROUP
-    leads = inside & (channel % GROUP == 0)
-    tl.store(mean + image * groups + channel // GROUP, middle, leads)
-    tl.store(rstd + image * groups + channel // GROUP, inverse, leads)
+    is_first = inside & (channel % GROUP == 0)
+    tl.store(mean + image * groups + channel // GROUP, group_mean, is_first)
+    tl.store(rstd + image * groups + channel // GROUP, inverse, is_first)
 
     g, b = gain_and_offset(weight, bias, scale, shift, image, channels, channel, inside, HAS_SCALE)
     gain = inverse * g
     if WHOLE:
         _finish(
             tiles, kept, y, image, segment, row, channels, channel, inside, gain,
-            b - middle * gain, keep_factor, ALIGN, SILU, DROP,
+            b - group_mean * gain, keep_factor, ALIGN, SILU, DROP,
         )  # fmt: skip
     else:
         _finish_multi(
-            x, more - middle, mask, key, index, step, y, image, segment, channels, channel, inside,
-            gain, b, keep_factor, purpose, threshold, ROWS, ALIGN, SILU, DROP, STEP_EACH,
+            x, more - group_mean, mask, key, index, step, y, image, segment, channels, channel,
+            inside, gain, b, keep_factor, purpose, threshold, ROWS, ALIGN, SILU, DROP, STEP_EACH,
         )  # fmt: skip
 
 
@@ -419,9 +426,9 @@ def backward(
         )  # fmt: skip
     by_one = tl.sum(sum_1, 0)
     by_x_hat = tl.sum(sum_u, 0) * inverse
-    own = image * channels + channel
-    tl.store(sum_dz + own, by_one, inside)
-    tl.store(sum_dz_x_hat + own, by_x_hat, inside)
+    at = image * channels + channel
+    tl.store(sum_dz + at, by_one, inside)
+    tl.store(sum_dz_x_hat + at, by_x_hat, inside)
 
     # du = rstd (g dz - mean(g dz) - x_hat mean(g dz x_hat)), means over a group
     positions = (8 * segment).to(tl.float32)
@@ -430,7 +437,7 @@ def backward(
     slope = sum_of_group(g * by_x_hat, inside, GROUP, CHANNELS) / number * inverse * inverse
     if HAS_ADDED:
         whole = gain * by_one - positions * constant - slope * tl.sum(sum_3, 0)
-        tl.store(sum_du + own, whole, inside)
+        tl.store(sum_du + at, whole, inside)
     if WHOLE:
         _write_gradient(
             u, dz, dx, d_skip, image, segment, row, channels, channels_of_x, channel, inside,

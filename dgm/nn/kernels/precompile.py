@@ -30,7 +30,7 @@ class Launches:
 
     def add(self, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Record a launch."""
-        # Triton specializes on a tensor's dtype; keeping that only frees its memory.
+        # Triton specializes on a tensor's dtype; keeping only the dtype frees its memory.
         kinds = [arg.dtype if isinstance(arg, Tensor) else arg for arg in args]
         self.kinds.setdefault((kernel, *kinds, *options.items()), (kernel, kinds, options))
 

@@ -33,7 +33,7 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
 inline Vector load(const float* from) { return *(const Unaligned*)from; }
 inline void store(float* to, Vector value) { *(Unaligned*)to = value; }
 
-// c[r][0 : PANEL] = (add: +) sum over p of a[r * a_row + p * a_step] b[p][0 : PANEL]
+// c[r][0 : PANEL] = sum over p of a[r * a_row + p * a_step] b[p][0 : PANEL], added to c if `add`
 template <int rows, bool add>
 void block(long depth, const float* a, long a_row, long a_step, const float* b, float* c,
            long c_row) {
@@ -61,8 +61,8 @@ void up_to_rows(long count, long depth, const float* a, long a_row, long a_step,
     up_to_rows<rows - 1, add>(count, depth, a, a_row, a_step, b, c, c_row);
 }
 
-// c [rows, columns] = (add: +) a [rows, depth] b [depth, columns]; b in panels of `panel_rows`
-// rows each, so that reads are contiguous and strides do not map to few cache sets
+// c [rows, columns] = a [rows, depth] b [depth, columns], added to c if `add`; b in panels of
+// `panel_rows` rows each, so that reads are contiguous and spread over the cache's sets
 template <bool add>
 void product(long rows, long columns, long depth, const float* a, long a_row, long a_step,
              const float* b, long panel_rows, float* c) {
@@ -213,7 +213,7 @@ long tiles_in(long bytes, long channels) {
 }
 
 // The stride between the matrices of `rows` tiles: a cache line more than their size, so that the 36
-// values of a tile and channel, which are written in succession, do not share few cache sets.
+// values of a tile and channel, which are written in succession, spread over the cache's sets.
 long matrix_stride(long rows, long channels) { return rows * channels + 16; }
 
 float* scratch(long count) {
@@ -287,7 +287,7 @@ void gradient_of_image(long batch, long height, long width, long inputs, long ou
   Tiles tiles{batch, height, width};
   long chunk = tiles_in(CACHED, inputs + outputs), each = tiles.each();
   long v_stride = matrix_stride(chunk, inputs), m_stride = matrix_stride(chunk, outputs);
-  long size = height * width * inputs, group = std::max<long>(1, chunk / each);  // of images
+  long size = height * width * inputs, group = std::max<long>(1, chunk / each);  // images
   // Whole images to each thread, since their tiles overlap.
   at::parallel_for(0, (batch + group - 1) / group, 1, [&](long begin, long end) {
     float* v = scratch(POINTS * (v_stride + m_stride));
@@ -317,7 +317,7 @@ void gradient_of_weight(long batch, long height, long width, long inputs, long o
   long v_stride = matrix_stride(chunk, inputs), m_stride = matrix_stride(chunk, outputs);
   float* v = work;
   float* m = v + POINTS * v_stride;
-  constexpr long rows = 4 * ROWS;  // of a product, per thread
+  constexpr long rows = 4 * ROWS;  // that a thread multiplies at once
   long parts = (outputs + rows - 1) / rows;
   for (long first = 0; first < all; first += chunk) {
     long count = std::min(chunk, all - first);

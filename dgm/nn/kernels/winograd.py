@@ -22,7 +22,7 @@ from dgm.nn.kernels.dispatch import (
     under_transform,
 )
 
-_CHANNELS = 32  # numbers of channels are multiples of it
+_CHANNELS = 32  # numbers of channels must be multiples of it
 _MIN_POSITIONS = 64  # fewer use torch's convolution, at any batch size
 
 
@@ -48,7 +48,7 @@ def use_in(net: nn.Module) -> None:
 def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
     """Apply a 3x3 convolution to x [B, C, H, W], by this kernel or, where unsupported, by torch's.
 
-    Without its bias if `bias` is False. Differentiable to any order in reverse mode; torch's
+    The bias is left out if `bias` is False. Differentiable to any order in reverse mode; torch's
     convolution is used in forward mode.
     """
     height, width = x.shape[2:]
@@ -162,5 +162,5 @@ _backward.register_autograd(_second_gradients, setup_context=_save_backward)
 
 @register_flop_formula(torch.ops.dgm.conv3x3)
 def _count(x: Any, weight: Any, bias: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Return the operations of a direct convolution, for comparison."""
+    """Return the FLOPs of a direct convolution, for comparison."""
     return conv_flop_count(x, weight, [x[0], weight[0], *x[2:]])
