@@ -103,10 +103,10 @@ WRONG: list[tuple[object, str]] = [
     ({**GOOD, "compare": ["fd"]}, "names the metric 'fd'"),
     ({**GOOD, "expect": ["x"]}, "expects 'x'"),
     ({**GOOD, "expect": [{"hypothesis": "x", "of": "soft", "baseline": 1}]}, "neither lower nor"),
-    ({**GOOD, "expect": [{**GOOD["expect"][0], "baseline": "deep"}]}, "of group deep, which"),
+    ({**GOOD, "expect": [{**GOOD["expect"][0], "baseline": "deep"}]}, "on group deep, which"),
     ({**GOOD, "expect": [{**GOOD["expect"][0], "baseline": True}]}, "has baseline 'True'"),
     ({**GOOD, "groups": {"a": {"like": "two.yaml", "group": "b"}}}, "two.yaml cannot be read"),
-    ({**GOOD, "groups": {"a": {"like": "one.yaml", "group": "b"}}}, "takes group b of one.yaml"),
+    ({**GOOD, "groups": {"a": {"like": "one.yaml", "group": "b"}}}, "takes group b from one.yaml"),
     ({**GOOD, "groups": {"a": {"like": "one.yaml", "group": "a"}}}, "take it from there"),
     ({**GOOD, "scales": {"small": {"config": "a", "post": ["sample --per_klass 2"]}}}, "per_klass"),
 ]

@@ -141,7 +141,7 @@ def test_the_best_is_named_with_its_values(tmp_path: Path) -> None:
     assert sentences[0].startswith("Best is a, by the sum of its ranks in 3 metrics (a 5, b 5, c 5")
     assert sentences[1] == "In FD-classifier it is first: 2 against 3 of b."
     assert sentences[2] == "In final train/loss it equals b: 2.5 against 2.5 of b."
-    assert sentences[3] == "In score-cifar it is third: 2 against 4 of c."
+    assert sentences[3] == "In score-classifier it is third: 2 against 4 of c."
     assert name_best({**groups, "d": [made(tmp_path / "d")]}, metrics) == []
     assert name_best({"a": groups["a"]}, metrics) == [] == name_best(groups, [])
 

@@ -171,7 +171,7 @@ class Whole(Config):
     ("name", "content", "run", "message"),
     [
         ("thesis.tex", "precious", ".", "not empty and holds no run"),
-        ("config.yaml", "site: mine\nseed: 0\n", ".", r"holds no run: its config\.yaml, which wo"),
+        ("config.yaml", "site: mine\nseed: 0\n", ".", r"holds no run: its config\.yaml was not"),
         ("file", "precious", "file", r"run\.dir .*file"),
     ],
 )
