@@ -1,6 +1,6 @@
 """Public implementations as objectives of our loop: `pip install normflows pythae`.
 
-normflows' Glow: github.com/VincentStimper/normalizing-flows; built as its example on CIFAR-10.
+normflows' Glow: github.com/VincentStimper/normalizing-flows; built like its CIFAR-10 example.
 pythae's VAE with its ResNets for CIFAR: github.com/clementchadebec/benchmark_VAE.
 """
 
@@ -78,7 +78,7 @@ class NormflowsGlow:
         return net(x) + images[0].numel() * math.log(256)
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Initialise its actnorms by a batch."""
+        """Initialize its actnorms from a batch."""
         self._nats(nets["peer"], batch.images, draws)
 
     def fit_to_data(self, images: Shards) -> None:

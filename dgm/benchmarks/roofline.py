@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--attention-tflops", type=float, default=300.0, help="effective rate of attention")
     add("--bandwidth", type=float, default=3000.0, help="GB/s of a copy")
-    add("--memory", type=float, default=80.0, help="GB of the GPU")
+    add("--memory", type=float, default=80.0, help="GPU memory in GB")
     add("--usable", type=float, default=0.9, help="fraction of the memory that tensors may fill")
     add("--kernel-us", type=float, default=2.0, help="minimum time of a kernel on the GPU")
     add("--launch-us", type=float, default=5.0, help="host time to launch a kernel")

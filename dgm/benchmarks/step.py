@@ -39,7 +39,7 @@ from shards.reader import open_shards
 
 MIN_PICTURES = 2000  # for loops that read files
 MAX_PICTURES = 50_000
-WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed: one of them is recorded
+WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed; one of them is captured
 OURS = "ours"
 
 
@@ -198,7 +198,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"{name:40} failed: {reason}")
     print(
         f"\nmatrix product, {dtype}: {peak:,.0f} GFLOP/s; "
-        "a training step counts three forward passes, of direct convolutions"
+        "a training step is counted as three forward passes with direct convolutions"
     )
     _print_profile(found)
 

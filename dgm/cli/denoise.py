@@ -155,7 +155,7 @@ def check_run(name: str, trained: TrainedRun) -> DiffusionObjective:
     """Return the objective of a diffusion model's run; raise UserError for another run."""
     objective = trained.objective
     if not isinstance(objective, DiffusionObjective):
-        raise UserError(f"{name} holds a {trained.family} run: name one of a diffusion model")
+        raise UserError(f"{name} holds a {trained.family} run: name a diffusion run")
     side = min(objective.image_shape[:2])
     if side < MIN_SIDE:
         raise UserError(

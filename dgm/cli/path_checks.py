@@ -19,7 +19,7 @@ def check_folder(option: str, path: Path) -> None:
     if path.suffix.lower() in (".png", ".npz", ".html", ".json") and not path.exists():
         raise UserError(f"{option} is {path}, but several files are written: name a folder")
     if os.path.lexists(path) and not path.is_dir():
-        raise UserError(f"{option} is {path}, which is no folder: name another")
+        raise UserError(f"{option} is {path}, which is not a folder: name another path")
     _check(option, path)
 
 

@@ -111,7 +111,7 @@ class ForwardProcess:
         self, images: Tensor, labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws,
         dtype: torch.dtype | None = None,
     ) -> Example:  # fmt: skip
-        """Return the example of uint8 images [B, H, W, C] and int64 labels [B].
+        """Return net inputs and target for uint8 images [B, H, W, C] and int64 labels [B].
 
         alphas, sigmas: the schedule's, [T]; `dtype` is that of x_t (default: that of alphas).
         """

@@ -143,7 +143,7 @@ class FlowObjective:
         return {"interpolation": decoded(lines), "temperatures": decoded(scaled)}
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Initialize each actnorm to standardise its output on these images."""
+        """Initialize each actnorm to standardize its output on these images."""
         actnorm_init.initialize(nets["flow"], self._training_images(batch, draws))
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:

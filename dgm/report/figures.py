@@ -76,8 +76,8 @@ def save_denoising_curves(
 def sweep_curves(settings: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, Any]]]]:
     """Return the x axis of the plots of a sampler sweep, and the rows of each curve by name.
 
-    The axis is time where steps are varied, with a curve for each value of the outer setting; else
-    it is the varied setting.
+    If the number of steps is swept, the axis is time; otherwise it is the innermost setting. Each
+    value of an outer setting has a curve of its own.
     """
     *outer, inner = settings["varied"]
     curves: dict[str, list[dict[str, Any]]] = {}

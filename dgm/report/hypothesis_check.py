@@ -130,7 +130,7 @@ def _of_curve(run: Run, how: str, key: str) -> float | None:
 
 
 def _name_of_result(name: str, part: str) -> str:
-    """Return distances_classifier/fd_classifier as FD-classifier."""
+    """Return a result's displayed name: FD-classifier for distances_classifier/fd_classifier."""
     text, about = find_metric(part).label, name.split("_")[0]
     alone = part in ("exact", "bound") or about in ("distances", "precision", "cost", "class")
     return text if alone or text == about else f"{about}: {text}"

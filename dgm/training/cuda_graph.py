@@ -256,7 +256,7 @@ class StepGraphs:
 
     def _make(self, phase: Phase) -> RecordedStep:
         wrapped = self.engine.wrapped_nets[phase.net]
-        assert isinstance(wrapped, DataParallelNet), "steps are recorded on one process"
+        assert isinstance(wrapped, DataParallelNet), "steps are captured on one process only"
         num_parameters = len(wrapped.optimizer.parameters)
 
         def run_eagerly(inputs: StaticInputs, now: StepNumbers) -> StepOutput:

@@ -154,7 +154,7 @@ def compile_mode(config: TrainConfig) -> Literal["graphs", "all", "noise", "none
 
 
 def records_steps(config: TrainConfig, launch: Launch) -> bool:
-    """Return whether whole steps are recorded as CUDA graphs, which requires one process."""
+    """Return whether whole steps are captured as CUDA graphs, which requires one process."""
     one_process = launch.processes == 1 and launch.zero is None
     # Anomaly detection synchronizes with the device, which cannot be recorded.
     return config.compile == "graphs" and one_process and not config.detect_anomaly

@@ -121,7 +121,7 @@ class AdamW:
             self._on_device = None
 
     def counts(self) -> list[int]:
-        """Return the number of each parameter's next update, from 1 on."""
+        """Return the step number of each parameter's next update; the first is 1."""
         known = map(self.moments.get, self.parameters)
         return [1 if moments is None else moments.step + 1 for moments in known]
 

@@ -37,7 +37,7 @@ LOG_SCALE_BOUNDS = (-7.0, 2.0)
 _INITIAL_LOG_SCALE = -1.0
 _INITIAL_LOG_VAR = -4.0
 # Multiplies the learned scale per channel: Adam moves a parameter by about the learning rate per
-# step, but this scale has to fall by e^3 or more early in training.
+# step, but this scale has to fall by a factor of e^3 or more early in training.
 _LOG_SCALE_GAIN = 10.0
 
 

@@ -113,7 +113,7 @@ def _with_other_shards(run: Path) -> None:
 
 DENOISE, EXPLORE = "python launch/denoise.py", "python launch/explore.py"
 LOOKING = [
-    Case(f"{DENOISE} runs/gan", "runs/gan", "gan run", "name one of a diffusion model"),
+    Case(f"{DENOISE} runs/gan", "runs/gan", "gan run", "name a diffusion run"),
     Case(f"{DENOISE} runs/ddpm --steps 50,,x", "--steps is", "'50,,x'", "whole numbers"),
     Case(f"{DENOISE} runs/ddpm --steps ''", "--steps is", "''", "give a value"),
     Case(f"{DENOISE} runs/ddpm --steps 0", "--steps names", "0", "1 to 1000"),

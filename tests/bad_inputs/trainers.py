@@ -139,7 +139,7 @@ PATHS = [
     Case(f"{TRAIN} bad.yaml", "bad.yaml", "line 1", "YAML", written("bad.yaml", "train: [un\n")),
     Case(f"{TRAIN} bad.yaml", "bad.yaml", "not a YAML file", "write lines of KEY",
          written("bad.yaml", "- a list\n")),
-    Case(f"{TRAIN} bad.yaml", "bad.yaml", "not UTF-8 text in line 2", "save it",
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "not valid UTF-8 (line 2)", "save it",
          written("bad.yaml", bytes(range(256)))),
     Case(f"{TRAIN} bad.yaml", "bad.yaml", "train.colour", "see --help for the keys",
          written("bad.yaml", "train: {colour: red}\n")),
