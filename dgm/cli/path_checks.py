@@ -96,7 +96,7 @@ def _check(option: str, folder: Path, named: Path | None = None) -> None:
     )
     problem = f"{option} is {named or folder}, but {existing}"
     if not existing.is_dir():
-        raise UserError(f"{problem} is no folder: name another path")
+        raise UserError(f"{problem} is not a folder: name another path")
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise UserError(
             f"{problem} lies on a read-only file system: mount it writable, or name another path"

@@ -44,7 +44,7 @@ def save_loss_curve(folder: Path) -> Path | None:
         seen, values = zip(*points, strict=True)
         axes.plot(seen, values, marker="." if len(points) < 3 else "", label=name)
     axes.set(xlabel="images seen", ylabel="loss")
-    axes.set_title(folder.name, parse_math=False)  # a $ in a folder's name is no formula
+    axes.set_title(folder.name, parse_math=False)  # a $ in a folder's name is not a formula
     if all(line[name] > 0 for line in lines for name in names if name in line):
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")

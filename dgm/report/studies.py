@@ -164,7 +164,7 @@ def _settings_table(settings: dict[str, Any]) -> Table:
 def _sheets(run: Run, folder: str, sheets: list[tuple[str, str]]) -> list[Picture]:
     for name, _ in sheets:
         if Path(name).name != name or not name.endswith(".png"):
-            raise _FormatError(f"{name} is no picture in {folder}")
+            raise _FormatError(f"{name} is not a picture in {folder}")
     return [embed(run.folder / folder / name, caption, run.name) for name, caption in sheets]
 
 

@@ -62,7 +62,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(
 
 
 def test_a_script_that_is_not_a_trainer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
+    with pytest.raises(UserError, match=r"sample\.py is not a trainer: choose launch/train_ddpm\.py"):
         preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
 
 
