@@ -123,7 +123,7 @@ class UNet(nn.Module):
         output_channels: int | None = None,
         num_classes: int | None = None,
     ):
-        """Build the network; raise UserError where sizes do not divide."""
+        """Build the network; raise UserError where sizes are not divisible."""
         super().__init__()
         _check(config, image_size)
         self.config, self.num_classes = config, num_classes

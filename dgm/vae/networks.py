@@ -147,7 +147,7 @@ class VAE(nn.Module):
     def __init__(
         self, config: VAENetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
     ):
-        """Build for images of shape (H, W, C); raise UserError where sizes do not divide."""
+        """Build for images of shape (H, W, C); raise UserError where sizes are not divisible."""
         super().__init__()
         _check(config, image_shape)
         self.encoder = Encoder(config, image_shape)
@@ -224,9 +224,9 @@ def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     factor = 2 ** (levels - 1)
     if image_shape[0] % factor or image_shape[1] % factor:
         raise UserError(
-            f"images of {image_shape[0]} x {image_shape[1]} do not divide by {factor}, which the "
-            f"{levels} levels of model.channel_mult {config.channel_mult} require: resize them or "
-            "use fewer levels"
+            f"the image size {image_shape[0]} x {image_shape[1]} is not divisible by {factor}, which "
+            f"the {levels} levels of model.channel_mult {config.channel_mult} require: resize the "
+            "images or use fewer levels"
         )
     for name in ("encoder", "decoder"):
         if getattr(config, name) == "encoder_decoder" and levels == 1:
