@@ -110,7 +110,7 @@ class Ours:
             self.trainer.after_step()
 
     def _keep_losses(self) -> None:
-        # Read from the meter, since no Python code of the loss runs in recorded steps.
+        # Read from the meter, since no Python code of the loss runs in captured steps.
         add = self.trainer.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:

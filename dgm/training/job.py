@@ -153,10 +153,10 @@ def compile_mode(config: TrainConfig) -> Literal["graphs", "all", "noise", "none
     return config.compile
 
 
-def records_steps(config: TrainConfig, launch: Launch) -> bool:
+def captures_steps(config: TrainConfig, launch: Launch) -> bool:
     """Return whether whole steps are captured as CUDA graphs, which requires one process."""
     one_process = launch.processes == 1 and launch.zero is None
-    # Anomaly detection synchronizes with the device, which cannot be recorded.
+    # Anomaly detection synchronizes with the device, which cannot be captured.
     return config.compile == "graphs" and one_process and not config.detect_anomaly
 
 
@@ -177,7 +177,7 @@ def apply_net_options(
         if uses_kernels(config):
             use_kernels(net, device)
         if compiling in ("all", "graphs") and not is_zero_3:
-            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, launch))
+            compile_net(net, graphs=compiling == "graphs" and not captures_steps(config, launch))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "

@@ -38,8 +38,8 @@ class BatchSampler:
         """
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
-                f"train.global_batch {global_batch} cannot be divided among {world_size} processes: "
-                f"choose a multiple of {world_size}"
+                f"train.global_batch {global_batch} cannot be divided among {world_size} "
+                f"processes: choose a multiple of {world_size}"
             )
         self.global_batch, self.images_per_rank = global_batch, global_batch // world_size
         self.micro_batch = self.images_per_rank if micro_batch is None else micro_batch

@@ -224,9 +224,9 @@ def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     factor = 2 ** (levels - 1)
     if image_shape[0] % factor or image_shape[1] % factor:
         raise UserError(
-            f"the image size {image_shape[0]} x {image_shape[1]} is not divisible by {factor}, which "
-            f"the {levels} levels of model.channel_mult {config.channel_mult} require: resize the "
-            "images or use fewer levels"
+            f"the image size {image_shape[0]} x {image_shape[1]} is not divisible by {factor}, "
+            f"which the {levels} levels of model.channel_mult {config.channel_mult} require: "
+            "resize the images or use fewer levels"
         )
     for name in ("encoder", "decoder"):
         if getattr(config, name) == "encoder_decoder" and levels == 1:
