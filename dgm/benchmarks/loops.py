@@ -190,7 +190,7 @@ class Ours:
         }
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Return the operations of a step by time, layout conversions, and synchronisations.
+        """Return the operations of a step by time, layout conversions, and synchronizations.
 
         The last is None on a CPU.
         """

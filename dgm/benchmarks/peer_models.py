@@ -37,7 +37,7 @@ class Peer(Objective, Likelihood, Protocol):
 
 
 class NormflowsGlow:
-    """normflows' Glow, trained by the likelihood of dequantised images in [0, 1]."""
+    """normflows' Glow, trained by the likelihood of dequantized images in [0, 1]."""
 
     title = "normflows Glow"
     phases = (Phase("likelihood", "peer"),)
@@ -70,7 +70,7 @@ class NormflowsGlow:
         return {"loss": nats / (images[0].numel() * math.log(2))}
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Return -log p of dequantised images, as a probability of grey levels, nats [B]."""
+        """Return -log p of dequantized images, as a probability of grey levels, nats [B]."""
         return {"nll": self._nats(nets["peer"], batch.images, draws)}
 
     def _nats(self, net: nn.Module, images: Tensor, draws: Draws) -> Tensor:

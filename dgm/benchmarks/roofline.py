@@ -114,10 +114,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for design in DESIGNS:
         costs = step_costs(net, args.image_size, design)
-        modelled = sum(o.flops for o in costs.operations if o.stage == "forward")
-        if not math.isclose(modelled, forward, rel_tol=1e-3):
+        modeled = sum(o.flops for o in costs.operations if o.stage == "forward")
+        if not math.isclose(modeled, forward, rel_tol=1e-3):
             raise RuntimeError(
-                f"the model counts {modelled:.6g} FLOP forward, torch {forward:.6g}: "
+                f"the model counts {modeled:.6g} FLOP forward, torch {forward:.6g}: "
                 "dgm/benchmarks/unet_costs.py does not follow the net"
             )
         batch = max(args.batch)

@@ -1,4 +1,4 @@
-"""Training steps of DDPM's U-Net: our loop, peers' loops, and a ladder of our optimisations.
+"""Training steps of DDPM's U-Net: our loop, peers' loops, and a ladder of our optimizations.
 
 Each loop is a process of its own (`loop_processes`); one that fails does not stop the others.
 """
@@ -45,11 +45,11 @@ OURS = "ours"
 
 @dataclass
 class Rung:
-    """An optimisation that a rung of the ladder adds to the one before."""
+    """An optimization that a rung of the ladder adds to the one before."""
 
     name: str
     options: list[str] = field(default_factory=list)
-    restored: str = ""  # an optimisation that lower rungs undo
+    restored: str = ""  # an optimization that lower rungs undo
     only_on_gpu: bool = False
 
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--peers", action="store_true", help="compare with peers' loops")
     add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default: ours alone")
-    add("--ladder", action="store_true", help="add our optimisations one by one")
+    add("--ladder", action="store_true", help="add our optimizations one by one")
     add_size_arguments(parser, batch=32)
     add("--rounds", type=int, default=5, help="turns of each loop")
     add("--steps", type=int, default=4, help="steps per turn")

@@ -16,12 +16,12 @@ DENOISING_METRICS = {
     "psnr_db": "PSNR to the real image, dB",
     "ssim": "SSIM to the real image",
     "feature_distance": "distance in the classifier's features",
-    "class_seen": "fraction whose class is recognised",
+    "class_seen": "fraction whose class is recognized",
 }
 """Metrics of `launch/denoise.py`, of noised and of denoised images, with their axis labels."""
 SWEEP_METRICS = {
     "fd_classifier": "Frechet distance in the classifier's features",
-    "class_consistency": "fraction whose class is recognised",
+    "class_consistency": "fraction whose class is recognized",
     "class_certainty": "probability of the likeliest class",
     "diversity": "distance between two images in features",
 }
@@ -61,9 +61,9 @@ def save_denoising_curves(
     for axes, (metric, label) in zip(
         figure.subplots(2, 2).flat, DENOISING_METRICS.items(), strict=True
     ):
-        for name, (color, line, marker) in _DENOISING_STYLES.items():
+        for name, (colour, line, marker) in _DENOISING_STYLES.items():
             values = [point[f"{metric}_{name}"] for point in points]
-            axes.plot(steps, values, line, color=color, marker=marker, markersize=4, label=name)
+            axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=name)
         if metric == "class_seen":
             axes.axhline(class_seen_real, color="#666666", linestyle=":", label="real")
             axes.set_ylim(0, 1.02)

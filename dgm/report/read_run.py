@@ -85,7 +85,7 @@ class Run:
 
     @property
     def losses(self) -> list[str]:
-        """Keys of the losses that are minimised, one for each phase."""
+        """Keys of the losses that are minimized, one for each phase."""
         return [key for key in self.keys if key.startswith("train/") and key.endswith("/loss")]
 
     def curve(self, key: str) -> Curve:

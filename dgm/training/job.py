@@ -74,7 +74,7 @@ class TrainConfig:
     """Keep all images on the device; null does if they take at most a quarter of a GPU's free
     memory."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
-    """Use our own kernels: for normalisation in nets; on a GPU for noising unless compile is
+    """Use our own kernels: for normalization in nets; on a GPU for noising unless compile is
     none; on a CPU for 3x3 convolutions, with rounding errors of 1e-5 instead of 1e-6, and AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that supports it, else no."""

@@ -1,4 +1,4 @@
-"""Out of memory: recognise the error, and find the largest micro-batch that fits."""
+"""Out of memory: recognize the error, and find the largest micro-batch that fits."""
 
 from __future__ import annotations
 

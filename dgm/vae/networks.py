@@ -60,7 +60,7 @@ class VAENetConfig:
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks per level, for each pass through it; 0 only resizes."""
     norm: Literal["none", "group"] = "none"
-    """Normalisation before each SiLU of a residual block."""
+    """Normalization before each SiLU of a residual block."""
 
 
 class VAEBlock(nn.Module):

@@ -181,7 +181,7 @@ def test_each_level_of_progressive_skips_has_its_own_size():
     for level, (in_width, out_width, side) in enumerate([(8, 16, 4), (16, 24, 2)]):
         features = skips.input(level, x) - skips.input(level, torch.zeros_like(x))
         assert features.shape == (1, in_width, side, side)
-        # A pixel reaches its own position and the neighbours of a 3 x 3 convolution.
+        # A pixel reaches its own position and the neighbors of a 3 x 3 convolution.
         assert (features[0, :, side - 2 :, side - 2 :] != 0).all()
         assert (features[0, :, : side - 2] == 0).all()
         skips.says[level][2].bias.data.fill_(level + 1)

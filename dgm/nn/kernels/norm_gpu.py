@@ -95,7 +95,7 @@ def backward(
 
 
 class Tile:
-    """The part of an image that a program normalises: some whole groups of channels."""
+    """The part of an image that a program normalizes: some whole groups of channels."""
 
     def __init__(self, x: Tensor, channels: int, groups: int):
         _, of_x, height, width = x.shape
