@@ -110,7 +110,7 @@ CONTRADICTIONS = [
     train("ddpm", "--diffusion.zero_terminal_snr --diffusion.prediction=eps",
           "diffusion.prediction", "eps", "choose v or x_0"),
     train("ddpm", "--model.channel_mult=[1,1,1,1,1,1] --model.num_blocks=[1,1,1,1,1,1]",
-          "images of side 32", "6 levels", "use fewer"),
+          "the image side 32", "6 levels", "use fewer"),
     train("ddpm", "--model.patch_size=3", "model.patch_size", "3", "32"),
     train("ddpm", "--model.channel_mult=[1,2,2]", "model.num_blocks", "[1, 1]", "give 3"),
     train("ddpm", "--train.float64 --train.mixed_precision=bf16", "train.float64", "bf16",
@@ -259,9 +259,9 @@ NAMES = [
     Case(f"{TRAIN} gan.yaml", "gan.yaml", "the section gan", "launch/train_gan.py"),
     Case(f"{TRAIN} bad.yaml", "bad.yaml", "learning_rate", "did you mean optim.lr?",
          written("bad.yaml", "optim: {learning_rate: 1e-4}\n")),
-    Case(f"{TRAIN} bad.yaml", "bad.yaml", "in line 2", "'seed: '",
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "(line 2: ", "'seed: '",
          written("bad.yaml", "run:\n  seed 3\n  dir: new\n")),
-    Case(f"{TRAIN} bad.yaml", "bad.yaml", "in line 2", "by spaces",
+    Case(f"{TRAIN} bad.yaml", "bad.yaml", "(line 2: ", "by spaces",
          written("bad.yaml", "run:\n\tseed: 3\n  dir: new\n")),
 ]  # fmt: skip
 
