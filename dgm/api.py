@@ -89,7 +89,7 @@ class Run:
         known = vars(self.objective.sample_config)
         for name in knobs.keys() - known.keys():
             raise UserError(
-                f"{name} is no option of a {self.family} run: choose from {', '.join(known)}"
+                f"{name} is not an option of a {self.family} run: choose from {', '.join(known)}"
             )
         with contextlib.closing(start_engine("no")) as engine:
             samples = sample_distributed(

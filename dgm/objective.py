@@ -60,7 +60,7 @@ class Objective(Protocol):
         """
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Return named means over the micro-batch, []; "loss" is minimised, all are logged."""
+        """Return named means over the micro-batch, []; "loss" is minimized, all are logged."""
 
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
@@ -75,7 +75,7 @@ class Objective(Protocol):
 class Likelihood(Protocol):
     """A family with a likelihood, exact or a bound."""
 
-    exact: bool  # exact for dequantised images; False: a bound
+    exact: bool  # exact for dequantized images; False: a bound
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return named terms, each [B], whose sum is -log p of stored images or an upper bound.

@@ -1,4 +1,4 @@
-"""Pixel maps between stored grey levels and network inputs, dequantisation and flips."""
+"""Pixel maps between stored grey levels and network inputs, dequantization and flips."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ STANDARD = PixelMap(127.5, 0.0)
 """Level 0 at -1 and 255 at 1; the outer halves of these two bins are outside [-1, 1]."""
 
 DEQUANTIZED = PixelMap(128.0, 0.5)
-"""256 bins that fill [-1, 1), for densities of uniformly dequantised images."""
+"""256 bins that fill [-1, 1), for densities of uniformly dequantized images."""
 
 
 def draw_flips(draws: Draws) -> Tensor:

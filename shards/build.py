@@ -239,7 +239,7 @@ def _ensure_default(
         return
     if index.source_files is None:
         print(
-            f"{path}: built by an older version without a list of the images: changes of "
+            f"{path}: built by an older version without a list of the images: changes in "
             f"{_root_of(source)} are not noticed; remove {path} to build it again",
             flush=True,
         )

@@ -62,7 +62,7 @@ class Tree:
     files: list[ImageFile]
     """By class, then by name."""
     notes: list[str] = field(default_factory=list)
-    """Lines on files that were left out, and on the source of test images."""
+    """Messages about files that were left out and about where the test images come from."""
 
     @property
     def listing(self) -> str:

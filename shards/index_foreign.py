@@ -45,7 +45,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image in a tar."""
+    """One labeled image in a tar."""
 
     key: str
     image: Member

@@ -162,7 +162,7 @@ class Shards:
 
 
 def match_classes(own: Sequence[str], given: Sequence[str]) -> tuple[list[int | None], bool]:
-    """Return the index of each own class in the given ones, and whether they match by number.
+    """Return the index in `given` of each class of `own`, and whether they match by number.
 
     Classes match by name. Where no name matches and one side has only label numbers (0, 1, ...) as
     names, they match by number.

@@ -37,16 +37,16 @@ def render(split: str, index: int, seed: int = 0) -> np.ndarray:
     key = np.array([seed, index * len(_SPLITS) + _SPLITS.index(split)], np.uint64)
     draws = np.random.Generator(np.random.Philox(key=key)).random(9)
     radius = 8.5 + 5.0 * draws[0]  # pixels of the 32 x 32 image
-    centre = SIDE / 2 + (SIDE / 2 - radius) * (2 * draws[1:3] - 1)
+    center = SIDE / 2 + (SIDE / 2 - radius) * (2 * draws[1:3] - 1)
     angle = _MAX_TILT * (2 * draws[3] - 1)
-    coverage = _coverage(CLASSES[index % len(CLASSES)], radius, centre, angle)
+    coverage = _coverage(CLASSES[index % len(CLASSES)], radius, center, angle)
     bright = colorsys.hsv_to_rgb(draws[4], 0.4 + 0.6 * draws[5], 0.75 + 0.25 * draws[6])
     dark = colorsys.hsv_to_rgb(draws[7], 0.6, 0.05 + 0.2 * draws[8])
     colour = coverage * np.array(bright) + (1 - coverage) * np.array(dark)
     return np.round(255 * colour).astype(np.uint8)
 
 
-def _coverage(name: str, radius: float, centre: np.ndarray, angle: float) -> np.ndarray:
+def _coverage(name: str, radius: float, center: np.ndarray, angle: float) -> np.ndarray:
     """Return the fraction of each pixel that the shape covers: [32, 32, 1] in [0, 1]."""
     from PIL import Image, ImageDraw
 
@@ -55,7 +55,7 @@ def _coverage(name: str, radius: float, centre: np.ndarray, angle: float) -> np.
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.array([[cos, sin], [-sin, cos]])
     for points, fill in _outlines()[name]:
-        placed = _SCALE * (radius * points @ rotation + centre)
+        placed = _SCALE * (radius * points @ rotation + center)
         draw.polygon([(float(x), float(y)) for x, y in placed], fill=fill)
     blocks = np.asarray(image, np.float64).reshape(SIDE, _SCALE, SIDE, _SCALE)
     return blocks.mean(axis=(1, 3))[:, :, None] / 255

@@ -36,7 +36,7 @@ MAX_SIDE = 4096
 
 @dataclass(frozen=True)
 class Source:
-    """A finite, ordered set of labelled images."""
+    """A finite, ordered set of labeled images."""
 
     name: str
     classes: tuple[str, ...]

@@ -183,7 +183,7 @@ class _Supervisor:
             hosts.pop()
         if not hosts:
             log(
-                f"error: the batch does not divide among {len(self.nodes.hosts)} nodes of "
+                f"error: the batch cannot be divided among {len(self.nodes.hosts)} nodes of "
                 f"{self.job.processes} processes: change train.global_batch or --nodes"
             )
         elif len(hosts) < len(self.nodes.hosts):

@@ -151,7 +151,7 @@ def check_nodes(paths: list[Path], resources: Resources) -> str:
     try:
         *missing, host = slurm_cli.call(*words, "bash", "-c", script, timeout=30).split("\n")[:-1]
     except (UserError, ValueError):
-        return "none is idle to check the run folder now; each start checks it"
+        return "no node is idle now to check the run folder; each job checks it when it starts"
     if missing:
         raise UserError(
             f"node {host} does not see {missing[0]}: put it on a disk that all nodes share"

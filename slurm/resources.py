@@ -59,8 +59,8 @@ class Resources:
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= low <= high <= MAX_NODES:
             raise UserError(
-                f"--nodes is {self.nodes}: give a number, or MIN-MAX such as 2-4, "
-                f"of {MAX_NODES} at most"
+                f"--nodes is {self.nodes}: give a number of nodes, or MIN-MAX such as 2-4, "
+                f"up to {MAX_NODES}"
             )
         return low, high
 

@@ -163,7 +163,7 @@ def test_samples_are_decoded_latents_and_encoders_invert_decoders(build: Callabl
             objective.decode(nets, found, given.labels) - objective.pixels.scale(given.images)
         ).abs()
     if family != "vae":  # which compresses
-        assert near.mean() < 2 / 128  # the amplitude of dequantisation noise
+        assert near.mean() < 2 / 128  # the amplitude of dequantization noise
 
 
 @family_of_each

@@ -108,7 +108,9 @@ def test_mistakes_in_yaml_are_errors_with_their_line(
 
 def test_yaml_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
     for content, line in ((b"a: 1\nb: \xff\n", 2), ("a: 1\n".encode("utf-16"), 1)):
-        with pytest.raises(UserError, match=rf"input\.yaml is not UTF-8 text in line {line}: save"):
+        with pytest.raises(
+            UserError, match=rf"input\.yaml is not valid UTF-8 \(line {line}\): save"
+        ):
             yaml_io.read_yaml(written(tmp_path, content))
 
 

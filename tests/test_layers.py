@@ -63,8 +63,8 @@ def test_norm_act_is_the_formula(silu: bool):
         torch.randn(shape, dtype=torch.float64) for shape in ((3, 8, 4, 5), *[(3, 8)] * 3)
     )
     u = (x + added[:, :, None, None]).reshape(3, 2, -1)
-    centred = u - u.mean(2, keepdim=True)
-    x_hat = (centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()).reshape(x.shape)
+    centered = u - u.mean(2, keepdim=True)
+    x_hat = (centered / (centered.square().mean(2, keepdim=True) + 1e-6).sqrt()).reshape(x.shape)
     weight, bias = layer.weight[:, None, None], layer.bias[:, None, None]
     z = (weight * x_hat + bias) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     expected = z * torch.sigmoid(z) if silu else z

@@ -58,7 +58,7 @@ def test_failed_work_prints_no_line_after_its_error() -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_terminal_shows_a_labelled_bar() -> None:
+def test_a_terminal_shows_a_labeled_bar() -> None:
     code = WORK.replace("PAUSE", "0.15")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     output, done = on_terminal([sys.executable, "-c", code], environment)

@@ -215,8 +215,8 @@ def test_images_draw_distinct_numbers_and_a_step_may_be_a_tensor():
     assert torch.equal(base, lanes(draws.at(torch.full((100,), 7)), "noise", 4))
 
 
-def test_neighbouring_draws_are_not_correlated():
-    # 65,536 normals each for neighbouring images, steps, purposes and seeds, for neighbours within
+def test_neighboring_draws_are_not_correlated():
+    # 65,536 normals each for neighboring images, steps, purposes and seeds, for neighbors within
     # an image, and for squares, which would show a shared radius.
     draws = Draws.of(0, torch.arange(256), 3)
 

@@ -47,7 +47,7 @@ class Design:
 
     name: str
     joins: bool
-    """Norm and shortcut read a concatenation of h and skip; else they read both separately."""
+    """Norm and shortcut read the concatenation of h and skip instead of both separately."""
     fuses: bool
     """Dropout's mask is stored as bits, not drawn again in the backward pass; the biases of a
     block's first convolution and of qkv are added by the norm and by the product, not in passes of

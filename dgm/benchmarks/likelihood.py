@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("run", type=Path, help="run folder of a glow or a vae")
-    add("--out", type=Path, required=True, help="run folder of the peer")
+    add("--out", type=Path, required=True, help="run folder of the public model")
     add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
     add("--num-test", type=int, default=1000, help="test images of each folder")
-    add("--lr", type=float, help="learning rate of the peer; default: the run's")
+    add("--lr", type=float, help="learning rate of the public model; default: the run's")
     variance = "variance of pythae's Gaussian in training, for pixels in [0, 1]"
     add("--variance", type=float, default=0.005, help=variance)
 
@@ -54,7 +54,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "variance", "lr", above=0)
     check_folder("--out", args.out)
     if args.out.resolve() == args.run.resolve():
-        raise UserError(f"--out is {args.out}, the run itself: choose a folder for the peer")
+        raise UserError(
+            f"--out is {args.out}, the run itself: choose a folder for the public model"
+        )
     ours = load_run(args.run)
     config = open_config(args.run / "config.yaml")
     tests = {name: open_shards(name, config.data.resize) for name in args.test_shards}

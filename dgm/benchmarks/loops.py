@@ -110,7 +110,7 @@ class Ours:
             self.trainer.after_step()
 
     def _keep_losses(self) -> None:
-        # Read from the meter, since no Python code of the loss runs in recorded steps.
+        # Read from the meter, since no Python code of the loss runs in captured steps.
         add = self.trainer.meter.add
 
         def keep(names: Sequence[str], values: Tensor) -> None:
@@ -190,7 +190,7 @@ class Ours:
         }
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Return the operations of a step by time, layout conversions, and synchronisations.
+        """Return the operations of a step by time, layout conversions, and synchronizations.
 
         The last is None on a CPU.
         """

@@ -1,6 +1,6 @@
 """Public implementations as objectives of our loop: `pip install normflows pythae`.
 
-normflows' Glow: github.com/VincentStimper/normalizing-flows; built as its example on CIFAR-10.
+normflows' Glow: github.com/VincentStimper/normalizing-flows; built like its CIFAR-10 example.
 pythae's VAE with its ResNets for CIFAR: github.com/clementchadebec/benchmark_VAE.
 """
 
@@ -37,7 +37,7 @@ class Peer(Objective, Likelihood, Protocol):
 
 
 class NormflowsGlow:
-    """normflows' Glow, trained by the likelihood of dequantised images in [0, 1]."""
+    """normflows' Glow, trained by the likelihood of dequantized images in [0, 1]."""
 
     title = "normflows Glow"
     phases = (Phase("likelihood", "peer"),)
@@ -70,7 +70,7 @@ class NormflowsGlow:
         return {"loss": nats / (images[0].numel() * math.log(2))}
 
     def nats(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Return -log p of dequantised images, as a probability of grey levels, nats [B]."""
+        """Return -log p of dequantized images, as a probability of grey levels, nats [B]."""
         return {"nll": self._nats(nets["peer"], batch.images, draws)}
 
     def _nats(self, net: nn.Module, images: Tensor, draws: Draws) -> Tensor:
@@ -78,7 +78,7 @@ class NormflowsGlow:
         return net(x) + images[0].numel() * math.log(256)
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Initialise its actnorms by a batch."""
+        """Initialize its actnorms from a batch."""
         self._nats(nets["peer"], batch.images, draws)
 
     def fit_to_data(self, images: Shards) -> None:

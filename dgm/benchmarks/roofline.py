@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--attention-tflops", type=float, default=300.0, help="effective rate of attention")
     add("--bandwidth", type=float, default=3000.0, help="GB/s of a copy")
-    add("--memory", type=float, default=80.0, help="GB of the GPU")
+    add("--memory", type=float, default=80.0, help="GPU memory in GB")
     add("--usable", type=float, default=0.9, help="fraction of the memory that tensors may fill")
     add("--kernel-us", type=float, default=2.0, help="minimum time of a kernel on the GPU")
     add("--launch-us", type=float, default=5.0, help="host time to launch a kernel")
@@ -114,10 +114,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for design in DESIGNS:
         costs = step_costs(net, args.image_size, design)
-        modelled = sum(o.flops for o in costs.operations if o.stage == "forward")
-        if not math.isclose(modelled, forward, rel_tol=1e-3):
+        modeled = sum(o.flops for o in costs.operations if o.stage == "forward")
+        if not math.isclose(modeled, forward, rel_tol=1e-3):
             raise RuntimeError(
-                f"the model counts {modelled:.6g} FLOP forward, torch {forward:.6g}: "
+                f"the model counts {modeled:.6g} FLOP forward, torch {forward:.6g}: "
                 "dgm/benchmarks/unet_costs.py does not follow the net"
             )
         batch = max(args.batch)

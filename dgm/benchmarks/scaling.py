@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=7, help="turns of each variant")
     add("--steps", type=int, default=2, help="steps per turn")
     add_shards_argument(parser)
-    add("--rate", type=float, help="images/s per GPU, for the model; default: measured")
-    add("--parameters", type=float, help="in millions, for the model; default: measured")
-    links = "GB/s that each of 8, 64 and 512 GPUs sends, for the model"
+    add("--rate", type=float, help="images/s per GPU, for the scaling model; default: measured")
+    parameters = "parameters in millions, for the scaling model; default: those of the measured net"
+    add("--parameters", type=float, help=parameters)
+    links = "GB/s that each of 8, 64 and 512 GPUs sends, for the scaling model"
     add("--links", type=float, nargs="+", default=[300.0, 40.0, 40.0], help=links)
 
 

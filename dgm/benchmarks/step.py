@@ -1,4 +1,4 @@
-"""Training steps of DDPM's U-Net: our loop, peers' loops, and a ladder of our optimisations.
+"""Training steps of DDPM's U-Net: our loop, peers' loops, and a ladder of our optimizations.
 
 Each loop is a process of its own (`loop_processes`); one that fails does not stop the others.
 """
@@ -39,17 +39,17 @@ from shards.reader import open_shards
 
 MIN_PICTURES = 2000  # for loops that read files
 MAX_PICTURES = 50_000
-WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed: one of them is recorded
+WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed; one of them is captured
 OURS = "ours"
 
 
 @dataclass
 class Rung:
-    """An optimisation that a rung of the ladder adds to the one before."""
+    """An optimization that a rung of the ladder adds to the one before."""
 
     name: str
     options: list[str] = field(default_factory=list)
-    restored: str = ""  # an optimisation that lower rungs undo
+    restored: str = ""  # an optimization that lower rungs undo
     only_on_gpu: bool = False
 
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--peers", action="store_true", help="compare with peers' loops")
     add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default: ours alone")
-    add("--ladder", action="store_true", help="add our optimisations one by one")
+    add("--ladder", action="store_true", help="add our optimizations one by one")
     add_size_arguments(parser, batch=32)
     add("--rounds", type=int, default=5, help="turns of each loop")
     add("--steps", type=int, default=4, help="steps per turn")
@@ -198,7 +198,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"{name:40} failed: {reason}")
     print(
         f"\nmatrix product, {dtype}: {peak:,.0f} GFLOP/s; "
-        "a training step counts three forward passes, of direct convolutions"
+        "a training step is counted as three forward passes with direct convolutions"
     )
     _print_profile(found)
 

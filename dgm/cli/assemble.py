@@ -180,7 +180,7 @@ def _exit_unsaved() -> NoReturn:
 
 def _resume_point(folder: Path) -> str:
     saved = complete_names(folder / "checkpoints")
-    return f"it continues from {int(saved[-1]):,} images" if saved else "nothing was saved so far"
+    return f"it continues from {int(saved[-1]):,} images" if saved else "nothing has been saved yet"
 
 
 def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:

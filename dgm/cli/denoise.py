@@ -3,7 +3,7 @@
 Images are noised by each number of steps in --steps, of the run's own schedule. A sheet shows the
 real images, the noised ones, the denoised ones, and how these differ from the real ones (grey: not
 at all). A table and a curve, which goes up to all steps, tell how similar denoised images are to
-the real ones, and how often a classifier still recognises their class.
+the real ones, and how often a classifier still recognizes their class.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def check_run(name: str, trained: TrainedRun) -> DiffusionObjective:
     """Return the objective of a diffusion model's run; raise UserError for another run."""
     objective = trained.objective
     if not isinstance(objective, DiffusionObjective):
-        raise UserError(f"{name} holds a {trained.family} run: name one of a diffusion model")
+        raise UserError(f"{name} holds a {trained.family} run: name a diffusion run")
     side = min(objective.image_shape[:2])
     if side < MIN_SIDE:
         raise UserError(
@@ -176,7 +176,7 @@ def curve_steps(total: int, points: int) -> list[int]:
 
 def print_table(found: dict[str, Any]) -> None:
     """Print a row for each number of steps."""
-    print(f"{found['num_images']} test images; the classifier recognises the class of "
+    print(f"{found['num_images']} test images; the classifier recognizes the class of "
           f"{found['class_seen_real']:.1%} of the real ones")  # fmt: skip
     print(f"{'steps':>6} {'':>9} {'PSNR dB':>8} {'SSIM':>7} {'features':>9} {'class seen':>11}")
     for row in sorted(found["steps"] + found["curve"], key=lambda row: row["steps"]):

@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     _set_cache_folders()
     warnings.showwarning = _show_warning
     set_option_format(_as_key)
-    # On a machine without a GPU it warns that the CUDA toolkit is not used.
+    # On a machine without a GPU this module warns that the CUDA toolkit is not used.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _hide_disk_faults_of_helpers()
     try:

@@ -77,8 +77,8 @@ class EvalContext:
         test = open_shards(folder, self.settings["resize"], self.trained.classes)
         if test.image_shape != self.train.image_shape:
             raise UserError(
-                f"the test images of {folder} are of shape {test.image_shape}, those of training "
-                f"of {self.train.image_shape}: give --test_shards"
+                f"the test images of {folder} have shape {test.image_shape}, but the training "
+                f"images have {self.train.image_shape}: give --test_shards"
             )
         return test
 

@@ -4,7 +4,7 @@ class_consistency: how often a classifier, trained on the real images, assigns g
 the requested class. distances: FID, KID and Inception score with --features inception, the same
 under other names in the features of a classifier of the real images. precision_recall, with density
 and coverage. diversity: within each class. memorization: distance to the nearest training images.
-bits_per_dim: of the test images; a flow's are exact for dequantised data, others a bound.
+bits_per_dim: of the test images; a flow's are exact for dequantized data, others a bound.
 bits_per_dim_ode: by a diffusion model's probability-flow ODE. loss_by_timestep: of a diffusion
 model, by quarter of its timesteps. reconstruction: how far a VAE's reconstructions are from the
 test images. cost: parameters, seconds for an image.
@@ -77,7 +77,7 @@ def make_parser() -> ArgumentParser:
         "--ode_tolerance",
         type=float,
         default=0.01,
-        help="largest discretisation error of bits_per_dim_ode, bits per dimension",
+        help="largest discretization error of bits_per_dim_ode, bits per dimension",
     )
     add("--epochs", type=int, help="epochs of the classifier; default: until 20,000 images seen")
     add("--seed", type=int, default=1, help="seed of the classifier, and first of --seeds")

@@ -37,7 +37,7 @@ class TrainedRun:
 
 
 def _parse_checkpoint(text: str | None) -> int | Literal["best"] | None:
-    """Return the value of --checkpoint; raise UserError if it is no number nor `best`."""
+    """Return the value of --checkpoint; raise UserError unless it is a number or `best`."""
     if text is None:
         return None
     if text == "best":

@@ -33,7 +33,7 @@ from dgm.evaluation.diversity import diversity_by_class
 from dgm.evaluation.likelihood import ImageSubset, bits_per_dim
 from dgm.evaluation.memorization import memorization
 from dgm.evaluation.online_eval import require_likelihood
-from dgm.evaluation.prdc import COVERAGE_NEIGHBOURS, nearest_neighbours, prdc
+from dgm.evaluation.prdc import COVERAGE_NEIGHBORS, nearest_neighbors, prdc
 from dgm.evaluation.reconstruction import active_latents, reconstruction_error
 from dgm.report.read_run import SPREAD
 from dgm.rng import permutation
@@ -136,8 +136,8 @@ def _memorization(context: EvalContext) -> Metrics:
     def search(features: Tensor, pixels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
         """Return distance and row of the nearest training images, by features and by pixels."""
         base = context.features_of(train).features
-        by_features = nearest_neighbours(features.to(engine.device), base, engine.map_rows)
-        distance, row = nearest_neighbours(
+        by_features = nearest_neighbors(features.to(engine.device), base, engine.map_rows)
+        distance, row = nearest_neighbors(
             _flatten(pixels).to(engine.device), train_pixels, engine.map_rows
         )
         return {"features": by_features, "pixels": (distance * scale, row)}
@@ -192,7 +192,7 @@ def _bits_per_dim_ode(context: EvalContext) -> Metrics:
     bits = timesteps.bits_by_ode(
         _diffusion(context), context.nets, images, options.ode_steps, options.ode_tolerance
     )
-    how = "uniform dequantisation, Heun with Richardson extrapolation, one Rademacher probe"
+    how = "uniform dequantization, Heun with Richardson extrapolation, one Rademacher probe"
     return {"num_test_images": len(images.index), "how": how, **bits}
 
 
@@ -238,7 +238,7 @@ METRIC_GROUPS = {
     "class_consistency": MetricGroup(_class_consistency, 1, on_test=True),
     "distances": MetricGroup(_distances, SCORE_SPLITS, by_features=True),
     "precision_recall": MetricGroup(
-        _precision_recall, COVERAGE_NEIGHBOURS + 1, by_features=True,
+        _precision_recall, COVERAGE_NEIGHBORS + 1, by_features=True,
     ),
     "diversity": MetricGroup(_diversity, 2, by_features=True),
     "memorization": MetricGroup(_memorization, 1, by_features=True, on_test=True),

@@ -104,7 +104,7 @@ def refuse_published_names(words: list[str]) -> None:
         if option in ("--metric", "--measure", "--features") and value.lower() in _PUBLISHED:
             raise UserError(f"{option} is {value}: give {_PUBLISHED[value.lower()]}")
         if option.startswith("--") and name in _PUBLISHED:
-            raise UserError(f"{option} is no option: give {_PUBLISHED[name]}")
+            raise UserError(f"{option} is not an option: give {_PUBLISHED[name]}")
 
 
 def _check_family(context: EvalContext, name: str) -> None:

@@ -19,7 +19,7 @@ def check_folder(option: str, path: Path) -> None:
     if path.suffix.lower() in (".png", ".npz", ".html", ".json") and not path.exists():
         raise UserError(f"{option} is {path}, but several files are written: name a folder")
     if os.path.lexists(path) and not path.is_dir():
-        raise UserError(f"{option} is {path}, which is no folder: name another")
+        raise UserError(f"{option} is {path}, which is not a folder: name another path")
     _check(option, path)
 
 
@@ -96,7 +96,7 @@ def _check(option: str, folder: Path, named: Path | None = None) -> None:
     )
     problem = f"{option} is {named or folder}, but {existing}"
     if not existing.is_dir():
-        raise UserError(f"{problem} is no folder: name another path")
+        raise UserError(f"{problem} is not a folder: name another path")
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise UserError(
             f"{problem} lies on a read-only file system: mount it writable, or name another path"

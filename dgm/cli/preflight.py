@@ -41,7 +41,7 @@ def main() -> None:
         try:
             if family is None:
                 known = ", ".join(f"launch/{script}" for script in families)
-                raise UserError(f"{request['script']} is no trainer: choose {known}")
+                raise UserError(f"{request['script']} is not a trainer: choose {known}")
             with contextlib.redirect_stdout(sys.stderr):  # output of building shards
                 module = FAMILIES[family]
                 answers[name] = examine(module, words, request["processes"], request["build"])

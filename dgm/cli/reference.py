@@ -74,7 +74,10 @@ def _page() -> Iterator[str]:
 
 
 def _shared_section(by_family: dict[str, list[Row]]) -> Iterator[Row]:
-    """Yield the keys of a section; a default that differs between families names them."""
+    """Yield the rows of a section.
+
+    Where the default differs between families, each value is followed by its families.
+    """
     for rows in zip(*by_family.values(), strict=True):
         families: dict[str, list[str]] = {}
         for family, (_, default, _) in zip(by_family, rows, strict=True):

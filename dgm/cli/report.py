@@ -72,7 +72,7 @@ def find_runs(folders: list[Path]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: {hint_at_runs(folder)}")
+            raise UserError(f"{folder} is not a folder: {hint_at_runs(folder)}")
         if (folder / "config.yaml").is_file():
             found[folder] = False
             continue

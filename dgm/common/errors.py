@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """Return one line with the file, the reason and the remedy; None if it is no disk error."""
+    """Return one line with the file, the reason and the remedy; None if it is not a disk error."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
     names = (error.filename2, error.filename)  # a rename has both: the new name comes first

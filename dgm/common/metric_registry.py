@@ -38,7 +38,7 @@ _TRAINING = {
     "log_det_bits_per_dim": Metric("", _BITS),
     "elbo": Metric(direction="max"),
     "reconstruction_nll": Metric(direction="min"),
-    "accuracy": Metric("", FRACTION),  # of a discriminator, which is not to be maximised
+    "accuracy": Metric("", FRACTION),  # of a discriminator, which is not to be maximized
     "lr": Metric("learning rate"),
     "grad_norm": Metric("norm"),
     "images_per_s": Metric("", "images/s", "max"),
@@ -100,13 +100,13 @@ _FEATURES = {
 
 _IMAGES = {
     "exact": Metric(
-        "bits/dim, exact for dequantised data", _BITS, "min",
-        "its mean over the dequantisation noise is a bound for stored images",
+        "bits/dim, exact for dequantized data", _BITS, "min",
+        "its mean over the dequantization noise is a bound for stored images",
     ),
     "bound": Metric("bits/dim, bound", _BITS, "min"),
     "importance_weighted": Metric("bits/dim, tighter bound", _BITS, "min"),
     "error": Metric("standard error of bits/dim", _BITS),
-    "discretization_error": Metric("estimated discretisation error", _BITS),
+    "discretization_error": Metric("estimated discretization error", _BITS),
     "loss_error": Metric("standard error of the loss"),
     "eps_mse": Metric(
         "squared error of eps", "", "min", "of test images, whichever target the net predicts"

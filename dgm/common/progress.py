@@ -1,4 +1,4 @@
-"""Progress of long work: a labelled bar on a terminal, otherwise two lines.
+"""Progress of long work: a labeled bar on a terminal, otherwise two lines.
 
     with progress("making images", 1000):
         for part in parts:

@@ -85,7 +85,7 @@ def read_yaml(path: Path, as_text: bool = False) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} is not UTF-8 text in line {line}: save it as UTF-8") from None
+        raise UserError(f"{path} is not valid UTF-8 (line {line}): save it as UTF-8") from None
     try:
         return _parse(path, text, as_text)
     except yaml.YAMLError as error:
@@ -94,7 +94,7 @@ def read_yaml(path: Path, as_text: bool = False) -> dict[str, Any]:
         if "nesting depth" in reason:  # PyYAML from 6.0.4 has its own limit
             raise UserError(_too_deep(path, _marked_line(error, text) + 1)) from None
         line, remedy = _find_mistake(_marked_line(error, text), reason, text.split("\n"))
-        raise UserError(f"{path} is not YAML in line {line + 1} ({reason}): {remedy}") from None
+        raise UserError(f"{path} is not valid YAML (line {line + 1}: {reason}): {remedy}") from None
 
 
 def _marked_line(error: yaml.YAMLError, text: str) -> int:

@@ -1,7 +1,7 @@
 """The forward process q(x_t | x_0): stored images to the network's inputs and targets.
 
 On a CPU it runs as two compiled passes with an eager flip between them: the flip's mirrored reads
-of three bytes at a time would keep compiled code from being vectorised. On a GPU it is one Triton
+of three bytes at a time would keep compiled code from being vectorized. On a GPU it is one Triton
 kernel, which repeats these formulas (`dgm.nn.kernels.noise_triton`).
 """
 
@@ -111,7 +111,7 @@ class ForwardProcess:
         self, images: Tensor, labels: Tensor, alphas: Tensor, sigmas: Tensor, draws: Draws,
         dtype: torch.dtype | None = None,
     ) -> Example:  # fmt: skip
-        """Return the example of uint8 images [B, H, W, C] and int64 labels [B].
+        """Return net inputs and target for uint8 images [B, H, W, C] and int64 labels [B].
 
         alphas, sigmas: the schedule's, [T]; `dtype` is that of x_t (default: that of alphas).
         """

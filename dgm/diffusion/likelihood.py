@@ -103,12 +103,12 @@ def discretized_gaussian_nll(
     """
     levels = (pixels.to_levels(x) + 0.5).floor()
     inverse, half = torch.exp(-log_scale), pixels.bin_width / 2
-    centred = pixels.from_levels(levels) - mean
+    centered = pixels.from_levels(levels) - mean
     # Differences are taken in the lower tail, where float32 keeps their digits.
-    lower = -centred.abs()
+    lower = -centered.abs()
     mass = _normal_cdf((lower + half) * inverse) - _normal_cdf((lower - half) * inverse)
-    mass = torch.where(levels == 255, _normal_cdf((half - centred) * inverse), mass)
-    mass = torch.where(levels == 0, _normal_cdf((half + centred) * inverse), mass)
+    mass = torch.where(levels == 255, _normal_cdf((half - centered) * inverse), mass)
+    mass = torch.where(levels == 0, _normal_cdf((half + centered) * inverse), mass)
     return -torch.log(mass.clamp(min=1e-12))
 
 

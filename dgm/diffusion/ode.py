@@ -44,7 +44,7 @@ class OdeNats(NamedTuple):
 
 
 def discretization_error(found: OdeNats) -> float:
-    """Return the estimated discretisation error of the mean over images, nats.
+    """Return the estimated discretization error of the mean over images, nats.
 
     It is the change of the mean when the steps were last doubled or, if larger, 1/8 of the change
     before: a single change may be small by chance where the error changes sign. As the value is of
@@ -59,10 +59,10 @@ def ode_nats(
 ) -> OdeNats:
     """Return the ODE's bound on -log p of stored images, extrapolated to infinitely many steps.
 
-    Images are dequantised uniformly within the bins of the objective's pixel map (Theis et al.
+    Images are dequantized uniformly within the bins of the objective's pixel map (Theis et al.
     2016, section 3.1), and their density is that of the model at the first noise level, below which
-    the net is not trained. The result bounds -log p from above in expectation over dequantisation
-    and Hutchinson's probe, up to the discretisation error.
+    the net is not trained. The result bounds -log p from above in expectation over dequantization
+    and Hutchinson's probe, up to the discretization error.
 
     Heun's method is of order 2: from values at n and 2 n steps, fine + (fine - coarse) / 3 removes
     the leading error (Richardson extrapolation).

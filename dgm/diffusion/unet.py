@@ -123,7 +123,7 @@ class UNet(nn.Module):
         output_channels: int | None = None,
         num_classes: int | None = None,
     ):
-        """Build the network; raise UserError where sizes do not divide."""
+        """Build the network; raise UserError where sizes are not divisible."""
         super().__init__()
         _check(config, image_size)
         self.config, self.num_classes = config, num_classes
@@ -306,8 +306,9 @@ def _check(config: UNetConfig, image_size: int) -> None:
     factor = config.patch_size * 2 ** (levels - 1)
     if image_size % factor:
         raise UserError(
-            f"images of side {image_size} do not divide by {factor} (model.patch_size "
-            f"{config.patch_size}, {levels} levels of model.channel_mult): resize them or use fewer"
+            f"the image side {image_size} is not divisible by {factor} (model.patch_size "
+            f"{config.patch_size}, {levels} levels of model.channel_mult): resize the images or "
+            "use fewer levels"
         )
     sizes = [image_size // config.patch_size >> level for level in range(levels)]
     if unused := [size for size in config.attention_at if size not in sizes]:

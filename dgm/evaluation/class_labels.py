@@ -59,7 +59,8 @@ def labels_by_frequency(count: int, counts: np.ndarray) -> Tensor:
 def balanced_subset(labels: np.ndarray, count: int, seed: int, run: int = 1) -> np.ndarray:
     """Return the rows of up to `count` images, cycling through the classes in a seeded order.
 
-    `run` images of a class follow each other; a class contributes complete runs only.
+    Images come in groups of `run` consecutive images of one class; a class contributes complete
+    groups only.
     """
     order = permutation(seed, 0, len(labels)).numpy()
     rank = np.empty(len(order), dtype=np.int64)  # an image's position among those of its class

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from dgm.evaluation.prdc import (
-    COVERAGE_NEIGHBOURS,
+    COVERAGE_NEIGHBORS,
     in_open_ball,
     knn_radii,
     pairwise_distances,
 )
 
-MIN_REAL_IMAGES = COVERAGE_NEIGHBOURS + 1  # per class
+MIN_REAL_IMAGES = COVERAGE_NEIGHBORS + 1  # per class
 _MAX_IMAGES = 1000  # per class, since all pairs are compared
 
 
@@ -37,7 +37,7 @@ def diversity_by_class(
     diversity_by_class: mean distance between two generated images over that of two real ones: 1 if
     they are as diverse (or the real ones are all the same), 0 if all are the same.
     coverage_by_class: fraction of real images that have a generated one nearer than their fifth
-    real neighbour (Naeem et al. 2020, equation 3), with as many real images as generated ones:
+    real neighbor (Naeem et al. 2020, equation 3), with as many real images as generated ones:
     1 - 2^-5 = 0.97 on average for images of one distribution. fraction_by_class: fraction of the
     generated images that are of the class.
     """
@@ -50,7 +50,7 @@ def diversity_by_class(
         reference = reference[: max(MIN_REAL_IMAGES, min(len(own), _MAX_IMAGES))]
         real_distance = mean_pairwise_distance(reference)
         ratio = mean_pairwise_distance(own) / real_distance if real_distance else 1.0
-        radii, coverage = knn_radii(reference, COVERAGE_NEIGHBOURS), 0.0
+        radii, coverage = knn_radii(reference, COVERAGE_NEIGHBORS), 0.0
         if len(own):
             nearest = torch.cat([d.min(1).values for d in pairwise_distances(reference, own)])
             coverage = float(in_open_ball(nearest, radii).double().mean())

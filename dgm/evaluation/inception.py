@@ -28,9 +28,9 @@ _LAYERS = ["2048", "logits_unbiased"]  # torch-fidelity's for FID and KID, and f
 def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     """Return the Inception net of Heusel et al. 2017 as torch-fidelity computes it.
 
-    With other weights that fit the net it is named `inception-<sha256>`, as distances in its
-    features are no FID. Raise UserError if the file is missing or does not hold weights of this
-    net.
+    With other weights that fit the net it is named `inception-<sha256>`, as a distance in its
+    features is not an FID. Raise UserError if the file is missing or does not hold weights of
+    this net.
     """
     if not path.is_file():
         raise UserError(

@@ -114,7 +114,7 @@ def _fd_evaluation(
 
 
 def default_epochs(data: Images) -> int:
-    """Return the epochs of a classifier: until 20,000 images are seen, at least one."""
+    """Return the epochs to train a classifier: enough to see 20,000 images, at least one."""
     return -(-20_000 // len(data))
 
 

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage, by nearest neighbours in features of a net."""
+"""Precision, recall, density and coverage, by nearest neighbors in features of a net."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-PRECISION_NEIGHBOURS = 3  # as in Kynkaanniemi et al. 2019
-COVERAGE_NEIGHBOURS = 5  # as in Naeem et al. 2020
+PRECISION_NEIGHBORS = 3  # as in Kynkaanniemi et al. 2019
+COVERAGE_NEIGHBORS = 5  # as in Naeem et al. 2020
 _TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
 _MAX_DISTANCES = 2**25  # that are held in memory at once
 _RESOLUTION = 1e-12  # smallest squared distance, relative to the vectors' squared norms
@@ -27,18 +27,18 @@ def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> d
     """Compare generated features [M, D] with real ones [N, D], ideally M = N.
 
     precision: fraction of generated images in the closed ball around any real one whose radius is
-    the distance to its third neighbour; recall: the same with the sets exchanged (Kynkaanniemi et
+    the distance to its third neighbor; recall: the same with the sets exchanged (Kynkaanniemi et
     al. 2019, equations 1 to 3). density: number of open balls around real images, out to their
-    fifth neighbour, that contain a generated image, over five; coverage: fraction of these balls
+    fifth neighbor, that contain a generated image, over five; coverage: fraction of these balls
     that contain any (Naeem et al. 2020, equations 2 and 3; open balls as in their package prdc).
 
     For two sets of one distribution density is 1 and coverage 1 - 2^-5 = 0.97 on average, whatever
     the distribution; precision and recall are below 1 by an amount that depends on it. For a set
     against itself all four are 1 (density: if its images differ).
     """
-    near_real = knn_radii(real, PRECISION_NEIGHBOURS, spread)
-    near_generated = knn_radii(generated, PRECISION_NEIGHBOURS, spread)
-    coverage_radii = knn_radii(real, COVERAGE_NEIGHBOURS, spread)
+    near_real = knn_radii(real, PRECISION_NEIGHBORS, spread)
+    near_generated = knn_radii(generated, PRECISION_NEIGHBORS, spread)
+    coverage_radii = knn_radii(real, COVERAGE_NEIGHBORS, spread)
 
     def of_generated(rows: Tensor) -> Tensor:
         parts = [
@@ -59,7 +59,7 @@ def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> d
 
     precision, num_balls = spread(len(generated), of_generated).mean(0).tolist()
     recall, coverage = spread(len(real), of_real).mean(0).tolist()
-    density = num_balls / COVERAGE_NEIGHBOURS
+    density = num_balls / COVERAGE_NEIGHBORS
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
@@ -74,7 +74,7 @@ def in_open_ball(distance: Tensor, radius: Tensor) -> Tensor:
 
 
 def knn_radii(features: Tensor, k: int, spread: Spread = on_this_process) -> Tensor:
-    """Return the distance of each vector [N, D] to its k-th neighbour in the set: [N]."""
+    """Return the distance of each vector [N, D] to its k-th neighbor in the set: [N]."""
 
     def radii(rows: Tensor) -> Tensor:
         # The nearest is the vector itself.
@@ -84,7 +84,7 @@ def knn_radii(features: Tensor, k: int, spread: Spread = on_this_process) -> Ten
     return spread(len(features), radii)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     queries: Tensor, base: Tensor, spread: Spread = on_this_process
 ) -> tuple[Tensor, Tensor]:
     """Return distance and row of the nearest of base [N, D] to each query [M, D]: each [M].
@@ -113,7 +113,7 @@ def pairwise_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     Distances below about 1e-6 of the vectors' norms are set to 0: they are rounding error, and
     duplicates must be at distance 0.
     """
-    # By matrix products, in float64: in float32 near neighbours would be lost in rounding.
+    # By matrix products, in float64: in float32 near neighbors would be lost in rounding.
     b = b.double()
     squares_b = b.square().sum(1)
     for part in a.split(max(1, _MAX_DISTANCES // len(b))):

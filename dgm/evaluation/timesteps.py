@@ -99,14 +99,14 @@ def bits_by_ode(
 ) -> dict[str, Any]:
     """Return bits per dimension of stored images by the ODE's density, as `ode_nats` does.
 
-    `steps` is the number of Heun steps; None doubles it until the estimated discretisation error
+    `steps` is the number of Heun steps; None doubles it until the estimated discretization error
     is at most `tolerance` bits per dimension or the schedule has no more timesteps. Return `bound`,
     the mean over images, its standard error `error`, `discretization_error`, and `steps`. Warn if
     `discretization_error` exceeds `tolerance`. Collective: call on all ranks.
     """
 
     def integrate(images: ImageSubset, steps: int) -> tuple[OdeNats, float]:
-        """Return bits per dimension, and the estimated discretisation error of their mean."""
+        """Return bits per dimension, and the estimated discretization error of their mean."""
 
         def bits(batch: Batch, draws: Draws) -> Tensor:
             nats = ode_nats(objective, nets, batch, draws, steps)
@@ -135,7 +135,7 @@ def bits_by_ode(
             else "raise --ode_steps, or omit it to double the steps until --ode_tolerance is met"
         )
         warnings.warn(
-            f"bits_per_dim_ode has an estimated discretisation error of {left:.2g} bits "
+            f"bits_per_dim_ode has an estimated discretization error of {left:.2g} bits "
             f"per dimension after {count} steps, above the tolerance {tolerance:g}: {remedy}",
             stacklevel=2,
         )

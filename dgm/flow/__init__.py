@@ -1,1 +1,1 @@
-"""Normalizing flows: RealNVP and Glow, with likelihoods exact for dequantised data."""
+"""Normalizing flows: RealNVP and Glow, with likelihoods exact for dequantized data."""

@@ -91,7 +91,7 @@ class Logit(nn.Module):
 
 
 def actnorm_parameters(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log_scale and bias, [C], that standardise each channel of x."""
+    """Return log_scale and bias, [C], that standardize each channel of x."""
     variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
     scale = 1 / variance.sqrt().clamp(min=1e-6)
     return scale.log(), -mean * scale
@@ -100,7 +100,7 @@ def actnorm_parameters(x: Tensor) -> tuple[Tensor, Tensor]:
 class ActNorm(nn.Module):
     """Scale and shift each channel: z = x exp(log_scale) + bias.
 
-    Kingma and Dhariwal 2018, section 3.1. It starts as the identity; `initialize` standardises its
+    Kingma and Dhariwal 2018, section 3.1. It starts as the identity; `initialize` standardizes its
     output on a batch.
     """
 

@@ -41,7 +41,7 @@ class FlowNetConfig:
 class Flow(nn.Module):
     """Map images [B, C, H, W] in [-1, 1] to standard normal z [B, C H W], and back.
 
-    Half of a level's output is factored out. The level's last layer standardises it given the other
+    Half of a level's output is factored out. The level's last layer standardizes it given the other
     half (Glow's learned prior). RealNVP has actnorm after each coupling, where the paper has batch
     norm, so that an image's likelihood depends on no other image.
     """

@@ -1,4 +1,4 @@
-"""The flow objective: likelihood of dequantised images, sampling and visualizations."""
+"""The flow objective: likelihood of dequantized images, sampling and visualizations."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class FlowSampleConfig:
 
 
 class FlowObjective:
-    """Train one network, `flow`, by the likelihood of uniformly dequantised images.
+    """Train one network, `flow`, by the likelihood of uniformly dequantized images.
 
-    The likelihood is exact for dequantised data. For stored images it is a bound: the negative log
+    The likelihood is exact for dequantized data. For stored images it is a bound: the negative log
     density of x + u, averaged over the noise u, is at least the negative log of the mass that the
     model gives x (Theis et al. 2016, section 3.1).
     """
@@ -70,7 +70,7 @@ class FlowObjective:
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Return the bound on -log2 of the mass of stored images and its terms, each [].
 
-        loss = 7 - log_prob_z - log_det in bits per dimension, exact for dequantised data and a
+        loss = 7 - log_prob_z - log_det in bits per dimension, exact for dequantized data and a
         bound for stored images; 7 is -log2 of the width of a grey level, 1/128.
         """
         z, log_det = nets[phase.net](self._training_images(batch, draws))
@@ -87,7 +87,7 @@ class FlowObjective:
         return draws.normal("latent", (math.prod(self.image_shape),), self.dtype)
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
-        """Map stored images, dequantised, to z, [B, D]."""
+        """Map stored images, dequantized, to z, [B, D]."""
         return nets["flow"](self.pixels.dequantize(batch.images, draws, self.dtype))[0]
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -116,7 +116,7 @@ class FlowObjective:
         """Return the terms of -log(density x volume of a grey level's bin), nats, each [B].
 
         `prior` is -log N(z), `log_det` the negated log_det, `dequantization` D log 128. Their sum
-        is exact for dequantised data; its mean over the noise bounds -log P of the stored image.
+        is exact for dequantized data; its mean over the noise bounds -log P of the stored image.
         """
         z, log_det = nets["flow"](self.pixels.dequantize(batch.images, draws, self.dtype))
         levels = torch.full_like(log_det, -z.shape[1] * math.log(DEQUANTIZED.bin_width))
@@ -143,7 +143,7 @@ class FlowObjective:
         return {"interpolation": decoded(lines), "temperatures": decoded(scaled)}
 
     def initialize(self, nets: Nets, batch: Batch, draws: Draws) -> None:
-        """Initialize each actnorm to standardise its output on these images."""
+        """Initialize each actnorm to standardize its output on these images."""
         actnorm_init.initialize(nets["flow"], self._training_images(batch, draws))
 
     def find_non_finite(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:
@@ -151,7 +151,7 @@ class FlowObjective:
         return actnorm_init.find_non_finite(nets["flow"], self._training_images(batch, draws))
 
     def _training_images(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return the images flipped and dequantised as in training."""
+        """Return the images flipped and dequantized as in training."""
         images = batch.images
         if self.config.flip:
             images = flip_images(images, draw_flips(draws))

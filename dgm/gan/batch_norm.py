@@ -16,7 +16,7 @@ _EPS = 1e-5
 
 
 class BatchNorm(nn.Module):
-    """Normalise the channels of [B, C, H, W] over batch and positions (Ioffe and Szegedy 2015).
+    """Normalize the channels of [B, C, H, W] over batch and positions (Ioffe and Szegedy 2015).
 
     Statistics are those of the global batch, so a run does not depend on the number of processes:
     torch's BatchNorm2d uses each process's part, its SyncBatchNorm works on GPUs only. With
@@ -36,9 +36,9 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Normalise by this batch's statistics in training, else by the running ones; labels [B].
+        """Normalize by this batch's statistics in training, else by the running ones; labels [B].
 
-        The output has the input's dtype. Half-precision inputs are normalised, scaled and shifted
+        The output has the input's dtype. Half-precision inputs are normalized, scaled and shifted
         in float32 and rounded once, as torch's own kernels do.
         """
         weight: Tensor = self.weight
@@ -63,7 +63,7 @@ class BatchNorm(nn.Module):
         )  # fmt: skip
 
     def _normalize_synced(self, x: Tensor) -> Tensor:
-        """Normalise fp32 or fp64 x by mean and variance over all ranks (equal batch sizes)."""
+        """Normalize fp32 or fp64 x by mean and variance over all ranks (equal batch sizes)."""
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         # In float64: E[x^2] - E[x]^2 below cancels in float32.
         moments = torch.stack([mean.double(), var.double() + mean.double().square()])

@@ -66,7 +66,7 @@ def _cutout(x: Tensor, down: Tensor, right: Tensor, _: Tensor) -> Tensor:
 def _cut(x: Tensor, uniform: Tensor, side: int) -> Tensor:
     """Return which rows (or columns) the cutout covers, [B, side].
 
-    Its centre is uniform over the side + 1 edges between pixels if its size is even, and over the
+    Its center is uniform over the side + 1 edges between pixels if its size is even, and over the
     `side` pixels if it is odd: the official randint(0, side + (1 - size % 2)).
     """
     size = _rounded(side, 2)

@@ -152,7 +152,7 @@ class _UpBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = BatchNorm(width, num_classes), BatchNorm(width, num_classes)
         # The next BatchNorm cancels a bias: its gradient would be rounding noise, which Adam
-        # normalises to full steps.
+        # normalizes to full steps.
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(width, width, 1, bias=False)

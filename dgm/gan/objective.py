@@ -24,14 +24,14 @@ from dgm.rng import Draws
 
 @dataclass(frozen=True)
 class GanConfig:
-    """Loss and regularisation of both networks; the defaults are DCGAN's."""
+    """Loss and regularization of both networks; the defaults are DCGAN's."""
 
     loss: LossName = "non_saturating"
     """Loss of both: non_saturating, hinge or least_squares."""
     r1: float = 0.0
     """Weight gamma of the R1 penalty gamma / 2 |gradient|^2 on real images; 0 turns it off."""
     r1_interval: int = 1
-    """Discriminator steps per R1 penalty, which is scaled by this number (lazy regularisation)."""
+    """Discriminator steps per R1 penalty, which is scaled by this number (lazy regularization)."""
     augment: list[Augmentation] = field(default_factory=list)
     """DiffAugment of real and generated images: any of color, translation, cutout."""
     augment_probability: float = 1.0

@@ -34,7 +34,7 @@ class NormAct(nn.GroupNorm):
         dropout: Dropout | None = None,
         skip: Tensor | None = None,
     ) -> Tensor:
-        """Normalise concat(x, skip) + added; added, scale and shift are [B, C]."""
+        """Normalize concat(x, skip) + added; added, scale and shift are [B, C]."""
         if dropout is not None and dropout.p == 0:
             dropout = None
         return norm_act(
@@ -119,7 +119,7 @@ def _checkpointed(forward: Callable[..., Tensor], *args: Any, **named: Any) -> T
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Upsample [B, C, H, W] by 2 with nearest neighbours."""
+    """Upsample [B, C, H, W] by 2 with nearest neighbors."""
     return repeat_pixels(x) if x.is_cuda else functional.interpolate(x, scale_factor=2)
 
 

@@ -71,7 +71,7 @@ def _last_tenth(run: Run, key: str) -> str | None:
 
 
 def _compare(runs: list[Run]) -> list[str]:
-    """Compare the run whose loss ended lowest with those that follow, for each kind of loss."""
+    """For each kind of loss, compare the run that ended lowest with the next lowest ones."""
     found = []
     for key in dict.fromkeys(key for run in runs for key in run.losses):
         curves = {run.name: _smooth(run.curve(key)) for run in runs}

@@ -16,12 +16,12 @@ DENOISING_METRICS = {
     "psnr_db": "PSNR to the real image, dB",
     "ssim": "SSIM to the real image",
     "feature_distance": "distance in the classifier's features",
-    "class_seen": "fraction whose class is recognised",
+    "class_seen": "fraction whose class is recognized",
 }
 """Metrics of `launch/denoise.py`, of noised and of denoised images, with their axis labels."""
 SWEEP_METRICS = {
     "fd_classifier": "Frechet distance in the classifier's features",
-    "class_consistency": "fraction whose class is recognised",
+    "class_consistency": "fraction whose class is recognized",
     "class_certainty": "probability of the likeliest class",
     "diversity": "distance between two images in features",
 }
@@ -44,7 +44,7 @@ def save_loss_curve(folder: Path) -> Path | None:
         seen, values = zip(*points, strict=True)
         axes.plot(seen, values, marker="." if len(points) < 3 else "", label=name)
     axes.set(xlabel="images seen", ylabel="loss")
-    axes.set_title(folder.name, parse_math=False)  # a $ in a folder's name is no formula
+    axes.set_title(folder.name, parse_math=False)  # a $ in a folder's name is not a formula
     if all(line[name] > 0 for line in lines for name in names if name in line):
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
@@ -61,9 +61,9 @@ def save_denoising_curves(
     for axes, (metric, label) in zip(
         figure.subplots(2, 2).flat, DENOISING_METRICS.items(), strict=True
     ):
-        for name, (color, line, marker) in _DENOISING_STYLES.items():
+        for name, (colour, line, marker) in _DENOISING_STYLES.items():
             values = [point[f"{metric}_{name}"] for point in points]
-            axes.plot(steps, values, line, color=color, marker=marker, markersize=4, label=name)
+            axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=name)
         if metric == "class_seen":
             axes.axhline(class_seen_real, color="#666666", linestyle=":", label="real")
             axes.set_ylim(0, 1.02)
@@ -76,8 +76,8 @@ def save_denoising_curves(
 def sweep_curves(settings: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, Any]]]]:
     """Return the x axis of the plots of a sampler sweep, and the rows of each curve by name.
 
-    The axis is time where steps are varied, with a curve for each value of the outer setting; else
-    it is the varied setting.
+    If the number of steps is swept, the axis is time; otherwise it is the innermost setting. Each
+    value of an outer setting has a curve of its own.
     """
     *outer, inner = settings["varied"]
     curves: dict[str, list[dict[str, Any]]] = {}

@@ -1,7 +1,7 @@
 """Metrics named in an exercise's file, compared between groups of runs that differ in their seed.
 
 NAME/PART               of evaluation.json, as distances_classifier/fd_classifier
-bits per dimension      exact for dequantised data (a flow), else a bound, else that by the ODE
+bits per dimension      exact for dequantized data (a flow), else a bound, else that by the ODE
 final KEY, min KEY      of a metric of metrics.jsonl
 min after KEY           the fraction of the run at which its minimum was reached
 denoised STEPS/NAME     of denoised/denoising.json
@@ -93,7 +93,7 @@ def parse_metric(text: str) -> RunMetric:
         name = f"spread over runs of {of.name}"
         return RunMetric(text, name, of.read, False, "fraction", is_spread=True)
     if text == "bits per dimension":
-        name = f"{text} (flows: exact for dequantised data; else a bound)"
+        name = f"{text} (flows: exact for dequantized data; else a bound)"
         return RunMetric(text, name, _bits, False)
     if text == "wall time":
         return RunMetric(text, text, Run.wall_s, False, "seconds")
@@ -130,7 +130,7 @@ def _of_curve(run: Run, how: str, key: str) -> float | None:
 
 
 def _name_of_result(name: str, part: str) -> str:
-    """Return distances_classifier/fd_classifier as FD-classifier."""
+    """Return a result's displayed name: FD-classifier for distances_classifier/fd_classifier."""
     text, about = find_metric(part).label, name.split("_")[0]
     alone = part in ("exact", "bound") or about in ("distances", "precision", "cost", "class")
     return text if alone or text == about else f"{about}: {text}"

@@ -38,7 +38,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL = ("lr", "grad_norm", "images_per_s")
 _NUM_GRIDS = 5  # sample grids through training, on the page of one run
 _PAUSES = {"save": "saving", "sample": "drawing samples", "eval": "measuring"}
-_NEIGHBOURS = "generated images nearest to training images (below them: by features, by pixels)"
+_NEIGHBORS = "generated images nearest to training images (below them: by features, by pixels)"
 
 
 def make_page(title: str, runs: list[Run], failures: Sequence[Failure]) -> str:
@@ -58,7 +58,7 @@ def render(template: str, title: str, charts: dict[str, Any], **content: Any) ->
     script = _read("page.js")
     library = plotly_library() if charts["groups"] else None
     scripts = f"'sha256-{_sha256(script)}'" + (f" 'sha256-{library.sha256}'" if library else "")
-    # A second line of defence: injected markup could neither load nor run anything. Plotly needs
+    # A second line of defense: injected markup could neither load nor run anything. Plotly needs
     # inline styles to draw, and blob: to export charts as images.
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {scripts}"
@@ -207,7 +207,7 @@ def run_sections(run: Run, num_grids: int) -> dict[str, Any]:
         "samples": sample_grids(run, num_grids),
         "generated": generated_grids(run),
         "evaluation": evaluation_tables(run.evaluation, "Measured by launch/evaluate.py"),
-        "neighbours": [embed(path, f"{path.name}: {_NEIGHBOURS}", run.name) for path in sheets],
+        "neighbors": [embed(path, f"{path.name}: {_NEIGHBORS}", run.name) for path in sheets],
         "exploration": exploration_study(run),
         "denoising": denoising_study(run),
         "cost": _cost(run),

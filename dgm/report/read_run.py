@@ -85,7 +85,7 @@ class Run:
 
     @property
     def losses(self) -> list[str]:
-        """Keys of the losses that are minimised, one for each phase."""
+        """Keys of the losses that are minimized, one for each phase."""
         return [key for key in self.keys if key.startswith("train/") and key.endswith("/loss")]
 
     def curve(self, key: str) -> Curve:
@@ -104,7 +104,7 @@ class Run:
         return wall if _finite(wall) else None
 
     def energy_kwh(self, key: str) -> float | None:
-        """Return the energy used until the last log that has it; None if none has."""
+        """Return the energy used until the last log that has it; None if no log has it."""
         values = self.curve(key).values
         return values[-1] if values else None
 

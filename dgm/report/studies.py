@@ -85,7 +85,7 @@ def _denoising(run: Run, found: dict[str, Any]) -> Study:
     text = (
         f"{count:g} test images, noised by some of the {total:g} steps of the run's schedule "
         f"and denoised from there by {_get(found, 'sampler', 'text')}, after "
-        f"{_number(found, 'images_seen'):,} images seen. A classifier recognises "
+        f"{_number(found, 'images_seen'):,} images seen. A classifier recognizes "
         f"the class of {percent(_number(found, 'class_seen_real'))} of the real ones."
     )
     sheets = [
@@ -164,7 +164,7 @@ def _settings_table(settings: dict[str, Any]) -> Table:
 def _sheets(run: Run, folder: str, sheets: list[tuple[str, str]]) -> list[Picture]:
     for name, _ in sheets:
         if Path(name).name != name or not name.endswith(".png"):
-            raise _FormatError(f"{name} is no picture in {folder}")
+            raise _FormatError(f"{name} is not a picture in {folder}")
     return [embed(run.folder / folder / name, caption, run.name) for name, caption in sheets]
 
 

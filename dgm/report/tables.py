@@ -123,7 +123,7 @@ def table_of_runs(runs: list[Run]) -> Table:
 
 
 def differing_keys(runs: list[Run]) -> list[str]:
-    """Return the keys in which runs differ; of several families only keys that all have."""
+    """Return the keys in which runs differ; of several families, only keys that all runs have."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     if len({run.family for run in runs}) > 1:
         keys = [key for key in keys if all(key in run.config for run in runs)]

@@ -90,8 +90,8 @@ def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = Non
     check_readable(folder)
     if os.path.lexists(folder) and not folder.is_dir():  # a link to an unmounted disk, say
         raise UserError(
-            f"{folder} is no folder, nor a link to an existing one: mount its disk or restore it, "
-            "or move it away to start from scratch"
+            f"{folder} is neither a folder nor a link to one: mount its disk or restore it, or "
+            "move it away to start from scratch"
         )
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(

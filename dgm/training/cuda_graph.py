@@ -1,8 +1,8 @@
 """A phase's whole optimizer step as one CUDA graph, for runs that are bound by kernel launches.
 
 A graph replays the launches of one step, on the same memory, with one call from the host. What
-recording (CUDA's "capture") requires of a step (pytorch.org, "CUDA semantics", section "CUDA
-Graphs"), and how it is met:
+capturing a step requires of it (pytorch.org, "CUDA semantics", section "CUDA Graphs"), and how that
+is met:
 
 - The host does not wait, and copies only from pinned memory: `FiniteCheck` records on the device,
   metrics are one tensor, draws are functions of tensors (no generator state).
@@ -17,14 +17,14 @@ Graphs"), and how it is met:
   evaluating leave graphs valid; new moments (`AdamW.load_moments`) would not, and are set only
   before the first step.
 - Compiling, autotuning and the allocations of cuDNN and cuBLAS are over: the first steps of each
-  variant run unrecorded, from the same inputs and on the recording stream (gradients are
+  variant run eagerly, from the same inputs and on the capturing stream (gradients are
   accumulated on the stream where autograd first used their weights). They are steps of the run.
 
-Recording executes nothing, and the host counts updates only after a replay, so after a failed
-recording the same step can run unrecorded. The moving average is updated after a replay, as after
+Capturing executes nothing, and the host counts updates only after a replay, so after a failed
+capture the same step can run eagerly. The moving average is updated after a replay, as after
 other steps, by one call: torch has no `_foreach_lerp_` with a weight on the device, and the
 equivalent moves 8/3 times the bytes. A graph keeps the memory of a step reserved, also while the
-run samples. A restarted run records again.
+run samples. A restarted run captures again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 MicroBatches = Iterable[tuple[Batch, Draws]]
 
 WARM_UP = 3
-"""Steps of each variant before one is recorded."""
+"""Steps of each variant before one is captured."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class StepOutput:
     averaged: bool  # the optimizer's pass also updated the moving average
 
 
-class CudaRecorder:
-    """Record CUDA graphs that share a memory pool."""
+class CudaCapturer:
+    """Capture CUDA graphs that share a memory pool."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
-        """Do work on the recording stream, synchronized with the current one."""
+        """Do work on the capturing stream, synchronized with the current one."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -87,12 +87,12 @@ class CudaRecorder:
         current.wait_stream(self.stream)
         return result
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return a function that replays the work's launches on the current stream."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer stream context restores the stream: in torch 2.11 a failed recording does
-            # not. Compiling cannot be recorded, so it raises.
+            # The outer stream context restores the stream: in torch 2.11 a failed capture does
+            # not. Compiling cannot be captured, so it raises.
             with (
                 torch.compiler.set_stance("fail_on_recompile"),
                 torch.cuda.stream(self.stream),
@@ -100,7 +100,7 @@ class CudaRecorder:
             ):
                 work()
         except BaseException:
-            # In torch 2.11 the allocator stays in recording mode, in which it does not reuse memory
+            # In torch 2.11 the allocator stays in capture mode, in which it does not reuse memory
             # (pytorch #180395); later versions leave it by themselves and raise here.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
@@ -151,18 +151,18 @@ class StaticInputs:
             yield Batch(images, labels, self.images_seen, step), Draws(key, index[0], index[1])
 
 
-class RecordedStep:
-    """Steps of one variant: the first ones run eagerly, later ones replay a recorded one."""
+class CapturedStep:
+    """Steps of one variant: the first ones run eagerly, later ones replay a captured one."""
 
     def __init__(
         self,
         inputs: StaticInputs,
         optimizer: AdamW,
         run_eagerly: Callable[[StaticInputs, StepNumbers], StepOutput],
-        recorder: CudaRecorder,
+        capturer: CudaCapturer,
     ):
         """`run_eagerly` runs a step from the inputs."""
-        self.inputs, self.optimizer, self.recorder = inputs, optimizer, recorder
+        self.inputs, self.optimizer, self.capturer = inputs, optimizer, capturer
         self._run_eagerly = run_eagerly
         self.warm = 0
         self.output: StepOutput | None = None
@@ -174,14 +174,14 @@ class RecordedStep:
         self.inputs.fill(now, self.optimizer.counts())
 
     def run(self, now: StepNumbers) -> StepOutput | None:
-        """Run the step of the current inputs; return None if it cannot be recorded."""
+        """Run the step of the current inputs; return None if it cannot be captured."""
         if self.warm < WARM_UP:
             self.warm += 1
-            self.output = self.recorder.warm_up(lambda: self._step(now))
+            self.output = self.capturer.warm_up(lambda: self._step(now))
         else:
-            if self.replay is None and not self._record(now):
+            if self.replay is None and not self._capture(now):
                 return None
-            assert self.replay is not None, "it was just recorded"
+            assert self.replay is not None, "it was just captured"
             self.replay()
         for moments in self._updated:
             moments.step += 1
@@ -194,8 +194,8 @@ class RecordedStep:
         self._updated = update.updated
         return output
 
-    def _record(self, now: StepNumbers) -> bool:
-        """Record a step that writes its values to a tensor of this object; return success."""
+    def _capture(self, now: StepNumbers) -> bool:
+        """Capture a step that writes its values to a tensor of this object; return success."""
         assert self.output is not None, "the first steps have one"
         values, known = torch.empty_like(self.output.values), len(self.optimizer.moments)
 
@@ -207,11 +207,11 @@ class RecordedStep:
             self.output = StepOutput(output.names, values, output.averaged)
 
         try:
-            self.replay = self.recorder.record(work)
+            self.replay = self.capturer.capture(work)
         except Exception as error:  # of CUDA, or of an objective
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(
-                f"train.compile graphs: the step cannot be recorded as a CUDA graph ({reason[0]}), "
+                f"train.compile graphs: the step cannot be captured as a CUDA graph ({reason[0]}), "
                 "so training continues as with train.compile all",
                 stacklevel=2,
             )
@@ -219,7 +219,7 @@ class RecordedStep:
         return self.replay is not None
 
     def _undo(self, known: int) -> None:
-        """Remove gradients and moments that the failed recording left on the host."""
+        """Remove gradients and moments that the failed capture left on the host."""
         for parameter in self.optimizer.parameters:
             parameter.grad = None
         for weight in list(self.optimizer.moments)[known:]:
@@ -231,7 +231,7 @@ UpdateNet = Callable[[Phase, MicroBatches, float, int | Tensor], StepOutput]
 
 
 class StepGraphs:
-    """The recorded steps of a run, by phase and variant of its loss."""
+    """The captured steps of a run, by phase and variant of its loss."""
 
     def __init__(
         self,
@@ -239,14 +239,14 @@ class StepGraphs:
         objective: Objective,
         batches: BatchSampler,
         update_net: UpdateNet,
-        recorder: CudaRecorder,
+        capturer: CudaCapturer,
     ):
         self.engine, self.objective, self.batches = engine, objective, batches
-        self.update_net, self.recorder = update_net, recorder
-        self.steps: dict[Hashable, RecordedStep] = {}
+        self.update_net, self.capturer = update_net, capturer
+        self.steps: dict[Hashable, CapturedStep] = {}
 
-    def get(self, phase: Phase, step: int) -> RecordedStep:
-        """Return the recorded step of the phase's variant."""
+    def get(self, phase: Phase, step: int) -> CapturedStep:
+        """Return the captured step of the phase's variant."""
         objective = self.objective
         variant = objective.variant(phase, step) if isinstance(objective, StepDependent) else None
         key = (phase.name, variant)
@@ -254,9 +254,9 @@ class StepGraphs:
             self.steps[key] = self._make(phase)
         return self.steps[key]
 
-    def _make(self, phase: Phase) -> RecordedStep:
+    def _make(self, phase: Phase) -> CapturedStep:
         wrapped = self.engine.wrapped_nets[phase.net]
-        assert isinstance(wrapped, DataParallelNet), "steps are recorded on one process"
+        assert isinstance(wrapped, DataParallelNet), "steps are captured on one process only"
         num_parameters = len(wrapped.optimizer.parameters)
 
         def run_eagerly(inputs: StaticInputs, now: StepNumbers) -> StepOutput:
@@ -264,4 +264,4 @@ class StepGraphs:
             return self.update_net(phase, micro_batches, now.lr, inputs.gradient_index)
 
         inputs = StaticInputs(self.batches, self.engine.device, num_parameters)
-        return RecordedStep(inputs, wrapped.optimizer, run_eagerly, self.recorder)
+        return CapturedStep(inputs, wrapped.optimizer, run_eagerly, self.capturer)

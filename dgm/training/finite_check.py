@@ -32,14 +32,14 @@ class FiniteCheck:
     def check_norm(self, norm: Tensor, index: int | Tensor) -> Tensor | None:
         """Check a gradient norm []; return 1.0 if the device has to skip updates, else 0.0.
 
-        index: a number, or int64 [] on the device in a recorded step.
+        index: a number, or int64 [] on the device in a captured step.
         """
         finite = norm < math.inf  # false for NaN too
         if self.engine.norms_on_host:
             if not bool(finite):
                 raise self._error(int(index))
             return None
-        # In place, because a recorded step always writes to the same memory. Indices only increase.
+        # In place, because a captured step always writes to the same memory. Indices only increase.
         first = self.first_bad
         torch.minimum(first, torch.where(finite, first, index), out=first)
         return (first != _NEVER).float()

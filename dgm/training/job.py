@@ -74,7 +74,7 @@ class TrainConfig:
     """Keep all images on the device; null does if they take at most a quarter of a GPU's free
     memory."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
-    """Use our own kernels: for normalisation in nets; on a GPU for noising unless compile is
+    """Use our own kernels: for normalization in nets; on a GPU for noising unless compile is
     none; on a CPU for 3x3 convolutions, with rounding errors of 1e-5 instead of 1e-6, and AdamW."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast; auto is bf16 on a GPU that supports it, else no."""
@@ -153,10 +153,10 @@ def compile_mode(config: TrainConfig) -> Literal["graphs", "all", "noise", "none
     return config.compile
 
 
-def records_steps(config: TrainConfig, launch: Launch) -> bool:
-    """Return whether whole steps are recorded as CUDA graphs, which requires one process."""
+def captures_steps(config: TrainConfig, launch: Launch) -> bool:
+    """Return whether whole steps are captured as CUDA graphs, which requires one process."""
     one_process = launch.processes == 1 and launch.zero is None
-    # Anomaly detection synchronizes with the device, which cannot be recorded.
+    # Anomaly detection synchronizes with the device, which cannot be captured.
     return config.compile == "graphs" and one_process and not config.detect_anomaly
 
 
@@ -177,7 +177,7 @@ def apply_net_options(
         if uses_kernels(config):
             use_kernels(net, device)
         if compiling in ("all", "graphs") and not is_zero_3:
-            compile_net(net, graphs=compiling == "graphs" and not records_steps(config, launch))
+            compile_net(net, graphs=compiling == "graphs" and not captures_steps(config, launch))
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "

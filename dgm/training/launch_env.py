@@ -204,8 +204,8 @@ def _read_zero() -> ZeroConfig:
     zero = ZeroConfig(int(stage), _on_cpu("optimizer"), _on_cpu("param"))
     if (zero.offload_weights and zero.stage < 3) or (zero.offload_optimizer and zero.stage < 1):
         raise UserError(
-            f"accelerate launch requests {zero}: the optimizer can be offloaded from stage 1 on, "
-            "weights in stage 3"
+            f"accelerate launch requests {zero}: the optimizer can be offloaded in stages 1 to 3, "
+            "weights only in stage 3"
         )
     return zero
 

@@ -1,4 +1,4 @@
-"""Out of memory: recognise the error, and find the largest micro-batch that fits."""
+"""Out of memory: recognize the error, and find the largest micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def advise(job: Job, batches: BatchSampler) -> UserError:
     nets = job.engine.copy_nets()
     largest = next((n for n in sizes if _batch_fits(job, nets, n)), None)
     if largest is None:
-        return UserError(f"{reason}, nor fewer: choose a smaller model, or another machine")
+        return UserError(f"{reason}, nor do fewer: choose a smaller model, or another machine")
     return UserError(
         f"{reason}: set train.micro_batch {largest}, the largest that was seen to fit, which "
         "changes no result (train.activation_checkpointing makes room for more)"

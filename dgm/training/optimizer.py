@@ -111,7 +111,7 @@ class AdamW:
     def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[DeviceInputs]:
         """Make `step` use `lr` [] instead of its argument, and `counts` [num parameters]; fp32.
 
-        A recorded step needs them on the device. The caller increments the moments' `step`
+        A captured step needs them on the device. The caller increments the moments' `step`
         afterwards.
         """
         self._on_device = DeviceInputs(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
@@ -121,7 +121,7 @@ class AdamW:
             self._on_device = None
 
     def counts(self) -> list[int]:
-        """Return the number of each parameter's next update, from 1 on."""
+        """Return the step number of each parameter's next update; the first is 1."""
         known = map(self.moments.get, self.parameters)
         return [1 if moments is None else moments.step + 1 for moments in known]
 
@@ -201,7 +201,7 @@ class AdamMoments:
 
 @dataclass
 class DeviceInputs:
-    """What a recorded update reads from the device, and the moments that it updated."""
+    """What a captured update reads from the device, and the moments that it updated."""
 
     lr: Tensor
     steps: dict[Tensor, Tensor]

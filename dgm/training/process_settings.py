@@ -23,8 +23,9 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPRODUCIBLE_WORKSPACES = (":4096:8", ":16:8")  # torch accepts no other for deterministic products
 _INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-# Of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; and one arena (M_ARENA_MAX), since the next
-# forward pass needs what the backward pass, which has a thread of its own, frees.
+# Parameters of mallopt (malloc.h): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; and one arena
+# (M_ARENA_MAX), since the next forward pass needs what the backward pass, which has a thread of its
+# own, frees.
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1))
 
 
@@ -43,9 +44,9 @@ def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> No
                 f"{' or '.join(_REPRODUCIBLE_WORKSPACES)}"
             )
     _set_algorithms(deterministic)
-    # Torch's default is TF32 for convolutions only. These names are the older ones: libraries
-    # still read them, which raises once the newer `fp32_precision` was set (torch 2.11 and 2.15),
-    # whereas the newer ones can be read after these were set.
+    # Torch's default is TF32 for convolutions only. Use the older names: libraries still read them,
+    # and that raises an error once the newer `fp32_precision` has been set (torch 2.11 and 2.15),
+    # whereas the newer ones can be read after the older ones have been set.
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     # The compiler recommends TF32, which train.tf32 decides.
@@ -53,7 +54,7 @@ def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> No
 
 
 def _set_algorithms(deterministic: bool) -> None:
-    # As torch.use_deterministic_algorithms, but without importing the compiler to set its flag,
+    # Like torch.use_deterministic_algorithms, but without importing the compiler to set its flag,
     # which takes two seconds even where nothing is compiled.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
     if deterministic:

@@ -110,7 +110,7 @@ def start_trackers(
 
 
 def _refusal(error: Exception, trackers: list[str]) -> str:
-    """Return a message with the reason of a tracker that did not start, and the remedy."""
+    """Return a message that says why a tracker did not start, and the remedy."""
     matching = [name for name in trackers if type(error).__module__.split(".")[0].startswith(name)]
     name = " or ".join(matching or trackers)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

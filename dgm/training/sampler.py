@@ -32,14 +32,14 @@ class BatchSampler:
         overfit_one_batch: bool = False,
         resident: bool | None = False,
     ):
-        """Raise UserError where the batch does not divide among processes or micro-batches.
+        """Raise UserError where processes or micro-batches cannot share the batch equally.
 
         `resident` keeps all images on the device; None does so on a GPU with enough free memory.
         """
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
-                f"train.global_batch {global_batch} does not divide among {world_size} processes: "
-                f"choose a multiple of {world_size}"
+                f"train.global_batch {global_batch} cannot be divided among {world_size} "
+                f"processes: choose a multiple of {world_size}"
             )
         self.global_batch, self.images_per_rank = global_batch, global_batch // world_size
         self.micro_batch = self.images_per_rank if micro_batch is None else micro_batch

@@ -16,7 +16,7 @@ from dgm.common.errors import UserError
 from dgm.objective import InitializedByData, Phase
 from dgm.training import checkpoint, oom
 from dgm.training.cuda_graph import (
-    CudaRecorder,
+    CudaCapturer,
     MicroBatches,
     StepGraphs,
     StepNumbers,
@@ -28,9 +28,9 @@ from dgm.training.finite_check import FiniteCheck
 from dgm.training.job import (
     Job,
     apply_net_options,
+    captures_steps,
     check_config,
     check_micro_batches,
-    records_steps,
     uses_kernels,
 )
 from dgm.training.metrics_log import Clock, Meter, ProgressBar, make_profiler, peak_memory_gib
@@ -62,8 +62,8 @@ class Trainer:
         self.ema = Ema(initial, config.ema_halflife_images)
         self.finite_check = FiniteCheck(engine, job.objective, self.batches)
         self.graphs: StepGraphs | None = None
-        if records_steps(config, engine.launch):
-            self.record_steps(CudaRecorder(engine.device))
+        if captures_steps(config, engine.launch):
+            self.capture_steps(CudaCapturer(engine.device))
         self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
         self.meter = Meter()
@@ -136,7 +136,7 @@ class Trainer:
         averaged: dict[str, bool] = {}  # nets whose average the optimizer has updated too
         for k, phase in due.items():
             lr = learning_rate(self.job.optim[phase.net], images_after, self.config.total_images)
-            lr = float(np.float32(lr))  # as a recorded step reads it from the device
+            lr = float(np.float32(lr))  # as a captured step reads it from the device
             now = StepNumbers(self.images_seen, self.step, self.step * len(phases) + k, lr)
             output = self._replay(phase, now)
             if output is None:
@@ -190,21 +190,21 @@ class Trainer:
         return StepOutput((*metrics[0], "grad_norm"), means, averaged)
 
     def _replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
-        """Take a step by CUDA graph; return None where steps are not recorded."""
+        """Take a step by CUDA graph; return None where steps are not captured."""
         if self.graphs is None:
             return None
-        recorded = self.graphs.get(phase, now.step)
+        captured = self.graphs.get(phase, now.step)
         with self.clock.waiting():
-            recorded.fill(now)
-        output = recorded.run(now)
+            captured.fill(now)
+        output = captured.run(now)
         if output is None:
-            self.graphs = None  # runs eagerly from now on; frees the recorded graphs
+            self.graphs = None  # runs eagerly from now on; frees the captured graphs
         return output
 
-    def record_steps(self, recorder: CudaRecorder) -> None:
-        """Record and replay steps from now on."""
+    def capture_steps(self, capturer: CudaCapturer) -> None:
+        """Capture and replay steps from now on."""
         self.graphs = StepGraphs(
-            self.engine, self.job.objective, self.batches, self.update_net, recorder
+            self.engine, self.job.objective, self.batches, self.update_net, capturer
         )
 
     def after_step(self) -> None:

@@ -194,7 +194,7 @@ class DeepSpeedPartitioned(_InDeepSpeed):
             else:
                 utils.safe_set_full_optimizer_state(parameter, value, kind)
             return
-        # DeepSpeed cannot take an unsharded tensor that does not divide among the processes.
+        # DeepSpeed cannot take an unsharded tensor of a size that the processes do not divide.
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         each = -(-value.numel() // world)
         part = torch.zeros(each, device=value.device)

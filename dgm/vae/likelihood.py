@@ -29,7 +29,7 @@ class PixelDistribution(NamedTuple):
 def reconstruction_nll(
     name: LikelihoodName, images: Tensor, pixels: PixelDistribution, draws: Draws
 ) -> Tensor:
-    """Return -log p of each image, nats [B]; `draws` are for the Gaussian's dequantisation."""
+    """Return -log p of each image, nats [B]; `draws` are for the Gaussian's dequantization."""
     if name == "discretized_logistic":
         nll = discretized_logistic_nll(images, pixels)
     else:
@@ -62,8 +62,8 @@ def discretized_logistic_nll(images: Tensor, pixels: PixelDistribution) -> Tenso
 def gaussian_nll(x: Tensor, pixels: PixelDistribution) -> Tensor:
     """Return an upper bound on -log of a Gaussian's mass in each grey level, nats.
 
-    x are dequantised images (preprocessing.DEQUANTIZED). The negative log-density minus
-    log(bin_width) is at least -log P of the stored image, on average over the dequantisation noise
+    x are dequantized images (preprocessing.DEQUANTIZED). The negative log-density minus
+    log(bin_width) is at least -log P of the stored image, on average over the dequantization noise
     (Theis et al. 2016, section 3.1).
     """
     error, width = (x - pixels.mean) * torch.exp(-pixels.log_scale), math.log(DEQUANTIZED.bin_width)

@@ -37,7 +37,7 @@ LOG_SCALE_BOUNDS = (-7.0, 2.0)
 _INITIAL_LOG_SCALE = -1.0
 _INITIAL_LOG_VAR = -4.0
 # Multiplies the learned scale per channel: Adam moves a parameter by about the learning rate per
-# step, but this scale has to fall by e^3 or more early in training.
+# step, but this scale has to fall by a factor of e^3 or more early in training.
 _LOG_SCALE_GAIN = 10.0
 
 
@@ -60,7 +60,7 @@ class VAENetConfig:
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks per level, for each pass through it; 0 only resizes."""
     norm: Literal["none", "group"] = "none"
-    """Normalisation before each SiLU of a residual block."""
+    """Normalization before each SiLU of a residual block."""
 
 
 class VAEBlock(nn.Module):
@@ -147,7 +147,7 @@ class VAE(nn.Module):
     def __init__(
         self, config: VAENetConfig, image_shape: tuple[int, int, int], pixel_scale: bool = True
     ):
-        """Build for images of shape (H, W, C); raise UserError where sizes do not divide."""
+        """Build for images of shape (H, W, C); raise UserError where sizes are not divisible."""
         super().__init__()
         _check(config, image_shape)
         self.encoder = Encoder(config, image_shape)
@@ -224,9 +224,9 @@ def _check(config: VAENetConfig, image_shape: tuple[int, int, int]) -> None:
     factor = 2 ** (levels - 1)
     if image_shape[0] % factor or image_shape[1] % factor:
         raise UserError(
-            f"images of {image_shape[0]} x {image_shape[1]} do not divide by {factor}, which the "
-            f"{levels} levels of model.channel_mult {config.channel_mult} require: resize them or "
-            "use fewer levels"
+            f"the image size {image_shape[0]} x {image_shape[1]} is not divisible by {factor}, "
+            f"which the {levels} levels of model.channel_mult {config.channel_mult} require: "
+            "resize the images or use fewer levels"
         )
     for name in ("encoder", "decoder"):
         if getattr(config, name) == "encoder_decoder" and levels == 1:

@@ -26,7 +26,7 @@ class VAEConfig:
     """Terms of the loss; the defaults are those of vae_1_plain.yaml."""
 
     likelihood: LikelihoodName = "discretized_logistic"
-    """p(x | z): the mass of a logistic in each grey level, or a Gaussian on dequantised pixels."""
+    """p(x | z): the mass of a logistic in each grey level, or a Gaussian on dequantized pixels."""
     scale: Literal["pixel", "channel"] = "pixel"
     """The likelihood's scale: predicted for each pixel, or learned for each channel."""
     beta: float = 1.0
@@ -34,7 +34,7 @@ class VAEConfig:
     kl_warmup_images: int = 500_000
     """Images over which the weight of the KL rises from 0 to `beta`."""
     free_bits: float = 0.0
-    """KL below which a latent dimension of an image is not penalised, nats."""
+    """KL below which a latent dimension of an image is not penalized, nats."""
     flip: bool = True
     """Mirror each image with probability 1/2."""
 
@@ -70,7 +70,7 @@ class VAEObjective:
         _check_sample(sample)
         self.config, self.sample_config = config, sample
         self.latent, self.dtype = latent, dtype
-        # The Gaussian is a density of dequantised pixels.
+        # The Gaussian is a density of dequantized pixels.
         self.pixels = DEQUANTIZED if config.likelihood == "gaussian" else STANDARD
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ class VAEObjective:
 
         -log mean_k p(x | z_k) p(z_k) / q(z_k | x), z_k from the draws of step k; one decoder pass
         per sample, so memory does not grow with `num_samples`. For one sample its mean is the sum
-        of `nats`; for many it converges to -log p. The Gaussian's dequantisation noise is drawn per
+        of `nats`; for many it converges to -log p. The Gaussian's dequantization noise is drawn per
         sample too, which keeps it a bound.
         """
         if num_samples < 1:

@@ -113,7 +113,7 @@ def _with_other_shards(run: Path) -> None:
 
 DENOISE, EXPLORE = "python launch/denoise.py", "python launch/explore.py"
 LOOKING = [
-    Case(f"{DENOISE} runs/gan", "runs/gan", "gan run", "name one of a diffusion model"),
+    Case(f"{DENOISE} runs/gan", "runs/gan", "gan run", "name a diffusion run"),
     Case(f"{DENOISE} runs/ddpm --steps 50,,x", "--steps is", "'50,,x'", "whole numbers"),
     Case(f"{DENOISE} runs/ddpm --steps ''", "--steps is", "''", "give a value"),
     Case(f"{DENOISE} runs/ddpm --steps 0", "--steps names", "0", "1 to 1000"),
@@ -139,7 +139,7 @@ LOOKING = [
 
 REPORT = "python launch/report.py"
 REPORTING = [
-    Case(f"{REPORT} nowhere", "nowhere", "no folder", "name one of runs/", needs="runs/ddpm"),
+    Case(f"{REPORT} nowhere", "nowhere", "not a folder", "name one of runs/", needs="runs/ddpm"),
     Case(f"{REPORT} pictures", "pictures", "no config.yaml", "name one of runs/",
          needs="runs/ddpm"),
     Case(f"{REPORT} runs/ddpm runs/vae", "--out", "2 folders", "--out report.html"),
@@ -230,7 +230,7 @@ NAMING = [
          "--metrics distances --features inception"),
     Case(f"{EVALUATE} runs/ddpm --features fid", "--features is", "fid",
          "--metrics distances --features inception"),
-    Case(f"{EVALUATE} runs/ddpm --fid", "--fid", "no option",
+    Case(f"{EVALUATE} runs/ddpm --fid", "--fid", "not an option",
          "--metrics distances --features inception"),
     Case(f"{EVALUATE} runs/ddpm --measure diversity", "--measure", "diversity",
          "did you mean --metrics?"),
@@ -239,7 +239,7 @@ NAMING = [
     Case(f"{DENOISE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
     Case(f"{EXPLORE} runs/ddpm --out x.png", "--out is", "x.png", "name a folder"),
     Case(f"{REPORT} runs/ddpm --out new/", "--out is", "new/", "name a file in it"),
-    Case(f"{REPORT} runs/dppm", "runs/dppm", "no folder", "did you mean runs/ddpm?",
+    Case(f"{REPORT} runs/dppm", "runs/dppm", "not a folder", "did you mean runs/ddpm?",
          needs="runs/ddpm"),
 ]  # fmt: skip
 

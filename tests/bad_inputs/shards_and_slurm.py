@@ -102,7 +102,7 @@ SLURM = [
          "launch/train_rnn.py", "launch/train_*.py"),
     Case(f"{SUBMIT} --nodes 0", "--nodes is", "0", "MIN-MAX"),
     Case(f"{SUBMIT} --nodes 3-2", "--nodes is", "3-2", "MIN-MAX"),
-    Case(f"{SUBMIT} --nodes 1-1000000000", "--nodes is", "1-1000000000", "of 10000 at most"),
+    Case(f"{SUBMIT} --nodes 1-1000000000", "--nodes is", "1-1000000000", "up to 10000"),
     Case(f"{SUBMIT} --nodes 2", "--cluster local", "one node", "leave out --nodes"),
     Case(f"{SUBMIT} --gpus-per-node few", "--gpus-per-node", "few", "a whole number"),
     Case(f"{SUBMIT} --gpus-per-node {HUGE}", "--gpus-per-node is", HUGE, "below 2**63"),

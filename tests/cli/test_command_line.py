@@ -200,6 +200,6 @@ def test_a_configuration_of_another_family_names_its_trainer() -> None:
 def test_a_missing_colon_or_a_tab_is_named_with_its_own_line(
     tmp_path: Path, text: str, line: int, remedy: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"in line {line} \(") as caught:
+    with pytest.raises(UserError, match=rf"\(line {line}: ") as caught:
         parse(Config, "", ["--config", written(tmp_path / "c.yaml", text)])
     assert remedy in str(caught.value)

@@ -182,7 +182,7 @@ def test_any_locale_works(
 
     words = ["--source", "folder:pictures", "--split", "train", "--out", "built"]
     built = run("-m", "shards.build", *words)
-    if locale == "ascii" and built.returncode == 2:  # the name is no text in such a locale
+    if locale == "ascii" and built.returncode == 2:  # the name is not text in such a locale
         assert built.stderr.startswith("error: ") and built.stderr.count("\n") == 1
         return
     assert built.returncode == 0, built.stderr

@@ -184,7 +184,7 @@ def test_bits_per_dim_of_a_flow_are_exact_and_a_vaes_tighter_bound_is_below_the_
     words = ["--metrics", "bits_per_dim", "--num_test", 40]
     flow = run_warm(EVALUATE, tiny_run("flow"), *words)
     assert flow.code == 0, flow.stderr
-    assert "bits per dim" in flow.stdout and "bits/dim, exact for dequantised data" in flow.stdout
+    assert "bits per dim" in flow.stdout and "bits/dim, exact for dequantized data" in flow.stdout
     vae = run_warm(EVALUATE, tiny_run("vae"), *words, "--importance_samples", 20)
     assert vae.code == 0, vae.stderr
     bits = found_in(tiny_run("vae"))["bits_per_dim"]

@@ -85,7 +85,7 @@ def test_further_runs_differ_in_their_seed(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[object, str]] = [
-    ("[", "is not YAML in line 1"),
+    ("[", "is not valid YAML (line 1"),
     ("- a", "is not a YAML file of keys"),
     ({**GOOD, "titel": "x"}, "has an unknown key titel in the file"),
     ({**GOOD, "title": ""}, "has title '': give a text"),

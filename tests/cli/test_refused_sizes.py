@@ -60,7 +60,7 @@ def test_what_an_engine_refuses_leaves_no_folder(
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("diffusion", ["--data.resize=33"], "images of side 33 do not divide by"),
+        ("diffusion", ["--data.resize=33"], "the image side 33 is not divisible by"),
         ("gan", ["--data.resize=48"], "the images are 48 x 48"),
         ("flow", ["--data.resize=31"], "images of 31 x 31 cannot be halved"),
         ("diffusion", ["--model.channels=40000"], "choose smaller numbers"),

@@ -34,7 +34,7 @@ def test_a_sweep_with_a_failure_and_a_damaged_run(report: Callable, tmp_path: Pa
     (tmp_path / "d" / "slurm" / "job.json").write_text("{}")
     assert report(tmp_path).stdout == f"2 runs: {tmp_path}/report.html\n"
     page = (tmp_path / "report.html").read_text()
-    assert "training never began" in page and "c/config.yaml is not YAML in line 1" in page
+    assert "training never began" in page and "c/config.yaml is not valid YAML (line 1" in page
 
 
 def test_runs_of_the_same_name_are_shown_with_their_folders(
@@ -56,7 +56,7 @@ def test_what_is_no_run_or_damaged_is_a_one_line_error(report: Callable, tmp_pat
     mistakes: dict[Path, str] = {
         empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
         "(no run folder in it): runs/ holds no run: train one first, or give the path of one",
-        config.parent: f"{config} is not YAML in line 1 (did not find expected node content): "
+        config.parent: f"{config} is not valid YAML (line 1: did not find expected node content): "
         "correct that line; or restore it, or move the run",
         damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
         "repair or remove that line",

@@ -197,7 +197,7 @@ def test_foreach_operations_are_split_as_torch_does():
 
 
 @pytest.fixture(scope="module")
-def modelled(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+def modeled(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     """Return what the command prints and writes, with its defaults."""
     out = tmp_path_factory.mktemp("roofline") / "roofline.json"
     done = run_warm(SCRIPT, "roofline", "--json", out)
@@ -205,8 +205,8 @@ def modelled(run_warm: Callable, tmp_path_factory: pytest.TempPathFactory) -> tu
     return done.stdout, json.loads(out.read_text())["roofline"]
 
 
-def test_tables_add_up(modelled: tuple[str, dict]):
-    printed, model = modelled
+def test_tables_add_up(modeled: tuple[str, dict]):
+    printed, model = modeled
     assert model["parameters"] == 35_746_307
     tables = printed.split("\n\n")[1:4]
     for design, table in zip(NAMES, tables, strict=True):
@@ -228,8 +228,8 @@ def test_tables_add_up(modelled: tuple[str, dict]):
         assert kept["largest_batch"] * each <= usable < (kept["largest_batch"] + 1) * each
 
 
-def test_the_page_shows_what_the_command_prints(modelled: tuple[str, dict]):
-    model = modelled[1]
+def test_the_page_shows_what_the_command_prints(modeled: tuple[str, dict]):
+    model = modeled[1]
     page = (SCRIPT.parents[1] / "docs" / "performance.md").read_text()
     rows = {
         cells[0].strip(): [cell.strip() for cell in cells[1:-1]]

@@ -162,8 +162,8 @@ def test_a_class_conditional_net_needs_labels():
         ({"dropout": 1.0}, r"model\.dropout is 1\.0"),
         ({"dropout": -0.1}, r"model\.dropout is -0\.1"),
         ({"patch_size": 0}, r"model\.patch_size is 0"),
-        ({"patch_size": 3}, r"side 8 do not divide by 6"),
-        ({"channel_mult": [1] * 5, "num_blocks": [1] * 5}, r"side 8 do not divide by 16"),
+        ({"patch_size": 3}, r"side 8 is not divisible by 6"),
+        ({"channel_mult": [1] * 5, "num_blocks": [1] * 5}, r"side 8 is not divisible by 16"),
         ({"num_heads": 3}, r"model\.num_heads 3"),
         ({"num_heads": 0}, r"model\.num_heads"),
         ({"num_heads": -1}, r"model\.num_heads"),
@@ -181,7 +181,7 @@ def test_each_level_of_progressive_skips_has_its_own_size():
     for level, (in_width, out_width, side) in enumerate([(8, 16, 4), (16, 24, 2)]):
         features = skips.input(level, x) - skips.input(level, torch.zeros_like(x))
         assert features.shape == (1, in_width, side, side)
-        # A pixel reaches its own position and the neighbours of a 3 x 3 convolution.
+        # A pixel reaches its own position and the neighbors of a 3 x 3 convolution.
         assert (features[0, :, side - 2 :, side - 2 :] != 0).all()
         assert (features[0, :, : side - 2] == 0).all()
         skips.says[level][2].bias.data.fill_(level + 1)

@@ -102,7 +102,7 @@ def choose(only: str | None) -> Sequence[Fault]:
     for name in names:
         if not any(fault.name.startswith(name) for fault in FAULTS):
             known = ", ".join(fault.name for fault in FAULTS)
-            raise SystemExit(f"error: --only {name} is no fault: choose from {known}")
+            raise SystemExit(f"error: --only {name} is not a fault: choose from {known}")
     return [fault for fault in FAULTS if fault.name.startswith(tuple(names))]
 
 

@@ -77,5 +77,5 @@ def test_draws_of_an_attempt_follow_from_the_seed(tmp_path: Path) -> None:
 def test_faults_are_chosen_by_name() -> None:
     chosen = [fault.name for fault in choose("SIGKILL in a build,disk full")]
     assert chosen[0] == "SIGKILL in a build, at each file" and len(chosen) == 4
-    with pytest.raises(SystemExit, match="error: --only quake is no fault: choose from SIGKILL"):
+    with pytest.raises(SystemExit, match="error: --only quake is not a fault: choose from SIGKILL"):
         choose("SIGKILL,quake")

@@ -77,7 +77,7 @@ def check_seconds(seconds: float, first: list[Part]) -> None:
 def check_out(out: Path) -> None:
     """Raise UserError if `out` is not a new or empty folder."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out is {out}, which is no folder: name another")
+        raise UserError(f"--out is {out}, which is not a folder: name another path")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out is {out}, which is not empty: name a new folder, or remove it")
 

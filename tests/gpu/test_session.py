@@ -116,7 +116,10 @@ def test_a_session_that_is_stopped_packs_its_results(tmp_path: Path):
         (["nan"], "--seconds is nan: give a number"),
         (["60"], "SECONDS is 60: give 128 or more, which setup, together, rate take"),
         (["560", "--out", "full"], "--out is full, which is not empty: name a new folder, or"),
-        (["560", "--out", "full/file"], "--out is full/file, which is no folder: name another"),
+        (
+            ["560", "--out", "full/file"],
+            "--out is full/file, which is not a folder: name another path",
+        ),
     ],
 )
 def test_mistakes_are_reported_in_one_line(words: list[str], message: str, tmp_path: Path):

@@ -16,7 +16,7 @@ from dgm.rng import Draws
 from dgm.training.model_summary import _compile
 
 
-def normalise(purpose: str) -> Tensor:
+def normalize(purpose: str) -> Tensor:
     layer = group_norm(32, silu=True)
     layer.kernels = "triton"
     index = torch.arange(2)
@@ -27,18 +27,18 @@ def normalise(purpose: str) -> Tensor:
 
 def test_launches_of_both_passes_are_recorded_and_not_executed():
     with precompile.collect() as launches:
-        y = normalise("dropout/down0.0")
+        y = normalize("dropout/down0.0")
     assert not y.any() and y.shape == (2, 32, 8, 8)
     assert [kernel.__name__ for kernel, *_ in launches.kinds.values()] == ["forward", "backward"]
     for _, given, _ in launches.kinds.values():
         assert not any(isinstance(part, Tensor) for part in given)  # they would hold memory
-    assert normalise("dropout/down0.0").any() and not precompile.collecting()
+    assert normalize("dropout/down0.0").any() and not precompile.collecting()
 
 
 def test_on_a_cpu_nothing_is_collected():
     with precompile.collect_on(torch.device("cpu")) as launches:
         assert not precompile.collecting()
-        assert normalise("dropout/down0.0").any()
+        assert normalize("dropout/down0.0").any()
     assert launches.compile() == 0
 
 

@@ -142,7 +142,7 @@ def test_l_0_of_a_perfect_net_is_the_mass_within_half_a_level(variance: str) -> 
 
 
 def test_l_0_of_dequantised_images_is_the_mass_of_their_levels_bin() -> None:
-    """Anywhere in its bin: the stored level is modelled."""
+    """Anywhere in its bin: the stored level is modeled."""
     levels = torch.arange(256.0, dtype=torch.float64)
     mean = torch.linspace(-1.1, 1.1, 256, dtype=torch.float64)
     log_scale = torch.tensor(math.log(0.03), dtype=torch.float64)

@@ -142,7 +142,7 @@ def test_bits_of_stored_images_are_those_of_an_adaptive_integrator(
         made, nets, Batch(torch.from_numpy(data.pixels), torch.zeros(12).long()),
         Draws.of(3, index), steps=64,
     )  # fmt: skip
-    # Tight enough to see the dequantising noise, which moves an image by 0.002 bits per dimension.
+    # Tight enough to see the dequantizing noise, which moves an image by 0.002 bits per dimension.
     np.testing.assert_allclose(found.nats.numpy(), nats, rtol=0, atol=0.0015 * 48 * math.log(2))
     bits = bits_by_ode(made, nets, ImageSubset(engine, data, index, 3))
     off = bits["bound"] - nats.mean() / (48 * math.log(2))

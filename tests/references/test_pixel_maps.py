@@ -1,6 +1,6 @@
 """Grey levels in and out of every family, against the definition of their bins.
 
-Dequantised pixels: level u fills [u / 128 - 1, (u + 1) / 128 - 1) (Theis et al. 2016, "A note on
+Dequantized pixels: level u fills [u / 128 - 1, (u + 1) / 128 - 1) (Theis et al. 2016, "A note on
 the evaluation of generative models", section 3.1); others: u / 127.5 - 1, rounded to the nearest
 (Ho et al. 2020, section 3.3).
 """
@@ -30,7 +30,7 @@ EDGES = {"standard": STANDARD, "dequantized": DEQUANTIZED}
 BOTH = pytest.mark.parametrize("pixels", EDGES.values(), ids=EDGES)
 VARIANTS = {
     "diffusion": ("diffusion", {}, STANDARD),
-    "diffusion, dequantised": ("diffusion", {"diffusion.dequantize": "true"}, DEQUANTIZED),
+    "diffusion, dequantized": ("diffusion", {"diffusion.dequantize": "true"}, DEQUANTIZED),
     "gan": ("gan", {}, STANDARD),
     "vae": ("vae", {"vae.likelihood": "discretized_logistic"}, STANDARD),
     "vae, Gaussian": ("vae", {"vae.likelihood": "gaussian"}, DEQUANTIZED),

@@ -22,7 +22,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from dgm.evaluation import prdc as prdc_module
 from dgm.evaluation.diversity import diversity_by_class, mean_pairwise_distance
 from dgm.evaluation.memorization import memorization
-from dgm.evaluation.prdc import COVERAGE_NEIGHBOURS, knn_radii, nearest_neighbours
+from dgm.evaluation.prdc import COVERAGE_NEIGHBORS, knn_radii, nearest_neighbors
 from dgm.evaluation.prdc import prdc as our_prdc
 
 
@@ -30,7 +30,7 @@ def theirs(made: Tensor, real: Tensor) -> dict[str, float]:
     """Return density and coverage of prdc, precision and recall of torch-fidelity."""
     arrays = [np.ascontiguousarray(x.double().numpy()) for x in (real, made)]
     with contextlib.redirect_stdout(io.StringIO()):
-        of_prdc = prdc.compute_prdc(*arrays, nearest_k=COVERAGE_NEIGHBOURS)
+        of_prdc = prdc.compute_prdc(*arrays, nearest_k=COVERAGE_NEIGHBORS)
     of_fidelity = prc_features_to_metric(made.double(), real.double(), verbose=False)
     return {
         "precision": of_fidelity["precision"], "recall": of_fidelity["recall"],
@@ -97,18 +97,18 @@ def test_equal_distributions_have_the_stated_values():
 
 def test_results_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch):
     made, real = sets()
-    whole, near = our_prdc(made, real), nearest_neighbours(made, real)
+    whole, near = our_prdc(made, real), nearest_neighbors(made, real)
     monkeypatch.setattr(prdc_module, "_MAX_DISTANCES", 500)
     monkeypatch.setattr(prdc_module, "_BLOCK", 17)
     assert our_prdc(made, real) == whole
-    blocked = nearest_neighbours(made, real)
+    blocked = nearest_neighbors(made, real)
     torch.testing.assert_close(blocked[0], near[0])
     assert torch.equal(blocked[1], near[1])
 
 
-def test_nearest_neighbours_are_the_nearest():
+def test_nearest_neighbors_are_the_nearest():
     made, real = sets()
-    distance, row = nearest_neighbours(made, real)
+    distance, row = nearest_neighbors(made, real)
     apart = torch.cdist(made.double(), real.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert torch.equal(row, apart.argmin(1))
     torch.testing.assert_close(distance, apart.min(1).values)
@@ -121,14 +121,14 @@ def test_copies_of_training_images_are_detected():
     train, test, fresh = (
         torch.randint(0, 256, (n, 48), dtype=torch.uint8) for n in (300, 200, 100)
     )
-    of_test = nearest_neighbours(test, train)[0]
-    new = memorization(nearest_neighbours(fresh, train)[0], of_test)
+    of_test = nearest_neighbors(test, train)[0]
+    new = memorization(nearest_neighbors(fresh, train)[0], of_test)
     assert new["ratio"] == pytest.approx(1, abs=0.05) and new["nearer_than_test"] < 0.06
-    distance, row = nearest_neighbours(torch.cat([fresh[:60], train[:40]]), train)
+    distance, row = nearest_neighbors(torch.cat([fresh[:60], train[:40]]), train)
     assert 0.4 <= memorization(distance, of_test)["nearer_than_test"] < 0.45
     assert set(distance.argsort()[:40].tolist()) == set(range(60, 100))
     assert row[60:].tolist() == list(range(40))
-    assert memorization(nearest_neighbours(train[:50], train)[0], of_test)["ratio"] < 1e-6
+    assert memorization(nearest_neighbors(train[:50], train)[0], of_test)["ratio"] < 1e-6
     assert "ratio" not in memorization(of_test, torch.zeros(5).double())
 
 

@@ -62,8 +62,8 @@ def test_bits_are_exact_before_they_are_a_bound(tmp_path: Path) -> None:
     assert value_of(run, "bits per dimension") == 5.0
     run.evaluation["bits_per_dim"] = {"exact": 3.0}
     assert value_of(run, "bits per dimension") == 3.0
-    assert "exact for dequantised data" in parse_metric("bits per dimension").name
-    assert parse_metric("bits_per_dim/exact").name == "bits/dim, exact for dequantised data"
+    assert "exact for dequantized data" in parse_metric("bits per dimension").name
+    assert parse_metric("bits_per_dim/exact").name == "bits/dim, exact for dequantized data"
 
 
 @pytest.mark.parametrize(

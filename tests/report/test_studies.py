@@ -139,8 +139,8 @@ BAD_DENOISED = [
 ]
 BAD_EXPLORED = [
     ({"sheets": []}, "it is not as launch/explore.py writes it (no object settings)"),
-    (changed(EXPLORED, "sheets", 0, "file", to="../samples/a.png"), "is no picture in explored"),
-    (changed(EXPLORED, "sheets", 0, "file", to="exploration.json"), "is no picture in explored"),
+    (changed(EXPLORED, "sheets", 0, "file", to="../samples/a.png"), "is not a picture in explored"),
+    (changed(EXPLORED, "sheets", 0, "file", to="exploration.json"), "is not a picture in explored"),
     (changed(EXPLORED, "settings", "varied", to=[]), "nothing was varied"),
     (changed(EXPLORED, "settings", "varied", to=["x"]), "no number x"),
     (changed(EXPLORED, "settings", "real", "diversity", to=[]), "no number diversity"),

@@ -7,7 +7,7 @@ import pytest
 
 from shards.shapes import CLASSES, NUM_IMAGES, _coverage, render
 
-UPRIGHT = (12.0, np.array([16.0, 16.0]), 0.0)  # radius, centre, angle
+UPRIGHT = (12.0, np.array([16.0, 16.0]), 0.0)  # radius, center, angle
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -15,9 +15,9 @@ def test_an_upright_shape_is_its_own_mirror_image(name: str) -> None:
     found = _coverage(name, *UPRIGHT)
     # Polygons are filled a quarter of a pixel wider on one side.
     assert np.abs(found - found[:, ::-1]).mean() < 0.02
-    radius, centre, _ = UPRIGHT
+    radius, center, _ = UPRIGHT
     if name not in ("circle", "ring"):  # which are symmetric under rotation
-        turned = _coverage(name, radius, centre, 0.5)
+        turned = _coverage(name, radius, center, 0.5)
         assert np.abs(turned - turned[:, ::-1]).mean() > 0.03
 
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
     ("options", "sweep", "parts"),
     [
         (["--partition", "moon"], "", ["sbatch refuses", "Invalid partition name specified"]),
-        (["--nodes", "3"], "", ["train.global_batch 16 does not divide among 3 processes"]),
+        (["--nodes", "3"], "", ["train.global_batch 16 cannot be divided among 3 processes"]),
         ([], "grid: {train.keep_checkpoints: [0, -1, 3]}",
          ["set keep_checkpoints=0: train.keep_checkpoints is 0", "1 other sets have errors"]),
     ],
@@ -62,7 +62,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(
 
 
 def test_a_script_that_is_not_a_trainer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sample\.py is no trainer: choose launch/train_ddpm\.py"):
+    with pytest.raises(UserError, match=r"sample\.py is not a trainer: choose launch/train_ddpm"):
         preflight.examine(str(LAUNCH / "sample.py"), {"": []}, [1], {}, build=False)
 
 

@@ -1,4 +1,4 @@
-"""A recorder of steps for the CPU that is as strict as a CUDA graph."""
+"""A capturer of steps for the CPU that is as strict as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-class NotRecordableError(RuntimeError):
+class NotCapturableError(RuntimeError):
     """An operator that a CUDA graph cannot hold, or that would draw from a generator's state."""
 
 
@@ -36,11 +36,11 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
     ) -> Any:
         if _WAITS & set(func.tags) and not _indexes_by_numbers(func, args):
-            raise NotRecordableError(f"{func} makes the host wait for the device")
+            raise NotCapturableError(f"{func} makes the host wait for the device")
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotRecordableError(f"{func} draws from a generator")
+            raise NotCapturableError(f"{func} draws from a generator")
         if func is torch.ops.aten.lift_fresh.default:
-            raise NotRecordableError("a tensor is made of the host's values")
+            raise NotCapturableError("a tensor is made of the host's values")
         made = func(*args, **(kwargs or {}))
         outputs = _tensors(made)
         given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
@@ -79,25 +79,25 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-class TapeRecorder:
-    """Records tapes; as on a GPU, recording does not change what the step trains."""
+class TapeCapturer:
+    """Captures steps as tapes; as on a GPU, capturing does not change what the step trains."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        self.recorded = self.replayed = 0
+        self.captured = self.replayed = 0
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
         return work()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         kept = [(tensor, tensor.clone()) for tensor in self._trained()]
         try:
-            again = self._record(work)
+            again = self._capture(work)
         finally:
             with torch.no_grad():
                 for tensor, before in kept:
                     tensor.copy_(before)
-        self.recorded += 1
+        self.captured += 1
 
         def replay() -> None:
             self.replayed += 1
@@ -105,7 +105,7 @@ class TapeRecorder:
 
         return replay
 
-    def _record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def _capture(self, work: Callable[[], None]) -> Callable[[], None]:
         tape = Tape()
         with tape:
             work()
@@ -123,10 +123,10 @@ class TapeRecorder:
         ]
 
 
-class CompiledRecorder(TapeRecorder):
+class CompiledCapturer(TapeCapturer):
     """Runs compiled nets again, which a tape cannot hold; nothing may be compiled meanwhile."""
 
-    def _record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def _capture(self, work: Callable[[], None]) -> Callable[[], None]:
         def again() -> None:
             with torch.compiler.set_stance("fail_on_recompile"):
                 work()

@@ -1,4 +1,4 @@
-"""Tars of labelled images as other tools write them."""
+"""Tars of labeled images as other tools write them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def members(
     kind: str = "cls",
     first: int = 0,
 ) -> dict[str, bytes]:
-    """Return the names and contents of labelled images, keyed from 0000."""
+    """Return the names and contents of labeled images, keyed from 0000."""
     content = {}
     for number, (image, label) in enumerate(zip(images, labels, strict=False), start=first):
         content[f"{number:04d}.{kind}"] = str(label).encode()

@@ -119,7 +119,7 @@ def test_without_a_folder_there_is_no_checkpoint_and_no_warning(tmp_path: Path):
 def test_a_run_on_an_unmounted_disk_does_not_start_from_scratch(tmp_path: Path):
     folder = tmp_path / "checkpoints"
     folder.symlink_to(tmp_path / "unmounted")
-    with pytest.raises(UserError, match="checkpoints is no folder, nor a link to an existing one"):
+    with pytest.raises(UserError, match="checkpoints is neither a folder nor a link to one"):
         checkpoint.take_over(folder)
     folder.unlink()
     folder.touch()

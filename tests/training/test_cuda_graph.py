@@ -1,4 +1,4 @@
-"""Recorded and replayed steps train the same bits as eager ones."""
+"""Captured and replayed steps train the same bits as eager ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from array_images import ArrayImages
 from small_loop import BOTH, Folder, TwoPhases, assert_same, job, left_by, train
-from tape import CompiledRecorder, TapeRecorder
+from tape import CompiledCapturer, TapeCapturer
 from tiny import TINY
 from torch import Tensor, nn
 
@@ -26,9 +26,9 @@ from dgm.common.errors import UserError
 from dgm.diffusion import forward_process
 from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
-from dgm.training.cuda_graph import WARM_UP, CudaRecorder
+from dgm.training.cuda_graph import WARM_UP, CudaCapturer
 from dgm.training.engine import Engine
-from dgm.training.job import Job, TrainConfig, records_steps
+from dgm.training.job import Job, TrainConfig, captures_steps
 from dgm.training.launch_env import Launch, ZeroConfig
 from dgm.training.optimizer import AdamW, OptimConfig
 from dgm.training.sampler import BatchSampler
@@ -59,23 +59,23 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "norms_on_host", False)
 
 
-def train_recorded(made: Job, kind: type[TapeRecorder] = TapeRecorder) -> TapeRecorder:
-    """Train with recorded steps; return the recorder."""
+def train_captured(made: Job, kind: type[TapeCapturer] = TapeCapturer) -> TapeCapturer:
+    """Train with captured steps; return the capturer."""
     trainer = Trainer(made)
-    recorder = kind(trainer)
-    trainer.record_steps(recorder)  # type: ignore[arg-type]
+    capturer = kind(trainer)
+    trainer.capture_steps(capturer)  # type: ignore[arg-type]
     trainer.train(Folder(made.folder))
-    return recorder
+    return capturer
 
 
 def assert_replays_are_plain_steps(
-    folder: Path, make: Callable[[Path], Job], kind: type[TapeRecorder] = TapeRecorder
-) -> TapeRecorder:
-    """Train two runs, one with recorded steps, to the same bytes; return the recorder."""
-    recorder = train_recorded(make(folder / "replayed"), kind)
+    folder: Path, make: Callable[[Path], Job], kind: type[TapeCapturer] = TapeCapturer
+) -> TapeCapturer:
+    """Train two runs, one with captured steps, to the same bytes; return the capturer."""
+    capturer = train_captured(make(folder / "replayed"), kind)
     train(make(folder / "plain"))
     assert_same(folder / "replayed", folder / "plain")
-    return recorder
+    return capturer
 
 
 def family_job(folder: Path, family: str, **train: Any) -> Job:
@@ -108,12 +108,12 @@ def micro_batch(family: str) -> int:
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_replayed_steps_train_the_same_bits(tmp_path: Path, family: str, resident: bool):
     settings = {"images_on_device": resident, "micro_batch": micro_batch(family)}
-    recorder = assert_replays_are_plain_steps(
+    capturer = assert_replays_are_plain_steps(
         tmp_path, lambda folder: family_job(folder, family, **settings)
     )
     # A discriminator with and without a penalty, and a generator in every other step.
     variants, steps = (3, STEPS + STEPS // 2) if family == "gan" else (1, STEPS)
-    assert (recorder.recorded, recorder.replayed) == (variants, steps - variants * WARM_UP)
+    assert (capturer.captured, capturer.replayed) == (variants, steps - variants * WARM_UP)
 
 
 @pytest.fixture
@@ -135,11 +135,11 @@ def test_copies_of_weights_in_bf16_are_made_in_each_replay(tmp_path: Path, famil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_resumed_run_records_again_and_trains_the_same_bits(tmp_path: Path, family: str):
+def test_resumed_run_captures_again_and_trains_the_same_bits(tmp_path: Path, family: str):
     stopping = family_job(tmp_path / "replayed", family)
     calls = iter(range(STEPS))
     stopping.engine.any_rank = lambda _: next(calls) == 6  # type: ignore[method-assign]
-    assert train_recorded(stopping).replayed > 0
+    assert train_captured(stopping).replayed > 0
     assert left_by(tmp_path / "replayed")[0].state["step"] == 7
     resumed = assert_replays_are_plain_steps(tmp_path, lambda folder: family_job(folder, family))
     assert resumed.replayed > 0
@@ -147,7 +147,7 @@ def test_resumed_run_records_again_and_trains_the_same_bits(tmp_path: Path, fami
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_FAMILY)
-def test_nothing_is_compiled_while_a_step_is_recorded(
+def test_nothing_is_compiled_while_a_step_is_captured(
     tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ):
     compile_as_usual = nn.Module.compile
@@ -157,10 +157,10 @@ def test_nothing_is_compiled_while_a_step_is_recorded(
     # On a GPU this is a kernel.
     monkeypatch.setattr(forward_process, "_compiled", lambda function: function)
     settings = {"compile": "all", "micro_batch": micro_batch(family)}
-    recorder = assert_replays_are_plain_steps(
-        tmp_path, lambda folder: family_job(folder, family, **settings), CompiledRecorder
+    capturer = assert_replays_are_plain_steps(
+        tmp_path, lambda folder: family_job(folder, family, **settings), CompiledCapturer
     )
-    assert recorder.recorded == (3 if family == "gan" else 1)
+    assert capturer.captured == (3 if family == "gan" else 1)
 
 
 class Breaking(TwoPhases):
@@ -174,10 +174,10 @@ class Breaking(TwoPhases):
     image = 0
 
 
-@pytest.mark.parametrize("step", [1, 5])  # before and after one is recorded
+@pytest.mark.parametrize("step", [1, 5])  # before and after one is captured
 def test_weights_do_not_change_after_a_gradient_that_is_not_finite(tmp_path: Path, step: int):
     left: list[dict[str, Tensor]] = []
-    for name, go in (("replayed", train_recorded), ("plain", train)):
+    for name, go in (("replayed", train_captured), ("plain", train)):
         objective = Breaking((Phase("a", "first"), Phase("b", "second")))
         made = job(tmp_path / name, objective, kernels=False, log_every_images=64)
         objective.image = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
@@ -200,7 +200,7 @@ class Waiting(TwoPhases):
 
 
 class Growing(TwoPhases):
-    """Gives a bias its first gradient in the step that is to be recorded."""
+    """Gives a bias its first gradient in the step that is to be captured."""
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         net, x = nets["first"], batch.images.flatten(1) / 255
@@ -215,22 +215,22 @@ class Growing(TwoPhases):
         (Growing(BOTH[:1]), "a weight has its first gradient only now"),
     ],
 )
-def test_a_step_that_cannot_be_recorded_warns_once_and_changes_nothing(
+def test_a_step_that_cannot_be_captured_warns_once_and_changes_nothing(
     tmp_path: Path, objective: TwoPhases, reason: str
 ):
     with pytest.warns(UserWarning, match=reason) as warned:
         assert_replays_are_plain_steps(
             tmp_path, lambda folder: job(folder, objective, kernels=False)
         )
-    assert len([w for w in warned if "cannot be recorded" in str(w.message)]) == 1
+    assert len([w for w in warned if "cannot be captured" in str(w.message)]) == 1
 
 
 def test_two_phases_of_one_net_have_common_counts(tmp_path: Path):
     phases = (Phase("a", "first"), Phase("b", "first", every=2))
-    recorder = assert_replays_are_plain_steps(
+    capturer = assert_replays_are_plain_steps(
         tmp_path, lambda folder: job(folder, TwoPhases(phases), kernels=False)
     )
-    assert recorder.recorded == 2
+    assert capturer.captured == 2
 
 
 class Silent(TwoPhases):
@@ -253,21 +253,21 @@ def test_rate_and_counts_on_the_device_train_the_same_bits(decay: float):
     nets = [nn.Sequential(nn.Linear(9, 7), nn.Conv2d(3, 5, 3)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     config = OptimConfig(weight_decay=decay)
-    plain, recorded = (AdamW(net.parameters(), config, decayed=[net[0].weight]) for net in nets)
+    plain, captured = (AdamW(net.parameters(), config, decayed=[net[0].weight]) for net in nets)
     for step, missing in enumerate([0, 0, None, 3, None]):  # so numbers of steps differ
         for number, (one, other) in enumerate(zip(*(n.parameters() for n in nets), strict=True)):
             one.grad = None if number == missing else torch.randn_like(one)
             other.grad = None if one.grad is None else one.grad.clone()
         rate = float(np.float32(0.1 / (1 + step)))
         plain.step(rate)
-        counts = torch.tensor(recorded.counts(), dtype=torch.float32)
-        with recorded.on_device(torch.tensor(rate), counts) as update:
-            recorded.step(math.nan)
+        counts = torch.tensor(captured.counts(), dtype=torch.float32)
+        with captured.on_device(torch.tensor(rate), counts) as update:
+            captured.step(math.nan)
         for moments in update.updated:
             moments.step += 1
     for one, other in zip(*(n.parameters() for n in nets), strict=True):
         assert torch.equal(one, other)
-        assert all(torch.equal(plain.state[one][k], v) for k, v in recorded.state[other].items())
+        assert all(torch.equal(plain.state[one][k], v) for k, v in captured.state[other].items())
 
 
 @pytest.mark.parametrize(
@@ -279,13 +279,13 @@ def test_rate_and_counts_on_the_device_train_the_same_bits(decay: float):
         ("all", Launch(1, None), False),
     ],
 )
-def test_steps_are_recorded_on_one_process(compiling: Any, launch: Launch, expected: bool):
-    assert records_steps(TrainConfig(compile=compiling), launch) == expected
-    assert not records_steps(TrainConfig(compile=compiling, detect_anomaly=True), launch)
+def test_steps_are_captured_on_one_process(compiling: Any, launch: Launch, expected: bool):
+    assert captures_steps(TrainConfig(compile=compiling), launch) == expected
+    assert not captures_steps(TrainConfig(compile=compiling, detect_anomaly=True), launch)
 
 
 class NoGpu:
-    """The part of torch.cuda that recording uses, failing at its end as on torch 2.11."""
+    """The part of torch.cuda that capturing uses, failing at its end as on torch 2.11."""
 
     def __init__(self) -> None:
         self.streams, self.ended = ["default"], list[tuple[int, Any]]()
@@ -306,7 +306,7 @@ class NoGpu:
         raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_a_failed_recording_is_ended(monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_capture_is_ended(monkeypatch: pytest.MonkeyPatch):
     fake = NoGpu()
     for name, part in {
         "Stream": lambda _: "side", "graph_pool_handle": lambda: (0, 1), "stream": fake.stream,
@@ -317,5 +317,5 @@ def test_a_failed_recording_is_ended(monkeypatch: pytest.MonkeyPatch):
         torch._C, "_cuda_endAllocateToPool", lambda *of: fake.ended.append(of), raising=False
     )
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        CudaRecorder(torch.device("cuda")).record(lambda: None)
+        CudaCapturer(torch.device("cuda")).capture(lambda: None)
     assert (fake.streams, fake.ended) == (["default"], [(2, (0, 1))])

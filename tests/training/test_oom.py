@@ -53,7 +53,7 @@ def test_largest_micro_batch_that_fits_is_named_and_trains(tmp_path: Path):
 
 
 def test_a_model_that_does_not_fit_is_reported(tmp_path: Path):
-    assert "nor fewer: choose a smaller model" in error_of(tmp_path / "a", Greedy(0))
+    assert "nor do fewer: choose a smaller model" in error_of(tmp_path / "a", Greedy(0))
 
 
 def test_a_batch_that_cannot_be_split_has_to_be_smaller(tmp_path: Path):

@@ -101,7 +101,7 @@ def test_overfitting_one_batch_repeats_the_same_images_with_new_draws(world_size
         (24, 0, 2, r"train\.micro_batch 0 "),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused(
+def test_a_batch_that_cannot_be_divided_is_refused(
     global_batch: int, micro_batch: int | None, world_size: int, named: str
 ):
     with pytest.raises(UserError, match=named):

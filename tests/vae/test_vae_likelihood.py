@@ -35,7 +35,7 @@ def test_masses_of_all_grey_levels_sum_to_one(mean: float, log_scale: float, dty
     nll = discretized_logistic_nll(LEVELS, pixels(mean, log_scale, dtype))
     assert nll.isfinite().all() and (nll >= 0).all()
     # Edges of a level are differences of numbers about 1 (6e-8 of rounding in float32) over the
-    # scale, so neighbouring masses may overlap by that fraction: by 1 % for a scale of e^-12.
+    # scale, so neighboring masses may overlap by that fraction: by 1 % for a scale of e^-12.
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5 + 6e-8 * math.exp(-log_scale)
     assert float(torch.exp(-nll.double()).sum()) == pytest.approx(1, abs=tolerance)
 

@@ -172,7 +172,7 @@ def test_each_architecture_learns(name: str, likelihood: Any, norm: Any, pixel_s
         ({"num_blocks": [1, -1, 1]}, r"model\.num_blocks is \[1, -1, 1\]"),
         (
             {"channel_mult": [1] * 5, "num_blocks": [1] * 5},
-            r"images of 8 x 8 do not divide by 16, .*model\.channel_mult .*use fewer levels",
+            r"size 8 x 8 is not divisible by 16, .*model\.channel_mult .*use fewer levels",
         ),
         (
             {"channel_mult": [1], "num_blocks": [1], "encoder": "encoder_decoder"},
@@ -190,5 +190,5 @@ def test_invalid_settings_are_named(config: dict[str, Any], named: str):
 
 
 def test_height_and_width_are_both_checked():
-    with pytest.raises(UserError, match="images of 8 x 6 do not divide by 4"):
+    with pytest.raises(UserError, match="size 8 x 6 is not divisible by 4"):
         VAE(TINY, (8, 6, 3))

@@ -129,8 +129,8 @@ def test_noise_is_that_of_the_likelihood():
 
 def test_labels_are_ignored():
     made, nets = objective(), {"vae": net()}
-    labelled = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
-    assert torch.equal(labelled, made.sample(nets, 3, None, draws_of(3)))
+    labeled = made.sample(nets, 3, torch.tensor([0, 1, 2]), draws_of(3))
+    assert torch.equal(labeled, made.sample(nets, 3, None, draws_of(3)))
     assert made.num_classes is None
 
 

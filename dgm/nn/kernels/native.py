@@ -107,7 +107,7 @@ def library() -> ctypes.CDLL | None:
         return _load()
     except (OSError, subprocess.CalledProcessError) as error:
         warnings.warn(
-            "convolutions and normalisations are torch's own, because the faster ones in C++ "
+            "convolutions and normalizations are torch's own, because the faster ones in C++ "
             f"{_reason_and_remedy(error)}",
             stacklevel=1,
         )

@@ -33,7 +33,7 @@ inline float from_bits(uint32_t bits) {
 }
 
 // 1 / (1 + exp(-z)), relative error 2e-7: exp by range reduction to a power of two and a polynomial
-// (Cephes). Branch-free, so that the compiler vectorises it.
+// (Cephes). Branch-free, so that the compiler vectorizes it.
 inline float sigmoid(float z) {
   uint32_t bits = bits_of(z), size = bits & 0x7FFFFFFFu;
   size = std::min(size, 0x42AE0000u);  // 87.0, whose exponential is not subnormal

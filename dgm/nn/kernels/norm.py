@@ -1,6 +1,6 @@
 """GroupNorm, scale and shift, SiLU and dropout as one operation on channels_last images.
 
-With u = x + added, and x_hat = u normalised over its group (Wu and He 2018),
+With u = x + added, and x_hat = u normalized over its group (Wu and He 2018),
 
     z = (weight x_hat + bias) (1 + scale) + shift,    y = keep silu(z) / (1 - drop).
 
@@ -47,7 +47,7 @@ def norm_act(
     scale_shift: tuple[Tensor, Tensor] | None = None, silu: bool = True,
     dropout: Dropout | None = None, kernels: Kernels | None = None, skip: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Normalise concat(x, skip), [B, C, H, W]; weight and bias are [C], the rest [B, C].
+    """Normalize concat(x, skip), [B, C, H, W]; weight and bias are [C], the rest [B, C].
 
     Uses `kernels`, in the dtype of x, where `choose` allows, else torch's operators. Both are
     differentiable to any order in reverse mode; forward mode always uses torch's.
@@ -71,7 +71,7 @@ def norm_act(
 
 
 def choose(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> Kernels | None:
-    """Return the kernels that normalise x, or None for torch's operators.
+    """Return the kernels that normalize x, or None for torch's operators.
 
     H W has to be a multiple of 8. Triton needs a GPU and groups of at most 64 channels; C++ needs
     fp32 on a CPU, and is also used if `kernels` is triton but x is on a CPU.
@@ -153,7 +153,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dx, d_skip and fp32 [B, C] sums over H and W of dz, dz x_hat and du.
 
-    u = x + added, x_hat is u normalised, and z = a x_hat + b is the input of SiLU. Gradients of
+    u = x + added, x_hat is u normalized, and z = a x_hat + b is the input of SiLU. Gradients of
     absent tensors are empty, [0].
     """
     refuse_transform("dgm::norm_act_backward")

@@ -20,7 +20,7 @@ Maybe = Tensor | None
 
 _MAX_REGISTERS = 128
 _TILE = 8192  # elements
-_MAX_TILE = 16384  # elements, of 16 warps
+_MAX_TILE = 16384  # elements; with 16 warps
 _VECTOR = 4  # channels that a thread loads at once
 _MIN_CHANNELS, _MAX_CHANNELS = 8, 32  # per tile, unless a group has more
 _MAX_GROUP = 64  # channels per group
@@ -95,7 +95,7 @@ def backward(
 
 
 class Tile:
-    """The part of an image that a program normalises: some whole groups of channels."""
+    """The part of an image that a program normalizes: some whole groups of channels."""
 
     def __init__(self, x: Tensor, channels: int, groups: int):
         _, of_x, height, width = x.shape

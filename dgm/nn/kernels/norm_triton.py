@@ -1,6 +1,6 @@
 """GroupNorm, scale and shift, SiLU and dropout over [B, positions, C] memory, in one kernel.
 
-A second kernel is its backward pass. A program normalises some whole groups of channels of one
+A second kernel is its backward pass. A program normalizes some whole groups of channels of one
 image, eight tiles at a time, one from each eighth of the positions. If these eight cover the image
 (WHOLE), x is read once and kept in registers; else a second pass reads it again, mostly from the
 cache. Sums are accumulated by each thread and
@@ -21,7 +21,7 @@ import triton.language as tl
 
 # The interpreter does not support inline assembly.
 INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
-# Not specialised on divisibility by 16, which would recompile kernels for other addresses.
+# Not specialized on divisibility by 16, which would recompile kernels for other addresses.
 _DRAWS = ["key", "index", "step"]
 
 
@@ -184,11 +184,11 @@ def sum_of_eight(tiles):
 
 
 @triton.jit
-def squares_of_eight(tiles, centre):
-    """Return the sum of (tile - centre)^2 over eight tiles; `centre` broadcasts."""
-    total = (tiles[0] - centre) * (tiles[0] - centre)
+def squares_of_eight(tiles, center):
+    """Return the sum of (tile - center)^2 over eight tiles; `center` broadcasts."""
+    total = (tiles[0] - center) * (tiles[0] - center)
     for s in tl.static_range(1, 8):
-        total += (tiles[s] - centre) * (tiles[s] - centre)
+        total += (tiles[s] - center) * (tiles[s] - center)
     return total
 
 
@@ -229,7 +229,7 @@ def _moments_multi(
     """
     row = tl.arange(0, ROWS)
     # At each element of a tile, moments over the segments and tiles so far (Chan et al. 1983).
-    centre = tl.zeros([ROWS, CHANNELS], tl.float32)
+    center = tl.zeros([ROWS, CHANNELS], tl.float32)
     spread = tl.zeros([ROWS, CHANNELS], tl.float32)
     count = 0.0
     for first in range(0, segment, ROWS):
@@ -239,13 +239,13 @@ def _moments_multi(
         )  # fmt: skip
         own = sum_of_eight(tiles) * 0.125
         fraction = 1.0 / (count + 1.0)
-        delta = own - centre
+        delta = own - center
         spread += squares_of_eight(tiles, own) + delta * delta * (8.0 * count * fraction)
-        centre += delta * fraction
+        center += delta * fraction
         count += 1.0
-    total = tl.sum(centre, 0) * (8.0 * count)
+    total = tl.sum(center, 0) * (8.0 * count)
     group_mean = sum_of_group(total, inside, GROUP, CHANNELS) / (8 * segment * GROUP).to(tl.float32)
-    delta = centre - group_mean[None, :]
+    delta = center - group_mean[None, :]
     return group_mean, tl.sum(spread + delta * delta * (8.0 * count), 0)
 
 
@@ -337,7 +337,7 @@ def _load_both(
     more, gain, offset, keep_factor,
     ALIGN: tl.constexpr, JOINED: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """Return the tiles of u = x + more, centred, and of the gradient of z."""
+    """Return the tiles of u = x + more, centered, and of the gradient of z."""
     u = load_tiles(
         x, skip, more, image, segment, row, channels, channels_of_x, channel, inside, ALIGN, JOINED
     )

@@ -92,7 +92,7 @@ def _backward(
         native.call("transform_weight", inputs, outputs, weight, u, None)
         native.call("gradient_of_image", *sizes, grad, u, dx)
     if need_weight and not batch:
-        dw = torch.zeros_like(weight)  # with an empty batch the kernel's buffer is uninitialised
+        dw = torch.zeros_like(weight)  # with an empty batch the kernel's buffer is uninitialized
     elif need_weight:
         dw = torch.empty_like(weight)
         work = x.new_empty(native.call("work_size", inputs, outputs))

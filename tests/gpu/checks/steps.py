@@ -36,7 +36,7 @@ def no_step_waits(context: Context) -> str:
         trainer, _ = make_trainer("ddpm_tiny.yaml", options(context, f"--train.compile={mode}"))
         trainer.start_logging()
         for step in range(WARM_UP + 3):
-            if step == WARM_UP + 2:  # after compiling, recording, and the last allocation
+            if step == WARM_UP + 2:  # after compiling, capturing, and the last allocation
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 trainer.train_step()
