@@ -74,8 +74,8 @@ def _batch_fits(job: Job, nets: Nets, count: int) -> bool:
     gc.collect()
     if job.engine.device.type == "cuda":
         torch.cuda.empty_cache()
-    batch, draws = trial_batch(count, job.image_shape, job.engine.device)
     with MemoryGuard() as memory:
+        batch, draws = trial_batch(count, job.image_shape, job.engine.device)
         for phase in job.objective.phases:
             nets[phase.net].requires_grad_(True)
             with job.engine.autocast():

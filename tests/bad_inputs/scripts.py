@@ -75,7 +75,7 @@ EVALUATING = [
     Case(f"{EVALUATE} runs/ddpm --num_images 5", "generated images", "5", "--num_images"),
     Case(f"{EVALUATE} runs/ddpm --num_images 20 --per_class 2", "--per_class", "2",
          "leave one out"),
-    Case(f"{EVALUATE} runs/ddpm --metrics cost,reconstruction", "runs/ddpm", "no encoder",
+    Case(f"{EVALUATE} runs/ddpm --metrics cost,reconstruction", "runs/ddpm", "vae runs",
          "out of --metrics"),
     Case(f"{EVALUATE} runs/ddpm --features vgg", "features", "vgg", "inception"),
     Case(f"{EVALUATE} runs/ddpm --seeds 0", "--seeds is", "0", "1 or more"),

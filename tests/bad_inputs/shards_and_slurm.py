@@ -121,7 +121,7 @@ SLURM = [
     Case(f"{SUBMIT} --python \"it's\"", "--python is", "it's", "correct its quotes"),
     Case(f"{DDPM} --cluster moon", "--cluster", "moon", "choose local"),
     Case(f"{DDPM} --cluster mine.yaml", "mine.yaml", "gpus",
-         "choose nodes", written("mine.yaml", "gpus: 3\n")),
+         "choose from nodes", written("mine.yaml", "gpus: 3\n")),
     Case(f"{DDPM} --cluster mine.yaml", "mine.yaml",
          "--lead-s is soon", "a whole number", written("mine.yaml", "lead_s: soon\n")),
     Case(f"{SUBMIT} --accelerate-config nowhere.yaml", "--accelerate-config", "nowhere.yaml",
