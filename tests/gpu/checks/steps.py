@@ -59,7 +59,8 @@ def little_memory(context: Context) -> Iterator[None]:
         return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + 600 * 2**20
+    # Several times the 256 MiB by which malloc grows (M_TOP_PAD in process_settings.py).
+    limit = pages * resource.getpagesize() + 2 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     try:
         yield
