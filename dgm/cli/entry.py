@@ -140,7 +140,7 @@ def _ignore_signals() -> None:
 
 def _hide_disk_faults_of_helpers() -> None:
     # On a full disk, a tracker's thread or the closing of a file by garbage collection fails, too;
-    # the main thread reports the fault in one line.
+    # the main thread reports the fault as a one-line error.
     in_thread, in_del = threading.excepthook, sys.unraisablehook
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
@@ -178,7 +178,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print our own warnings in one line, without the source line that raised them."""
+    """Print our own warnings as one line, without the source line that raised them."""
     root = Path(__file__).resolve().parents[2]
     packages = [root / name for name in ("dgm", "launch", "shards", "slurm")]
     if any(Path(filename).resolve().is_relative_to(package) for package in packages):

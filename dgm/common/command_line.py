@@ -24,7 +24,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     keep_streams()
     try:
         code = main() or DONE
-        sys.stdout.flush()  # here, so that a full disk is reported in one line
+        sys.stdout.flush()  # here, so that a full disk is a one-line error
     except (UserError, OSError) as error:
         fault = disk_fault(error) if isinstance(error, OSError) else str(error)
         if fault is None:
