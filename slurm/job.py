@@ -169,12 +169,26 @@ class _Supervisor:
         while (decision := self.attempt(hosts, attempt)).action == "again":
             attempt += 1
         if decision.action == "requeue":
-            reason = self.nodes.requeue()
+            reason = self.requeue()
             if reason is None:
                 time.sleep(600)  # Slurm ends this start
                 reason = "Slurm accepted the request, but nothing happened in ten minutes"
             log(f"not requeued: {reason}")
         return decision.exit_code
+
+    def requeue(self) -> str | None:
+        """Requeue the job, after which SIGTERM ends this process; return the reason if that fails.
+
+        Slurm sends SIGTERM at once, and waits for KillWait (30 s by default) before it kills.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            reason = self.nodes.requeue()
+            if reason is None:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            return reason
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def usable_hosts(self) -> list[str]:
         """Return the largest number of nodes among which the batch can be divided."""

@@ -1,4 +1,4 @@
-"""Fifty steps of a family with any engine, and their losses."""
+"""Twenty-five steps of a family with any engine, and their losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import BATCH, LAUNCH, LOSS, SCRIPTS
 
-STEPS = 50
+STEPS = 25
 
 
 @pytest.fixture(scope="session")

@@ -24,12 +24,10 @@ STEPS = 25
 pytestmark = pytest.mark.slow
 
 LONG = [pytest.param(f, marks=pytest.mark.long) for f in SCRIPTS if f != "diffusion"]
-ENGINES: list[Any] = [("diffusion", stage, []) for stage in "13"] + [("gan", "2", [])]
+ENGINES: list[Any] = [("diffusion", "1", []), ("diffusion", "3", []), ("gan", "2", [])]
 ENGINES += [
     pytest.param(family, stage, [], marks=pytest.mark.long)
-    for stage in "123"
-    for family in SCRIPTS
-    if (family, stage, []) not in ENGINES
+    for family, stage in (("diffusion", "2"), ("gan", "3"), ("vae", "2"), ("flow", "2"))
 ]
 # With micro-batches: gradients add up, and are averaged in the last one of a step.
 ENGINES += [
@@ -49,8 +47,8 @@ def test_losses_under_zero_are_those_of_one_process(
     zero: str,
     options: list[str],
 ) -> None:
-    found = losses(family, 2, *options, steps=STEPS, folder=tmp_path / "run", zero=zero)
-    difference = largest_difference(found, losses_alone(family)[:STEPS])
+    found = losses(family, 2, *options, folder=tmp_path / "run", zero=zero)
+    difference = largest_difference(found, losses_alone(family))
     print(f"{family}: ZeRO-{zero} on 2 processes differs from one by {difference:.1e}")
     assert difference < 1e-5
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -80,11 +78,11 @@ def test_run_moves_between_engines_with_the_same_losses(
 ) -> None:
     moves: list[tuple[int, str | None]] = [(1, None), (2, None), (2, "3"), (4, "1"), (1, None)]
     for number, (processes, zero) in enumerate(moves, 1):
-        found = losses(family, processes, zero=zero, steps=10 * number, folder=tmp_path / "run")
+        found = losses(family, processes, zero=zero, steps=5 * number, folder=tmp_path / "run")
     difference = largest_difference(found, losses(family, 1, folder=tmp_path / "alone"))
     print(f"{family}: one process, DDP, ZeRO-3, ZeRO-1, one process differ by {difference:.1e}")
-    assert difference < 1e-4
-    average = f"checkpoints/{50 * BATCH:09d}/ema.safetensors"
+    assert difference < (1e-4 if family == "gan" else 1e-5)
+    average = f"checkpoints/{STEPS * BATCH:09d}/ema.safetensors"
     moved, alone = (load_file(tmp_path / name / average) for name in ("run", "alone"))
     assert moved.keys() == alone.keys()
     # Where a gradient is near zero, AdamW turns its rounding into a step as large as the rate.
@@ -104,7 +102,11 @@ def test_run_moves_between_engines_with_the_same_losses(
 
 @pytest.mark.parametrize("family", ["diffusion", pytest.param("gan", marks=pytest.mark.long)])
 def test_weight_decay_is_the_same_in_every_engine(
-    losses: Callable, largest_difference: Callable, tmp_path: Path, family: str
+    losses: Callable,
+    losses_alone: Callable,
+    largest_difference: Callable,
+    tmp_path: Path,
+    family: str,
 ) -> None:
     # A weight decay strong enough to change the losses measurably within 25 steps.
     decay = f"--optim.weight_decay={20 if family == 'diffusion' else 50}"
@@ -112,9 +114,9 @@ def test_weight_decay_is_the_same_in_every_engine(
     for number, (processes, zero) in enumerate(moves, 1):
         steps, folder = 5 * number, tmp_path / "run"
         found = losses(family, processes, decay, zero=zero, steps=steps, folder=folder)
-    alone, without = losses(family, 1, decay, steps=STEPS), losses(family, 1, steps=STEPS)
+    alone = losses(family, 1, decay)
     assert largest_difference(found, alone) < 1e-5
-    assert largest_difference(alone, without) > 1e-3
+    assert largest_difference(alone, losses_alone(family)) > 1e-3
 
 
 @pytest.mark.parametrize(
