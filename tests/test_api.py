@@ -11,20 +11,11 @@ import pytest
 import torch
 
 import dgm
+from dgm.cli.parser import TRAINERS
 from dgm.common.errors import UserError
 from shards import shapes
 
-ROOT = Path(__file__).resolve().parents[1]
-KEYS = {
-    "train.total_images": 64, "train.global_batch": 16, "train.samples_per_class": 1,
-    "train.compile": "none", "run.trackers": [], "train.log_every_images": 16,
-}  # fmt: skip
-SMALL = {
-    "ddpm": {"model.channels": 8, "sample.steps": 2},
-    "gan": {"model.generator_channels": 4, "model.discriminator_channels": 4},
-    "vae": {"model.encoder_channels": 4, "model.decoder_channels": 4},
-    "flow": {"model.steps": 1, "model.hidden": 8},
-}
+KEYS = {"train.total_images": 64, "run.trackers": []}
 
 
 @pytest.fixture
@@ -38,14 +29,12 @@ LABELS = np.arange(48) % 3
 
 
 def train(family: str, images: np.ndarray, out: Path, **more) -> dgm.Run:
-    config = f"{family}_small.yaml"
-    return dgm.train(
-        family, images, LABELS, out=out, config=config, **{**KEYS, **SMALL[family], **more}
-    )
+    config = f"{family}_tiny.yaml"
+    return dgm.train(family, images, LABELS, out=out, config=config, **{**KEYS, **more})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", TRAINERS.values())
 def test_a_run_is_trained_and_loaded(family: str, images: np.ndarray, tmp_path: Path):
     run = train(family, images, tmp_path / "run")
     assert run.images_seen == 64 and run.image_shape == (32, 32, 3) and len(run.classes) == 3
@@ -83,10 +72,7 @@ def test_own_network_and_objective(images: np.ndarray, tmp_path: Path):
         def forward(self, x, t, labels, draws=None):
             return self.layer(x)
 
-    run = dgm.train(
-        "ddpm", images, LABELS, out=tmp_path / "run", network=Own(), config="ddpm_small.yaml",
-        **KEYS,
-    )  # fmt: skip
+    run = train("ddpm", images, tmp_path / "run", network=Own())
     assert isinstance(run.model["net"], Own) and run.images_seen == 64
     assert dgm.load(tmp_path / "run", network=Own()).sample(2, steps=2).shape == (2, 32, 32, 3)
 

@@ -141,28 +141,6 @@ def test_other_values_of_files(tmp_path: Path) -> None:
     assert (config.train.mixed_precision, config.run.dir) == ("no", "2024")
 
 
-@pytest.mark.parametrize(
-    ("unknown", "hint"),
-    [
-        ("train.lr", "optim.lr?"), ("learning_rate", "optim.lr?"),
-        ("train.batch_size", "train.global_batch?"), ("train-batch-size", "train.global_batch?"),
-        ("steps", "train.total_images?"), ("out", "run.dir?"), ("gpus", "accelerate launch"),
-        ("resume_from_checkpoint", "same command again continues"),
-        ("num_workers", "without loader processes"), ("optim.lrr", "optim.lr?"),
-        ("num_images", "eval.num_images?"),
-    ],
-)  # fmt: skip
-def test_foreign_names_of_keys(tmp_path: Path, unknown: str, hint: str) -> None:
-    with pytest.raises(UserError, match="unrecognized arguments") as caught:
-        parse(Config, "ddpm_tiny.yaml", [f"--{unknown}", "3"])
-    assert hint in str(caught.value)
-    section, _, last = unknown.rpartition(".")
-    text = f"{section}: {{{last}: 3}}\n" if section else f"{last}: 3\n"
-    with pytest.raises(UserError, match="unknown key") as caught:
-        parse(Config, "", ["--config", written(tmp_path / "u.yaml", text)])
-    assert hint in str(caught.value)
-
-
 def test_foreign_names_lead_to_existing_keys() -> None:
     every = {key for keys in KEYS.values() for key in keys}
     assert set(_KEY_OF.values()) <= every
@@ -173,6 +151,8 @@ def test_foreign_names_lead_to_existing_keys() -> None:
             named = [word.strip("?,()") for word in hint.split() if "." in word.strip("?.,()")]
             assert all(word in {*keys, "data.shards", "train.global_batch"} for word in named), hint
     assert suggest_key("colour", KEYS["gan"]) is None
+    assert suggest_key("num_images", KEYS["diffusion"]) == "did you mean eval.num_images?"
+    assert "accelerate launch" in (suggest_key("gpus", KEYS["diffusion"]) or "")
 
 
 def test_foreign_names_of_options() -> None:
@@ -183,8 +163,6 @@ def test_foreign_names_of_options() -> None:
 
 
 def test_a_configuration_of_another_family_names_its_trainer() -> None:
-    with pytest.raises(UserError, match=r"gan_small.yaml .*section gan.* launch/train_gan.py"):
-        parse(Config, "", ["--config", "gan_small.yaml"])
     with pytest.raises(UserError, match=r"flow_tiny.yaml .*the key model.* launch/train_flow.py"):
         parse(Config, "", ["--config", "flow_tiny.yaml"])
 

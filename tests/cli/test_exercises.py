@@ -129,18 +129,16 @@ def test_a_wrong_key_of_a_run_is_found_before_anything_is_trained(tmp_path: Path
 
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_a_page(
-    run_script: Callable, shape_pictures: Path, tmp_path: Path
+    run_warm: Callable, shape_pictures: Path, tmp_path: Path
 ) -> None:
-    scale = GOOD["scales"]["small"]
-    more = {"measure": "--metrics cost --num_images 20", "post": ["sample"]}
-    content = {**GOOD, "scales": {"small": {**scale, **more}}, "show": ["samples", "generated"]}
-    own = written(tmp_path / "own", content).parent
+    small = {**GOOD["scales"]["small"], "measure": "--metrics cost --num_images 20"}
+    own = written(tmp_path / "own", {**GOOD, "scales": {"small": small}}).parent
     words = ["--exercises", own, "--data", f"folder:{shape_pictures}", "--parallel", 2]
-    done = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path)  # without test images
+    done = run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path)  # without test images
     assert done.code == 2 and "by --holdout 0.1 " in done.stderr
     assert not (tmp_path / "out").exists() and not (tmp_path / "data").exists()
     words += ["--holdout", 0.2, "--resize", 16]
-    done = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path, timeout=300)
+    done = run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path, timeout=300)
     assert done.code == 0, done.stderr
     page = (tmp_path / "out" / "one.html").read_text()
     config = yaml.safe_load((tmp_path / "out" / "vae-soft" / "config.yaml").read_text())
@@ -149,7 +147,7 @@ def test_runs_are_trained_once_and_compared_on_a_page(
     assert "<td>held</td>" in page and "(2 times)" in page and "Best is " in page
     # The same command again repeats nothing, and writes the same page.
     logs = {path: path.read_bytes() for path in (tmp_path / "out" / "logs").iterdir()}
-    again = run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path)
+    again = run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path)
     assert again.code == 0 and "train" not in again.stdout
     assert {path: path.read_bytes() for path in logs} == logs
     assert (tmp_path / "out" / "one.html").read_text() == page
@@ -158,7 +156,7 @@ def test_runs_are_trained_once_and_compared_on_a_page(
     done_file = tmp_path / "out" / "done.jsonl"
     lines = [line for line in done_file.read_text().splitlines() if "vae-soft" not in line]
     done_file.write_text("".join(line + "\n" for line in lines))
-    error = error_of(run_script(SCRIPT, *words, "--out", "out", cwd=tmp_path))
+    error = error_of(run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path))
     assert error.startswith("error: train vae-soft ended with code 2")
     assert "holds a run with another configuration" in error
 

@@ -44,7 +44,7 @@ def start(
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_stop_before_the_first_step_is_answered_immediately(
     start: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:

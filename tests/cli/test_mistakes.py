@@ -21,24 +21,13 @@ def test_two_processes_report_a_mistake_once(
         assert part in error
     # Only the first process finds this one; the others must not wait for it forever.
     assert "nowhere do not exist" in error_of(train("--data.shards=nowhere", processes=2))
-    run = ["--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
-    words = [LAUNCH / SCRIPTS["vae"], *run]
-    launched = run_script(*words, "--train.global_batch=15", processes=2)
-    assert launched.code != 0
-    assert launched.stderr.count("error: train.global_batch 15") == 1
-    assert 'train_vae.py", line' not in launched.stderr, "the script left a traceback"
+    words = [LAUNCH / SCRIPTS["vae"], "--config", tiny_configs["vae"]]
+    words += ["--run.dir", tmp_path / "run"]
     cpu = run_script("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", *words)
     assert cpu.code != 0
     (error,) = [line for line in cpu.stderr.splitlines() if line.startswith("error: ")]
     assert "--multi_gpu" in error
     assert not (tmp_path / "run").exists()
-
-
-def test_a_mistake_under_plain_python_is_one_line(run_script: Callable, tiny_config: Path) -> None:
-    script = LAUNCH / SCRIPTS["diffusion"]
-    plain = run_script(script, "--config", tiny_config, "--train.total_images=0")
-    assert plain.stdout == ""
-    assert "train.total_images is 0: choose 1 or more" in error_of(plain)
 
 
 def test_a_run_of_another_architecture_is_not_sampled(

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 from errors import error_of
-from optional import need
 from tiny import LAUNCH, SCRIPTS
 
 pytestmark = pytest.mark.slow
 # Memory is limited once everything is imported, so that only the batch exceeds it.
 BOUNDED = """
 import resource, runpy, sys
-sys.path.insert(0, ROOT)
 import psutil, torch
 import dgm.cli.assemble, torch.utils.tensorboard
 del sys.argv[0]
@@ -25,13 +23,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_batch_that_does_not_fit_leaves_no_folder_and_a_smaller_one_trains_there(
-    run_script: Callable, train: Callable, tiny_configs: dict[str, Path], tmp_path: Path
+    run_warm: Callable, train: Callable, tiny_configs: dict[str, Path], tmp_path: Path
 ) -> None:
     bounded, run = tmp_path / "bounded.py", tmp_path / "run"
-    bounded.write_text(BOUNDED.replace("ROOT", repr(str(LAUNCH.parent))))
+    bounded.write_text(BOUNDED)
     words = [LAUNCH / SCRIPTS["gan"], "--config", tiny_configs["gan"], "--run.dir", run]
     options = ["--train.compile=none", "--train.global_batch=65536"]
-    large = run_script(bounded, *words, *options)
+    large = run_warm(bounded, *words, *options)
     assert large.code == 2, large.stderr
     error = large.stderr.splitlines()[-1]
     assert error.startswith("error: 65536 images at a time do not fit into the memory of cpu")
@@ -41,19 +39,9 @@ def test_a_batch_that_does_not_fit_leaves_no_folder_and_a_smaller_one_trains_the
     assert small.code == 0, small.stderr
 
 
-@pytest.mark.parametrize(
-    ("option", "zero", "message"),
-    [
-        ("--train.compile=all", "3", "lower zero_stage"),
-        ("--train.float64=true", "2", "use one process or DDP"),
-    ],
-)
-def test_what_an_engine_refuses_leaves_no_folder(
-    train: Callable, tmp_path: Path, option: str, zero: str, message: str
-) -> None:
-    need("deepspeed")
-    done = train(option, family="diffusion", zero=zero)
-    assert done.code == 2 and message in done.stderr, (done.code, done.stderr)
+def test_what_an_engine_refuses_leaves_no_folder(train: Callable, tmp_path: Path) -> None:
+    done = train("--train.float64=true", family="diffusion", zero="2")
+    assert done.code == 2 and "use one process or DDP" in done.stderr, (done.code, done.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -61,9 +49,6 @@ def test_what_an_engine_refuses_leaves_no_folder(
     ("family", "options", "message"),
     [
         ("diffusion", ["--data.resize=33"], "the image side 33 is not divisible by"),
-        ("gan", ["--data.resize=48"], "the images are 48 x 48"),
-        ("flow", ["--data.resize=31"], "images of 31 x 31 cannot be halved"),
-        ("diffusion", ["--model.channels=40000"], "choose smaller numbers"),
         ("vae", ["--train.global_batch=10000000"], "train.global_batch is 10000000"),
     ],
 )

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from errors import error_of
 from tiny import LAUNCH, SCRIPTS, TINY
 from warm_processes import Result
 from written_runs import write_run
@@ -44,26 +43,6 @@ def test_runs_of_the_same_name_are_shown_with_their_folders(
     out = tmp_path / "both.html"
     assert report(one, two, one, "--out", out).stdout == f"2 runs: {out}\n"
     assert "x/run: min" in out.read_text() and "y/run: min" in out.read_text()
-
-
-def test_what_is_no_run_or_damaged_is_a_one_line_error(report: Callable, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    config = write_run(tmp_path / "config", [1.0]) / "config.yaml"
-    config.write_text("a: [")
-    damaged = write_run(tmp_path / "damaged", [2.0, 1.0, 1.0]) / "metrics.jsonl"
-    damaged.write_text(damaged.read_text().replace('"images_seen": 200', '"images": 200'))
-    mistakes: dict[Path, str] = {
-        empty: f"{empty} is neither a run folder (no config.yaml) nor that of a sweep "
-        "(no run folder in it): runs/ holds no run: train one first, or give the path of one",
-        config.parent: f"{config} is not valid YAML (line 1: did not find expected node content): "
-        "correct that line; or restore it, or move the run",
-        damaged.parent: f"{damaged} is damaged in line 2 (no JSON object with images_seen): "
-        "repair or remove that line",
-    }
-    for folder, message in mistakes.items():
-        assert error_of(report(folder)) == f"error: {message}"
-    assert not list(tmp_path.rglob("*.html"))
 
 
 @pytest.mark.slow

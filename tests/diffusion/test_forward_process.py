@@ -32,16 +32,6 @@ def drawn(index: Tensor, label_drop: float = 0.1) -> PerImageDraws:
     return draw_per_image(index % 10, schedule.alphas, schedule.sigmas, draws, label_drop, 10)
 
 
-def test_x_t_is_signal_plus_noise_at_the_level_of_each_image():
-    images, alpha = pixels(3), torch.tensor([0.0, 0.6, 1.0]).double()[:, None, None, None]
-    sigma = (1 - alpha**2).sqrt()
-    x_t, x_0, eps = draw_noised(images, alpha, sigma, Draws.of(0, torch.arange(3)))
-    assert x_t.shape == (3, 3, 8, 8) and x_t.dtype == torch.float64
-    expected = images.permute(0, 3, 1, 2).double() / 127.5 - 1
-    torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-15)  # float64 rounding
-    torch.testing.assert_close(x_t, alpha * x_0 + sigma * eps, rtol=0, atol=1e-15)
-
-
 def test_noise_has_the_moments_of_a_normal():
     images, alpha = pixels(64, 32), torch.full((64, 1, 1, 1), 0.6).double()
     x_t, x_0, eps = draw_noised(images, alpha, 0.8 + 0 * alpha, Draws.of(0, torch.arange(64)))
@@ -85,14 +75,6 @@ def test_the_given_fraction_of_labels_is_dropped(fraction: float):
     # Four standard errors; none for a fraction of 0 or 1.
     bound = 4 * math.sqrt(fraction * (1 - fraction) / 4000)
     assert abs(float(dropped.double().mean()) - fraction) <= bound
-
-
-def test_draws_of_an_image_do_not_depend_on_its_batch():
-    whole = drawn(torch.arange(40), 0.5)
-    parts = [drawn(torch.arange(i, i + 8), 0.5) for i in range(0, 40, 8)]
-    for name in PerImageDraws._fields:
-        together = torch.cat([getattr(part, name) for part in parts])
-        assert torch.equal(getattr(whole, name), together), name
 
 
 def inputs(

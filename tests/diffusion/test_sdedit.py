@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
+from dgm.diffusion.samplers import SamplerName
 from dgm.diffusion.sdedit import denoise, noise
 from dgm.preprocessing import STANDARD
 from dgm.rng import Draws
@@ -56,7 +59,7 @@ def test_noise_is_that_of_the_schedule(objective: DiffusionObjective, images: Te
     assert float(rest.var()) == pytest.approx(1, abs=4 * (2 / count) ** 0.5)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize("steps", [1, 7, T])
 def test_an_exact_net_returns_the_images(
     objective: DiffusionObjective, images: Tensor, steps: int, sampler

@@ -13,7 +13,7 @@ from small_flow import moved
 from torch import Tensor, nn
 
 from dgm.flow.bijections import ActNorm, Chain, InvertibleConv, Logit, Squeeze
-from dgm.flow.coupling import Checkerboard, Coupling, NormedConv, conv_net, residual_net
+from dgm.flow.coupling import Checkerboard, Coupling, conv_net, residual_net
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "squeeze": Squeeze,
@@ -101,29 +101,6 @@ def test_logit_keeps_both_ends_finite():
     ends = math.log(0.95 / 0.05)
     torch.testing.assert_close(z.flatten(), torch.tensor([-ends, 0, ends]))
     assert torch.isfinite(log_det).all()
-
-
-def test_actnorm_standardises_what_it_was_initialised_on():
-    x = pixels(64) * torch.tensor([0.01, 1, 5, 100])[:, None, None] + 3
-    norm = ActNorm(4)
-    norm.initialize(x)
-    z, log_det = norm(x)
-    # One channel's mean is 500 times its standard deviation: four of seven digits are left.
-    assert z.mean((0, 2, 3)).abs().max() < 1e-3
-    assert (z.var((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
-    stds = x.std((0, 2, 3), correction=0)
-    torch.testing.assert_close(log_det, (-24 * stds.log().sum()).expand(64), rtol=1e-4, atol=0)
-
-
-def test_normed_conv_is_a_convolution_followed_by_actnorm():
-    torch.manual_seed(0)
-    conv, x = NormedConv(4, 6, 3), pixels(16)
-    conv.initialize(x)
-    plain = nn.functional.conv2d(x, conv.weight, padding=1)
-    norm = ActNorm(6)
-    norm.initialize(plain)
-    torch.testing.assert_close(conv(x), norm(plain)[0], rtol=0, atol=1e-5)  # rounding of float32
-    assert (conv(x).var((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
 
 
 @torch.no_grad()

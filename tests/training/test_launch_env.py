@@ -106,8 +106,7 @@ def test_unsupported_requests_are_refused(
 @pytest.mark.parametrize(
     ("processes", "option", "message"),
     [
-        (2, "--gradient_accumulation_steps 4", "gradient_accumulation_steps 4: leave it to train."),
-        (1, "--gradient-accumulation-steps=2", "gradient_accumulation_steps 2: leave it to train."),
+        (2, "--gradient-accumulation-steps=4", "gradient_accumulation_steps 4: leave it to train."),
         (1, "--gradient_clipping 0.5", "gradient_clipping 0.5: leave it to optim.clip_norm"),
         (1, "--gradient_accumulation_steps 1", None),
     ],

@@ -119,6 +119,7 @@ def test_every_family_trains_to_the_same_bytes_with_the_key(
     family: str, run_warm: Callable, tiny_configs: dict[str, Path], tmp_path: Path
 ):
     words = [LAUNCH / SCRIPTS[family], "--config", tiny_configs[family], "--train.deterministic"]
+    words += ["--run.trackers=[]", "--train.total_images=64"]
     found = []
     for name in ("a", "b"):
         done = run_warm(*words, "--run.dir", tmp_path / name)

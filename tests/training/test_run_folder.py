@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,22 +142,10 @@ def test_a_new_folder_is_removed_if_nothing_was_trained(tmp_path: Path):
     assert (trained.path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text + "forgotten: 5\n", "forgotten was 5, which this version does not know"),
-        (
-            lambda text: text.replace("model:", "gan:"),
-            "another family, with the sections gan: use its script",
-        ),
-    ],
-)
-def test_a_configuration_of_another_version_or_family_is_refused(
-    tmp_path: Path, change: Callable[[str], str], message: str
-):
+def test_a_configuration_of_another_version_is_refused(tmp_path: Path):
     train_in(tmp_path, Config())
-    (tmp_path / "config.yaml").write_text(change(text_of(tmp_path)))
-    with pytest.raises(UserError, match=message):
+    (tmp_path / "config.yaml").write_text(text_of(tmp_path) + "forgotten: 5\n")
+    with pytest.raises(UserError, match="forgotten was 5, which this version does not know"):
         start(Config(), tmp_path)
 
 
@@ -167,22 +154,11 @@ class Whole(Config):
     run: RunConfig = field(default_factory=RunConfig)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "run", "message"),
-    [
-        ("thesis.tex", "precious", ".", "not empty and holds no run"),
-        ("config.yaml", "site: mine\nseed: 0\n", ".", r"holds no run: its config\.yaml was not"),
-        ("file", "precious", "file", r"run\.dir .*file"),
-    ],
-)
-def test_a_folder_of_something_else_is_refused_and_not_changed(
-    tmp_path: Path, name: str, content: str, run: str, message: str
-):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        start(Whole(), tmp_path / run)
-    assert os.listdir(tmp_path) == [name]
-    assert (tmp_path / name).read_text() == content
+def test_the_configuration_of_something_else_is_refused_and_not_changed(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("site: mine\nseed: 0\n")
+    with pytest.raises(UserError, match=r"holds no run: its config\.yaml was not"):
+        start(Whole(), tmp_path)
+    assert text_of(tmp_path) == "site: mine\nseed: 0\n"
 
 
 def test_a_start_that_was_killed_while_writing_can_be_repeated(tmp_path: Path):

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from small_vae import ARCHITECTURES
 
 from dgm.cli.parser import parse
-from dgm.cli.train_vae import Config, make_parts
+from dgm.cli.train_vae import Config
 from dgm.vae.networks import VAE
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
-SIDES = {
-    "1_plain": ("plain", "plain"),
-    "2_encoder": ("encoder_decoder", "plain"),
-    "3_decoder": ("plain", "encoder_decoder"),
-    "4_both": ("encoder_decoder", "encoder_decoder"),
-}
+SIDES = {f"{k}_{name}": sides for k, (name, sides) in enumerate(ARCHITECTURES.items(), start=1)}
 SHAPE = (32, 32, 3)
 
 
@@ -71,19 +66,3 @@ def test_defaults_are_those_of_the_plain_configuration():
     plain = read("1_plain")
     assert plain.model == Config().model and plain.vae == Config().vae
     assert plain.sample == Config().sample
-
-
-def test_the_small_configuration_builds_its_net():
-    config = read("small")
-    parts = make_parts(config, SHAPE, 10)
-    assert list(parts.nets) == ["vae"]
-    assert [name for name, _ in parts.nets["vae"].named_children()] == ["encoder", "decoder"]
-    again = make_parts(config, SHAPE, 10)
-    for one, other in zip(
-        parts.nets["vae"].parameters(), again.nets["vae"].parameters(), strict=True
-    ):
-        assert torch.equal(one, other)  # weights follow from run.seed
-    text = yaml.safe_load((CONFIGS / "vae_small.yaml").read_text())
-    assert text["data"]["source"] == "shapes"
-    doubled = make_parts(replace(config, train=replace(config.train, float64=True)), SHAPE, 10)
-    assert {p.dtype for p in doubled.nets["vae"].parameters()} == {torch.float64}

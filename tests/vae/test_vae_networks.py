@@ -159,36 +159,6 @@ def test_each_architecture_learns(name: str, likelihood: Any, norm: Any, pixel_s
     assert sum(bits[-5:]) / 5 < bits[0] - 1.5
 
 
-@pytest.mark.parametrize(
-    "config, named",
-    [
-        ({"latent": 0}, r"model\.latent is 0"),
-        ({"latent": -3}, r"model\.latent is -3"),
-        ({"encoder_channels": 0}, r"model\.encoder_channels is 0"),
-        ({"decoder_channels": -8}, r"model\.decoder_channels is -8"),
-        ({"channel_mult": []}, r"model\.channel_mult is \[\]: give at least one"),
-        ({"channel_mult": [1, 0, 2]}, r"model\.channel_mult is \[1, 0, 2\]"),
-        ({"num_blocks": [1, 1]}, r"model\.num_blocks is \[1, 1\]: give 3 numbers"),
-        ({"num_blocks": [1, -1, 1]}, r"model\.num_blocks is \[1, -1, 1\]"),
-        (
-            {"channel_mult": [1] * 5, "num_blocks": [1] * 5},
-            r"size 8 x 8 is not divisible by 16, .*model\.channel_mult .*use fewer levels",
-        ),
-        (
-            {"channel_mult": [1], "num_blocks": [1], "encoder": "encoder_decoder"},
-            r"model\.encoder is encoder_decoder, but model\.channel_mult \[1\]",
-        ),
-        (
-            {"channel_mult": [1], "num_blocks": [1], "decoder": "encoder_decoder"},
-            r"model\.decoder is encoder_decoder, but model\.channel_mult \[1\]",
-        ),
-    ],
-)
-def test_invalid_settings_are_named(config: dict[str, Any], named: str):
-    with pytest.raises(UserError, match=named):
-        VAE(replace(TINY, **config), SHAPE)
-
-
 def test_height_and_width_are_both_checked():
     with pytest.raises(UserError, match="size 8 x 6 is not divisible by 4"):
         VAE(TINY, (8, 6, 3))

@@ -78,24 +78,6 @@ def test_float32_loss_is_close_to_float64s():
         assert float(single[name].detach()) == pytest.approx(float(value.detach()), abs=tolerance)
 
 
-@pytest.mark.parametrize(
-    "config, sample, named",
-    [
-        ({"beta": -0.1}, {}, r"vae\.beta is -0\.1: choose 0 or more"),
-        ({"beta": math.inf}, {}, r"vae\.beta is inf"),
-        ({"free_bits": -1.0}, {}, r"vae\.free_bits is -1\.0"),
-        ({"kl_warmup_images": -1}, {}, r"vae\.kl_warmup_images is -1"),
-        ({}, {"temperature": 0.0}, r"sample\.temperature is 0\.0: choose a number above 0"),
-        ({}, {"temperature": -1.0}, r"sample\.temperature is -1\.0"),
-        ({}, {"temperature": math.nan}, r"sample\.temperature is nan"),
-        ({}, {"batch": 0}, r"sample\.batch is 0"),
-    ],
-)
-def test_invalid_settings_are_named(config: dict[str, Any], sample: dict[str, Any], named: str):
-    with pytest.raises(UserError, match=named):
-        objective(replace(SMALL, **config), VAESampleConfig(**sample))
-
-
 LATENTS = (1, 2, 6)
 
 
