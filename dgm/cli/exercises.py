@@ -29,7 +29,6 @@ from dgm.cli.parser import TRAINERS, make_options_parser, parse, parse_options, 
 from dgm.cli.path_checks import check_folder
 from dgm.cli.report import open_run
 from dgm.common.atomic_io import write_whole
-from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import FAULT, MISTAKE, STOPPED
 from dgm.common.formatting import duration
@@ -151,8 +150,8 @@ def _data(options: Namespace) -> DataConfig:
 
 
 def _keys(planned: PlannedRun, options: Namespace, folder: Path) -> list[str]:
-    defaults = {key: value for key, value, _ in flatten(DataConfig(), "data.")}
-    given = {k: value for k, value, _ in flatten(_data(options), "data.") if value != defaults[k]}
+    data, defaults = _data(options), vars(DataConfig())
+    given = {f"data.{k}": value for k, value in vars(data).items() if value != defaults[k]}
     keys = {**given, "data.source": options.data, "run.dir": str(folder), **planned.settings}
     return [
         "--config", os.path.relpath(planned.config),

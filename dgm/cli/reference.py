@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from jsonargparse import set_parsing_settings
-
 from dgm.cli import denoise, evaluate, exercises, explore, report, sample
 from dgm.cli.families import FAMILIES
 from dgm.cli.parser import TRAINERS, make_options_parser
@@ -89,7 +87,6 @@ def _shared_section(by_family: dict[str, list[Row]]) -> Iterator[Row]:
 
 def _keys(kind: type) -> dict[str, list[Row]]:
     """Return key, default and description of the fields of a dataclass, by section."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = make_options_parser(None)
     parser.add_class_arguments(kind)
     found: dict[str, list[Row]] = {}

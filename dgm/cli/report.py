@@ -39,8 +39,7 @@ def open_run(folder: Path, name: str) -> Run:
     path = folder / "config.yaml"
     read_config(path)  # first, because its error is more specific
     family = family_of(path)
-    defaults = {key: value for key, value, _ in flatten(FAMILIES[family].Config())}
-    return read_run(folder, name, family, defaults)
+    return read_run(folder, name, family, flatten(FAMILIES[family].Config()))
 
 
 def choose_out(out: str | None, folders: list[Path]) -> Path:

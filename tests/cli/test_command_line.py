@@ -18,9 +18,7 @@ from dgm.common.errors import UserError
 from slurm.options import read_options
 from slurm.sweep import read_sweep, words_of
 
-KEYS = {
-    family: [key for key, _, _ in flatten(module.Config())] for family, module in FAMILIES.items()
-}
+KEYS = {family: list(flatten(module.Config())) for family, module in FAMILIES.items()}
 
 
 def written(path: Path, text: str) -> str:
