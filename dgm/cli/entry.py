@@ -79,7 +79,7 @@ def _as_key(option: str) -> str:
 def _set_cache_folders() -> None:
     # In a container, a user may have neither a name, which torch's compiler needs, nor a home.
     base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
-    own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    own = f"-{os.getuid()}"
     try:
         getpass.getuser()
     except (KeyError, ImportError, OSError):

@@ -194,7 +194,7 @@ class Trainer:
         if self.graphs is None:
             return None
         captured = self.graphs.get(phase, now.step)
-        with self.clock.waiting():
+        with self.clock.during("data"):
             captured.fill(now)
         output = captured.run(now)
         if output is None:
@@ -276,7 +276,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the averaged weights; return whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause("eval"), self.progress.during("evaluating"):
+        with self.clock.during("eval"), self.progress.during("evaluating"):
             found = self.job.evaluation(self.ema.nets)
         self.eval_metrics = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.eval_metrics.keys():
@@ -317,7 +317,7 @@ class Trainer:
 
     def sample(self) -> None:
         """Write image grids of the averaged weights: samples, and the family's own grids."""
-        with self.clock.pause("sample"), self.progress.during("drawing samples"):
+        with self.clock.during("sample"), self.progress.during("drawing samples"):
             grids = draw_grids(
                 self.engine, self.job.objective, self.ema.nets, len(self.job.classes),
                 self.config.samples_per_class, self.job.seed, self.batches,
@@ -329,7 +329,7 @@ class Trainer:
         if self.saved_at == self.images_seen:
             return
         self.finite_check.raise_if_found()
-        with self.clock.pause("save"), self.progress.during("saving"):
+        with self.clock.during("save"), self.progress.during("saving"):
             full, meter = self.engine.full_state(), self.meter.state(self.engine)
             state = {
                 "images_seen": self.images_seen,
