@@ -14,8 +14,7 @@ from tiny import SCRIPTS, TINY
 from torch import Tensor
 
 from dgm.cli.assemble import Parts
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import parse
+from dgm.cli.parser import family_module, parse
 from dgm.nn.layers import recompute_activations
 from dgm.objective import (
     Batch,
@@ -46,7 +45,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
     def make(family: str) -> Parts:
         path = folder / f"{family}.json"  # which is YAML too
         path.write_text(json.dumps(TINY[family]))
-        module = FAMILIES[family]
+        module = family_module(family)
         words = ["--config", str(path), "--train.float64=true"]
         parts = module.make_parts(parse(module.Config, "", words), SHAPE, NUM_CLASSES)
         if isinstance(parts.objective, InitializedByData):

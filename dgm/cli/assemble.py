@@ -20,7 +20,6 @@ from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit, restor
 from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import cache_root, remove_unfinished
 from dgm.common.config_keys import MAY_CHANGE, PATH, flatten
 from dgm.common.errors import UserError, disk_fault, naming
@@ -33,6 +32,7 @@ from dgm.training.checkpoint import complete_names, newest, read_state
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig, check_config
 from dgm.training.optimizer import OptimConfig
+from dgm.training.process_settings import start_engine
 from dgm.training.run_folder import RunConfig, RunFolder
 from dgm.training.run_lock import RunLock
 from dgm.training.run_logger import check_trackers

@@ -24,8 +24,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import DataConfig
 from dgm.cli.exercise_plan import FOLDER, Plan, PlannedRun, names_of_exercises, read_plan
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, make_options_parser, parse, parse_options, path_word
+from dgm.cli.parser import (
+    TRAINERS,
+    family_module,
+    make_options_parser,
+    parse,
+    parse_options,
+    path_word,
+)
 from dgm.cli.path_checks import check_folder
 from dgm.cli.report import open_run
 from dgm.common.atomic_io import write_whole
@@ -132,7 +138,7 @@ def choose(options: Namespace) -> list[Plan]:
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
     families = {name: family for family, name in TRAINERS.items()}
     for planned in _runs(plans):
-        config_class = FAMILIES[families[planned.trainer]].Config
+        config_class = family_module(families[planned.trainer]).Config
         parse(config_class, "", _keys(planned, options, Path("run")))
     return plans
 

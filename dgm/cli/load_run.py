@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import nn
 
 from dgm.cli.assemble import Parts, all_ids, identify
-from dgm.cli.families import FAMILIES, family_of, open_config
+from dgm.cli.families import family_of, open_config
+from dgm.cli.parser import family_module
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective
@@ -69,7 +70,7 @@ def load_run(
     height, width, channels = loaded.state["image_shape"]
     classes = loaded.state["classes"]
     family = family_of(config)
-    parts = FAMILIES[family].make_parts(
+    parts = family_module(family).make_parts(
         open_config(config), (height, width, channels), len(classes)
     )
     parts = replace(parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -42,6 +43,11 @@ path_word = restricted_string_type("path", r"(?s).*")
 
 Config = TypeVar("Config")
 Number = TypeVar("Number", int, float)
+
+
+def family_module(family: str) -> ModuleType:
+    """Return the module `dgm.cli.train_*` of a family, imported here because it imports torch."""
+    return importlib.import_module(f"dgm.cli.train_{TRAINERS[family]}")
 
 
 def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
@@ -130,13 +136,11 @@ def _raise_unknown_key(
 
 def _only_trainer_of(keys: Iterable[str]) -> str | None:
     """Return the name of the only trainer that has all these keys; None if several do, or none."""
-    from dgm.cli.families import FAMILIES  # imports this module
-
     keys = set(keys)
     able = [
-        TRAINERS[family]
-        for family, module in FAMILIES.items()
-        if keys <= flatten(module.Config()).keys()
+        name
+        for family, name in TRAINERS.items()
+        if keys <= flatten(family_module(family).Config()).keys()
     ]
     return able[0] if len(able) == 1 else None
 

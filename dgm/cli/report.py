@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from dgm.cli.families import FAMILIES, family_of
-from dgm.cli.parser import make_options_parser, parse_options, path_word
+from dgm.cli.families import family_of
+from dgm.cli.parser import family_module, make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_file
 from dgm.common.atomic_io import write_whole
 from dgm.common.config_keys import flatten
@@ -39,7 +39,7 @@ def open_run(folder: Path, name: str) -> Run:
     path = folder / "config.yaml"
     read_config(path)  # first, because its error is more specific
     family = family_of(path)
-    return read_run(folder, name, family, flatten(FAMILIES[family].Config()))
+    return read_run(folder, name, family, flatten(family_module(family).Config()))
 
 
 def choose_out(out: str | None, folders: list[Path]) -> Path:

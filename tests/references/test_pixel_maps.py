@@ -17,8 +17,7 @@ import pytest
 import torch
 from tiny import SCRIPTS, TINY
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import parse
+from dgm.cli.parser import family_module, parse
 from dgm.diffusion.forward_process import draw_noised
 from dgm.images import to_uint8
 from dgm.objective import Objective
@@ -45,7 +44,7 @@ def objective_of(tmp_path: Path) -> Callable[[str], Objective]:
         path = tmp_path / "config.json"
         path.write_text(json.dumps(TINY[family]))
         words = ["--config", str(path), *(f"--{key}={value}" for key, value in settings.items())]
-        module = FAMILIES[family]
+        module = family_module(family)
         return module.make_parts(parse(module.Config, "", words), (32, 32, 3), 10).objective
 
     return make

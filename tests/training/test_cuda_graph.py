@@ -20,8 +20,7 @@ from tape import CompiledCapturer, TapeCapturer
 from tiny import TINY
 from torch import Tensor, nn
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import parse
+from dgm.cli.parser import family_module, parse
 from dgm.common.errors import UserError
 from dgm.diffusion import forward_process
 from dgm.objective import Batch, Nets, Phase
@@ -85,7 +84,7 @@ def family_job(folder: Path, family: str, **train: Any) -> Job:
         settings[section] = {**settings.get(section, {}), **changes}
     path = folder.with_suffix(".json")  # which is YAML too
     path.write_text(json.dumps(settings))
-    module = FAMILIES[family]
+    module = family_module(family)
     config = parse(module.Config, "", ["--config", str(path)])
     parts = module.make_parts(config, SHAPE, CLASSES)
     return replace(
