@@ -75,12 +75,9 @@ def _length(total: int, batch: int) -> str:
 
 
 def _cadences(job: Job) -> str:
-    every = job.config.cadences
-    named = {"log": every.log, "samples": every.sample, "checkpoint": every.save}
-    if job.eval_every_images:
-        named["evaluation"] = job.eval_every_images
+    every = {**job.config.cadences, "evaluation": job.eval_every_images}
     listed = [
-        f"{name} every {count:,}" for name, count in named.items()
+        f"{name} every {count:,}" for name, count in every.items()
         if 0 < count < job.config.total_images
     ]  # fmt: skip
     return f"; {', '.join(listed)}" if listed else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from dgm.common.atomic_io import sync
 from dgm.common.errors import UserError
-from dgm.objective import InitializedByData, Phase
+from dgm.objective import InitializedByData, Phase, StepDependent
 from dgm.training import checkpoint, oom
 from dgm.training.cuda_graph import (
+    CapturedStep,
     CudaCapturer,
     MicroBatches,
-    StepGraphs,
     StepNumbers,
     StepOutput,
 )
@@ -61,9 +62,9 @@ class Trainer:
         initial = {name: net for name, net in engine.copy_nets().items() if name in averaged}
         self.ema = Ema(initial, config.ema_halflife_images)
         self.finite_check = FiniteCheck(engine, job.objective, self.batches)
-        self.graphs: StepGraphs | None = None
-        if captures_steps(config, engine.launch):
-            self.capture_steps(CudaCapturer(engine.device))
+        captures = captures_steps(config, engine.launch)
+        self.capturer = CudaCapturer(engine.device) if captures else None
+        self.captured_steps: dict[Hashable, CapturedStep] = {}  # by phase and variant of its loss
         self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
         self.meter = Meter()
@@ -191,21 +192,23 @@ class Trainer:
 
     def _replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
         """Take a step by CUDA graph; return None where steps are not captured."""
-        if self.graphs is None:
+        if self.capturer is None:
             return None
-        captured = self.graphs.get(phase, now.step)
+        objective = self.job.objective
+        variant = objective.variant(phase, now.step) if isinstance(objective, StepDependent) else 0
+        key = (phase.name, variant)
+        if key not in self.captured_steps:
+            self.captured_steps[key] = CapturedStep(
+                self.engine, self.batches, phase, self.update_net, self.capturer
+            )
+        captured = self.captured_steps[key]
         with self.clock.during("data"):
             captured.fill(now)
         output = captured.run(now)
         if output is None:
-            self.graphs = None  # runs eagerly from now on; frees the captured graphs
+            self.capturer = None  # runs eagerly from now on
+            self.captured_steps.clear()  # frees the captured graphs
         return output
-
-    def capture_steps(self, capturer: CudaCapturer) -> None:
-        """Capture and replay steps from now on."""
-        self.graphs = StepGraphs(
-            self.engine, self.job.objective, self.batches, self.update_net, capturer
-        )
 
     def after_step(self) -> None:
         """Do what is due: evaluate, log, sample, save."""
@@ -213,11 +216,11 @@ class Trainer:
         self.energy.read_if_due()
         self.progress.advance(min(self.images_seen, self.config.total_images))
         improved = self.is_due(self.job.eval_every_images) and self.evaluate()
-        if self.is_due(every.log) or self.eval_metrics:
+        if self.is_due(every["log"]) or self.eval_metrics:
             self.log()
-        if self.is_due(every.sample):
+        if self.is_due(every["samples"]):
             self.sample()
-        if self.is_due(every.save) or improved:
+        if self.is_due(every["checkpoint"]) or improved:
             self.save()
 
     def is_due(self, every: int) -> bool:

@@ -62,7 +62,7 @@ def train_captured(made: Job, kind: type[TapeCapturer] = TapeCapturer) -> TapeCa
     """Train with captured steps; return the capturer."""
     trainer = Trainer(made)
     capturer = kind(trainer)
-    trainer.capture_steps(capturer)  # type: ignore[arg-type]
+    trainer.capturer = capturer  # type: ignore[assignment]
     trainer.train(Folder(made.folder))
     return capturer
 
