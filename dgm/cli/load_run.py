@@ -74,7 +74,7 @@ def load_run(
         open_config(config), (height, width, channels), len(classes)
     )
     parts = replace(parts)
-    load_nets(parts.nets, loaded.full.model)
+    load_nets(parts.nets, loaded.model)
     if average:
         averaged = {key.split(".")[0] for key in loaded.ema}
         load_nets({name: parts.nets[name] for name in averaged & parts.nets.keys()}, loaded.ema)

@@ -47,7 +47,7 @@ def _describe(job: Job, nets: dict[str, nn.Module], micro_batch: int) -> dict[st
     return {
         "parameters": _sizes(nets),
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
-        "engine": engine.name,
+        "engine": str(engine.launch),
         "device": _device(engine.device),
         "precision": _precision(engine, nets),
         "expected memory": _memory(engine, nets, saved * micro_batch),

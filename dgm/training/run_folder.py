@@ -165,7 +165,11 @@ def record_start(
     folder: Path, engine: Engine, images_seen: int, changed: dict[str, list[Any]]
 ) -> None:
     """Write `environment.json` for this start and add a line to `starts.jsonl`."""
-    environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
+    environment = {
+        **describe_machine(),
+        "engine": str(engine.launch),
+        "precision": engine.precision,
+    }
     environment |= {"world_size": engine.world_size, "num_nodes": count_nodes()}
     write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")

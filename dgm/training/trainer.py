@@ -236,7 +236,7 @@ class Trainer:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
-        self.engine.load_full_state(loaded.full)
+        self.engine.load_full_state(loaded.model, loaded.optimizer)
         load_nets(self.ema.nets, loaded.ema)
         self.images_seen, self.step = state["images_seen"], state["step"]
         self.wall_s, self.saved_at = state["wall_s"], self.images_seen
@@ -264,8 +264,12 @@ class Trainer:
     def start_logging(self) -> None:
         """Open the log, print the summary, start trackers and clock."""
         job, engine = self.job, self.engine
-        micro_batch = self.batches.micro_batch
-        self.logger = RunLogger(job, engine.copy_nets(), micro_batch, self.images_seen, self.step)
+        nets, micro_batch = engine.copy_nets(), self.batches.micro_batch
+
+        def begin() -> None:
+            self.logger = RunLogger(job, nets, micro_batch, self.images_seen, self.step)
+
+        engine.on_main(begin)
         self.progress = ProgressBar(self.config.total_images, self.images_seen, engine.is_main)
         self.clock = Clock(self.images_seen, job.watchdog)
         job.watchdog.set_activity("step")
@@ -314,7 +318,7 @@ class Trainer:
         }
         self.clock.start(self.images_seen)
         self.eval_metrics = {}
-        self.logger.log(line)
+        self.engine.on_main(lambda: self.logger.log(line))
         losses = {k.removeprefix("train/"): v for k, v in means.items() if k.endswith("/loss")}
         self.progress.set_losses(losses)
 
@@ -325,7 +329,7 @@ class Trainer:
                 self.engine, self.job.objective, self.ema.nets, len(self.job.classes),
                 self.config.samples_per_class, self.job.seed, self.batches,
             )  # fmt: skip
-            self.logger.log_images(grids, self.images_seen, self.step)
+            self.engine.on_main(lambda: self.logger.log_images(grids, self.images_seen, self.step))
 
     def save(self) -> None:
         """Write a checkpoint; the log is synced to the disk before it."""
@@ -333,19 +337,20 @@ class Trainer:
             return
         self.finite_check.raise_if_found()
         with self.clock.during("save"), self.progress.during("saving"):
-            full, meter = self.engine.full_state(), self.meter.state(self.engine)
+            weights, moments = self.engine.full_state()
             state = {
                 "images_seen": self.images_seen,
                 "step": self.step,
                 "wall_s": self.wall_s + self.clock.elapsed_s(),
-                "meter": meter,
+                "meter": self.meter.state(self.engine),
                 **self.energy.state(),
                 "best": self.best,
                 "data_id": self.job.data_id,
                 "image_shape": list(self.job.image_shape),
                 "classes": list(self.job.classes),
             }
-            content = checkpoint.Checkpoint(full, tensors_of(self.ema.nets), state)
+            average = tensors_of(self.ema.nets)
+            content = checkpoint.Checkpoint(weights, moments, average, state)
             folder, keep = self.job.folder / "checkpoints", self.config.keep_checkpoints
             best = self.best["images_seen"] if self.best else None
 

@@ -36,7 +36,7 @@ def test_weights_are_initialized_by_the_first_images_of_the_run(tmp_path: Path):
     assert torch.equal(objective.given, torch.from_numpy(first))
     state, _ = left_by(tmp_path / "run")
     mean = first.astype(float).mean() / 255
-    assert state.full.model["first.bias"].tolist() == pytest.approx([mean] * 12)
+    assert state.model["first.bias"].tolist() == pytest.approx([mean] * 12)
     assert state.ema["first.bias"].tolist() == pytest.approx([mean] * 12)
 
 
@@ -52,7 +52,7 @@ def test_a_phase_can_exclude_its_net_from_the_average(tmp_path: Path):
     assert train(job(tmp_path / "run", TwoPhases(phases)))
     state, _ = left_by(tmp_path / "run")
     assert {key.split(".")[0] for key in state.ema} == {"first"}
-    assert {key.split(".")[0] for key in state.full.model} == {"first", "second"}
+    assert {key.split(".")[0] for key in state.model} == {"first", "second"}
 
 
 class Showing(TwoPhases):
