@@ -15,8 +15,8 @@ import torch
 
 from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
-from dgm.cli.families import open_config
 from dgm.cli.load_run import load_run
+from dgm.cli.parser import open_config
 from dgm.cli.path_checks import check_folder
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError

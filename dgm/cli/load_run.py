@@ -11,8 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dgm.cli.assemble import Parts, all_ids, identify
-from dgm.cli.families import family_of, open_config
-from dgm.cli.parser import family_module
+from dgm.cli.parser import family_module, family_of, open_config
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective

@@ -25,6 +25,7 @@ from dgm.cli.suggestions import suggest_key, suggest_option
 from dgm.common.command_line import expand_home, remedy_for
 from dgm.common.config_keys import PATH, flatten, flatten_nested, marked_keys, nested
 from dgm.common.errors import UserError, one_line
+from dgm.common.run_files import read_config
 from dgm.common.yaml_io import read_value, read_yaml
 
 _TYPE_NAMES = {
@@ -77,6 +78,22 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
             raise UserError(f"{key} is null: give a value or leave it out")
         _check_value(key, value)
     return config
+
+
+def family_of(path: Path) -> str:
+    """Return the family of a run's config.yaml; raise UserError if there is not exactly one."""
+    sections = {key.split(".")[0] for key in read_config(path)}
+    found = [name for name in TRAINERS if name in sections]
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {len(found)} of the sections {', '.join(TRAINERS)}: a run has one"
+        )
+    return found[0]
+
+
+def open_config(path: Path) -> Any:
+    """Read a run's config.yaml as the configuration of its family."""
+    return parse(family_module(family_of(path)).Config, "", ["--config", str(path)])
 
 
 def _split_files(arguments: list[str]) -> tuple[list[str], list[str]]:
