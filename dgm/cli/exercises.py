@@ -19,7 +19,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import DataConfig
@@ -42,6 +41,7 @@ from dgm.common.run_files import newest_saved, read_lines
 from dgm.common.validation import check_range
 from dgm.report.exercise import exercise_page
 from dgm.report.read_run import Run
+from dgm.report.tables import as_text
 from dgm.training.stop_request import watched_signals
 from shards.build import ensure
 from shards.cli import set_option_format
@@ -161,15 +161,8 @@ def _keys(planned: PlannedRun, options: Namespace, folder: Path) -> list[str]:
     keys = {**given, "data.source": options.data, "run.dir": str(folder), **planned.settings}
     return [
         "--config", os.path.relpath(planned.config),
-        *(f"--{key}={_as_yaml(value)}" for key, value in keys.items()),
+        *(f"--{key}={as_text(value)}" for key, value in keys.items()),
     ]  # fmt: skip
-
-
-def _as_yaml(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands) -> None:
