@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from dgm.cli import evaluate
 from dgm.cli.assemble import Parts, run_training
-from dgm.cli.families import FAMILIES
 from dgm.cli.load_run import TrainedRun, load_run
 from dgm.cli.metric_selection import choose_metrics
-from dgm.cli.parser import CONFIGS, TRAINERS, parse_options
-from dgm.cli.start_engine import start_engine
+from dgm.cli.parser import CONFIGS, TRAINERS, family_module, parse_options
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
 from dgm.common.run_files import read_config, read_metrics
 from dgm.images import to_uint8
 from dgm.nn.layers import use_kernels
 from dgm.objective import Objective
+from dgm.training.process_settings import start_engine
 from dgm.training.sampling import sample_distributed
 from shards.build import default_root
 from shards.format import INDEX
@@ -167,9 +166,9 @@ def train(
     saved then, and the same call resumes it.
     """
     section = _SECTIONS.get(family, family)
-    if section not in FAMILIES:
+    if section not in TRAINERS:
         raise UserError(f"family is {family}: choose from {', '.join(_SECTIONS)}")
-    module = FAMILIES[section]
+    module = family_module(section)
     chosen = {"run.dir": str(Path(out).expanduser()), **keys}
     if images is not None:
         chosen["data.shards"] = str(_as_shards(images, labels, classes))

@@ -14,8 +14,7 @@ from tiny import SCRIPTS
 from torch import Tensor
 
 from dgm.cli.assemble import Parts
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 from dgm.nn.layers import recompute_activations
 from dgm.objective import (
     Batch,
@@ -38,7 +37,7 @@ family_of_each = pytest.mark.parametrize("family", SCRIPTS)
 
 def build(family: str) -> Parts:
     """Build a family's smallest nets and objective, in float64."""
-    module, default = FAMILIES[family], f"{TRAINERS[family]}_tiny.yaml"
+    module, default = family_module(family), f"{TRAINERS[family]}_tiny.yaml"
     config = parse(module.Config, default, ["--train.float64"])
     parts = module.make_parts(config, SHAPE, NUM_CLASSES)
     if isinstance(parts.objective, InitializedByData):

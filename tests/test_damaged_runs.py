@@ -40,7 +40,8 @@ def state(seen: int) -> checkpoint.Checkpoint:
     generator = torch.Generator().manual_seed(seen)
     tensors = {"net.weight": torch.randn(3, 4, generator=generator)}
     return checkpoint.Checkpoint(
-        checkpoint.FullState(tensors, {"net.exp_avg.weight": tensors["net.weight"] ** 2}),
+        tensors,
+        {"net.exp_avg.weight": tensors["net.weight"] ** 2},
         tensors,
         {"images_seen": seen, "step": seen // 16, "best": None},
     )

@@ -15,10 +15,9 @@ import torch
 
 from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
-from dgm.cli.families import open_config
 from dgm.cli.load_run import load_run
+from dgm.cli.parser import open_config
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.common.command_line import home_path
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -27,6 +26,7 @@ from dgm.evaluation.online_eval import require_likelihood
 from dgm.flow.networks import FlowNetConfig
 from dgm.rng import permutation
 from dgm.training import checkpoint
+from dgm.training.process_settings import start_engine
 from dgm.training.run_folder import RunFolder
 from dgm.training.state_dicts import load_nets
 from dgm.training.trainer import Trainer

@@ -53,8 +53,8 @@ def make_trainer(config_name: str, options: list[str]) -> tuple[Any, Any]:
     # Imported here, so that peers' processes do not hold its memory.
     from dgm.cli.assemble import make_job
     from dgm.cli.parser import parse
-    from dgm.cli.start_engine import start_engine
     from dgm.cli.train_ddpm import Config, make_parts
+    from dgm.training.process_settings import start_engine
     from dgm.training.run_folder import RunFolder
     from dgm.training.trainer import Trainer
     from shards.reader import open_shards

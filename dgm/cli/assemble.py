@@ -20,7 +20,6 @@ from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit, restor
 from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_dirs import cache_root, remove_unfinished
 from dgm.common.config_keys import MAY_CHANGE, PATH, flatten
 from dgm.common.errors import UserError, disk_fault, naming
@@ -33,7 +32,8 @@ from dgm.training.checkpoint import complete_names, newest, read_state
 from dgm.training.engine import Engine
 from dgm.training.job import Job, TrainConfig, check_config
 from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import RunFolder
+from dgm.training.process_settings import start_engine
+from dgm.training.run_folder import RunConfig, RunFolder
 from dgm.training.run_lock import RunLock
 from dgm.training.run_logger import check_trackers
 from dgm.training.sampling import grid_classes
@@ -73,6 +73,17 @@ class DataConfig:
         return FolderOptions(self.background, self.holdout, self.skip_bad)
 
 
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The sections that the configurations of all families have."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
+
+
 @dataclass
 class Parts:
     """What a family builds from its configuration and the data."""
@@ -87,7 +98,7 @@ MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
 
 
 def run_training(
-    config_class: type,
+    config_class: type[TrainerConfig],
     default_config: str,
     make_parts: MakeParts,
     arguments: list[str] | None = None,
@@ -95,16 +106,13 @@ def run_training(
 ) -> int:
     """Train by the configuration of the command line, or of `arguments`; return the exit code.
 
-    `config_class` holds at least `run`, `data`, `optim`, `train` and `eval` (RunConfig, DataConfig,
-    OptimConfig, TrainConfig and EvalConfig). `exit_now` handles a request to stop before the first
-    step, in place of exiting.
+    `exit_now` handles a request to stop before the first step, in place of exiting.
     """
     stop = StopRequest(exit_now=exit_now or _exit_unsaved)
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        config: Any = parse(config_class, default_config, words)
-        train: TrainConfig = config.train
-        folder = Path(config.run.dir)
+        config = parse(config_class, default_config, words)
+        train, folder = config.train, Path(config.run.dir)
         check_folder("run.dir", folder)
         check_trackers(config.run.trackers)
         threads_before = torch.get_num_threads()
@@ -138,10 +146,10 @@ def run_training(
 
 
 def _prepare(
-    config: Any, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
-) -> tuple[Job, Any]:
+    config: TrainerConfig, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
+) -> tuple[Job, TrainerConfig]:
     """Open the shards, built if missing; return the job, and the config with their folders."""
-    data: DataConfig = config.data
+    data = config.data
     if engine.is_main:  # the others wait for it
         watchdog.set_activity("prepare")
     check_config(config.train, engine.launch)
@@ -183,11 +191,10 @@ def _resume_point(folder: Path) -> str:
     return f"it continues from {int(saved[-1]):,} images" if saved else "nothing has been saved yet"
 
 
-def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
-    """Return the job of a configuration (see `run_training`) and the family's parts."""
+def make_job(config: TrainerConfig, engine: Engine, images: Shards, parts: Parts) -> Job:
+    """Return the job of a configuration and the family's parts."""
     open_real_test = functools.partial(open_test, config.data, engine, images.classes)
     real = RealImages(images, images.num_classes, identify(images), open_real_test)
-    evaluation: EvalConfig = config.eval
     return Job(
         folder=Path(config.run.dir),
         seed=config.run.seed,
@@ -202,11 +209,11 @@ def make_job(config: Any, engine: Engine, images: Shards, parts: Parts) -> Job:
         image_shape=images.image_shape,
         classes=images.classes,
         settings={
-            k: without_password(v) if isinstance(v, str) else v for k, v, _ in flatten(config)
+            k: without_password(v) if isinstance(v, str) else v for k, v in flatten(config).items()
         },
         trackers=list(config.run.trackers),
-        evaluation=make_evaluation(evaluation, parts.objective, engine, real, cache_root()),
-        eval_every_images=evaluation.every_images,
+        evaluation=make_evaluation(config.eval, parts.objective, engine, real, cache_root()),
+        eval_every_images=config.eval.every_images,
     )
 
 

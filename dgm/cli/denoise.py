@@ -24,7 +24,6 @@ from dgm.cli.eval_context import EvalContext
 from dgm.cli.load_run import TrainedRun, load_run_on_all, open_train_data
 from dgm.cli.parser import make_options_parser, parse_options
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.cli.study import add_study_options, read_steps, save_sheet
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
@@ -39,6 +38,7 @@ from dgm.preprocessing import STANDARD
 from dgm.report.figures import save_denoising_curves
 from dgm.rng import Draws
 from dgm.training.engine import Engine
+from dgm.training.process_settings import start_engine
 
 _BATCH = 100  # images at a time
 

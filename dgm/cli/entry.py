@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from dgm.common.errors import UserError, disk_fault, one_line
-from dgm.common.exit_codes import DONE, MISTAKE, STOPPED
+from dgm.common.command_line import exit_code
+from dgm.common.errors import disk_fault, one_line
+from dgm.common.exit_codes import STOPPED
 from dgm.common.streams import keep_streams
 from dgm.training.stop_request import SIGNALS, watched_signals
 from shards.cli import set_option_format
@@ -50,17 +51,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _hide_disk_faults_of_helpers()
     try:
-        code = main() or DONE
-        sys.stdout.flush()  # into a file, on a disk that may be full
-    except UserError as error:
-        _print_error(f"error: {one_line(str(error))}")
-        code = MISTAKE
-    except OSError as error:
-        fault = disk_fault(error)
-        if fault is None:
-            raise
-        _print_error(f"error: {one_line(fault)}")
-        code = MISTAKE
+        code = exit_code(main, _print_error)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     with contextlib.suppress(OSError):
@@ -79,7 +70,7 @@ def _as_key(option: str) -> str:
 def _set_cache_folders() -> None:
     # In a container, a user may have neither a name, which torch's compiler needs, nor a home.
     base = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
-    own = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    own = f"-{os.getuid()}"
     try:
         getpass.getuser()
     except (KeyError, ImportError, OSError):

@@ -28,9 +28,9 @@ from dgm.cli.metric_groups import METRIC_GROUPS, compute_metrics
 from dgm.cli.metric_selection import choose_metrics, refuse_published_names
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.common.atomic_io import write_whole
 from dgm.common.errors import UserError
+from dgm.common.json_files import read_object
 from dgm.common.progress import progress
 from dgm.common.validation import check_range
 from dgm.diffusion.ode import MIN_STEPS
@@ -38,6 +38,7 @@ from dgm.evaluation.online_eval import MAX_SAMPLES
 from dgm.report.evaluation_table import table
 from dgm.report.read_run import state_of
 from dgm.training.engine import Engine
+from dgm.training.process_settings import start_engine
 
 
 def make_parser() -> ArgumentParser:
@@ -131,13 +132,10 @@ def evaluate(context: EvalContext, names: list[str]) -> dict[str, Any]:
 
 def save(found: dict[str, Any], path: Path) -> None:
     """Write `evaluation.json`, keeping other metrics of the same checkpoint."""
-    before: Any = {}
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            warnings.warn(f"{path} is damaged and is replaced", stacklevel=2)
-    same = isinstance(before, dict) and before.get("checkpoint") == found["checkpoint"]
+    before = read_object(path) or {}
+    if path.exists() and not before:
+        warnings.warn(f"{path} is damaged and is replaced", stacklevel=2)
+    same = before.get("checkpoint") == found["checkpoint"]
     write_whole(path, json.dumps({**(before if same else {}), **found}, indent=1) + "\n")
 
 

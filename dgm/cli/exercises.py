@@ -19,17 +19,21 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dgm.cli.assemble import DataConfig
 from dgm.cli.exercise_plan import FOLDER, Plan, PlannedRun, names_of_exercises, read_plan
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, make_options_parser, parse, parse_options, path_word
+from dgm.cli.parser import (
+    TRAINERS,
+    family_module,
+    make_options_parser,
+    parse,
+    parse_options,
+    path_word,
+)
 from dgm.cli.path_checks import check_folder
 from dgm.cli.report import open_run
 from dgm.common.atomic_io import write_whole
-from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
 from dgm.common.exit_codes import FAULT, MISTAKE, STOPPED
 from dgm.common.formatting import duration
@@ -37,6 +41,7 @@ from dgm.common.run_files import newest_saved, read_lines
 from dgm.common.validation import check_range
 from dgm.report.exercise import exercise_page
 from dgm.report.read_run import Run
+from dgm.report.tables import as_text
 from dgm.training.stop_request import watched_signals
 from shards.build import ensure
 from shards.cli import set_option_format
@@ -133,7 +138,7 @@ def choose(options: Namespace) -> list[Plan]:
     plans = [read_plan(folder / f"{name}.yaml", options.scale) for name in names]
     families = {name: family for family, name in TRAINERS.items()}
     for planned in _runs(plans):
-        config_class = FAMILIES[families[planned.trainer]].Config
+        config_class = family_module(families[planned.trainer]).Config
         parse(config_class, "", _keys(planned, options, Path("run")))
     return plans
 
@@ -151,20 +156,13 @@ def _data(options: Namespace) -> DataConfig:
 
 
 def _keys(planned: PlannedRun, options: Namespace, folder: Path) -> list[str]:
-    defaults = {key: value for key, value, _ in flatten(DataConfig(), "data.")}
-    given = {k: value for k, value, _ in flatten(_data(options), "data.") if value != defaults[k]}
+    data, defaults = _data(options), vars(DataConfig())
+    given = {f"data.{k}": value for k, value in vars(data).items() if value != defaults[k]}
     keys = {**given, "data.source": options.data, "run.dir": str(folder), **planned.settings}
     return [
         "--config", os.path.relpath(planned.config),
-        *(f"--{key}={_as_yaml(value)}" for key, value in keys.items()),
+        *(f"--{key}={as_text(value)}" for key, value in keys.items()),
     ]  # fmt: skip
-
-
-def _as_yaml(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def train(planned: PlannedRun, options: Namespace, out: Path, commands: Commands) -> None:

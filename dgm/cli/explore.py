@@ -28,7 +28,6 @@ from dgm.cli.eval_context import EvalContext
 from dgm.cli.load_run import TrainedRun, load_run_on_all, open_train_data
 from dgm.cli.parser import make_options_parser, parse_options, read_list
 from dgm.cli.path_checks import check_folder
-from dgm.cli.start_engine import start_engine
 from dgm.cli.study import (
     add_study_options,
     read_steps,
@@ -59,6 +58,7 @@ from dgm.preprocessing import STANDARD
 from dgm.report.figures import save_sweep_plots
 from dgm.rng import Draws, permutation
 from dgm.training.engine import Engine
+from dgm.training.process_settings import start_engine
 from dgm.vae.objective import VAEObjective
 
 VALUES = {"guidance": "1,2,4", "steps": "5,10,20", "temperature": "0.5,0.7,1"}

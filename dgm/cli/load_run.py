@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dgm.cli.assemble import Parts, all_ids, identify
-from dgm.cli.families import FAMILIES, family_of, open_config
+from dgm.cli.parser import family_module, family_of, open_config
 from dgm.common.errors import UserError
 from dgm.common.run_files import hint_at_runs
 from dgm.objective import Objective
@@ -66,23 +66,21 @@ def load_run(
     else:
         seen = _best(folder) if images_seen == "best" else images_seen
         loaded, fingerprint = _read_one(folder, seen)
-    height, width, channels = loaded.state["image_shape"]
-    classes = loaded.state["classes"]
-    family = family_of(config)
-    parts = FAMILIES[family].make_parts(
-        open_config(config), (height, width, channels), len(classes)
-    )
-    parts = replace(parts)
-    load_nets(parts.nets, loaded.full.model)
+    state, family = loaded.state, family_of(config)
+    image_shape, classes = tuple(state["image_shape"]), state["classes"]
+    made = family_module(family).make_parts(open_config(config), image_shape, len(classes))
+    parts = replace(made)
+    load_nets(parts.nets, loaded.model)
     if average:
         averaged = {key.split(".")[0] for key in loaded.ema}
         load_nets({name: parts.nets[name] for name in averaged & parts.nets.keys()}, loaded.ema)
-    nets = {name: in_channels_last(net).eval() for name, net in parts.nets.items()}
-    for net in nets.values():
-        net.requires_grad_(False)
-    seen = loaded.state["images_seen"]
-    data_id, shape = loaded.state["data_id"], (height, width, channels)
-    return TrainedRun(family, parts.objective, nets, classes, seen, fingerprint, data_id, shape)
+    nets = {
+        name: in_channels_last(net).eval().requires_grad_(False) for name, net in parts.nets.items()
+    }
+    return TrainedRun(
+        family, parts.objective, nets, classes, state["images_seen"], fingerprint,
+        state["data_id"], image_shape,
+    )  # fmt: skip
 
 
 def load_run_on_all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +50,8 @@ def check_memory(
 
 def _sizes(config: Any) -> str:
     """Return the settings that determine the nets' size."""
-    found = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
     return ", ".join(
         f"model.{name} {value}"
-        for name, value in found.items()
+        for name, value in vars(config.model).items()
         if isinstance(value, int | list) and not isinstance(value, bool)
     )

@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def _memorization(context: EvalContext) -> Metrics:
     """Compare distances to the nearest training images, and write a sheet of the nearest."""
     engine, train, test = context.engine, context.train, context.test
     rows = permutation(0, 0, len(test))[:_MAX_TEST_IMAGES]
-    train_pixels = _flatten(train.images(np.arange(len(train))))
+    train_pixels = torch.from_numpy(train.images(np.arange(len(train)))).flatten(1)
     scale = train_pixels.shape[1] ** -0.5  # from Euclidean distance to RMS
 
     def search(features: Tensor, pixels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
@@ -138,7 +138,7 @@ def _memorization(context: EvalContext) -> Metrics:
         base = context.features_of(train).features
         by_features = nearest_neighbors(features.to(engine.device), base, engine.map_rows)
         distance, row = nearest_neighbors(
-            _flatten(pixels).to(engine.device), train_pixels, engine.map_rows
+            torch.from_numpy(pixels).flatten(1).to(engine.device), train_pixels, engine.map_rows
         )
         return {"features": by_features, "pixels": (distance * scale, row)}
 
@@ -163,10 +163,6 @@ def _memorization(context: EvalContext) -> Metrics:
     return {**_protocol(context), **protocol, **found, "sheet": sheet.name}
 
 
-def _flatten(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).flatten(1)
-
-
 def _cost(context: EvalContext) -> Metrics:
     trained = context.trained
     count = min(_NUM_TIMED, context.num_images)
@@ -189,8 +185,9 @@ def _bits_per_dim(context: EvalContext) -> Metrics:
 
 def _bits_per_dim_ode(context: EvalContext) -> Metrics:
     images, options = _test_images(context, batch=50), context.options
+    objective = cast(DiffusionObjective, context.trained.objective)
     bits = timesteps.bits_by_ode(
-        _diffusion(context), context.nets, images, options.ode_steps, options.ode_tolerance
+        objective, context.nets, images, options.ode_steps, options.ode_tolerance
     )
     how = "uniform dequantization, Heun with Richardson extrapolation, one Rademacher probe"
     return {"num_test_images": len(images.index), "how": how, **bits}
@@ -198,23 +195,16 @@ def _bits_per_dim_ode(context: EvalContext) -> Metrics:
 
 def _loss_by_timestep(context: EvalContext) -> Metrics:
     images = _test_images(context)
-    losses = timesteps.loss_by_timestep(_diffusion(context), context.nets, images)
+    objective = cast(DiffusionObjective, context.trained.objective)
+    losses = timesteps.loss_by_timestep(objective, context.nets, images)
     return {"num_test_images": len(images.index), **losses}
 
 
 def _reconstruction(context: EvalContext) -> Metrics:
-    objective = context.trained.objective
-    assert isinstance(objective, VAEObjective), "checked by choose_metrics"
     images = _test_images(context)
-    args = objective, context.nets, images
+    args = cast(VAEObjective, context.trained.objective), context.nets, images
     count = {"num_test_images": len(images.index)}
     return {**count, **reconstruction_error(*args), **active_latents(*args)}
-
-
-def _diffusion(context: EvalContext) -> DiffusionObjective:
-    objective = context.trained.objective
-    assert isinstance(objective, DiffusionObjective), "checked by choose_metrics"
-    return objective
 
 
 def _test_images(context: EvalContext, batch: int = 100) -> ImageSubset:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
+import importlib
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -18,11 +19,13 @@ from jsonargparse import (
     set_loader,
     set_parsing_settings,
 )
+from jsonargparse.typing import restricted_string_type
 
 from dgm.cli.suggestions import suggest_key, suggest_option
 from dgm.common.command_line import expand_home, remedy_for
-from dgm.common.config_keys import flatten, flatten_nested, nested
+from dgm.common.config_keys import PATH, flatten, flatten_nested, marked_keys, nested
 from dgm.common.errors import UserError, one_line
+from dgm.common.run_files import read_config
 from dgm.common.yaml_io import read_value, read_yaml
 
 _TYPE_NAMES = {
@@ -36,9 +39,16 @@ TRAINERS = {"diffusion": "ddpm", "gan": "gan", "vae": "vae", "flow": "flow"}
 _LOADER = "dgm"  # the name under which jsonargparse knows our YAML loader
 _MAX_EXACT = 2**53  # a float holds every whole number up to it
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+path_word = restricted_string_type("path", r"(?s).*")
+"""Type of an option whose value is a path, for `parse_options`."""
 
 Config = TypeVar("Config")
 Number = TypeVar("Number", int, float)
+
+
+def family_module(family: str) -> ModuleType:
+    """Return the module `dgm.cli.train_*` of a family, imported here because it imports torch."""
+    return importlib.import_module(f"dgm.cli.train_{TRAINERS[family]}")
 
 
 def parse(config_class: type[Config], default_config: str, arguments: list[str]) -> Config:
@@ -48,42 +58,50 @@ def parse(config_class: type[Config], default_config: str, arguments: list[str])
     options override all files, in any position. Raise a one-line UserError for an unknown key or a
     value of the wrong type.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))
-    description = (config_class.__doc__ or "").strip()
-    parser = ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=description, parser_mode=_LOADER
-    )
+    parser = make_options_parser((config_class.__doc__ or "").strip())
     parser.add_argument("--config", action="config", help="YAML file of keys")
     parser.add_class_arguments(config_class)
     files, words = _split_files(arguments)
-    defaults = {key: value for key, value, _ in flatten(config_class())}
+    defaults = flatten(config_class())
     kinds = _kinds(parser)
     given: dict[str, Any] = {}
     for file in files or [str(CONFIGS / default_config)]:
         given |= _read_file(expand_home("--config", file), defaults.keys(), kinds)
-    found = _parse(parser, _spell_out_flags(words, config_class), given)
+    found = _parse(parser, _spell_out_flags(words, defaults), given)
+    for key in marked_keys(config_class(), PATH):
+        if isinstance(found[key], str):
+            found[key] = expand_home(key, found[key])
     del found.config
-    config = _expand_paths(config_class(**vars(found)))
-    for key, value, _ in flatten(config):
+    config = config_class(**vars(parser.instantiate(found)))
+    for key, value in flatten(config).items():
         if value is None and defaults[key] is not None:
             raise UserError(f"{key} is null: give a value or leave it out")
-    _check_values((key, value) for key, value, _ in flatten(config))
+        _check_value(key, value)
     return config
+
+
+def family_of(path: Path) -> str:
+    """Return the family of a run's config.yaml; raise UserError if there is not exactly one."""
+    sections = {key.split(".")[0] for key in read_config(path)}
+    found = [name for name in TRAINERS if name in sections]
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {len(found)} of the sections {', '.join(TRAINERS)}: a run has one"
+        )
+    return found[0]
+
+
+def open_config(path: Path) -> Any:
+    """Read a run's config.yaml as the configuration of its family."""
+    return parse(family_module(family_of(path)).Config, "", ["--config", str(path)])
 
 
 def _split_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the files of all --config options, and the other words."""
-    files, words = [], []
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--config":
-            files.append(next(rest, ""))
-        elif word.startswith("--config="):
-            files.append(word.removeprefix("--config="))
-        else:
-            words.append(word)
-    return files, words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
+    found, words = parser.parse_known_args(arguments)
+    return found.config, words
 
 
 def _read_file(path: str, known: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
@@ -135,13 +153,11 @@ def _raise_unknown_key(
 
 def _only_trainer_of(keys: Iterable[str]) -> str | None:
     """Return the name of the only trainer that has all these keys; None if several do, or none."""
-    from dgm.cli.families import FAMILIES  # imports this module
-
     keys = set(keys)
     able = [
-        TRAINERS[family]
-        for family, module in FAMILIES.items()
-        if keys <= {key for key, _, _ in flatten(module.Config())}
+        name
+        for family, name in TRAINERS.items()
+        if keys <= flatten(family_module(family).Config()).keys()
     ]
     return able[0] if len(able) == 1 else None
 
@@ -160,7 +176,7 @@ def _is_whole(kind: Any) -> bool:
 def _convert(value: Any, text: str, kind: Any) -> Any:
     """Convert a YAML value to its key's type: 1e5 to an int, `no` to a string."""
     if isinstance(value, float) and _is_whole(kind):
-        return int(value) if value.is_integer() and abs(value) <= _MAX_EXACT else value
+        return _as_whole(value, value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is str or (kind == str | None and is_number):
         return value if value is None or isinstance(value, list) else text
@@ -175,61 +191,35 @@ def _with_whole_numbers(words: list[str], kinds: dict[str, Any]) -> list[str]:
         option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         name = option or (found[-1] if found else "")
         if name in whole and _FLOAT.fullmatch(value):
-            number = float(value.replace("_", ""))
-            if number.is_integer() and abs(number) <= _MAX_EXACT:
-                word = f"{option}{equals}{int(number)}"
+            word = f"{option}{equals}{_as_whole(float(value.replace('_', '')), value)}"
         found.append(word)
     return found
 
 
-def _expand_paths(config: Any) -> Any:
-    """Expand ~ in the keys that are marked as paths."""
-    sections = {}
-    for f in dataclasses.fields(config):
-        section = getattr(config, f.name)
-        expanded = {
-            key.name: expand_home(f"{f.name}.{key.name}", value)
-            for key in dataclasses.fields(section)
-            if key.metadata.get("path") and isinstance(value := getattr(section, key.name), str)
-        }
-        sections[f.name] = dataclasses.replace(section, **expanded)
-    return dataclasses.replace(config, **sections)
+def _as_whole(value: float, otherwise: Any) -> Any:
+    return int(value) if value.is_integer() and abs(value) <= _MAX_EXACT else otherwise
 
 
 def make_options_parser(description: str | None) -> ArgumentParser:
-    """Return a parser of options for `parse_options`."""
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
-
-
-class _PathWord(str):
-    """A word of the command line that is a path."""
-
-
-class _PathType:
-    """The type of options that are paths, as `--help` prints it."""
-
-    def __call__(self, text: str) -> str:
-        return _PathWord(text)
-
-    def __repr__(self) -> str:
-        return "path"
-
-
-path_word = _PathType()
-"""Type of an option whose value is a path, for `parse_options`."""
+    """Return a parser of options for `parse_options`, or of the keys of a class."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader(_LOADER, read_value, (yaml.YAMLError, ValueError))
+    return ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description, parser_mode=_LOADER
+    )
 
 
 def parse_options(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse by a parser that does not exit on errors; raise a one-line UserError."""
     found = _parse(parser, arguments)
     positional = {action.dest for action in parser._actions if not action.option_strings}
-    named = {k if k in positional else f"--{k}": v for k, v in vars(found).items()}
-    _check_values(named.items())
-    for name, value in named.items():
-        if isinstance(value, _PathWord):
-            found[name.removeprefix("--")] = expand_home(name, value)
-        elif isinstance(value, list) and any(isinstance(each, _PathWord) for each in value):
-            found[name.removeprefix("--")] = [expand_home(name, each) for each in value]
+    for key, value in vars(found).items():
+        name = key if key in positional else f"--{key}"
+        _check_value(name, value)
+        if isinstance(value, path_word):
+            found[key] = expand_home(name, value)
+        elif isinstance(value, list):
+            found[key] = [expand_home(name, v) if isinstance(v, path_word) else v for v in value]
     return found
 
 
@@ -237,10 +227,10 @@ def _parse(
     parser: ArgumentParser, arguments: list[str], given: dict[str, Any] | None = None
 ) -> Namespace:
     """Parse words, which override values `given` by key; raise a one-line UserError."""
-    words = _with_whole_numbers(arguments, _kinds(parser))
     try:
         before = None if given is None else parser.parse_object(nested(given))
-        return parser.instantiate(parser.parse_args(words, namespace=before))
+        words = _with_whole_numbers(arguments, _kinds(parser))
+        return parser.parse_args(words, namespace=before)
     except ArgumentError as error:
         raise UserError(_explain(one_line(str(error)), parser)) from None
 
@@ -291,13 +281,12 @@ def _hint(option: str, known: list[str]) -> str | None:
     return None if hint is None else re.sub(r"did you mean (?!one of)", "did you mean --", hint)
 
 
-def _check_values(given: Iterable[tuple[str, Any]]) -> None:
+def _check_value(name: str, value: Any) -> None:
     """Raise UserError for an empty string, and for a number that is NaN or far too large."""
-    for name, value in given:
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if remedy := remedy_for(each, name.removeprefix("--")):
-                shown = f"'{each}'" if isinstance(each, str) else each
-                raise UserError(f"{name} is {shown}: {remedy}")
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if remedy := remedy_for(each, name.removeprefix("--")):
+            shown = f"'{each}'" if isinstance(each, str) else each
+            raise UserError(f"{name} is {shown}: {remedy}")
 
 
 def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
@@ -311,9 +300,9 @@ def read_list(option: str, text: str, kind: Callable[[str], Number]) -> list[Num
         ) from None
 
 
-def _spell_out_flags(arguments: list[str], config_class: type) -> list[str]:
+def _spell_out_flags(arguments: list[str], defaults: dict[str, Any]) -> list[str]:
     """Add `=true` to a flag that stands alone, as `--train.overfit_one_batch`."""
-    flags = {f"--{key}" for key, value, _ in flatten(config_class()) if isinstance(value, bool)}
+    flags = {f"--{key}" for key, value in defaults.items() if isinstance(value, bool)}
     spelled = []
     for word, following in itertools.pairwise([*arguments, "--"]):
         is_alone = word in flags and following.startswith("--")

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dgm.cli.assemble import DataConfig, check_rebuilt, ensure_split
-from dgm.cli.families import FAMILIES
 from dgm.cli.memory_check import build_on_meta
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 from dgm.common.errors import UserError
 from dgm.training.job import TrainConfig, check_config, check_micro_batches
 from dgm.training.launch_env import read_launch
@@ -43,7 +42,7 @@ def main() -> None:
                 known = ", ".join(f"launch/{script}" for script in families)
                 raise UserError(f"{request['script']} is not a trainer: choose {known}")
             with contextlib.redirect_stdout(sys.stderr):  # output of building shards
-                module = FAMILIES[family]
+                module = family_module(family)
                 answers[name] = examine(module, words, request["processes"], request["build"])
         except UserError as error:
             answers[name] = {"error": " ".join(str(error).split())}

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from dgm.cli.families import FAMILIES, family_of
-from dgm.cli.parser import make_options_parser, parse_options, path_word
+from dgm.cli.parser import family_module, family_of, make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import check_file
 from dgm.common.atomic_io import write_whole
 from dgm.common.config_keys import flatten
 from dgm.common.errors import UserError
-from dgm.common.run_files import hint_at_runs, read_config
+from dgm.common.run_files import hint_at_runs
 from dgm.report.read_run import Failure, Run, find_failure, read_run, sweep_folders
 
 
@@ -36,11 +35,8 @@ def make_parser() -> ArgumentParser:
 
 def open_run(folder: Path, name: str) -> Run:
     """Read a run folder with the defaults of its family; raise UserError if it is damaged."""
-    path = folder / "config.yaml"
-    read_config(path)  # first, because its error is more specific
-    family = family_of(path)
-    defaults = {key: value for key, value, _ in flatten(FAMILIES[family].Config())}
-    return read_run(folder, name, family, defaults)
+    family = family_of(folder / "config.yaml")
+    return read_run(folder, name, family, flatten(family_module(family).Config()))
 
 
 def choose_out(out: str | None, folders: list[Path]) -> Path:

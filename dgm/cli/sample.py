@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import sys
 from collections import Counter
@@ -18,7 +17,6 @@ from dgm import images
 from dgm.cli.load_run import TrainedRun, load_run_on_all
 from dgm.cli.parser import make_options_parser, parse_options, path_word
 from dgm.cli.path_checks import choose_outputs
-from dgm.cli.start_engine import start_engine
 from dgm.cli.study import refuse_options_of_other_families
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.errors import UserError
@@ -29,6 +27,7 @@ from dgm.diffusion.samplers import SamplerName
 from dgm.nn.compiling import compile_net
 from dgm.nn.layers import use_kernels
 from dgm.training.engine import Engine
+from dgm.training.process_settings import start_engine
 from dgm.training.sampling import sample_distributed
 
 NUM_SHOWN = 20  # images of a class in the PNG; the .npz holds all
@@ -88,7 +87,7 @@ def choose_classes(trained: TrainedRun, text: str | None) -> list[int]:
 
 def choose_knobs(options: Namespace, trained: TrainedRun) -> dict[str, Any]:
     """Return the given settings of the sampler; raise UserError for one of another family."""
-    own = [f.name for f in dataclasses.fields(trained.objective.sample_config)]
+    own = vars(trained.objective.sample_config)
     refuse_options_of_other_families(options, KNOBS, own, trained.family)
     return {name: options[name] for name in KNOBS if options[name] is not None}
 

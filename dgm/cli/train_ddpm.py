@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
 
-from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.cli.assemble import Parts, TrainerConfig, run_training
 from dgm.common.config_keys import MAY_CHANGE
 from dgm.diffusion.objective import DiffusionConfig, DiffusionObjective, DiffusionSampleConfig
 from dgm.diffusion.unet import UNet, UNetConfig
-from dgm.evaluation.online_eval import EvalConfig
-from dgm.training.job import TrainConfig, noising_mode
-from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import RunConfig
+from dgm.training.job import noising_mode
 
 DEFAULT_CONFIG = "ddpm_cifar10.yaml"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainerConfig):
     """Train a class-conditional diffusion model (DDPM and its later variants)."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     sample: DiffusionSampleConfig = field(
         default_factory=DiffusionSampleConfig, metadata=MAY_CHANGE
     )
-    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
 
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
@@ -56,6 +49,5 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     return Parts({"net": net.to(dtype)}, objective)
 
 
-def main() -> int:
-    """Train by the configuration of the command line."""
-    return run_training(Config, DEFAULT_CONFIG, make_parts)
+main = functools.partial(run_training, Config, DEFAULT_CONFIG, make_parts)
+"""Train by the configuration of the command line."""

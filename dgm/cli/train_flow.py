@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
 
-from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.cli.assemble import Parts, TrainerConfig, run_training
 from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
 from dgm.flow.networks import Flow, FlowNetConfig
 from dgm.flow.objective import FlowConfig, FlowObjective, FlowSampleConfig
-from dgm.training.job import TrainConfig
-from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import RunConfig
 
 DEFAULT_CONFIG = "glow_cifar10.yaml"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainerConfig):
     """Train a normalizing flow (RealNVP or Glow)."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     model: FlowNetConfig = field(default_factory=FlowNetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     sample: FlowSampleConfig = field(default_factory=FlowSampleConfig, metadata=MAY_CHANGE)
     eval: EvalConfig = field(
         default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
@@ -43,6 +37,5 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     return Parts({"flow": net.to(dtype)}, objective)
 
 
-def main() -> int:
-    """Train by the configuration of the command line."""
-    return run_training(Config, DEFAULT_CONFIG, make_parts)
+main = functools.partial(run_training, Config, DEFAULT_CONFIG, make_parts)
+"""Train by the configuration of the command line."""

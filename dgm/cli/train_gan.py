@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.cli.assemble import Parts, TrainerConfig, run_training
 from dgm.common.config_keys import MAY_CHANGE
-from dgm.evaluation.online_eval import EvalConfig
 from dgm.gan.networks import GanNetConfig, make_nets
 from dgm.gan.objective import GanConfig, GanObjective, GanSampleConfig
-from dgm.training.job import TrainConfig
-from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import RunConfig
 
 DEFAULT_CONFIG = "dcgan_cifar10.yaml"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainerConfig):
     """Train a GAN (DCGAN, or a residual pair with spectral norm)."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     model: GanNetConfig = field(default_factory=GanNetConfig)
     gan: GanConfig = field(default_factory=GanConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     sample: GanSampleConfig = field(default_factory=GanSampleConfig, metadata=MAY_CHANGE)
-    eval: EvalConfig = field(default_factory=EvalConfig, metadata=MAY_CHANGE)
 
 
 def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Parts:
@@ -50,6 +42,5 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     return Parts({name: net.to(dtype) for name, net in nets.items()}, objective, optim)
 
 
-def main() -> int:
-    """Train by the configuration of the command line."""
-    return run_training(Config, DEFAULT_CONFIG, make_parts)
+main = functools.partial(run_training, Config, DEFAULT_CONFIG, make_parts)
+"""Train by the configuration of the command line."""

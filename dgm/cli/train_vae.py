@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
 
-from dgm.cli.assemble import DataConfig, Parts, run_training
+from dgm.cli.assemble import Parts, TrainerConfig, run_training
 from dgm.common.config_keys import MAY_CHANGE
 from dgm.evaluation.online_eval import EvalConfig
-from dgm.training.job import TrainConfig
-from dgm.training.optimizer import OptimConfig
-from dgm.training.run_folder import RunConfig
 from dgm.vae.networks import VAE, VAENetConfig
 from dgm.vae.objective import VAEConfig, VAEObjective, VAESampleConfig
 
@@ -19,15 +17,11 @@ DEFAULT_CONFIG = "vae_1_plain.yaml"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainerConfig):
     """Train a variational autoencoder of one of four architectures."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     model: VAENetConfig = field(default_factory=VAENetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     sample: VAESampleConfig = field(default_factory=VAESampleConfig, metadata=MAY_CHANGE)
     eval: EvalConfig = field(
         default_factory=lambda: EvalConfig(metric="bits_per_dim"), metadata=MAY_CHANGE
@@ -43,6 +37,5 @@ def make_parts(config: Config, image_shape: tuple[int, int, int], num_classes: i
     return Parts({"vae": net.to(dtype)}, objective)
 
 
-def main() -> int:
-    """Train by the configuration of the command line."""
-    return run_training(Config, DEFAULT_CONFIG, make_parts)
+main = functools.partial(run_training, Config, DEFAULT_CONFIG, make_parts)
+"""Train by the configuration of the command line."""

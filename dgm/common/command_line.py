@@ -22,16 +22,21 @@ _MAX_FLOAT = 3.4e38  # the largest float32
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its return value, or 2 after a mistake or a disk error."""
     keep_streams()
+    sys.exit(exit_code(main, lambda line: print(line, file=sys.stderr)))
+
+
+def exit_code(main: Callable[[], int | None], show: Callable[[str], None]) -> int:
+    """Return what a command returns, or 2 after a mistake or a disk error; `show` its one line."""
     try:
         code = main() or DONE
         sys.stdout.flush()  # here, so that a full disk is a one-line error
+        return code
     except (UserError, OSError) as error:
         fault = disk_fault(error) if isinstance(error, OSError) else str(error)
         if fault is None:
             raise
-        print(f"error: {one_line(fault)}", file=sys.stderr)
-        code = MISTAKE
-    sys.exit(code)
+        show(f"error: {one_line(fault)}")
+        return MISTAKE
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAY_CHANGE = {"may_change": True}
@@ -12,17 +12,30 @@ PATH = {"path": True}
 """Field metadata of keys that are paths, in which ~ is the home folder."""
 
 
-def flatten(
-    config: object, prefix: str = "", free: bool = False
-) -> Iterator[tuple[str, Any, bool]]:
-    """Yield (dotted key, value, may change) of nested dataclasses."""
+def flatten(config: object) -> dict[str, Any]:
+    """Return the values of nested dataclasses by dotted key, tuples as lists."""
+    values = {key: value for key, value, _ in _leaves(config)}
+    return {k: list(value) if isinstance(value, tuple) else value for k, value in values.items()}
+
+
+def marked_keys(config: object, mark: dict[str, bool]) -> list[str]:
+    """Return the dotted keys whose field, or a section around it, has this metadata."""
+    return [key for key, _, metadata in _leaves(config) if mark.items() <= metadata.items()]
+
+
+def _leaves(
+    config: object, prefix: str = "", around: Mapping[str, bool] | None = None
+) -> Iterator[tuple[str, Any, Mapping[str, bool]]]:
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value, key = getattr(config, f.name), prefix + f.name
-        may_change = free or bool(f.metadata.get("may_change"))
+        value, key, metadata = (
+            getattr(config, f.name),
+            prefix + f.name,
+            {**(around or {}), **f.metadata},
+        )
         if dataclasses.is_dataclass(value):
-            yield from flatten(value, key + ".", may_change)
+            yield from _leaves(value, key + ".", metadata)
         else:
-            yield key, list(value) if isinstance(value, tuple) else value, may_change
+            yield key, value, metadata
 
 
 def flatten_nested(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

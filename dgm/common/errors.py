@@ -93,7 +93,7 @@ def _owned(path: Path) -> str:
     status = os.stat(path)
     try:
         owner = path.owner()
-    except (KeyError, NotImplementedError):  # not in the user database, or without one
+    except KeyError:  # not in the user database
         owner = f"uid {status.st_uid}"
     return f"mode {stat.filemode(status.st_mode)}, owner {owner}"
 

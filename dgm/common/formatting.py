@@ -19,16 +19,6 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.3g} %" if fraction < 0.1 else f"{100 * fraction:.1f} %"
 
 
-def short(value: float) -> str:
-    """Return a number in short form, as for an axis: 1,500,000 as 1.5M."""
-    for size, ending in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{ending}"
-    if value == 0:
-        return "0"
-    return f"{value:.4g}" if abs(value) >= 1e-3 else _tiny(value)
-
-
 def _tiny(value: float) -> str:
     """Return 1.04e-5, where Python writes 1.040e-05."""
     digits, power = f"{value:.3e}".split("e")

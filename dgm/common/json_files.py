@@ -19,6 +19,14 @@ def as_object(text: str | bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and _is_flat(found, _MAX_DEPTH) else None
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file; None if it holds none or cannot be read."""
+    try:
+        return as_object(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+
+
 def read_objects(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a JSONL file; empty if it cannot be read."""
     try:

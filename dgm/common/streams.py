@@ -15,7 +15,6 @@ import sys
 from typing import Any, TextIO
 
 _LOST = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN)
-STANDARD_OUTPUT = "standard output"
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
@@ -83,7 +82,7 @@ def _lenient(stream: TextIO | None, name: str) -> TextIO:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     output = _Output(number, "w", closefd=False)
-    output.stream = {"stdout": STANDARD_OUTPUT, "stderr": "standard error"}[name]
+    output.stream = {"stdout": "standard output", "stderr": "standard error"}[name]
     unbuffered = getattr(stream, "write_through", False)  # python -u, PYTHONUNBUFFERED
     return io.TextIOWrapper(
         output if unbuffered else io.BufferedWriter(output),

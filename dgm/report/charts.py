@@ -92,34 +92,23 @@ def metric_chart(
 
 
 def _line(name: str, style: int, curve: Curve) -> dict[str, Any]:
-    kept, alone = thin(curve), len(curve.values) == 1
+    """Return the trace of a curve, of a single point as a marker."""
+    kept = thin(curve)
     return {
         "type": "scatter",
-        "mode": "markers" if alone else "lines",
+        "mode": "markers" if len(curve.values) == 1 else "lines",
         "name": _text(name),
         "legendgroup": str(style),
         "x": [curve.seen[k] for k in kept],
         "y": [_rounded(curve.values[k]) for k in kept],
-        **(
-            {"marker": {"color": _COLOURS[style], "size": 9}}
-            if alone
-            else {"line": {"color": _COLOURS[style], "dash": _DASHES[style], "width": 2}}
-        ),
+        "line": {"color": _COLOURS[style], "dash": _DASHES[style], "width": 2},
+        "marker": {"color": _COLOURS[style], "size": 9},
     }
 
 
 def _mark(name: str, style: int, value: float, seen: float, text: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": _text(name),
-        "legendgroup": str(style),
-        "showlegend": False,
-        "x": [seen],
-        "y": [_rounded(value)],
-        "hovertemplate": f"{text}<extra></extra>",
-        "marker": {"color": _COLOURS[style], "size": 9},
-    }
+    point = _line(name, style, Curve([seen], [value]))
+    return {**point, "showlegend": False, "hovertemplate": f"{text}<extra></extra>"}
 
 
 def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
@@ -127,7 +116,7 @@ def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
     higher = higher_is_better(key)
     if higher is None:
         return None
-    value, seen = curve.max() if higher else curve.min()
+    value, seen = curve.best(higher)
     word = "max" if higher else "min"
     return value, seen, f"{word} {number(value)} after {counted(seen, 'image')}"
 

@@ -43,7 +43,7 @@ def _smooth(curve: Curve) -> Curve:
 def _minimum(run: Run, key: str, min_points: int = _MIN_POINTS) -> str | None:
     """Return a sentence on where the minimum is; None if it is the last value."""
     curve = run.curve(key)
-    lowest, where = curve.min()
+    lowest, where = curve.best()
     last = curve.values[-1]
     if len(curve.values) < min_points or last <= lowest:
         return None

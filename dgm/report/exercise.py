@@ -22,7 +22,7 @@ from dgm.report.page import compare_runs, render
 from dgm.report.pictures import Picture, generated_grids, newest_grid, sample_grids
 from dgm.report.read_run import Run
 from dgm.report.studies import Study, denoising_study
-from dgm.report.tables import NOTHING, Column, Table, listing, sortable
+from dgm.report.tables import NOTHING, Column, Table, column, listing, sortable
 
 _NUM_GRIDS = 3  # sample grids through training
 PICTURES: dict[str, tuple[str, Callable[[Run], list[Picture] | Study | None]]] = {
@@ -80,7 +80,7 @@ def _hypothesis_table(exercise: Exercise, groups: Groups) -> Table:
 
 def _comparison_table(exercise: Exercise, groups: Groups) -> Table:
     names, counts = list(groups), [len(runs) for runs in groups.values()]
-    columns = [Column("", names, names), Column("runs", counts, [str(n) for n in counts])]
+    columns = [column("", names, str), column("runs", counts, str)]
     for metric in exercise.compare:
         found = [measure_group(runs, metric) for runs in groups.values()]
         columns.append(
@@ -103,7 +103,7 @@ def _minima(runs: list[Run]) -> Table:
     for run in runs:
         for key in (k for k in run.keys if k.startswith("train/") and "loss" in k.split("/")[-1]):
             curve = run.curve(key)
-            lowest, seen = curve.min()
+            lowest, seen = curve.best()
             rows.append([run.name, key, lowest, counted(seen, "image"), curve.values[-1]])
     return listing("From the logs", ["run", "loss", "min", "after", "last"], rows)
 

@@ -34,8 +34,8 @@ _BITS = ("bits_per_dim/exact", "bits_per_dim/bound", "bits_per_dim_ode/bound")
 _SPREAD_OF = "spread of "
 _OF_CURVES: dict[str, Callable[[Curve, Run], float]] = {
     "final": lambda curve, run: curve.values[-1],
-    "min": lambda curve, run: curve.min()[0],
-    "min after": lambda curve, run: curve.min()[1] / run.images_seen,
+    "min": lambda curve, run: curve.best()[0],
+    "min after": lambda curve, run: curve.best()[1] / run.images_seen,
 }
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from dgm.common.errors import UserError, check_readable
-from dgm.common.json_files import as_object
+from dgm.common.json_files import as_object, read_object
 from dgm.common.run_files import newest_saved, read_config, read_lines
 
 LOGGED = ("train/", "eval/", "time/", "memory/", "energy/")
@@ -34,15 +34,10 @@ class Curve:
     seen: list[float]
     values: list[float]
 
-    def min(self) -> tuple[float, float]:
-        """Return the minimum and the images seen where it first occurs."""
-        k = self.values.index(min(self.values))
-        return self.values[k], self.seen[k]
-
-    def max(self) -> tuple[float, float]:
-        """Return the maximum and the images seen where it first occurs."""
-        k = self.values.index(max(self.values))
-        return self.values[k], self.seen[k]
+    def best(self, higher: bool | None = False) -> tuple[float, float]:
+        """Return the minimum, or if `higher` the maximum, and the images seen where it is first."""
+        value = max(self.values) if higher else min(self.values)
+        return value, self.seen[self.values.index(value)]
 
 
 @dataclass(frozen=True)
@@ -217,10 +212,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     check_readable(path)
     if not path.exists():
         return {}
-    try:
-        found = as_object(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        found = None
+    found = read_object(path)
     if found is None:
         notes.append(f"{path.name} is left out: it cannot be read as a JSON object.")
     return found or {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgm.common.formatting import percent
-from dgm.common.json_files import as_object
+from dgm.common.json_files import read_object
 from dgm.report.figures import DENOISING_METRICS, SWEEP_METRICS, SWEEP_TIME
 from dgm.report.pictures import Picture, embed
 from dgm.report.read_run import Run
@@ -49,9 +49,8 @@ def exploration_study(run: Run) -> Study | None:
 def denoising_metric(folder: Path, steps: int, name: str) -> float | None:
     """Return a metric of `launch/denoise.py` at a number of steps; None if there is none."""
     try:
-        found = as_object((folder / _DENOISING).read_text(errors="replace", encoding="utf-8"))
-        rows = _rows(found or {}, "steps", "steps", name)
-    except (OSError, _FormatError):
+        rows = _rows(read_object(folder / _DENOISING) or {}, "steps", "steps", name)
+    except _FormatError:
         return None
     return next((float(row[name]) for row in rows if row["steps"] == steps), None)
 
@@ -67,13 +66,10 @@ def _read(
     path = run.folder / name
     if not path.exists():
         return None
+    found, reason = read_object(path), "it cannot be read as a JSON object"
     try:
-        found = as_object(path.read_text(errors="replace", encoding="utf-8"))
         if found is not None:
             return section(run, found)
-        reason = "it cannot be read as a JSON object"
-    except OSError:
-        reason = "it cannot be read"
     except _FormatError as error:
         reason = f"it is not as {script} writes it ({error})"
     return Study(error=f"{name} is left out: {reason}.")

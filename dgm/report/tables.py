@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dgm.common.formatting import duration, number
@@ -65,6 +66,17 @@ class Column:
         ]
 
 
+def column(
+    name: str,
+    values: list[Any],
+    as_text: Callable[[Any], str] = number,
+    higher_is_better: bool | None = None,
+) -> Column:
+    """Return a column whose texts are those of its values."""
+    texts = [NOTHING if value is None else as_text(value) for value in values]
+    return Column(name, values, texts, higher_is_better)
+
+
 def sortable(caption: str, columns: list[Column]) -> Table:
     """Return a table of columns, of which the first names the rows."""
     heads = [Cell(column.name, is_numeric(column.values)) for column in columns]
@@ -112,12 +124,11 @@ def evaluation_tables(found: dict[str, Any], caption: str, metric: str = "") -> 
 
 def table_of_runs(runs: list[Run]) -> Table:
     """Return the settings in which runs differ, and their results."""
-    columns = [Column("run", [r.name for r in runs], [r.name for r in runs])]
+    columns = [column("run", [run.name for run in runs], str)]
     if len({run.family for run in runs}) > 1:
-        columns.append(Column("family", [r.family for r in runs], [r.family for r in runs]))
+        columns.append(column("family", [run.family for run in runs], str))
     for key in differing_keys(runs):
-        values = [run.config.get(key) for run in runs]
-        columns.append(Column(key, values, [NOTHING if v is None else as_text(v) for v in values]))
+        columns.append(column(key, [run.config.get(key) for run in runs], as_text))
     columns += _results(runs)
     return sortable("Settings that differ, and results. The best of a column is shaded.", columns)
 
@@ -158,39 +169,33 @@ def _results(runs: list[Run]) -> list[Column]:
     results = [run.results() for run in runs]
     for name in dict.fromkeys(name for found in results for name in found):
         if not name.split("/")[-1].startswith(_SETTINGS):
-            column = _numbers(
-                "/".join(find_metric(part).label for part in name.split("/")),
-                [f.get(name) for f in results],
-            )
-            texts = [NOTHING if v is None else format_metric(name, v) for v in column.values]
-            columns.append(replace(column, texts=texts, higher_is_better=higher_is_better(name)))
+            label = "/".join(find_metric(part).label for part in name.split("/"))
+            values, format_one = [f.get(name) for f in results], partial(format_metric, name)
+            columns.append(column(label, values, format_one, higher_is_better(name)))
     for key, covered in ENERGY.items():
-        column = _numbers(f"kWh, {covered}", [run.energy_kwh(key) for run in runs])
-        columns += [column] if is_numeric(column.values) else []
-    walls = [run.wall_s() for run in runs]
+        spent = [run.energy_kwh(key) for run in runs]
+        columns += [column(f"kWh, {covered}", spent)] if is_numeric(spent) else []
+    speeds = [run.median("time/images_per_s") for run in runs]
     return [
         *columns,
-        _numbers("images/s, median", [run.median("time/images_per_s") for run in runs], True),
-        Column("wall time", walls, [NOTHING if w is None else duration(w) for w in walls]),
-        _numbers("images seen", [run.images_seen for run in runs]),
-        Column("state", [r.state for r in runs], [r.state for r in runs]),
+        column("images/s, median", speeds, higher_is_better=True),
+        column("wall time", [run.wall_s() for run in runs], duration),
+        column("images seen", [run.images_seen for run in runs]),
+        column("state", [run.state for run in runs], str),
     ]
 
 
 def _over_training(key: str, runs: list[Run], higher: bool | None) -> list[Column]:
     """Return the final value of a curve, its best, and the images seen there."""
     curves = [run.curve(key) for run in runs]
-    best = [(c.max() if higher else c.min()) if c.values else (None, None) for c in curves]
+    best = [c.best(higher) if c.values else (None, None) for c in curves]
     word = "max" if higher else "min"
+    final = [c.values[-1] if c.values else None for c in curves]
     return [
-        _numbers(f"{key}, final", [c.values[-1] if c.values else None for c in curves], higher),
-        _numbers(f"{key}, {word}", [value for value, _ in best], higher),
-        _numbers(f"{word} after images", [seen for _, seen in best]),
+        column(f"{key}, final", final, higher_is_better=higher),
+        column(f"{key}, {word}", [value for value, _ in best], higher_is_better=higher),
+        column(f"{word} after images", [seen for _, seen in best]),
     ]
-
-
-def _numbers(name: str, values: list[Any], higher: bool | None = None) -> Column:
-    return Column(name, values, [NOTHING if v is None else number(v) for v in values], higher)
 
 
 def _cell_text(head: str, value: object) -> str:

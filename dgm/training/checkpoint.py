@@ -33,18 +33,11 @@ _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, er
 
 
 @dataclass(frozen=True)
-class FullState:
-    """Unsharded tensors of all nets, keyed `net.parameter` and `net.moment.parameter`."""
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint."""
+    """The content of a checkpoint: unsharded tensors of all nets, and what is not tensors."""
 
-    full: FullState
+    model: dict[str, Tensor]  # by `net.parameter`
+    optimizer: dict[str, Tensor]  # by `net.moment.parameter`
     ema: dict[str, Tensor]
     state: dict[str, Any]
 
@@ -61,8 +54,8 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_file(partial / "model.safetensors", checkpoint.full.model)
-        _write_file(partial / "optimizer.safetensors", checkpoint.full.optimizer)
+        _write_file(partial / "model.safetensors", checkpoint.model)
+        _write_file(partial / "optimizer.safetensors", checkpoint.optimizer)
         _write_file(partial / "ema.safetensors", checkpoint.ema)
         _write_file(partial / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
         files = {name: _describe(partial / name) for name in FILES}
@@ -147,10 +140,10 @@ def find_fault(path: Path) -> str | None:
 
 def read(path: Path) -> Checkpoint:
     """Load a checkpoint that `newest` returned, to the CPU."""
-    model = load_file(path / "model.safetensors")
-    optimizer = load_file(path / "optimizer.safetensors")
-    ema = load_file(path / "ema.safetensors")
-    return Checkpoint(FullState(model, optimizer), ema, read_state(path))
+    model, optimizer, ema = (
+        load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "ema")
+    )
+    return Checkpoint(model, optimizer, ema, read_state(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:

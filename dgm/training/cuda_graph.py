@@ -31,18 +31,18 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dgm.objective import Batch, Objective, Phase, StepDependent
+from dgm.objective import Batch, Phase
 from dgm.rng import Draws
 from dgm.training.ddp import DataParallelNet
 from dgm.training.engine import Engine
-from dgm.training.optimizer import AdamMoments, AdamW
+from dgm.training.optimizer import AdamMoments
 from dgm.training.sampler import BatchSampler
 
 Result = TypeVar("Result")
@@ -151,19 +151,26 @@ class StaticInputs:
             yield Batch(images, labels, self.images_seen, step), Draws(key, index[0], index[1])
 
 
+UpdateNet = Callable[[Phase, MicroBatches, float, int | Tensor], StepOutput]
+"""Updates a phase's net: (phase, micro-batches, learning rate, gradient index)."""
+
+
 class CapturedStep:
     """Steps of one variant: the first ones run eagerly, later ones replay a captured one."""
 
     def __init__(
         self,
-        inputs: StaticInputs,
-        optimizer: AdamW,
-        run_eagerly: Callable[[StaticInputs, StepNumbers], StepOutput],
+        engine: Engine,
+        batches: BatchSampler,
+        phase: Phase,
+        update_net: UpdateNet,
         capturer: CudaCapturer,
     ):
-        """`run_eagerly` runs a step from the inputs."""
-        self.inputs, self.optimizer, self.capturer = inputs, optimizer, capturer
-        self._run_eagerly = run_eagerly
+        wrapped = engine.wrapped_nets[phase.net]
+        assert isinstance(wrapped, DataParallelNet), "steps are captured on one process only"
+        self.phase, self.update_net, self.capturer = phase, update_net, capturer
+        self.optimizer = wrapped.optimizer
+        self.inputs = StaticInputs(batches, engine.device, len(self.optimizer.parameters))
         self.warm = 0
         self.output: StepOutput | None = None
         self.replay: Callable[[], None] | None = None
@@ -190,7 +197,8 @@ class CapturedStep:
     def _step(self, now: StepNumbers) -> StepOutput:
         inputs = self.inputs
         with self.optimizer.on_device(inputs.lr.float(), inputs.counts.float()) as update:
-            output = self._run_eagerly(inputs, now)
+            micro_batches = inputs.micro_batches(now.step)
+            output = self.update_net(self.phase, micro_batches, now.lr, inputs.gradient_index)
         self._updated = update.updated
         return output
 
@@ -224,44 +232,3 @@ class CapturedStep:
             parameter.grad = None
         for weight in list(self.optimizer.moments)[known:]:
             del self.optimizer.moments[weight]
-
-
-UpdateNet = Callable[[Phase, MicroBatches, float, int | Tensor], StepOutput]
-"""Updates a phase's net: (phase, micro-batches, learning rate, gradient index)."""
-
-
-class StepGraphs:
-    """The captured steps of a run, by phase and variant of its loss."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        objective: Objective,
-        batches: BatchSampler,
-        update_net: UpdateNet,
-        capturer: CudaCapturer,
-    ):
-        self.engine, self.objective, self.batches = engine, objective, batches
-        self.update_net, self.capturer = update_net, capturer
-        self.steps: dict[Hashable, CapturedStep] = {}
-
-    def get(self, phase: Phase, step: int) -> CapturedStep:
-        """Return the captured step of the phase's variant."""
-        objective = self.objective
-        variant = objective.variant(phase, step) if isinstance(objective, StepDependent) else None
-        key = (phase.name, variant)
-        if key not in self.steps:
-            self.steps[key] = self._make(phase)
-        return self.steps[key]
-
-    def _make(self, phase: Phase) -> CapturedStep:
-        wrapped = self.engine.wrapped_nets[phase.net]
-        assert isinstance(wrapped, DataParallelNet), "steps are captured on one process only"
-        num_parameters = len(wrapped.optimizer.parameters)
-
-        def run_eagerly(inputs: StaticInputs, now: StepNumbers) -> StepOutput:
-            micro_batches = inputs.micro_batches(now.step)
-            return self.update_net(phase, micro_batches, now.lr, inputs.gradient_index)
-
-        inputs = StaticInputs(self.batches, self.engine.device, num_parameters)
-        return CapturedStep(inputs, wrapped.optimizer, run_eagerly, self.capturer)

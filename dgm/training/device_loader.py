@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import numpy as np
@@ -42,16 +43,11 @@ class DeviceLoader:
         """`resident` keeps all images on the device; None does on a GPU with enough memory."""
         self.data, self.device = data, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._keys: dict[int, Tensor] = {}
+        self.key = functools.cache(lambda seed: seed_key(seed).to(device))
+        """Return the key of a seed's draws, on the device."""
         self.resident: tuple[Tensor, Tensor] | None = None
         if _fits(data, device) if resident is None else resident:
             self.resident = _load_all(data, device)
-
-    def key(self, seed: int) -> Tensor:
-        """Return the key of a seed's draws, on the device."""
-        if seed not in self._keys:
-            self._keys[seed] = seed_key(seed).to(self.device)
-        return self._keys[seed]
 
     def load(self, index: Tensor, epochs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return images, labels, index and epochs on the device; index and epochs are int64 [B]."""

@@ -17,7 +17,6 @@ from accelerate.utils import InitProcessGroupKwargs, convert_to_fp32
 from torch import Tensor, nn
 
 from dgm.common.errors import UserError, disk_fault
-from dgm.training.checkpoint import FullState
 from dgm.training.ddp import DataParallelNet, WrappedNet
 from dgm.training.launch_env import on_gpu, read_launch, read_variables, without_deepspeed_plugin
 from dgm.training.optimizer import OptimConfig
@@ -61,11 +60,6 @@ class Engine:
             self._gloo_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
-    def name(self) -> str:
-        """Return the engine's name, such as `DDP on 2 processes`."""
-        return str(self.launch)
-
-    @property
     def norms_on_host(self) -> bool:
         """Return whether reading a gradient's norm costs no wait: on a CPU and in ZeRO."""
         zero = self.launch.zero
@@ -90,7 +84,7 @@ class Engine:
             expected = str(self.launch.zero or ("DDP" if is_ddp else "one process"))
             if (wrapped.strategy, self.world_size) != (expected, self.launch.processes):
                 raise UserError(
-                    f"the launcher requests {self.name}, but there is {wrapped.strategy} on "
+                    f"the launcher requests {self.launch}, but there is {wrapped.strategy} on "
                     f"{self.world_size}: start the processes with accelerate launch or torchrun"
                 )
 
@@ -129,8 +123,8 @@ class Engine:
         """Return frozen copies of the nets with unsharded weights. Collective."""
         return {name: wrapped.copy() for name, wrapped in self.wrapped_nets.items()}
 
-    def full_state(self) -> FullState:
-        """Return unsharded weights and moments by parameter name. Collective."""
+    def full_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return unsharded weights and moments, named as in a checkpoint. Collective."""
         with self.full_weights() as nets:
             model = {
                 # ZeRO shards these tensors again on exit.
@@ -143,18 +137,18 @@ class Engine:
             for name, wrapped in self.wrapped_nets.items()
             for key, value in wrapped.moments().items()
         }
-        return FullState(model, moments)
+        return model, moments
 
-    def load_full_state(self, full: FullState) -> None:
-        """Load an unsharded state; raise UserError where tensors do not fit the nets."""
+    def load_full_state(self, model: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Load unsharded weights and moments; raise UserError where they do not fit the nets."""
         with self.full_weights(write=True) as nets:
-            check_weights(nets, full.model)
-            check_moments(nets, full.optimizer)
-            load_nets(nets, full.model)
+            check_weights(nets, model)
+            check_moments(nets, moments)
+            load_nets(nets, model)
         for name, wrapped in self.wrapped_nets.items():
-            prefix, moments = f"{name}.", full.optimizer.items()
+            prefix = f"{name}."
             wrapped.load_moments(
-                {k.removeprefix(prefix): v for k, v in moments if k.startswith(prefix)}
+                {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
             )
 
     def any_rank(self, flag: bool) -> bool:

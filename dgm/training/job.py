@@ -28,15 +28,6 @@ MAX_GLOBAL_BATCH = 2**20
 
 
 @dataclass(frozen=True)
-class Cadences:
-    """Images between two logs, sample grids and checkpoints; 0: never."""
-
-    log: int
-    sample: int
-    save: int
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Length and settings of training; the defaults are DDPM's for CIFAR-10."""
 
@@ -100,18 +91,18 @@ class TrainConfig:
     """Debug: name the operation whose gradient is not finite; slow."""
 
     @property
-    def cadences(self) -> Cadences:
-        """Return how often to log, sample and save, in images."""
+    def cadences(self) -> dict[str, int]:
+        """Return the images between two logs, sample grids and checkpoints; 0: never."""
 
         def every(given: int | None, parts: int, maximum: int) -> int:
             part = max(self.total_images // parts, self.global_batch)
             return min(part, maximum) if given is None else given
 
-        return Cadences(
-            log=every(self.log_every_images, 50, 12_800),
-            sample=every(self.sample_every_images, 3, 1_280_000),
-            save=every(self.save_every_images, 3, 1_280_000),
-        )
+        return {
+            "log": every(self.log_every_images, 50, 12_800),
+            "samples": every(self.sample_every_images, 3, 1_280_000),
+            "checkpoint": every(self.save_every_images, 3, 1_280_000),
+        }
 
     @property
     def dtype(self) -> torch.dtype:

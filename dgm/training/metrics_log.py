@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import resource
 import sys
 import time
 import warnings
@@ -132,35 +133,25 @@ class Clock:
     def start(self, images_seen: int) -> None:
         """Start a new interval."""
         self.began, self.images_seen = time.monotonic(), images_seen
-        self.data_wait_s = 0.0
-        self.pauses_s: dict[str, float] = {}
+        self.spent_s = {"data": 0.0}  # waiting for data, and in each pause
 
     def elapsed_s(self) -> float:
         """Return the seconds since the start of the interval, pauses included."""
         return time.monotonic() - self.began
 
     @contextlib.contextmanager
-    def pause(self, name: Literal["save", "sample", "eval"]) -> Iterator[None]:
-        """Exclude a block from images/s."""
+    def during(self, name: Literal["data", "save", "sample", "eval"]) -> Iterator[None]:
+        """Count a block as waiting for data, or as a pause, which images/s exclude."""
         self.watchdog.set_activity(name)
         began = time.monotonic()
         yield
         self.watchdog.set_activity("step")
-        self.pauses_s[name] = self.pauses_s.get(name, 0.0) + time.monotonic() - began
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count a block as waiting for data."""
-        self.watchdog.set_activity("data")
-        began = time.monotonic()
-        yield
-        self.watchdog.set_activity("step")
-        self.data_wait_s += time.monotonic() - began
+        self.spent_s[name] = self.spent_s.get(name, 0.0) + time.monotonic() - began
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield items; waiting for each counts as waiting for data."""
         while True:
-            with self.waiting():
+            with self.during("data"):
                 item = next(items, None)
             if item is None:
                 return
@@ -168,11 +159,12 @@ class Clock:
 
     def read(self, images_seen: int) -> dict[str, float]:
         """Return images/s, and the seconds of waiting and of each pause, in the interval."""
-        trained_s = self.elapsed_s() - sum(self.pauses_s.values())
+        pauses_s = {name: took for name, took in self.spent_s.items() if name != "data"}
+        trained_s = self.elapsed_s() - sum(pauses_s.values())
         return {
             "time/images_per_s": round((images_seen - self.images_seen) / trained_s, 2),
-            "time/data_wait_s": round(self.data_wait_s, 4),
-            **{f"time/{name}_s": round(took, 3) for name, took in self.pauses_s.items()},
+            "time/data_wait_s": round(self.spent_s["data"], 4),
+            **{f"time/{name}_s": round(took, 3) for name, took in pauses_s.items()},
         }
 
 
@@ -240,10 +232,6 @@ def peak_memory_gib(device: torch.device) -> float:
         # Not ru_maxrss, which starts at the peak of the parent process.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0.0
     in_bytes = sys.platform == "darwin"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if in_bytes else 2**20)
 

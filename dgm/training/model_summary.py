@@ -47,7 +47,7 @@ def _describe(job: Job, nets: dict[str, nn.Module], micro_batch: int) -> dict[st
     return {
         "parameters": _sizes(nets),
         "GFLOP per image": f"{flops / 1e9:.2f} forward, {3 * flops / 1e9:.2f} with backward",
-        "engine": engine.name,
+        "engine": str(engine.launch),
         "device": _device(engine.device),
         "precision": _precision(engine, nets),
         "expected memory": _memory(engine, nets, saved * micro_batch),
@@ -75,12 +75,9 @@ def _length(total: int, batch: int) -> str:
 
 
 def _cadences(job: Job) -> str:
-    every = job.config.cadences
-    named = {"log": every.log, "samples": every.sample, "checkpoint": every.save}
-    if job.eval_every_images:
-        named["evaluation"] = job.eval_every_images
+    every = {**job.config.cadences, "evaluation": job.eval_every_images}
     listed = [
-        f"{name} every {count:,}" for name, count in named.items()
+        f"{name} every {count:,}" for name, count in every.items()
         if 0 < count < job.config.total_images
     ]  # fmt: skip
     return f"; {', '.join(listed)}" if listed else ""

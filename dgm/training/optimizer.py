@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ class AdamW:
         steps: Mapping[Tensor, Tensor],
         skip: Tensor | None,
     ) -> None:
-        for decay, part in self._by_decay(weights):
+        for decay, part in _by_decay(weights, self._decayed, self.config.weight_decay):
             moments = [self.moments[weight] for weight in part]
             torch._fused_adamw_(
                 part, adamw.with_strides_of(part, [w.grad for w in part if w.grad is not None]),
@@ -141,17 +141,6 @@ class AdamW:
                 lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
                 weight_decay=decay, amsgrad=False, maximize=False, found_inf=skip,
             )  # fmt: skip
-
-    def _by_decay(self, weights: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
-        """Yield (weight decay, weights) by group; a single group if weight_decay is 0."""
-        decay = self.config.weight_decay
-        if decay == 0:
-            yield 0.0, weights
-            return
-        for decays in (True, False):
-            part = [weight for weight in weights if (id(weight) in self._decayed) == decays]
-            if part:
-                yield decay if decays else 0.0, part
 
     def _native_step(
         self, lr: float, weights: list[Tensor], own: list[AdamMoments], ema: EmaUpdate | None
@@ -208,6 +197,19 @@ class DeviceInputs:
     updated: list[AdamMoments] = field(default_factory=list)
 
 
+def _by_decay(
+    weights: Sequence[Tensor], decayed: set[int], weight_decay: float
+) -> list[tuple[float, list[Tensor]]]:
+    """Return (weight decay, weights) by group, none of them empty; one group if there is none."""
+    if weight_decay == 0:
+        return [(0.0, list(weights))]
+    groups = (
+        (weight_decay, [weight for weight in weights if id(weight) in decayed]),
+        (0.0, [weight for weight in weights if id(weight) not in decayed]),
+    )
+    return [group for group in groups if group[1]]
+
+
 def _same_layout(ema: EmaUpdate, weights: list[Tensor]) -> bool:
     """Return whether the averages have the memory layout of the weights."""
     return all(a.stride() == w.stride() for a, w in zip(ema.averages, weights, strict=True))
@@ -247,18 +249,15 @@ def torch_adamw(
     """
     _check(config)
     own = list(parameters)
-    groups: list[dict[str, Any]] = [{"params": own}]
-    if config.weight_decay > 0 and decayed is not None:
-        chosen = {id(p) for p in decayed}
-        rest = [p for p in own if id(p) not in chosen]
-        groups = [{"params": [p for p in own if id(p) in chosen]}]
-        groups.append({"params": rest, "weight_decay": 0.0})
+    chosen = {id(p) for p in (own if decayed is None else decayed)}
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],  # DeepSpeed rejects empty groups
+        [  # DeepSpeed rejects empty groups
+            {"params": part, "weight_decay": decay}
+            for decay, part in _by_decay(own, chosen, config.weight_decay)
+        ],
         lr=config.lr,
         betas=(float(config.betas[0]), float(config.betas[1])),  # it rejects integers
         eps=config.eps,
-        weight_decay=config.weight_decay,
         fused=True,
     )
 

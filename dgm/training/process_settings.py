@@ -1,4 +1,4 @@
-"""Process-wide settings: algorithms and precision of the device, threads, memory, signals."""
+"""Settings of a process (algorithms and precision of the device, threads, memory); its engine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dgm.common.errors import UserError
+from dgm.training.engine import Engine
 from dgm.training.launch_env import on_gpu
 
 MAX_THREADS = 1000
@@ -27,6 +28,25 @@ _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 # (M_ARENA_MAX), since the next forward pass needs what the backward pass, which has a thread of its
 # own, frees.
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1))
+
+
+def start_engine(
+    mixed_precision: str = "auto",
+    timeout_minutes: float = 30,
+    *,
+    deterministic: bool = False,
+    tf32: bool = False,
+    threads: int | None = None,
+) -> Engine:
+    """Apply process-wide settings and return an engine; parameters as in `TrainConfig`."""
+    check_threads(threads)
+    apply_device_settings(deterministic, tf32)  # before anything makes a CUDA context
+    if not on_gpu():
+        keep_freed_memory()
+    end_with_launcher()
+    engine = Engine(mixed_precision, timeout_minutes)
+    use_threads(threads)  # after accelerate, which sets them too
+    return engine
 
 
 def apply_device_settings(deterministic: bool = False, tf32: bool = False) -> None:
@@ -107,17 +127,12 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(int(os.environ[_THREADS]))
     elif not on_gpu():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        cores = count_cores() // processes
+        # Without this call, as on macOS, a process may use all cores.
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        cores = (len(usable) or os.cpu_count() or 1) // processes
         # Some Slurm clusters bind processes to cores, others only set this variable.
         allotted = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
         torch.set_num_threads(max(1, min(cores, allotted)))
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # as on macOS
 
 
 def _set_by_launcher(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dgm.common.atomic_io import append, write_whole
-from dgm.common.config_keys import MAY_CHANGE, PATH, flatten, nested
+from dgm.common.config_keys import MAY_CHANGE, PATH, flatten, marked_keys, nested
 from dgm.common.errors import UserError
 from dgm.common.redact import without_password
 from dgm.common.run_files import read_config
@@ -74,8 +74,7 @@ class RunFolder:
         """Check that this configuration may continue the run, as `open` does, writing nothing."""
         if not self._file.exists():
             return {}
-        now = {key: value for key, value, _ in flatten(self.config)}
-        free = {key for key, _, may_change in flatten(self.config) if may_change}
+        now, free = flatten(self.config), marked_keys(self.config, MAY_CHANGE)
         before = read_config(self._file)
         if "run.dir" in now.keys() - before.keys() and not self.is_trained():
             raise UserError(
@@ -91,8 +90,7 @@ class RunFolder:
                 f"{', '.join(sorted(old_sections - new_sections))}: use its script or another "
                 "run.dir"
             )
-        defaults = {key: value for key, value, _ in flatten(type(self.config)())}
-        changed = _compare(now, before, defaults)
+        changed = _compare(now, before, flatten(type(self.config)()))
         fixed = {key: values for key, values in changed.items() if key not in free}
         if fixed and self.is_trained():
             raise UserError(
@@ -160,14 +158,18 @@ def _make(folder: Path) -> None:
 
 def as_yaml(config: object) -> str:
     """Return a whole configuration as YAML."""
-    return write_yaml(nested({key: value for key, value, _ in flatten(config)}))
+    return write_yaml(nested(flatten(config)))
 
 
 def record_start(
     folder: Path, engine: Engine, images_seen: int, changed: dict[str, list[Any]]
 ) -> None:
     """Write `environment.json` for this start and add a line to `starts.jsonl`."""
-    environment = {**describe_machine(), "engine": engine.name, "precision": engine.precision}
+    environment = {
+        **describe_machine(),
+        "engine": str(engine.launch),
+        "precision": engine.precision,
+    }
     environment |= {"world_size": engine.world_size, "num_nodes": count_nodes()}
     write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import Timeout, UnixFileLock
 
 from dgm.common.errors import UserError
+from dgm.common.json_files import read_object
 
 LOCK = ".lock"
 WAIT = "DGM_LOCK_WAIT_S"
@@ -80,11 +81,10 @@ class RunLock:
             )
 
     def _owner(self) -> str:
-        try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-            return f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "another process"  # it has not written its pid yet
+        owner = read_object(self.path)
+        if not owner:  # it has not written its pid yet
+            return "another process"
+        return f"process {owner.get('pid')} on {owner.get('host')}"
 
 
 def _wait_s() -> float:

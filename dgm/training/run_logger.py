@@ -21,48 +21,34 @@ from dgm.training.run_folder import record_start
 
 
 class RunLogger:
-    """Writes on the first process while the others wait, so that a disk fault ends all of them."""
-
-    file: MetricsFile  # on the first process only
+    """Writes what a run logs; on the first process only, by `Engine.on_main`."""
 
     def __init__(
         self, job: Job, nets: dict[str, nn.Module], micro_batch: int, images_seen: int, step: int
     ):
-        """Start trackers, print the summary, record the start, open the log. Collective."""
+        """Start trackers, print the summary, record the start, open the log."""
         self.folder, self.engine = job.folder, job.engine
-
-        def begin() -> None:
-            with self._naming():  # first, because a service may refuse
-                start_trackers(job.engine, job.trackers, job.folder, job.settings, step)
-            print_summary(job, nets, micro_batch, images_seen)
-            record_start(job.folder, job.engine, images_seen, job.changed)
-            self.file = MetricsFile(job.folder / "metrics.jsonl", images_seen)
-
-        self.engine.on_main(begin)
+        with self._naming():  # first, because a service may refuse
+            start_trackers(job.engine, job.trackers, job.folder, job.settings, step)
+        print_summary(job, nets, micro_batch, images_seen)
+        record_start(job.folder, job.engine, images_seen, job.changed)
+        self.file = MetricsFile(job.folder / "metrics.jsonl", images_seen)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Write a line to the log and its metrics to the trackers. Collective."""
-
-        def write() -> None:
-            self.file.write(line)
-            values = {key: value for key, value in line.items() if "/" in key}
-            with self._naming():
-                self.engine.accelerator.log(values, step=line["step"])
-
-        self.engine.on_main(write)
+        """Write a line to the log and its metrics to the trackers."""
+        self.file.write(line)
+        values = {key: value for key, value in line.items() if "/" in key}
+        with self._naming():
+            self.engine.accelerator.log(values, step=line["step"])
 
     def log_images(self, grids: Mapping[str, np.ndarray], images_seen: int, step: int) -> None:
-        """Write the first process's image grids, uint8 [H, W, C], by name. Collective."""
-
-        def write() -> None:
-            for name, grid in grids.items():
-                ending = "" if name == "samples" else f"-{name}"
-                path = self.folder / "samples" / f"{images_seen:09d}{ending}.png"
-                save_png(path, grid)
-                with self._naming():
-                    track_image(self.engine, name, grid, step)
-
-        self.engine.on_main(write)
+        """Write image grids, uint8 [H, W, C], by name."""
+        for name, grid in grids.items():
+            ending = "" if name == "samples" else f"-{name}"
+            path = self.folder / "samples" / f"{images_seen:09d}{ending}.png"
+            save_png(path, grid)
+            with self._naming():
+                track_image(self.engine, name, grid, step)
 
     def _naming(self) -> Any:
         return naming(self.folder / "tensorboard")

@@ -51,12 +51,12 @@ class BatchSampler:
             )
         self.data, self.seed, self.first = data, seed, rank * self.images_per_rank
         self.length = min(global_batch, len(data)) if overfit_one_batch else len(data)
-        self.resident = resident
+        self.loader = functools.cache(lambda device: DeviceLoader(data, device, resident))
+        """Return the loader of a device."""
         # A batch may straddle two blocks of an epoch's order; older ones are not needed.
         self._order = functools.lru_cache(maxsize=2)(
             lambda epoch, block: permutation_block(seed, epoch, self.length, block)
         )
-        self._loaders: dict[torch.device, DeviceLoader] = {}
 
     @property
     def num_micro(self) -> int:
@@ -79,12 +79,6 @@ class BatchSampler:
         """Return the first images of the run, the same on every process."""
         index, epochs = self._images_at(0, min(count, self.length))
         return self._load(index, epochs, device, 0)
-
-    def loader(self, device: torch.device) -> DeviceLoader:
-        """Return the loader of a device."""
-        if device not in self._loaders:
-            self._loaders[device] = DeviceLoader(self.data, device, self.resident)
-        return self._loaders[device]
 
     def _load(
         self, index: torch.Tensor, epochs: torch.Tensor, device: torch.device, images_seen: int

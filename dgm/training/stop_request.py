@@ -7,18 +7,13 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP")
-    if hasattr(signal, name)  # not every system has all
-)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def watched_signals() -> list[signal.Signals]:
     """Return the signals that request a stop: without SIGHUP if it is ignored, as by nohup."""
-    hup = getattr(signal, "SIGHUP", None)
-    ignored = hup is not None and signal.getsignal(hup) is signal.SIG_IGN
-    return [number for number in SIGNALS if not (ignored and number == hup)]
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 class StopRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from dgm.common.atomic_io import sync
 from dgm.common.errors import UserError
-from dgm.objective import InitializedByData, Phase
+from dgm.objective import InitializedByData, Phase, StepDependent
 from dgm.training import checkpoint, oom
 from dgm.training.cuda_graph import (
+    CapturedStep,
     CudaCapturer,
     MicroBatches,
-    StepGraphs,
     StepNumbers,
     StepOutput,
 )
@@ -61,9 +62,9 @@ class Trainer:
         initial = {name: net for name, net in engine.copy_nets().items() if name in averaged}
         self.ema = Ema(initial, config.ema_halflife_images)
         self.finite_check = FiniteCheck(engine, job.objective, self.batches)
-        self.graphs: StepGraphs | None = None
-        if captures_steps(config, engine.launch):
-            self.capture_steps(CudaCapturer(engine.device))
+        captures = captures_steps(config, engine.launch)
+        self.capturer = CudaCapturer(engine.device) if captures else None
+        self.captured_steps: dict[Hashable, CapturedStep] = {}  # by phase and variant of its loss
         self.images_seen = self.images_seen_at_start = self.step = 0
         self.wall_s = 0.0
         self.meter = Meter()
@@ -191,21 +192,23 @@ class Trainer:
 
     def _replay(self, phase: Phase, now: StepNumbers) -> StepOutput | None:
         """Take a step by CUDA graph; return None where steps are not captured."""
-        if self.graphs is None:
+        if self.capturer is None:
             return None
-        captured = self.graphs.get(phase, now.step)
-        with self.clock.waiting():
+        objective = self.job.objective
+        variant = objective.variant(phase, now.step) if isinstance(objective, StepDependent) else 0
+        key = (phase.name, variant)
+        if key not in self.captured_steps:
+            self.captured_steps[key] = CapturedStep(
+                self.engine, self.batches, phase, self.update_net, self.capturer
+            )
+        captured = self.captured_steps[key]
+        with self.clock.during("data"):
             captured.fill(now)
         output = captured.run(now)
         if output is None:
-            self.graphs = None  # runs eagerly from now on; frees the captured graphs
+            self.capturer = None  # runs eagerly from now on
+            self.captured_steps.clear()  # frees the captured graphs
         return output
-
-    def capture_steps(self, capturer: CudaCapturer) -> None:
-        """Capture and replay steps from now on."""
-        self.graphs = StepGraphs(
-            self.engine, self.job.objective, self.batches, self.update_net, capturer
-        )
 
     def after_step(self) -> None:
         """Do what is due: evaluate, log, sample, save."""
@@ -213,11 +216,11 @@ class Trainer:
         self.energy.read_if_due()
         self.progress.advance(min(self.images_seen, self.config.total_images))
         improved = self.is_due(self.job.eval_every_images) and self.evaluate()
-        if self.is_due(every.log) or self.eval_metrics:
+        if self.is_due(every["log"]) or self.eval_metrics:
             self.log()
-        if self.is_due(every.sample):
+        if self.is_due(every["samples"]):
             self.sample()
-        if self.is_due(every.save) or improved:
+        if self.is_due(every["checkpoint"]) or improved:
             self.save()
 
     def is_due(self, every: int) -> bool:
@@ -233,7 +236,7 @@ class Trainer:
             return
         loaded = checkpoint.read(found)
         state: dict[str, Any] = loaded.state
-        self.engine.load_full_state(loaded.full)
+        self.engine.load_full_state(loaded.model, loaded.optimizer)
         load_nets(self.ema.nets, loaded.ema)
         self.images_seen, self.step = state["images_seen"], state["step"]
         self.wall_s, self.saved_at = state["wall_s"], self.images_seen
@@ -261,8 +264,12 @@ class Trainer:
     def start_logging(self) -> None:
         """Open the log, print the summary, start trackers and clock."""
         job, engine = self.job, self.engine
-        micro_batch = self.batches.micro_batch
-        self.logger = RunLogger(job, engine.copy_nets(), micro_batch, self.images_seen, self.step)
+        nets, micro_batch = engine.copy_nets(), self.batches.micro_batch
+
+        def begin() -> None:
+            self.logger = RunLogger(job, nets, micro_batch, self.images_seen, self.step)
+
+        engine.on_main(begin)
         self.progress = ProgressBar(self.config.total_images, self.images_seen, engine.is_main)
         self.clock = Clock(self.images_seen, job.watchdog)
         job.watchdog.set_activity("step")
@@ -276,7 +283,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the averaged weights; return whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
-        with self.clock.pause("eval"), self.progress.during("evaluating"):
+        with self.clock.during("eval"), self.progress.during("evaluating"):
             found = self.job.evaluation(self.ema.nets)
         self.eval_metrics = {name: value for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - self.eval_metrics.keys():
@@ -311,38 +318,39 @@ class Trainer:
         }
         self.clock.start(self.images_seen)
         self.eval_metrics = {}
-        self.logger.log(line)
+        self.engine.on_main(lambda: self.logger.log(line))
         losses = {k.removeprefix("train/"): v for k, v in means.items() if k.endswith("/loss")}
         self.progress.set_losses(losses)
 
     def sample(self) -> None:
         """Write image grids of the averaged weights: samples, and the family's own grids."""
-        with self.clock.pause("sample"), self.progress.during("drawing samples"):
+        with self.clock.during("sample"), self.progress.during("drawing samples"):
             grids = draw_grids(
                 self.engine, self.job.objective, self.ema.nets, len(self.job.classes),
                 self.config.samples_per_class, self.job.seed, self.batches,
             )  # fmt: skip
-            self.logger.log_images(grids, self.images_seen, self.step)
+            self.engine.on_main(lambda: self.logger.log_images(grids, self.images_seen, self.step))
 
     def save(self) -> None:
         """Write a checkpoint; the log is synced to the disk before it."""
         if self.saved_at == self.images_seen:
             return
         self.finite_check.raise_if_found()
-        with self.clock.pause("save"), self.progress.during("saving"):
-            full, meter = self.engine.full_state(), self.meter.state(self.engine)
+        with self.clock.during("save"), self.progress.during("saving"):
+            weights, moments = self.engine.full_state()
             state = {
                 "images_seen": self.images_seen,
                 "step": self.step,
                 "wall_s": self.wall_s + self.clock.elapsed_s(),
-                "meter": meter,
+                "meter": self.meter.state(self.engine),
                 **self.energy.state(),
                 "best": self.best,
                 "data_id": self.job.data_id,
                 "image_shape": list(self.job.image_shape),
                 "classes": list(self.job.classes),
             }
-            content = checkpoint.Checkpoint(full, tensors_of(self.ema.nets), state)
+            average = tensors_of(self.ema.nets)
+            content = checkpoint.Checkpoint(weights, moments, average, state)
             folder, keep = self.job.folder / "checkpoints", self.config.keep_checkpoints
             best = self.best["images_seen"] if self.best else None
 

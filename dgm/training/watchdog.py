@@ -53,7 +53,7 @@ class Watchdog:
         """Start watching."""
         if self.limit_s <= 0:
             return
-        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGTSTP"):
+        if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTSTP, _pause)
         self._thread.start()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dgm.common.errors import UserError
 from dgm.training.ddp import LossFunction, LossModule, NormCheck, WrappedNet, clip
@@ -188,22 +189,19 @@ class DeepSpeedPartitioned(_InDeepSpeed):
         """Set an unsharded weight (`kind` None) or moment."""
         utils = import_deepspeed().utils
         value = value.to(self.engine.device, torch.float32).contiguous()
-        if self.zero.stage < 3:
-            if kind is None:
-                utils.safe_set_full_fp32_param(parameter, value)
-            else:
-                utils.safe_set_full_optimizer_state(parameter, value, kind)
-            return
-        # DeepSpeed cannot take an unsharded tensor of a size that the processes do not divide.
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        each = -(-value.numel() // world)
-        part = torch.zeros(each, device=value.device)
-        own = value.flatten()[rank * each : (rank + 1) * each]
-        part[: len(own)] = own
+        set_weight, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self.zero.stage == 3:
+            # DeepSpeed cannot take an unsharded tensor of a size that the processes do not divide.
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            each = -(-value.numel() // world)
+            own = value.flatten()[rank * each : (rank + 1) * each]
+            value = functional.pad(own, (0, each - len(own)))
+            set_weight = utils.safe_set_local_fp32_param
+            set_moment = utils.safe_set_local_optimizer_state
         if kind is None:
-            utils.safe_set_local_fp32_param(parameter, part)
+            set_weight(parameter, value)
         else:
-            utils.safe_set_local_optimizer_state(parameter, part, kind)
+            set_moment(parameter, value, kind)
 
 
 def _initialize(

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 from tiny import LAUNCH
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import make_options_parser, parse, parse_options, path_word
+from dgm.cli.parser import (
+    TRAINERS,
+    family_module,
+    make_options_parser,
+    parse,
+    parse_options,
+    path_word,
+)
 from dgm.cli.sample import make_parser
 from dgm.cli.suggestions import _KEY_OF, suggest_key, suggest_option
 from dgm.cli.train_ddpm import Config
@@ -18,9 +24,7 @@ from dgm.common.errors import UserError
 from slurm.options import read_options
 from slurm.sweep import read_sweep, words_of
 
-KEYS = {
-    family: [key for key, _, _ in flatten(module.Config())] for family, module in FAMILIES.items()
-}
+KEYS = {family: list(flatten(family_module(family).Config())) for family in TRAINERS}
 
 
 def written(path: Path, text: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "launch" / "configs").glob("*.yaml"))
@@ -24,7 +23,7 @@ def test_configuration_is_one_of_its_family_and_says_how_to_run_it(path: Path) -
     assert any(line.startswith("# Command:") for line in header)
     assert any(line.startswith(("# Result:", "# Hardware:", "# Number:")) for line in header)
     name = path.stem.split("_")[0]
-    parse(FAMILIES[NAMES.get(name, name)].Config, "", ["--config", str(path)])
+    parse(family_module(NAMES.get(name, name)).Config, "", ["--config", str(path)])
 
 
 @pytest.mark.parametrize("family", TRAINERS.values())

@@ -26,7 +26,7 @@ THREADS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from dgm.cli.start_engine import start_engine
+from dgm.training.process_settings import start_engine
 os.sched_getaffinity = lambda _: set(range(4))  # on any machine
 given = [int(word) for word in sys.argv[1:]]
 engine = start_engine(threads=given[0] if given else None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dgm.benchmarks import likelihood, peer_models
-from dgm.cli.families import open_config
+from dgm.cli.parser import open_config
 from dgm.cli.train_flow import make_parts
 from dgm.common.errors import UserError
 from dgm.flow.objective import FlowObjective

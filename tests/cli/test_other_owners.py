@@ -25,9 +25,9 @@ SAVE = """
 import sys
 from pathlib import Path
 import torch
-from dgm.training.checkpoint import Checkpoint, FullState, write
+from dgm.training.checkpoint import Checkpoint, write
 tensors = {"net.weight": torch.zeros(3)}
-write(Path(sys.argv[1]), 16, Checkpoint(FullState(tensors, tensors), tensors, {}), keep=1)
+write(Path(sys.argv[1]), 16, Checkpoint(tensors, tensors, tensors, {}), keep=1)
 """
 
 

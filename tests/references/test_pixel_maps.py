@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 from dgm.diffusion.forward_process import draw_noised
 from dgm.images import to_uint8
 from dgm.preprocessing import DEQUANTIZED, STANDARD, PixelMap
@@ -41,7 +40,7 @@ def test_every_family_is_among_the_variants() -> None:
 def test_every_family_restores_every_grey_level(
     family: str, option: str, expected: PixelMap
 ) -> None:
-    module, default = FAMILIES[family], f"{TRAINERS[family]}_tiny.yaml"
+    module, default = family_module(family), f"{TRAINERS[family]}_tiny.yaml"
     config = parse(module.Config, default, option.split())
     pixels = module.make_parts(config, (32, 32, 3), 10).objective.pixels
     assert pixels == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgm.common.formatting import duration, number, percent, short
+from dgm.common.formatting import duration, number, percent
 from dgm.common.metric_registry import higher_is_better
 from dgm.report.evaluation_table import format_with_spread, table
 from dgm.report.read_run import flatten_metrics
@@ -65,7 +65,6 @@ def test_numbers_for_people() -> None:
         "0",
     ]
     assert [percent(v) for v in (1.0, 0.978, 0.0312)] == ["100.0 %", "97.8 %", "3.12 %"]
-    assert [short(v) for v in (1.5e6, 20_000, 0, 1.04e-4)] == ["1.5M", "20k", "0", "1.04e-4"]
     assert [duration(v) for v in (3.2, 252, 7500, 100 * 3600 * 24)] == [
         "3.2 s", "4 min 12 s", "2 h 05 min", "100 d 0 h",
     ]  # fmt: skip

@@ -136,8 +136,8 @@ def assert_same(one: Path, other: Path) -> None:
     """Compare weights, moments and averages of two runs' last checkpoints, and their logs."""
     (first, log), (second, other_log) = left_by(one), left_by(other)
     for a, b in (
-        (first.full.model, second.full.model),
-        (first.full.optimizer, second.full.optimizer),
+        (first.model, second.model),
+        (first.optimizer, second.optimizer),
         (first.ema, second.ema),
     ):
         assert a.keys() == b.keys()

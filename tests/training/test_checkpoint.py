@@ -18,7 +18,7 @@ from torch import Tensor
 from dgm import tensor_files
 from dgm.common.errors import UserError
 from dgm.training import checkpoint
-from dgm.training.checkpoint import Checkpoint, FullState
+from dgm.training.checkpoint import Checkpoint
 
 FILES = [
     "ema.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json",
@@ -38,7 +38,7 @@ def made(value: float = 1.0) -> Checkpoint:
     }
     optimizer = {"net.exp_avg.weight": wide / 7, "net.step.weight": torch.tensor(3.0)}
     state = {"images_seen": 100, "wall_s": 0.1 + 0.2, "meter": {"names": [], "sums": [[1 / 3]]}}
-    return Checkpoint(FullState(model, optimizer), {"net.weight": wide + 1}, state)
+    return Checkpoint(model, optimizer, {"net.weight": wide + 1}, state)
 
 
 def write(folder: Path, images_seen: int, keep: int = 3) -> Path:
@@ -65,8 +65,8 @@ def test_a_checkpoint_is_read_back_bit_by_bit(tmp_path: Path):
     assert path == checkpoint.newest(tmp_path) == tmp_path / "000000100"
     assert names(tmp_path) == ["000000100"] and names(path) == FILES
     after = checkpoint.read(path)
-    assert bits(after.full.model) == bits(before.full.model)
-    assert bits(after.full.optimizer) == bits(before.full.optimizer)
+    assert bits(after.model) == bits(before.model)
+    assert bits(after.optimizer) == bits(before.optimizer)
     assert bits(after.ema) == bits(before.ema)
     assert after.state == before.state
     files = json.loads((path / "manifest.json").read_text())["files"]

@@ -18,8 +18,7 @@ from small_loop import BOTH, Folder, TwoPhases, assert_same, job, left_by, train
 from tape import CompiledCapturer, TapeCapturer
 from torch import Tensor, nn
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 from dgm.common.errors import UserError
 from dgm.diffusion import forward_process
 from dgm.objective import Batch, Nets, Phase
@@ -62,7 +61,7 @@ def train_captured(made: Job, kind: type[TapeCapturer] = TapeCapturer) -> TapeCa
     """Train with captured steps; return the capturer."""
     trainer = Trainer(made)
     capturer = kind(trainer)
-    trainer.capture_steps(capturer)  # type: ignore[arg-type]
+    trainer.capturer = capturer  # type: ignore[assignment]
     trainer.train(Folder(made.folder))
     return capturer
 
@@ -81,7 +80,7 @@ def family_job(folder: Path, family: str, **train: Any) -> Job:
     """Return the smallest run of a family on images of noise."""
     keys = KEYS | OF_FAMILY.get(family, {}) | {f"train.{k}": value for k, value in train.items()}
     words = [f"--{key}={value}" for key, value in keys.items()]
-    module = FAMILIES[family]
+    module = family_module(family)
     config = parse(module.Config, f"{TRAINERS[family]}_tiny.yaml", words)
     parts = module.make_parts(config, SHAPE, CLASSES)
     return replace(
@@ -179,8 +178,8 @@ def test_weights_do_not_change_after_a_gradient_that_is_not_finite(tmp_path: Pat
         objective.image = int(BatchSampler(made.data, 3, 8, None, 0, 1)._order(0, 0)[8 * step])
         with pytest.raises(UserError, match=rf"gradient of a is not finite at step {step} "):
             go(made)
-        full = made.engine.full_state()
-        left.append({**full.model, **full.optimizer})
+        weights, moments = made.engine.full_state()
+        left.append({**weights, **moments})
         assert all(value.isfinite().all() for value in left[-1].values())
     assert [key for key in left[1] if not torch.equal(left[0][key], left[1][key])] == []
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dgm.common.errors import UserError
 from dgm.training import checkpoint
-from dgm.training.checkpoint import Checkpoint, FullState
+from dgm.training.checkpoint import Checkpoint
 from dgm.training.engine import Engine
 from dgm.training.optimizer import OptimConfig
 from dgm.training.state_dicts import load_nets, tensors_of
@@ -43,15 +43,16 @@ def test_a_loaded_state_continues_to_the_same_bits(
     fresh = copy.deepcopy(nets)
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     learn(engine, 3, seed=1)
-    full = engine.full_state()
-    assert {key.split(".")[1] for key in full.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
-    path = checkpoint.write(tmp_path, 3, Checkpoint(full, {}, {}), keep=1)
+    weights, moments = engine.full_state()
+    assert {key.split(".")[1] for key in moments} == {"step", "exp_avg", "exp_avg_sq"}
+    path = checkpoint.write(tmp_path, 3, Checkpoint(weights, moments, {}, {}), keep=1)
     learn(engine, 3, seed=2)
     expected = copy_of(engine.copy_nets())
 
     other = Engine("no")
     other.prepare(fresh, dict.fromkeys(fresh, OPTIM))
-    other.load_full_state(checkpoint.read(path).full)
+    saved = checkpoint.read(path)
+    other.load_full_state(saved.model, saved.optimizer)
     learn(other, 3, seed=2)
     for key, value in copy_of(other.copy_nets()).items():
         assert torch.equal(value, expected[key]), key
@@ -121,20 +122,19 @@ def test_tensors_that_do_not_fit_the_model_are_named(nets: dict[str, nn.Module])
 def test_moments_that_do_not_fit_the_model_are_named(engine: Engine, nets: dict[str, nn.Module]):
     engine.prepare(nets, dict.fromkeys(nets, OPTIM))
     learn(engine, 1, seed=1)
-    full = engine.full_state()
-    assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= full.optimizer.keys()
-    assert not [key for key in full.optimizer if key.startswith("net.")], "it has not learned yet"
+    weights, moments = engine.full_state()
+    assert {"other.step.0.weight", "other.exp_avg.0.weight"} <= moments.keys()
+    assert not [key for key in moments if key.startswith("net.")], "it has not learned yet"
     before = copy_of(engine.copy_nets())
-    moments = full.optimizer
     for changed, name in (
         ({k: v for k, v in moments.items() if k != "other.step.0.weight"}, "other.step.0.weight"),
         ({**moments, "other.exp_avg.0.bias": torch.zeros(2)}, "other.exp_avg.0.bias"),
         ({**moments, "net.momentum.weight": torch.zeros(2)}, "net.momentum.weight"),
     ):
         with pytest.raises(UserError, match=rf"does not fit the model at {name}: use"):
-            engine.load_full_state(FullState({k: v + 1 for k, v in before.items()}, changed))
+            engine.load_full_state({k: v + 1 for k, v in before.items()}, changed)
     assert all(torch.equal(value, before[key]) for key, value in copy_of(nets).items())
-    engine.load_full_state(full)
+    engine.load_full_state(weights, moments)
 
 
 def test_the_first_process_passes_on_results_and_errors(engine: Engine):

@@ -13,10 +13,9 @@ import pytest
 import torch
 from tiny import LAUNCH, SCRIPTS
 
-from dgm.cli.start_engine import start_engine
 from dgm.common.errors import UserError
 from dgm.training import engine
-from dgm.training.process_settings import apply_device_settings
+from dgm.training.process_settings import apply_device_settings, start_engine
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"

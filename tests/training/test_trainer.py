@@ -39,8 +39,8 @@ def test_a_run_writes_log_checkpoints_and_a_grid(uninterrupted: Path):
     assert [p.name for p in (uninterrupted / "samples").iterdir()] == ["000000096.png"]
     assert state.state["images_seen"] == 96 and state.state["step"] == 12
     # Each phase counts its own updates.
-    assert float(state.full.optimizer["first.step.weight"]) == 12
-    assert float(state.full.optimizer["second.step.weight"]) == 6
+    assert float(state.optimizer["first.step.weight"]) == 12
+    assert float(state.optimizer["second.step.weight"]) == 6
 
 
 @pytest.mark.parametrize("interrupted_at", [8, 32, 40, 88])
@@ -78,9 +78,9 @@ def test_micro_batches_train_the_same(tmp_path: Path, uninterrupted: Path):
     folder = tmp_path / "micro"
     assert train(job(folder, micro_batch=2))
     (first, log), (second, other_log) = left_by(folder), left_by(uninterrupted)
-    for key, value in second.full.model.items():
+    for key, value in second.model.items():
         # Sums in another order, in float32; Adam makes 1e-5 of a rate of 0.01 of it.
-        torch.testing.assert_close(first.full.model[key], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(first.model[key], value, rtol=0, atol=1e-5)
     for line, other in zip(log, other_log, strict=True):
         assert line == pytest.approx(other, rel=1e-4)
 

@@ -16,7 +16,7 @@ from dgm.objective import Batch, Nets, Phase
 from dgm.rng import Draws
 from dgm.training import checkpoint
 from dgm.training.engine import Engine
-from dgm.training.job import Cadences, TrainConfig
+from dgm.training.job import TrainConfig
 from dgm.training.sampler import BatchSampler
 
 
@@ -36,7 +36,7 @@ def test_weights_are_initialized_by_the_first_images_of_the_run(tmp_path: Path):
     assert torch.equal(objective.given, torch.from_numpy(first))
     state, _ = left_by(tmp_path / "run")
     mean = first.astype(float).mean() / 255
-    assert state.full.model["first.bias"].tolist() == pytest.approx([mean] * 12)
+    assert state.model["first.bias"].tolist() == pytest.approx([mean] * 12)
     assert state.ema["first.bias"].tolist() == pytest.approx([mean] * 12)
 
 
@@ -52,7 +52,7 @@ def test_a_phase_can_exclude_its_net_from_the_average(tmp_path: Path):
     assert train(job(tmp_path / "run", TwoPhases(phases)))
     state, _ = left_by(tmp_path / "run")
     assert {key.split(".")[0] for key in state.ema} == {"first"}
-    assert {key.split(".")[0] for key in state.full.model} == {"first", "second"}
+    assert {key.split(".")[0] for key in state.model} == {"first", "second"}
 
 
 class Showing(TwoPhases):
@@ -121,11 +121,11 @@ def test_resumed_run_keeps_the_best_checkpoint(tmp_path: Path):
 )
 def test_default_cadences_depend_on_the_length(total: int, log: int, grid: int):
     every = TrainConfig(global_batch=16, total_images=total).cadences
-    assert (every.log, every.sample, every.save) == (log, grid, grid)
+    assert every == {"log": log, "samples": grid, "checkpoint": grid}
     chosen = TrainConfig(
         total_images=total, log_every_images=7, sample_every_images=0, save_every_images=9
     )
-    assert chosen.cadences == Cadences(7, 0, 9)
+    assert chosen.cadences == {"log": 7, "samples": 0, "checkpoint": 9}
 
 
 class Scored(TwoPhases):
