@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from dgm.benchmarks import loop_processes, loops, peer_loops, step
+from dgm.benchmarks import loop_processes, machine, peer_loops, step
 from dgm.benchmarks.loop_processes import LoopError, Plan, failures, time_loops
 from dgm.benchmarks.loops import time_by_name
 from dgm.common.errors import UserError
@@ -36,7 +36,7 @@ def test_ladder_trains_the_same_on_every_rung(
     small += ["model.channels=32"]  # the minimum for all kernels
     done = run_script(
         SCRIPT, "step", "--ladder", *SMALL, "--shards", tiny_shards, "--json", out, "--png", png,
-        "--options", *small, timeout=400,
+        "--options", *small, timeout=400, variables={"TORCHDYNAMO_DISABLE": "1"},
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["step"]
@@ -47,7 +47,7 @@ def test_ladder_trains_the_same_on_every_rung(
     parts = found["parts"]
     assert 0 < parts["forward_backward_s"] < parts["step_s"]
     assert parts["convolutions_s"] > 0 and parts["convolutions_alone_s"] > 0
-    assert found["profile"]["conversions"] == 0 and found["profile"]["synchronisations"] is None
+    assert found["profile"]["conversions"] == 0 and found["profile"]["fractions"]
     assert png.stat().st_size > 1000
 
 
@@ -89,7 +89,8 @@ for line in sys.stdin:
     if kind == "dies" and request.get("train"):
         print("CUDA out of memory", file=sys.stderr)
         sys.exit(1)
-    print(json.dumps({"seconds": 0.5, "request": request}), flush=True)
+    answer = {"profile": request} if "profile" in request else {"seconds": 0.5}
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -110,7 +111,7 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         configs = {kind: {"kind": kind, "alive": str(alive)} for kind in kinds}
         plan = Plan(2, 3, 5, time.monotonic() + seconds, sequential, kinds[0])
         try:
-            found = time_loops(configs, plan, tmp_path / f"timed-{sequential}")
+            found = time_loops(configs, plan, tmp_path)
         finally:
             left = [int(pid) for pid in alive.read_text().split() if psutil.pid_exists(int(pid))]
             running = [p for p in map(psutil.Process, left) if p.status() != "zombie"]
@@ -127,8 +128,7 @@ def test_a_loop_that_fails_does_not_stop_the_others(timed: Callable, sequential:
     assert list(loops) == ["works", "dies", "well"]
     assert loops["works"]["images_per_s"] == loops["well"]["images_per_s"] == [30.0, 30.0]
     assert loops["dies"]["failed"] == "ended with code 1: CUDA out of memory"
-    assert found["profile"]["request"] == {"profile": 3}
-    assert bool(found["parts"]) != sequential
+    assert found["profile"] == {"profile": 3}
     assert dict(failures(loops)) == {"dies": loops["dies"]["failed"]}
 
 
@@ -187,8 +187,8 @@ def test_time_is_counted_once():
 def test_operations_of_a_compiled_net_are_counted_without_compiling_it_again():
     config = UNetConfig(channels=8, channel_mult=[1, 2], num_blocks=[1, 1], attention_at=[])
     net = UNet(config, 32)
-    expected = loops.gflop(net, torch.device("cpu"))
+    expected = machine.gflop(net, torch.device("cpu"))
     compile_net(net)
     torch._dynamo.utils.counters.clear()
-    assert loops.gflop(net, torch.device("cpu")) == expected > 0
+    assert machine.gflop(net, torch.device("cpu")) == expected > 0
     assert not torch._dynamo.utils.counters["stats"]
