@@ -80,7 +80,8 @@ def sampling(**given: object) -> argparse.Namespace:
 @pytest.mark.slow
 def test_noising_counts_bytes_by_type(capsys: pytest.CaptureFixture[str]):
     args = argparse.Namespace(batch=4, repetitions=2, precision="no")
-    found = noise.measure(args)
+    with torch.compiler.set_stance("force_eager"):
+        found = noise.measure(args)
     assert found["gb_per_s"] > 0 and found["copy_gb_per_s"] > 0 and found["batch"] == 4
     # Stored bytes, three images in fp32; labels read, and t, label, alpha and sigma written.
     assert found["moved_bytes"] == 4 * (32 * 32 * 3 * (1 + 3 * 4) + 8 + 2 * 8 + 2 * 4)
@@ -113,8 +114,8 @@ def test_two_processes_send_each_gradient_once(
 ):
     out = tmp_path / "scaling.json"
     done = run_script(
-        SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 3,
-        "--steps", 2, "--json", out, timeout=300,
+        SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 1,
+        "--steps", 1, "--json", out, timeout=300, variables={"TORCHDYNAMO_DISABLE": "1"},
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["scaling"]

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,33 +23,61 @@ from dgm.common.errors import UserError
 from dgm.diffusion.unet import UNet, UNetConfig
 from dgm.nn.compiling import compile_net
 
-SMALL = ["--channels", "16", "--batch", "2", "--rounds", "1", "--steps", "1"]
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "benchmark.py"
+SMALL_NET = ["model.channel_mult=[1]", "model.num_blocks=[1]", "model.attention_at=[]"]
+RUNGS = """
+import json, sys
+import torch
+from dgm.benchmarks.loops import Ours
+from dgm.benchmarks.step import _rungs
+settings, losses = json.loads(sys.argv[1]), {}
+with torch.compiler.set_stance("force_eager"):
+    for name, own in _rungs(settings["small"]).items():
+        loop = Ours({**settings, **own, "folder": f"{settings['folder']}/{len(losses)}"})
+        loop.train(3)
+        losses[name] = [float(loss) for loss in loop.losses]
+print(json.dumps(losses))
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.long
-def test_ladder_trains_the_same_on_every_rung(
-    run_script: Callable, tiny_shards: Path, tmp_path: Path
+def test_every_rung_of_the_ladder_trains_the_same(
+    run_warm: Callable, tiny_shards: Path, tmp_path: Path
 ):
-    out, png = tmp_path / "step.json", tmp_path / "step.png"
-    small = ["model.channel_mult=[1]", "model.num_blocks=[1]", "model.attention_at=[]"]
-    small += ["model.channels=32"]  # the minimum for all kernels
-    done = run_script(
-        SCRIPT, "step", "--ladder", *SMALL, "--shards", tiny_shards, "--json", out, "--png", png,
-        "--options", *small, timeout=400, variables={"TORCHDYNAMO_DISABLE": "1"},
-    )  # fmt: skip
+    script = tmp_path / "rungs.py"
+    script.write_text(RUNGS)
+    settings = {
+        "batch": 2, "channels": 32, "precision": "no", "shards": str(tiny_shards),
+        "folder": str(tmp_path), "small": [f"--{option}" for option in SMALL_NET],
+    }  # fmt: skip
+    done = run_warm(script, json.dumps(settings))
     assert done.code == 0, done.stderr
-    found = json.loads(out.read_text())["step"]
-    assert list(found["loops"]) == [rung.name for rung in step.LADDER if not rung.only_on_gpu]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found) == [rung.name for rung in step.LADDER if not rung.only_on_gpu]
+    for name, losses in found.items():  # the same draws, up to rounding
+        assert losses == pytest.approx(found[step.LADDER[0].name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_rungs_are_timed_and_compared(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setattr(step, "LADDER", [step.LADDER[0], step.LADDER[-1]])
+    png = tmp_path / "step.png"
+    words = ["--ladder", "--channels", "16", "--batch", "2", "--rounds", "1", "--steps", "1"]
+    words += ["--shards", str(tiny_shards), "--png", str(png), "--options", *SMALL_NET]
+    parser = ArgumentParser()
+    step.add_arguments(parser)
+    found = step.measure(parser.parse_args(words))
+    assert list(found["loops"]) == [rung.name for rung in step.LADDER]
     for name, loop in found["loops"].items():
         assert len(loop["images_per_s"]) == 1 and len(loop["losses"]) >= 4, name
-        assert loop["loss_apart"] < 1e-4, name  # the same draws, up to rounding
+        assert loop["loss_apart"] < 1e-4, name
     parts = found["parts"]
     assert 0 < parts["forward_backward_s"] < parts["step_s"]
     assert parts["convolutions_s"] > 0 and parts["convolutions_alone_s"] > 0
     assert found["profile"]["conversions"] == 0 and found["profile"]["fractions"]
-    assert png.stat().st_size > 1000
+    assert png.stat().st_size > 1000 and "loss diff" in capsys.readouterr().out
 
 
 def test_missing_peers_and_small_batches_are_named(monkeypatch: pytest.MonkeyPatch):
