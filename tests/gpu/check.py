@@ -44,7 +44,6 @@ def main() -> int:
     parser.add_argument("--groups", nargs="+", choices=(*GROUPS, "runs"), help="default all")
     parser.add_argument("--quick", action="store_true", help="fewer checks, for a trial")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of all checks")
-    parser.add_argument("--jobs", type=int, help="parallel training runs")
     parser.add_argument("--scratch", type=Path, help="folder for runs; default a temporary one")
     parser.add_argument("--worker", choices=tuple(GROUPS), help=argparse.SUPPRESS)
     parser.add_argument("--done", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -72,7 +71,7 @@ def check_all(context: Context, args: argparse.Namespace) -> int:
         print("no GPU: checked on the CPU, kernels in Triton's interpreter", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     report, ends = Report(args.out / "checks.json"), start + args.seconds
-    jobs = args.jobs or (min(12, os.cpu_count() or 1) if context.gpu else 1)
+    jobs = min(12, os.cpu_count() or 1) if context.gpu else 1
     threads = []
     for group in args.groups or [*GROUPS, "runs"]:
         target, given = (supervise, group) if group in GROUPS else (compare_runs, jobs)
