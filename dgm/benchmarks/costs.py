@@ -1,8 +1,7 @@
 """Costs of the operations of a training step on a GPU: FLOPs, bytes, kernel launches.
 
 Each operation reads each of its inputs and writes each of its outputs once, activations in bf16
-(2 bytes). Three designs of the code around the convolutions are described by `Design`; the
-arithmetic is the same in all. `dgm.benchmarks.unet_costs` adds the layers of the U-Net.
+(2 bytes). `dgm.benchmarks.unet_costs` adds the layers of the U-Net.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from torch import Tensor
 
 BF16, FP32 = 2, 4
 
@@ -26,7 +27,6 @@ class Kind(StrEnum):
     NORM = "norm, SiLU, dropout"
     BIAS = "biases and their gradients"
     SUM = "residual and gradient sums"
-    JOIN = "concatenation of h and skip"
     UPSAMPLE = "upsampling"
     EMBEDDING = "time embedding"
     CAST = "weights to bf16, gradients to fp32"
@@ -39,27 +39,6 @@ class Kind(StrEnum):
 
 OUTSIDE_NET = (Kind.NOISE, Kind.LOSS, Kind.CLIP, Kind.OPTIMIZER, Kind.AVERAGE)
 """Kinds that are not part of the compiled net, so that its CUDA graphs do not contain them."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """Memory accesses of the code around the convolutions."""
-
-    name: str
-    joins: bool
-    """Norm and shortcut read the concatenation of h and skip instead of both separately."""
-    fuses: bool
-    """Dropout's mask is stored as bits, not drawn again in the backward pass; the biases of a
-    block's first convolution and of qkv are added by the norm and by the product, not in passes of
-    their own; the gradient of upsampling is a reduction, not fp32 atomics into NCHW."""
-    custom_operators: bool
-    """Norms are custom operators of torch.library, which take the host longer to call."""
-
-
-BEFORE = Design("before", joins=True, fuses=False, custom_operators=True)
-NOW = Design("now", joins=False, fuses=True, custom_operators=True)
-NEXT = Design("next", joins=True, fuses=True, custom_operators=False)
-DESIGNS = (BEFORE, NOW, NEXT)
 
 
 @dataclass(frozen=True)
@@ -83,13 +62,14 @@ class Operation:
 class StepCosts:
     """Operations of a step, and memory kept for the backward pass."""
 
-    design: Design
     dropout: float
     operations: list[Operation] = field(default_factory=list)
     kept_bytes: float = 0.0
     """Bytes kept for the backward pass, per image."""
     largest_bytes: float = 0.0
     """Bytes of the largest feature map, per image."""
+    resized: list[Tensor] = field(default_factory=list)
+    """Feature maps that a convolution outside of a block reads."""
 
     def add(self, kind: Kind, layer: str, stage: str, elements: float = 0, **more: Any) -> None:
         """Add an operation that moves `elements` in bf16 per image, and bytes given in `more`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dgm.benchmarks.machine import medians, print_table
 from dgm.benchmarks.processes import ROOT
@@ -21,8 +22,8 @@ from dgm.common.errors import UserError
 from dgm.common.validation import check_range
 from shards.reader import Shards
 
-WEBLOADER_BATCHES = 40  # per repetition, as a whole pass takes long
-WARM_UP_BATCHES = 16
+READER_IMAGES = 100_000  # per repetition
+WEBLOADER_BATCHES = 40  # as so many images would take long
 MAX_IMAGES = 1_000_000  # written before the measurement: 5 GB
 
 FIRST_BATCH = """
@@ -67,15 +68,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         shards = Shards(folder)
         tars = [str(shards.folder / shard.name) for shard in shards.index.shards]
         times = args.repetitions
-        rates = {"shards.reader": _reader_rates(shards, args.batch, times)}
+        ours = _reader_batches(shards, args.batch)
+        rates = {"shards.reader": _rates(ours, READER_IMAGES // args.batch + 1, times)}
         for workers in (0, 2):
-            name = f"webdataset.WebLoader, {workers} workers"
-            rates[name] = _webloader_rates(tars, args.batch, workers, times)
-        ours, theirs = (folder, args.batch, times), (Path(tars[0]), args.batch, times)
+            theirs = _webloader_batches(tars, args.batch, workers)
+            rates[f"webdataset.WebLoader, {workers} workers"] = _rates(
+                theirs, WEBLOADER_BATCHES, times
+            )
+        sizes = args.batch, times
+        first, webloader = (FIRST_BATCH, folder), (FIRST_WEBLOADER_BATCH, Path(tars[0]))
         starts = {
-            "shards.reader, tars cached": _start_seconds(FIRST_BATCH, *ours),
-            "shards.reader, tars not cached": _start_seconds(FIRST_BATCH, *ours, dropped=tars),
-            "webdataset.WebLoader, tars cached": _start_seconds(FIRST_WEBLOADER_BATCH, *theirs),
+            "shards.reader, tars cached": _start_seconds(*first, *sizes),
+            "shards.reader, tars not cached": _start_seconds(*first, *sizes, dropped=tars),
+            "webdataset.WebLoader, tars cached": _start_seconds(*webloader, *sizes),
         }
     ours_rate, *others = medians(rates).values()
     ratio = ours_rate / max(others)
@@ -106,46 +111,35 @@ def _shard_folder(folder: Path | None, num_images: int) -> Iterator[Path]:
         yield Path(name)
 
 
-def _reader_rates(shards: Shards, batch: int, repetitions: int) -> list[float]:
-    """Return images/s of whole shuffled passes, including drawing the order."""
-    import torch
-
-    rng = np.random.default_rng(0)
+def _rates(batches: Iterator[Any], count: int, repetitions: int) -> list[float]:
+    """Return images/s of turns of `count` batches, after one that warms up."""
     rates = []
-    passes = max(1, 100_000 // len(shards))  # small sets are repeated, to time them
-    for repetition in range(repetitions + 1):
+    for _ in range(1 + repetitions):
         start = time.perf_counter()
-        count = 0
-        for _ in range(passes):
-            order = rng.permutation(len(shards))
-            for first in range(0, len(order) - batch + 1, batch):
-                index = order[first : first + batch]
-                images = torch.from_numpy(shards.images(index))
-                labels = torch.from_numpy(shards.labels(index))
-                count += len(images)
-                assert images.dtype == torch.uint8 and len(labels) == batch
-        if repetition > 0:  # the first one warms up
-            rates.append(count / (time.perf_counter() - start))
-    return rates
+        images = sum(len(next(batches)[0]) for _ in range(count))
+        rates.append(images / (time.perf_counter() - start))
+    return rates[1:]
 
 
-def _webloader_rates(tars: list[str], batch: int, workers: int, repetitions: int) -> list[float]:
-    """Return images/s of stock WebDataset, shuffled with its buffer, after warm-up."""
+def _reader_batches(shards: Shards, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches of shuffled passes, whose order is drawn too."""
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(len(shards))
+        for first in range(0, len(order) - batch + 1, batch):
+            index = order[first : first + batch]
+            yield torch.from_numpy(shards.images(index)), torch.from_numpy(shards.labels(index))
+
+
+def _webloader_batches(tars: list[str], batch: int, workers: int) -> Iterator[Any]:
+    """Return batches of stock WebDataset, shuffled with its buffer."""
     import webdataset
 
     # Every worker gets all tars: one tar would leave all workers but one idle.
     urls = [tar for tar in tars for _ in range(max(1, workers))]
     dataset = webdataset.WebDataset(urls, shardshuffle=False).repeat().shuffle(1000).decode()
     dataset = dataset.to_tuple("npy", "cls").batched(batch)
-    batches = iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=workers))
-    for _ in range(WARM_UP_BATCHES):
-        next(batches)
-    rates = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        count = sum(len(next(batches)[0]) for _ in range(WEBLOADER_BATCHES))
-        rates.append(count / (time.perf_counter() - start))
-    return rates
+    return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
 def _start_seconds(

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from dgm.benchmarks.machine import add_shards_argument
-from dgm.benchmarks.processes import ROOT, kill_tree
+from dgm.benchmarks.processes import ROOT, kill_tree, run
 from dgm.cli.parser import TRAINERS
 from dgm.common.errors import UserError
 from dgm.common.run_files import read_metrics
@@ -94,7 +94,7 @@ class Runs:
     def compare_killed(self, engine: str) -> float:
         """Return the largest difference of a weight of a run that was killed and resumed."""
         folder = self.path(f"killed-{engine}")
-        self.train(folder, engine, kill_at=self.steps // 2)
+        self.kill(folder, engine, self.steps // 2)
         self.train(folder, engine)
         return _weight_difference(self, folder, self.whole(engine))
 
@@ -116,28 +116,31 @@ class Runs:
             self.train(folder, engine)
         return folder
 
-    def train(
-        self, folder: Path, engine: str, steps: int | None = None, kill_at: int | None = None
-    ) -> None:
-        """Train up to `steps`, or kill the run when its log has `kill_at` lines."""
+    def train(self, folder: Path, engine: str, steps: int | None = None) -> None:
+        """Train up to `steps`."""
+        run(self._words(folder, engine, steps or self.steps))
+
+    def kill(self, folder: Path, engine: str, lines: int) -> None:
+        """Train, and kill the launcher and its workers when the log has `lines` lines."""
+        log = folder / "metrics.jsonl"
+        words = self._words(folder, engine, self.steps)
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not log.exists() or log.read_bytes().count(b"\n") < lines:
+            if process.poll() is not None:
+                reason = f"ended with code {process.returncode} before it could be killed"
+                raise RuntimeError(f"{folder.name} {reason}: raise --steps")
+            time.sleep(0.01)
+        kill_tree(process)
+
+    def _words(self, folder: Path, engine: str, steps: int) -> list[str]:
         _, config, processes = ENGINES[engine]
-        command = [
+        return [
             *([sys.executable] if config is None else launch_words(config, processes)),
             f"launch/train_{self.family}.py", f"--config=launch/configs/{self.family}_tiny.yaml",
             f"--run.dir={folder}", f"--data.shards={self.shards}", "--run.trackers=[]",
-            "--train.mixed_precision=no", f"--train.total_images={(steps or self.steps) * BATCH}",
+            "--train.mixed_precision=no", f"--train.total_images={steps * BATCH}",
             f"--train.save_every_images={5 * BATCH}",
         ]  # fmt: skip
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-            killed = kill_at is not None and _kill_when_logged(process, folder, kill_at)
-            if process.wait() != 0 and not killed:
-                output.seek(0)
-                raise RuntimeError(f"{' '.join(command)} failed:\n{output.read()[-4000:]}")
-        if kill_at is not None and not killed:
-            raise RuntimeError(f"{folder.name} ended before it could be killed: raise --steps")
 
 
 PARTS = {
@@ -161,17 +164,6 @@ def launch_words(config: str, processes: int) -> list[str]:
         "--config_file", f"launch/configs/accelerate/{config}.yaml",
         "--num_processes", str(processes), "--main_process_port", "0",
     ]  # fmt: skip
-
-
-def _kill_when_logged(process: subprocess.Popen, folder: Path, lines: int) -> bool:
-    """Kill a launcher and its workers when the log has `lines` lines; return whether it did."""
-    log = folder / "metrics.jsonl"
-    while not log.exists() or log.read_bytes().count(b"\n") < lines:
-        if process.poll() is not None:
-            return False
-        time.sleep(0.01)
-    kill_tree(process)
-    return True
 
 
 def _loss_difference(run: Path, other: Path) -> float:

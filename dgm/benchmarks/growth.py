@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -93,13 +94,12 @@ def _repeat(source: Path, folder: Path, count: int) -> Path:
     folder.mkdir()
     listed: list[ShardFile] = []
     total = 0
-    while total < count:
-        for shard in index.shards:
-            name = f"{len(listed):06d}.tar"
-            os.link(source / shard.name, folder / name)
-            listed.append(replace(shard, name=name))
-            total += shard.count
-            if total >= count:
-                break
+    for shard in itertools.cycle(index.shards):
+        name = f"{len(listed):06d}.tar"
+        os.link(source / shard.name, folder / name)
+        listed.append(replace(shard, name=name))
+        total += shard.count
+        if total >= count:
+            break
     (folder / INDEX).write_text(replace(index, shards=tuple(listed)).to_json(), encoding="utf-8")
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dgm.benchmarks.peer_models import NormflowsGlow, Peer, PythaeVAE
+from dgm.benchmarks.peer_models import NormflowsGlow, PythaeVAE
 from dgm.cli.assemble import Parts, make_job
 from dgm.cli.load_run import load_run
 from dgm.cli.parser import open_config
@@ -96,7 +96,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"images_seen": ours.images_seen, "bits_per_dim": found}
 
 
-def _make_peer(model: Any, image_shape: tuple[int, int, int], args: argparse.Namespace) -> Peer:
+def _make_peer(
+    model: Any, image_shape: tuple[int, int, int], args: argparse.Namespace
+) -> NormflowsGlow | PythaeVAE:
     if isinstance(model, VAENetConfig):
         return PythaeVAE(model.latent, image_shape, args.variance)
     if isinstance(model, FlowNetConfig) and model.architecture == "glow":

@@ -11,6 +11,7 @@ import json
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,21 +36,20 @@ class Plan:
     batch: int
     deadline: float  # by time.monotonic()
     sequential: bool  # on a GPU
-    profiled: str  # the loop whose steps are profiled, on a CPU also timed in parts
+    profiled: str  # the loop of ours whose steps are profiled, if it is timed
 
 
 class LoopProcess:
     """A loop in a process of its own."""
 
-    def __init__(self, config: dict[str, Any], folder: Path, deadline: float):
-        self.log, self.deadline = folder / "log.txt", deadline
-        folder.mkdir(parents=True)
-        settings = json.dumps({**config, "folder": str(folder)})
-        command = [sys.executable, "-m", "dgm.benchmarks.loops", settings]
+    def __init__(self, config: dict[str, Any], parent: Path, deadline: float):
+        folder = tempfile.mkdtemp(dir=parent)
+        self.log, self.deadline = Path(folder, "log.txt"), deadline
+        settings = json.dumps({**config, "folder": folder})
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
-                text=True,
+                [sys.executable, "-m", "dgm.benchmarks.loops", settings], cwd=ROOT, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
             )  # fmt: skip
 
     def request(self, **request: int) -> dict[str, Any]:
@@ -85,13 +85,12 @@ def time_loops(configs: dict[str, dict[str, Any]], plan: Plan, folder: Path) -> 
     Raise UserError if the first loop ended by a user's mistake, LoopError if all failed.
     """
     found: dict[str, Any] = {"loops": {}, "parts": {}, "profile": {}}
-    for number, names in enumerate([[name] for name in configs] if plan.sequential else [configs]):
-        group = {name: configs[name] for name in names}
-        _time_group(group, plan, folder / f"group-{number}", found)
-    found["loops"] = {name: found["loops"][name] for name in configs}
-    reasons = {name: loop["failed"] for name, loop in found["loops"].items() if "failed" in loop}
-    if len(reasons) == len(configs):
-        raise LoopError("\n".join(f"the loop {name}: {why}" for name, why in reasons.items()))
+    for names in [[name] for name in configs] if plan.sequential else [list(configs)]:
+        _time_group({name: configs[name] for name in names}, plan, folder, found)
+    loops = found["loops"] = {name: found["loops"][name] for name in configs}
+    if all("failed" in loop for loop in loops.values()):
+        reasons = (f"the loop {name}: {loop['failed']}" for name, loop in loops.items())
+        raise LoopError("\n".join(reasons))
     return found
 
 
@@ -113,8 +112,8 @@ def _time_group(
             return None
 
     try:
-        for number, (name, config) in enumerate(configs.items()):
-            running[name] = LoopProcess(config, folder / str(number), plan.deadline)
+        for name, config in configs.items():
+            running[name] = LoopProcess(config, folder, plan.deadline)
             request(name, train=0)  # warms up, one loop at a time
         for _ in range(plan.rounds):
             for name in list(running):
@@ -124,11 +123,8 @@ def _time_group(
             if answer := request(name, summary=1):
                 found["loops"][name] = {"images_per_s": rates[name]} | answer
         if loop := running.get(plan.profiled):  # last, as it takes memory
-            timed = plan.rounds * plan.steps
             try:
-                if not plan.sequential:
-                    found["parts"] = loop.request(parts=min(8, timed))
-                found["profile"] = loop.request(profile=min(3, timed))
+                found |= loop.request(profile=min(3, plan.rounds * plan.steps))
             except LoopError as error:  # the rates measured so far stay
                 found["loops"][plan.profiled]["not_inspected"] = str(error)
     finally:

@@ -1,27 +1,26 @@
 """The training loops that `benchmark.py step` compares, each in a process of its own.
 
 Run as `python -m dgm.benchmarks.loops JSON`. It answers each request, a JSON line on stdin, by one:
-`{"train": N}` trains N steps; `{"parts": N}` times the parts of our own steps; `{"profile": N}`
-profiles them; `{"summary": 1}` returns parameters, FLOPs, memory and losses.
+`{"train": N}` trains N steps; `{"profile": N}` profiles N of our own steps; `{"summary": 1}`
+returns parameters, FLOPs, memory and losses.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import json
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn import functional
+from torch.profiler import record_function
 
 from dgm.benchmarks import machine
 from dgm.benchmarks.peer_loops import (
@@ -35,17 +34,14 @@ from dgm.cli.entry import run
 from dgm.training.metrics_log import peak_memory_gib
 from dgm.training.optimizer import torch_adamw
 
-TORCHS_CONVOLUTIONS = "aten::mkldnn_convolution", "aten::convolution_backward"
-
-
-class Loop(Protocol):
-    """A training loop that can be run for some steps."""
-
-    net: nn.Module
-
-    def train(self, steps: int) -> None:
-        """Train `steps` steps."""
-        ...
+# Autograd names the operations of a custom operator differently.
+CONVOLUTIONS = (
+    "aten::mkldnn_convolution",
+    "aten::convolution_backward",
+    "dgm::conv3x3",
+    "GeneratedBackwardFor_dgm_conv3x3_default",
+)
+CONVOLUTIONS_BACK = "dgm::conv3x3_backward", "GeneratedBackwardFor_dgm_conv3x3_defaultBackward"
 
 
 def make_trainer(config_name: str, options: list[str]) -> tuple[Any, Any]:
@@ -99,17 +95,6 @@ class Ours:
         self.engine.on_main(folder.write_config)
         self.trainer.start_logging()
         self.losses: list[Tensor] = []
-        self._keep_losses()
-        for name in settings["undone"]:
-            getattr(self, f"without_{name}")()
-
-    def train(self, steps: int) -> None:
-        """Train `steps` steps."""
-        for _ in range(steps):
-            self.trainer.train_step()
-            self.trainer.after_step()
-
-    def _keep_losses(self) -> None:
         # Read from the meter, since no Python code of the loss runs in captured steps.
         add = self.trainer.meter.add
 
@@ -118,6 +103,14 @@ class Ours:
             add(names, values)
 
         self.trainer.meter.add = keep
+        for name in settings["undone"]:
+            getattr(self, f"without_{name}")()
+
+    def train(self, steps: int) -> None:
+        """Train `steps` steps."""
+        for _ in range(steps):
+            self.trainer.train_step()
+            self.trainer.after_step()
 
     def without_channels_last(self) -> None:
         """Store weights and activations as [B, C, H, W] in memory."""
@@ -148,107 +141,62 @@ class Ours:
 
         ema.update = update
 
-    def parts(self, steps: int) -> dict[str, float]:
-        """Return seconds of a step, of its forward and backward pass, and of its convolutions.
-
-        `convolutions_alone_s` is the time of the same convolutions outside the net. All are of the
-        fastest step, as other load only adds time.
-        """
-        spent = start = 0.0
-        wrapped = self.engine.wrapped_nets["net"]
-        backward = wrapped.backward
-
-        def begin(*_: Any) -> None:
-            nonlocal start
-            start = time.perf_counter()
-
-        def end(*_: Any) -> None:
-            nonlocal spent
-            spent += time.perf_counter() - start
-
-        def timed_backward(loss: Tensor) -> None:
-            begin()
-            backward(loss)
-            end()
-
-        hooks = [self.net.register_forward_pre_hook(begin), self.net.register_forward_hook(end)]
-        wrapped.backward = timed_backward
-        timed_steps = []
-        for _ in range(steps):
-            before, step_start = spent, time.perf_counter()
-            self.train(1)
-            timed_steps.append((time.perf_counter() - step_start, spent - before))
-        for hook in hooks:
-            hook.remove()
-        wrapped.backward = backward
-        step, forward_backward = min(timed_steps)
-        return {
-            "step_s": step,
-            "forward_backward_s": forward_backward,
-            "convolutions_s": min(self._convolutions_inside() for _ in range(steps)),
-            "convolutions_alone_s": self._convolutions_alone(),
-        }
-
     def profile(self, steps: int) -> dict[str, Any]:
-        """Return the operations of a step by time, layout conversions, and synchronizations.
+        """Return the operations of a step by time; on a CPU also the seconds of its parts.
 
-        The last is None on a CPU.
+        `convolutions_alone_s` is the time of the same convolutions by torch, outside the net.
         """
-        kinds = [torch.profiler.ProfilerActivity.CPU]
         on_gpu = self.engine.device.type == "cuda"
-        waits: int | None = None
-        if on_gpu:
-            kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            waits = self._synchronizations()
+        wrapped = self.engine.wrapped_nets["net"]
+        for name in ("forward", "backward"):
+            setattr(wrapped, name, record_function(name)(getattr(wrapped, name)))
         self.train(1)
-        with torch.profiler.profile(activities=kinds, record_shapes=True) as trace:
+        with torch.profiler.profile() as trace:
+            start = time.perf_counter()
             self.train(steps)
-        spent = time_by_name(trace.key_averages(), on_gpu)
+            seconds = time.perf_counter() - start
+        averages = trace.key_averages()
+        spent = time_by_name(averages, on_gpu)
         total = sum(spent.values()) or 1
         longest = sorted(spent.items(), key=lambda item: -item[1])[:10]
-        return {
+        profile = {
             "fractions": [(name, time / total) for name, time in longest],
             "conversions": count_conversions(trace.events()) / steps,
-            "synchronisations": waits,
         }
-
-    def _synchronizations(self) -> int:
-        """Return how often a step makes the host wait for the GPU."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                self.train(1)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in caught)
-
-    def _convolutions_inside(self) -> float:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
-            self.train(1)
-        events = {event.key: event.cpu_time_total for event in trace.key_averages()}
-        # Autograd names the operations of a custom operator differently.
-        ours = "dgm::conv3x3", "GeneratedBackwardFor_dgm_conv3x3_default"
-        ours_back = "dgm::conv3x3_backward", "GeneratedBackwardFor_dgm_conv3x3_defaultBackward"
-        spent = [events.get(name, 0) for name in (*TORCHS_CONVOLUTIONS, *ours)]
-        return (sum(spent) + max(events.get(name, 0) for name in ours_back)) / 1e6
+        if on_gpu:
+            return {"profile": profile}
+        whole = {event.key: event.cpu_time_total / steps / 1e6 for event in averages}
+        convolutions = sum(whole.get(name, 0) for name in CONVOLUTIONS)
+        parts = {
+            "step_s": seconds / steps,
+            "forward_backward_s": whole["forward"] + whole["backward"],
+            "convolutions_s": convolutions + max(whole.get(name, 0) for name in CONVOLUTIONS_BACK),
+            "convolutions_alone_s": self._convolutions_alone(),
+        }
+        return {"profile": profile, "parts": parts}
 
     def _convolutions_alone(self) -> float:
-        """Return the seconds of all convolutions of the net, each timed alone on random inputs."""
-        counts: collections.Counter[tuple[Any, ...]] = collections.Counter()
+        """Return the seconds of torch's convolutions, each timed alone, forward and backward."""
+        spent: list[float] = []
 
-        def count(module: Any, args: tuple[Tensor], _: Tensor) -> None:
-            x = args[0]
-            shapes = tuple(x.shape), tuple(module.weight.shape)
-            counts[(*shapes, module.stride, module.padding, x.requires_grad)] += 1
+        def time_alone(module: Any, args: tuple[Tensor], output: Any) -> None:
+            x = args[0].detach().requires_grad_(args[0].requires_grad)
+            inputs = [part for part in (x, *module.parameters()) if part.requires_grad]
+            settings = module.weight, module.bias, module.stride, module.padding
+            grad = torch.randn_like(functional.conv2d(x, *settings))
+
+            def both_passes() -> None:
+                torch.autograd.grad(functional.conv2d(x, *settings), inputs, grad)
+
+            spent.append(machine.best_s(both_passes))
 
         layers = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
-        hooks = [layer.register_forward_hook(count) for layer in layers]
+        hooks = [layer.register_forward_hook(time_alone) for layer in layers]
         with torch.compiler.set_stance("force_eager"):  # compiled code has no such hooks
             self.train(1)
         for hook in hooks:
             hook.remove()
-        return sum(number * machine.time_convolution(*key) for key, number in counts.items())
+        return sum(spent)
 
 
 def time_by_name(averages: Iterable[Any], on_gpu: bool) -> dict[str, float]:
@@ -277,16 +225,6 @@ def count_conversions(events: Any) -> int:
     )
 
 
-def gflop(net: nn.Module, device: torch.device) -> float:
-    """Return the GFLOP of a forward pass for one image; a multiply-add counts as two."""
-    x, t = torch.zeros(2, 3, 32, 32, device=device), torch.zeros(2, dtype=torch.long, device=device)
-    # Eager: a compiled net would be compiled again for this batch.
-    with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            net(x, t)
-    return counter.get_total_flops() / 2 / 1e9
-
-
 def main() -> None:
     """Answer requests until stdin is closed."""
     # Libraries print to stdout too: only answers go there.
@@ -298,7 +236,7 @@ def main() -> None:
         DIFFUSERS_COMPILED: functools.partial(Diffusers, compiled=True),
         LUCIDRAINS: Lucidrains,
     }
-    loop: Loop = kinds.get(settings["loop"], Ours)(settings)
+    loop = kinds.get(settings["loop"], Ours)(settings)
     loop.train(settings["warm_up"])
     for line in sys.stdin:
         request = json.loads(line)
@@ -308,25 +246,17 @@ def main() -> None:
             loop.train(request["train"])
             machine.wait()
             answer = {"seconds": time.perf_counter() - start}
-        elif "parts" in request and isinstance(loop, Ours):
-            answer = loop.parts(request["parts"])
-        elif "profile" in request and isinstance(loop, Ours):
+        elif "profile" in request:
             answer = loop.profile(request["profile"])
         elif "summary" in request:
-            answer = _summary(loop)
+            answer = {
+                "peak_gib": peak_memory_gib(torch.device("cpu")),
+                "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30,
+                "parameters": sum(p.numel() for p in loop.net.parameters()),
+                "gflop": machine.gflop(loop.net, machine.device()),
+                "losses": [float(loss) for loss in getattr(loop, "losses", ())],
+            }
         print(json.dumps(answer), file=answers, flush=True)
-
-
-def _summary(loop: Loop) -> dict[str, Any]:
-    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    losses = torch.stack(loop.losses).tolist() if isinstance(loop, Ours) else []
-    return {
-        "peak_gib": peak_memory_gib(torch.device("cpu")),
-        "peak_gpu_gib": on_gpu,
-        "parameters": sum(p.numel() for p in loop.net.parameters()),
-        "gflop": gflop(loop.net, machine.device()),
-        "losses": losses,
-    }
 
 
 if __name__ == "__main__":

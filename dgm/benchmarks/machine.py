@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.nn import functional
 
 from dgm.common.command_line import home_path
@@ -57,109 +57,60 @@ def matrix_peak(dtype: torch.dtype = torch.float32) -> float:
     side = 8192 if torch.cuda.is_available() else 2048
     a = torch.randn(side, side, device=device(), dtype=dtype)
     # A convolution is a matrix product too, and on some CPUs much faster.
-    images = 32 if device().type == "cpu" else 1024
+    images = 1024 if torch.cuda.is_available() else 32
     layout = torch.channels_last
     x = torch.randn(images, 128, 16, 16, device=device(), dtype=dtype).to(memory_format=layout)
     weight = torch.randn(128, 128, 3, 3, device=device(), dtype=dtype).to(memory_format=layout)
-    products: list[tuple[int, Callable[[], Tensor]]] = [
+    products: list[tuple[int, Callable[[], Any]]] = [
         (2 * side**3, lambda: a @ a),
         (2 * images * 14 * 14 * 128 * 128 * 9, lambda: functional.conv2d(x, weight)),
     ]
-    return max(count / _best_s(multiply) / 1e9 for count, multiply in products)
+    return max(count / best_s(multiply) / 1e9 for count, multiply in products)
 
 
 def memory_bandwidth() -> float:
     """Return GB/s of copying a block larger than any cache, counting bytes read and written."""
     source = torch.zeros(2**28 if torch.cuda.is_available() else 2**26, device=device())
     target = torch.empty_like(source)
-    if torch.cuda.is_available():
-        copies = [(source, target), (target, source)]
-        seconds = min(
-            time_launches(lambda pair: pair[1].copy_(pair[0]), copies, 8) for _ in range(3)
-        )
-    else:
-        seconds = _best_s(lambda: target.copy_(source))
-    return 2 * source.nbytes / seconds / 1e9
+    return 2 * source.nbytes / best_s(lambda: target.copy_(source)) / 1e9
 
 
-def cache_bytes() -> int:
-    """Return the size of the GPU's last-level cache."""
-    return int(torch.cuda.get_device_properties().L2_cache_size)
-
-
-def time_in_turns(
-    functions: Mapping[str, Callable[[int], Any]], repetitions: int, warm_up: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Return the seconds of each call, and why functions failed, both by name.
-
-    The functions take turns, so that load affects all of them alike; each is called with the number
-    of the repetition. One that fails does not stop the others; raise its exception if
-    all fail.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    failed: dict[str, str] = {}
-    for repetition in range(warm_up + repetitions):
-        for name in list(seconds):
-            wait()
-            start = time.perf_counter()
-            try:
-                functions[name](repetition)
-                wait()
-            except Exception as error:  # any: the others are still timed
-                if len(seconds) == 1:
-                    raise
-                failed[name] = str(error).strip().splitlines()[0]
-                del seconds[name]
-                continue
-            if repetition >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds, failed
-
-
-def time_launches(work: Callable[[Input], Any], inputs: Sequence[Input], repetitions: int) -> float:
-    """Return seconds of GPU time per call of `work`, by CUDA events around many calls.
+def time_calls(work: Callable[[Input], Any], inputs: Sequence[Input], repetitions: int) -> float:
+    """Return seconds per call of `work`, of many calls without waiting for the GPU between them.
 
     Calls cycle through `inputs`, and as many outputs as there are inputs are kept: otherwise the
     allocator would reuse the same memory, and outputs would stay in the cache. The first
-    measurement includes allocating that memory.
+    measurement includes allocating that memory, and compiling.
     """
     kept: collections.deque[Any] = collections.deque(maxlen=len(inputs))
-    for item in inputs[:2]:
-        kept.append(work(item))
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
+    wait()
+    start = time.perf_counter()
     for number in range(repetitions):
         kept.append(work(inputs[number % len(inputs)]))
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / repetitions
+    wait()
+    return (time.perf_counter() - start) / repetitions
 
 
-def _best_s(work: Callable[[], Tensor]) -> float:
+def best_s(work: Callable[[], Any], repetitions: int = 8) -> float:
+    """Return the seconds of the fastest call."""
+
     def work_and_wait() -> None:
         work()
         wait()
 
-    return min(timeit.repeat(work_and_wait, wait, number=1, repeat=8))
+    return min(timeit.repeat(work_and_wait, wait, number=1, repeat=repetitions))
 
 
-def time_convolution(
-    image: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, data_gradient: bool
-) -> float:
-    """Return the seconds of a convolution, forward and backward, the minimum of nine runs."""
-    layout = torch.channels_last
-    x = torch.randn(image).to(memory_format=layout).requires_grad_(data_gradient)
-    weight = torch.randn(kernel).to(memory_format=layout).requires_grad_()
-    bias = torch.zeros(kernel[0], requires_grad=True)
-    inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
-    grad = torch.randn_like(functional.conv2d(x, weight, bias, stride, padding))
+def gflop(net: nn.Module, device: torch.device, image_size: int = 32) -> float:
+    """Return the GFLOP of a forward pass for one image; a multiply-add counts as two."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports the compiler
 
-    def both_passes() -> None:
-        y = functional.conv2d(x, weight, bias, stride, padding)
-        torch.autograd.grad(y, inputs, grad)
-
-    return min(timeit.repeat(both_passes, number=1, repeat=9))
+    x = torch.zeros(2, 3, image_size, image_size, device=device)
+    # Eager: a compiled net would be compiled again for this batch.
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            net(x, torch.zeros(2, dtype=torch.long, device=device))
+    return counter.get_total_flops() / 2 / 1e9
 
 
 def medians(results: dict[str, list[float]]) -> dict[str, float]:

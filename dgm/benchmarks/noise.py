@@ -12,13 +12,11 @@ from torch import Tensor
 
 from dgm.benchmarks.machine import (
     MAX_BATCH,
-    cache_bytes,
     device,
     medians,
     memory_bandwidth,
     print_table,
-    time_in_turns,
-    time_launches,
+    time_calls,
 )
 from dgm.common.validation import check_range
 from dgm.diffusion.forward_process import Example, ForwardProcess, NoisedImages
@@ -28,13 +26,14 @@ from dgm.rng import Draws
 
 CLASSES, TIMESTEPS, LABEL_DROP = 10, 1000, 0.1
 MAX_INPUTS = 256  # batches; only tiny ones would need more
+TURNS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--batch", type=int, default=128, help="images per batch")
-    add("--repetitions", type=int, default=100, help="timings per variant, in turns")
+    add("--repetitions", type=int, default=100, help="calls of each variant, in five turns")
     add("--precision", choices=("no", "bf16"), default="no", help="dtype of noised images")
 
 
@@ -65,15 +64,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "batch", min=1, max=MAX_BATCH)
     check_range(args, "--", "repetitions", min=1)
     variants = _variants(torch.bfloat16 if args.precision == "bf16" else torch.float32)
-    times = _time_in_turns(variants, args.batch, args.repetitions)
-    median_ms = medians(times)
-    ours_ms = median_ms.pop("counter-based, compiled")
-    ratios = {name: ms / ours_ms for name, ms in median_ms.items()}
+    on_gpu = device().type == "cuda"
+    cache_bytes = torch.cuda.get_device_properties().L2_cache_size if on_gpu else 0
+    # Too many batches for any to stay in the cache.
+    count = min(MAX_INPUTS, 2 + 2 * cache_bytes // (args.batch * 32 * 32 * 3))
+    inputs = [make_inputs(args.batch, step) for step in range(count)]
+    for variant in variants.values():
+        time_calls(variant, inputs, count)  # compiles and allocates
+    calls = -(-args.repetitions // TURNS)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(TURNS):
+        for name, variant in variants.items():
+            times[name].append(1e3 * time_calls(variant, inputs, calls))
+    ours_ms, *others_ms = medians(times).values()
+    ours, *others = variants
+    ratios = {name: ms / ours_ms for name, ms in zip(others, others_ms, strict=True)}
     print(f"batch {args.batch}, {args.repetitions} repetitions in turns, {device().type}")
-    print_table("ms per batch", times, ".3f" if device().type == "cuda" else ".2f")
+    print_table("ms per batch", times, ".3f")
     for name, ratio in ratios.items():
-        print(f"{name} / counter-based, compiled: {ratio:.1f}x")
-    bandwidth = _bandwidth(variants["counter-based, compiled"], args.batch, ours_ms)
+        print(f"{name} / {ours}: {ratio:.1f}x")
+    bandwidth = _bandwidth(variants[ours], args.batch, cache_bytes)
     print(
         f"batch {bandwidth['batch']}: {bandwidth['gb_per_s']:.1f} GB/s moved, "
         f"{100 * bandwidth['gb_per_s'] / bandwidth['copy_gb_per_s']:.0f} % of a copy's "
@@ -110,52 +120,19 @@ def _variants(dtype: torch.dtype) -> dict[str, Variant]:
     }
 
 
-def _time_in_turns(
-    variants: dict[str, Variant], batch: int, repetitions: int
-) -> dict[str, list[float]]:
-    """Return ms per batch of each variant, timed in turns, so that load affects all of them alike.
-
-    On a GPU by events around many launches of each, with too many batches for any to stay in the
-    cache.
-    """
-    on_gpu = device().type == "cuda"
-    count = 2 + (2 * cache_bytes() // (batch * 32 * 32 * 3) if on_gpu else 0)
-    inputs = [make_inputs(batch, step) for step in range(min(MAX_INPUTS, count))]
-    if on_gpu:
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for variant in variants.values():
-            time_launches(variant, inputs, len(inputs))  # compiles and allocates
-        for _ in range(5):
-            for name, variant in variants.items():
-                times[name].append(1e3 * time_launches(variant, inputs, max(2, repetitions // 5)))
-        return times
-
-    def work(variant: Variant) -> Callable[[int], Any]:
-        return lambda repetition: variant(inputs[repetition % len(inputs)])
-
-    functions = {name: work(variant) for name, variant in variants.items()}
-    seconds, failed = time_in_turns(functions, repetitions, warm_up=5)
-    if failed:
-        raise RuntimeError(f"failed: {failed}")
-    return {name: [1e3 * each for each in values] for name, values in seconds.items()}
-
-
-def _bandwidth(variant: Variant, batch: int, ms: float) -> dict[str, Any]:
+def _bandwidth(variant: Variant, batch: int, cache_bytes: int) -> dict[str, Any]:
     """Compare the bytes moved per second with a copy's.
 
     On a GPU with a batch whose images alone exceed the cache, which also hides launch overhead.
     """
-    on_gpu = device().type == "cuda"
-    if on_gpu:
-        batch = max(batch, 4 * cache_bytes() // (32 * 32 * 3))
-    inputs = [make_inputs(batch, step) for step in range(2 if on_gpu else 1)]
-    if on_gpu:
-        ms = min(1e3 * time_launches(variant, inputs, 20) for _ in range(3))
+    batch = max(batch, 4 * cache_bytes // (32 * 32 * 3))
+    inputs = [make_inputs(batch, step) for step in range(2)]
+    seconds = min(time_calls(variant, inputs, 20) for _ in range(3))
     moved = moved_bytes(inputs[0], variant(inputs[0]))
     return {
         "batch": batch,
         "moved_bytes": moved,
-        "gb_per_s": moved / (ms / 1e3) / 1e9,
+        "gb_per_s": moved / seconds / 1e9,
         "copy_gb_per_s": memory_bandwidth(),
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +16,13 @@ from torch import Tensor, nn
 
 from dgm.common.errors import UserError
 from dgm.flow.objective import FlowSampleConfig
-from dgm.objective import Batch, Likelihood, Nets, Objective, Phase
+from dgm.objective import Batch, Nets, Phase
 from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_flips, flip_images
 from dgm.rng import Draws
 from dgm.vae.objective import VAESampleConfig
 from shards.reader import Shards
 
 _FIT_IMAGES = 1000
-
-
-class Peer(Objective, Likelihood, Protocol):
-    """A public model as an objective, with its net."""
-
-    title: str
-    net: nn.Module
-
-    def fit_to_data(self, images: Shards) -> None:
-        """Set the parameters that are not learned, from the train images."""
-        ...
 
 
 class NormflowsGlow:

@@ -16,12 +16,19 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """Run a command from the root; return the JSON object that it prints last."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(command: Sequence[str]) -> str:
+    """Run a command from the root and return what it prints; raise RuntimeError if it fails."""
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-8000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def run_json(command: Sequence[str]) -> dict[str, Any]:
+    """Run a command from the root; return the JSON object that it prints last."""
+    found: dict[str, Any] = json.loads(run(command).splitlines()[-1])
     return found
 
 

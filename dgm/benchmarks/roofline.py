@@ -7,15 +7,14 @@ minimum time of its kernels; a step takes the sum of its operations or the host'
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dgm.benchmarks.costs import DESIGNS, FP32, OUTSIDE_NET, Kind, Operation, StepCosts
-from dgm.benchmarks.machine import MAX_BATCH, print_rows
+from dgm.benchmarks.costs import FP32, OUTSIDE_NET, Kind, Operation, StepCosts
+from dgm.benchmarks.machine import MAX_BATCH, gflop, print_rows
 from dgm.benchmarks.unet_costs import step_costs
 from dgm.common.errors import UserError
 from dgm.common.validation import check_range
@@ -76,8 +75,8 @@ class Machine:
         for operation in costs.operations:
             if graphs and operation.kind not in OUTSIDE_NET:
                 continue
-            custom = operation.custom and costs.design.custom_operators
-            us += operation.launches * (self.operator_us if custom else self.launch_us)
+            each = self.operator_us if operation.custom else self.launch_us
+            us += operation.launches * each
         return (us + (2 * self.launch_us if graphs else 0)) * 1e-6
 
     def launch_bound_below(self, costs: StepCosts, graphs: bool = False) -> int:
@@ -94,11 +93,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = UNetConfig(channels=args.channels, dropout=args.dropout)
     with torch.device("meta"):
         net = UNet(config, args.image_size)
-    forward, both = count_flops(net, args.image_size)
+    forward = gflop(net, torch.device("meta"), args.image_size)
     parameters = sum(p.numel() for p in net.parameters())
     print(
-        f"{parameters / 1e6:.2f} M parameters, {forward / 1e9:.2f} GFLOP an image forward, "
-        f"{both / 1e9:.2f} forward and backward, counted by torch on the net"
+        f"{parameters / 1e6:.2f} M parameters, {forward:.2f} GFLOP an image forward, "
+        "counted by torch on the net"
     )
     machines = {
         rate: Machine(
@@ -110,62 +109,34 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     middle = machines[sorted(args.tflops)[(len(args.tflops) - 1) // 2]]
     found: dict[str, Any] = {
         "settings": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
-        "parameters": parameters, "flops_forward": forward, "flops_forward_backward": both,
+        "parameters": parameters, "flops_forward": 1e9 * forward,
     }  # fmt: skip
-    for design in DESIGNS:
-        costs = step_costs(net, args.image_size, design)
-        modeled = sum(o.flops for o in costs.operations if o.stage == "forward")
-        if not math.isclose(modeled, forward, rel_tol=1e-3):
-            raise RuntimeError(
-                f"the model counts {modeled:.6g} FLOP forward, torch {forward:.6g}: "
-                "dgm/benchmarks/unet_costs.py does not follow the net"
-            )
-        batch = max(args.batch)
-        kinds = totals(costs, middle, batch, lambda o: o.kind, Kind)
-        _print_kinds(f"{design.name}, batch {batch}, {middle.tflops:g} TFLOP/s", kinds)
-        found[design.name] = {
-            "by_kind": kinds,
-            "by_layer": totals(costs, middle, batch, lambda o: f"{o.layer}: {o.kind}"),
-            "memory": memory(costs, parameters, args.memory, args.usable),
-            # If the GPU bounds the step.
-            "images_per_s": {
-                str(batch): {
-                    f"{rate:g}": batch / machine.step_s(costs, batch)
-                    for rate, machine in machines.items()
-                }
-                for batch in args.batch
-            },
-            "host": _host(costs, middle),
-        }
-    _print_rates(found, args, middle)
+    costs = step_costs(net, args.image_size)
+    batch = max(args.batch)
+    found |= {
+        "by_kind": totals(costs, middle, batch, lambda o: o.kind),
+        "by_layer": totals(costs, middle, batch, lambda o: f"{o.layer}: {o.kind}"),
+        "memory": memory(costs, parameters, args.memory, args.usable),
+        # If the GPU bounds the step.
+        "images_per_s": {
+            f"{rate:g}": {str(batch): batch / machine.step_s(costs, batch) for batch in args.batch}
+            for rate, machine in machines.items()
+        },
+        "host": _host(costs, middle),
+    }
+    _print(found, args, f"{middle.tflops:g} TFLOP/s")
     return found
 
 
-def count_flops(net: UNet, image_size: int) -> tuple[float, float]:
-    """Return FLOPs per image, forward and in all, counted by torch on the meta device.
-
-    Attention counts as plain products, without the scores recomputed by its backward pass.
-    """
-    from torch.utils.flop_counter import FlopCounterMode  # imports the compiler
-
-    x = torch.empty(1, 3, image_size, image_size, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        output = net(x, torch.zeros(1, dtype=torch.int64, device="meta"))
-        forward = counter.get_total_flops()
-        output.sum().backward()
-    return float(forward), float(counter.get_total_flops())
-
-
 def totals(
-    costs: StepCosts, machine: Machine, batch: int, key: Callable[[Operation], str],
-    names: Iterable[str] = (),
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    costs: StepCosts, machine: Machine, batch: int, key: Callable[[Operation], str]
+) -> dict[str, dict[str, float]]:
     """Return totals of the operations of each key: GFLOP and MB per image, MB fixed, launches, ms.
 
-    names: keys that come first, even without operations.
+    Kinds are in their order.
     """
-    groups: dict[str, list[Operation]] = {str(name): [] for name in names}
-    for operation in costs.operations:
+    groups: dict[str, list[Operation]] = {}
+    for operation in sorted(costs.operations, key=lambda o: [*Kind].index(o.kind)):
         groups.setdefault(key(operation), []).append(operation)
     return {
         name: {
@@ -202,42 +173,31 @@ def _host(costs: StepCosts, machine: Machine) -> dict[str, float]:
     }
 
 
-def _print_kinds(title: str, kinds: dict[str, dict[str, float]]) -> None:
+def _print(found: dict[str, Any], args: argparse.Namespace, rate: str) -> None:
     columns = {
         "GFLOP/img": ".3f", "MB/img": ".3f", "MB fixed": ".1f", "launches": ".0f", "ms": ".3f",
         "%": ".1f",
     }  # fmt: skip
-    total = {name: sum(row[name] for row in kinds.values()) for name in kinds[Kind.NORM]}
+    kinds = {kind: [*row.values()] for kind, row in found["by_kind"].items()}
+    kinds["all"] = [sum(column) for column in zip(*kinds.values(), strict=True)]
+    rows = {kind: [*row, 100 * row[-1] / kinds["all"][-1]] for kind, row in kinds.items()}
+    print_rows(f"batch {max(args.batch)}, {rate}", columns, rows)
+    columns = {str(batch): ",.0f" for batch in args.batch}
     rows = {
-        kind: (*row.values(), 100 * row["ms"] / total["ms"])
-        for kind, row in {**kinds, "all": total}.items()
+        f"products at {name} TFLOP/s": [*rates.values()]
+        for name, rates in found["images_per_s"].items()
     }
-    print_rows(title, columns, rows)
-
-
-def _print_rates(found: dict[str, Any], args: argparse.Namespace, middle: Machine) -> None:
-    names = [design.name for design in DESIGNS]
-    columns = {f"{name} {batch}": ",.0f" for batch in args.batch for name in names}
-    rows = {
-        f"products at {rate:g} TFLOP/s": [
-            found[name]["images_per_s"][str(batch)][f"{rate:g}"]
-            for batch in args.batch
-            for name in names
-        ]
-        for rate in args.tflops
-    }
-    print_rows("images/s, design and batch", columns, rows)
+    print_rows("images/s at batch", columns, rows)
     columns = {
         "MB kept/img": ".2f", "MB working/img": ".2f", "MB fixed": ".0f", "largest batch": ",.0f"
     }  # fmt: skip
-    rows = {name: [*found[name]["memory"].values()] for name in names}
-    print_rows(f"memory, {100 * args.usable:g} % of {args.memory:g} GB", columns, rows)
+    title = f"{100 * args.usable:g} % of {args.memory:g} GB"
+    print_rows("memory", columns, {title: [*found["memory"].values()]})
     columns = {
         "launches": ".0f", "outside the net": ".0f", "host ms": ".2f", "with graphs": ".2f",
         "bound below batch": ".0f", "below batch with graphs": ".0f",
     }  # fmt: skip
-    rows = {name: [*found[name]["host"].values()] for name in names}
-    print_rows(f"host, {middle.tflops:g} TFLOP/s", columns, rows)
+    print_rows("host", columns, {rate: [*found["host"].values()]})
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from dgm.benchmarks.machine import (
     device,
     medians,
     print_table,
-    time_in_turns,
+    time_calls,
 )
 from dgm.benchmarks.peer_loops import check_installed, diffusers_net
 from dgm.common.validation import check_range
@@ -53,8 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     samplers["ours, of a class, guided (both halves at once)"] = _ours(args, True, guidance=1.5)
     if args.peers:
         samplers["diffusers.DDIMPipeline"] = _diffusers(args)
-    times, failed = time_in_turns(samplers, args.repetitions, warm_up=1)
-    rates = {name: [args.batch / s for s in seconds] for name, seconds in times.items()}
+    rates, failed = _time(samplers, args)
     found: dict[str, Any] = {
         "images_per_s": rates, "failed": failed, "batch": args.batch, "steps": args.steps
     }  # fmt: skip
@@ -68,6 +67,29 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found["ratio"] = best / rate["diffusers.DDIMPipeline"]
         print(f"ours / diffusers.DDIMPipeline: {found['ratio']:.2f}x")
     return found
+
+
+def _time(
+    samplers: dict[str, Sampler], args: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return images/s of each sampler, and why samplers failed.
+
+    They take turns, so that load affects all of them alike. Raise the exception if all fail.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in samplers}
+    failed: dict[str, str] = {}
+    for seed in range(1 + args.repetitions):
+        for name in list(rates):
+            try:
+                rate = args.batch / time_calls(samplers[name], [seed], 1)
+                if seed > 0:  # the first one warms up
+                    rates[name].append(rate)
+            except Exception as error:  # any: the others are still timed
+                if len(rates) == 1:
+                    raise
+                failed[name] = str(error).strip().splitlines()[0]
+                del rates[name]
+    return rates, failed
 
 
 def _ours(

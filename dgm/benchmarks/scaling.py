@@ -65,13 +65,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         settings = {
-            "batch": args.batch * args.processes, "channels": args.channels,
-            "shards": str(ensure("shapes", args.shards)), "precision": args.precision,
-            "options": [], "undone": [], "folder": folder, "rounds": args.rounds,
-            "steps": args.steps,
+            **vars(args), "batch": args.batch * args.processes, "folder": folder,
+            "shards": str(ensure("shapes", args.shards)), "options": [], "undone": [],
         }  # fmt: skip
         command = [*launch_words("ddp", args.processes), "--module", "dgm.benchmarks.scaling"]
-        found = run_json([*command, json.dumps(settings)])
+        found = run_json([*command, json.dumps(settings, default=str)])
     _print(found, args)
     return found
 
@@ -106,12 +104,8 @@ def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dic
     rows = []
     for gpus, link in zip((8, 64, 512), links, strict=True):
         sending_s = 2 * (gpus - 1) / gpus * gradient_bytes / (link * 1e9)
-        rows.append(
-            {
-                "gpus": gpus, "link": link, "sending_ms": 1e3 * sending_s,
-                "batch_that_hides": sending_s / (image_s * 2 / 3),
-            }
-        )  # fmt: skip
+        row = {"gpus": gpus, "link": link, "sending_ms": 1e3 * sending_s}
+        rows.append(row | {"batch_that_hides": sending_s / (image_s * 2 / 3)})
     return rows
 
 

@@ -10,9 +10,8 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -43,28 +42,24 @@ WARM_UP = cuda_graph.WARM_UP + 2  # steps before any is timed; one of them is ca
 OURS = "ours"
 
 
-@dataclass
-class Rung:
+class Rung(NamedTuple):
     """An optimization that a rung of the ladder adds to the one before."""
 
     name: str
-    options: list[str] = field(default_factory=list)
+    options: tuple[str, ...] = ()
     restored: str = ""  # an optimization that lower rungs undo
     only_on_gpu: bool = False
 
 
 LADDER = [
-    Rung(
-        "eager, NCHW, fp32",
-        ["--train.compile=none", "--train.kernels=false", "--train.images_on_device=false"],
-    ),
+    Rung("eager, NCHW, fp32", ("compile=none", "kernels=false", "images_on_device=false")),
     Rung("channels_last", restored="channels_last"),
-    Rung("fused noise", ["--train.compile=noise"]),
-    Rung("resident data", ["--train.images_on_device=true"], only_on_gpu=True),
-    Rung("bf16", ["--train.mixed_precision=bf16"], only_on_gpu=True),
-    Rung("compiled net", ["--train.compile=all"]),
-    Rung("our kernels", ["--train.kernels=true"]),
-    Rung("CUDA graphs", ["--train.compile=graphs"], only_on_gpu=True),
+    Rung("fused noise", ("compile=noise",)),
+    Rung("resident data", ("images_on_device=true",), only_on_gpu=True),
+    Rung("bf16", ("mixed_precision=bf16",), only_on_gpu=True),
+    Rung("compiled net", ("compile=all",)),
+    Rung("our kernels", ("kernels=true",)),
+    Rung("CUDA graphs", ("compile=graphs",), only_on_gpu=True),
     Rung("fused optimizer and EMA", restored="fused_updates"),
 ]
 
@@ -104,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.ladder:
         loops = _rungs(options)
     shards = str(ensure("shapes", args.shards))
-    profiled = list(loops)[-1 if args.ladder else 0]
+    profiled = list(loops)[-1] if args.ladder else OURS
     with tempfile.TemporaryDirectory(prefix="step-") as name:
         folder = Path(name)
         if has_peers:
@@ -140,7 +135,7 @@ def _rungs(options: list[str]) -> dict[str, dict[str, Any]]:
     for rung in LADDER:
         if rung.only_on_gpu and not torch.cuda.is_available():
             continue
-        own += rung.options
+        own += [f"--train.{option}" for option in rung.options]
         undone = [name for name in undone if name != rung.restored]
         rungs[rung.name] = {"loop": OURS, "options": [*own, *options], "undone": undone}
     return rungs
@@ -159,11 +154,9 @@ def num_pictures(batch: int, steps: int) -> int:
 def _write_pictures(shards: str, folder: Path, count: int) -> None:
     images = open_shards(shards)
     (folder / "all").mkdir(parents=True)
-    for first in range(0, count, MIN_PICTURES):
-        numbers = np.arange(first, min(first + MIN_PICTURES, count))
-        pixels = images.images(numbers % len(images))
-        for number, picture in zip(numbers, pixels, strict=True):
-            Image.fromarray(picture).save(folder / "all" / f"{number:05d}.png")
+    for number in range(count):
+        (picture,) = images.images(np.array([number % len(images)]))
+        Image.fromarray(picture).save(folder / "all" / f"{number:05d}.png")
 
 
 def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
@@ -209,14 +202,10 @@ def _print_profile(found: dict[str, Any]) -> None:
         rate = parts["convolutions_alone_s"] / parts["convolutions_s"]
         print(f"our step: {100 * rest:.1f} % is neither forward nor backward pass of the net")
         print(f"convolutions: {100 * rate:.0f} % of the rate of torch's alone")
-    if not (profile := found["profile"]):
-        return
-    print(f"layouts converted in a step: {profile['conversions']}", end="")
-    if profile["synchronisations"] is not None:
-        print(f"; the host waited for the GPU {profile['synchronisations']} times", end="")
-    print()
-    rows = {name[:60]: [100 * fraction] for name, fraction in profile["fractions"]}
-    print_rows("operations of a step", {"%": ".1f"}, rows)
+    if profile := found["profile"]:
+        print(f"layouts converted in a step: {profile['conversions']}")
+        rows = {name[:60]: [100 * fraction] for name, fraction in profile["fractions"]}
+        print_rows("operations of a step", {"%": ".1f"}, rows)
 
 
 def _max_relative_difference(losses: list[float], others: list[float]) -> float:

@@ -80,11 +80,12 @@ def sampling(**given: object) -> argparse.Namespace:
 @pytest.mark.slow
 def test_noising_counts_bytes_by_type(capsys: pytest.CaptureFixture[str]):
     args = argparse.Namespace(batch=4, repetitions=2, precision="no")
-    found = noise.measure(args)
+    with torch.compiler.set_stance("force_eager"):
+        found = noise.measure(args)
     assert found["gb_per_s"] > 0 and found["copy_gb_per_s"] > 0 and found["batch"] == 4
     # Stored bytes, three images in fp32; labels read, and t, label, alpha and sigma written.
     assert found["moved_bytes"] == 4 * (32 * 32 * 3 * (1 + 3 * 4) + 8 + 2 * 8 + 2 * 4)
-    assert all(len(times) == 2 for times in found["ms_per_batch"].values())
+    assert all(len(times) == 5 for times in found["ms_per_batch"].values())
     assert "batch 4: " in capsys.readouterr().out
     inputs = noise.make_inputs(4, 0)
     images = torch.zeros(4, 3, 32, 32, dtype=torch.bfloat16)
@@ -113,8 +114,8 @@ def test_two_processes_send_each_gradient_once(
 ):
     out = tmp_path / "scaling.json"
     done = run_script(
-        SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 3,
-        "--steps", 2, "--json", out, timeout=300,
+        SCRIPT, "scaling", "--shards", tiny_shards, "--channels", 16, "--batch", 2, "--rounds", 1,
+        "--steps", 1, "--json", out, timeout=300, variables={"TORCHDYNAMO_DISABLE": "1"},
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["scaling"]
@@ -129,22 +130,7 @@ def test_model_hides_sending_behind_two_thirds_of_the_step():
     assert most["batch_that_hides"] == pytest.approx(2 * 511 / 512 * 120e6 / 40e9 / (2e-4 / 3))
 
 
-class FakeEvent:
-    """A CUDA event of a machine whose device is the host."""
-
-    def __init__(self, enable_timing: bool):
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, end: FakeEvent) -> float:
-        return 1e3 * (end.at - self.at)
-
-
-def test_launches_are_timed_together_on_inputs_in_turn(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+def test_calls_are_timed_together_on_inputs_in_turn():
     seen: list[int] = []
     made: list[weakref.ref[torch.Tensor]] = []
 
@@ -157,6 +143,6 @@ def test_launches_are_timed_together_on_inputs_in_turn(monkeypatch: pytest.Monke
         made.append(weakref.ref(result))
         return result
 
-    seconds = machine.time_launches(work, [1, 2, 3], 6)
-    assert seen == [1, 2, 1, 2, 3, 1, 2, 3]
+    seconds = machine.time_calls(work, [1, 2, 3], 6)
+    assert seen == [1, 2, 3, 1, 2, 3]
     assert 0.01 <= seconds < 0.02

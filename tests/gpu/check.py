@@ -9,6 +9,7 @@ the CPU, kernels in Triton's interpreter.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -27,13 +28,14 @@ from dgm.benchmarks.processes import ROOT
 from dgm.common.command_line import Parser, run_command
 from dgm.common.errors import UserError
 from tests.gpu.checks import kernels, runs, steps
-from tests.gpu.checks.registry import Context, Report, carry_out, failed
+from tests.gpu.checks.registry import Context, Report, carry_out
 from tests.gpu.processes import end_on_signals, kill_group, last_line
+from tests.gpu.schedule import Outcome
 from tests.support.interpreted import mend_interpreter
 
 GROUPS = {"kernels": kernels.GROUP, "steps": steps.GROUP}
 START_S = 60.0  # to start a process on the GPU
-NO_TIME = "no time was left for it"
+NO_TIME = Outcome("failed", "no time was left for it")
 
 
 def main() -> int:
@@ -44,7 +46,6 @@ def main() -> int:
     parser.add_argument("--groups", nargs="+", choices=(*GROUPS, "runs"), help="default all")
     parser.add_argument("--quick", action="store_true", help="fewer checks, for a trial")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of all checks")
-    parser.add_argument("--jobs", type=int, help="parallel training runs")
     parser.add_argument("--scratch", type=Path, help="folder for runs; default a temporary one")
     parser.add_argument("--worker", choices=tuple(GROUPS), help=argparse.SUPPRESS)
     parser.add_argument("--done", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -72,7 +73,7 @@ def check_all(context: Context, args: argparse.Namespace) -> int:
         print("no GPU: checked on the CPU, kernels in Triton's interpreter", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     report, ends = Report(args.out / "checks.json"), start + args.seconds
-    jobs = args.jobs or (min(12, os.cpu_count() or 1) if context.gpu else 1)
+    jobs = min(12, os.cpu_count() or 1) if context.gpu else 1
     threads = []
     for group in args.groups or [*GROUPS, "runs"]:
         target, given = (supervise, group) if group in GROUPS else (compare_runs, jobs)
@@ -82,7 +83,7 @@ def check_all(context: Context, args: argparse.Namespace) -> int:
             threads[-1].join()
     for thread in threads:
         thread.join()
-    states = [found["state"] for found in report.found.values()]
+    states = [found.state for found in report.found.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "skipped"))
     print(f"{counts}; {time.monotonic() - start:.0f} s", flush=True)
     return int("failed" in states)
@@ -101,7 +102,8 @@ def work(group: str, context: Context, done: list[str]) -> int:
         if check.name not in done:
             signal.setitimer(signal.ITIMER_REAL, check.seconds)
             found = carry_out(check, context)
-            print(json.dumps({"name": check.name, "found": found}), file=answers, flush=True)
+            answer = {"name": check.name, "found": dataclasses.asdict(found)}
+            print(json.dumps(answer), file=answers, flush=True)
     sys.stdout.flush()
     os._exit(0)  # after an error on the GPU, an ordinary exit may hang
 
@@ -113,14 +115,14 @@ def supervise(group: str, context: Context, report: Report, ends: float) -> None
     while len(done) < len(checks):
         if time.monotonic() > ends:
             for check in checks[len(done) :]:
-                report.add(check.name, failed(NO_TIME))
+                report.add(check.name, NO_TIME)
             return
         code, log = _run_worker(group, context, report, ends, done)
         if len(done) < len(checks) and time.monotonic() < ends:
             check = checks[len(done)]
-            found = failed(f"its process ended with code {code}: {last_line(log)}")
+            found = Outcome("failed", f"its process ended with code {code}: {last_line(log)}")
             if code == -signal.SIGALRM:
-                found = failed(f"took more than {check.seconds:g} s", check.seconds)
+                found = Outcome("failed", f"took more than {check.seconds:g} s", check.seconds)
             report.add(check.name, found)
             done.append(check.name)
 
@@ -144,7 +146,7 @@ def _run_worker(
         assert process.stdout is not None
         for line in process.stdout:
             answer = json.loads(line)
-            report.add(answer["name"], answer["found"])
+            report.add(answer["name"], Outcome(**answer["found"]))
             done.append(answer["name"])
         return process.wait(), log
     finally:
@@ -158,7 +160,7 @@ def compare_runs(jobs: int, context: Context, report: Report, ends: float) -> No
     try:
         for check in runs.add_checks(everything, context).chosen(context):
             is_late = time.monotonic() > ends
-            report.add(check.name, failed(NO_TIME) if is_late else carry_out(check, context))
+            report.add(check.name, NO_TIME if is_late else carry_out(check, context))
     finally:
         everything.close()
 

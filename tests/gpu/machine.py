@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,14 @@ def check_gpu() -> None:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if not available:
-        reason = _why_not(" ".join(str(each.message) for each in caught))
+        # torch warns of a driver that is too old, with its version.
+        found = [driver(), *(" ".join(str(each.message).split())[:300] for each in caught)]
+        reason = "there is no GPU here: run this on a machine with one"
+        if any(found):
+            reason = (
+                f"torch {torch.__version__}, which needs CUDA {torch.version.cuda}, finds no GPU "
+                f"({'; '.join(filter(None, found))}): update the driver, check CUDA_VISIBLE_DEVICES"
+            )
         raise UserError(f"{reason}, or {DRY_RUN}")
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         major, minor = torch.cuda.get_device_capability()
@@ -40,22 +46,6 @@ def check_gpu() -> None:
             f"the GPU {torch.cuda.get_device_name()} has compute capability {major}.{minor} and no "
             f"bf16: use one of 8.0 or higher, or {DRY_RUN}"
         )
-
-
-def _why_not(warning: str) -> str:
-    """Return why torch finds no GPU, from its warning and nvidia-smi, and the remedy."""
-    needs = f"torch {torch.__version__} needs CUDA {torch.version.cuda}"
-    if "driver on your system is too old" in warning:
-        found = re.search(r"found version (\d+)(\d\d)\d", warning)
-        state = f"supports CUDA {int(found[1])}.{int(found[2])}" if found else "is too old"
-        return f"the driver {state}, {needs}: update the driver, install a torch for it"
-    if (gpus := driver()) is not None:
-        reason = f" ({' '.join(warning.split())[:200]})" if warning else ""
-        return (
-            f"nvidia-smi shows {gpus}, but torch finds no GPU{reason}; {needs}: update the driver, "
-            "check CUDA_VISIBLE_DEVICES"
-        )
-    return "there is no GPU here: run this on a machine with one"
 
 
 def driver() -> str | None:

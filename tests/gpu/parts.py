@@ -44,7 +44,12 @@ class Sizes:
 
 
 ON_GPU = Sizes(128, "bf16", 512, 256, 128, 3, 20, 100, 25, 10, 2000)
-TINY = ("model.channel_mult=[1]", "model.num_blocks=[1]", "model.attention_at=[]")
+TINY = (
+    "train.compile=none",
+    "model.channel_mult=[1]",
+    "model.num_blocks=[1]",
+    "model.attention_at=[]",
+)
 DRY_RUN = Sizes(32, "no", 16, 16, 16, 1, 1, 2, 2, 1, 1, TINY, ("--quick",))
 
 

@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu", help="folder to fill")
     parser.add_argument("--cifar", type=Path, help=".tar.gz of train/CLASS/*.jpg or .png")
     parser.add_argument("--python312", help="Python 3.12 with the machine's torch and Triton")
-    parser.add_argument("--wheels-only", action="store_true")
     args = parser.parse_args()
     if args.cifar is not None:
         check_images(args.cifar)
@@ -55,14 +54,13 @@ def main() -> None:
         check_python(args.python312)
     args.out.mkdir(parents=True, exist_ok=True)
     fetch_wheels(args.out / "wheels")
-    if not args.wheels_only:
-        if args.cifar is None:
-            print("no --cifar: the training run will be on the built-in shapes")
-        else:
-            (args.out / "cifar.tar.gz").unlink(missing_ok=True)
-            shutil.copyfile(args.cifar, args.out / "cifar.tar.gz")
-        write_commit(args.out / "commit.json")
-        fill_cache(args.out, args.python312)
+    if args.cifar is None:
+        print("no --cifar: the training run will be on the built-in shapes")
+    else:
+        (args.out / "cifar.tar.gz").unlink(missing_ok=True)
+        shutil.copyfile(args.cifar, args.out / "cifar.tar.gz")
+    write_commit(args.out / "commit.json")
+    fill_cache(args.out, args.python312)
     check_size(args.out)
 
 

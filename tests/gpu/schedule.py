@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tests.gpu.processes import CommandError
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,13 @@ class Part:
 
 @dataclass
 class Outcome:
-    """The result of a part."""
+    """The result of a part or a check."""
 
-    state: str  # done, failed, or left out
+    state: str  # done, passed, failed, skipped, or left out
     detail: str
     seconds: float = 0.0
     limit: float | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,13 @@ def run_parts(parts: Sequence[Part], budget: Budget, report: Callable[[str, Outc
         report(part.name, outcome)
 
 
-def timed(work: Callable[[], str]) -> Outcome:
+def timed(work: Callable[[], str], state: str = "done") -> Outcome:
     """Run work; any exception is an outcome."""
     start = time.monotonic()
     try:
-        outcome = Outcome("done", work())
-    except Exception as error:  # any: the other parts still run
-        outcome = Outcome("failed", str(error) or type(error).__name__)
+        outcome = Outcome(state, work())
+    except Exception as error:  # any: the others still run
+        reason = error if isinstance(error, CommandError) else f"{type(error).__name__}: {error}"
+        outcome = Outcome("failed", str(reason)[:600], trace=traceback.format_exc()[-2000:])
     outcome.seconds = round(time.monotonic() - start, 1)
     return outcome

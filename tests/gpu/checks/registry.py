@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dgm.common.atomic_io import write_whole
+from tests.gpu.schedule import Outcome, timed
 
 
 @dataclass(frozen=True)
@@ -59,39 +58,28 @@ class Group:
         return [check for check in self.checks if check.quick or not context.quick]
 
 
-def carry_out(check: Check, context: Context) -> dict[str, Any]:
-    """Run a check; return its state, a line of detail and its seconds."""
+def carry_out(check: Check, context: Context) -> Outcome:
+    """Run a check; return its outcome."""
     if check.needs_gpu and not context.gpu:
-        return {"state": "skipped", "detail": "needs a GPU", "seconds": 0.0}
-    start = time.monotonic()
-    try:
-        found = {"state": "passed", "detail": check.work(context)}
-    except Exception as error:  # any: the other checks still run
-        found = failed(f"{type(error).__name__}: {error}"[:600])
-        found["trace"] = traceback.format_exc()[-2000:]
-    return found | {"seconds": round(time.monotonic() - start, 1)}
-
-
-def failed(detail: str, seconds: float = 0.0) -> dict[str, Any]:
-    """Return the result of a check that failed."""
-    return {"state": "failed", "detail": detail, "seconds": seconds}
+        return Outcome("skipped", "needs a GPU")
+    return timed(lambda: check.work(context), "passed")
 
 
 class Report:
     """The file of results, rewritten after each check."""
 
     def __init__(self, path: Path):
-        self.path, self.found = path, dict[str, dict[str, Any]]()
+        self.path, self.found = path, dict[str, Outcome]()
         self._lock = threading.Lock()
         write_whole(path, "{}")
 
-    def add(self, name: str, found: dict[str, Any]) -> None:
+    def add(self, name: str, found: Outcome) -> None:
         """Print a result and write all of them."""
         with self._lock:
             self.found[name] = found
-            line = f"{found['state']:8} {name}: {found['detail']} ({found['seconds']} s)"
-            print(line, flush=True)
-            write_whole(self.path, json.dumps(self.found, indent=1))
+            print(f"{found.state:8} {name}: {found.detail} ({found.seconds} s)", flush=True)
+            everything = {name: asdict(each) for name, each in self.found.items()}
+            write_whole(self.path, json.dumps(everything, indent=1))
 
 
 def relative_error(made: Any, expected: Any) -> float:

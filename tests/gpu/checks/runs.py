@@ -19,7 +19,6 @@ from tests.gpu.checks.registry import Context, Group
 from tests.gpu.processes import run_limited
 
 RUN_S = 120.0  # time limit of one training run
-IMAGES, HALF = 256, 128
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 CLOSE = 1e-3  # for losses in fp32 over sixteen steps; reordered sums differ by less
 FAMILIES = tuple(TRAINERS.values())
@@ -30,8 +29,8 @@ class Run:
     """A training run of a family's smallest configuration."""
 
     name: str
+    images: int
     family: str = "ddpm"
-    images: int = IMAGES
     cpu: bool = False
     options: tuple[str, ...] = ()
     precision: str = "no"
@@ -56,6 +55,7 @@ class Runs:
         self.context, self.jobs, self.ends = context, jobs, ends
         self.pool = ThreadPoolExecutor(jobs)
         self.futures: dict[Run, Future[Path]] = {}
+        self.folders: dict[Run, Path] = {}
 
     def start(self, run: Run) -> None:
         """Queue a run."""
@@ -64,9 +64,11 @@ class Runs:
 
     def result(self, run: Run) -> Path:
         """Wait for a run and return its folder; one that was not queued is trained here."""
-        if run not in self.futures:
-            return self.train(run)
-        return self.futures[run].result(max(1.0, self.ends - time.monotonic()))
+        if run in self.futures:
+            return self.futures[run].result(max(1.0, self.ends - time.monotonic()))
+        if run not in self.folders:
+            self.folders[run] = self.train(run)
+        return self.folders[run]
 
     def train(self, run: Run) -> Path:
         """Train a run, or continue it; return its folder."""
@@ -120,36 +122,40 @@ def add_checks(runs: Runs, context: Context) -> Group:
             for run in needed:
                 runs.start(run)
 
-    cpu, eager = Run("cpu", cpu=True), Run("eager")
+    images = 256 if context.gpu else 64
+    cpu = Run("cpu", images, cpu=True)
+    # Without a GPU one run stands for all that are the same on a CPU.
+    eager, whole = (Run("eager", images), Run("whole", images)) if context.gpu else (cpu, cpu)
+    half = Run("half", images // 2)
     add("losses equal the CPU's", losses_are_close, eager, cpu, quick=True)
-    for name, options, quick in (
-        ("", (), True),
-        (" with train.deterministic", ("train.deterministic=true",), False),
-    ):
-        whole = Run(f"whole{len(options)}", options=options)
-        half = Run(f"half{len(options)}", images=HALF, options=options)
-        title = f"stopped and continued{name}: same bytes"
-        # Without train.deterministic equal bytes are guaranteed on a CPU only.
-        is_promised = bool(options) or not context.gpu
-        add(title, bytes_are_equal, whole, half, is_promised=is_promised, quick=quick)
+    # Without train.deterministic equal bytes are guaranteed on a CPU only.
+    title, is_promised = "stopped and continued", not context.gpu
+    add(f"{title}: same bytes", bytes_are_equal, whole, half, is_promised=is_promised, quick=True)
+    pair = [
+        dataclasses.replace(run, name=f"{run.name}1", options=("train.deterministic=true",))
+        for run in (whole, half)
+    ]
+    name = f"{title} with train.deterministic: same bytes"
+    add(name, bytes_are_equal, *pair, is_promised=True)
     for name, on_cpu in (("of the CPU continues", True), ("continues on the CPU", False)):
-        half = Run(f"moved-{on_cpu}", images=HALF, cpu=on_cpu)
-        add(f"a checkpoint {name}", moved, half, cpu)
+        start = Run(f"moved-{on_cpu}", images // 2, cpu=on_cpu) if context.gpu else half
+        add(f"a checkpoint {name}", moved, start, cpu, quick=True)
     for name, option, needs_gpu in (
         ("compiled equals eager", "compile=all", False),
         ("graphs equal eager", "compile=graphs", True),
         ("images from the host equal those on the device", "images_on_device=false", False),
     ):
-        run = Run(option, options=(f"train.{option}",))
-        add(name, losses_are_close, run, eager, needs_gpu=needs_gpu)
+        run = Run(option, images, options=(f"train.{option}",))
+        add(name, losses_are_close, run, eager, quick=needs_gpu, needs_gpu=needs_gpu)
     for family in FAMILIES[1:]:
-        pair = [Run(f"{family}-{on_cpu}", family, 64, on_cpu) for on_cpu in (False, True)]
+        pair = [Run(f"{family}-{on_cpu}", 64, family, on_cpu) for on_cpu in (False, True)]
         # Adversarial training amplifies rounding errors.
         limit = 1e-2 if family == "gan" else CLOSE
         add(f"losses of {family} equal the CPU's", losses_are_close, *pair, limit=limit)
     for family in FAMILIES:
-        run = Run(f"auto-{family}", family, 64, options=("train.compile=auto",), precision="auto")
-        add(f"{family} trains and samples with compile and precision auto", has_samples, run)
+        run = Run(f"auto-{family}", 64, family, options=("train.compile=auto",), precision="auto")
+        name = f"{family} trains and samples with compile and precision auto"
+        add(name, has_samples, run, quick=family == "vae")
     return group
 
 
@@ -166,7 +172,7 @@ def losses_are_close(runs: Runs, made: Run, expected: Run, limit: float = CLOSE)
 def bytes_are_equal(runs: Runs, whole: Run, half: Run, is_promised: bool) -> str:
     """Continue a run from halfway, and compare its checkpoint with an uninterrupted run's."""
     runs.result(half)
-    folder = runs.result(dataclasses.replace(half, images=IMAGES))
+    folder = runs.result(dataclasses.replace(half, images=whole.images))
     same = checksums(folder) == checksums(runs.result(whole))
     assert same or not is_promised, "other bytes"
     return "same bytes" if same else "other bytes, which may happen without train.deterministic"
@@ -175,7 +181,8 @@ def bytes_are_equal(runs: Runs, whole: Run, half: Run, is_promised: bool) -> str
 def moved(runs: Runs, half: Run, expected: Run) -> str:
     """Continue a run on the other device and compare its losses with an unmoved run's."""
     runs.result(half)
-    continued = dataclasses.replace(half, images=IMAGES, cpu=not half.cpu)
+    cpu = runs.context.gpu and not half.cpu
+    continued = dataclasses.replace(half, images=expected.images, cpu=cpu)
     return losses_are_close(runs, continued, expected)
 
 
