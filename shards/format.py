@@ -290,17 +290,3 @@ def check_size(folder: Path, shard: ShardFile) -> None:
         raise UserError(
             f"{path} has {size} bytes, not the {shard.size} of its index; build the shards again"
         )
-
-
-def parse_labels(digits: np.ndarray) -> np.ndarray:
-    """Return labels, int64 [B], from ASCII digits, uint8 [B, width].
-
-    A label ends at its first byte that is not a digit.
-    """
-    values = digits - np.uint8(48)  # other bytes wrap to 10 or more
-    labels = values[:, 0].astype(np.int64)
-    going = values[:, 0] < 10
-    for column in values.T[1:]:
-        going = going & (column < 10)
-        labels = np.where(going, labels * 10 + column, labels)
-    return labels

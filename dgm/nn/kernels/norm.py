@@ -56,9 +56,17 @@ def norm_act(
         x, skip = torch.cat([x, skip], dim=1), None
     kernels = choose(kernels, x, weight, groups)
     if kernels:
-        return _in_one_kernel(
-            x, skip, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
-        )
+        scale, shift = scale_shift or (None, None)
+        key = index = step = None
+        p, purpose = 0.0, 0
+        if dropout is not None:
+            key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
+            p, purpose = dropout.p, purpose_id(dropout.purpose)
+        y, *_ = _forward(
+            x, skip, added, weight, bias, scale, shift, key, index, step,
+            groups, eps, silu, p, purpose, kernels,
+        )  # fmt: skip
+        return y
     u = x if added is None else x + added[:, :, None, None]
     if under_transform():
         u = u.contiguous()  # torch 2.11's forward-mode formula of group_norm needs it
@@ -95,27 +103,6 @@ def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
     keep = dropout.draws.keep_mask(dropout.purpose, (height, width, channels), dropout.p)
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     return torch.where(keep.permute(0, 3, 1, 2), x * (1 / (1 - dropout.p)), zero)
-
-
-Maybe = Tensor | None
-
-
-def _in_one_kernel(
-    x: Tensor, skip: Maybe, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
-    scale_shift: tuple[Tensor, Tensor] | None, silu: bool, dropout: Dropout | None,
-    kernels: Kernels,
-) -> Tensor:  # fmt: skip
-    scale, shift = scale_shift or (None, None)
-    key = index = step = None
-    p, purpose = 0.0, 0
-    if dropout is not None:
-        key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
-        p, purpose = dropout.p, purpose_id(dropout.purpose)
-    y, *_ = _forward(
-        x, skip, added, weight, bias, scale, shift, key, index, step,
-        groups, eps, silu, p, purpose, kernels,
-    )  # fmt: skip
-    return y
 
 
 @torch.library.custom_op("dgm::norm_act", mutates_args=())
@@ -177,7 +164,7 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
     return batch, height * width, channels, groups
 
 
-def _options(step: Maybe, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
+def _options(step: Tensor | None, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
     step_each = step is not None and step.ndim > 0
     return int(step_each), purpose, *norm_gpu.threshold_and_factor(drop), int(silu)
 
