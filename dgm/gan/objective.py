@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,10 +142,14 @@ class GanObjective:
         Its own forward pass is never compiled, since AOTAutograd cannot differentiate twice, and
         reuses the spectral norms of the pass before it.
         """
-        real = real.detach().requires_grad_()
-        with uncompiled(), _in_eval_mode(net):
-            logits = net(self._augmented(real, draws, "discriminator/augment_real"), labels)
-            return r1_penalty(logits.to(self.dtype), real)
+        real, training = real.detach().requires_grad_(), net.training
+        net.eval()  # in which spectral norm does no power iteration
+        try:
+            with uncompiled():
+                logits = net(self._augmented(real, draws, "discriminator/augment_real"), labels)
+                return r1_penalty(logits.to(self.dtype), real)
+        finally:
+            net.train(training)
 
     def _augmented(self, x: Tensor, draws: Draws, purpose: str) -> Tensor:
         return augment(x, self.config.augment, draws, purpose, self.config.augment_probability)
@@ -197,19 +199,6 @@ class GanObjective:
             labels = batch.labels[:rows].repeat_interleave(10)
         images = self._generate(nets, path.flatten(0, 1), labels, self.sample_config.batch)
         return {"interpolation": images.unflatten(0, (rows, 10))}
-
-
-@contextlib.contextmanager
-def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, in which spectral norm does no power iteration."""
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check(config: GanConfig, sample: GanSampleConfig) -> None:
