@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.command_line import Parser
@@ -322,9 +322,7 @@ def main() -> None:
     print(f"data: {describe_shards(out, open_shards(out))}")
 
 
-def command() -> NoReturn:
-    """Run the command and exit."""
-    run(main)
+command = partial(run, main)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,10 @@ class GanObjective:
         else:
             # Real and generated images in one forward pass, in the generator's phase too, so that
             # BatchNorm has the statistics of the discriminator's.
-            real = self._real(batch, draws)
+            images = batch.images
+            if config.flip:
+                images = flip_images(images, draw_flips(draws))
+            real = self.pixels.scale(images, self.dtype)
             both = torch.cat([self._augmented(real, draws, f"{name}/augment_real"), fake])
             logits = net(both, None if labels is None else labels.repeat(2)).to(self.dtype)
             logits_real, logits_fake = logits.chunk(2)
@@ -128,13 +131,6 @@ class GanObjective:
         """Return whether this step has the R1 penalty."""
         due = self.config.r1 > 0 and step % self.config.r1_interval == 0
         return due and phase.name == "discriminator"
-
-    def _real(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return the real images, [B, C, H, W] in [-1, 1], randomly mirrored."""
-        images = batch.images
-        if self.config.flip:
-            images = flip_images(images, draw_flips(draws))
-        return self.pixels.scale(images, self.dtype)
 
     def _r1(self, net: nn.Module, real: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         """Return the R1 penalty of each real image, [B].

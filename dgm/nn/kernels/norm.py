@@ -86,14 +86,17 @@ def choose(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> K
     if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
         return None
     if kernels == "triton" and triton_runs_on(x.device):
-        return kernels if norm_gpu.fits(len(weight), groups) else None
+        return kernels if len(weight) // groups <= norm_gpu.MAX_GROUP else None
     return "native" if native.supports(x, weight) else None
 
 
 def reads_separately(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Return whether x and `skip` are read separately, without concatenating them."""
+    """Return whether x and `skip` are read separately, without concatenating them.
+
+    Not if the image is too large for one pass: the two-pass kernel has no registers left for it.
+    """
     on_triton = choose(kernels, x, weight, groups) == "triton"
-    return on_triton and norm_gpu.reads_separately(x, len(weight), groups)
+    return on_triton and norm_gpu.Tile(x, len(weight), groups).whole
 
 
 def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
