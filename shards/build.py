@@ -240,7 +240,7 @@ def _ensure_default(
     if index.source_files is None:
         print(
             f"{path}: built by an older version without a list of the images: changes in "
-            f"{_root_of(source)} are not noticed; remove {path} to build it again",
+            f"{source.removeprefix('folder:')} are not noticed; remove {path} to build it again",
             flush=True,
         )
         return
@@ -255,14 +255,10 @@ def _ensure_default(
         build_images(remedy=elsewhere, replace=True)
 
 
-def _root_of(source: str) -> Path:
-    return Path(source.removeprefix("folder:"))
-
-
 def _changes(path: Path, index: Index, holdout: float) -> str | None:
     """Return how a folder has changed since its shards were built, None if it has not."""
     assert index.source_files is not None
-    tree = find_images(_root_of(index.source), index.split, holdout)
+    tree = find_images(Path(index.source.removeprefix("folder:")), index.split, holdout)
     if hashlib.sha256(tree.listing.encode()).hexdigest() == index.source_files.sha256:
         return None
     try:
