@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from dgm.common.atomic_dirs import new_folder
 from dgm.common.command_line import Parser
@@ -240,7 +240,7 @@ def _ensure_default(
     if index.source_files is None:
         print(
             f"{path}: built by an older version without a list of the images: changes in "
-            f"{_root_of(source)} are not noticed; remove {path} to build it again",
+            f"{source.removeprefix('folder:')} are not noticed; remove {path} to build it again",
             flush=True,
         )
         return
@@ -255,14 +255,10 @@ def _ensure_default(
         build_images(remedy=elsewhere, replace=True)
 
 
-def _root_of(source: str) -> Path:
-    return Path(source.removeprefix("folder:"))
-
-
 def _changes(path: Path, index: Index, holdout: float) -> str | None:
     """Return how a folder has changed since its shards were built, None if it has not."""
     assert index.source_files is not None
-    tree = find_images(_root_of(index.source), index.split, holdout)
+    tree = find_images(Path(index.source.removeprefix("folder:")), index.split, holdout)
     if hashlib.sha256(tree.listing.encode()).hexdigest() == index.source_files.sha256:
         return None
     try:
@@ -322,9 +318,7 @@ def main() -> None:
     print(f"data: {describe_shards(out, open_shards(out))}")
 
 
-def command() -> NoReturn:
-    """Run the command and exit."""
-    run(main)
+command = partial(run, main)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def _walk_classes(
         if not (root / relative).is_dir():
             continue  # a class of train that is missing in test
         before = len(found)
-        for path, status in _walk(root, relative, (_identity(root),)):
+        for path, status in _walk(root, relative, (os.path.realpath(root),)):
             if status is None:
                 others.append(path)
             else:
@@ -235,15 +235,15 @@ def _walk_classes(
 
 
 def _walk(
-    root: Path, relative: str, above: tuple[tuple[int, int], ...]
+    root: Path, relative: str, above: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """Yield each file below a folder, sorted by name, with size and time if it is an image."""
     folder = root / relative
-    above = (*above, _identity(folder))
+    above = (*above, os.path.realpath(folder))
     for entry in _entries(folder):
         name = f"{relative}/{entry.name}"
         if _is_folder(entry):
-            if not entry.is_symlink() or _identity(Path(entry.path)) not in above:
+            if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                 yield from _walk(root, name, above)
         else:
             yield name, _status(entry)
@@ -284,11 +284,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
 
 
 def _is_held_out(name: str, fraction: float) -> bool:

@@ -8,6 +8,7 @@ each tar and the resize, so that changed shards are decoded again.
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -28,12 +29,12 @@ from dgm.common.errors import UserError
 from dgm.common.formatting import counted, size_of
 from shards.class_folders import ROLES
 from shards.format import (
-    BLOCK,
     INDEX,
     Index,
     Layout,
     ShardFile,
     check_size,
+    fixed_layout,
     load_index,
     npy_header,
 )
@@ -304,31 +305,28 @@ def _index_in_place(scan: _Scan, resize: int | None) -> Index | None:
 
 def _layout(tar: _Tar) -> tuple[Layout, tuple[int, int, int]] | None:
     """Return layout and image shape of a tar with a fixed stride, None for others."""
-    first = tar.samples[0].image
-    images = {(sample.image.extension, sample.image.size) for sample in tar.samples}
-    if len(images) > 1 or first.extension != "npy":
-        return None
-    pixels = np.array([sample.image.offset for sample in tar.samples])
-    digits = np.array([sample.label.offset for sample in tar.samples])
-    # A single sample fits any stride: use that of a sample of two members.
-    content_blocks = -(-first.size // BLOCK)
-    stride = int(pixels[1] - pixels[0]) if len(pixels) > 1 else (3 + content_blocks) * BLOCK
-    steps = np.arange(len(pixels)) * stride
-    if (pixels - pixels[0] != steps).any() or (digits - digits[0] != steps).any():
+    first = tar.samples[0]
+    if first.image.extension != "npy":
         return None
     content = _mapped(tar.path)
-    height, width, _ = _decode(content, tar, tar.samples[0]).pixels.shape
+    height, width, _ = _decode(content, tar, first).pixels.shape
     image_shape = (height, width, 3)
     header = npy_header(image_shape)
-    for sample, label in zip(tar.samples, tar.labels, strict=True):
-        text = _bytes_of(content, sample.label).rstrip()
-        if not isinstance(label, int) or text != str(label).encode():
+    layout = fixed_layout(image_shape)  # a single sample fits any stride
+    if len(tar.samples) > 1:
+        layout = replace(layout, stride=tar.samples[1].image.offset - first.image.offset)
+    for number, (sample, label) in enumerate(zip(tar.samples, tar.labels, strict=True)):
+        image, text = sample.image, _bytes_of(content, sample.label).rstrip()
+        if (
+            image.offset != first.image.offset + number * layout.stride
+            or sample.label.offset != first.label.offset + number * layout.stride
+            or (image.extension, image.size) != ("npy", len(header) + math.prod(image_shape))
+            or content[image.offset : image.offset + len(header)] != header
+            or not isinstance(label, int)
+            or text != str(label).encode()
+        ):
             return None
-        if not _bytes_of(content, sample.image).startswith(header):
-            return None
-    if first.size != len(header) + int(np.prod(image_shape)):
-        return None
-    return Layout(stride, int(digits[0]), int(pixels[0]) + len(header)), image_shape
+    return Layout(layout.stride, first.label.offset, first.image.offset + len(header)), image_shape
 
 
 def _bytes_of(content: mmap.mmap, member: Member) -> bytes:

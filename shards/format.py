@@ -171,7 +171,11 @@ def _parse_index(content: dict[str, Any]) -> Index:
         raise ValueError("no classes" if shards else "no shards")
     if content["image_format"] not in IMAGE_FORMATS:
         raise ValueError(f"image_format {content['image_format']!r} is unknown")
-    layout = content["layout"]
+    layout, source_files = content["layout"], None
+    if (files := content.get("source_files")) is not None:
+        source_files = SourceFiles(**files)
+        _count(source_files.count, "source_files")
+        _check_sha256(source_files.sha256)
     return Index(
         image_shape=(height, width, channels),
         image_format=content["image_format"],
@@ -181,18 +185,9 @@ def _parse_index(content: dict[str, Any]) -> Index:
         shards=shards,
         layout=None if layout is None else Layout(**layout),
         settings={key: _setting(value, key) for key, value in content["settings"].items()},
-        source_files=_parse_source_files(content.get("source_files")),
+        source_files=source_files,
         label_values=_parse_values(content.get("label_values"), len(classes)),
     )
-
-
-def _parse_source_files(content: dict[str, Any] | None) -> SourceFiles | None:
-    if content is None:
-        return None
-    files = SourceFiles(**content)
-    _count(files.count, "source_files")
-    _check_sha256(files.sha256)
-    return files
 
 
 def _parse_values(values: list[object] | None, num_classes: int) -> tuple[int, ...] | None:
@@ -290,17 +285,3 @@ def check_size(folder: Path, shard: ShardFile) -> None:
         raise UserError(
             f"{path} has {size} bytes, not the {shard.size} of its index; build the shards again"
         )
-
-
-def parse_labels(digits: np.ndarray) -> np.ndarray:
-    """Return labels, int64 [B], from ASCII digits, uint8 [B, width].
-
-    A label ends at its first byte that is not a digit.
-    """
-    values = digits - np.uint8(48)  # other bytes wrap to 10 or more
-    labels = values[:, 0].astype(np.int64)
-    going = values[:, 0] < 10
-    for column in values.T[1:]:
-        going = going & (column < 10)
-        labels = np.where(going, labels * 10 + column, labels)
-    return labels

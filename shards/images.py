@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -110,7 +111,9 @@ def decode_image(
             if opened.mode in _DEEP_MODES:
                 raise UserError(f"{name} has mode {opened.mode}; convert it to 8 bits per channel")
             image, transparent = _on_background(ImageOps.exif_transpose(opened), background)
-            several = _has_several_frames(opened)
+            several = False
+            with suppress(Exception):  # a damaged second frame does not matter
+                several = bool(getattr(opened, "is_animated", False))
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise many types
@@ -134,13 +137,6 @@ def _on_background(image: PillowImage.Image, background: Colour) -> tuple[Pillow
         return image.convert("RGB"), False
     ground = Image.new("RGBA", whole.size, (*background, 255))
     return Image.alpha_composite(ground, whole).convert("RGB"), True
-
-
-def _has_several_frames(opened: PillowImage.Image) -> bool:
-    try:
-        return bool(getattr(opened, "is_animated", False))
-    except Exception:  # a damaged second frame does not matter
-        return False
 
 
 def crop_and_resize(image: np.ndarray, side: int | None) -> np.ndarray:

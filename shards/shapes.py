@@ -64,8 +64,8 @@ def _coverage(name: str, radius: float, center: np.ndarray, angle: float) -> np.
 @cache
 def _outlines() -> dict[str, list[tuple[np.ndarray, int]]]:
     """Return polygons [K, 2] inside the unit circle, drawn in order with fill 255 or 0 (a hole)."""
-    circle = _polygon(64, 1.0)
-    star = _polygon(10, 1.0)
+    circle = _polygon(64)
+    star = _polygon(10)
     star[1::2] *= 0.42
     arm = 0.3
     bar = np.array([(-0.74, -0.13), (0.74, -0.13), (0.74, 0.13), (-0.74, 0.13)])
@@ -78,8 +78,8 @@ def _outlines() -> dict[str, list[tuple[np.ndarray, int]]]:
     arrow += [(-x, y) for x, y in reversed(arrow[1:])]
     return {
         "circle": [(0.9 * circle, 255)],
-        "square": [(_polygon(4, 1.0, _TURN / 8), 255)],
-        "triangle": [(_polygon(3, 1.0), 255)],
+        "square": [(_polygon(4, _TURN / 8), 255)],
+        "triangle": [(_polygon(3), 255)],
         "star": [(star, 255)],
         "cross": [
             (np.array([(-0.95, -arm), (0.95, -arm), (0.95, arm), (-0.95, arm)]), 255),
@@ -93,7 +93,7 @@ def _outlines() -> dict[str, list[tuple[np.ndarray, int]]]:
     }
 
 
-def _polygon(corners: int, radius: float, start: float = -_TURN / 4) -> np.ndarray:
-    """Return corners on a circle, the first at angle `start`: at the top, as y points down."""
+def _polygon(corners: int, start: float = -_TURN / 4) -> np.ndarray:
+    """Return corners on the unit circle, the first at `start`: at the top, as y points down."""
     angles = start + np.linspace(0, _TURN, corners, endpoint=False)
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -172,14 +172,17 @@ def _open_cifar10(split: str) -> Source:
     from torchvision.datasets import CIFAR10
 
     root = cache_root() / "cifar10"
-    # torchvision downloads to the final file name: one process at a time.
+    # torchvision downloads to the final file name: one process at a time. It has no timeout, and
+    # compute nodes often drop packets.
     lock = UnixFileLock(root / "lock", fallback_to_soft=False)
+    timeout = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(30)
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # some network file systems have no locks
             lock.acquire()
         # torchvision prints on stdout.
-        with _socket_timeout(30), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             data = CIFAR10(str(root), train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
         archive = root / CIFAR10.filename
@@ -189,6 +192,7 @@ def _open_cifar10(split: str) -> Source:
             "source shapes (built in) or folder:PATH (your own images)"
         ) from None
     finally:
+        socket.setdefaulttimeout(timeout)
         lock.release()
     return Source(
         name="cifar10",
@@ -197,17 +201,6 @@ def _open_cifar10(split: str) -> Source:
         length=len(data.data),
         samples=lambda: zip(data.data, data.targets, strict=True),
     )
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Set a timeout for connections: torchvision has none, and compute nodes often drop packets."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 class _UnreadableError(UserError):

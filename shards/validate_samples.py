@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from dgm.common.errors import UserError
-from shards.format import BLOCK, Layout, fixed_layout, npy_header, parse_labels, sample_key
+from shards.format import BLOCK, Layout, fixed_layout, npy_header, sample_key
 
-_CHUNK = 4096  # samples at a time, to limit memory
-_NAME = slice(0, 100)
-_SIZE = slice(124, 136)
-_CHECKSUM = slice(148, 156)
+_TEMPLATE = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 
 
 def validate_samples(
@@ -36,53 +33,27 @@ def validate_samples(
     content = np.memmap(path, np.uint8, "r")
     if content[count * layout.stride :].any():
         raise UserError(f"{path} has data after its last sample; build it again")
-    samples = content[: count * layout.stride].reshape(count, layout.stride)
-    for start in range(0, count, _CHUNK):
-        rows = samples[start : start + _CHUNK]
-        good = _good_samples(rows, layout, first + start, image_shape, num_classes)
-        if not good.all():
-            key = sample_key(first + start + int(np.argmin(good)))
+    header = npy_header(image_shape)
+    image_size = len(header) + int(np.prod(image_shape))
+    for row in range(count):
+        key, start = sample_key(first + row), row * layout.stride
+        sample = content[start : start + layout.pixel_offset].tobytes()
+        label = sample[BLOCK : 2 * BLOCK].rstrip(b"\0")
+        is_good = (
+            label.isdigit()
+            and int(label) < num_classes
+            and sample[:BLOCK] == _tar_header(f"{key}.cls", len(label))
+            and sample[2 * BLOCK :] == _tar_header(f"{key}.npy", image_size) + header
+        )
+        if not is_good:
             raise UserError(f"{path} is damaged at sample {key}; build it again")
 
 
-def _good_samples(
-    rows: np.ndarray,
-    layout: Layout,
-    first: int,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-) -> np.ndarray:
-    """Return which samples are undamaged: bool [n]. rows: uint8 [n, stride]."""
-    header = np.frombuffer(npy_header(image_shape), np.uint8)
-    start = 3 * BLOCK
-    good = (rows[:, start : start + len(header)] == header).all(axis=1)
-    keys = [sample_key(first + row) for row in range(len(rows))]
-    digits = rows[:, layout.label_offset : layout.label_offset + len(str(num_classes - 1)) + 1]
-    labels = parse_labels(digits)
-    lengths = np.cumprod(digits - np.uint8(48) < 10, axis=1).sum(axis=1)
-    good &= (labels < num_classes) & (lengths > 0) & (lengths < digits.shape[1])
-    npy_size = np.full(len(rows), len(header) + int(np.prod(image_shape)))
-    good &= _good_headers(rows[:, :BLOCK], keys, ".cls", lengths)
-    good &= _good_headers(rows[:, 2 * BLOCK : start], keys, ".npy", npy_size)
-    return good
-
-
-def _good_headers(
-    blocks: np.ndarray, keys: list[str], suffix: str, sizes: np.ndarray
-) -> np.ndarray:
-    """Return which tar headers are those of files KEY + suffix of these sizes."""
-    info = tarfile.TarInfo(keys[0] + suffix)
-    info.mode = 0o644
-    template = np.frombuffer(info.tobuf(tarfile.USTAR_FORMAT), np.uint8)
-    expected = np.tile(template, (len(keys), 1))
-    expected[:, _NAME] = _fields([(key + suffix).encode() for key in keys], 100)
-    expected[:, _SIZE] = _fields([b"%011o" % size for size in sizes], 12)
-    expected[:, _CHECKSUM] = ord(" ")  # the checksum counts its own bytes as spaces
-    totals = expected.sum(axis=1, dtype=np.int64)
-    expected[:, _CHECKSUM] = _fields([b"%06o\0 " % total for total in totals], 8)
-    return (blocks == expected).all(axis=1)
-
-
-def _fields(texts: list[bytes], width: int) -> np.ndarray:
-    """Return texts padded with zero bytes: uint8 [n, width]."""
-    return np.array(texts, f"S{width}").view(np.uint8).reshape(-1, width)
+def _tar_header(name: str, size: int) -> bytes:
+    """Return the header of a file: what `TarInfo.tobuf` does, in a fraction of its time."""
+    block = bytearray(_TEMPLATE)
+    block[: len(name)] = name.encode()
+    block[124:135] = b"%011o" % size
+    block[148:156] = b" " * 8  # the checksum counts its own bytes as spaces
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)

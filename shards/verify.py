@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from dgm.common.command_line import Parser
 from dgm.common.errors import UserError
@@ -95,9 +95,7 @@ def main() -> None:
     )
 
 
-def command() -> NoReturn:
-    """Run the command and exit."""
-    run(main)
+command = partial(run, main)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import psutil
 
 from dgm.common.command_line import Parser, run_command
 from dgm.common.errors import UserError
+from slurm import slurm_cli
 
 NODES = ("n1", "n2", "n3", "n4")
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "mungekey")
@@ -136,7 +137,7 @@ class DevCluster:
         """End jobs and daemons, and remove the folder."""
         if not self.config.exists():
             raise UserError(f"{self.folder} holds no cluster: name the folder it was started in")
-        with contextlib.suppress(UserError, subprocess.SubprocessError):
+        with contextlib.suppress(UserError):
             everyone = ("--full", "--signal=KILL", "--state=RUNNING", f"--user={user()}")
             self.run("scancel", *everyone, timeout=20)
         for name in NODES:
@@ -192,16 +193,8 @@ class DevCluster:
 
     def run(self, name: str, *words: str, timeout: float = 60) -> str:
         """Run one of Slurm's programs for this cluster; return its output, or raise UserError."""
-        done = subprocess.run(
-            [_find(name) or name, *words],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        if done.returncode != 0:
-            raise UserError(f"{name} failed: {(done.stderr or done.stdout).strip()}")
-        return done.stdout
+        env = {**os.environ, **self.environment}
+        return slurm_cli.call(_find(name) or name, *words, timeout=timeout, env=env)
 
     def wait_until_idle(self) -> None:
         """Wait until all nodes are idle; raise UserError after a minute."""

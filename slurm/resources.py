@@ -97,13 +97,11 @@ class Resources:
         match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
         if match is None:
             raise UserError(f"--time is {self.time}: write minutes, 12:00:00 or 2-00:00:00")
-        days, *rest = (None if part is None else int(part) for part in match.groups())
-        first, second, third = rest
-        if days is not None:  # D-HH[:MM[:SS]]
-            return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
-        if third is not None:  # HH:MM:SS
-            return ((first or 0) * 60 + (second or 0)) * 60 + third
-        return (first or 0) * 60 + (second or 0)  # MM[:SS]
+        days, clock = match[1], [int(part) for part in match.groups()[1:] if part is not None]
+        if days is None and len(clock) < 3:  # minutes come first, else hours
+            clock.insert(0, 0)
+        hours, minutes, seconds = (*clock, 0, 0)[:3]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     def sbatch_options(self) -> dict[str, Any]:
         """Return sbatch's options by name."""

@@ -32,10 +32,10 @@ class State:
         return self.name == "PENDING" and any(word in self.reason for word in stuck)
 
 
-def call(*words: str, timeout: float = 60) -> str:
+def call(*words: str, timeout: float = 60, env: dict[str, str] | None = None) -> str:
     """Run one of Slurm's commands; raise UserError with its own message where it fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=env)
     except FileNotFoundError:
         raise UserError(
             f"there is no {words[0]} on this machine: submit from a login node of a Slurm cluster, "

@@ -12,8 +12,9 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -248,9 +249,7 @@ def main() -> int:
     return DONE
 
 
-def command() -> NoReturn:
-    """Run the command and exit."""
-    run_command(main)
+command = partial(run_command, main)
 
 
 if __name__ == "__main__":

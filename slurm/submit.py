@@ -13,8 +13,8 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
@@ -29,9 +29,9 @@ from slurm.submission import Submission, run_in_process, run_local, submission_f
 from slurm.sweep import read_sweep, words_of
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Submit a run or a sweep; return the exit code."""
-    request = read_options(arguments)
+    request = read_options(sys.argv[1:] if arguments is None else arguments)
     cluster = request.options.cluster
     if cluster not in NOT_SLURM and not slurm_cli.present():
         raise UserError(
@@ -144,9 +144,7 @@ def show(submission: Submission) -> None:
         print(f"environment: {variables or 'unchanged'}")
 
 
-def command() -> NoReturn:
-    """Run the command and exit."""
-    run_command(lambda: main(sys.argv[1:]))
+command = partial(run_command, main)
 
 
 if __name__ == "__main__":

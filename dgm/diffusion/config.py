@@ -91,6 +91,5 @@ def check_settings(config: DiffusionConfig, sample: DiffusionSampleConfig) -> No
             f"sample.steps is {sample.steps}: choose 1 to {config.num_timesteps}, "
             "which is diffusion.num_timesteps"
         )
-    if not 0 <= sample.eta <= 1:
-        raise UserError(f"sample.eta is {sample.eta}: choose 0 (no noise) to 1 (as much as DDPM)")
+    check_range(sample, "sample.", "eta", min=0, max=1)
     check_range(sample, "sample.", "batch", min=1)

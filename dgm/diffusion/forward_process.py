@@ -8,9 +8,8 @@ kernel, which repeats these formulas (`dgm.nn.kernels.noise_triton`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from dgm.preprocessing import DEQUANTIZED, STANDARD, draw_flips, flip_images
 from dgm.rng import Draws, int32, purpose_id
 
 Backend = Literal["eager", "compiled", "kernel"]
+_compiled = functools.cache(compiled)
 
 
 class PerImageDraws(NamedTuple):
@@ -175,8 +175,3 @@ def noised_and_target(
     """Return x_t, the target and x_0 (where kept) from one pass, which stores nothing else."""
     x_t, x_0, eps = draw_noised(images, alpha, sigma, draws, dequantize)
     return x_t, to_prediction(prediction, x_0, eps, alpha, sigma), x_0 if keep_x_0 else None
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return compiled(function)

@@ -206,7 +206,11 @@ class DiffusionObjective:
             alphas, sigmas, *_ = self._tables(x_t.device)
             inputs = torch.cat([x_t, x_t]) if guided else x_t
             times = torch.full((len(inputs),), t, device=x_t.device)
-            prediction, variance = self._split(net(inputs, times, self._with_null(labels, inputs)))
+            given = labels
+            if self.num_classes is not None and (labels is None or guided):
+                null = torch.full((len(x_t),), self.num_classes, device=x_t.device)
+                given = null if labels is None else torch.cat([labels, null])
+            prediction, variance = self._split(net(inputs, times, given))
             if guided:
                 with_class, without = prediction.chunk(2)
                 prediction = without + guidance * (with_class - without)
@@ -219,16 +223,6 @@ class DiffusionObjective:
             return Denoised(x_0, eps, fraction)
 
         return denoise
-
-    def _with_null(self, labels: Tensor | None, inputs: Tensor) -> Tensor | None:
-        """Return `labels` followed by the null label for the rest of the inputs."""
-        if self.num_classes is None:
-            return None
-        missing = len(inputs) - (0 if labels is None else len(labels))
-        if not missing:
-            return labels
-        null = torch.full((missing,), self.num_classes, device=inputs.device)
-        return null if labels is None else torch.cat([labels, null])
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split the network's output into prediction and raw variance in [-1, 1], if learned."""

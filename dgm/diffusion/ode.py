@@ -97,7 +97,11 @@ def ode_log_density(
     divergence is estimated with one Rademacher probe per image (Hutchinson 1990), fixed along the
     path, or computed exactly if `draws` is None, at one backward pass per entry of an image.
     """
-    probe = None if draws is None else _rademacher(x, draws)
+    _, channels, height, width = x.shape
+    probe = None
+    if draws is not None:
+        signs = draws.keep_mask("probe", (height, width, channels), 0.5)
+        probe = signs.permute(0, 3, 1, 2).to(x.dtype) * 2 - 1
     alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
     time, rates = (values.tolist() for values in _time(schedule, kind))
     log_ratio = x.new_zeros(len(x), dtype=torch.float64)
@@ -181,12 +185,6 @@ def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
     if kind == "eps":  # alpha > 0, since eps is refused at zero terminal SNR
         return (sigmas / alphas).log(), alphas * sigmas
     return (sigmas / (1 + alphas)).log(), sigmas
-
-
-def _rademacher(x: Tensor, draws: Draws) -> Tensor:
-    _, channels, height, width = x.shape
-    signs = draws.keep_mask("probe", (height, width, channels), 0.5)
-    return signs.permute(0, 3, 1, 2).to(x.dtype) * 2 - 1
 
 
 def _divergence(v: Tensor, x: Tensor, probe: Tensor | None) -> Tensor:

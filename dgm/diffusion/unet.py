@@ -166,8 +166,11 @@ class UNet(nn.Module):
                 skips.append(width)
                 now = width
             attentions = [attention(width, sizes[i]) for _ in blocks]
-            down.append(UNetLevel(blocks, attentions, _shrink(width, concat, i == last)))
-            skips += [width] if i < last else []
+            shrink: nn.Module = nn.Identity()
+            if i < last:
+                shrink = nn.Conv2d(width, width, 2 + concat, stride=2, padding=int(concat))
+                skips.append(width)
+            down.append(UNetLevel(blocks, attentions, shrink))
         middle = Attention(now, config.num_heads) if config.attention_at else nn.Identity()
         ends = [block(now, now, "middle0"), block(now, now, "middle1")]
         self.middle = UNetLevel(ends, [middle, nn.Identity()], nn.Identity())
@@ -269,14 +272,6 @@ class ProgressiveSkips(nn.Module):
         """Return the output of a level, upsampled to the image's size."""
         factor = self.factors[level]
         return functional.interpolate(self.says[level](h), scale_factor=factor, mode="bilinear")
-
-
-def _shrink(width: int, concat: bool, last: bool) -> nn.Module:
-    if last:
-        return nn.Identity()
-    if concat:
-        return nn.Conv2d(width, width, 3, stride=2, padding=1)
-    return nn.Conv2d(width, width, 2, stride=2)
 
 
 def _grow(width: int, next_width: int, concat: bool, last: bool) -> nn.Module:

@@ -120,14 +120,12 @@ def bits_by_ode(
 
     count = num_steps(steps or _INITIAL_STEPS)
     max_steps = num_steps(objective.schedule.num_timesteps)
-    if steps is None:
-        pilot = replace(images, index=images.index[:_PILOT_IMAGES])
-        while integrate(pilot, count)[1] > tolerance and count < max_steps:
+    pilot = replace(images, index=images.index[:_PILOT_IMAGES])
+    for subset in (pilot, images) if steps is None else (images,):
+        found, left = integrate(subset, count)
+        while steps is None and left > tolerance and count < max_steps:
             count = num_steps(2 * count)
-    found, left = integrate(images, count)
-    while steps is None and left > tolerance and count < max_steps:
-        count = num_steps(2 * count)
-        found, left = integrate(images, count)
+            found, left = integrate(subset, count)
     if not left <= tolerance:
         remedy = (
             f"the schedule has only {max_steps}: use bits_per_dim instead"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from dgm.flow.bijections import ActNorm
 from dgm.flow.coupling import NormedConv
@@ -22,17 +25,11 @@ def initialize(flow: nn.Module, x: Tensor) -> None:
     """
 
     def set_weights(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, ActNorm | NormedConv), "only these are hooked"
-        layer.initialize(inputs[0])
+        if isinstance(layer, ActNorm | NormedConv):
+            layer.initialize(inputs[0])
 
-    layers = [m for m in flow.modules() if isinstance(m, ActNorm | NormedConv)]
-    hooks = [layer.register_forward_pre_hook(set_weights) for layer in layers]
-    try:
-        with uncompiled():
-            flow(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with uncompiled(), register_module_forward_pre_hook(set_weights):
+        flow(x)
 
 
 @torch.no_grad()
@@ -41,23 +38,16 @@ def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
 
     The networks inside couplings are searched too.
     """
+    names = {layer: name for name, layer in flow.named_modules() if name}
     found: list[str] = []
 
-    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def check(layer: nn.Module, _: Any, output: Any) -> None:
-            parts = output if isinstance(output, tuple) else (output,)
-            if not all(bool(torch.isfinite(part).all()) for part in parts):
-                found.append(f"{name} ({type(layer).__name__})")
+    def check(layer: nn.Module, _: Any, output: Any) -> None:
+        parts = output if isinstance(output, tuple) else (output,)
+        if layer in names and not all(bool(torch.isfinite(part).all()) for part in parts):
+            found.append(f"{names[layer]} ({type(layer).__name__})")
 
-        return check
-
-    hooks = [m.register_forward_hook(make_hook(name)) for name, m in flow.named_modules() if name]
-    try:
-        with uncompiled():
-            z, _ = flow(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with uncompiled(), register_module_forward_hook(check):
+        z, _ = flow(x)
     if not found and not bool(torch.isfinite(normal_log_prob(z)).all()):
         found.append(f"the density of z, whose largest magnitude is {float(z.abs().max()):.3g}")
     return found[0] if found else None

@@ -6,24 +6,12 @@ the precision of x, float32 or float64: autocast applies to the networks inside 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-class Bijection(Protocol):
-    """An invertible layer."""
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z and log_det [B]."""
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """Return the x that `forward` maps to z."""
 
 
 class Chain(nn.Sequential):
@@ -32,15 +20,15 @@ class Chain(nn.Sequential):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map from the first layer to the last."""
         log_det = x.new_zeros(len(x))
-        for layer in cast(Iterable[Bijection], self):
+        for layer in self:
             x, layer_log_det = layer(x)
             log_det = log_det + layer_log_det
         return x, log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map back from the last layer to the first."""
-        for layer in reversed(list(cast(Iterable[Bijection], self))):
-            z = layer.inverse(z)
+        for layer in reversed(list(self)):
+            z = cast(Any, layer).inverse(z)
         return z
 
 
@@ -117,12 +105,12 @@ class ActNorm(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift."""
-        z = torch.addcmul(per_channel(self.bias), x, per_channel(self.log_scale.exp()))
-        return z, (num_pixels(x) * self.log_scale.sum()).expand(len(x))
+        z = torch.addcmul(self.bias[:, None, None], x, self.log_scale.exp()[:, None, None])
+        return z, (x.shape[2] * x.shape[3] * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Shift and scale back."""
-        return (z - per_channel(self.bias)) * per_channel((-self.log_scale).exp())
+        return (z - self.bias[:, None, None]) * (-self.log_scale).exp()[:, None, None]
 
 
 class InvertibleConv(nn.Module):
@@ -155,16 +143,16 @@ class InvertibleConv(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mix channels."""
-        with _without_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):
             lower, upper = self.factors()
             weight = self.permutation @ (lower @ upper)
             # A matrix product, not a convolution, which a GPU would compute in TF32.
             z = functional.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
-        return z, (num_pixels(x) * self.log_s.sum()).expand(len(x))
+        return z, (x.shape[2] * x.shape[3] * self.log_s.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Invert by U^-1 L^-1 P', from two triangular solves."""
-        with _without_autocast(z):
+        with torch.autocast(z.device.type, enabled=False):
             # The factors are small, so double precision is cheap.
             lower, upper = (factor.double() for factor in self.factors())
             unmixed = torch.linalg.solve_triangular(
@@ -172,17 +160,3 @@ class InvertibleConv(nn.Module):
             )
             weight = torch.linalg.solve_triangular(upper, unmixed, upper=True).to(z.dtype)
             return functional.linear(z.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
-
-
-def per_channel(values: Tensor) -> Tensor:
-    """Reshape [C] to broadcast over [B, C, H, W]."""
-    return values[:, None, None]
-
-
-def num_pixels(x: Tensor) -> int:
-    """Return H W of [B, C, H, W]."""
-    return x.shape[2] * x.shape[3]
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    return torch.autocast(x.device.type, enabled=False)

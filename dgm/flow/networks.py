@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -69,13 +68,15 @@ class Flow(nn.Module):
         """Map images to z and log_det [B]; the parts of z are in the order of factoring out."""
         log_det = x.new_zeros(len(x))
         parts = []
-        for number, level in enumerate(cast(Iterable[Chain], self.levels)):
+        for number, level in enumerate(self.levels):
             x, level_log_det = level(x)
             log_det = log_det + level_log_det
             if number < len(self.levels) - 1:
                 x, factored_out = x.chunk(2, dim=1)
                 parts.append(factored_out)
-        return torch.cat([_flat(part) for part in (*parts, x)], dim=1), log_det
+        # Channels last, the order in memory.
+        flat = [part.permute(0, 2, 3, 1).flatten(1) for part in (*parts, x)]
+        return torch.cat(flat, dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map z to images in about [-1, 1]."""
@@ -85,8 +86,8 @@ class Flow(nn.Module):
             for part, shape in zip(flat, self.shapes, strict=True)
         ]
         x = parts.pop()
-        for level in reversed(list(cast(Iterable[Chain], self.levels))):
-            x = level.inverse(x)
+        for level in reversed(list(self.levels)):
+            x = cast(Chain, level).inverse(x)
             if parts:
                 x = torch.cat([x, parts.pop()], dim=1)
         return x
@@ -95,10 +96,6 @@ class Flow(nn.Module):
 def normal_log_prob(z: Tensor) -> Tensor:
     """Return log N(z; 0, I) of z [B, D], nats [B]."""
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-
-
-def _flat(part: Tensor) -> Tensor:
-    return part.permute(0, 2, 3, 1).flatten(1)  # channels last, the order in memory
 
 
 def _glow_level(

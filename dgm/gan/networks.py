@@ -119,7 +119,7 @@ class DCGANDiscriminator(nn.Module):
         """Return the logits of images."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = functional.leaky_relu(norm(convolution(x)), 0.2)
-        logits = self.out(_fold(x))[:, 0]
+        logits = self.out(x.permute(0, 2, 3, 1).flatten(1))[:, 0]
         if self.classes is not None:
             logits = logits + (self.classes(labels) * x.mean((2, 3))).sum(1)
         return logits
@@ -215,11 +215,6 @@ class _DownBlock(nn.Module):
 def _unfold(x: Tensor) -> Tensor:
     """Reshape [B, 16 C] to [B, C, 4, 4], channels_last."""
     return x.reshape(len(x), 4, 4, -1).permute(0, 3, 1, 2)
-
-
-def _fold(x: Tensor) -> Tensor:
-    """Reshape [B, C, 4, 4] to [B, 16 C], the inverse of `_unfold`."""
-    return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def _init_weights(net: nn.Module, xavier: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,53 +89,35 @@ class GanObjective:
         )
 
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
-        """Return the loss of the phase's network; every named value is a mean over images, []."""
+        """Return the loss of the phase's network; every named value is a mean over images, [].
+
+        `r1` is only there in steps that have the penalty.
+        """
+        config, net, name = self.config, nets["discriminator"], phase.name
         labels = None if self.num_classes is None else batch.labels
-        net = nets["discriminator"]
-        fake = nets["generator"](self._latent(draws, phase.name), labels)
-        if phase.name == "discriminator":
-            due = self.variant(phase, batch.step)
-            real = self._real(batch, draws)
-            return self._discriminator_loss(net, real, fake, labels, draws, due)
-        if self.sees_batch:
-            # Real images too, so that BatchNorm has the statistics of the discriminator's phase.
-            real = self._real(batch, draws)
-            _, logits = self._logits(net, real, fake, labels, draws, phase.name)
+        fake = nets["generator"](self._latent(draws, name), labels).to(self.dtype)
+        fake = self._augmented(fake, draws, f"{name}/augment_fake")
+        if name == "generator" and not self.sees_batch:
+            logits_fake = net(fake, labels).to(self.dtype)
         else:
-            fake = self._augmented(fake.to(self.dtype), draws, f"{phase.name}/augment_fake")
-            logits = net(fake, labels).to(self.dtype)
-        loss = generator_loss(self.config.loss, logits)
-        return {"loss": loss.mean(), "logits_fake": logits.mean()}
-
-    def variant(self, phase: Phase, step: int) -> bool:
-        """Return whether this step has the R1 penalty."""
-        due = self.config.r1 > 0 and step % self.config.r1_interval == 0
-        return due and phase.name == "discriminator"
-
-    def _real(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return the real images, [B, C, H, W] in [-1, 1], randomly mirrored."""
-        images = batch.images
-        if self.config.flip:
-            images = flip_images(images, draw_flips(draws))
-        return self.pixels.scale(images, self.dtype)
-
-    def _discriminator_loss(
-        self,
-        net: nn.Module,
-        real: Tensor,
-        fake: Tensor,
-        labels: Tensor | None,
-        draws: Draws,
-        r1_due: bool,
-    ) -> dict[str, Tensor]:
-        """Return the discriminator's loss and its parts; `r1` only where the penalty is due."""
-        logits_real, logits_fake = self._logits(net, real, fake, labels, draws, "discriminator")
-        loss_real, loss_fake = discriminator_loss(self.config.loss, logits_real, logits_fake)
+            # Real and generated images in one forward pass, in the generator's phase too, so that
+            # BatchNorm has the statistics of the discriminator's.
+            images = batch.images
+            if config.flip:
+                images = flip_images(images, draw_flips(draws))
+            real = self.pixels.scale(images, self.dtype)
+            both = torch.cat([self._augmented(real, draws, f"{name}/augment_real"), fake])
+            logits = net(both, None if labels is None else labels.repeat(2)).to(self.dtype)
+            logits_real, logits_fake = logits.chunk(2)
+        if name == "generator":
+            loss = generator_loss(config.loss, logits_fake).mean()
+            return {"loss": loss, "logits_fake": logits_fake.mean()}
+        loss_real, loss_fake = discriminator_loss(config.loss, logits_real, logits_fake)
         values = {"loss_real": loss_real.mean(), "loss_fake": loss_fake.mean()}
         total = values["loss_real"] + values["loss_fake"]
-        if r1_due:
+        if self.variant(phase, batch.step):
             values["r1"] = self._r1(net, real, labels, draws).mean()
-            total = total + 0.5 * self.config.r1 * self.config.r1_interval * values["r1"]
+            total = total + 0.5 * config.r1 * config.r1_interval * values["r1"]
         correct = torch.cat([logits_real > 0, logits_fake <= 0]).to(self.dtype)
         return {
             "loss": total,
@@ -147,37 +127,28 @@ class GanObjective:
             "accuracy": correct.mean(),
         }
 
+    def variant(self, phase: Phase, step: int) -> bool:
+        """Return whether this step has the R1 penalty."""
+        due = self.config.r1 > 0 and step % self.config.r1_interval == 0
+        return due and phase.name == "discriminator"
+
     def _r1(self, net: nn.Module, real: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         """Return the R1 penalty of each real image, [B].
 
         Its own forward pass is never compiled, since AOTAutograd cannot differentiate twice, and
         reuses the spectral norms of the pass before it.
         """
-        real = real.detach().requires_grad_()
-        with uncompiled(), _in_eval_mode(net):
-            logits = net(self._augmented(real, draws, "discriminator/augment_real"), labels)
-            return r1_penalty(logits.to(self.dtype), real)
+        real, training = real.detach().requires_grad_(), net.training
+        net.eval()  # in which spectral norm does no power iteration
+        try:
+            with uncompiled():
+                logits = net(self._augmented(real, draws, "discriminator/augment_real"), labels)
+                return r1_penalty(logits.to(self.dtype), real)
+        finally:
+            net.train(training)
 
     def _augmented(self, x: Tensor, draws: Draws, purpose: str) -> Tensor:
         return augment(x, self.config.augment, draws, purpose, self.config.augment_probability)
-
-    def _logits(
-        self,
-        net: nn.Module,
-        real: Tensor,
-        fake: Tensor,
-        labels: Tensor | None,
-        draws: Draws,
-        phase: str,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits of real and generated images, from one forward pass of both."""
-        both = torch.cat([
-            self._augmented(real, draws, f"{phase}/augment_real"),
-            self._augmented(fake.to(real.dtype), draws, f"{phase}/augment_fake"),
-        ])  # fmt: skip
-        logits = net(both, None if labels is None else labels.repeat(2))
-        logits_real, logits_fake = logits.to(self.dtype).chunk(2)
-        return logits_real, logits_fake
 
     def _latent(self, draws: Draws, purpose: str) -> Tensor:
         return draws.normal(f"{purpose}/latent", (self.latent,), self.dtype)
@@ -226,26 +197,10 @@ class GanObjective:
         return {"interpolation": images.unflatten(0, (rows, 10))}
 
 
-@contextlib.contextmanager
-def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, in which spectral norm does no power iteration."""
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _check(config: GanConfig, sample: GanSampleConfig) -> None:
     check_range(config, "gan.", "r1", min=0)
     check_range(config, "gan.", "r1_interval", "discriminator_steps", min=1)
-    if config.discriminator_lr is not None and not config.discriminator_lr > 0:
-        raise UserError(
-            f"gan.discriminator_lr is {config.discriminator_lr}: choose a number above 0, or null"
-        )
+    check_range(config, "gan.", "discriminator_lr", above=0)
     if len(set(config.augment)) < len(config.augment):
         raise UserError(f"gan.augment is {config.augment}: name each augmentation once")
     check_range(config, "gan.", "augment_probability", above=0, max=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -18,7 +19,7 @@ from dgm.rng import Draws
 from dgm.vae.likelihood import LikelihoodName, reconstruction_nll, sample_pixels
 from dgm.vae.networks import VAE
 from dgm.vae.posterior import Posterior, apply_free_bits, kl_weight
-from dgm.vae.visualization import decode, interpolation, reconstructions, traversal
+from dgm.vae.visualization import interpolation, reconstructions, traversal
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class VAEObjective:
 
     def decode(self, nets: Nets, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the decoder's means, clipped to [-1, 1]; `labels` is unused."""
-        return decode(cast(VAE, nets["vae"]), z)
+        return cast(VAE, nets["vae"]).decoder(z).mean.clamp(-1, 1)
 
     def kl_by_latent(self, nets: Nets, batch: Batch) -> Tensor:
         """Return KL(q(z | x) || N(0, 1)) of each latent dimension, nats [B, latent]."""
@@ -126,16 +127,16 @@ class VAEObjective:
         """
         config = VAESampleConfig(**{**vars(self.sample_config), **knobs})
         _check_sample(config)
-        net = cast(VAE, nets["vae"])
         parts = []
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
             part_draws = draws.part(part)
             z = config.temperature * self.latents(part_draws)
             if config.add_noise:
-                parts.append(sample_pixels(self.config.likelihood, net.decoder(z), part_draws))
+                pixels = cast(VAE, nets["vae"]).decoder(z)
+                parts.append(sample_pixels(self.config.likelihood, pixels, part_draws))
             else:
-                parts.append(decode(net, z))
+                parts.append(self.decode(nets, z))
             advance(len(z))
         return torch.cat(parts)
 
@@ -174,13 +175,12 @@ class VAEObjective:
     @torch.no_grad()
     def visualize(self, nets: Nets, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return reconstructions, interpolations and a traversal of two or more images."""
-        net = cast(VAE, nets["vae"])
-        posterior = self._encode(nets, batch)
+        decode, posterior = partial(self.decode, nets), self._encode(nets, batch)
         x = self.pixels.scale(batch.images, self.dtype)
         return {
-            "reconstructions": reconstructions(net, x, posterior.mu),
-            "interpolation": interpolation(net, posterior.mu),
-            "traversal": traversal(net, posterior),
+            "reconstructions": reconstructions(decode, x, posterior.mu),
+            "interpolation": interpolation(decode, posterior.mu),
+            "traversal": traversal(decode, posterior),
         }
 
     def _encode(self, nets: Nets, batch: Batch) -> Posterior:

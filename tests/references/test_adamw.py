@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dgm.cli.families import FAMILIES
-from dgm.cli.parser import TRAINERS, parse
+from dgm.cli.parser import TRAINERS, family_module, parse
 from dgm.nn.kernels import adamw, native
 from dgm.training.ddp import DataParallelNet
 from dgm.training.ema import Ema
@@ -128,7 +127,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", [*TRAINERS, "dcgan"])
 def test_norms_biases_embeddings_and_scales_of_a_family_do_not_decay(name: str):
     family = "gan" if name == "dcgan" else name
-    module, default = FAMILIES[family], f"{TRAINERS[family]}_tiny.yaml"
+    module, default = family_module(family), f"{TRAINERS[family]}_tiny.yaml"
     config = parse(module.Config, default, OPTIONS.get(name, "").split())
     for net in module.make_parts(config, (32, 32, 3), 4).nets.values():
         decays = {id(p) for p in decayed_weights(net)}

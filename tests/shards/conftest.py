@@ -1,22 +1,17 @@
-"""Small sources, shards, and the commands run as processes."""
+"""Small sources and shards."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import encode
+from tars import encode, members, write_tar
 
-from shards.format import Index
+from shards.decode_cache import DECODED
 from shards.sources import Source
 from shards.write import write_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -39,21 +34,32 @@ def images() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Index]:
-    """Return a writer of given images as shards into tmp_path / name."""
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of given images as shards into tmp_path / name, which returns that folder."""
 
     def make(
         pixels: np.ndarray, labels: np.ndarray, classes: int = 10, name: str = "shards", **options
-    ) -> Index:
+    ) -> Path:
         def samples() -> Iterator[tuple[np.ndarray, int]]:
             return zip(pixels, (int(label) for label in labels), strict=True)
 
         names = tuple(f"class{number}" for number in range(classes))
         source = Source("test", names, tuple(pixels.shape[1:]), len(pixels), samples)
         (tmp_path / name).mkdir()
-        return write_folder(source, tmp_path / name, "train", progress=False, **options)
+        write_folder(source, tmp_path / name, "train", progress=False, **options)
+        return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def tars(images, tmp_path: Path) -> Iterator[Path]:
+    """Write a folder of a tar of four images that need decoding."""
+    content = members(images(4), range(4), "png")
+    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
+    yield folder
+    for path in (folder, *folder.glob(f"{DECODED}/**")):
+        path.chmod(0o755)
 
 
 @pytest.fixture
@@ -68,31 +74,3 @@ def class_tree(images) -> Callable[..., Path]:
         return root
 
     return make
-
-
-@pytest.fixture
-def start() -> Callable[..., subprocess.Popen]:
-    """Return a function that starts `python -m shards.NAME ARGUMENTS`."""
-
-    def run(name: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"shards.{name}", *map(str, arguments)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True)
-
-    return run
-
-
-@pytest.fixture
-def fails(start) -> Callable[..., str]:
-    """Return a function that runs a failing command and returns its error line; exit code 2."""
-
-    def run(name: str, *arguments: str | Path) -> str:
-        process = start(name, *arguments)
-        _, stderr = process.communicate(timeout=60)
-        lines = stderr.splitlines()
-        assert process.returncode == 2, stderr
-        assert len(lines) == 1 and lines[0].startswith("error: "), stderr
-        return lines[0]
-
-    return run

@@ -9,8 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pytest
 from PIL import Image
 from tars import write_tar
 from torchvision.datasets import CIFAR10
+from trees import tree_of
 
 from dgm.common.errors import UserError
 from shards.build import build, default_folder, ensure
@@ -27,18 +26,12 @@ from shards.reader import Shards
 from shards.sources import FolderOptions, open_source
 from shards.verify import verify
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def tree(class_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a folder of two classes of three images, and work beside it."""
     monkeypatch.chdir(tmp_path)
     return class_tree(tmp_path / "tree")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def grey(path: Path, value: int = 7) -> None:
@@ -105,11 +98,11 @@ def test_changes_are_named_and_built(tree: Path, class_tree, capsys, split: str)
 
 def test_a_change_that_cannot_be_built_leaves_the_shards(tree: Path) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
-    before = contents(folder)
+    before = tree_of(folder.parent)
     (tree / "cat" / "0001.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="not a readable image"):
         ensure(f"folder:{tree}", progress=False)
-    assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
+    assert tree_of(folder.parent) == before
 
 
 @pytest.mark.parametrize("how", ["gone", "empty"])
@@ -136,7 +129,7 @@ def test_a_missing_listing_is_not_an_error(tree: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_concurrent_rebuilds_of_a_changed_folder_agree(tree: Path) -> None:
+def test_concurrent_rebuilds_of_a_changed_folder_agree(tree: Path, start_script) -> None:
     folder = ensure(f"folder:{tree}", progress=False)
     for number in range(400):
         grey(tree / "cat" / f"new{number:04d}.png", number % 256)
@@ -144,12 +137,7 @@ def test_concurrent_rebuilds_of_a_changed_folder_agree(tree: Path) -> None:
         "from shards.build import ensure; from shards.reader import Shards\n"
         f"print(len(Shards(ensure('folder:{tree}', progress=False))))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    started = [start_script("-c", code, cwd=tree.parent) for _ in range(3)]
     message = [process.communicate(timeout=60)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert all(text.splitlines()[-1] == "406" for text in message)
@@ -276,12 +264,11 @@ def test_cifar10_is_read_from_the_path_that_the_error_names(tmp_path: Path, monk
         assert len(list(open_source("cifar10", split).samples())) == 2
 
 
-def test_build_prints_skipped_files_and_a_summary(start, tree: Path) -> None:
+def test_build_prints_skipped_files_and_a_summary(run_script, tree: Path) -> None:
     (tree / "cat" / "labels.csv").write_text("x")
-    process = start("build", "--source", f"folder:{tree}", "--split", "train", "--out", "out",
-                    cwd=tree.parent)  # fmt: skip
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    first, last = stdout.splitlines()
+    words = ("--source", f"folder:{tree}", "--split", "train", "--out", "out")
+    done = run_script("-m", "shards.build", *words, cwd=tree.parent)
+    assert done.code == 0, done.stderr
+    first, last = done.stdout.splitlines()
     assert first == "left out: 1 file that is not an image (cat/labels.csv)"
     assert last.startswith("data: 6 images, 2 classes, 32 x 32, out, built 20")

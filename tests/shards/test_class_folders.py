@@ -60,22 +60,9 @@ def test_symlinks_are_followed_without_cycles(draw) -> None:
 
 def test_images_of_every_format_and_mode_are_taken(draw) -> None:
     suffixes = [
-        "png",
-        "JPG",
-        "jpeg",
-        "jpe",
-        "webp",
-        "bmp",
-        "dib",
-        "gif",
-        "tif",
-        "TIFF",
-        "ppm",
-        "pgm",
-        "tga",
-        "ico",
-        "pcx",
-    ]
+        "png", "JPG", "jpeg", "jpe", "webp", "bmp", "dib", "gif", "tif", "TIFF", "ppm", "pgm",
+        "tga", "ico", "pcx",
+    ]  # fmt: skip
     root = draw(*(f"only/{number}.{suffix}" for number, suffix in enumerate(suffixes)))
     Image.new("RGB", (4, 4)).save(root / "only" / "a.jfif", "JPEG")
     for mode in ("L", "RGBA", "P"):

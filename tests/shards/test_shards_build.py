@@ -21,6 +21,8 @@ from shards.build import build, default_folder, ensure
 from shards.format import INDEX, fixed_layout, npy_header
 from shards.reader import Shards
 
+BUILD = ("-m", "shards.build", "--source", "shapes", "--split")
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -36,27 +38,26 @@ def test_rebuild_is_byte_identical(class_tree, tmp_path: Path, image_format: str
 
 
 @pytest.mark.parametrize(("image_format", "decoder"), [("npy", ()), ("png", ("rgb8",))])
-def test_stock_webdataset_reads_shards(
-    images, write, tmp_path: Path, image_format: str, decoder: tuple
-) -> None:
+def test_stock_webdataset_reads_shards(images, write, image_format: str, decoder: tuple) -> None:
     pixels, labels = images(25), np.arange(25) % 10
-    write(pixels, labels, shard_size=10, image_format=image_format)
-    urls = sorted(str(path) for path in (tmp_path / "shards").glob("*.tar"))
+    folder = write(pixels, labels, shard_size=10, image_format=image_format)
+    urls = sorted(str(path) for path in folder.glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode(*decoder))
     assert np.array_equal(np.stack([sample[image_format] for sample in samples]), pixels)
     assert [sample["cls"] for sample in samples] == labels.tolist()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (7, 5), (64, 48), (1, 1)])
-def test_layout_is_computed_for_any_image_size(images, write, tmp_path: Path, shape) -> None:
+def test_layout_is_computed_for_any_image_size(images, write, shape) -> None:
     pixels = images(6, *shape)
-    index = write(pixels, np.arange(6), shard_size=4)
+    shards = Shards(write(pixels, np.arange(6), shard_size=4))
     layout = fixed_layout((*shape, 3))
-    content = (tmp_path / "shards" / "train-00000.tar").read_bytes()
+    content = (shards.folder / "train-00000.tar").read_bytes()
     start = 2 * layout.stride + layout.pixel_offset
     assert content[start : start + pixels[2].size] == pixels[2].tobytes()
-    assert index.layout == layout and layout.pixel_offset == 1536 + len(npy_header((*shape, 3)))
-    assert np.array_equal(Shards(tmp_path / "shards").images(np.arange(6)), pixels)
+    assert shards.index.layout == layout
+    assert layout.pixel_offset == 1536 + len(npy_header((*shape, 3)))
+    assert np.array_equal(shards.images(np.arange(6)), pixels)
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 1, 3), (1024, 768, 3), (99999, 99999, 3)])
@@ -87,9 +88,9 @@ def wait_for_tar(parent: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_during_a_build_leaves_no_files(start, tmp_path: Path, signum: int) -> None:
+def test_a_signal_during_a_build_leaves_no_files(start_script, tmp_path: Path, signum: int) -> None:
     parent = tmp_path / "made" / "here"
-    process = start("build", "--source", "shapes", "--split", "train", "--out", parent / "out")
+    process = start_script(*BUILD, "train", "--out", parent / "out")
     wait_for_tar(parent, process)
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
@@ -99,9 +100,9 @@ def test_a_signal_during_a_build_leaves_no_files(start, tmp_path: Path, signum: 
 
 
 @pytest.mark.slow
-def test_the_next_build_removes_the_files_of_a_killed_one(start, tmp_path: Path) -> None:
+def test_the_next_build_removes_the_files_of_a_killed_one(start_script, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start("build", "--source", "shapes", "--split", "train", "--out", out)
+    process = start_script(*BUILD, "train", "--out", out)
     wait_for_tar(tmp_path, process)
     process.kill()
     process.communicate(timeout=30)
@@ -121,9 +122,8 @@ def test_temporary_folders_of_running_processes_and_other_hosts_are_kept(tmp_pat
 
 
 @pytest.mark.slow
-def test_concurrent_builds_leave_one_complete_folder(start, tmp_path: Path) -> None:
-    arguments = ("--source", "shapes", "--split", "test", "--out", tmp_path / "out")
-    processes = [start("build", *arguments) for _ in range(2)]
+def test_concurrent_builds_leave_one_complete_folder(start_script, tmp_path: Path) -> None:
+    processes = [start_script(*BUILD, "test", "--out", tmp_path / "out") for _ in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     codes = [process.returncode for process in processes]
     # One that starts after the other has ended finds a folder that is not empty.

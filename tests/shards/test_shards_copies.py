@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,7 @@ from shards.decode_cache import DECODED
 from shards.format import INDEX
 from shards.reader import Shards
 
-ROOT = Path(__file__).resolve().parents[2]
-WITHOUT_RIGHTS = ROOT / "tests" / "support" / "without_rights.py"
+WITHOUT_RIGHTS = Path(__file__).parents[1] / "support" / "without_rights.py"
 READ = """
 import sys
 import numpy as np
@@ -36,26 +33,15 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change t
 
 
 @pytest.fixture
-def tars(images, tmp_path: Path) -> Iterator[Path]:
-    """Write a folder of tars that need decoding."""
-    content = members(images(4), range(4), "png")
-    folder = write_tar(tmp_path / "other" / "a.tar", content).parent
-    yield folder
-    for path in (folder, *folder.glob(f"{DECODED}/**")):
-        path.chmod(0o755)
-
-
-@pytest.fixture
-def read(tmp_path: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
+def read(run_script, cache: Path, images) -> Callable[[Path], tuple[Path, list[str]]]:
     """Return a function that reads shards without root's rights: their folder, lines of stderr."""
-    script = tmp_path / "read.py"
+    script = cache / "read.py"
     script.write_text(READ)
 
     def run(folder: Path) -> tuple[Path, list[str]]:
-        words = [sys.executable, WITHOUT_RIGHTS, script, folder]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        variables = {"XDG_CACHE_HOME": str(cache)}
+        done = run_script(WITHOUT_RIGHTS, script, folder, variables=variables)
+        assert done.code == 0, done.stderr
         where, total = done.stdout.split()
         assert int(total) == images(4).sum()
         return Path(where), done.stderr.splitlines()

@@ -23,8 +23,10 @@ from shards.build import ensure
 from shards.format import INDEX, load_index
 from shards.images import decode_image
 from shards.reader import Shards
+from shards.sources import Source
 from shards.validate_samples import validate_samples
 from shards.verify import verify
+from shards.write import write_folder
 
 COUNT = 6
 
@@ -45,9 +47,6 @@ PNG, NPY = foreign("png"), foreign("npy")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write two tars and their index."""
-    from shards.sources import Source
-    from shards.write import write_folder
-
     folder = tmp_path_factory.mktemp("built")
     labels = [number % 3 for number in range(COUNT)]
     source = Source(
@@ -144,11 +143,10 @@ def test_a_damaged_sample_is_found_without_the_checksum_of_its_tar(
         assert at >= layout.pixel_offset or 512 <= at < 1024
 
 
-@pytest.mark.parametrize("extension", ["png", "npy"])
+@pytest.mark.parametrize("whole", [PNG, NPY], ids=["png", "npy"])
 @examples(120)
 @given(data=st.data())
-def test_a_damaged_foreign_tar_is_read_or_refused(tmp_path: Path, extension: str, data) -> None:
-    whole = {"png": PNG, "npy": NPY}[extension]
+def test_a_damaged_foreign_tar_is_read_or_refused(tmp_path: Path, whole: bytes, data) -> None:
     place = tmp_path / f"{next(fresh)}"
     place.mkdir()
     path = place / "a.tar"
@@ -174,13 +172,12 @@ FIELDS = {  # of a tar header: offset, size and values to write
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("extension", ["png", "npy"])
+@pytest.mark.parametrize("whole", [PNG, NPY], ids=["png", "npy"])
 @examples(150)
 @given(data=st.data())
 def test_a_tar_with_rewritten_headers_is_read_completely_or_refused(
-    tmp_path: Path, extension: str, data
+    tmp_path: Path, whole: bytes, data
 ) -> None:
-    whole = {"png": PNG, "npy": NPY}[extension]
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         offsets = [info.offset for info in tar]
     content, renamed = bytearray(whole), False

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tars import members, write_tar
 from terminal import Terminal
 
 from dgm.common import progress
@@ -25,11 +24,6 @@ progress.DELAY_S = 0
 from shards.remote import fetch
 fetch("pipe:cat a.tar")
 """
-
-
-@pytest.fixture
-def tars(images, tmp_path: Path) -> Path:
-    return write_tar(tmp_path / "other" / "a.tar", members(images(4), [0] * 4, "png")).parent
 
 
 @pytest.fixture

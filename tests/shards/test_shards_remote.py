@@ -28,17 +28,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(images, write, tmp_path: Path, monkeypatch) -> Iterator[tuple[str, np.ndarray, Path]]:
+def served(images, write, monkeypatch) -> Iterator[tuple[str, np.ndarray, Path]]:
     """Serve a folder of three shards; yields its URL, the images, and the folder."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     pixels = images(10)
-    write(pixels, np.arange(10), shard_size=4)
-    handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
+    folder = write(pixels, np.arange(10), shard_size=4)
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", pixels, tmp_path / "shards"
+        yield f"http://127.0.0.1:{server.server_address[1]}", pixels, folder
         server.shutdown()
         thread.join()
 

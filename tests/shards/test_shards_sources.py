@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -23,15 +22,10 @@ DATA = Path(os.environ.get("DGM_TEST_DATA", ROOT.parent / "shared" / "data"))
 LOSSLESS = DATA / "cifar10-lossless-6k.tar.gz"
 
 
-@pytest.mark.parametrize("damage", ["20 bytes", "1500 bytes", "16 bits"])
-def test_an_unusable_image_is_refused(class_tree, tmp_path: Path, damage: str) -> None:
+def test_an_image_of_16_bits_is_refused(class_tree, tmp_path: Path) -> None:
     path = class_tree(tmp_path / "tree") / "dog" / "0001.png"
-    if damage == "16 bits":
-        Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
-    else:
-        path.write_bytes(path.read_bytes()[: int(damage.split()[0])])
-    reason = "has mode .*8 bits" if damage == "16 bits" else "is not a readable image"
-    with pytest.raises(UserError, match=rf"dog/0001\.png {reason}"):
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"dog/0001\.png has mode .*8 bits"):
         build(f"folder:{tmp_path}/tree", "train", tmp_path / "out", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
@@ -78,4 +72,3 @@ def test_shards_of_real_images_equal_the_files(tmp_path: Path) -> None:
     for row, number in enumerate(index):
         assert np.array_equal(pixels[row], np.asarray(Image.open(files[number])))
         assert shards.classes[labels[row]] == files[number].parent.name
-    shutil.rmtree(train)

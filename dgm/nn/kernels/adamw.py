@@ -75,20 +75,7 @@ def adamw_(
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether the elements fill one block of memory without gaps, in any dimension order."""
-    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
-        return True
-    size = 1
-    for stride, length in sorted(_layout(tensor)):
-        if stride != size:
-            return False
-        size *= length
-    return True
-
-
-def _layout(tensor: Tensor) -> list[tuple[int, int]]:
-    # The stride of a dimension of length 1 is arbitrary.
-    pairs = zip(tensor.stride(), tensor.shape, strict=True)
-    return [(stride, length) for stride, length in pairs if length != 1]
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)
 
 
 def with_strides_of(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:

@@ -29,7 +29,6 @@ from dgm.nn.kernels.dispatch import (
     triton_runs_on,
     under_transform,
 )
-from dgm.nn.kernels.norm_derivatives import backward_of_backward
 from dgm.rng import Draws, purpose_id
 
 
@@ -56,9 +55,17 @@ def norm_act(
         x, skip = torch.cat([x, skip], dim=1), None
     kernels = choose(kernels, x, weight, groups)
     if kernels:
-        return _in_one_kernel(
-            x, skip, weight, bias, groups, eps, added, scale_shift, silu, dropout, kernels
-        )
+        scale, shift = scale_shift or (None, None)
+        key = index = step = None
+        p, purpose = 0.0, 0
+        if dropout is not None:
+            key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
+            p, purpose = dropout.p, purpose_id(dropout.purpose)
+        y, *_ = _forward(
+            x, skip, added, weight, bias, scale, shift, key, index, step,
+            groups, eps, silu, p, purpose, kernels,
+        )  # fmt: skip
+        return y
     u = x if added is None else x + added[:, :, None, None]
     if under_transform():
         u = u.contiguous()  # torch 2.11's forward-mode formula of group_norm needs it
@@ -79,14 +86,17 @@ def choose(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> K
     if kernels is None or under_transform() or x.shape[2] * x.shape[3] % 8:
         return None
     if kernels == "triton" and triton_runs_on(x.device):
-        return kernels if norm_gpu.fits(len(weight), groups) else None
+        return kernels if len(weight) // groups <= norm_gpu.MAX_GROUP else None
     return "native" if native.supports(x, weight) else None
 
 
 def reads_separately(kernels: Kernels | None, x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Return whether x and `skip` are read separately, without concatenating them."""
+    """Return whether x and `skip` are read separately, without concatenating them.
+
+    Not if the image is too large for one pass: the two-pass kernel has no registers left for it.
+    """
     on_triton = choose(kernels, x, weight, groups) == "triton"
-    return on_triton and norm_gpu.reads_separately(x, len(weight), groups)
+    return on_triton and norm_gpu.Tile(x, len(weight), groups).whole
 
 
 def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
@@ -95,27 +105,6 @@ def counter_dropout(x: Tensor, dropout: Dropout) -> Tensor:
     keep = dropout.draws.keep_mask(dropout.purpose, (height, width, channels), dropout.p)
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     return torch.where(keep.permute(0, 3, 1, 2), x * (1 / (1 - dropout.p)), zero)
-
-
-Maybe = Tensor | None
-
-
-def _in_one_kernel(
-    x: Tensor, skip: Maybe, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Maybe,
-    scale_shift: tuple[Tensor, Tensor] | None, silu: bool, dropout: Dropout | None,
-    kernels: Kernels,
-) -> Tensor:  # fmt: skip
-    scale, shift = scale_shift or (None, None)
-    key = index = step = None
-    p, purpose = 0.0, 0
-    if dropout is not None:
-        key, index, step = dropout.draws.key, dropout.draws.index, dropout.draws.step
-        p, purpose = dropout.p, purpose_id(dropout.purpose)
-    y, *_ = _forward(
-        x, skip, added, weight, bias, scale, shift, key, index, step,
-        groups, eps, silu, p, purpose, kernels,
-    )  # fmt: skip
-    return y
 
 
 @torch.library.custom_op("dgm::norm_act", mutates_args=())
@@ -177,7 +166,7 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
     return batch, height * width, channels, groups
 
 
-def _options(step: Maybe, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
+def _options(step: Tensor | None, silu: bool, drop: float, purpose: int) -> tuple[int | float, ...]:
     step_each = step is not None and step.ndim > 0
     return int(step_each), purpose, *norm_gpu.threshold_and_factor(drop), int(silu)
 
@@ -211,6 +200,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, grad)
     x, skip, added, weight, bias, scale, shift, *rest = ctx.saved_tensors
     dx, d_skip, sum_dz, sum_dz_x_hat, sum_du = _backward(
         grad, x, skip, added, weight, bias, scale, shift, *rest, *ctx.settings
@@ -227,31 +218,29 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return dx, d_skip, d_added, d_weight, d_bias, d_scale, d_shift, *(None,) * 9
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # Not mean and rstd: they are functions of x, and the gradient of x includes their part.
-    ctx.save_for_backward(*inputs[:11])
-    ctx.settings = inputs[14:]
-    ctx.set_materialize_grads(False)
-
-
-def _second_gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-    *inputs, key, index, step = ctx.saved_tensors
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Return the gradients by torch's operators, which can be differentiated again."""
+    *inputs, key, index, step, _, _, _ = ctx.saved_tensors
     groups, eps, silu, drop, purpose, kernels = ctx.settings
-    factors = None
+    # Views, because one input may be a function of another: that path is no part of the gradient.
+    nodes: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    wide: list[Any] = [None if node is None else node.float() for node in nodes]
+    x, skip, added, weight, bias, scale, shift = wide
+    x = x if skip is None else torch.cat([x, skip], dim=1)
+    scale_shift = None if scale is None else (scale, shift)
+    y = norm_act(x, weight, bias, groups, eps, added, scale_shift, silu)
     if key is not None and drop > 0:
         # With x = 0, weight 0, bias 1 and no SiLU the kernel returns the dropout factors alone.
-        grad, _, _, _, weight, *_ = inputs
-        zeros = torch.zeros_like(weight.detach(), dtype=torch.float32)
+        zeros, zero = torch.zeros_like(y.detach()), torch.zeros_like(weight.detach())
         factors, *_ = _forward(
-            torch.zeros_like(grad.detach(), dtype=torch.float32), None, None, zeros, zeros + 1,
-            None, None, key, index, step, groups, eps, False, drop, purpose, kernels,
+            zeros, None, None, zero, zero + 1, None, None, key, index, step,
+            groups, eps, False, drop, purpose, kernels,
         )  # fmt: skip
-    needed = ctx.needs_input_grad[:8]
-    gradients = backward_of_backward(inputs, needed, cotangents, groups, eps, silu, factors)
-    return *gradients, *(None,) * 12
+        y = y * factors
+    needs = ctx.needs_input_grad[: len(nodes)]
+    needed = [node for node, need in zip(nodes, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, needed, grad.float(), create_graph=True))
+    return *(next(found) if need else None for need in needs), *(None,) * 9
 
 
-_backward.register_autograd(_second_gradients, setup_context=_save_backward)
+_forward.register_autograd(_gradients, setup_context=_save)

@@ -23,20 +23,7 @@ _TILE = 8192  # elements
 _MAX_TILE = 16384  # elements; with 16 warps
 _VECTOR = 4  # channels that a thread loads at once
 _MIN_CHANNELS, _MAX_CHANNELS = 8, 32  # per tile, unless a group has more
-_MAX_GROUP = 64  # channels per group
-
-
-def fits(channels: int, groups: int) -> bool:
-    """Return whether the kernels support groups of this size."""
-    return channels // groups <= _MAX_GROUP
-
-
-def reads_separately(x: Tensor, channels: int, groups: int) -> bool:
-    """Return whether x and `skip`, together of `channels`, can be read without concatenating them.
-
-    Not if the image is too large for one pass: the two-pass kernel has no registers left for it.
-    """
-    return Tile(x, channels, groups).whole
+MAX_GROUP = 64  # channels per group
 
 
 def forward(

@@ -100,25 +100,20 @@ def load_tiles(
 ):  # fmt: skip
     """Return the tiles of x, or of x and skip joined, plus `more` [CHANNELS]."""
     tiles = ()
+    width, of_x = channels, inside
     if JOINED:
-        first_of_skip = channels_of_x // ALIGN
-        rest = channels - channels_of_x
-        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
-        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
-        at = x + image * 8 * segment * channels_of_x
-        at += row[:, None] * channels_of_x + channel[None, :]
+        width, rest = channels_of_x, channels - channels_of_x
+        of_x = inside & (channel // ALIGN < width // ALIGN)
+        of_skip = (inside & (channel // ALIGN >= width // ALIGN))[None, :]
         other = skip + image * 8 * segment * rest
-        other += row[:, None] * rest + (channel - channels_of_x)[None, :]
-        for s in tl.static_range(8):
-            value = tl.load(at + s * segment * channels_of_x, of_x, 0.0).to(tl.float32)
+        other += row[:, None] * rest + (channel - width)[None, :]
+    at = x + image * 8 * segment * width
+    at += row[:, None] * width + channel[None, :]
+    for s in tl.static_range(8):
+        value = tl.load(at + s * segment * width, of_x[None, :], 0.0).to(tl.float32)
+        if JOINED:
             value += tl.load(other + s * segment * rest, of_skip, 0.0).to(tl.float32)
-            tiles = tiles + (value + more[None, :],)  # type: ignore[assignment]  # noqa: RUF005
-    else:
-        at = x + image * 8 * segment * channels
-        at += row[:, None] * channels + channel[None, :]
-        for s in tl.static_range(8):
-            value = tl.load(at + s * segment * channels, inside[None, :], 0.0).to(tl.float32)
-            tiles = tiles + (value + more[None, :],)  # type: ignore[assignment]  # noqa: RUF005
+        tiles = tiles + (value + more[None, :],)  # type: ignore[assignment]  # noqa: RUF005
     return tiles
 
 
@@ -130,18 +125,15 @@ def store_tile(
     """Store the tile of segment `s` where `load_tiles` loads it."""
     value = value.to(x.dtype.element_ty)
     position = image * 8 * segment + s * segment
+    width, of_x = channels, inside
     if JOINED:
-        first_of_skip = channels_of_x // ALIGN
-        rest = channels - channels_of_x
-        of_x = (inside & (channel // ALIGN < first_of_skip))[None, :]
-        of_skip = (inside & (channel // ALIGN >= first_of_skip))[None, :]
-        at = row[:, None] * channels_of_x + channel[None, :]
-        tl.store(x + position * channels_of_x + at, value, of_x)
-        at = row[:, None] * rest + (channel - channels_of_x)[None, :]
+        width, rest = channels_of_x, channels - channels_of_x
+        of_x = inside & (channel // ALIGN < width // ALIGN)
+        of_skip = (inside & (channel // ALIGN >= width // ALIGN))[None, :]
+        at = row[:, None] * rest + (channel - width)[None, :]
         tl.store(skip + position * rest + at, value, of_skip)
-    else:
-        at = row[:, None] * channels + channel[None, :]
-        tl.store(x + position * channels + at, value, inside[None, :])
+    at = row[:, None] * width + channel[None, :]
+    tl.store(x + position * width + at, value, of_x[None, :])
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dgm.nn.kernels import native
@@ -121,43 +122,16 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad
-    dx, dw = _backward(grad, x, weight, need_x, need_weight)
     d_bias = grad.sum((0, 2, 3)) if need_bias else None
+    if torch.is_grad_enabled():  # to be differentiated again, which torch's convolution can be
+        dx = conv2d_input(x.shape, weight, grad, padding=1) if need_x else None
+        dw = conv2d_weight(x, weight.shape, grad, padding=1) if need_weight else None
+        return dx, dw, d_bias
+    dx, dw = _backward(grad, x, weight, need_x, need_weight)
     return dx if need_x else None, dw if need_weight else None, d_bias
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.set_materialize_grads(False)
-
-
-def _second_gradients(ctx: Any, g_dx: Tensor | None, g_dw: Tensor | None) -> tuple[Any, ...]:
-    """Differentiate dx = corr^T(grad, weight) and dw = corr(x, grad).
-
-    Both are linear in `grad` and in one more tensor, so their derivatives are made of the same
-    three convolutions, and these can be differentiated again.
-    """
-    grad, x, weight = ctx.saved_tensors
-    need_grad, need_x, need_weight, *_ = ctx.needs_input_grad
-    d_grad = d_x = d_weight = None
-    if g_dx is not None:
-        if need_grad:
-            d_grad = _forward(g_dx, weight, weight.new_zeros(len(weight)))
-        if need_weight:
-            d_weight = _backward(grad, g_dx, weight, False, True)[1]
-    if g_dw is not None:
-        if need_grad:
-            from_weight = _forward(x, g_dw, weight.new_zeros(len(weight)))
-            d_grad = from_weight if d_grad is None else d_grad + from_weight
-        if need_x:
-            d_x = _backward(grad, x, g_dw, True, False)[0]
-    return d_grad, d_x, d_weight, None, None
-
-
-_backward.register_autograd(_second_gradients, setup_context=_save_backward)
 
 
 @register_flop_formula(torch.ops.dgm.conv3x3)
