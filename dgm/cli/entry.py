@@ -155,9 +155,9 @@ def _record_code(code: int) -> None:
 
 def _print_error(line: str) -> None:
     # Most mistakes occur on all processes: the first one prints, and when it exits the launcher
-    # terminates the others. A process that fails alone is still alive after 5 s, and prints then.
+    # terminates the others. A process that fails alone is still alive after 10 s, and prints then.
     if (os.environ.get("RANK") or "0") != "0":
-        time.sleep(5)
+        time.sleep(10)  # the first process may be slower by seconds on a loaded machine
     print(line, file=sys.stderr, flush=True)
 
 

@@ -60,10 +60,11 @@ class Ema:
             if not (averaged or {}).get(name):
                 torch._foreach_lerp_(self._averages[name], self._weights(name, net), weight)
             # A BatchNorm's statistics belong to the weights, so they are averaged alike.
-            for average, buffer in zip(self._buffers[name], net.buffers(), strict=True):
-                if buffer.is_floating_point():
-                    average.lerp_(buffer, weight)
-                else:
+            pairs = list(zip(self._buffers[name], net.buffers(), strict=True))
+            if floating := [pair for pair in pairs if pair[1].is_floating_point()]:
+                torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], weight)
+            for average, buffer in pairs:
+                if not buffer.is_floating_point():
                     average.copy_(buffer)
 
     def _weights(self, name: str, net: nn.Module) -> list[Tensor]:
