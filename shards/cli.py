@@ -12,9 +12,7 @@ from typing import NoReturn
 from dgm.common.atomic_dirs import remove_unfinished
 from dgm.common.command_line import run_command
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _option_format: Callable[[str], str] = str
 
 

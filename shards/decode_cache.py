@@ -140,10 +140,8 @@ def _load_copy(target: Path) -> Index | None:
 def _choose_target(targets: list[Path]) -> Path:
     """Return the first path that a copy can be written to; if none, one to name in the error."""
     for target in targets:
-        parent = target.parent
         try:
-            while not parent.exists():
-                parent = parent.parent
+            parent = next(parent for parent in target.parents if parent.exists())
         except OSError:  # no access to a folder above
             continue
         if not os.access(parent, os.W_OK | os.X_OK):

@@ -176,6 +176,11 @@ def _parse_index(content: dict[str, Any]) -> Index:
         source_files = SourceFiles(**files)
         _count(source_files.count, "source_files")
         _check_sha256(source_files.sha256)
+    label_values = None
+    if (values := content.get("label_values")) is not None:
+        label_values = tuple(_count(value, "label_values", 0) for value in values)
+        if len(values) != len(classes) or values != sorted(set(values)):
+            raise ValueError("label_values are not ascending, one for each class")
     return Index(
         image_shape=(height, width, channels),
         image_format=content["image_format"],
@@ -186,17 +191,8 @@ def _parse_index(content: dict[str, Any]) -> Index:
         layout=None if layout is None else Layout(**layout),
         settings={key: _setting(value, key) for key, value in content["settings"].items()},
         source_files=source_files,
-        label_values=_parse_values(content.get("label_values"), len(classes)),
+        label_values=label_values,
     )
-
-
-def _parse_values(values: list[object] | None, num_classes: int) -> tuple[int, ...] | None:
-    if values is None:
-        return None
-    numbers = tuple(_count(value, "label_values", 0) for value in values)
-    if len(numbers) != num_classes or list(numbers) != sorted(set(numbers)):
-        raise ValueError("label_values are not ascending, one for each class")
-    return numbers
 
 
 def _check_layout(index: Index) -> None:

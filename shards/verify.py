@@ -54,12 +54,11 @@ def checksums(paths: list[Path], progress: bool = True) -> list[str]:
         return list(pool.map(lambda path: sha256_of(path, bar.advance), paths))
 
 
-def verify(folder: str | Path) -> Index:
+def verify(folder: Path) -> Index:
     """Check files, checksums and every sample of a folder of shards; return its index.
 
     Raise UserError with the first damaged shard.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of shards")
     from shards.decode_cache import encoded_source

@@ -11,6 +11,7 @@ import numpy as np
 import webdataset
 
 from dgm.common.errors import UserError
+from dgm.common.progress import Progress
 from dgm.common.progress import progress as show_progress
 from shards.format import (
     INDEX,
@@ -51,8 +52,7 @@ def write_folder(
         for first in range(0, len(source), shard_size):
             path = folder / f"{split}-{len(shards):05d}.tar"
             count = min(shard_size, len(source) - first)
-            for done in _write_tar(path, first, islice(samples, count)):
-                bar.advance(done)
+            _write_tar(path, first, islice(samples, count), bar)
             if layout is not None:
                 validate_samples(
                     path, layout, first, count, source.image_shape, len(source.classes)
@@ -97,12 +97,11 @@ def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
     return ordered_map(encode, samples) if image_format == "png" else map(encode, samples)
 
 
-def _write_tar(path: Path, first: int, samples: Iterator[dict[str, bytes]]) -> Iterator[int]:
-    """Write one tar; yield 1 for each sample."""
+def _write_tar(path: Path, first: int, samples: Iterator[dict[str, bytes]], bar: Progress) -> None:
     with path.open("wb") as stream:
         # Fixed owner, mode and time, for the same bytes on every run.
         writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644)
         with writer:
             for number, members in enumerate(samples, start=first):
                 writer.write({"__key__": sample_key(number), **members})
-                yield 1
+                bar.advance(1)

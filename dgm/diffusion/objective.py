@@ -70,8 +70,11 @@ class DiffusionObjective:
         """Return the loss of a micro-batch; every named value is a mean over images, []."""
         config, device = self.config, batch.images.device
         tables = self._tables(device)
+        # x_t is stored in the dtype that the network starts to compute in.
+        rounded = torch.is_autocast_enabled(device.type) and not config.learned_variance
+        dtype = torch.get_autocast_dtype(device.type) if rounded else self.dtype
         x_t, target, t, labels, alpha, sigma, x_0 = self.forward_process(
-            batch.images, batch.labels, tables.alphas, tables.sigmas, draws, self._x_t_dtype(device)
+            batch.images, batch.labels, tables.alphas, tables.sigmas, draws, dtype
         )
         given_labels = None if self.num_classes is None else labels
         prediction, variance = self._split(nets[phase.net](x_t, t, given_labels, draws))
@@ -230,11 +233,6 @@ class DiffusionObjective:
             return output, None
         prediction, variance = output.chunk(2, dim=1)
         return prediction, variance
-
-    def _x_t_dtype(self, device: torch.device) -> torch.dtype:
-        """Return the dtype that the network starts to compute in, so that x_t is stored in it."""
-        rounded = torch.is_autocast_enabled(device.type) and not self.config.learned_variance
-        return torch.get_autocast_dtype(device.type) if rounded else self.dtype
 
     def _tables(self, device: torch.device) -> _Tables:
         if device not in self._tables_on:

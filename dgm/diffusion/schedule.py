@@ -48,12 +48,6 @@ class Schedule:
         """Return alpha^2 / sigma^2, [T]."""
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
-    def with_zero_terminal_snr(self) -> Schedule:
-        """Return alphas shifted and scaled to 0 at the last step (Lin et al. 2024, algorithm 1)."""
-        alphas = self.alphas
-        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-        return Schedule(alphas**2)
-
     def timesteps(self, steps: int) -> list[int]:
         """Return `steps` timesteps, evenly spaced from T - 1 down ("trailing", Lin et al. 2024)."""
         total = self.num_timesteps
@@ -82,6 +76,12 @@ SCHEDULES = {"linear": linear, "cosine": cosine}
 def make_schedule(
     kind: ScheduleKind, num_timesteps: int, zero_terminal_snr: bool = False
 ) -> Schedule:
-    """Return a schedule of at least 2 timesteps."""
+    """Return a schedule of at least 2 timesteps.
+
+    zero_terminal_snr: shift and scale alphas to 0 at the last one (Lin et al. 2024, algorithm 1).
+    """
     schedule = SCHEDULES[kind](num_timesteps)
-    return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule
+    if not zero_terminal_snr:
+        return schedule
+    alphas = schedule.alphas
+    return Schedule(((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2)

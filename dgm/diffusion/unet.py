@@ -182,9 +182,13 @@ class UNet(nn.Module):
                 blocks.append(block(inputs, width, f"up{i}.{k}"))
                 now = width
             attentions = [attention(width, sizes[i]) for _ in blocks]
-            next_width = width if concat else widths[max(i - 1, 0)]
-            up.append(UNetLevel(blocks, attentions, _grow(width, next_width, concat, i == 0)))
-            now = next_width
+            grow: nn.Module = nn.Identity()
+            if i > 0 and concat:
+                grow = nn.Sequential(Upsample(), nn.Conv2d(width, width, 3, padding=1))
+            elif i > 0:
+                now = widths[i - 1]
+                grow = nn.ConvTranspose2d(width, now, 2, stride=2)
+            up.append(UNetLevel(blocks, attentions, grow))
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
 
     def forward(
@@ -272,15 +276,6 @@ class ProgressiveSkips(nn.Module):
         """Return the output of a level, upsampled to the image's size."""
         factor = self.factors[level]
         return functional.interpolate(self.says[level](h), scale_factor=factor, mode="bilinear")
-
-
-def _grow(width: int, next_width: int, concat: bool, last: bool) -> nn.Module:
-    if last:
-        return nn.Identity()
-    if concat:
-        conv = nn.Conv2d(width, next_width, 3, padding=1)
-        return nn.Sequential(Upsample(), conv)
-    return nn.ConvTranspose2d(width, next_width, 2, stride=2)
 
 
 def _check(config: UNetConfig, image_size: int) -> None:

@@ -11,16 +11,11 @@ from dgm.training.device_loader import Images
 
 BY_FREQUENCY = "by the training data's frequencies"
 UNIFORM = "uniform"
-_CHUNK = 1 << 16  # labels read at once
 
 
 def count_classes(data: Images, num_classes: int) -> np.ndarray:
     """Return the number of images of each class: int64 [num_classes]."""
-    counts = np.zeros(num_classes, np.int64)
-    for start in range(0, len(data), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(data)))
-        counts += np.bincount(data.labels(rows), minlength=num_classes)
-    return counts
+    return np.bincount(data.labels(np.arange(len(data))), minlength=num_classes)
 
 
 def is_balanced(counts: np.ndarray) -> bool:

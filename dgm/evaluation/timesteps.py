@@ -82,7 +82,6 @@ def loss_by_timestep(
     for name, values in zip(("loss", "eps_mse"), errors_of, strict=True):
         of_image = values.mean(1)
         metrics |= {name: float(of_image.mean()), f"{name}_error": standard_error(of_image)}
-    for name, values in zip(("loss", "eps_mse"), errors_of, strict=True):
         metrics[f"{name}_by_quartile"] = {
             quarter: float(values[(t >= rows.start) & (t < rows.stop)].mean())
             for quarter, rows in quartiles(total).items()

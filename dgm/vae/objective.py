@@ -67,8 +67,7 @@ class VAEObjective:
         dtype: torch.dtype = torch.float32,
     ):
         """Set up for `latent` dimensions; raise UserError for invalid settings."""
-        _check(config)
-        _check_sample(sample)
+        _check(config, sample)
         self.config, self.sample_config = config, sample
         self.latent, self.dtype = latent, dtype
         # The Gaussian is a density of dequantized pixels.
@@ -126,7 +125,7 @@ class VAEObjective:
         `knobs` replace fields of the run's VAESampleConfig.
         """
         config = VAESampleConfig(**{**vars(self.sample_config), **knobs})
-        _check_sample(config)
+        _check(self.config, config)
         parts = []
         for start in range(0, count, config.batch):
             part = slice(start, min(start + config.batch, count))
@@ -190,10 +189,7 @@ class VAEObjective:
         return draws.normal("posterior", (self.latent,), self.dtype)
 
 
-def _check(config: VAEConfig) -> None:
+def _check(config: VAEConfig, sample: VAESampleConfig) -> None:
     check_range(config, "vae.", "beta", "kl_warmup_images", "free_bits", min=0)
-
-
-def _check_sample(config: VAESampleConfig) -> None:
-    check_range(config, "sample.", "temperature", above=0)
-    check_range(config, "sample.", "batch", min=1)
+    check_range(sample, "sample.", "temperature", above=0)
+    check_range(sample, "sample.", "batch", min=1)

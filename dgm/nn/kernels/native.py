@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgm.common.atomic_dirs import cache_root
+from dgm.common.errors import UserError
+
 _SOURCES = tuple(
     Path(__file__).with_name(name) for name in ("norm.cpp", "adamw.cpp", "winograd.cpp")
 )
@@ -105,7 +108,7 @@ def library() -> ctypes.CDLL | None:
     """Load the library, compiling it if needed; on failure warn once and return None."""
     try:
         return _load()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (UserError, OSError, subprocess.CalledProcessError) as error:
         warnings.warn(
             "convolutions and normalizations are torch's own, because the faster ones in C++ "
             f"{_reason_and_remedy(error)}",
@@ -114,8 +117,10 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _reason_and_remedy(error: OSError | subprocess.CalledProcessError) -> str:
+def _reason_and_remedy(error: UserError | OSError | subprocess.CalledProcessError) -> str:
     """Return why there are no compiled kernels, and the remedy."""
+    if isinstance(error, UserError):
+        return f"could not be kept ({error})"
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in str(error.stderr).splitlines() if line.strip()]
         # The first line may only name a function.
@@ -132,7 +137,7 @@ def _reason_and_remedy(error: OSError | subprocess.CalledProcessError) -> str:
     if error.errno is None:  # from the loader, for instance on a disk mounted noexec
         return f"could not be loaded ({error}): set XDG_CACHE_HOME to a folder on another disk"
     return (
-        f"could not be kept, as the cache folder {_cache()} cannot be written "
+        f"could not be kept, as the cache folder {cache_root()} cannot be written "
         f"({error.strerror}): make it writable, or set XDG_CACHE_HOME to another"
     )
 
@@ -149,7 +154,7 @@ def _load() -> ctypes.CDLL:
     parts = [compiler, *_FLAGS, *libraries, torch.__version__, _processor()]
     parts += [path.read_text(encoding="utf-8") for path in _SOURCES]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    path = _cache() / f"kernels-{name}.so"
+    path = cache_root() / f"kernels-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -170,10 +175,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
-
-
-def _cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgm"
-    except RuntimeError:  # the user has no home
-        raise OSError("no home folder for the cache: set XDG_CACHE_HOME") from None

@@ -61,17 +61,6 @@ def _mirror(element, mirrored, width, CHANNELS: tl.constexpr):
     return tl.where(mirrored, other, element)
 
 
-@triton.jit
-def _target(x_0, eps, alpha, sigma, PREDICTION: tl.constexpr):
-    if PREDICTION == "eps":
-        target = eps
-    elif PREDICTION == "x_0":
-        target = x_0
-    else:
-        target = alpha * eps - sigma * x_0
-    return target
-
-
 @triton.jit(
     do_not_specialize=[
         "num_timesteps", "null_label", "width", "for_flip", "for_timestep",
@@ -128,6 +117,9 @@ def noise(
         noised = alpha * x_0 + sigma * eps  # q_sample
         at = image * count + element
         tl.store(x_t + at, noised.to(x_t.dtype.element_ty), inside)
-        tl.store(target + at, _target(x_0, eps, alpha, sigma, PREDICTION), inside)
+        predicted = alpha * eps - sigma * x_0  # as `to_prediction`
+        if PREDICTION != "v":
+            predicted = eps if PREDICTION == "eps" else x_0
+        tl.store(target + at, predicted, inside)
         if KEEP_X_0:
             tl.store(x_0_out + at, x_0, inside)

@@ -53,10 +53,8 @@ def convolve(layer: nn.Conv2d, x: Tensor, bias: bool = True) -> Tensor:
     convolution is used in forward mode.
     """
     height, width = x.shape[2:]
-    fits = (
-        height % 4 == width % 4 == 0 and height * width >= _MIN_POSITIONS and not under_transform()
-    )
-    if not fits or not native.supports(x, layer.weight):
+    fits = height % 4 == width % 4 == 0 and height * width >= _MIN_POSITIONS
+    if not fits or under_transform() or not native.supports(x, layer.weight):
         return functional.conv2d(x, layer.weight, layer.bias if bias else None, padding=1)
     zeros = layer.weight.new_zeros(layer.out_channels)
     return _forward(x, layer.weight, layer.bias if bias and layer.bias is not None else zeros)
