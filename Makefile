@@ -1,4 +1,5 @@
-# setup, train, exercises, test, long, drill, check, bench, cluster-up, cluster-down: each sets itself up; nothing but Python 3.11 and make is needed.
+# setup, train, exercises, test, slow, long, drill, check, bench, cluster-up, cluster-down: each
+# installs what it needs first, given Python 3.11 and make.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +12,7 @@ NAME := $(shell basename "$(DATA)")
 # The small configuration for the shapes, or that for images like CIFAR-10's.
 CONFIG ?= launch/configs/$(MODEL)_small$(if $(filter shapes,$(DATA)),,_cifar10).yaml
 ARGS ?=
-# of the exercises: small (17 minutes on two cores), medium (hours), full (GPUs)
+# Scale of the exercises: small (17 minutes on two cores), medium (hours), full (GPUs)
 SCALE ?= small
 export PYTHONUNBUFFERED = 1
 
@@ -40,15 +41,15 @@ exercises: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-# What `make check` leaves out, for .ci/run: no test runs twice.
+# The tests that `make check` leaves out: .ci/run runs both, so that no test runs twice.
 slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or long"
 
-# What takes a minute each: every engine with every family, more faults, benchmarks from end to end.
+# Tests of about a minute each: every engine with every family, more faults, whole benchmarks.
 long: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
-# Break things on purpose, and see that promises are kept: make drill [ARGS="--short"]
+# Inject faults, and check that promises hold: make drill [ARGS="--short"]
 drill: setup
 	$(BIN)/python -m tests.drills.drill $(ARGS)
 
