@@ -1,1 +1,1 @@
-"""The tests: a package by name, since torch-fidelity installs one of the same name."""
+"""The tests, a regular package since torch-fidelity installs another one named `tests`."""

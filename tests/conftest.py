@@ -192,8 +192,8 @@ def run_warm(
 ) -> Callable[..., Result]:
     """Return a function like that of `run_script`, whose processes need not import torch.
 
-    `zero` is a stage of ZeRO, see `zero_environment`. Its exit code is the first by rank that is
-    not 0.
+    `zero` is a stage of ZeRO, see `zero_environment`. The `code` of the result is the first exit
+    code by rank that is not 0.
     """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 

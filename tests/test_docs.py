@@ -35,7 +35,7 @@ IN_THIS_PROCESS = ("python launch/", "accelerate launch launch/")  # on one proc
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Return the excuse for not running it, the language and the text of each code block."""
+    """Return for each code block the reason not to run it, if any, its language and its text."""
     return BLOCK.findall((ROOT / page).read_text())
 
 

@@ -1,4 +1,4 @@
-"""A case of bad input, and what prepares the folder in which its command runs."""
+"""Cases of bad input, and functions that prepare the folder in which a command runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(family: str, options: str, thing: str, value: str, remedy: str, **more
 
 
 def written(name: str, content: str | bytes, mode: int = 0o644) -> Preparation:
-    """Write a file."""
+    """Return a preparation that writes a file."""
 
     def prepare(folder: Path) -> None:
         path = folder / name
@@ -48,7 +48,7 @@ def written(name: str, content: str | bytes, mode: int = 0o644) -> Preparation:
 
 
 def made(name: str, mode: int = 0o755) -> Preparation:
-    """Create an empty folder."""
+    """Return a preparation that creates an empty folder."""
 
     def prepare(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
@@ -58,7 +58,7 @@ def made(name: str, mode: int = 0o755) -> Preparation:
 
 
 def copied(source: str, target: str, change: Callable[[Path], Any]) -> Preparation:
-    """Copy a folder and change the copy."""
+    """Return a preparation that copies a folder and changes the copy."""
 
     def prepare(folder: Path) -> None:
         shutil.copytree(folder / source, folder / target)
@@ -68,7 +68,7 @@ def copied(source: str, target: str, change: Callable[[Path], Any]) -> Preparati
 
 
 def all_of(*preparations: Preparation) -> Preparation:
-    """Prepare several things."""
+    """Return a preparation that carries out several."""
 
     def prepare(folder: Path) -> None:
         for each in preparations:
@@ -78,7 +78,7 @@ def all_of(*preparations: Preparation) -> Preparation:
 
 
 def flipped(pattern: str) -> Preparation:
-    """Flip a bit in the middle of the first file that matches a pattern."""
+    """Return a preparation that flips a bit in the middle of the first file that matches."""
 
     def prepare(folder: Path) -> None:
         path = sorted(folder.glob(pattern))[0]
@@ -90,7 +90,7 @@ def flipped(pattern: str) -> Preparation:
 
 
 def picture(name: str, side: int = 32) -> Preparation:
-    """Write a black image."""
+    """Return a preparation that writes a black image."""
 
     def prepare(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

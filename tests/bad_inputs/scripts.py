@@ -245,7 +245,7 @@ NAMING = [
 
 
 def _closed_run(pattern: str) -> Preparation:
-    """Copy a run, and make the first file that matches a pattern unreadable."""
+    """Return a preparation that copies a run and makes the first file that matches unreadable."""
     return copied("runs/ddpm", "closed", lambda run: sorted(run.glob(pattern))[0].chmod(0))
 
 

@@ -92,7 +92,7 @@ SWEEP = f"{SUBMIT} --dry-run --sweep sweep.yaml"
 
 
 def sweep(text: str, thing: str, value: str, remedy: str, slow: bool = False) -> Case:
-    """Make a case of a sweep."""
+    """Return a case of a submitted sweep whose file contains `text`."""
     return Case(SWEEP, thing, value, remedy, written("sweep.yaml", text), slow=slow)
 
 

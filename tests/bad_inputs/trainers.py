@@ -219,7 +219,7 @@ PNG = encode(np.zeros((32, 32, 3), np.uint8), "png")
 
 
 def foreign(*content: tuple[str, bytes]) -> Preparation:
-    """Write theirs/a.tar with these members."""
+    """Return a preparation that writes theirs/a.tar with these members."""
     return lambda folder: write_tar(folder / "theirs" / "a.tar", list(content))
 
 

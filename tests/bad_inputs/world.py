@@ -24,7 +24,7 @@ class World:
     """A folder with configurations, images, shards and trained runs."""
 
     def __init__(self, folder: Path, run: Callable[..., Any], pictures: Path, shards: Path):
-        """Write configurations. run: runs a script in `cwd`; returns its `code` and `stderr`."""
+        """Write configurations. `run` runs a script in `cwd`, and returns `code` and `stderr`."""
         self.folder, self.run = folder, run
         for name in ("launch", "accelerate_config.yaml"):
             (folder / name).symlink_to(ROOT / name)
@@ -68,7 +68,7 @@ class World:
                 assert done.code == 0, done.stderr
 
     def _list(self) -> dict[str, tuple[int, int]]:
-        """Return size and modification time of all files, (0, 0) of folders."""
+        """Return size and modification time of each file by its path, (0, 0) for a folder."""
         found = {}
         for folder, folders, files in os.walk(self.folder):
             for name in (*folders, *files):

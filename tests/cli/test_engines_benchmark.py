@@ -15,7 +15,7 @@ from dgm.benchmarks import engines
 
 @pytest.fixture(scope="module")
 def runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> engines.Runs:
-    """Return the runs of a VAE, of twelve steps."""
+    """Return runs of a VAE with twelve steps each."""
     return engines.Runs(tmp_path_factory.mktemp("engines"), str(tiny_shards), 12, "vae")
 
 

@@ -37,7 +37,7 @@ engine.close()
 
 @pytest.fixture
 def words(tiny_configs: dict[str, Path], tmp_path: Path) -> list[object]:
-    """Return the command of two steps."""
+    """Return a command that trains for two steps."""
     words = [SCRIPT, "--config", tiny_configs["vae"], "--run.dir", tmp_path / "run"]
     return [*words, "--run.trackers=[]", "--train.total_images=32"]
 

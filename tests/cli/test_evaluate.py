@@ -46,7 +46,7 @@ def found_in(run: Path) -> dict:
     return json.loads((run / "evaluation.json").read_text())
 
 
-def test_runs_stand_side_by_side_and_metrics_add_up(
+def test_runs_are_shown_side_by_side_and_new_metrics_are_added(
     run_warm: Callable, runs: dict[str, Path], options: list[object]
 ) -> None:
     both = [runs["diffusion"], runs["vae"]]
@@ -65,7 +65,7 @@ def test_runs_stand_side_by_side_and_metrics_add_up(
         seeds = [own["fd_classifier"] for own in far["by_seed"]]
         assert far["fd_classifier"] == pytest.approx(sum(seeds) / 2) and seeds[0] != seeds[1]
         assert "FID" not in json.dumps(one) and "fid" not in far
-    # Metrics of the same checkpoint stay.
+    # Earlier metrics of the same checkpoint stay.
     words = ["--metrics", "bits_per_dim_ode,cost", "--ode_steps", 8]
     more = run_warm(EVALUATE, both[0], *options, *words)
     assert more.code == 0, more.stderr
@@ -107,7 +107,7 @@ def test_two_processes_compute_the_same(
                 assert other[key] == same, (name, key)
 
 
-def test_inception_needs_its_file_and_others_are_no_fid(
+def test_inception_needs_its_file_and_other_weights_are_named_by_their_hash(
     run_warm: Callable, runs: dict[str, Path], options: list[object], tmp_path: Path
 ) -> None:
     words = [EVALUATE, runs["vae"], *options, "--metrics", "precision_recall"]

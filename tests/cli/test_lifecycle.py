@@ -76,7 +76,7 @@ def test_a_save_is_completed_however_many_signals_arrive(start: Callable, tmp_pa
     process = start("--train.save_every_images=16")
     log, end = folder / "metrics.jsonl", time.monotonic() + 150
     while not (log.exists() and log.read_bytes().count(b"\n") >= 2):
-        assert time.monotonic() < end, "it did not begin"
+        assert time.monotonic() < end, "no two steps were logged"
         time.sleep(0.05)
     for _ in range(20):  # most of the time of such a run is spent on saving
         process.send_signal(signal.SIGTERM)

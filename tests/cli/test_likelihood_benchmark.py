@@ -42,7 +42,7 @@ def arguments(run: Path, out: Path, shards: Path, *more: str) -> argparse.Namesp
 def test_a_peer_that_is_our_own_model_gets_the_same_bits(
     flow_run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So images, order, flips, noise, batch, optimizer and average are the run's.
+    # Equal only if images, order, flips, noise, batch, optimizer and average are those of the run.
     class Ourselves(FlowObjective):
         title = "ourselves"
 
@@ -66,7 +66,7 @@ def test_a_peer_that_is_our_own_model_gets_the_same_bits(
     assert other["this run"] == bits["this run"] != other["ourselves"]
 
 
-def test_mass_of_all_grey_levels_is_one() -> None:
+def test_probabilities_of_all_grey_levels_sum_to_one() -> None:
     x = (torch.arange(256).double() / 255)[:, None]
     for mean in (0.0, 0.37, 1.0):
         for sigma in (0.004, 0.07, 3.0):

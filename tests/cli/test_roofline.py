@@ -57,15 +57,14 @@ def test_bytes_of_single_layers_are_those_worked_out_by_hand():
     assert forward.flops == 2 * 128 * 128 * 9 * 32 * 32
     backward = found(operations, "down.0.blocks.0.conv1", stage="backward")
     assert [(o.flops, o.bytes) for o in backward] == [(forward.flops, forward.bytes)] * 2
-    assert (
-        len(found(operations, "entry", Kind.CONVOLUTION_3X3, "backward")) == 1
-    )  # no image's gradient
+    # For the weights only: the image needs no gradient.
+    assert len(found(operations, "entry", Kind.CONVOLUTION_3X3, "backward")) == 1
     norm, *_ = found(operations, "down.0.blocks.0.norm2")
-    # x read, y written, mask an eighth of a byte, added in bf16, mean and rstd of 32 groups
+    # x read, y written, an eighth of a byte of mask, `added` in bf16, mean and rstd of 32 groups
     assert norm.bytes == 2 * image + 128 * 32 * 32 / 8 + 2 * 128 + 2 * 4 * 32
     assert not found(operations, "down.0.blocks.0.conv1", Kind.BIAS)
-    # The last block, of 128 + 128 channels: two products of the shortcut and the convolution
-    # read, the sum written; at the output both bias gradients in one pass.
+    # The last block, of 128 + 128 channels: the sum reads two products of the shortcut and that of
+    # the convolution, and is written; one pass over its gradient gives those of both biases.
     assert [o.bytes for o in found(operations, "up.3.blocks.2", Kind.SUM)] == [4 * image]
     layer = "up.3.blocks.2.conv2"
     assert [o.bytes for o in found(operations, layer, Kind.BIAS, "backward")] == [image]
@@ -74,7 +73,7 @@ def test_bytes_of_single_layers_are_those_worked_out_by_hand():
     assert upsampled.bytes == 5 * 2 * 256 * 8 * 8
 
 
-def test_more_rate_is_faster():
+def test_steps_are_shorter_at_higher_rates():
     costs = step_costs(defaults(0.1), 32)
     for batch in (128, 512):
         rates = (430, 500, 570, 600)

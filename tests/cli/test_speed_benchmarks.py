@@ -119,7 +119,7 @@ def test_two_processes_send_each_gradient_once(
     )  # fmt: skip
     assert done.code == 0, done.stderr
     found = json.loads(out.read_text())["scaling"]
-    # A ring of two sends one gradient from each; tests beside it may use the loopback too.
+    # Each of two processes in a ring sends one gradient; parallel tests may use the loopback too.
     assert found["sent_bytes"] > 0.95 * found["gradient_bytes"]
     assert found["step_s"] > 0 and found["average_s"] > 0 and 0 <= found["hidden"] <= 1
 

@@ -128,7 +128,7 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     """Return a function that times loops of some kinds and checks that no process is left."""
     loop = tmp_path / "loop.py"
     loop.write_text(LOOP)
-    # The interpreter gets `-m dgm.benchmarks.loops JSON`; here a script that takes the last.
+    # The interpreter gets `-m dgm.benchmarks.loops JSON`; this stand-in passes on JSON only.
     shell = tmp_path / "python"
     shell.write_text(f'#!/bin/sh\nexec {sys.executable} {loop} "$3"\n')
     shell.chmod(0o755)

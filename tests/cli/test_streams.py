@@ -1,4 +1,4 @@
-"""Output without a reader is dropped, the run continues, and no file gets its descriptors."""
+"""Output without a reader is dropped, the run continues, and no file gets a stream's descriptor."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_other_commands_survive_the_end_of_their_reader(
 
 @pytest.fixture
 def script(user_environment: dict, tmp_path: Path) -> Callable:
-    """Return a runner of Python code after `keep_streams`, followed by words of the shell."""
+    """Return a function that runs Python code, with a call of `keep_streams` at each KEEP.
+
+    `ending` is appended to the line of bash.
+    """
 
     def run(code: str, ending: str = "", **variables: str):
         start = "from dgm.common.streams import keep_streams\nkeep_streams()\n"

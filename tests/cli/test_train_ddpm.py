@@ -39,7 +39,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return read_objects(folder / "metrics.jsonl")
 
 
-def test_plain_python_trains_and_leaves_what_the_contract_promises(
+def test_plain_python_trains_and_writes_the_files_of_a_run(
     run_script: Callable, tiny_config: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -178,7 +178,7 @@ def test_profile_and_anomaly_detection_run(train: Callable, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_gradient_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(
+def test_gradient_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
     train: Callable, tmp_path: Path, processes: int
 ) -> None:
     wild = ("--optim.lr=1e30", "--optim.clip_norm=0", "--optim.warmup_images=0")

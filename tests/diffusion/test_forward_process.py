@@ -80,7 +80,7 @@ def test_the_given_fraction_of_labels_is_dropped(fraction: float):
 def inputs(
     count: int, size: int = 8, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Draws]:
-    """Images, labels, levels and draws over two epochs, with a seed of more than 32 bits."""
+    """Return images, labels, alphas, sigmas, and draws of two epochs and a seed beyond 32 bits."""
     schedule, index = linear(100), torch.arange(count, device=device)
     draws = Draws.of(2**40 + 7, 1000 * index + 3, index % 2)
     levels = (level.to(device, torch.float32) for level in (schedule.alphas, schedule.sigmas))
@@ -97,7 +97,7 @@ def assert_same(made: Example, expected: Example) -> None:
         assert torch.equal(getattr(made, name), getattr(expected, name)), name
     for name in ("x_t", "target", "x_0"):
         one, other = getattr(made, name), getattr(expected, name)
-        # Up to 5.77 in float32: some units in the last place.
+        # Normals, up to 5.77 in float32, may differ by some units in the last place.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
         assert one.is_contiguous(memory_format=torch.channels_last), name
 
@@ -131,7 +131,7 @@ def test_noising_in_one_kernel_equals_eager(
     kernel_device: str, prediction: Any, flip: bool, dequantize: bool
 ):
     settings = {"prediction": prediction, "flip": flip, "dequantize": dequantize, "keep_x_0": True}
-    for size in (32, 5):  # of 5 x 5 x 3 numbers the last block lacks one
+    for size in (32, 5):  # 5 x 5 x 3 numbers use three of the last block's four
         images = inputs(4, size, kernel_device)
         assert_same(make(backend="kernel", **settings)(*images), make(**settings)(*images))
 

@@ -39,7 +39,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
 def perturbed(net: UNet) -> UNet:
-    """Move the weights that start at zero, so that every part takes part."""
+    """Perturb all weights, as some start at zero and would hide the layers before them."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

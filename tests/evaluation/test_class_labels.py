@@ -43,7 +43,7 @@ def test_labels_follow_the_frequencies(counts: list[int], count: int) -> None:
 
 
 def test_largest_remainders_by_hand() -> None:
-    # Quotas of 5: 2.5, 1.5, 1: the remainder goes to the lower label.
+    # Of 5 labels 2.5, 1.5 and 1: where remainders are equal, the lower label gets one more.
     labels = labels_by_frequency(5, np.array([5, 3, 2]))
     assert torch.bincount(labels).tolist() == [3, 1, 1]
     assert labels.tolist() == [0, 0, 1, 2, 0]

@@ -67,7 +67,7 @@ def test_metrics_of_images_are_torch_fidelitys(engine: Engine, tmp_path: Path):
         "inception_score_mean": class_score(logits, splits=2),
         **{k: v for k, v in prdc(generated, real).items() if k in ("precision", "recall")},
     }
-    # Theirs has a kernel of about 1 in float32, whose differences these are.
+    # torch-fidelity takes differences of kernel values of about 1 in float32.
     assert found == {name: pytest.approx(theirs[name], rel=1e-6, abs=1e-6) for name in found}
 
 

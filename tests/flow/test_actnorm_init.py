@@ -21,7 +21,7 @@ def norms(net: nn.Module) -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("name", BOTH)
 @torch.no_grad()
-def test_initialize_standardises_every_actnorm_in_turn(name: str):
+def test_initialize_standardizes_every_actnorm_in_turn(name: str):
     made, net = objective(), flow(BOTH[name])  # couplings that are not the identity
     whole = batch(64)
     made.initialize({"flow": net}, *whole)
@@ -85,7 +85,7 @@ def test_the_first_layer_that_is_not_finite_is_named(
     path: str, weight: str, expected: str, value: float
 ):
     made, net = objective(), flow()
-    for where, what in ((path, weight), ("levels.1.prior", "bias")):  # the last layer of all too
+    for where, what in ((path, weight), ("levels.1.prior", "bias")):  # and in the last layer
         net.get_submodule(where).get_parameter(what).view(-1)[0] = value
     assert made.find_non_finite({"flow": net}, *batch(4)) == expected
     assert not math.isfinite(float(loss(made, net, batch(4))["loss"]))

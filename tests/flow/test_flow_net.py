@@ -27,12 +27,12 @@ def images(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("name", BOTH)
 @torch.no_grad()
 def test_inverse_undoes_forward(name: str, coupling: Any, levels: int):
-    # By 0.1, products of L and U of 48 channels would cost more digits than training does.
+    # Moved by 0.1, weights would cost more digits in L U of 48 channels than training does.
     net = flow(replace(BOTH[name], coupling=coupling, levels=levels), by=0.05)
     x = images(6)
     z, log_det = net(x)
     assert z.shape == (6, 8 * 8 * 3) and log_det.shape == (6,)
-    # float32 has seven digits, and each of a dozen layers may stretch.
+    # float32 has seven digits, and each of a dozen layers may magnify rounding.
     assert (net.inverse(z) - x).abs().max() < 1e-4
     assert (net(net.inverse(z))[0] - z).abs().max() < 1e-3
 
@@ -75,7 +75,7 @@ def two_values(name: str) -> Any:
 @torch.no_grad()
 def test_density_integrates_to_one(name: str):
     net = two_values(name)
-    # The logit's domain ends where its argument meets 0 and 1; elsewhere 10 holds all the mass.
+    # The logit's domain ends where its argument is 0 or 1; other densities vanish beyond 10.
     reach = 1 / 0.9 if name == "logit" else 10.0
     side = 300
     middles = (torch.arange(side, dtype=torch.float64) + 0.5) * (2 * reach / side) - reach
@@ -84,7 +84,7 @@ def test_density_integrates_to_one(name: str):
     z, log_det = net(x)
     density = torch.exp(normal_log_prob(z.flatten(1)) + log_det)
     mass = float(density.sum()) * (2 * reach / side) ** 2
-    assert abs(mass - 1) < 1e-3  # the rule of midpoints on 300 x 300 points
+    assert abs(mass - 1) < 1e-3  # the midpoint rule on 300 x 300 points
 
 
 @torch.no_grad()

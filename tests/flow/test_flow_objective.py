@@ -27,7 +27,7 @@ def test_loss_of_a_rotation_is_that_of_a_normal_density():
     x = DEQUANTIZED.dequantize(whole.images, draws, torch.float64)
     nats = 0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(1) + DIMS * math.log(128)
     expected = nats.mean() / (DIMS * math.log(2))
-    # rounding of float32; mirroring changes no square but of the noise of 1/128.
+    # Rounding of float32; mirroring changes a square only by its noise within a grey level.
     torch.testing.assert_close(found["loss"].double().detach(), expected, rtol=1e-4, atol=0)
     assert set(found) == {"loss", "log_prob_z_bits_per_dim", "log_det_bits_per_dim"}
     parts = 7 - found["log_prob_z_bits_per_dim"] - found["log_det_bits_per_dim"]

@@ -79,7 +79,7 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
 
 
 def used(binary: bytes) -> dict[str, Any]:
-    """Return the registers and bytes of stack of a thread, and the instructions of a kernel."""
+    """Return registers and spilled bytes of a thread, and the instructions of a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "kernel.cubin").write_bytes(binary)
 
@@ -99,7 +99,7 @@ def used(binary: bytes) -> dict[str, Any]:
 
 
 def describe(kernel: Any, options: dict[str, Any], asm: dict[str, Any]) -> dict[str, Any]:
-    """Describe a compiled kernel."""
+    """Return the name, options and resources of a compiled kernel."""
     flags = [name for name, value in options.items() if value is True]
     elements = 8 * options["ROWS"] * options["CHANNELS"] if "ROWS" in options else None
     found = used(asm["cubin"])

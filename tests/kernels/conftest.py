@@ -1,4 +1,4 @@
-"""Run Triton kernels in its interpreter where there is no GPU."""
+"""Run Triton kernels in Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def reference(net: nn.Module, setting: dict[str, Any]) -> torch.optim.Optimizer:
     named = dict(net.named_parameters())
     rest = [p for name, p in named.items() if name not in DECAYED]
     groups = [{"params": [named[name] for name in DECAYED]}, {"params": rest, "weight_decay": 0.0}]
-    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # it refuses integers
+    floats = {**setting, "betas": tuple(map(float, setting["betas"]))}  # torch refuses integers
     return torch.optim.AdamW(groups, **floats, foreach=False, fused=False)
 
 
@@ -83,7 +83,7 @@ def test_a_hundred_steps_match_torch(name: str, kernels: bool):
         made.optimizer.step(setting["lr"])
         theirs.step()
     for (key, mine), other in zip(net.named_parameters(), exact.parameters(), strict=True):
-        # A hundred roundings of 6e-8 of numbers up to the largest that a weight went through.
+        # A hundred roundings, each by 6e-8 of the largest value that a weight may have had.
         largest = float(other.detach().abs().max()) + setting["lr"] * STEPS**0.5
         error = float((mine.detach() - other.detach()).abs().max())
         assert error < 100 * 6e-8 * largest, key
@@ -136,7 +136,7 @@ def test_norms_biases_embeddings_and_scales_of_a_family_do_not_decay(name: str):
         assert found and all(key.endswith(("weight", "weight.original")) for key in found)
         words = ("norm", "classes", "label", "embedding", "log_scale", "log_s", "lower", "upper")
         assert not [key for key in found if any(word in key for word in words)]
-        # All others are named so, or are biases.
+        # All others have one of these words in their name, or are biases.
         unnamed = [key for key in left if not any(word in key for word in words)]
         assert all("bias" in key.rsplit(".", 1)[-1] for key in unnamed), unnamed
 

@@ -2,8 +2,8 @@
 
 Ho et al. 2020, "Denoising diffusion probabilistic models", equations 5, 7 and 13, and Nichol and
 Dhariwal 2021, "Improved denoising diffusion probabilistic models", equations 10 to 15: variances
-`fixed large` (beta, but the posterior's of the second step for the first one), `fixed small` (the
-posterior's, that of the first step replaced by that of the second) and learned (between both).
+`fixed large` (beta), `fixed small` (that of the posterior) and learned (between both). In the first
+step fixed large and fixed small are the posterior's variance of the second step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def gaussian_kl(mean: Any, log_variance: Any, other_mean: Any, other_log_varianc
 def log_mass_of_level(
     levels: np.ndarray, x: np.ndarray, mean: np.ndarray, scale: Any, half: float
 ) -> np.ndarray:
-    """Return the logarithm of a normal's mass in the bin around x, the outer ones without end."""
+    """Return the log-probability of the bin around x under a normal; outer bins are unbounded."""
     upper, lower = (x + half - mean) / scale, (x - half - mean) / scale
     inner = np.log(np.maximum(ndtr(upper) - ndtr(lower), 1e-300))
     return np.where(levels == 0, log_ndtr(upper), np.where(levels == 255, log_ndtr(-lower), inner))
@@ -118,8 +118,7 @@ def test_terms_are_those_of_an_independent_loop(
     np.testing.assert_allclose(terms["decoder"].numpy(), found[:, 0].numpy(), rtol=0, atol=0)
 
 
-def test_l_0_of_dequantised_images_is_the_mass_of_their_levels_bin() -> None:
-    """Anywhere in its bin: the stored level is modeled."""
+def test_l_0_is_the_probability_of_the_bin_wherever_x_0_lies_in_it() -> None:
     levels = torch.arange(256.0, dtype=torch.float64)
     mean = torch.linspace(-1.1, 1.1, 256, dtype=torch.float64)
     log_scale = torch.tensor(math.log(0.03), dtype=torch.float64)
@@ -172,7 +171,7 @@ def test_steps_are_divergences_between_normals(
     variance = schedule.betas[t] ** weight * small ** (1 - weight)
     expected = kl_divergence(Normal(mean, small.sqrt()), Normal(guess, variance.sqrt()))
     assert nats.shape == (3,)
-    # 1 - alpha^2 of one step, 1e-4 at the least, is known to 1e-12 of itself in float64.
+    # 1 - alpha^2 of one step is 1e-4 or more, with a relative error of 1e-12 in float64.
     torch.testing.assert_close(nats, expected.sum((1, 2, 3)), rtol=1e-9, atol=1e-9)
 
 

@@ -73,7 +73,7 @@ def test_to_uint8_takes_the_bin_of_each_value() -> None:
 
 
 @BOTH
-def test_dequantised_images_fill_their_bins_and_come_back_on_average(pixels: PixelMap) -> None:
+def test_dequantized_images_fill_their_bins_and_come_back_on_average(pixels: PixelMap) -> None:
     count = 4000
     images = LEVELS.expand(count, -1, -1, -1)
     x = pixels.dequantize(images, Draws.of(0, torch.arange(count)), torch.float64)

@@ -39,7 +39,7 @@ DEVIATIONS = torch.tensor([2.0, 0.101, 0.099, 0.0, 0.5, 0.01], dtype=torch.float
 
 
 class Linear(small_vae.VAEObjective):
-    """Return means that are linear in the signs, about means far from 0."""
+    """A VAE that encodes to means far from 0, linear in the signs of the planted coordinates."""
 
     def encode(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         signs = batch.images.flatten(1)[:, :6].double() - 100

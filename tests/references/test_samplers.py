@@ -64,7 +64,7 @@ def latent(count: int) -> tuple[Tensor, Draws]:
 
 
 def flow_to(x: Tensor, schedule: Schedule) -> Tensor:
-    """Integrate the ODE from the last to the first noise level: x_t next_level."""
+    """Return x_t at the first noise level, by the ODE from x at the last."""
     ratios = schedule.sigmas / schedule.alphas  # the noise level of x_t / alpha
     first, last = float(ratios[0]), float(ratios[-1])
 

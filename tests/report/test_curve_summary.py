@@ -1,4 +1,4 @@
-"""Sentences on curves follow from their values, and there are none without cause."""
+"""Sentences about curves follow from their values; some curves have none."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_metrics_are_read_from_logs_and_files(tmp_path: Path) -> None:
     assert value_of(run, "denoised 50/psnr_db_denoised") is None
 
 
-def test_bits_are_exact_before_they_are_a_bound(tmp_path: Path) -> None:
+def test_exact_bits_are_preferred_to_a_bound(tmp_path: Path) -> None:
     run = made(tmp_path / "a")
     run.evaluation["bits_per_dim_ode"] = {"bound": 5.0}
     assert value_of(run, "bits per dimension") == 5.0

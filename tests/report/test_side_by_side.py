@@ -1,4 +1,4 @@
-"""Several runs on a page: what is ranked, drawn together, marked, and what of a sweep failed."""
+"""Several runs on a page: which are ranked, drawn together and marked, and which failed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class WithoutRequeue(DevCluster):
 def make_cluster(
     tmp_path: Path, tiny_config: Path, user_environment: dict[str, str], monkeypatch
 ) -> Iterator[Callable[..., Cluster]]:
-    """Return a function that starts such a cluster for Slurm's commands."""
+    """Return a function that starts a cluster of some kind, which Slurm's commands then address."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: type[DevCluster], missing: list[str]) -> Cluster:
@@ -87,7 +87,7 @@ def test_accounting_has_the_states_of_old_jobs(make_cluster: Callable, tmp_path:
     until(lambda: slurm_cli.is_running(f"{array}_0"), 30, "the array did not start")
     slurm_cli.cancel([array])
     accounted.wait_for_steps(run, 5)
-    # The job before its processes, so that it cannot record how they ended.
+    # The oldest first: the job must not record how its other processes ended.
     for process in sorted(processes_of(accounted.job(run)), key=lambda p: p.create_time()):
         kill(process)
     jobs = {good, bad, *tasks, accounted.job(run)}
@@ -110,6 +110,6 @@ def test_cluster_that_never_requeues_is_refused_and_nothing_is_left(
     cluster = make_cluster(WithoutRequeue, missing_daemons())
     with pytest.raises(UserError, match=r"does not allow job \d+ .*requeued, .* it was cancelled"):
         cluster.submit(tmp_path / "run")
-    # A job that began before it was cancelled stays for a moment as completing.
+    # A job that began before it was cancelled stays in state COMPLETING for a moment.
     until(lambda: slurm_cli.call("squeue", "--noheader") == "", 30, "the job was not cancelled")
     assert not (tmp_path / "run").exists()

@@ -41,7 +41,7 @@ class WithAccounting(DevCluster):
 
     @property
     def environment(self) -> dict[str, str]:
-        # The database listens to a socket in the folder only.
+        # The database listens on a socket in the folder only.
         return {**super().environment, "MYSQL_UNIX_PORT": str(self.folder / "db.socket")}
 
     def start_controller(self) -> None:

@@ -28,7 +28,7 @@ def examples(count: int) -> settings:
 
 @st.composite
 def flipped(draw: st.DrawFn, content: bytes) -> bytes:
-    """Flip one bit."""
+    """Return the content with one bit flipped."""
     changed = bytearray(content)
     changed[draw(st.integers(0, len(content) - 1))] ^= 1 << draw(st.integers(0, 7))
     return bytes(changed)
@@ -36,7 +36,7 @@ def flipped(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Flip a bit, cut, insert, overwrite or repeat bytes, up to three times."""
+    """Return the content after one to three flips, cuts, insertions, repetitions or overwrites."""
     for _ in range(draw(st.integers(1, 3))):
         if not content:
             break
@@ -71,7 +71,7 @@ for _ in range(200):
 
 @st.composite
 def changed(draw: st.DrawFn, document: Any) -> Any:
-    """Change, remove or add a value somewhere in a JSON document."""
+    """Return a JSON document with a value changed, removed or added somewhere."""
     document = copy.deepcopy(document)
     places = list(_places(document))
     where, key = draw(st.sampled_from(places))

@@ -56,7 +56,7 @@ def unet(config: DiffusionConfig = SMALL) -> UNet:
         output_channels=6 if config.learned_variance else 3,
         num_classes=NUM_CLASSES if config.class_conditional else None,
     )
-    with torch.no_grad():  # weights that start at zero
+    with torch.no_grad():  # some weights start at zero and would hide others
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return net.double()

@@ -44,7 +44,7 @@ def architecture(name: str, config: VAENetConfig = TINY) -> VAENetConfig:
 
 def net(name: str = "plain", pixel_scale: bool = True, norm: str = "none") -> VAE:
     made = VAE(replace(architecture(name), norm=norm), SHAPE, pixel_scale)
-    with torch.no_grad():  # weights that start at zero
+    with torch.no_grad():  # some weights start at zero and would hide others
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made.double()
@@ -63,7 +63,7 @@ def loss(made: VAEObjective, vae: nn.Module, given: tuple[Batch, Draws]) -> dict
 def colours(count: int) -> Tensor:
     """Return images uint8 [count, H, W, C] of two random colours side by side.
 
-    Noise would have to be learned pixel by pixel.
+    They are learned quickly; noise would have to be learned pixel by pixel.
     """
     halves = Draws.of(9, torch.arange(count)).uniform("colours", (1, 2, 3)).mul(256).byte()
     return halves.repeat_interleave(SHAPE[1] // 2, dim=2).expand(-1, SHAPE[0], -1, -1)

@@ -65,7 +65,7 @@ class Tape(TorchDispatchMode):
 
 
 def _indexes_by_numbers(func: Any, args: tuple[Any, ...]) -> bool:
-    """Return whether it indexes without masks, so that the size of its result is known."""
+    """Return whether an operator indexes without masks, so that its result has a known size."""
     masks = (torch.bool, torch.uint8)
     indexes = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
     return indexes and not any(i is not None and i.dtype in masks for i in args[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def tree_of(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return time of change and content of every file below a folder, folders as empty files."""
+    """Return modification time and content of every file in a folder, (0, b"") for a folder."""
     return {
         str(path.relative_to(folder)): (
             (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else (0, b"")

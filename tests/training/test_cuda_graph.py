@@ -77,7 +77,7 @@ def assert_replays_are_plain_steps(
 
 
 def family_job(folder: Path, family: str, **train: Any) -> Job:
-    """Return the smallest run of a family on images of noise."""
+    """Return the job of a family's smallest run on images of noise."""
     keys = KEYS | OF_FAMILY.get(family, {}) | {f"train.{k}": value for k, value in train.items()}
     words = [f"--{key}={value}" for key, value in keys.items()]
     module = family_module(family)

@@ -39,9 +39,9 @@ def test_early_in_a_run_the_halflife_is_a_fraction_of_the_images_seen():
     net = filled(nn.Linear(3, 2).double(), 1.0)
     ema = Ema({"net": net}, halflife_images=10_000)
     filled(net, 0.0)
-    ema.update({"net": net}, 2000, 100)  # 5 % of 2000 images are the batch's 100
+    ema.update({"net": net}, 2000, 100)  # a halflife of 5 % of 2000: one batch
     assert weight_of(ema) == pytest.approx(0.5, rel=1e-12)
-    ema.update({"net": net}, 10**6, 10_000)  # 5 % of a million are more than the halflife
+    ema.update({"net": net}, 10**6, 10_000)  # 5 % of a million exceed the configured halflife
     assert weight_of(ema) == pytest.approx(0.25, rel=1e-12)
 
 

@@ -32,7 +32,7 @@ def powercap(tmp_path: Path) -> Path:
     names = {
         "intel-rapl": None, "intel-rapl:0": "package-0", "intel-rapl:0:0": "core",
         "intel-rapl:0:1": "dram", "intel-rapl:1": "package-1", "intel-rapl:2": "psys",
-        "intel-rapl-mmio:0": "package-0",  # the first socket by another way
+        "intel-rapl-mmio:0": "package-0",  # the first socket through another interface
     }  # fmt: skip
     for folder, name in names.items():
         (root / folder).mkdir(parents=True)

@@ -65,7 +65,7 @@ def test_a_restored_meter_has_the_same_means_to_the_last_bit(engine: Engine):
     for value in values[6:]:
         second.add(["a"], torch.tensor([value]))
     assert second.means(engine) == {**whole.means(engine), "b": 2.0}
-    # Of two processes, on one.
+    # The state of two processes, restored on one.
     second.restore({"names": ["a"], "sums": [[2.0], [6.0]], "counts": [2]}, engine)
     assert second.means(engine) == {"a": 2.0}  # (2 + 6) / (2 + 2)
 

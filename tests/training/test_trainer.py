@@ -79,7 +79,7 @@ def test_micro_batches_train_the_same(tmp_path: Path, uninterrupted: Path):
     assert train(job(folder, micro_batch=2))
     (first, log), (second, other_log) = left_by(folder), left_by(uninterrupted)
     for key, value in second.model.items():
-        # Sums in another order, in float32; Adam makes 1e-5 of a rate of 0.01 of it.
+        # Sums in another order round differently; Adam at a rate of 0.01 turns that into 1e-5.
         torch.testing.assert_close(first.model[key], value, rtol=0, atol=1e-5)
     for line, other in zip(log, other_log, strict=True):
         assert line == pytest.approx(other, rel=1e-4)

@@ -55,7 +55,7 @@ def test_importance_weighted_gaussian_converges_to_the_known_mass():
     mass = marginal.cdf((levels + 1) / 128 - 1) - marginal.cdf(levels / 128 - 1)
     expected = -mass.log().sum(1)
     found = converged("gaussian", known, 20_000)
-    # The weights' deviation is about their mean: 1 / sqrt(20,000) is 0.007, of which four.
+    # Weights deviate by about their mean, so four standard errors are 4 / sqrt(20,000) = 0.03.
     torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
 
 
@@ -70,7 +70,7 @@ def test_importance_weighted_logistic_converges_to_the_known_mass():
     assert float(masses.sum()) == pytest.approx(1, abs=1e-9)
     expected = -masses.log()[two_pixels().images.long().flatten(1)].sum(1)
     found = converged("discretized_logistic", known, 20_000)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)  # as above, heavier weights
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)  # weights vary more
 
 
 @likelihoods

@@ -34,8 +34,8 @@ def pixels(mean: float, log_scale: float, dtype: torch.dtype = torch.float64) ->
 def test_masses_of_all_grey_levels_sum_to_one(mean: float, log_scale: float, dtype: torch.dtype):
     nll = discretized_logistic_nll(LEVELS, pixels(mean, log_scale, dtype))
     assert nll.isfinite().all() and (nll >= 0).all()
-    # Edges of a level are differences of numbers about 1 (6e-8 of rounding in float32) over the
-    # scale, so neighboring masses may overlap by that fraction: by 1 % for a scale of e^-12.
+    # An edge of a level is a difference of numbers about 1 (rounded by 6e-8 in float32) over the
+    # scale, so neighboring levels may overlap by 6e-8 / scale: by 1 % for a scale of e^-12.
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5 + 6e-8 * math.exp(-log_scale)
     assert float(torch.exp(-nll.double()).sum()) == pytest.approx(1, abs=tolerance)
 
@@ -60,7 +60,7 @@ def test_logistic_is_right_in_the_far_tail_in_float32():
     mean, log_scale = -0.5, math.log(0.002)
     exact = discretized_logistic_nll(LEVELS, pixels(mean, log_scale))
     single = discretized_logistic_nll(LEVELS, pixels(mean, log_scale, torch.float32))
-    # Down to masses of e^-750: relative to it, rounding of differences about 1.
+    # The NLL reaches 750; x - mean, of about 1, is rounded by 6e-8 and divided by the scale.
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-4)
     assert exact.max() > 700
 
@@ -86,7 +86,7 @@ def test_logistic_has_a_finite_gradient_and_pulls_the_mean_to_the_pixel(
     assert pull[0] <= 0 <= pull[-1]
 
 
-def test_gaussian_is_a_density_on_dequantised_pixels_in_nats_of_stored_ones():
+def test_gaussian_nll_is_of_the_density_per_grey_level():
     x = torch.rand(4, 3, 5, 5).double()
     given = PixelDistribution(torch.randn_like(x), torch.randn_like(x))
     expected = -Normal(given.mean, given.log_scale.exp()).log_prob(x) + math.log(128)
@@ -96,7 +96,7 @@ def test_gaussian_is_a_density_on_dequantised_pixels_in_nats_of_stored_ones():
 @pytest.mark.parametrize("scale", [0.003, 0.02, 0.5])
 def test_gaussian_bounds_the_mass_of_grey_levels(scale: float):
     given, normal = pixels(0.1, math.log(scale)), Normal(0.1, scale)
-    noise = (torch.arange(1000).double() + 0.5) / 1000  # the mean over it is the noise's
+    noise = (torch.arange(1000).double() + 0.5) / 1000  # averaged over, as for dequantization noise
     levels = LEVELS.flatten().double()[:, None]
     x = (levels + noise) / 128 - 1
     nll = gaussian_nll(x, PixelDistribution(*(part[:, :, 0, 0] for part in given))).mean(1)

@@ -29,7 +29,7 @@ architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def sizes_of(side: Encoder | Decoder, given: torch.Tensor) -> list[int]:
-    """Record the side length of features after every layer, repetitions left out."""
+    """Return the side lengths of features after every layer, without repetitions."""
     seen: list[int] = []
 
     def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -88,7 +88,7 @@ def test_gradient_reaches_every_parameter(name: str, pixel_scale: bool, norm: An
 @pytest.mark.parametrize("pixel_scale", [True, False])
 def test_shapes_and_bounds_of_outputs(name: str, pixel_scale: bool):
     made = VAE(architecture(name), (8, 16, 1), pixel_scale)
-    with torch.no_grad():  # what starts at a constant goes far beyond the bounds
+    with torch.no_grad():  # constant at the start; now far beyond the bounds
         made.decoder.exit.weight.normal_(std=1e4)
         if made.decoder.log_scale is not None:
             made.decoder.log_scale.fill_(1e4)

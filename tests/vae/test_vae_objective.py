@@ -116,7 +116,7 @@ def test_labels_are_ignored():
     assert made.num_classes is None
 
 
-def test_knobs_of_a_call_are_checked_and_replace_the_configured():
+def test_settings_of_a_call_are_checked_and_replace_those_of_the_run():
     made, nets = objective(sample=VAESampleConfig(temperature=0.5)), {"vae": net()}
     with pytest.raises(UserError, match=r"sample\.temperature is 0"):
         made.sample(nets, 1, None, draws_of(1), temperature=0)

@@ -74,7 +74,7 @@ def noise_is_equal(context: Context) -> str:
 
 
 class Launch(NamedTuple):
-    """A normalization of the U-Net: its layer and the shapes of its inputs, without [B]."""
+    """A normalization of the U-Net: its layer and the shapes of its inputs, without the batch."""
 
     groups: int
     channels: int
@@ -87,7 +87,7 @@ class Launch(NamedTuple):
 
 @functools.cache
 def launches(width: int = 128) -> tuple[Launch, ...]:
-    """Return the distinct normalizations of a U-Net, by default of 35.7 M, found on meta."""
+    """Return the distinct normalizations of a U-Net, by default that of 35.7 M parameters."""
     found: list[Launch] = []
     names = [*inspect.signature(NormAct.forward).parameters][1:]
 
@@ -116,7 +116,7 @@ def launches(width: int = 128) -> tuple[Launch, ...]:
 
 
 def _chosen(context: Context) -> tuple[Launch, ...]:
-    """Return all of the large net on a GPU; in the interpreter two of the smallest."""
+    """Return all launches of the large net on a GPU; in the interpreter two of a narrow net."""
     if context.gpu:
         return launches()
     by_size = sorted(launches(32), key=lambda launch: torch.Size(launch.image).numel())
