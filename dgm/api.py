@@ -34,7 +34,7 @@ from shards.sources import Source
 from shards.write import write_folder
 
 Network = nn.Module | dict[str, nn.Module]
-"""A network, or a family's networks by name; each is called as the family's own one is."""
+"""A network, or a family's networks by name; each is called like the family's own network."""
 _SECTIONS = {trainer: section for section, trainer in TRAINERS.items()}
 
 
@@ -162,8 +162,8 @@ def train(
     [N], from 0; None is a single class. config: a path, or the name of a file in launch/configs;
     None is the published one. network, objective: replace the family's own; networks by name for a
     GAN. keys: configuration keys, as `**{"train.total_images": 10_000}`.
-    Raise ValueError for invalid arguments, and KeyboardInterrupt if training was stopped: it has
-    saved then, and the same call resumes it.
+    Raise ValueError for invalid arguments, and KeyboardInterrupt if training was stopped: the same
+    call then resumes it.
     """
     section = _SECTIONS.get(family, family)
     if section not in TRAINERS:
@@ -205,7 +205,7 @@ def _interrupt() -> NoReturn:
 
 
 def _as_shards(images: Any, labels: Any, classes: Sequence[str] | None) -> Path:
-    """Return the folder of shards of images in memory, named by a hash; write it if missing."""
+    """Return a folder of shards with these images, named by their hash; write it if missing."""
     if not isinstance(images, np.ndarray | Tensor):
         pairs = [images[k] for k in range(len(images))]
         images = np.stack([_as_rgb(image) for image, _ in pairs])

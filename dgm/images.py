@@ -18,7 +18,7 @@ SCALE, GAP = 2, 2
 
 
 def to_uint8(images: Tensor, pixels: PixelMap) -> np.ndarray:
-    """Return images [N, C, H, W] of a pixel map as stored images, uint8 [N, H, W, C]."""
+    """Convert images [N, C, H, W], as mapped by `pixels`, to stored ones, uint8 [N, H, W, C]."""
     return pixels.to_uint8(images).cpu().numpy()
 
 

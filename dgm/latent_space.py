@@ -17,8 +17,8 @@ def slerp_path(start: Tensor, end: Tensor, columns: int) -> Tensor:
     """Return spherical interpolations [B, columns, D] from each start to its end, both [B, D].
 
     Draws from the prior lie near a sphere, and so does the path (White 2016, "Sampling generative
-    networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a). Linear where the two
-    are (anti)parallel.
+    networks", section 2.1): (sin((1 - s) a) start + sin(s a) end) / sin(a) with the angle a between
+    the two and s from 0 to 1. Linear where they are (anti)parallel.
     """
     line = lerp_path(start, end, columns)
     fraction = _fractions(columns, start)
@@ -41,7 +41,7 @@ def _fractions(columns: int, like: Tensor) -> Tensor:
 def traverse_directions(z: Tensor, directions: Tensor, columns: int, reach: float) -> Tensor:
     """Return copies of z [D], moved along each of K unit vectors [K, D]: [K, columns, D].
 
-    The coordinate along the vector goes from -reach to reach; orthogonal components stay.
+    The coordinate along the vector goes from -reach to reach; orthogonal components do not change.
     """
     steps = torch.linspace(-reach, reach, columns, dtype=z.dtype, device=z.device)[:, None]
     orthogonal = z - (directions @ z)[:, None] * directions
@@ -49,9 +49,9 @@ def traverse_directions(z: Tensor, directions: Tensor, columns: int, reach: floa
 
 
 def jtj_product(decode: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor) -> Tensor:
-    """Return J'J v at z [D] for each direction v [K, D], with J = d decode / dz, [K, D].
+    """Return J'J v, [K, D], for each direction v [K, D], with J = d decode / dz at z [D].
 
-    `decode` gets z as a batch of K.
+    `decode` gets a batch of K copies of z.
     """
     repeated = z.repeat(len(directions), 1)
     tangents = torch.func.jvp(decode, (repeated,), (directions,))[1]

@@ -19,7 +19,7 @@ Nets = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of update: the network that is updated, every `every` steps."""
+    """One kind of update: which network it updates, and once in how many steps."""
 
     name: str
     net: str
@@ -65,7 +65,7 @@ class Objective(Protocol):
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Return images [count, C, H, W] of the map `pixels`; image i uses the draws of index i.
+        """Return images [count, C, H, W], as mapped by `pixels`; image i uses the draws of index i.
 
         `knobs` replace fields of `sample_config`.
         """

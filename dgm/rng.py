@@ -1,9 +1,9 @@
 """Random draws as functions: `f(seed, purpose, step or epoch, image index)`.
 
 Every draw is computed by the counter-based generator Philox4x32-10 (Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter consists of the block
-of four numbers inside one image's draw, the image's index, the step (or epoch) and the purpose. So
-there is no generator state: any number can be recomputed, on any process, in any batch.
+random numbers: as easy as 1, 2, 3"). The key is the run's seed; the counter consists of the index
+of a block of four numbers within one image's draw, the image's index, the step (or epoch) and the
+purpose. So there is no generator state: any number can be recomputed, on any process, in any batch.
 
 Integers are exact, hence equal in eager and compiled code and on every device.
 """
@@ -168,9 +168,10 @@ def permutation_block(seed: int, epoch: int, length: int, block: int = 0) -> Ten
     """Return the images at one block of an epoch's positions, int64, on the CPU.
 
     The block starts at position `block * PERMUTATION_BLOCK`. Its cost does not grow with `length`.
-    Up to one block of images is sorted by random 64-bit keys. Otherwise each position is mapped by
-    itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the integers of as
-    few bits as hold `length`, and results of `length` or more are permuted again (cycle walking).
+    A data set of at most one block is sorted by random 63-bit keys. Otherwise each position is
+    mapped by itself: a Feistel network (Luby and Rackoff 1988) of eight rounds permutes the
+    integers of as few bits as hold `length`, and results of `length` or more are permuted again
+    (cycle walking).
     """
     if length <= PERMUTATION_BLOCK:
         draws = Draws.of(seed, torch.arange(length), epoch)

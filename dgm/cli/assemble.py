@@ -52,13 +52,13 @@ class DataConfig:
     """The source of the images; a run identifies its images by content, not by these keys."""
 
     source: str = field(default="cifar10", metadata={**MAY_CHANGE, **PATH})
-    """cifar10 (downloaded), shapes (built in) or folder:PATH (a class-folder tree)."""
+    """cifar10 (downloaded), shapes (built in) or folder:PATH (one folder per class)."""
     shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
     """Folder of train shards; null is data/SOURCE, built from the source if missing."""
     test_shards: str | None = field(default=None, metadata={**MAY_CHANGE, **PATH})
-    """Folder of test shards, for metrics on test images; null is found or built like `shards`."""
+    """Folder of test shards, for metrics on test images; null: found or built like data.shards."""
     resize: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Side to which images are center-cropped and resized (bicubic); null leaves them."""
+    """Side to which images are center-cropped and resized (bicubic); null keeps their size."""
     background: str = field(default="white", metadata=MAY_CHANGE)
     """Background of transparent images of a folder: white, black or R,G,B."""
     holdout: float = field(default=0.0, metadata=MAY_CHANGE)
@@ -125,7 +125,7 @@ def run_training(
             watchdog.start()
             job, config = _prepare(config, make_parts, engine, watchdog)
             is_done = Trainer(job).train(RunFolder(config, folder, lock), stop)
-            # Collective: a launcher ends the other processes as soon as one exits with code 75.
+            # On all processes, since a launcher ends the others as soon as one exits with code 75.
             engine.on_main(lambda: _print_outcome(engine, folder, is_done))
         except OSError as error:
             fault = disk_fault(error)
@@ -148,7 +148,7 @@ def run_training(
 def _prepare(
     config: TrainerConfig, make_parts: MakeParts, engine: Engine, watchdog: Watchdog
 ) -> tuple[Job, TrainerConfig]:
-    """Open the shards, built if missing; return the job, and the config with their folders."""
+    """Open the shards, built if missing; return the job, and the config naming the train shards."""
     data = config.data
     if engine.is_main:  # the others wait for it
         watchdog.set_activity("prepare")
@@ -247,7 +247,7 @@ def _checksums(index: Index) -> list[str]:
 def former_ids(images: Shards) -> tuple[str, ...]:
     """Return the ids that older versions gave to the same images.
 
-    Those versions hashed no checksums of foreign tars, which are read in place.
+    Those versions left out the checksums of tars without an index.json.
     """
     if (images.folder / INDEX).is_file():
         return ()
@@ -267,9 +267,9 @@ def ensure_split(
 ) -> Path:
     """Return the folder of a run's train or test shards, checked; build them if missing.
 
-    classes: those of the train images, which number labels of test images; check: called with
-    the images' shape and number of classes before anything is built; check_index: before shards
-    that are built again replace the older ones.
+    classes: those of the train images, by which labels of test images are numbered; check: called
+    with the images' shape and number of classes before anything is built; check_index: called with
+    the new index before shards that are built again replace the older ones.
     """
     given = data.shards if split == "train" else data.test_shards
     # A run's config.yaml names its train shards; the test shards lie in the same folder.

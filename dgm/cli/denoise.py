@@ -1,9 +1,9 @@
 """Noise real test images partially and denoise them: `python launch/denoise.py RUN`.
 
-Images are noised by each number of steps in --steps, of the run's own schedule. A sheet shows the
-real images, the noised ones, the denoised ones, and how these differ from the real ones (grey: not
-at all). A table and a curve, which goes up to all steps, tell how similar denoised images are to
-the real ones, and how often a classifier still recognizes their class.
+Images are noised by each number of steps in --steps, of the run's own schedule. A sheet (an
+image grid) shows the real images, the noised ones, the denoised ones, and how these differ from the
+real ones (grey: not at all). A table and a curve, which goes up to all steps, show how similar
+denoised images are to the real ones, and how often a classifier still recognizes their class.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     add_study_options(parser, "run folder of a diffusion model", "denoised")
-    parser.add_argument("--steps", default="50,10,5", help="noising steps, comma-separated")
+    parser.add_argument(
+        "--steps", default="50,10,5", help="numbers of noising steps, comma-separated"
+    )
     parser.add_argument("--num_images", type=int, default=200, help="test images to evaluate")
     parser.add_argument("--curve", type=int, default=10, help="points of the curve; 0 draws none")
     parser.add_argument(
         "--evaluations", type=int, default=50,
-        help="maximum network evaluations per image; with fewer than --steps, some are skipped",
+        help="maximum network evaluations per image; with fewer than --steps, steps are skipped",
     )  # fmt: skip
     parser.add_argument("--sampler", choices=["ddpm", "ddim", "dpmpp_2m", "heun"], default="ddpm")
     parser.add_argument(

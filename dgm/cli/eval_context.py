@@ -96,7 +96,7 @@ class EvalContext:
         origin = load_index(index_path) if index_path.is_file() else self.train.index
         test_shards = self.options.test_shards or data.test_shards
         if test_shards is None and origin.source.startswith(("tar:", "array")):
-            reason = f"it was trained on {origin.source}, of which only train images are known"
+            reason = f"the run was trained on {origin.source}, of which only train images are known"
             return None, f"{reason}; give --test_shards DIR"
         if test_shards is None:
             data = _build_settings(data, origin)

@@ -52,7 +52,7 @@ def make_parser() -> ArgumentParser:
         "--features",
         choices=["classifier", "inception"],
         default="classifier",
-        help="classifier: of one trained on the run's real images; inception: those of FID and KID",
+        help="of a classifier trained on the run's images, or of Inception, as for FID and KID",
     )
     add(
         "--weights", type=path_word, help="file of Inception's weights; default in the cache folder"
@@ -71,7 +71,7 @@ def make_parser() -> ArgumentParser:
         "--importance_samples",
         type=int,
         default=0,
-        help="samples of a VAE's tighter bound; 0: none",
+        help="samples of a VAE's importance-weighted bound; 0: none",
     )
     add("--ode_steps", type=int, help="steps of bits_per_dim_ode, 8 or more; default: as needed")
     add(

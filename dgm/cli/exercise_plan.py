@@ -7,7 +7,7 @@ groups            by name: `set` (keys of the trainer), or `like: FILE` and `gro
 scales            by name: `config` (in launch/configs), `set`, `seeds` (runs of each group),
                   `measure` (options of launch/evaluate.py), `post` (for the first run of each
                   group: a script of launch/ with its options)
-expect            `hypothesis` (a text), `lower` or `higher` (a metric), `of` (a group), `baseline`
+expect            `hypothesis` (text), `lower` or `higher` (a metric), `of` (a group), `baseline`
                   (a group, or a number)
 compare, rank_by  metrics of groups to list, and those by which the best group is chosen
 min, show         whether to list the minimum of each loss; pictures to show
@@ -93,7 +93,7 @@ def read_plan(path: Path, scale: str) -> Plan:
 def _plan_group(
     path: Path, content: dict[str, Any], name: str, scale: str, num_seeds: int | None = None
 ) -> list[PlannedRun]:
-    """Return the runs of a group; `num_seeds` is that of another file that refers to it."""
+    """Return the runs of a group; `num_seeds` is given by another file that refers to the group."""
     group = _get(path, content["groups"], name, dict)
     _check_keys(path, f"groups.{name}", group, _GROUP)
     common, own = _scale(path, content, scale), _scale(path, group, scale)
@@ -111,7 +111,7 @@ def _plan_group(
             )
         if num_seeds is not None:  # two files could refer to each other endlessly
             raise UserError(
-                f"{path} takes group {name} from {other.name} itself: take it from there"
+                f"{path} itself takes group {name} from {other.name}: take it from there"
             )
         planned = _plan_group(other, source, source_name, scale, seeds)
         return [replace(run, group=name) for run in planned]
@@ -216,7 +216,7 @@ def _get(path: Path, parent: dict[str, Any], key: str, kind: type) -> Any:
 def _text(path: Path, parent: dict[str, Any], key: str) -> str:
     found = parent.get(key)
     if not isinstance(found, str) or not found.strip():
-        raise UserError(f"{path} has {key} '{found}': give a text")
+        raise UserError(f"{path} has {key} '{found}': give text")
     return found
 
 

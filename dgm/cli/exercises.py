@@ -211,7 +211,7 @@ def write_page(plan: Plan, out: Path, command: list[str]) -> Path:
 
 
 def answer(options: Namespace, plans: list[Plan], out: Path) -> None:
-    """Train and evaluate all runs, then write the pages; raise CommandError."""
+    """Train and evaluate all runs, then write the pages; raise CommandError if a command fails."""
     data = _data(options)
     for split in ("test", "train"):  # without test images nothing is built
         ensure(options.data, split=split, resize=options.resize, options=data.options)

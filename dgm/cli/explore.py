@@ -137,7 +137,7 @@ class Explorer:
     def traverse(self) -> Explored | None:
         """Vary single latents of a VAE, or directions in which images of a flow or GAN change most.
 
-        None for a diffusion model.
+        Return None for a diffusion model.
         """
         context, objective = self.context, self.objective
         if isinstance(objective, DiffusionObjective):
@@ -252,7 +252,7 @@ def choose_settings(
     if isinstance(objective, DiffusionObjective):
         if objective.num_classes is None or objective.config.label_drop == 0:
             own.remove("guidance")
-            lacks = "classes" if objective.num_classes is None else "withholding classes"
+            lacks = "classes" if objective.num_classes is None else "diffusion.label_drop"
             notes.append(f"Guidance is left out: the run was trained without {lacks}.")
         if options.steps is None:  # a schedule may be shorter than the default values
             total = objective.schedule.num_timesteps
@@ -274,7 +274,7 @@ def _values(name: str, text: str, objective: Objective) -> Sequence[float]:
 
 
 def explore(options: Namespace, engine: Engine, out: Path) -> dict[str, Any]:
-    """Explore a run; the main process writes the sheets."""
+    """Explore a run; the first process writes the sheets."""
     check_range(options, "--", "num_shown", "num_pairs", "epochs", min=1, max=MAX_SAMPLES)
     check_range(options, "--", "num_images", min=2, max=MAX_SAMPLES)
     folder = Path(options.run)

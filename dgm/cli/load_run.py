@@ -56,7 +56,7 @@ def load_run(
     """Load the newest complete checkpoint of a run folder, that of `images_seen`, or the best.
 
     `average` loads the moving average of the weights; `replace` exchanges nets or objective. Raise
-    UserError if there is none.
+    UserError if there is no such checkpoint.
     """
     config = folder / "config.yaml"
     if not config.is_file():

@@ -218,7 +218,7 @@ class MetricGroup:
     """Metrics that are computed together."""
 
     compute: Callable[[EvalContext], Metrics]
-    min_images: int = 0  # generated, or of each class
+    min_images: int = 0  # generated images that it needs, for some metrics of each class
     by_features: bool = False
     family: str | None = None  # the only one that has them
     on_test: bool = False  # computed on test images, or in comparison with them

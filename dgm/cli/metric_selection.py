@@ -64,8 +64,8 @@ def choose_metrics(context: EvalContext) -> list[str]:
     samples = context.options.importance_samples
     if samples and not isinstance(trained.objective, ImportanceWeighted):
         raise UserError(
-            f"--importance_samples is {samples}, but a {trained.family} run has no tighter "
-            "bound: leave it out"
+            f"--importance_samples is {samples}, but a {trained.family} run has no "
+            "importance-weighted bound: leave it out"
         )
     # Opened now, so that a missing file is an error before anything is computed.
     groups = [METRIC_GROUPS[name] for name in names]
@@ -83,7 +83,8 @@ def _without_test(context: EvalContext, names: list[str]) -> list[str]:
         return names
     left_out = [name for name in names if METRIC_GROUPS[name].on_test]
     if context.engine.is_main:
-        print(f"{context.folder}: left out: {', '.join(left_out)}, on test images: {reason}")
+        listed = ", ".join(left_out)
+        print(f"{context.folder}: left out: {listed}, for lack of test images: {reason}")
     return [name for name in names if name not in left_out]
 
 

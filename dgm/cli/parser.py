@@ -30,7 +30,7 @@ from dgm.common.yaml_io import read_value, read_yaml
 
 _TYPE_NAMES = {
     int: "a whole number (int)", float: "a number (float)", bool: "true or false",
-    str: "a text", NoneType: "null",
+    str: "text", NoneType: "null",
 }  # fmt: skip
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 """The published configurations; an installed package holds a copy of launch/."""

@@ -1,7 +1,7 @@
 """Check runs before slurm.submit submits them: `python launch/preflight.py < REQUEST`.
 
-The request is JSON: `script` (launch/train_X.py), `sets` (a command line by name), `processes`
-(numbers of processes that the run may get) and `build` (whether to build missing shards). The
+The request is JSON: `script` (launch/train_X.py), `sets` (command lines by name), `processes`
+(numbers of processes that a run may get) and `build` (whether to build missing shards). The
 answer is JSON too: for each set either `error`, or a description of the run.
 """
 

@@ -95,7 +95,7 @@ def choose_knobs(options: Namespace, trained: TrainedRun) -> dict[str, Any]:
 def choose_shown(
     num_classes: int, per_class: int, height: int, width: int
 ) -> tuple[list[int], int]:
-    """Return the rows of the images that the PNG shows, and its columns.
+    """Return the indices of the images that the PNG shows, and its number of columns.
 
     Of many classes it shows some, evenly spaced.
     """

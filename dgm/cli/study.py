@@ -1,4 +1,4 @@
-"""Options of `denoise`, `explore` and `sample`, their checks, and sheets of images."""
+"""Options of `denoise`, `explore` and `sample`, their checks, and sheets (image grids)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def refuse_options_of_other_families(
     for name in names:
         if options[name] is not None and name not in own:
             raise UserError(
-                f"--{name} {options[name]} means nothing to a {family} run: it has {', '.join(own)}"
+                f"--{name} {options[name]} is not an option of a {family} run: choose from "
+                f"{', '.join(own)}"
             )
 
 

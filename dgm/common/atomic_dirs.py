@@ -81,9 +81,9 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the block, or removed.
 
-    If another process has created `final` meanwhile, its folder is kept where its file named
-    `identity` has the same bytes. remedy: ends the message where `final` cannot be written.
-    replace: replace a different `final`; memory maps of its files stay valid.
+    If another process has created `final` meanwhile, its folder is kept if the file named
+    `identity` has the same bytes in both. remedy: the end of a message that `final` cannot be
+    written. replace: replace a different `final`; memory maps of its files stay valid.
     Raise UserError where `final` has other content, or cannot be written.
     """
     made = _make_parents(final, remedy)
@@ -140,7 +140,8 @@ def _exchange(temporary: Path, final: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if not libc.renameat2(cwd, os.fsencode(temporary), cwd, os.fsencode(final), exchange):
             return
-    # Some network file systems do not. After an interruption, `old` is removed as a leftover.
+    # Not atomic: some network file systems cannot exchange. An interruption leaves `old`, which
+    # `remove_leftovers` removes.
     old = temporary_sibling(final)
     os.rename(final, old)
     os.rename(temporary, final)
@@ -161,7 +162,7 @@ def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise UserError(f"no space left to write {final}; free some or move it") from error
+            raise UserError(f"no space left to write {final}; free some, or {remedy}") from error
         if error.errno in _FORBIDDEN and not _is_elsewhere(error, final):
             reason = error.strerror
             raise UserError(f"cannot write {final} ({reason}); {remedy}") from error
@@ -169,6 +170,6 @@ def _plain_errors(final: Path, remedy: str) -> Iterator[None]:
 
 
 def _is_elsewhere(error: OSError, final: Path) -> bool:
-    """Return whether an error names a file outside of `final`, such as a source image."""
+    """Return whether an error names a file outside of `final`'s parent, such as a source image."""
     name = error.filename
     return isinstance(name, str) and not Path(name).resolve().is_relative_to(final.parent)

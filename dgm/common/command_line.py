@@ -26,7 +26,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def exit_code(main: Callable[[], int | None], show: Callable[[str], None]) -> int:
-    """Return what a command returns, or 2 after a mistake or a disk error; `show` its one line."""
+    """Return a command's exit code, 2 after a mistake or disk error; `show` gets the error line."""
     try:
         code = main() or DONE
         sys.stdout.flush()  # here, so that a full disk is a one-line error
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _checked(self, option: str, value: Any) -> Any:
-        """Return a value, ~ of a path expanded; exit if no option accepts it."""
+        """Return a value, with ~ expanded in a path; exit if no option accepts it."""
         if remedy := remedy_for(str(value) if isinstance(value, Path) else value, option[2:]):
             self.error(f"{option} is {value}: {remedy}")
         try:

@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged: only objects of limited depth and numbers are accepted."""
+"""Reading JSON that may be damaged: only objects with limits on depth and digits are accepted."""
 
 from __future__ import annotations
 

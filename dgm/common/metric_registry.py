@@ -18,7 +18,7 @@ class Metric:
     """Label, unit and better direction of a metric."""
 
     label: str = ""
-    """Name on pages and plots; empty: that of the key, with spaces."""
+    """Name on pages and plots; empty: the last part of the key, with spaces for underscores."""
     unit: str = ""
     direction: Literal["min", "max"] | None = None
     """Which value is better; None for neither, such as a term of a sum or a value to be matched."""
@@ -65,7 +65,9 @@ _SAMPLES = {
     "min_coverage_of_a_class": Metric("", FRACTION, "max", "0 for a class that is left out"),
     "fraction_by_class": Metric("", FRACTION, None, "of the generated images"),
     "distance_in_features": Metric("", "", None, "median, to the nearest training image"),
-    "distance_in_pixels": Metric("", "grey levels", None, "the same for RMS pixel distance"),
+    "distance_in_pixels": Metric(
+        "", "grey levels", None, "median RMS distance to the nearest training image"
+    ),
     "distance_of_test_in_features": Metric(),
     "distance_of_test_in_pixels": Metric("", "grey levels"),
     "seconds_per_image": Metric(
@@ -78,23 +80,27 @@ for _space in ("features", "pixels"):
         "", "", None, "divided by that of test images; 1 is as novel as these, 0 a copy"
     )
     _SAMPLES[f"nearer_than_test_in_{_space}"] = Metric(
-        "", FRACTION, None, "nearer than all but 1 % of test images; 1 % is as novel as these"
+        "", FRACTION, None, "nearer to training images than 99 % of test images; 1 % if as novel"
     )
 
 _FEATURES = {
     "fd": Metric(
-        "FD", "", "min", "Frechet distance in features of the project's classifier, no FID"
+        "FD", "", "min", "Frechet distance in features of the project's classifier, not FID"
     ),
     "kd": Metric(
-        "KD", "", "min", "kernel distance in features of the project's classifier, no KID"
+        "KD", "", "min", "kernel distance in features of the project's classifier, not KID"
     ),
     "score": Metric(
         "", "", "max", "as the Inception score, by the classifier's classes; higher is better"
     ),
     "precision": Metric("", FRACTION, "max", "generated images within the real manifold"),
     "recall": Metric("", FRACTION, "max", "real images within the generated manifold"),
-    "density": Metric("", "", "max", "how densely real images are surrounded; 1 for real ones"),
-    "coverage": Metric("", FRACTION, "max", "real images with a generated one near; 97 % if real"),
+    "density": Metric(
+        "", "", "max", "how densely real images surround generated ones; 1 for real ones"
+    ),
+    "coverage": Metric(
+        "", FRACTION, "max", "real images with a generated one nearby; 97 % for real ones"
+    ),
 }
 """Metrics whose key ends in the features that they are computed in: `fd_classifier`."""
 
@@ -104,7 +110,7 @@ _IMAGES = {
         "its mean over the dequantization noise is a bound for stored images",
     ),
     "bound": Metric("bits/dim, bound", _BITS, "min"),
-    "importance_weighted": Metric("bits/dim, tighter bound", _BITS, "min"),
+    "importance_weighted": Metric("bits/dim, importance-weighted bound", _BITS, "min"),
     "error": Metric("standard error of bits/dim", _BITS),
     "discretization_error": Metric("estimated discretization error", _BITS),
     "loss_error": Metric("standard error of the loss"),
@@ -115,7 +121,7 @@ _IMAGES = {
     "rms_error_grey_levels": Metric(
         "error in grey levels", "grey levels", "min", "RMS error of reconstructions; 0 is perfect"
     ),
-    "psnr_db": Metric("PSNR, dB", "dB", "max", "that error in decibels; higher is better"),
+    "psnr_db": Metric("PSNR, dB", "dB", "max", "the RMS error in decibels; higher is better"),
     "psnr_db_of_ends": Metric("", "dB", "max"),
     "ssim": Metric("SSIM", "", "max", "structural similarity; 1 is perfect"),
     "feature_distance": Metric("", "", "min"),

@@ -104,7 +104,7 @@ def progress(
     single_process: bool = False,
     show: bool = True,
 ) -> Iterator[Progress]:
-    """Show the progress of a block on stderr, on rank 0.
+    """Show the progress of a block on stderr; only the first process does.
 
     total: the work of all processes, each doing an equal part, or with `single_process` that of
     this one; None shows only label and time. unit: `B` for bytes. done: replaces the label in the

@@ -76,9 +76,9 @@ def write(
 def take_over(folder: Path, check: Callable[[dict[str, Any]], None] | None = None) -> Path | None:
     """Return the checkpoint to resume from, None if there is none; remove partial ones.
 
-    `check` gets its state and raises an error if it does not fit, before anything is changed. Newer
-    damaged checkpoints are renamed, because the run will write to their names. Raise UserError if
-    there are checkpoints, but all are damaged.
+    `check` gets the checkpoint's state and raises an error if the run does not fit it, before
+    anything is changed. Newer damaged checkpoints are renamed, because the run will write to their
+    names. Raise UserError if there are checkpoints, but all are damaged.
     """
     check_readable(folder)
     if os.path.lexists(folder) and not folder.is_dir():  # a link to an unmounted disk, say

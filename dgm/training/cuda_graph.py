@@ -54,7 +54,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """The host's numbers of a step."""
+    """The numbers that the host gives to a step."""
 
     images_seen: int  # before the step
     step: int
@@ -203,7 +203,7 @@ class CapturedStep:
         return output
 
     def _capture(self, now: StepNumbers) -> bool:
-        """Capture a step that writes its values to a tensor of this object; return success."""
+        """Capture a step that writes its values to a fixed tensor; return whether it succeeded."""
         assert self.output is not None, "the first steps have one"
         values, known = torch.empty_like(self.output.values), len(self.optimizer.moments)
 

@@ -23,11 +23,14 @@ from dgm.training.state_dicts import frozen_copy, in_channels_last, load_moments
 LossFunction = Callable[[], Tensor]
 """Runs the forward pass and returns the loss []."""
 NormCheck = Callable[[Tensor], Tensor | None]
-"""Checks a gradient norm []; returns 1.0 if the device has to skip the update."""
+"""Checks a gradient norm []; returns 1.0 if the device has to skip the update, else 0.0 or None."""
 
 
 class WrappedNet(abc.ABC):
-    """A net with its optimizer under an engine; here for replicas, to be overridden for shards."""
+    """A net with its optimizer, as an engine wraps them.
+
+    The default methods are for replicated weights; engines that shard weights override them.
+    """
 
     net: nn.Module
     optimizer: Any  # has `state`: moments by parameter

@@ -40,7 +40,7 @@ class DeviceLoader:
     """
 
     def __init__(self, data: Images, device: torch.device, resident: bool | None = None):
-        """`resident` keeps all images on the device; None does on a GPU with enough memory."""
+        """`resident` keeps all images on the device; None does so on a GPU with enough memory."""
         self.data, self.device = data, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.key = functools.cache(lambda seed: seed_key(seed).to(device))

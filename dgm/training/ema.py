@@ -37,7 +37,7 @@ class Ema:
         return 1 - 0.5 ** (batch / halflife) if halflife > 0 else 1.0
 
     def fused_update(self, name: str, images_seen: int, batch: int) -> EmaUpdate | None:
-        """Return the update of a net's average, for the optimizer to fuse; None if it has none."""
+        """Return the update of a net's average, for the optimizer to fuse; None if not kept."""
         if name not in self.nets:
             return None
         return EmaUpdate(self._averages[name], self.lerp_weight(images_seen, batch))
@@ -52,7 +52,7 @@ class Ema:
     ) -> None:
         """Update the averages after a step of `batch` images that ended at `images_seen`.
 
-        The optimizer has updated the parameters of the nets that are true in `averaged`.
+        averaged: by net, whether the optimizer has updated the averages of its parameters already.
         """
         weight = self.lerp_weight(images_seen, batch)
         for name in self.nets:

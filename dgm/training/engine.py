@@ -27,7 +27,10 @@ Result = TypeVar("Result")
 
 
 class Engine:
-    """The processes and the device of a run, and its nets wrapped for them."""
+    """The processes and the device of a run, and its nets wrapped for them.
+
+    A collective method has to be called on all processes.
+    """
 
     def __init__(self, mixed_precision: str = "auto", timeout_minutes: float = 30):
         """Join the process group; `timeout_minutes` limits collectives (0: no limit).
@@ -61,7 +64,7 @@ class Engine:
 
     @property
     def norms_on_host(self) -> bool:
-        """Return whether reading a gradient's norm costs no wait: on a CPU and in ZeRO."""
+        """Return whether reading a gradient's norm costs no wait: on a CPU and in ZeRO-1 to 3."""
         zero = self.launch.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 

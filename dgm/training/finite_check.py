@@ -19,10 +19,10 @@ _NEVER = 2**63 - 1  # every gradient so far was finite
 class FiniteCheck:
     """Check the norm of every gradient.
 
-    On a CPU and in ZeRO the host reads it at once. Otherwise, so that the host need not wait, the
-    device records the index of the first gradient that is not finite and skips all updates from
-    then on; `raise_if_found` reads it before anything is logged or saved. The index of a gradient
-    is its step times the number of phases, plus its phase.
+    On a CPU and in ZeRO-1 to 3 the host reads it at once. Otherwise, so that the host need not
+    wait, the device records the index of the first gradient that is not finite and skips all
+    updates from then on; `raise_if_found` reads it before anything is logged or saved. The
+    index of a gradient is its step times the number of phases, plus its phase.
     """
 
     def __init__(self, engine: Engine, objective: Objective, batches: BatchSampler):
@@ -32,6 +32,7 @@ class FiniteCheck:
     def check_norm(self, norm: Tensor, index: int | Tensor) -> Tensor | None:
         """Check a gradient norm []; return 1.0 if the device has to skip updates, else 0.0.
 
+        If the host reads the norm, return None, or raise UserError if the norm is not finite.
         index: a number, or int64 [] on the device in a captured step.
         """
         finite = norm < math.inf  # false for NaN too
@@ -63,7 +64,7 @@ class FiniteCheck:
         return UserError(
             f"the gradient of {self.objective.phases[phase].name} is not finite at step {step} "
             f"(after {images_seen} images){where}: lower optim.lr, or set optim.clip_norm; "
-            "the checkpoints before it are intact"
+            "earlier checkpoints are intact"
         )
 
     def _find(self, nets: Nets, batch: Batch, draws: Draws) -> str | None:

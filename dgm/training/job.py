@@ -62,8 +62,8 @@ class TrainConfig:
     """Keep only the input of each block and recompute the rest in the backward pass: less memory,
     more time, the same bits."""
     images_on_device: bool | None = field(default=None, metadata=MAY_CHANGE)
-    """Keep all images on the device; null does if they take at most a quarter of a GPU's free
-    memory."""
+    """Keep all images on the device; null does so if they take at most a quarter of a GPU's
+    free memory."""
     kernels: bool = field(default=True, metadata=MAY_CHANGE)
     """Use our own kernels: for normalization in nets; on a GPU for noising unless compile is
     none; on a CPU for 3x3 convolutions, with rounding errors of 1e-5 instead of 1e-6, and AdamW."""
@@ -76,7 +76,7 @@ class TrainConfig:
     """On a GPU use only algorithms that give the same bytes each time, on the same card with the
     same versions: slower; on a CPU runs are reproducible without it."""
     float64: bool = False
-    """Train in double precision: slow, to compare runs without rounding errors."""
+    """Train in double precision: slow; to compare runs almost without rounding errors."""
     overfit_one_batch: bool = False
     """Debug: train on the first batch only; a correct model's loss then falls far."""
     profile_steps: int = field(default=0, metadata=MAY_CHANGE)
@@ -172,7 +172,7 @@ def apply_net_options(
     if config.activation_checkpointing and not sum(map(recompute_activations, nets.values())):
         raise UserError(
             "train.activation_checkpointing is true, but these nets have no blocks that can be "
-            "recomputed (BatchNorm and spectral norm count each pass): leave it out"
+            "recomputed (each pass changes the state of BatchNorm and spectral norm): leave it out"
         )
 
 

@@ -98,7 +98,7 @@ def _number(name: str, minimum: int) -> int | None:
         return None
     if not text.strip().isdecimal() or int(text) < minimum:
         raise UserError(
-            f"{name} is {text!r}: set it to a whole number from {minimum} on or unset it"
+            f"{name} is {text!r}: set it to a whole number of {minimum} or more, or unset it"
         )
     return int(text)
 

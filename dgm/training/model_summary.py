@@ -154,7 +154,7 @@ class _SavedBytes:
 
 
 def _sizes(nets: Mapping[str, nn.Module]) -> str:
-    """Return parameter counts of the nets; of a single net also those of two or three parts."""
+    """Return parameter counts of the nets; of a single net with two or three parts, also theirs."""
     sizes = ", ".join(_size(name, net) for name, net in nets.items())
     parts = dict(next(iter(nets.values())).named_children())
     if len(nets) > 1 or len(parts) not in (2, 3):

@@ -109,10 +109,10 @@ class AdamW:
 
     @contextlib.contextmanager
     def on_device(self, lr: Tensor, counts: Tensor) -> Iterator[DeviceInputs]:
-        """Make `step` use `lr` [] instead of its argument, and `counts` [num parameters]; fp32.
+        """Make `step` use `lr` [] in place of its argument, and `counts` as step numbers; fp32.
 
-        A captured step needs them on the device. The caller increments the moments' `step`
-        afterwards.
+        counts: [num parameters]. A captured step needs both on the device. The caller increments
+        the moments' `step` afterwards.
         """
         self._on_device = DeviceInputs(lr, dict(zip(self.parameters, counts.unbind(), strict=True)))
         try:
@@ -200,7 +200,7 @@ class DeviceInputs:
 def _by_decay(
     weights: Sequence[Tensor], decayed: set[int], weight_decay: float
 ) -> list[tuple[float, list[Tensor]]]:
-    """Return (weight decay, weights) by group, none of them empty; one group if there is none."""
+    """Return (weight decay, weights) of each group that is not empty; one group without decay."""
     if weight_decay == 0:
         return [(0.0, list(weights))]
     groups = (

@@ -1,4 +1,4 @@
-"""Settings of a process (algorithms and precision of the device, threads, memory); its engine."""
+"""Settings of a process (algorithms, precision, threads, memory), and the start of its engine."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with `threads`; if None with the user's OMP_NUM_THREADS, else with all cores.
+    """Compute with `threads`; None: the user's OMP_NUM_THREADS; without it, on a CPU, all cores.
 
     The processes of a machine divide its cores. An OMP_NUM_THREADS set by a launcher is ignored.
     """

@@ -41,7 +41,7 @@ class RunConfig:
     dir: str = field(default="runs/ddpm-cifar10", metadata={**MAY_CHANGE, **PATH})
     """Run folder; the same command again continues the run in it."""
     seed: int = 0
-    """Seed of every draw and of the first weights."""
+    """Seed of every draw and of the initial weights."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata=MAY_CHANGE)
     """Trackers besides metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, aim ..."""
 

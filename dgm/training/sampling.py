@@ -62,9 +62,10 @@ def draw_grids(
     seed: int,
     batches: BatchSampler,
 ) -> dict[str, np.ndarray]:
-    """Return uint8 [H, W, C] grids by name, on the first process: samples with a row per class.
+    """Return uint8 [H, W, C] grids by name: samples, a row per class, and the family's own grids.
 
-    `grid_classes` chooses among many classes or images. Collective.
+    If not all classes or images fit, `grid_classes` chooses. Empty on all processes but the first.
+    Collective.
     """
     shape = batches.data.images(np.arange(1)).shape[1:3]
     classes, columns = grid_classes(num_classes, per_class, *shape)

@@ -1,4 +1,4 @@
-"""The training loop of every family: restore; step until all images are seen; stop together."""
+"""The training loop of every family: restore, step until done or asked to stop, save."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class Trainer:
             self.save()
 
     def is_due(self, every: int) -> bool:
-        """Return whether a multiple of `every` images was crossed in this step."""
+        """Return whether this step reached a multiple of `every` images."""
         before = self.images_seen - self.config.global_batch
         return every > 0 and self.images_seen // every > before // every
 
@@ -281,7 +281,7 @@ class Trainer:
         return f"train/{name}" if has_one else f"train/{phase.name}/{name}"
 
     def evaluate(self) -> bool:
-        """Evaluate the averaged weights; return whether they are the best so far."""
+        """Evaluate the EMA weights; return whether they are the best so far."""
         assert self.job.evaluation is not None, "it is due only where there is one"
         with self.clock.during("eval"), self.progress.during("evaluating"):
             found = self.job.evaluation(self.ema.nets)
@@ -323,7 +323,7 @@ class Trainer:
         self.progress.set_losses(losses)
 
     def sample(self) -> None:
-        """Write image grids of the averaged weights: samples, and the family's own grids."""
+        """Write image grids of the EMA weights: samples, and the family's own grids."""
         with self.clock.during("sample"), self.progress.during("drawing samples"):
             grids = draw_grids(
                 self.engine, self.job.objective, self.ema.nets, len(self.job.classes),

@@ -88,7 +88,7 @@ WRONG: list[tuple[object, str]] = [
     ("[", "is not valid YAML (line 1"),
     ("- a", "is not a YAML file of keys"),
     ({**GOOD, "titel": "x"}, "has an unknown key titel in the file"),
-    ({**GOOD, "title": ""}, "has title '': give a text"),
+    ({**GOOD, "title": ""}, "has title '': give text"),
     ({**GOOD, "groups": {}}, "has no groups"),
     ({**GOOD, "groups": {"a": {"sett": {}}}}, "has an unknown key sett in groups.a"),
     ({**GOOD, "groups": {"a": 3}}, "has a '3': give keys and values"),

@@ -97,7 +97,7 @@ def test_guidance_is_left_out_where_a_run_cannot_be_guided():
     assert settings == [{"steps": steps} for steps in (5, 10, 20)]
     assert notes == ["Guidance is left out: the run was trained without classes."]
     _, notes = chosen([], label_drop=0.0)
-    assert notes == ["Guidance is left out: the run was trained without withholding classes."]
+    assert notes == ["Guidance is left out: the run was trained without diffusion.label_drop."]
 
 
 def test_steps_by_default_are_those_that_the_schedule_has():

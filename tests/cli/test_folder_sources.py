@@ -108,7 +108,7 @@ def test_metrics_on_test_images_are_left_out_if_there_are_none(
     few = ["--num_images", "30", "--epochs", "1"]
     done = run_warm(EVALUATE, "run", *few, cwd=work)
     assert done.code == 0, done.stderr
-    assert "left out: memorization, reconstruction, bits_per_dim, on test images" in done.stdout
+    assert "left out: memorization, reconstruction, bits_per_dim, for lack of" in done.stdout
     assert "FD-classifier" in done.stdout
     error = error_of(run_warm(EVALUATE, "run", "--metrics", "bits_per_dim", *few, cwd=work))
     assert "there are no test images" in error and "--data.holdout 0.1" in error

@@ -116,7 +116,7 @@ def test_fractions_are_in_percent(tmp_path: Path) -> None:
     text = text_of(folder)
     assert "neighbours-cifar.png: generated images nearest to training images" in text
     assert "class consistency97.5 % ± 1.2 %" in text and "circle50.0 %" in text
-    assert "bits/dim, bound3.25" in text and "FD-classifier12.5" in text and "no FID" in text
+    assert "bits/dim, bound3.25" in text and "FD-classifier12.5" in text and "not FID" in text
     assert "0123abcd" not in text and "spread" not in text and "0.9625" not in text
 
 
