@@ -221,7 +221,7 @@ def _ensure_default(
     """Build a default folder where it is missing or out of date."""
     elsewhere = f"set {ROOT_VARIABLE} to a folder that can be written"
     if split == "train":  # other commands have no option for these
-        elsewhere += f", or name built shards by {option('shards', 'DIR')}"
+        elsewhere += f", or name built shards with {option('shards', 'DIR')}"
     if not (path / INDEX).is_file():
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} holds no shards (no {INDEX}); move it away or {elsewhere}")
@@ -297,8 +297,9 @@ def make_parser() -> Parser:
     parser.add_argument("--resize", type=int, help="crop and resize images to this side length")
     parser.add_argument("--seed", type=int, default=0, help="seed of the built-in shapes")
     parser.add_argument(
-        "--background", default="white", help="under transparent images: white, black or R,G,B"
-    )
+        "--background", default="white",
+        help="colour under transparent images: white, black or R,G,B",
+    )  # fmt: skip
     parser.add_argument(
         "--holdout", type=float, default=0.0,
         help="fraction to hold out as test split, by file name, if a folder has no test images",

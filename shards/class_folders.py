@@ -73,7 +73,7 @@ class Tree:
 
 
 def find_images(root: Path, split: str, holdout: float = 0.0) -> Tree:
-    """Find the images of a split in a folder of class folders, or of split folders of these.
+    """Return the images of a split in a folder that holds class folders, or split folders of them.
 
     holdout: fraction of the images to use as the test split of a folder that has none.
     Raise UserError where the folder is missing or ambiguous, NoTestImages where it has no test
@@ -200,7 +200,7 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
             f"{root}/test/<class>/"
         )  # fmt: skip
         raise NoTestImages(
-            f"{root} has no folder 'test'; hold images out by {option('holdout', '0.1')} (which "
+            f"{root} has no folder 'test'; hold images out with {option('holdout', '0.1')} (which "
             f"changes the train images, so for a new run), or {classes}"
         )
     return test

@@ -117,7 +117,7 @@ def fixed_stride_shards(
 
 
 def _cache_folders(name: str) -> list[Path]:
-    """Return the folder named after this user, if users share a cache, and the usual folder."""
+    """Return the folder for this user alone, for a cache that users share, and the usual folder."""
     return [cache_root() / f"{name}-{os.geteuid()}", cache_root() / name]
 
 
@@ -188,7 +188,7 @@ def _tars(path: Path, index: Index | None) -> tuple[Path, list[Path]]:
 
 
 def _check_one_split(folder: Path, paths: list[Path]) -> None:
-    """Raise UserError where the names of tars have several splits, as train-0.tar and val-0.tar."""
+    """Raise UserError where the names of tars have several splits: train-0.tar and val-0.tar."""
     first: dict[str, str] = {}
     for path in paths:
         for word in re.findall("[a-z]+", path.stem.lower()):
@@ -212,7 +212,7 @@ def check_holds_shards(path: Path, source: str = "SOURCE", split: str = "SPLIT")
     for archive in archives:
         if (remedy := unpack_command(archive)) is not None:
             raise UserError(
-                f"{path} holds no plain tars, but {len(archives)} compressed, such as "
+                f"{path} holds no plain tars, but {len(archives)} compressed ones, such as "
                 f"{archive.name}; {remedy}"
             )
     for inner in sorted(path.glob("*/*.tar"))[:1]:
@@ -379,7 +379,7 @@ def _decode_all(
                 )
             if image.transparent:
                 count += 1
-                notes[:] = [f"{counted(count, 'image')} with transparent parts composed on white"]
+                notes[:] = [f"{counted(count, 'image')} with transparent parts composited on white"]
             yield image.pixels, scan.numbers[str(label)]
 
 

@@ -126,7 +126,7 @@ class Index:
 
 
 def load_index(path: Path) -> Index:
-    """Read an `index.json`. Raise UserError where it is missing, damaged or too new."""
+    """Read an `index.json`. Raise UserError where it is missing, damaged or of another version."""
     rebuild = "build the shards again with python -m shards.build"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ class Decoded:
     pixels: np.ndarray
     """uint8 [H, W, 3], RGB"""
     transparent: bool = False
-    """Whether it was composed on the background."""
+    """Whether it had transparent parts, which were composited on the background."""
     several_frames: bool = False
     """Whether it has more frames or pages than the first, which is used."""
 
@@ -91,9 +91,9 @@ def decode_image(
 ) -> Decoded:
     """Decode an image file, in any format that Pillow reads, or npy.
 
-    resize: center-crop to a square and resize to this side length, bicubic; background: under
-    transparent images.
-    Raise UserError with `name` where the content is empty, damaged or no 8-bit image.
+    resize: center-crop to a square and resize to this side length, bicubic; background: colour
+    under transparent images.
+    Raise UserError with `name` where the content is empty, damaged or not an 8-bit image.
     """
     if not content:
         raise UserError(f"{name} is empty (0 bytes); delete or replace it")

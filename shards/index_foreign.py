@@ -79,7 +79,7 @@ def index_tar(path: Path, warn: bool = True) -> list[Sample]:
     if scattered is not None and warn:
         warnings.warn(
             f"{path}: members of sample {scattered} are not adjacent, so WebDataset itself would "
-            "not read it; sort them by tar --sort=name",
+            "not read it; sort them with tar --sort=name",
             stacklevel=2,
         )
     return result
@@ -140,7 +140,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         if (remedy := unpack_command(path)) is not None:
             raise UserError(f"{path} is compressed, not a plain tar; {remedy}") from None
         raise UserError(
-            f"{path} is not a plain tar, or is truncated ({error}); replace it by a plain tar"
+            f"{path} is not a plain tar, or is truncated ({error}); replace it with a plain tar"
         ) from None
     _check_end(path, end)
     return members
@@ -158,10 +158,10 @@ def unpack_command(path: Path) -> str | None:
             name = _ENDING.sub("", path.name) or path.name
             if program == "unzip":
                 folder = path.with_name(name if name != path.name else f"{name}-unpacked")
-                return f"unpack it by: unzip {quote(str(path))} -d {quote(str(folder))}"
+                return f"unpack it with: unzip {quote(str(path))} -d {quote(str(folder))}"
             plain = f"{name}.tar" if f"{name}.tar" != path.name else f"{name}.plain.tar"
             to = quote(str(path.with_name(plain)))
-            return f"unpack it by: {program} -dc {quote(str(path))} > {to}"
+            return f"unpack it with: {program} -dc {quote(str(path))} > {to}"
     return None
 
 

@@ -87,13 +87,13 @@ class Shards:
         """Return the labels at these global indices: int64 [B], each below num_classes.
 
         Raise IndexError where an index is negative or not below len(self), UserError where a tar
-        has a label that is no number, or not in its index.
+        has a label that is not a number, or not in its index.
         """
         digits = self._gather(self._digits, self._checked(index))
         try:
             labels = digits.view(f"S{digits.itemsize}").astype(np.int64)
         except (ValueError, OverflowError):
-            raise UserError(f"{self._path} has a label that is no number; replace it") from None
+            raise UserError(f"{self._path} has a label that is not a number; replace it") from None
         if self._values is not None:
             stored = labels
             labels = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)

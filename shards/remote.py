@@ -25,7 +25,7 @@ def is_remote(spec: str) -> bool:
 
 
 def fetch(spec: str, progress: bool = True) -> Path:
-    """Download remote tars into the cache, unless they are there, and return their folder.
+    """Download remote tars into the cache, unless they are already there; return their folder.
 
     spec: as in WebDataset, `https://.../{000..004}.tar`, `pipe:CMD`, several joined by `::`.
     Delete the folder to download them again.
@@ -62,7 +62,7 @@ def _name(url: str, number: int, total: int) -> str:
 
 
 def _expand(spec: str) -> list[str]:
-    """Return the URLs of a spec with braces and `::`; raise UserError."""
+    """Return the URLs of a spec with braces and `::`; raise UserError where it is not valid."""
     from webdataset.shardlists import expand_urls
 
     redacted = without_password(spec)

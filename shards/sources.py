@@ -51,7 +51,7 @@ class Source:
     listing: str | None = None
     """The image files of a folder; see `class_folders.Tree`."""
     notes: list[str] = field(default_factory=list)
-    """Lines to print on the images; complete once all were read."""
+    """Lines to print about the images; complete once all of them have been read."""
 
     def __len__(self) -> int:
         return self.length
@@ -284,8 +284,8 @@ class _Folder:
         if transparent:
             number, names = counted(len(transparent), "image"), list_names(transparent)
             notes.append(
-                f"{number} with transparent parts ({names}) composed on {self.options.background}; "
-                f"{option('background')} chooses another colour"
+                f"{number} with transparent parts ({names}) composited on {self.options.background}"
+                f"; {option('background')} chooses another colour"
             )
         if several:
             number, names = counted(len(several), "image"), list_names(several)
@@ -312,7 +312,7 @@ class _Folder:
         """Return an error with the images that cannot be used, up to `NUM_NAMED`."""
         damaged = not all(isinstance(error, _UnreadableError) for error in bad)
         may_skip = damaged and not self.options.skip_bad
-        skip = f", or leave damaged ones out by {option('skip-bad')}" if may_skip else ""
+        skip = f", or leave damaged ones out with {option('skip-bad')}" if may_skip else ""
         if len(bad) == 1:
             return UserError(f"{bad[0]}{skip}")
         lines = [str(error).rpartition("; ")[0] for error in bad[:NUM_NAMED]]
@@ -335,5 +335,5 @@ class _Folder:
         side = min(common[0][0][:2])
         return UserError(
             f"the images of {self.tree.root} have {len(sizes)} sizes: {listed}{more}; resize all "
-            f"to {side} x {side} by {option('resize', str(side))}, or to another side"
+            f"to {side} x {side} with {option('resize', str(side))}, or to another side"
         )

@@ -18,7 +18,7 @@ from shards.format import INDEX, Index, check_size, load_index, sha256_of
 def check_files(
     folder: Path, progress: bool = True, remedy: str = "build the shards again"
 ) -> Index:
-    """Compare the index of a folder with its tars: missing, extra, size and SHA-256.
+    """Compare a folder's tars with its index: missing or extra, size, SHA-256. Return the index.
 
     Raise UserError with the first bad shard and `remedy`.
     """

@@ -40,7 +40,7 @@ def write_folder(
 ) -> Index:
     """Write every image of a source into tars of `shard_size` images, and `index.json`, in folder.
 
-    label: text of the progress bar while it runs, and when it has finished without a terminal.
+    label: text of the progress bar, and of the line at the end where there is no terminal.
     The bytes are the same on every run. Raise UserError where an image of the source is bad.
     """
     layout = fixed_layout(source.image_shape) if image_format == "npy" else None

@@ -25,7 +25,7 @@ _DEEPSPEED_VARIABLES = {
 
 
 def read_accelerate(path: Path) -> dict[str, str]:
-    """Return the variables that choose the engine; raise UserError.
+    """Return the variables that choose the engine; raise UserError for an unsupported file.
 
     Numbers of nodes and processes in the file are ignored: they come from the job.
     """

@@ -191,7 +191,7 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def usable_hosts(self) -> list[str]:
-        """Return the largest number of nodes among which the batch can be divided."""
+        """Return as many nodes as divide the batch; log an error and return [] if none do."""
         hosts = list(self.nodes.hosts)
         while hosts and len(hosts) * self.job.processes not in self.job.sizes:
             hosts.pop()

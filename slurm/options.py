@@ -22,7 +22,7 @@ from slurm.sweep import words_of
 NOT_SLURM = ("local", "debug")
 _TYPES = {
     "int": "a whole number (int)", "bool": "true or false", "str": "a text",
-    "list": "a list, as [a, b]", "dict": "keys and values, as {a: b}",
+    "list": "a list such as [a, b]", "dict": "keys and values such as {a: b}",
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Request:
 
 
 def read_options(arguments: list[str]) -> Request:
-    """Parse the command line; raise UserError."""
+    """Parse the command line; raise UserError where it is not valid."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     words = [_underscored(word) for word in arguments[:cut]]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -98,7 +98,10 @@ def _check(request: Request) -> None:
     if options.cluster in NOT_SLURM and request.resources.node_range[0] > 1:
         raise UserError(f"--cluster {options.cluster} is one node: leave out --nodes")
     if options.cluster == "debug" and (options.sweep or request.resources.processes > 1):
-        raise UserError("--cluster debug is one process of one run: leave out --sweep and others")
+        raise UserError(
+            "--cluster debug is one process of one run: leave out --sweep, --processes-per-node "
+            "and --gpus-per-node"
+        )
 
 
 def _parse(parser: ArgumentParser, words: list[str], prefix: str = "") -> Namespace:

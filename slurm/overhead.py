@@ -58,7 +58,7 @@ def clock_error_s() -> float:
 
 
 def find_process(text: str, variable: str = "") -> psutil.Process | None:
-    """Find a process by a part of its command line and a variable of its environment."""
+    """Return a process with `text` in its command line and `variable` in its environment."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             named = any(text in word for word in process.cmdline())

@@ -48,7 +48,10 @@ def examine(
     environment: dict[str, str],
     build: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Parse and check each set with the trainer itself; raise UserError that names the set."""
+    """Parse and check each set with the trainer itself; return its answers by set.
+
+    Raise UserError that names a set with a mistake.
+    """
     request = {"script": script, "sets": sets, "processes": processes, "build": build}
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "preflight.py")],

@@ -30,7 +30,7 @@ class Resources:
     mem: str | None = None
     """Memory of each node in sbatch's notation: 64G."""
     partition: str | None = None
-    """Partition."""
+    """Partition; null is the cluster's default."""
     account: str | None = None
     """Account to charge."""
     qos: str | None = None
@@ -54,7 +54,7 @@ class Resources:
 
     @property
     def node_range(self) -> tuple[int, int]:
-        """Return the minimum and the maximum number of nodes; raise UserError."""
+        """Return the minimum and maximum number of nodes; raise UserError for invalid ones."""
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", self.nodes)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= low <= high <= MAX_NODES:
@@ -130,7 +130,7 @@ class Resources:
 
 
 def profile_path(name: str) -> Path:
-    """Return the file of a profile, by name or path; raise UserError."""
+    """Return the file of a profile, by name or path; raise UserError where there is none."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))

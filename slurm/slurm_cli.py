@@ -33,7 +33,7 @@ class State:
 
 
 def call(*words: str, timeout: float = 60, env: dict[str, str] | None = None) -> str:
-    """Run one of Slurm's commands; raise UserError with its own message where it fails."""
+    """Return what a command of Slurm prints; raise UserError with its own message if it fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=env)
     except FileNotFoundError:

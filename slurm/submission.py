@@ -210,7 +210,7 @@ def _write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _sbatch_value(name: str, value: str) -> str:
-    """Return a value for a line of #SBATCH, in which a backslash escapes."""
+    """Return a value with backslashes escaped, for a line of #SBATCH; raise UserError if unfit."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", name) or not value.isprintable():
         given = f"{name} is {value!r}" if name.isprintable() else f"sbatch has the option {name!r}"
         raise UserError(

@@ -101,7 +101,7 @@ def make_plans(request: Request, environment: dict[str, str]) -> tuple[list[Plan
 
 
 def choose_failed(plans: list[Plan]) -> list[Plan]:
-    """Return the plans of runs that ended without being done, are held or never were submitted.
+    """Return the plans of runs that ended without being done, are held or were never submitted.
 
     Jobs that Slurm holds are cancelled.
     """

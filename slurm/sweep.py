@@ -20,9 +20,10 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]*")
 
 
 def read_sweep(path: Path) -> Sets:
-    """Read `sets:` (a name -> keys and values) and `grid:` (key -> list of values).
+    """Return the runs of `sets:` (name -> keys and values) and `grid:` (key -> list of values).
 
-    With both, each set is combined with each point of the grid. Raise UserError.
+    With both, each set is combined with each point of the grid. Raise UserError where the file is
+    not valid.
     """
     try:
         content = read_yaml(path)

@@ -23,7 +23,7 @@ from dgm.common.validation import check_range
 from shards.reader import Shards
 
 READER_IMAGES = 100_000  # per repetition
-WEBLOADER_BATCHES = 40  # as so many images would take long
+WEBLOADER_BATCHES = 40  # per repetition; READER_IMAGES would take WebDataset long
 MAX_IMAGES = 1_000_000  # written before the measurement: 5 GB
 
 FIRST_BATCH = """
@@ -122,7 +122,7 @@ def _rates(batches: Iterator[Any], count: int, repetitions: int) -> list[float]:
 
 
 def _reader_batches(shards: Shards, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches of shuffled passes, whose order is drawn too."""
+    """Yield batches of shuffled epochs; the time includes drawing the order of each."""
     rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(len(shards))

@@ -88,18 +88,21 @@ class Runs:
     family: str
 
     def compare_whole(self, engine: str) -> float:
-        """Return the largest difference of a loss from one process."""
+        """Return the largest relative difference of a loss from that on one process."""
         return _loss_difference(self.whole(engine), self.whole("one"))
 
     def compare_killed(self, engine: str) -> float:
-        """Return the largest difference of a weight of a run that was killed and resumed."""
+        """Return the largest relative difference of a weight from that of the uninterrupted run.
+
+        The run is killed halfway and resumed.
+        """
         folder = self.path(f"killed-{engine}")
         self.kill(folder, engine, self.steps // 2)
         self.train(folder, engine)
         return _weight_difference(self, folder, self.whole(engine))
 
     def compare_moved(self, _: str) -> float:
-        """Return the largest difference of a loss of a run that was moved between engines."""
+        """Return the same as `compare_whole`, for a run that is moved between engines."""
         folder = self.path("moved")
         for number, name in enumerate(MOVES, 1):
             self.train(folder, name, steps=self.steps * number // len(MOVES))
@@ -158,7 +161,7 @@ PARTS = {
 
 
 def launch_words(config: str, processes: int) -> list[str]:
-    """Return `accelerate launch` with a file of launch/configs/accelerate."""
+    """Return the command `accelerate launch` with a file of launch/configs/accelerate."""
     return [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", f"launch/configs/accelerate/{config}.yaml",

@@ -103,7 +103,9 @@ def _make_peer(
         return PythaeVAE(model.latent, image_shape, args.variance)
     if isinstance(model, FlowNetConfig) and model.architecture == "glow":
         return NormflowsGlow(model.levels, model.steps, model.hidden, image_shape)
-    raise UserError(f"{args.run} is neither a vae nor a glow, and has no peer: name one of these")
+    raise UserError(
+        f"{args.run} is neither a vae nor a glow: choose such a run, since others have no peer"
+    )
 
 
 def _print(found: dict[str, dict[str, dict[str, float]]], images_seen: int) -> None:

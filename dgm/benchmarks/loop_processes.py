@@ -74,7 +74,7 @@ class LoopProcess:
         return answer
 
     def close(self) -> None:
-        """Kill the process and all that it started, as compilers and loader workers."""
+        """Kill the process and all that it started, such as compilers and loader workers."""
         kill_tree(self.process)
         self.process.communicate()
 

@@ -133,7 +133,7 @@ def totals(
 ) -> dict[str, dict[str, float]]:
     """Return totals of the operations of each key: GFLOP and MB per image, MB fixed, launches, ms.
 
-    Kinds are in their order.
+    Keys are in the order of their kinds in `Kind`.
     """
     groups: dict[str, list[Operation]] = {}
     for operation in sorted(costs.operations, key=lambda o: [*Kind].index(o.kind)):

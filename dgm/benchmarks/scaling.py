@@ -96,7 +96,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def model(gradient_bytes: float, image_s: float, links: list[float]) -> list[dict[str, float]]:
-    """Return the batch per GPU from which on the backward pass hides the all-reduce.
+    """Return rows for 8, 64 and 512 GPUs with the batch per GPU that hides the all-reduce.
 
     In a ring each of n GPUs sends 2 (n - 1) / n times the gradient (Patarasuk and Yuan 2009), which
     is hidden if it takes no longer than the backward pass, two thirds of `image_s` for each image.

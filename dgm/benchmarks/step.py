@@ -43,7 +43,7 @@ OURS = "ours"
 
 
 class Rung(NamedTuple):
-    """An optimization that a rung of the ladder adds to the one before."""
+    """A rung of the ladder: an optimization that is added to those of the rungs before it."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_sizes(args)
     for option in args.options:
         if "=" not in option:
-            raise UserError(f"--options has '{option}': give key=value, as optim.lr=1e-3")
+            raise UserError(f"--options has '{option}': give key=value, such as optim.lr=1e-3")
     options = [f"--{option}" for option in args.options]
     parse(train_ddpm.Config, train_ddpm.DEFAULT_CONFIG, options)  # errors before any work
     chosen = args.loops or [OURS, *(PEERS if args.peers else ())]
@@ -201,7 +201,7 @@ def _print_profile(found: dict[str, Any]) -> None:
         rest = 1 - parts["forward_backward_s"] / parts["step_s"]
         rate = parts["convolutions_alone_s"] / parts["convolutions_s"]
         print(f"our step: {100 * rest:.1f} % is neither forward nor backward pass of the net")
-        print(f"convolutions: {100 * rate:.0f} % of the rate of torch's alone")
+        print(f"convolutions: {100 * rate:.0f} % of the rate of torch's convolutions alone")
     if profile := found["profile"]:
         print(f"layouts converted in a step: {profile['conversions']}")
         rows = {name[:60]: [100 * fraction] for name, fraction in profile["fractions"]}

@@ -19,7 +19,7 @@ from dgm.nn.layers import Attention, DeferredBiasConv2d, NormAct, PointwiseConv2
 
 
 def step_costs(net: UNet, image_size: int) -> StepCosts:
-    """Return the costs of a training step of a net on meta with concat skips and no classes.
+    """Return the costs of a step of a net on the meta device, with concat skips and no classes.
 
     The net cannot be used otherwise afterwards.
     """
@@ -89,7 +89,7 @@ def _pointwise(
         shape = (output.shape[1], part.shape[1])
         kind = Kind.SHORTCUT if is_shortcut else Kind.PROJECTION
         costs.product(kind, layer, shape, positions, positions)
-    if not is_shortcut:  # the pass that adds a shortcut adds its bias, as that of conv2
+    if not is_shortcut:  # the pass that adds a shortcut adds its bias and that of conv2
         costs.bias(layer, output.numel(), own_pass=False)
 
 

@@ -36,7 +36,7 @@ class ReverseSteps:
 
     @classmethod
     def of(cls, schedule: Schedule, device: torch.device, dtype: torch.dtype) -> ReverseSteps:
-        """Return the coefficients, from float64: 1 - alpha^2 of one step cancels in float32."""
+        """Return the coefficients, computed in float64: in float32 a step's 1 - alpha^2 cancels."""
         betas, cumulative = schedule.betas, schedule.alphas_cumprod
         before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
         variance = betas * (1 - before) / (1 - cumulative)

@@ -199,7 +199,7 @@ class DiffusionObjective:
         """Wrap a network as a denoiser of images with these labels (None: unconditional).
 
         Guidance w is `out_null + w (out_class - out_null)` (Ho and Salimans 2022, equation 6,
-        whose w counts from 0); both halves go through the network in one forward pass.
+        whose w is smaller by 1); both halves go through the network in one forward pass.
         """
         labels = None if self.num_classes is None else labels
         guided = labels is not None and guidance != 1.0

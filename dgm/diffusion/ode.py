@@ -7,8 +7,8 @@ x_0 with the network's estimates, and the log-density on a path changes by -div 
 It is integrated over tau = log tan(phi / 2) = log(sigma / (1 + alpha)), with dx / dtau = sigma v:
 at small sigma, div v grows as 1 / sigma but sigma div v stays bounded; at small alpha, tau is
 phi - pi / 2 to first order and so finite at pure noise. A net that predicts eps has
-v = (eps - sigma x) / alpha, whose error grows as 1 / alpha; it is integrated over
-lambda = log(sigma / alpha) (minus half the log-SNR) instead, with dx / dlambda = alpha sigma v.
+v = (eps - sigma x) / alpha, whose error grows as 1 / alpha; its ODE is integrated over -lambda
+instead, lambda = log(alpha / sigma) (half the log-SNR), with dx / d(-lambda) = alpha sigma v.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def ode_log_density(
     """Return the log-density that the ODE assigns to x [B, C, H, W] at timesteps[0], nats [B].
 
     Integrated by Heun's method through `timesteps`, with two evaluations per step; x at the last
-    timestep is taken to be N(0, I). The variable is lambda if `kind` is eps, else tau. The
+    timestep is taken to be N(0, I). The variable is -lambda if `kind` is eps, else tau. The
     divergence is estimated with one Rademacher probe per image (Hutchinson 1990), fixed along the
     path, or computed exactly if `draws` is None, at one backward pass per entry of an image.
     """
@@ -180,7 +180,7 @@ def check_timesteps(total: int) -> None:
 
 
 def _time(schedule: Schedule, kind: PredictionKind) -> tuple[Tensor, Tensor]:
-    """Return the ODE's variable at each timestep, and dphi by its differential, float64 [T]."""
+    """Return the ODE's variable at each timestep, and the derivative of phi by it, float64 [T]."""
     alphas, sigmas = schedule.alphas, schedule.sigmas
     if kind == "eps":  # alpha > 0, since eps is refused at zero terminal SNR
         return (sigmas / alphas).log(), alphas * sigmas

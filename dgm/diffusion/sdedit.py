@@ -37,7 +37,7 @@ def denoise(
 ) -> Tensor:
     """Return images in [-1, 1], denoised from x [B, C, H, W] at t = steps - 1.
 
-    The sampler visits the first `steps` timesteps: all of them, or at most `evaluations`.
+    The sampler visits all of the first `steps` timesteps, or `evaluations` of them if fewer.
     """
     schedule = Schedule(objective.schedule.alphas_cumprod[:steps])
     denoiser = objective.denoiser(nets["net"], labels, guidance, objective.sample_config.clip)

@@ -37,7 +37,7 @@ class UNetConfig:
     channels: int = 128
     """Width of the first level."""
     channel_mult: list[int] = field(default_factory=lambda: [1, 2, 2, 2])
-    """Width of each level, as a multiple of `channels`; each level halves the image."""
+    """Width of each level, as a multiple of `channels`; each further level halves the image."""
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks of each level on the way down."""
     attention_at: list[int] = field(default_factory=lambda: [16])
@@ -286,7 +286,7 @@ def _check(config: UNetConfig, image_size: int) -> None:
             f"give {levels}, one for each of model.channel_mult {config.channel_mult}"
         )
     if levels == 0:
-        raise UserError("model.channel_mult is []: give at least one level, as [1]")
+        raise UserError("model.channel_mult is []: give at least one level, such as [1]")
     check_range(config, "model.", "num_blocks", min=1, max=100)
     check_range(config, "model.", "channel_mult", "attention_at", "patch_size", min=1)
     if config.channels < 4 or config.channels % 4:
@@ -303,7 +303,9 @@ def _check(config: UNetConfig, image_size: int) -> None:
     sizes = [image_size // config.patch_size >> level for level in range(levels)]
     if unused := [size for size in config.attention_at if size not in sizes]:
         warnings.warn(
-            f"model.attention_at names {unused}, but the levels are of size {sizes}", stacklevel=3
+            f"model.attention_at names {unused}, but the levels are of size {sizes}: "
+            "choose from these",
+            stacklevel=3,
         )
     for width in (config.channels * m for m in config.channel_mult):
         if config.num_heads < 1 or width % config.num_heads:

@@ -66,7 +66,7 @@ class Classifier(nn.Module):
 def train_classifier(
     data: Images, num_classes: int, epochs: int, seed: int, device: torch.device
 ) -> Classifier:
-    """Train on all images of a data set, reproducibly by the seed on one machine.
+    """Return a classifier of a data set's images, reproducible from the seed on one machine.
 
     The global random state does not change.
     """
@@ -140,13 +140,13 @@ def _read(path: Path, num_classes: int) -> Classifier | None:
 
 @torch.no_grad()
 def classify(net: Classifier, images: np.ndarray) -> np.ndarray:
-    """Return the likeliest class of each of uint8 [N, H, W, C], int64 [N]."""
+    """Return the likeliest class of each image, uint8 [N, H, W, C]: int64 [N]."""
     return torch.cat([net(x).argmax(1) for x in _batches(net, images)]).cpu().numpy()
 
 
 @torch.no_grad()
 def extract_features(net: Classifier, images: np.ndarray) -> Tensor:
-    """Return the features of each of uint8 [N, H, W, C], [N, D] on the CPU."""
+    """Return the features of each image, uint8 [N, H, W, C]: [N, D] on the CPU."""
     return torch.cat([net.features(x) for x in _batches(net, images)]).cpu()
 
 

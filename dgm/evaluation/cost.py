@@ -20,8 +20,8 @@ def sampling_cost(
     """Count parameters, and time sampling `num_images` images with the run's `sample.*` settings.
 
     Return `num_parameters` of all nets, `num_parameters_NAME` of each if there are several, and
-    `seconds_per_image` of all processes together: the median of at least three rounds and one
-    second, after a warm-up round. Collective: call on all ranks.
+    `seconds_per_image` of all processes together: the median over rounds, at least three and for
+    at least a second, after a warm-up round. Collective: call on all ranks.
     """
     index = torch.arange(num_images)
     labels = index % num_classes

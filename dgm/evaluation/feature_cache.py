@@ -95,4 +95,7 @@ def _write(path: Path, header: dict[str, object], computed: DatasetFeatures) -> 
         with replacing(path, shared=True) as partial:
             save_tensors(partial, tensors, {"header": json.dumps(header)})
     except OSError as error:
-        warnings.warn(f"{path} cannot be written and is computed each time: {error}", stacklevel=2)
+        warnings.warn(
+            f"{path} cannot be written, so features are computed each time: {error}",
+            stacklevel=2,
+        )

@@ -22,7 +22,7 @@ class FeatureExtractor:
     """A net that maps images to features and logits."""
 
     name: str
-    """`cifar`, the project's classifier; `inception`; or `inception-SHA256`, the same net with
+    """`classifier`, the project's own; `inception`; or `inception-SHA256`, the same net with
     other weights than the standard ones."""
     version: str
     """Hash of the weights."""

@@ -52,10 +52,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_distance(net: Classifier, a: Tensor, b: Tensor) -> Tensor:
-    """Return the distance of a and b (pixels.STANDARD) in a classifier's features, 0 if identical.
+    """Return the distance of a and b in a classifier's features, 0 if identical.
 
-    LPIPS (Zhang et al. 2018, equation 1) without its learned weights: squared difference of
-    features scaled to unit length at every position, averaged over positions and stages.
+    a, b: images of preprocessing.STANDARD. LPIPS (Zhang et al. 2018, equation 1) without its
+    learned weights: squared difference of features scaled to unit length at every position,
+    averaged over positions and stages.
     """
 
     def unit_features(x: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE = 95_628_359
 SIDE = 299
-_LAYERS = ["2048", "logits_unbiased"]  # torch-fidelity's for FID and KID, and for the score
+_LAYERS = ["2048", "logits_unbiased"]  # for FID and KID; for the Inception score
 
 
 def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
@@ -34,8 +34,9 @@ def inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     """
     if not path.is_file():
         raise UserError(
-            f"the weights of Inception are not at {path}: put {URL} there ({SIZE:,} bytes, sha256 "
-            f"{SHA256}), give --weights PATH, or choose --features classifier, which needs none"
+            f"the weights of Inception are not at {path}: download {URL} to it ({SIZE:,} bytes, "
+            f"sha256 {SHA256}), give --weights PATH, or choose --features classifier, which needs "
+            "none"
         )
     try:
         with open(path, "rb") as file:
@@ -82,5 +83,5 @@ def _check(path: Path) -> None:
 def _wrong(path: Path, reason: str) -> str:
     return (
         f"{path} is damaged or of another net ({reason}; {path.stat().st_size:,} bytes instead of "
-        f"{SIZE:,}): put {URL} there, sha256 {SHA256}, or choose --features classifier"
+        f"{SIZE:,}): download {URL} to it, sha256 {SHA256}, or choose --features classifier"
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 PRECISION_NEIGHBORS = 3  # as in Kynkaanniemi et al. 2019
 COVERAGE_NEIGHBORS = 5  # as in Naeem et al. 2020
-_TIE = 1e-9  # relative difference up to which distances are equal: they are rounded at 1e-12
+_TIE = 1e-9  # relative difference up to which distances count as equal: they are rounded at 1e-12
 _MAX_DISTANCES = 2**25  # that are held in memory at once
 _RESOLUTION = 1e-12  # smallest squared distance, relative to the vectors' squared norms
 _BLOCK = 10_000  # base vectors that are searched at once
@@ -19,7 +19,7 @@ Spread = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 
 def on_this_process(count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute `work` of all rows."""
+    """Return `work` of all rows, computed on this process."""
     return work(torch.arange(count))
 
 
@@ -29,8 +29,9 @@ def prdc(generated: Tensor, real: Tensor, spread: Spread = on_this_process) -> d
     precision: fraction of generated images in the closed ball around any real one whose radius is
     the distance to its third neighbor; recall: the same with the sets exchanged (Kynkaanniemi et
     al. 2019, equations 1 to 3). density: number of open balls around real images, out to their
-    fifth neighbor, that contain a generated image, over five; coverage: fraction of these balls
-    that contain any (Naeem et al. 2020, equations 2 and 3; open balls as in their package prdc).
+    fifth neighbor, that contain a generated image, divided by five; coverage: fraction of these
+    balls that contain any (Naeem et al. 2020, equations 2 and 3; open balls as in their package
+    prdc).
 
     For two sets of one distribution density is 1 and coverage 1 - 2^-5 = 0.97 on average, whatever
     the distribution; precision and recall are below 1 by an amount that depends on it. For a set

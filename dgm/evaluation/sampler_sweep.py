@@ -33,11 +33,11 @@ class SampleQuality:
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return metrics of samples [N, C, H, W] (pixels.STANDARD) of the classes `labels` [N].
+        """Return metrics of samples [N, C, H, W] of the classes `labels` [N].
 
-        `fd_classifier`, `diversity` (of pairs within a class if class-conditional) and
-        `class_consistency` or, without classes, `class_certainty`: the mean probability of the
-        likeliest class.
+        Samples are images of preprocessing.STANDARD. Metrics are `fd_classifier`, `diversity` (of
+        pairs within a class if class-conditional) and `class_consistency` or, without classes,
+        `class_certainty`: the mean probability of the likeliest class.
         """
         features = extract_features(self.net, to_uint8(samples, STANDARD))
         logits = self.net.out(features.to(samples.device)).cpu()
@@ -79,8 +79,8 @@ def sweep_sampler(
 ) -> tuple[list[dict[str, Any]], Tensor]:
     """Sample with the same draws at each setting; return the metrics and the first images of each.
 
-    `seconds_per_image` is that of all processes together. Images are of pixels.STANDARD,
-    [settings, num_shown, C, H, W]. Collective: call on all ranks.
+    `seconds_per_image` is that of all processes together. Images are of
+    preprocessing.STANDARD, [settings, num_shown, C, H, W]. Collective: call on all ranks.
     """
     index = torch.arange(len(labels))
     rows, shown = [], []

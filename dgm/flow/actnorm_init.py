@@ -36,7 +36,8 @@ def initialize(flow: nn.Module, x: Tensor) -> None:
 def find_non_finite(flow: nn.Module, x: Tensor) -> str | None:
     """Return path and class of the first layer whose output for images x is not finite.
 
-    The networks inside couplings are searched too.
+    The networks inside couplings are searched too. If all outputs are finite, return a description
+    of z if its density is not, else None.
     """
     names = {layer: name for name, layer in flow.named_modules() if name}
     found: list[str] = []

@@ -165,7 +165,7 @@ def _check(config: FlowNetConfig, image_shape: tuple[int, int, int]) -> None:
         raise UserError(
             f"images of {height} x {width} cannot be halved {halvings} times, as model.levels "
             f"{config.levels} of model.architecture {config.architecture!r} requires: "
-            "lower it or resize them"
+            "lower model.levels or resize the images"
         )
     if config.architecture == "realnvp" and height * width == 4**halvings:
         raise UserError(

@@ -26,7 +26,7 @@ _TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Training data of the flow."""
+    """Augmentation of the flow's training images."""
 
     flip: bool = True
     """Mirror each image with probability 1/2."""

@@ -56,7 +56,7 @@ def make_nets(
     doublings = round(math.log2(height / 4)) if height >= 8 else 0
     if height != width or height != 4 << doublings or doublings < 1:
         raise UserError(
-            f"the images are {height} x {width}, but a GAN here needs a side of 8, 16, 32 ...: "
+            f"the images are {height} x {width}, but the GAN needs a side of 8, 16, 32 ...: "
             "give data.resize 32"
         )
     args = (config, doublings, channels, num_classes)

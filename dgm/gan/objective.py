@@ -55,7 +55,7 @@ class GanSampleConfig:
 
 
 class GanObjective:
-    """Train a discriminator to classify real and generated images, a generator to fool it."""
+    """Train a discriminator to tell real from generated images, and a generator to fool it."""
 
     whole_batch = True  # because of BatchNorm
     pixels = STANDARD
@@ -91,7 +91,7 @@ class GanObjective:
     def loss(self, nets: Nets, batch: Batch, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Return the loss of the phase's network; every named value is a mean over images, [].
 
-        `r1` is only there in steps that have the penalty.
+        `r1` is present only in steps that have the penalty.
         """
         config, net, name = self.config, nets["discriminator"], phase.name
         labels = None if self.num_classes is None else batch.labels

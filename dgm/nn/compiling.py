@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def compile_net(net: nn.Module, graphs: bool = False) -> None:
     """Compile a network in place; if that fails, warn once and run it uncompiled.
 
-    `graphs` captures CUDA graphs, which cost the host one launch each.
+    With `graphs`, CUDA graphs are captured: the host launches whole graphs instead of kernels.
     """
     _guard_requires_grad()
     _compile_backward_eagerly()
@@ -44,8 +44,8 @@ def _guard_requires_grad() -> None:
 
     Dynamo skips the guards on parameters whose module dictionaries have not changed, and
     `requires_grad_` changes none (pytorch #139476): on torch 2.11 the generator's first step runs
-    the discriminator that was compiled for frozen inputs, and its loss has no gradient. Torch 2.15
-    does not need this; the versions between were not tried.
+    the discriminator that was compiled for inputs without a gradient, so its loss has none. Torch
+    2.15 does not need this; the versions between were not tried.
     """
     if torch.__version__ < "2.15":
         torch._dynamo.config.skip_tensor_guards_with_matching_dict_tags = False
@@ -103,7 +103,7 @@ def _or_eager(fast: Callable[..., Any], plain: Callable[..., Any], name: str) ->
                     raise
                 working = False
                 reason = fault or str(error).strip().splitlines()[0]
-                # Attributed to this file: torch calls the network, and its warnings are hidden.
+                # Attributed to this file: the caller is torch, whose warnings are hidden.
                 warnings.warn(f"{name} runs uncompiled: {reason}", stacklevel=1)
         return plain(*args, **kwargs)
 

@@ -99,7 +99,7 @@ def use_kernels(net: nn.Module, device: torch.device | None = None) -> None:
 
 
 def recompute_activations(net: nn.Module) -> int:
-    """Checkpoint the activations of each `recomputable` module; return their number.
+    """Checkpoint the activations of each `recomputable` module; return the number of modules.
 
     Only a module's input is kept; the backward pass recomputes the rest (Chen et al. 2016) with
     the same dropout, which depends on no generator state.
@@ -182,10 +182,11 @@ Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 def zeroed(layer: Conv) -> Conv:
-    """Zero a convolution's weights, so that its block starts as the identity.
+    """Zero a convolution's weights and bias, so that its block starts as the identity; return it.
 
-    All other layers keep torch's initialization, whose weights are smaller than DDPM's variance
-    scaling: steps of Adam change them faster, and small networks learn in a fraction of the steps.
+    The U-Net's other layers keep torch's initialization, whose weights are smaller than those of
+    DDPM's variance scaling: Adam changes them faster, relative to their size, and small networks
+    learn in a fraction of the steps.
     """
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None, "the layer is built with a bias"
@@ -268,7 +269,7 @@ class _Embed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         """Return one_hot(labels)^T grad, [N, D], summed in fp32 or fp64."""
         (labels,) = ctx.saved_tensors
-        # Not functional.one_hot, which reads the labels on a CPU and so cannot be compiled.
+        # Not functional.one_hot, whose check of the labels' values on a CPU cannot be compiled.
         rows = torch.arange(ctx.num_rows, device=labels.device)
         dtype = torch.promote_types(grad.dtype, torch.float32)
         one_hot = (labels.flatten() == rows[:, None]).to(dtype)

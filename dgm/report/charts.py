@@ -112,7 +112,7 @@ def _mark(name: str, style: int, value: float, seen: float, text: str) -> dict[s
 
 
 def _best(key: str, curve: Curve) -> tuple[float, float, str] | None:
-    """Return the best value, its images seen, and both in words; None if neither is better."""
+    """Return the best value, its images seen, both in words; None if no direction is better."""
     higher = higher_is_better(key)
     if higher is None:
         return None

@@ -90,7 +90,8 @@ def _pair(key: str, first: str, lower: Curve, other: str, higher: Curve) -> list
     if low == high:
         return [f"{key} of {first} and of {other} ended equal, at {number(low)}."]
     less = f", {percent(1 - low / high)} lower" if low > 0 else ""
-    small = "; the logs of its last tenth scatter by more" if high - low < _scatter(higher) else ""
+    more_scatter = f"; the logs of the last tenth of {other} scatter by more"
+    small = more_scatter if high - low < _scatter(higher) else ""
     ended = (
         f"{key} of {first} ended below that of {other}: {number(low)} after "
         f"{counted(lower.seen[-1], 'image')} against {number(high)} after "

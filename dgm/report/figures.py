@@ -32,7 +32,7 @@ _SWEEP_STYLES = (("#0072b2", "o-"), ("#d55e00", "s--"), ("#009e73", "^:"), ("#b8
 
 
 def save_loss_curve(folder: Path) -> Path | None:
-    """Plot every loss of `metrics.jsonl` over images seen as `loss.png`; None without any."""
+    """Plot every loss of `metrics.jsonl` over images seen; return `loss.png`, None without any."""
     lines = read_metrics(folder / "metrics.jsonl")
     names = sorted({key for line in lines for key in line if key.split("/")[-1].startswith("loss")})
     if not names:

@@ -1,4 +1,4 @@
-"""The PNG grids of a run folder, as data of a page."""
+"""The PNG grids of a run folder, embedded in a page."""
 
 from __future__ import annotations
 

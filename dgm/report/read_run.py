@@ -99,7 +99,7 @@ class Run:
         return wall if _finite(wall) else None
 
     def energy_kwh(self, key: str) -> float | None:
-        """Return the energy used until the last log that has it; None if no log has it."""
+        """Return the energy used until the last log that has `key`; None if no log has it."""
         values = self.curve(key).values
         return values[-1] if values else None
 

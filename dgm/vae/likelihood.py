@@ -71,7 +71,7 @@ def gaussian_nll(x: Tensor, pixels: PixelDistribution) -> Tensor:
 
 
 def sample_pixels(name: LikelihoodName, pixels: PixelDistribution, draws: Draws) -> Tensor:
-    """Draw grey levels from p(x | z), as images of the objective's pixel map."""
+    """Return images [B, C, H, W] in [-1, 1] drawn from p(x | z), rounded to grey levels."""
     mean, scale = pixels.mean, torch.exp(pixels.log_scale)
     _, channels, height, width = mean.shape
     shape = height, width, channels

@@ -7,7 +7,8 @@ plain             32 16 8 4 -> latent              latent -> 4 8 16 32
 encoder_decoder   32 16 8 4 8 16 32 -> latent      latent -> 32 16 8 4 8 16 32
 
 No skip connection bypasses the smallest features. Only the residual branches are nonlinear, so that
-image and latent are related from the first step on. GroupNorm would remove brightness and colour.
+image and latent are related from the first step on. GroupNorm, which would remove
+brightness and colour, is off by default.
 
 Shapes: images [B, C, H, W], latents [B, latent].
 """
@@ -56,7 +57,7 @@ class VAENetConfig:
     decoder_channels: int = 64
     """Width of the decoder's level at full resolution."""
     channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
-    """Width of each level, as a multiple of the first; each level halves the image."""
+    """Width of each level, as a multiple of the first; each further level halves the image."""
     num_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks per level, for each pass through it; 0 only resizes."""
     norm: Literal["none", "group"] = "none"

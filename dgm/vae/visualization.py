@@ -40,7 +40,7 @@ def interpolation(decode: Decode, mu: Tensor) -> Tensor:
 
 
 def traversal(decode: Decode, posterior: Posterior) -> Tensor:
-    """Vary one dimension of the first image's encoding at a time from -3 to 3.
+    """Return images of the first image's encoding with one dimension at a time varied from -3 to 3.
 
     Rows: the dimensions with the largest mean KL over the batch, largest first.
     """

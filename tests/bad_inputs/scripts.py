@@ -208,7 +208,7 @@ BENCHMARKING = [
     Case(f"{BENCHMARK} likelihood runs/vae --out new --test-shards shards --variance 0",
          "--variance is", "0", "above 0"),
     Case(f"{BENCHMARK} likelihood runs/ddpm --out new --test-shards shards", "runs/ddpm",
-         "neither a vae nor a glow", "name one"),
+         "neither a vae nor a glow", "choose such a run"),
 ]  # fmt: skip
 
 # Where images go, and names that other toolkits use.

@@ -134,7 +134,7 @@ def test_damaged_and_transparent_images_can_be_trained_on(train: Callable, work:
     done = train("--data.skip_bad", "--data.background=black")
     assert done.code == 0, done.stderr
     assert "left out: 1 damaged image (star/bad.png)" in done.stdout
-    assert "1 image with transparent parts (star/clear.png) composed on black" in done.stdout
+    assert "1 image with transparent parts (star/clear.png) composited on black" in done.stdout
     [folder] = (work / "data").iterdir()
     assert folder.name.endswith("-background-0.0.0-skip-bad")
     again = train("--data.skip_bad", "--data.background=black", "--train.total_images=64")

@@ -91,6 +91,6 @@ def test_a_damaged_file_is_named_and_replaced(engine: Engine, tmp_path: Path, ha
 def test_a_folder_that_cannot_be_written_is_named(engine: Engine, tmp_path: Path):
     net = Counting()
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match="cannot be written and is computed each time"):
+    with pytest.warns(UserWarning, match="cannot be written, so features are computed each time"):
         found = cached_features(engine, tmp_path / "file" / "x", net.features(), DATA, "id")
     assert len(found.features) == 23

@@ -181,7 +181,7 @@ def transparent(mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def test_transparent_images_are_composed_on_white(tmp_path: Path) -> None:
+def test_transparent_images_are_composited_on_white(tmp_path: Path) -> None:
     folder = tmp_path / "cat"
     save(folder / "a.png", transparent("RGBA"))
     save(folder / "b.png", transparent("LA"))
@@ -206,7 +206,7 @@ def test_transparent_images_are_composed_on_white(tmp_path: Path) -> None:
         assert all(np.array_equal(pixels, expected) for pixels in found)
         assert (last == [1, 2, 3]).all()
         assert source.notes == [
-            "7 images with transparent parts (cat/a.png, cat/b.png, cat/c.png, ...) composed on "
+            "7 images with transparent parts (cat/a.png, cat/b.png, cat/c.png, ...) composited on "
             f"{options.background}; --background chooses another colour"
         ]
     assert options.settings == {"background": "7,7,7"}
@@ -245,7 +245,7 @@ def test_all_damaged_images_are_listed_in_one_error(draw) -> None:
     line = str(caught.value)
     assert line.startswith(f"25 of 40 images of {root} cannot be used: cat/03.png is empty")
     assert line.count("cat/") == 20 and "cat/22.png" in line and "and 5 more" in line
-    assert line.endswith("replace or delete them, or leave damaged ones out by --skip-bad")
+    assert line.endswith("replace or delete them, or leave damaged ones out with --skip-bad")
     skipping = FolderOptions(skip_bad=True)
     source = open_source(f"folder:{root}", "train", options=skipping)
     assert len(list(source.samples())) == len(source) == 15 and source.settings == {"skip_bad": 1}
@@ -273,7 +273,7 @@ def test_images_of_several_sizes_are_an_error_that_counts_them(draw) -> None:
         list(open_source(f"folder:{root}", "train").samples())
     assert str(caught.value) == (
         f"the images of {root} have 3 sizes: 3 of 4 x 4 (cat/a.png), 1 of 5 x 4 (dog/d.png), "
-        "1 of 6 x 6 (dog/e.png); resize all to 4 x 4 by --resize 4, or to another side"
+        "1 of 6 x 6 (dog/e.png); resize all to 4 x 4 with --resize 4, or to another side"
     )
     assert len(list(open_source(f"folder:{root}", "train", resize=4).samples())) == 5
 

@@ -144,7 +144,7 @@ def test_the_copy_and_its_size_are_printed(tars: Path, capsys) -> None:
     assert not capsys.readouterr().err
 
 
-def test_transparent_images_of_tars_are_composed_on_white(tmp_path: Path, capsys) -> None:
+def test_transparent_images_of_tars_are_composited_on_white(tmp_path: Path, capsys) -> None:
     content = {}
     for number, alpha in enumerate((255, 0, 128)):
         with io.BytesIO() as file:
@@ -155,4 +155,4 @@ def test_transparent_images_of_tars_are_composed_on_white(tmp_path: Path, capsys
     corners = found.images(np.arange(3))[:, 0, 0].tolist()
     assert corners[:2] == [[200, 0, 0], [255, 255, 255]] and corners[2][1] in (127, 128)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "2 images with transparent parts composed on white"
+    assert lines[-1] == "2 images with transparent parts composited on white"

@@ -37,10 +37,10 @@ def test_the_command_in_the_error_unpacks_the_archive(
     folder.mkdir()
     pack = PACK.get(Path(name).suffix, gzip.compress)
     (folder / name).write_bytes(pack(tar.read_bytes()))
-    with pytest.raises(UserError, match=r"compressed.*; unpack it by: ") as error:
+    with pytest.raises(UserError, match=r"compressed.*; unpack it with: ") as error:
         ensure("shapes", folder if as_folder else folder / name)
     assert len(str(error.value).splitlines()) == 1
-    command = str(error.value).partition("unpack it by: ")[2]
+    command = str(error.value).partition("unpack it with: ")[2]
     program = command.split()[0]
     if shutil.which(program) is None:
         pytest.skip(f"no {program} here")
@@ -57,7 +57,7 @@ def test_zips_and_zstandard_are_known(tmp_path: Path) -> None:
         archive.writestr("cat/0.png", b"x")
     (tmp_path / "b.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
     place = re.escape(str(tmp_path))
-    with pytest.raises(UserError, match=rf"unpack it by: unzip {place}/a.zip -d {place}/a$"):
+    with pytest.raises(UserError, match=rf"unpack it with: unzip {place}/a.zip -d {place}/a$"):
         ensure("shapes", tmp_path / "a.zip")
     with pytest.raises(UserError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
         ensure("shapes", tmp_path / "b.tar.zst")

@@ -38,7 +38,7 @@ def test_a_label_that_is_no_number_is_refused(images, write) -> None:
     with (folder / "train-00000.tar").open("r+b") as tar:
         tar.seek(512)
         tar.write(b"x")
-    with pytest.raises(UserError, match="shards has a label that is no number"):
+    with pytest.raises(UserError, match="shards has a label that is not a number"):
         Shards(folder).labels(np.arange(2))
 
 

@@ -1,6 +1,7 @@
 // The optimizer step on a CPU in as few passes through memory as possible: the norm of the gradient,
-// then AdamW fused with the moving average; adamw.py has the equations. Tensors are dense float32,
-// those of a weight with equal strides. The order of every sum is independent of the number of threads.
+// then AdamW fused with the moving average; adamw.py has the equations. Tensors are dense float32;
+// a weight and its gradient, moments and average have equal strides. The order of every sum is
+// independent of the number of threads.
 
 #include <ATen/Parallel.h>
 #include <algorithm>

@@ -22,7 +22,7 @@ from dgm.common.errors import UserError
 _SOURCES = tuple(
     Path(__file__).with_name(name) for name in ("norm.cpp", "adamw.cpp", "winograd.cpp")
 )
-# No -ffast-math: loading a library linked with it changes the rounding mode of the process.
+# No -ffast-math: a library linked with it makes the process flush subnormal numbers to zero.
 _FLAGS = (
     "-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno",
     "-fopenmp", "-std=gnu++17", "-shared", "-fPIC",

@@ -54,7 +54,7 @@ def _normals(a, b):
 
 @triton.jit
 def _mirror(element, mirrored, width, CHANNELS: tl.constexpr):
-    """Return the offset in the stored image of the mirrored image's `element`."""
+    """Return the offset of `element` in the stored image, mirrored left to right if `mirrored`."""
     position, channel = element // CHANNELS, element % CHANNELS
     row, column = position // width, position % width
     other = (row * width + width - 1 - column) * CHANNELS + channel

@@ -149,7 +149,7 @@ struct Part {
     }
   }
 
-  // Mean and inverse deviation of each group; two passes, so that nothing cancels.
+  // Mean and inverse standard deviation of each group; two passes, so that nothing cancels.
   void moments(float eps, float* mean, float* rstd) {
     const long size = shape.group();
     const double count = (double)shape.positions * size;

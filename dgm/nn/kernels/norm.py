@@ -6,9 +6,10 @@ With u = x + added, and x_hat = u normalized over its group (Wu and He 2018),
 
 On a GPU the forward and the backward pass are one Triton kernel each. They read and write the
 training dtype and keep channels_last; torch's own GroupNorm there returns contiguous NCHW and runs
-in fp32 under autocast.
-Saved for the backward pass are x, and a bit per element for dropout; x may be given as two tensors,
-`x` and `skip`, concatenated by channels. On a CPU it is a C++ kernel (norm.cpp), in fp32.
+in fp32 under autocast. Saved for the backward pass are x, and a bit per element for dropout; x may
+be given as two tensors, `x` and `skip`, concatenated by channels.
+
+On a CPU the operation is a C++ kernel (norm.cpp), in fp32.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _forward(
     key: Tensor | None, index: Tensor | None, step: Tensor | None,
     groups: int, eps: float, silu: bool, drop: float, purpose: int, kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return y, the means and inverse deviations of the groups, fp32 [B, groups], and a mask.
+    """Return y, mean and inverse standard deviation of each group, fp32 [B, groups], and a mask.
 
     The mask holds the dropout's bits, uint8 [B, H W / 8, C], for the kernels in Triton; else [0].
     """

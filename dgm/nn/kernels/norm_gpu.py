@@ -123,14 +123,14 @@ def joined_channels(x: Tensor, skip: Maybe) -> int:
 
 
 def empty_mask(x: Tensor, skip: Maybe, dropping: bool) -> Tensor:
-    """Return an empty mask of dropout bits."""
+    """Return an uninitialized mask of dropout bits, [B, H W / 8, C], or [0] without dropout."""
     own = (x.shape[0], x.shape[2] * x.shape[3] // 8, joined_channels(x, skip))
     shape = own if dropping else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
 def empty_sums(x: Tensor, skip: Maybe, added: Maybe) -> list[Tensor]:
-    """Return three empty sums [B, C], the last of size 0 without `added`."""
+    """Return three uninitialized sums, fp32 [B, C]; the last is [0] without `added`."""
     own = (x.shape[0], joined_channels(x, skip))
     sizes = [own, own, (0,) if added is None else own]
     return [torch.empty(size, dtype=torch.float32, device=x.device) for size in sizes]

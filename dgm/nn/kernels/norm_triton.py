@@ -3,13 +3,12 @@
 A second kernel is its backward pass. A program normalizes some whole groups of channels of one
 image, eight tiles at a time, one from each eighth of the positions. If these eight cover the image
 (WHOLE), x is read once and kept in registers; else a second pass reads it again, mostly from the
-cache. Sums are accumulated by each thread and
-reduced once, after the loop.
+cache. Sums are accumulated by each thread and reduced once, after the loop.
 
 The positions are split into eight equal segments: the eight 16-bit halves of one Philox block
 decide the dropout of one element in each (`Draws.keep_mask`), so one byte holds the dropout bits of
-eight elements.
-`load_tiles` returns a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each segment.
+eight elements. `load_tiles` returns a tuple of eight tiles [ROWS, CHANNELS], fp32, one of each
+segment.
 
 With JOINED the channels from `channels_of_x` on are those of a second tensor, `skip`.
 """

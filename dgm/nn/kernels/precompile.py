@@ -35,7 +35,7 @@ class Launches:
         self.kinds.setdefault((kernel, *kinds, *options.items()), (kernel, kinds, options))
 
     def compile(self, workers: int | None = None) -> int:
-        """Compile specializations missing in Triton's cache, in threads; return their total number.
+        """Compile in threads what Triton's cache lacks; return the number of all specializations.
 
         Triton's Python code holds the GIL; the rest, which takes most of the time, does not.
         """

@@ -136,7 +136,7 @@ struct Tiles {
     return row >= 0 && row < height && column >= 0 && column < width;
   }
 
-  // B^T x B around a tile; `stride` separates the 36 values of a channel, `panel` panels of channels.
+  // B^T x B around a tile; the 36 values of a channel are `stride` apart, panels of channels `panel`.
   void take_in(long tile, long channels, const float* x, float* to, long stride,
                long panel = PANEL) const {
     long image, row, column;

@@ -23,7 +23,7 @@ from dgm.nn.kernels.dispatch import (
     under_transform,
 )
 
-_CHANNELS = 32  # numbers of channels must be multiples of it
+_CHANNELS = 32  # numbers of channels must be multiples of this
 _MIN_POSITIONS = 64  # fewer use torch's convolution, at any batch size
 
 
@@ -121,7 +121,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad
     d_bias = grad.sum((0, 2, 3)) if need_bias else None
-    if torch.is_grad_enabled():  # to be differentiated again, which torch's convolution can be
+    if torch.is_grad_enabled():  # to be differentiated again, as only torch's convolution can be
         dx = conv2d_input(x.shape, weight, grad, padding=1) if need_x else None
         dw = conv2d_weight(x, weight.shape, grad, padding=1) if need_weight else None
         return dx, dw, d_bias
