@@ -21,7 +21,7 @@ from slurm.sweep import words_of
 
 NOT_SLURM = ("local", "debug")
 _TYPES = {
-    "int": "a whole number (int)", "bool": "true or false", "str": "a text",
+    "int": "a whole number (int)", "bool": "true or false", "str": "text",
     "list": "a list such as [a, b]", "dict": "keys and values such as {a: b}",
 }  # fmt: skip
 

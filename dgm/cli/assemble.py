@@ -225,7 +225,7 @@ def check_rebuilt(run: Path, index: Index) -> None:
         raise UserError(
             f"run.dir {run} was trained on other images than data.source holds now (id {before}, "
             f"now {now}); no shards were replaced: use the run's images (restore them, or "
-            "name its shards by --data.shards) or another run.dir"
+            "name its shards with --data.shards) or another run.dir"
         )
 
 

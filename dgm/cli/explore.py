@@ -103,7 +103,7 @@ class Explorer:
         if len(self.ends) < 2:
             raise UserError(
                 f"{options.test_shards or 'the test images'} hold {len(labels)} images, too few "
-                "to interpolate between: choose others by --test_shards"
+                "to interpolate between: choose others with --test_shards"
             )
 
     def interpolate(self) -> Explored:

@@ -260,7 +260,7 @@ def _describe(kind: Any) -> str:
         return f"a list of {len(arguments)} elements, each {_describe(arguments[0])}"
     if get_origin(kind) is list:
         example = "[a, b]" if arguments[0] is str else "[1, 2]"
-        return f"a list, as {example}, each {_describe(arguments[0])}"
+        return f"a list such as {example}, each {_describe(arguments[0])}"
     if arguments:
         return " or ".join(map(_describe, arguments))
     return _TYPE_NAMES.get(kind, "another value, see --help")

@@ -107,7 +107,7 @@ def cached_classifier(
     epochs: int,
     seed: int,
 ) -> Classifier:
-    """Return the classifier of a data set, read from `folder` or trained by the main process.
+    """Return the classifier of a data set, read from `folder` or trained by the first process.
 
     A damaged file is replaced. Collective: call on all ranks.
     """

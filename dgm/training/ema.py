@@ -20,7 +20,7 @@ class Ema:
         """Start at the nets' weights.
 
         A weight's contribution halves after `halflife_images` more images, or after
-        the fraction `rampup` of the images seen while that is less (Karras et al. 2024, section 3).
+        the fraction `rampup` of the images seen while that is less (as in the code of EDM, Karras et al. 2022).
         """
         self.nets = {name: frozen_copy(net) for name, net in nets.items()}
         # Listing a net's parameters takes most of a millisecond, at every step.
