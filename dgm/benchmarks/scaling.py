@@ -61,7 +61,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_range(args, "--", "rate", "parameters", above=0)
     if torch.cuda.is_available() and torch.cuda.device_count() < args.processes:
         raise UserError(
-            f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs: choose fewer"
+            f"--processes is {args.processes}, but there are {torch.cuda.device_count()} GPUs: "
+            "choose a smaller number"
         )
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         settings = {

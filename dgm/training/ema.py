@@ -19,8 +19,8 @@ class Ema:
     def __init__(self, nets: Mapping[str, nn.Module], halflife_images: float):
         """Start at the nets' weights.
 
-        A weight's contribution halves after `halflife_images` more images, or after
-        the fraction `rampup` of the images seen while that is less (as in the code of EDM, Karras et al. 2022).
+        A weight's contribution halves after `halflife_images` more images, or after the fraction
+        `rampup` of the images seen while that is less (as in the code of Karras et al. 2022, EDM).
         """
         self.nets = {name: frozen_copy(net) for name, net in nets.items()}
         # Listing a net's parameters takes most of a millisecond, at every step.
