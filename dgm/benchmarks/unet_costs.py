@@ -140,7 +140,7 @@ def _upsample(
     costs: StepCosts, layer: str, module: Upsample, args: tuple[Tensor], named: Any, output: Tensor
 ) -> None:
     """Add upsampling: the pass that computes the map writes it four times."""
-    costs.add(Kind.UPSAMPLE, layer, "forward", 3 * args[0].numel())  # a kernel for the indices
+    costs.add(Kind.UPSAMPLE, layer, "forward", 3 * args[0].numel())
     costs.add(Kind.UPSAMPLE, layer, "backward", 5 * args[0].numel())
 
 
