@@ -235,7 +235,7 @@ def tiny_run(
 
 
 @pytest.fixture(scope="session")
-def cluster(
+def slurm_cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, user_environment: dict[str, str]
 ) -> Iterator[Cluster]:
     """Yield a real Slurm cluster of four nodes on this machine."""
@@ -258,6 +258,13 @@ def cluster(
     patch.undo()
 
 
+@pytest.fixture
+def cluster(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """Yield the Slurm cluster, and cancel the jobs that a test leaves, a failed one for example."""
+    yield slurm_cluster
+    slurm_cluster.cancel_all()
+
+
 def zero_environment(config: str) -> dict[str, str]:
     """Return the variables that `accelerate launch` sets for a ZeRO stage, such as `2_offload`."""
     stage, _, offload = config.partition("_")
@@ -275,6 +282,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the longest tests; run those of the cluster in one process."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

@@ -158,14 +158,14 @@ def test_a_run_continues_after_its_time_limit(cluster: Cluster, tmp_path: Path) 
     options = ["--time", "1", "--lead-s", "40"]
     overrides = ("--train.log_every_images=320", "--train.save_every_images=0")
     run = cluster.submit(tmp_path / "run", *options, steps=steps, overrides=overrides)
-    until(lambda: bool(ends(run)), 90, log_of(run))
-    assert ends(run) == [("stopped", "requeue")]
+    # Where imports are slow, the first start may be stopped before its first step.
+    until(lambda: bool(ends(run)) and run.images_saved() > 0, 150, log_of(run))
+    assert set(ends(run)) == {("stopped", "requeue")}
     saved = run.images_saved()
-    assert saved > 0
     row = cluster.wait(run, "running")
 
     def trained() -> bool:
-        # Where imports are slow, a start has time for one step only, and logs nothing.
+        # A start may have time for one step only, and log nothing.
         seen = [line["images_seen"] for line in run.metrics()]
         return max([*seen, run.images_saved()]) > saved
 

@@ -75,6 +75,17 @@ class Cluster:
                     found.setdefault(int(variables["RANK"]), process)
         return [found[rank] for rank in sorted(found)]
 
+    def cancel_all(self) -> None:
+        """Cancel all jobs, and wait until none is left."""
+
+        def none_left() -> bool:
+            jobs = slurm_cli.call("squeue", "--noheader", "--format=%A").split()
+            if jobs:
+                slurm_cli.cancel(jobs)
+            return not jobs
+
+        until(none_left, 60, "jobs are left")
+
     def job(self, run: RunState) -> str:
         """Return the job id of a run."""
         return run.job()["job"]
