@@ -126,5 +126,6 @@ def plain_environment(cache: Path) -> dict[str, str]:
     env["OMP_NUM_THREADS"] = "1"  # tests share the cores
     # Several tests share the cores: a thread that spins as it waits would hold up the others.
     env["OMP_WAIT_POLICY"] = "passive"
+    env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes for one small net
     env["DS_ACCELERATOR"] = "cpu"  # as the engine does where there is no GPU
     return env
