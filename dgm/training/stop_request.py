@@ -20,7 +20,9 @@ class StopRequest:
     """Records SIGTERM, SIGINT, SIGUSR2 and SIGHUP; a second SIGINT interrupts immediately.
 
     Until `defer`, while there is nothing to save, a signal also calls `exit_now`, which ends the
-    process. A SIGHUP that is ignored, as under nohup, stays ignored.
+    process. A SIGHUP that is ignored, as under nohup, stays ignored. Slurm sends SIGUSR2 to every
+    process of a job step, also to compilers that this process starts: it is blocked, as children
+    inherit it, and received by a thread of its own.
     """
 
     def __init__(self, exit_now: Callable[[], object] | None = None) -> None:
@@ -29,12 +31,19 @@ class StopRequest:
         self._interrupts = 0
         self.exit_now = exit_now
         self._before = {}
+        self._closed = threading.Event()
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._record) for s in watched_signals()}
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+            threading.Thread(target=self._receive, name="signals", daemon=True).start()
 
     def defer(self) -> None:
         """Only record signals from now on."""
         self.exit_now = None
+
+    def _receive(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+        self._closed.wait()
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
@@ -46,6 +55,9 @@ class StopRequest:
 
     def close(self) -> None:
         """Restore the previous handlers."""
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        self._closed.set()
         for number, handler in self._before.items():
             # None: a handler of a C library, which cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

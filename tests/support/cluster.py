@@ -40,7 +40,11 @@ class Cluster:
         words += ["--accelerate-config", ROOT / "accelerate_config.yaml", *options, "--"]
         words += ["--run.dir", folder, "--run.trackers=[]"]
         words += [f"--train.total_images={steps * BATCH}", *overrides]
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(io.StringIO()) as output,
+        ):
+            patch.delenv("TRITON_INTERPRET", raising=False)  # that of the tests of kernels
             assert submit.main([str(word) for word in words]) == 0, output.getvalue()
         return RunState(folder)
 

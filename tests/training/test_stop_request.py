@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +33,19 @@ def stop() -> Iterator[StopRequest]:
 def test_a_signal_sets_the_flag(stop: StopRequest, number: signal.Signals):
     assert not stop.raised
     os.kill(os.getpid(), number)
+    ends = time.monotonic() + 10  # SIGUSR2 is received by another thread
+    while not stop.raised and time.monotonic() < ends:
+        time.sleep(0.01)
     assert stop.raised
+
+
+def test_children_ignore_the_signal_that_slurm_sends_to_all_processes(stop: StopRequest):
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGUSR2)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.3)
+        child.terminate()
+    assert child.returncode == -signal.SIGTERM
 
 
 def test_only_a_second_interrupt_interrupts(stop: StopRequest):
