@@ -104,7 +104,7 @@ class Run:
         return {key: [line.get(key, math.nan) for line in lines] for key in keys}
 
     def evaluate(self, metrics: Iterable[str] | None = None, **options: Any) -> dict[str, Any]:
-        """Return metrics as `launch/evaluate.py` writes them to evaluation.json.
+        """Evaluate as `launch/evaluate.py` does: return the metrics, and write evaluation.json.
 
         metrics: names, as for its --metrics; None uses those that apply to the run. options: its
         other options, such as num_images=500, seeds=2, features="inception".

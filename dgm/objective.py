@@ -65,7 +65,7 @@ class Objective(Protocol):
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Return images [count, C, H, W], as mapped by `pixels`; image i uses the draws of index i.
+        """Return images [count, C, H, W], as mapped by `pixels`; image i uses row i of `draws`.
 
         `knobs` replace fields of `sample_config`.
         """

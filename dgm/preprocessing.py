@@ -27,7 +27,7 @@ class PixelMap:
         return 1 / self.levels_per_unit
 
     def scale(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the center of each stored grey level's bin, [B, C, H, W]."""
+        """Return x of stored images, [B, C, H, W]: the center of each grey level's bin."""
         return self.from_levels(images.to(dtype)).permute(0, 3, 1, 2)
 
     def dequantize(

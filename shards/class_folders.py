@@ -189,7 +189,7 @@ def _folder_of(root: Path, splits: dict[str, str], split: str, holdout: float) -
     if holdout:
         if test is not None:
             raise UserError(
-                f"holdout is {holdout}, but {root / test} holds test images; leave it out"
+                f"holdout is {holdout}: leave it out, since {root / test} holds test images"
             )
         return splits.get("train", "")
     if split == "train":

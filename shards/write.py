@@ -87,7 +87,8 @@ def _encoded(source: Source, image_format: str) -> Iterator[dict[str, bytes]]:
         image, label = sample
         if image.shape != source.image_shape or image.dtype != np.uint8:
             found = f"{image.dtype} {image.shape}"
-            raise UserError(f"{source.name} has an image {found}, not {source.image_shape}")
+            expected = f"uint8 {source.image_shape}"
+            raise UserError(f"{source.name} has an image of {found}, not {expected}")
         if image_format == "png":
             return {"cls": b"%d" % label, "png": encode_png(image)}
         return {"cls": b"%d" % label, "npy": header + image.tobytes()}

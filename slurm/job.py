@@ -105,7 +105,7 @@ class SlurmNodes:
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
     def start(self, hosts: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        """Start the processes on `hosts`, the first of which is this node."""
+        """Start the processes on `hosts`, this node first; return srun, which runs them."""
         count = len(hosts) * self.job.processes
         words = [
             "srun", f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}",

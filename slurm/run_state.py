@@ -30,7 +30,7 @@ class RunState:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of these files."""
+        """Return the folder of the state's files, in the run folder."""
         return self.path / FOLDER
 
     @property
@@ -39,7 +39,7 @@ class RunState:
         return self.folder / "log.txt"
 
     def images_saved(self) -> int:
-        """Return the number of images that the newest checkpoint has seen; -1 if there is none."""
+        """Return the images seen at the newest checkpoint; -1 if there is none or no access."""
         with contextlib.suppress(UserError):  # no access
             return newest_saved(self.path) or -1
         return -1

@@ -141,8 +141,8 @@ def submit(submission: Submission) -> list[str]:
     if "Requeue=0" in slurm_cli.call("scontrol", "show", "job", "-o", ids[0]):
         slurm_cli.cancel(ids)
         raise UserError(
-            f"the cluster does not allow job {ids[0]} to be requeued, so a run could not continue "
-            "by itself; it was cancelled: ask the administrators, or use another partition"
+            f"the cluster does not allow job {ids[0]} to be requeued, so the submission could not "
+            "continue by itself; it was cancelled: ask the administrators, or use another partition"
         )
     for plan, job in zip(submission.plans, ids, strict=True):
         write_job(submission, plan, cluster="slurm", job=job)

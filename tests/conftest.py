@@ -289,7 +289,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    """Turn skips into failures where nothing may be missing."""
+    """Turn skips into failures if DGM_SKIP_IS_FAILURE is set: then nothing may be missing."""
     report = yield
     if not hasattr(report, "wasxfail"):
         _refuse_skip(report)

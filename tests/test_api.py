@@ -63,7 +63,7 @@ def test_the_same_call_resumes(images: np.ndarray, tmp_path: Path):
 @pytest.mark.slow
 def test_own_network_and_objective(images: np.ndarray, tmp_path: Path):
     class Own(torch.nn.Module):
-        """Predicts noise without the time."""
+        """Predicts the noise from x alone, without t."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -125,7 +125,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
     script.write_text(
         "import sys, torch\nfrom torch._inductor import config\n"
         "from dgm.nn.compiling import compiled\nfrom dgm.nn.kernels import native\n"
-        # These would take longer.
+        # Skip what takes seconds: precompiled headers, the test of vector code, a process pool.
         "config.cpp_cache_precompile_headers = config.cpp.vec_isa_ok = False\n"
         "config.compile_threads = 1\n"
         "def double(x): return 2 * x + 1\n"
@@ -161,7 +161,7 @@ def test_without_a_compiler_a_run_warns_once_and_continues(
     run_script: Callable, tiny_shards: Path, tmp_path: Path
 ):
     missing = {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    missing["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are started first, which takes seconds
+    missing["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes takes seconds to start
     done = run_script(
         LAUNCH / "train_ddpm.py", "--config", LAUNCH / "configs" / "ddpm_tiny.yaml",
         "--data.shards", tiny_shards, "--run.dir", tmp_path / "run", "--train.compile", "all",

@@ -26,7 +26,7 @@ from dgm.rng import Draws
 
 SHAPE, NUM_CLASSES = (32, 32, 3), 10
 GOLDEN = Path(__file__).parent / "golden"
-# Options of the sampler that decodes latents, by family.
+# Options with which `sample` returns exactly the decoded latents, by family.
 AT_FULL_TEMPERATURE: dict[str, dict[str, Any]] = {
     "gan": {}, "vae": {"temperature": 1.0}, "flow": {"temperature": 1.0},
     "diffusion": {"sampler": "ddim", "steps": 50, "guidance": 1.0, "clip": False},

@@ -31,7 +31,7 @@ SMALLER = {
     "train_vae.py": "--model.encoder_channels 4 --model.decoder_channels 4",
     "train_flow.py": "--model.steps 1 --model.hidden 8",
 }
-IN_THIS_PROCESS = ("python launch/", "accelerate launch launch/")  # on one process
+IN_THIS_PROCESS = ("python launch/", "accelerate launch launch/")  # one process: by run_warm
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:

@@ -175,7 +175,7 @@ def test_a_deferred_bias_is_returned_for_the_next_layer(kernels: bool):
 
 
 def test_kernels_are_chosen_by_device():
-    """A net on a CPU of a machine with a GPU takes those for a CPU."""
+    """A net on the CPU gets the kernels for a CPU, also on a machine with a GPU."""
     net = nn.Sequential(group_norm(32), nn.Conv2d(32, 32, 3, padding=1))
     use_kernels(net, torch.device("cuda"))
     assert net[0].kernels == "triton"

@@ -1,6 +1,6 @@
 """Objectives of all families and their variants: means over images, flips, samples, likelihoods.
 
-What a family as configured by `launch/configs/*_tiny.yaml` guarantees: test_contract.
+tests/test_contract.py tests each family as configured by `launch/configs/*_tiny.yaml`.
 """
 
 from __future__ import annotations

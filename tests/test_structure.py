@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dgm", "shards", "launch", "slurm")
 FAMILIES = tuple(TRAINERS)
 ONLY_IN = {
-    "accelerate": ("dgm/training/", "dgm/benchmarks/"),  # there it is part of a peer
+    "accelerate": ("dgm/training/", "dgm/benchmarks/"),  # benchmarks: part of a peer's loop
     "deepspeed": ("dgm/training/",),
     "webdataset": ("shards/", "dgm/benchmarks/"),  # there it is the peer
     "diffusers": ("dgm/benchmarks/",),

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, help="run folder of a glow or a vae")
     add("--out", type=Path, required=True, help="run folder of the public model")
-    add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test images")
+    add("--test-shards", type=home_path, nargs="+", required=True, help="folders of test shards")
     add("--num-test", type=int, default=1000, help="test images of each folder")
     add("--lr", type=float, help="learning rate of the public model; default: the run's")
     variance = "variance of pythae's Gaussian in training, for pixels in [0, 1]"

@@ -227,7 +227,7 @@ def count_conversions(events: Any) -> int:
 
 def main() -> None:
     """Answer requests until stdin is closed."""
-    # Libraries print to stdout too: only answers go there.
+    # Keep stdout for answers: what libraries print there goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     settings = json.loads(sys.argv[1])

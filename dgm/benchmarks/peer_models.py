@@ -77,7 +77,7 @@ class NormflowsGlow:
     def sample(
         self, nets: Nets, count: int, labels: Tensor | None, draws: Draws, **knobs: Any
     ) -> Tensor:
-        """Sample with its own random numbers."""
+        """Return images in [-1, 1], drawn with torch's random numbers instead of `draws`."""
         net: Any = nets["peer"]
         x, _ = net.sample(count, temperature=self.sample_config.temperature)
         return (2 * x - 1).clamp(-1, 1)

@@ -1,7 +1,8 @@
 """A roofline model, not a measurement, of a training step of DDPM's U-Net on a GPU.
 
 An operation takes the maximum of its FLOPs at an effective rate, its bytes at a bandwidth, and the
-minimum time of its kernels; a step takes the sum of its operations or the host's launch time.
+minimum time of its kernels; a step takes the sum of its operations. The host's time to launch them
+is reported beside it.
 """
 
 from __future__ import annotations

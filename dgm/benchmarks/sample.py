@@ -1,4 +1,4 @@
-"""Sampling: our sampler and diffusers' pipeline, with U-Nets of one size, in turns."""
+"""Speed of sampling: our sampler and diffusers' pipeline in turn, U-Nets of the same size."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Rung(NamedTuple):
 
     name: str
     options: tuple[str, ...] = ()
-    restored: str = ""  # an optimization that lower rungs undo
+    restored: str = ""  # an optimization that only the rungs before this one undo
     only_on_gpu: bool = False
 
 
@@ -67,7 +67,7 @@ LADDER = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("--peers", action="store_true", help="compare with peers' loops")
+    add("--peers", action="store_true", help="time the loops of diffusers and lucidrains too")
     add("--loops", nargs="+", choices=(OURS, *PEERS), help="loops to time; default: ours alone")
     add("--ladder", action="store_true", help="add our optimizations one by one")
     add_size_arguments(parser, batch=32)

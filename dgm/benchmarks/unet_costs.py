@@ -66,7 +66,7 @@ def _norm(
 def _convolution(
     costs: StepCosts, layer: str, conv: nn.Conv2d, args: tuple[Tensor], named: Any, output: Any
 ) -> None:
-    """Add a 3x3 convolution; the bias of a block's first is added by the norm."""
+    """Add a 3x3 convolution; the norm after a block's first convolution adds its bias."""
     x, in_block = args[0], layer.endswith(("conv1", "conv2"))
     y = output[0] if isinstance(conv, DeferredBiasConv2d) else output
     positions = x[0, 0].numel(), y[0, 0].numel()

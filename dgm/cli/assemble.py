@@ -90,7 +90,7 @@ class Parts:
 
     nets: dict[str, nn.Module]
     objective: Objective
-    optim: dict[str, OptimConfig] = field(default_factory=dict)  # by net, where not the default
+    optim: dict[str, OptimConfig] = field(default_factory=dict)  # by net; others use config.optim
 
 
 MakeParts = Callable[[Any, tuple[int, int, int], int], Parts]
@@ -236,7 +236,7 @@ def identify(images: Shards) -> str:
 
 
 def all_ids(images: Shards) -> tuple[str, ...]:
-    """Return the ids that a run trained on these images may have, older versions' too."""
+    """Return the ids that runs may have recorded for these images, those of older code included."""
     return (_hash(_checksums(images.index)), *former_ids(images))
 
 

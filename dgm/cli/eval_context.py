@@ -199,7 +199,7 @@ class EvalContext:
 
 
 def _build_settings(data: DataConfig, index: Index) -> DataConfig:
-    """Return the settings with which train shards were built, for the test images beside them."""
+    """Return `data` with the settings that built the train shards, to build test shards alike."""
     settings = index.settings
     resize = settings.get("resize")
     return replace(

@@ -209,7 +209,10 @@ class Explorer:
         return objective.pixels.convert(decoded, STANDARD)
 
     def sweep(self, settings: list[dict[str, Any]]) -> Explored:
-        """Sample with the same draws at each setting; add the metrics of real test images."""
+        """Sample with the same draws at each setting; return the metrics and a sheet of the images.
+
+        The metrics are those of each setting and, to compare, of real test images.
+        """
         context, options = self.context, self.context.options
         labels = labels_by_frequency(options.num_images, context.counts)
         real_statistics = context.features_of(context.train).statistics

@@ -25,7 +25,7 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = make_options_parser(__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=path_word, metavar="RUN", help="run folders, or those of sweeps"
+        "runs", nargs="+", type=path_word, metavar="RUN", help="folders of runs or sweeps"
     )
     parser.add_argument(
         "--out", type=path_word, help="file of the page; default RUN/report.html for a single run"

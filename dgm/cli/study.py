@@ -41,7 +41,7 @@ def read_steps(text: str, objective: DiffusionObjective) -> list[int]:
 def refuse_options_of_other_families(
     options: Namespace, names: Iterable[str], own: Collection[str], family: str
 ) -> None:
-    """Raise UserError if an option of `names` is given that the run's family (`own`) lacks."""
+    """Raise UserError if an option of `names` is given that is not among the family's, `own`."""
     for name in names:
         if options[name] is not None and name not in own:
             raise UserError(

@@ -80,7 +80,7 @@ def read_yaml(path: Path, as_text: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a YAML file") from None
     if len(content) > _MAX_BYTES:
-        raise UserError(f"{path} has more than {_MAX_BYTES:,} bytes: name a YAML file of keys")
+        raise UserError(f"{path} has more than {_MAX_BYTES:,} bytes: name a smaller YAML file")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -36,7 +36,7 @@ class PerImageDraws(NamedTuple):
 
 
 class NoisedImages(NamedTuple):
-    """Images of a batch before and after noising, each [B, C, H, W] channels_last in [-1, 1]."""
+    """A batch's noised images, images in [-1, 1] and noise, each [B, C, H, W] channels_last."""
 
     x_t: Tensor
     x_0: Tensor

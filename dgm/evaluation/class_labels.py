@@ -52,10 +52,10 @@ def labels_by_frequency(count: int, counts: np.ndarray) -> Tensor:
 
 
 def balanced_subset(labels: np.ndarray, count: int, seed: int, run: int = 1) -> np.ndarray:
-    """Return the rows of up to `count` images, cycling through the classes in a seeded order.
+    """Return the rows of up to `count` images, taken from the classes in turn.
 
-    Images come in groups of `run` consecutive images of one class; a class contributes complete
-    groups only.
+    `seed` gives the order of the images within a class. Each turn takes `run` images of a class,
+    or none if fewer are left.
     """
     order = permutation(seed, 0, len(labels)).numpy()
     rank = np.empty(len(order), dtype=np.int64)  # an image's position among those of its class

@@ -70,7 +70,7 @@ def _same_session(pid: int) -> bool:
 
 
 def _code(code: int, who: str) -> int:
-    """Return a shell's exit code; print which signal ended the process."""
+    """Return the exit code that a shell would; print a signal other than SIGINT and SIGTERM."""
     if code >= 0:
         return code
     name = signal.Signals(-code).name

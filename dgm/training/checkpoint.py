@@ -37,7 +37,7 @@ class Checkpoint:
     """The content of a checkpoint: unsharded tensors of all nets, and what is not tensors."""
 
     model: dict[str, Tensor]  # by `net.parameter`
-    optimizer: dict[str, Tensor]  # by `net.moment.parameter`
+    optimizer: dict[str, Tensor]  # by `<net>.<moment>.<parameter>`
     ema: dict[str, Tensor]
     state: dict[str, Any]
 

@@ -7,8 +7,9 @@ is met:
 - The host does not wait, and copies only from pinned memory: `FiniteCheck` records on the device,
   metrics are one tensor, draws are functions of tensors (no generator state).
 - Everything that changes between steps is in tensors at fixed addresses (`StaticInputs`): image
-  indices, images seen, learning rate, counts of updates. The host overwrites them by one copy from
-  pinned memory. If the work differs between steps (a penalty in every 16th), each variant has a
+  indices, images seen, learning rate, counts of updates, and images that are not on the device.
+  The host overwrites the numbers by one copy from pinned memory, the images by another. If the
+  work differs between steps (a penalty in every 16th), each variant has a
   graph, see `dgm.objective.StepDependent`.
 - Weights, moments, buffers, the finite check's record and the output are outside of the graph's
   memory pool and are written in place. Nothing in the pool outlives a replay: gradients are None

@@ -46,7 +46,7 @@ class WrappedNet(abc.ABC):
 
     @abc.abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss."""
+        """Backpropagate a loss; its gradient is added to those of earlier micro-batches."""
 
     @abc.abstractmethod
     def clip_and_step(self, lr: float, check: NormCheck, ema: EmaUpdate | None = None) -> bool:
@@ -64,7 +64,7 @@ class WrappedNet(abc.ABC):
         return frozen_copy(self.net)
 
     def moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's unsharded moments by `moment.parameter`. Collective."""
+        """Return the optimizer's unsharded moments by `<moment>.<parameter>`. Collective."""
         return moments_of(self.net, self.optimizer.state)
 
     @abc.abstractmethod
@@ -134,7 +134,7 @@ def _in_ddp(net: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():
         # Newer versions rename the first setting; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
-        # Buffers (BatchNorm) depend on each process's own batch; broadcasting them takes time.
+        # Buffers are equal on all processes (`dgm.gan.batch_norm`): broadcasting only costs time.
         ddp = DistributedDataParallel(
             LossModule(net), broadcast_buffers=False, gradient_as_bucket_view=True
         )

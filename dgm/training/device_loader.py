@@ -79,7 +79,7 @@ class DeviceLoader:
         if self.stream is None:
             return tuple(tensor.to(self.device) for tensor in tensors)
         with torch.cuda.stream(self.stream):
-            # As in `overwrite`, pinned blocks outlive their copies.
+            # As in `overwrite`, a pinned block is reused only after its copy is done.
             sent = tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self.stream)

@@ -90,7 +90,7 @@ class Package:
 
 
 def packages(powercap: Path) -> list[Counter]:
-    """Return the packages, but not the zones inside them (cores, memory) or around all of them."""
+    """Return a counter for each processor package, not for zones within (core, dram) or psys."""
     zones = sorted(powercap.glob("intel-rapl:*"))  # AMD's have this name too
     return [Package(zone) for zone in zones if _name(zone).startswith("package")]
 

@@ -64,7 +64,7 @@ class Engine:
 
     @property
     def norms_on_host(self) -> bool:
-        """Return whether reading a gradient's norm costs no wait: on a CPU and in ZeRO-1 to 3."""
+        """Return whether a gradient's norm is read without a wait for the GPU: CPU, ZeRO-1 to 3."""
         zero = self.launch.zero
         return self.device.type == "cpu" or (zero is not None and zero.stage > 0)
 

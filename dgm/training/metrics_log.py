@@ -141,7 +141,7 @@ class Clock:
 
     @contextlib.contextmanager
     def during(self, name: Literal["data", "save", "sample", "eval"]) -> Iterator[None]:
-        """Count a block as waiting for data, or as a pause, which images/s exclude."""
+        """Count a block's time as waiting for data, or as a pause; images/s exclude pauses only."""
         self.watchdog.set_activity(name)
         began = time.monotonic()
         yield

@@ -70,7 +70,7 @@ def advise(job: Job, batches: BatchSampler) -> UserError:
 
 
 def _batch_fits(job: Job, nets: Nets, count: int) -> bool:
-    """Try forward and backward passes of every phase with `count` images."""
+    """Return whether forward and backward passes of every phase fit with `count` images."""
     gc.collect()
     if job.engine.device.type == "cuda":
         torch.cuda.empty_cache()

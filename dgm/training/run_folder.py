@@ -96,7 +96,7 @@ class RunFolder:
             raise UserError(
                 f"run.dir {self.path} holds a run with another configuration "
                 f"({'; '.join(_difference(key, fixed[key], key in now) for key in fixed)}): "
-                "use these values again or another run.dir"
+                "use its old values again or another run.dir"
             )
         return changed
 

@@ -73,7 +73,7 @@ def frozen_copy(net: nn.Module) -> nn.Module:
 
 
 def moments_of(net: nn.Module, state: State) -> dict[str, Tensor]:
-    """Return an optimizer's moments by `moment.parameter`; parameters without any are left out."""
+    """Return moments by `<moment>.<parameter>`; parameters without any are left out."""
     return {
         f"{kind}.{key}": value
         for key, parameter in net.named_parameters()

@@ -141,7 +141,7 @@ class DeepSpeedPartitioned(_InDeepSpeed):
         return copied
 
     def moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's unsharded moments by `moment.parameter`."""
+        """Return the optimizer's unsharded moments by `<moment>.<parameter>`."""
         state = self.optimizer.state.get(self._parts[0], {})
         if "step" not in state:
             return {}

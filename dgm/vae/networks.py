@@ -193,8 +193,8 @@ def _resize(inputs: int, outputs: int, shrink: bool) -> nn.Module:
 
 
 def _narrow_width(widths: list[int], level: int) -> int:
-    # As many values as the smallest features, so that the linear layer at the latent has the same
-    # size in all architectures.
+    # Channels for as many values (channels x positions) as at the deepest level, so that the linear
+    # layer at the latent has the same size in all architectures.
     return max(1, widths[-1] >> 2 * (len(widths) - 1 - level))
 
 

@@ -207,5 +207,5 @@ def test_labels_follow_the_frequencies_of_the_data(
         assert context.label_policy() == chosen and context.label_policy(each_class=True) == UNIFORM
         same = context.generated(1) is context.generated(1, each_class=True)
         assert same == (chosen == UNIFORM)
-        context.trained.objective.num_classes = None  # without labels one set serves all
+        context.trained.objective.num_classes = None  # unconditional: one set for all metrics
         assert context.label_policy(each_class=True) == chosen

@@ -45,7 +45,7 @@ def train_tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def test_tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write test images, of which none is of class 5."""
+    """Write test images, none of class 5, and return their folder."""
     labels = [3] * 12 + [7] * 12
     return write_tar(tmp_path_factory.mktemp("foreign") / "test" / "b.tar", labels, 500)
 

@@ -23,7 +23,7 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 def flow_run(
     run_warm: Callable, tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Train the tiny flow."""
+    """Train the tiny flow and return its run folder."""
     folder = tmp_path_factory.mktemp("runs") / "flow"
     words = ["--config", tiny_configs["flow"], "--run.dir", folder]
     done = run_warm(LAUNCH / "train_flow.py", *words, cwd=folder.parent)

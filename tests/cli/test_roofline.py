@@ -63,12 +63,13 @@ def test_bytes_of_single_layers_are_those_worked_out_by_hand():
     # x read, y written, an eighth of a byte of mask, `added` in bf16, mean and rstd of 32 groups
     assert norm.bytes == 2 * image + 128 * 32 * 32 / 8 + 2 * 128 + 2 * 4 * 32
     assert not found(operations, "down.0.blocks.0.conv1", Kind.BIAS)
-    # The last block, of 128 + 128 channels: the sum reads two products of the shortcut and that of
-    # the convolution, and is written; one pass over its gradient gives those of both biases.
+    # The last block has 128 + 128 input channels. Its sum reads three maps, one of the shortcut for
+    # each half and the convolution's, and writes one. Backward, one read of the sum's gradient
+    # gives the gradients of both biases.
     assert [o.bytes for o in found(operations, "up.3.blocks.2", Kind.SUM)] == [4 * image]
     layer = "up.3.blocks.2.conv2"
     assert [o.bytes for o in found(operations, layer, Kind.BIAS, "backward")] == [image]
-    # 8x8 to 16x16 of 256 channels: a sum reads four maps and writes one.
+    # Backward from 16x16 to 8x8, 256 channels: four 8x8 maps are read, and their sum is written.
     (upsampled,) = found(operations, "up.1.resize.0", Kind.UPSAMPLE, "backward")
     assert upsampled.bytes == 5 * 2 * 256 * 8 * 8
 
@@ -120,7 +121,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(monkeypatch: pytest.MonkeyPatc
 
 
 def _kept_bytes(batch: int) -> float:
-    """Return the bytes that autograd keeps of an image."""
+    """Return the bytes per image that autograd keeps for the backward pass."""
     net = UNet(UNetConfig(dropout=0.0), 32)
     for module in net.modules():
         if isinstance(module, NormAct):

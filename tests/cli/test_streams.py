@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def shell(command: str, environment: Mapping[str, str], cwd: Path):
-    """Run a line of bash, in which python is ours."""
+    """Run a line of bash in which `python` is the interpreter of these tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-c", command],

@@ -84,7 +84,7 @@ def test_zero_terminal_snr_keeps_the_first_level_and_sets_the_last_to_zero(
     assert float(moved.alphas_cumprod[0]) == pytest.approx(
         float(plain.alphas_cumprod[0]), rel=1e-14
     )
-    # Lin et al. 2024, algorithm 1: alpha is shifted, then scaled, so ratios of gaps stay.
+    # Lin et al. 2024, algorithm 1: alpha is shifted, then scaled, so ratios of gaps do not change.
     gaps = [(s.alphas - s.alphas[-1]) / (s.alphas[0] - s.alphas[-1]) for s in (plain, moved)]
     torch.testing.assert_close(*gaps, rtol=0, atol=1e-14)
 

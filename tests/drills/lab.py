@@ -300,7 +300,7 @@ class Lab:
         self.expect(not left, f"left behind: {left}")
 
     def expect_same_tensors(self, run: Path, processes: int = 1) -> None:
-        """Compare weights, average and optimizer with those of the undisturbed run."""
+        """Expect the bytes of weights, EMA and optimizer that the undisturbed run has."""
         last = f"checkpoints/{STEPS * BATCH:09d}"
         for name in TENSORS:
             ours, theirs = run / last / name, self.undisturbed_run(processes) / last / name

@@ -108,7 +108,8 @@ def test_every_family_killed_three_times_continues_to_the_same_bytes(
     train: Callable, undisturbed_run: Callable, tmp_path: Path, family: str
 ) -> None:
     folder = tmp_path / "run"
-    # In a step, in the second file of a save, after a save; a GAN has a second pass in most steps.
+    # In a step (a GAN has a second pass in every other one); in a save, after two of its five
+    # files, as file 7 is in the second save of that start; after a save.
     for moment in ("forward:11", "file:7", "saved:1"):
         killed = train(folder, moment, family=family)
         assert killed.code == -signal.SIGKILL, killed.stderr

@@ -31,7 +31,7 @@ SAVES = ("--train.save_every_images=320",)
 def undisturbed(
     run_warm: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Train the long run on two processes without a fault."""
+    """Train the long run on two processes without a fault, and return its folder."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     words = [LAUNCH / SCRIPTS["diffusion"], "--config", tiny_config, "--run.dir", folder]
     words += ["--run.trackers=[]", f"--train.total_images={LONG * BATCH}", *SAVES]

@@ -109,7 +109,7 @@ def test_invertible_conv_of_48_channels_inverts_in_float32_under_autocast_too():
     mix, x = moved(InvertibleConv(48), by=0.02), pixels(4, channels=48)
     z = mix(x)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (mix.inverse(z) - x).abs().max() < 1e-4  # the condition number of W is some hundred
+        assert (mix.inverse(z) - x).abs().max() < 1e-4  # W's condition number is in the hundreds
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "c" in name and "board" in name])

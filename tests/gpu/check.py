@@ -130,7 +130,10 @@ def supervise(group: str, context: Context, report: Report, ends: float) -> None
 def _run_worker(
     group: str, context: Context, report: Report, ends: float, done: list[str]
 ) -> tuple[int, Path]:
-    """Run a worker until it or the time ends, report its results, and append to `done`."""
+    """Run a worker, at most until `ends`; report its results and add their names to `done`.
+
+    Return its exit code and its log.
+    """
     words = [sys.executable, Path(sys.argv[0]).resolve(), context.scratch, context.shards]
     words += ["--worker", group, "--scratch", context.scratch / group]
     words += [*(["--quick"] if context.quick else []), "--done", *done]

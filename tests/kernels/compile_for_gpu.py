@@ -40,7 +40,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class AbsentGpu:
-    """The part of Triton's driver that it needs to compile for a GPU."""
+    """Stands in for Triton's GPU driver, with only what compiling for a GPU needs."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -79,7 +79,7 @@ def collect(config: UNetConfig, size: int) -> precompile.Launches:
 
 
 def used(binary: bytes) -> dict[str, Any]:
-    """Return registers and spilled bytes of a thread, and the instructions of a kernel."""
+    """Return the registers and spilled bytes per thread, and the number of instructions."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "kernel.cubin").write_bytes(binary)
 

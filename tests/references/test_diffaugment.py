@@ -62,8 +62,8 @@ def test_rows_are_cut_as_often_as_the_official_definition_says(side: int):
         made = augment(torch.ones(10_000, 1, side, side), ["cutout"], draws, "real")
         parts.append((made[:, 0] == 0).any(2))
     found = torch.cat(parts).double().mean(0).numpy()
-    # Four standard errors of 60,000 draws at most: 0.008, where the two definitions of the first
-    # row differ by 0.009 (9 / 32 and 9 / 33).
+    # Four standard errors of 60,000 draws are at most 0.008. Drawing 32 offsets instead of the
+    # official 33 would change the first row by 0.009 (9 / 32 instead of 9 / 33).
     error = np.sqrt(frequency * (1 - frequency) / count)
     assert (np.abs(found - frequency) < 4 * error + 1e-12).all()
 

@@ -48,7 +48,7 @@ def test_every_family_restores_every_grey_level(
         x = pixels.scale(LEVELS, dtype)
         assert torch.equal(pixels.to_uint8(x), LEVELS)
         assert np.array_equal(to_uint8(x, pixels), LEVELS.numpy())
-        # And from anywhere in the bin, but for rounding at its edges.
+        # A value anywhere in a bin gives its level; only at the very edges rounding decides.
         for within in (-0.499, 0.499):
             assert torch.equal(pixels.to_uint8(x + within * pixels.bin_width), LEVELS)
 

@@ -62,7 +62,7 @@ def test_r1_of_a_linear_discriminator_is_the_squared_weight(interval: int):
 
 
 def test_r1_is_of_the_images_before_augmentation():
-    """Of x'' = M x + b with a linear D the slope is M^T w, for the M that each image draws."""
+    """If D is linear and sees M x + b, its gradient in x is M^T w; each image draws its own M."""
     net = Quadratic(0.0)
     found, _, _ = penalty_of(net, augment=["color"])
     drawn = batch(COUNT)[1].uniform("discriminator/augment_real/color", (3,), torch.float64)

@@ -122,7 +122,7 @@ def test_differences_within_the_spread_of_seeds_are_no_outcome(tmp_path: Path) -
     spread = measure_group(groups["a"], parse_metric(f"spread of {FD.key}"))
     assert spread is not None and spread.mean == pytest.approx(stdev([2.0, 4.0]) / 3)
     assert measure_group(groups["a"][:1], parse_metric(f"spread of {FD.key}")) is None
-    # Of one run, the scatter over seeds of its images.
+    # A single run is judged by the spread over the seeds of its generated images.
     more = {"num_seeds": 4, "spread_over_seeds": {"fd_classifier": 1.0}}
     one = {"a": [made(tmp_path / "c", 2.0, **more)], "b": [made(tmp_path / "d", 2.9)]}
     outcome = ("too close to tell", "a 2 ± 1, b 2.9 (1.45 times)")

@@ -170,7 +170,7 @@ def test_cost_is_computed_from_the_log(tmp_path: Path) -> None:
     text = text_of(folder)
     assert "wall time until the last log20.0 s" in text
     assert "of which saving5.0 s (25.0 %)" in text
-    assert "spent waiting for data6.67 %" in text  # 1 of 15 s
+    assert "spent waiting for data6.67 %" in text  # 10 logs of 0.1 s, of the 15 s without saving
     assert "energy" not in text.lower()
 
 

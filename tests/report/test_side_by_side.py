@@ -34,7 +34,7 @@ def test_runs_side_by_side_sort_and_mark_the_best(tmp_path: Path) -> None:
         ("train/loss, final", 1),
         ("train/loss, min", 0),
         ("class consistency", 1),
-    }  # images/s are equal
+    }  # not images/s, which are equal
     assert all('data-value="' in attributes for row in cells for attributes, _ in row)
     assert "a: min 1 after 200 images" in page
 

@@ -1,4 +1,4 @@
-"""Foreign shards, and formats that are decoded once."""
+"""Shards that other tools wrote, and image formats that are decoded once, into a cache."""
 
 from __future__ import annotations
 

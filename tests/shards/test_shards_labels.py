@@ -1,4 +1,7 @@
-"""Labels of foreign shards: those that occur are numbered, test labels by train classes."""
+"""Labels of shards that other tools wrote: the labels that occur are numbered from 0.
+
+Test labels get the numbers of the train classes.
+"""
 
 from __future__ import annotations
 

@@ -59,5 +59,5 @@ def test_zips_and_zstandard_are_known(tmp_path: Path) -> None:
     place = re.escape(str(tmp_path))
     with pytest.raises(UserError, match=rf"unpack it with: unzip {place}/a.zip -d {place}/a$"):
         ensure("shapes", tmp_path / "a.zip")
-    with pytest.raises(UserError, match=rf"by: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
+    with pytest.raises(UserError, match=rf"with: zstd -dc {place}/b.tar.zst > {place}/b.tar$"):
         ensure("shapes", tmp_path / "b.tar.zst")

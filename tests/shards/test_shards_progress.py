@@ -28,7 +28,7 @@ fetch("pipe:cat a.tar")
 
 @pytest.fixture
 def lines(capsys, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[str]]:
-    """Return a function that does work and returns the lines of stderr, also of short work."""
+    """Return a function that runs work and returns its stderr lines, which short work has too."""
     monkeypatch.setattr(progress, "QUIET_S", 0.0)
 
     def run(work: Callable[[], object]) -> list[str]:

@@ -54,7 +54,7 @@ def test_a_png_that_does_not_decode_is_found(images, write) -> None:
 @pytest.mark.parametrize(
     ("offset", "content"),
     [
-        (0, b"9"),  # name of the label
+        (0, b"9"),  # tar header of the label: name
         (100, b"1"),  # mode
         (124, b"1"),  # size of the label
         (148, b"1"),  # checksum

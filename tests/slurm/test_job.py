@@ -61,7 +61,7 @@ def test_each_start_has_its_own_free_port() -> None:
 
 
 def rank(folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Start a process as srun would; it prints its variables."""
+    """Run a rank's script as srun would, and return the result: its variables, in stdout."""
     given = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
     given |= {"SLURMD_NODENAME": "n2", "DGM_RUN_FOLDER": str(folder), "PATH": "/usr/bin:/bin"}
     given |= {"DGM_EXIT_CODES": str(folder.parent / "codes"), **variables}

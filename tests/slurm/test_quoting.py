@@ -82,7 +82,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Submission]:
-    """Return a maker of submissions of one run, whose trainer stands in for a real one."""
+    """Return a function that makes a submission of one run, with a stand-in for the trainer."""
 
     def submission(run: Path, note: str = "x", **resources) -> Submission:
         config = {"run": {"dir": str(run)}, "note": note, "train": {"total_images": 1}}

@@ -37,7 +37,7 @@ StorageLoc=slurm
 
 
 class WithAccounting(DevCluster):
-    """The cluster with accounting: `sacct` keeps its jobs."""
+    """The cluster with accounting: `sacct` lists jobs that the controller has forgotten."""
 
     @property
     def environment(self) -> dict[str, str]:

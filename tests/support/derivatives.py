@@ -35,7 +35,7 @@ def gradient_penalty(
 def forward_mode(
     function: Function, inputs: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return a value, its tangent, and the gradients of a loss of both (as in MeanFlow)."""
+    """Return a value, its tangent, and the gradients of a loss of each (as in MeanFlow)."""
     leaves = tuple(part.requires_grad_() for part in inputs)
     primal, tangent = torch.func.jvp(lambda *g: function(*g).sin(), leaves, tuple(tangents))
     of_primal = torch.autograd.grad(primal.square().sum(), leaves, retain_graph=True)

@@ -1,4 +1,4 @@
-"""Triton's interpreter with a newer numpy."""
+"""Make Triton's interpreter work with numpy 2.4 and later."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
-        self.own: dict[int, Tensor] = {}  # outputs, by their memory
+        self.own: dict[int, Tensor] = {}  # outputs, by the address of their memory
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None

@@ -29,7 +29,7 @@ def members(
     kind: str = "cls",
     first: int = 0,
 ) -> dict[str, bytes]:
-    """Return the names and contents of labeled images, keyed from 0000."""
+    """Return the names and contents of labeled images, with four-digit keys from `first` on."""
     content = {}
     for number, (image, label) in enumerate(zip(images, labels, strict=False), start=first):
         content[f"{number:04d}.{kind}"] = str(label).encode()

@@ -1,6 +1,6 @@
 """Checkpoints are written atomically, and damage is always detected.
 
-Arbitrary damage to the files is drawn in tests/test_damaged_runs.py.
+tests/test_damaged_runs.py tests random damage to the files.
 """
 
 from __future__ import annotations

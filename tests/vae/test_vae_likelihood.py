@@ -1,4 +1,4 @@
-"""The likelihoods of stored pixels: masses that sum to 1, bounds that are bounds, draws."""
+"""The likelihoods of stored pixels: masses that sum to 1, valid bounds, draws that match them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def pixels(mean: float, log_scale: float, dtype: torch.dtype = torch.float64) ->
 def test_masses_of_all_grey_levels_sum_to_one(mean: float, log_scale: float, dtype: torch.dtype):
     nll = discretized_logistic_nll(LEVELS, pixels(mean, log_scale, dtype))
     assert nll.isfinite().all() and (nll >= 0).all()
-    # An edge of a level is a difference of numbers about 1 (rounded by 6e-8 in float32) over the
-    # scale, so neighboring levels may overlap by 6e-8 / scale: by 1 % for a scale of e^-12.
+    # The edges of a level are (x - mean) / scale, whose numerator, about 1, float32 rounds by 6e-8:
+    # neighboring levels may overlap by 6e-8 / scale, which is 0.01 for a scale of e^-12.
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5 + 6e-8 * math.exp(-log_scale)
     assert float(torch.exp(-nll.double()).sum()) == pytest.approx(1, abs=tolerance)
 
@@ -105,8 +105,8 @@ def test_gaussian_bounds_the_mass_of_grey_levels(scale: float):
     certain = mass > 1e-8  # smaller ones are lost in the difference
     bound, truth = nll[certain], -mass[certain].log()
     assert (bound >= truth - 1e-6).all()
-    # Where the Gaussian hardly changes within a level the bound is close: the gap is the
-    # variance of log p over a level at the most, (error / scale^2 / 128)^2 / 12 and less.
+    # The bound is close where log p hardly changes within a level: the gap is at most its variance
+    # there, about ((x - mean) / scale^2 / 128)^2 / 12.
     if scale == 0.5:
         torch.testing.assert_close(bound, truth, rtol=0, atol=1e-4)
     total = torch.exp(-nll).sum()

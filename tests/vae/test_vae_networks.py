@@ -1,4 +1,4 @@
-"""The four architectures: where features shrink and grow, their gradient, bad shapes."""
+"""The four architectures: sizes of their feature maps, gradients, outputs, bad shapes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class _Pointer:
         self.dtype, self.optional = dtype, optional
 
     def from_param(self, value: object) -> ctypes.c_void_p:
-        """Convert a tensor to its address; raise TypeError for anything else."""
+        """Return a tensor's address; raise TypeError for a wrong type, dtype, device or layout."""
         if value is None and self.optional:
             return ctypes.c_void_p(None)
         if not isinstance(value, Tensor):

@@ -53,7 +53,7 @@ def checkpoint_file(name: str) -> Callable[[Lab, Random, int], Outcome]:
         run = lab.copy(NEWEST)
         newest = run / "checkpoints" / f"{NEWEST * BATCH:09d}"
         what = damage(newest / name, random, number)
-        intact = is_intact(newest)  # if the bit was one of white space in the manifest
+        intact = is_intact(newest)  # if only the last newline of the manifest was cut
         result = lab.run(run)
         lab.expect(result.code == 0, f"after {what} it ended with {result.code}")
         named = f"warning: checkpoint {newest} is skipped" in result.stderr

@@ -80,7 +80,7 @@ class Launch(NamedTuple):
     channels: int
     silu: bool
     image: tuple[int, ...]  # x
-    skip: int  # channels that are read separately
+    skip: int  # channels of the skip connection, read without concatenation
     added: bool
     dropout: bool
 
