@@ -23,8 +23,9 @@ from shlex import quote
 
 import numpy as np
 
-from dgm.common.atomic_dirs import cache_root, new_folder, remove
+from dgm.common.atomic_dirs import new_folder, remove
 from dgm.common.atomic_io import replacing
+from dgm.common.cache import cache_root
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted, size_of
 from shards.class_folders import ROLES

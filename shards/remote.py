@@ -7,7 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from dgm.common.atomic_dirs import cache_root, remove, remove_leftovers, temporary_sibling
+from dgm.common.atomic_dirs import remove, remove_leftovers, temporary_sibling
+from dgm.common.cache import cache_root
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
 from dgm.common.progress import Progress

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgm.common.atomic_dirs import cache_root
+from dgm.common.cache import cache_root
 from dgm.common.errors import UserError
 from dgm.common.formatting import counted
 from shards import shapes

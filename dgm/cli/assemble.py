@@ -20,7 +20,8 @@ from dgm.cli.entry import exit_before_first_step, ignore_signals_at_exit, restor
 from dgm.cli.memory_check import check_memory
 from dgm.cli.parser import parse
 from dgm.cli.path_checks import check_folder
-from dgm.common.atomic_dirs import cache_root, remove_unfinished
+from dgm.common.atomic_dirs import remove_unfinished
+from dgm.common.cache import cache_root
 from dgm.common.config_keys import MAY_CHANGE, PATH, flatten
 from dgm.common.errors import UserError, disk_fault, naming
 from dgm.common.exit_codes import DONE, STOPPED

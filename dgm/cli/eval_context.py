@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgm.cli.assemble import DataConfig, ensure_split, identify
 from dgm.cli.load_run import TrainedRun
-from dgm.common.atomic_dirs import cache_root
+from dgm.common.cache import cache_root
 from dgm.common.errors import UserError
 from dgm.common.progress import progress
 from dgm.evaluation.class_labels import (

@@ -1,4 +1,4 @@
-"""Folders that are created atomically, and the cache folder."""
+"""Folders that are created atomically."""
 
 from __future__ import annotations
 
@@ -28,21 +28,6 @@ _FORBIDDEN = (
 
 _unfinished: dict[Path, list[Path]] = {}
 """Temporary folders being filled, with the parents created for each."""
-
-
-def cache_root() -> Path:
-    """Return `$XDG_CACHE_HOME/dgm`, by default `~/.cache/dgm`; raise UserError without a home."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "dgm"
-    try:
-        if os.environ.get("HOME") == "":
-            raise RuntimeError
-        return Path.home() / ".cache" / "dgm"
-    except RuntimeError:
-        raise UserError(
-            "HOME is not set and this user has no home folder for caches: set XDG_CACHE_HOME to a "
-            "writable folder"
-        ) from None
 
 
 def temporary_sibling(final: Path) -> Path:

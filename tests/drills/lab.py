@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dgm.common.atomic_dirs import cache_root
+from dgm.common.cache import cache_root
 from dgm.report.read_run import read_run
 from dgm.training import checkpoint
 from shards import shapes

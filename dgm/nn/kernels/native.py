@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm.common.atomic_dirs import cache_root
+from dgm.common.cache import cache_root
 from dgm.common.errors import UserError
 
 _SOURCES = tuple(
