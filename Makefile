@@ -39,15 +39,15 @@ exercises: setup
 	$(BIN)/python launch/exercises.py --data "$(DATA)" --scale "$(SCALE)" $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 3 -m "not long"
+	$(BIN)/python -m pytest -n 3 --maxschedchunk 1 -m "not long"
 
 # The tests that `make check` leaves out: .ci/run runs both, so that no test runs twice.
 slow: setup
-	$(BIN)/python -m pytest -n 3 -m "slow or long"
+	$(BIN)/python -m pytest -n 3 --maxschedchunk 1 -m "slow or long"
 
 # Tests of about a minute each: every engine with every family, more faults, whole benchmarks.
 long: setup
-	$(BIN)/python -m pytest -n 3 -m long
+	$(BIN)/python -m pytest -n 3 --maxschedchunk 1 -m long
 
 # Inject faults, and check that promises hold: make drill [ARGS="--short"]
 drill: setup
