@@ -135,7 +135,7 @@ def test_runs_are_trained_once_and_compared_on_a_page(
     own = written(tmp_path / "own", {**GOOD, "scales": {"small": small}}).parent
     words = ["--exercises", own, "--data", f"folder:{shape_pictures}", "--parallel", 2]
     done = run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path)  # without test images
-    assert done.code == 2 and "by --holdout 0.1 " in done.stderr
+    assert done.code == 2 and "with --holdout 0.1 " in done.stderr
     assert not (tmp_path / "out").exists() and not (tmp_path / "data").exists()
     words += ["--holdout", 0.2, "--resize", 16]
     done = run_warm(SCRIPT, *words, "--out", "out", cwd=tmp_path, timeout=300)
