@@ -54,8 +54,8 @@ def labels_by_frequency(count: int, counts: np.ndarray) -> Tensor:
 def balanced_subset(labels: np.ndarray, count: int, seed: int, run: int = 1) -> np.ndarray:
     """Return the rows of up to `count` images, taken from the classes in turn.
 
-    `seed` gives the order of the images within a class. Each turn takes `run` images of a class,
-    or none if fewer are left.
+    The order of the images of a class depends on `seed`. A class gives `run` images each time, and
+    none once it has fewer left.
     """
     order = permutation(seed, 0, len(labels)).numpy()
     rank = np.empty(len(order), dtype=np.int64)  # an image's position among those of its class

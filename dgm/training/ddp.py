@@ -134,7 +134,8 @@ def _in_ddp(net: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():
         # Newer versions rename the first setting; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
-        # Buffers are equal on all processes (`dgm.gan.batch_norm`): broadcasting only costs time.
+        # The buffers of our nets are equal on all processes (`dgm.gan.batch_norm`): broadcasting
+        # them would only cost time.
         ddp = DistributedDataParallel(
             LossModule(net), broadcast_buffers=False, gradient_as_bucket_view=True
         )

@@ -64,8 +64,8 @@ def test_bytes_of_single_layers_are_those_worked_out_by_hand():
     assert norm.bytes == 2 * image + 128 * 32 * 32 / 8 + 2 * 128 + 2 * 4 * 32
     assert not found(operations, "down.0.blocks.0.conv1", Kind.BIAS)
     # The last block has 128 + 128 input channels. Its sum reads three maps, one of the shortcut for
-    # each half and the convolution's, and writes one. Backward, one read of the sum's gradient
-    # gives the gradients of both biases.
+    # each half and the convolution's, and writes one. In the backward pass the gradients
+    # of both biases are computed from one read of the sum's gradient.
     assert [o.bytes for o in found(operations, "up.3.blocks.2", Kind.SUM)] == [4 * image]
     layer = "up.3.blocks.2.conv2"
     assert [o.bytes for o in found(operations, layer, Kind.BIAS, "backward")] == [image]
